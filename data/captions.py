@@ -1,0 +1,97 @@
+"""Where captions come from: a table, a sidecar file beside the video, or the name of its folder."""
+
+import csv
+import json
+from pathlib import Path
+
+FILE_COLUMNS = ("file", "path", "video", "source")
+CAPTION_COLUMNS = ("caption", "text", "prompt", "label")
+MAX_CAPTION_CHARACTERS = 4096
+
+
+class CaptionError(ValueError):
+    """A caption table or sidecar that cannot be used."""
+
+
+def read_caption_table(table: Path) -> dict[str, str]:
+    """Captions by video path from a CSV, JSONL or JSON file with a file column and a caption column.
+
+    Raises:
+        CaptionError: the table is missing, malformed, or lacks one of the two columns.
+    """
+    if not table.is_file():
+        raise CaptionError(f"{table}: there is no such caption table")
+    try:
+        text = table.read_text(encoding="utf-8-sig")
+        if table.suffix == ".csv":
+            rows = list(csv.DictReader(text.splitlines()))
+        elif table.suffix == ".jsonl":
+            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+        elif table.suffix == ".json":
+            content = json.loads(text)
+            rows = content if isinstance(content, list) else [{"file": k, "caption": v} for k, v in content.items()]
+        else:
+            raise CaptionError(f"{table}: a caption table is .csv, .jsonl or .json, not {table.suffix!r}")
+    except (UnicodeDecodeError, json.JSONDecodeError, csv.Error, AttributeError) as error:
+        raise CaptionError(f"{table}: it cannot be read as {table.suffix}: {error}") from error
+    if not rows:
+        raise CaptionError(f"{table}: the caption table is empty")
+    columns = rows[0].keys() if isinstance(rows[0], dict) else []
+    file_column = next((name for name in FILE_COLUMNS if name in columns), None)
+    caption_column = next((name for name in CAPTION_COLUMNS if name in columns), None)
+    if file_column is None or caption_column is None:
+        raise CaptionError(
+            f"{table}: it needs a column named one of {', '.join(FILE_COLUMNS)} and one named one of "
+            f"{', '.join(CAPTION_COLUMNS)}; it has {', '.join(columns) or 'none'}"
+        )
+    return {clean_file_name(str(row[file_column])): str(row.get(caption_column) or "") for row in rows}
+
+
+def clean_file_name(name: str) -> str:
+    """One spelling of a path: forward slashes, no leading './'."""
+    return name.replace("\\", "/").removeprefix("./")
+
+
+def caption_of(source_dir: Path, source: str, table: dict[str, str]) -> str:
+    """The caption of the video at `source` (relative to `source_dir`), from the first place that has one.
+
+    Order: the table (by path, then by any trailing part of it), ``name.txt``, ``name.json``, the folder's name.
+
+    Raises:
+        CaptionError: a sidecar exists but cannot be read, or the caption is longer than 4096 characters.
+    """
+    caption = _from_table(source_dir, source, table)
+    if caption is None:
+        caption = _from_sidecar(source_dir / source)
+    if caption is None:
+        folder = Path(source).parent.name or source_dir.resolve().name
+        caption = folder.replace("_", " ").replace("-", " ")
+    caption = " ".join(caption.split())  # one line, single spaces
+    if len(caption) > MAX_CAPTION_CHARACTERS:
+        raise CaptionError(f"its caption has {len(caption)} characters, more than {MAX_CAPTION_CHARACTERS}")
+    return caption
+
+
+def _from_table(source_dir: Path, source: str, table: dict[str, str]) -> str | None:
+    """Tables are often written from another folder: try the path as given, then with the folder's name before it."""
+    parts = (*source_dir.resolve().parts[1:], *source.split("/"))
+    for start in range(len(parts) - len(source.split("/")), -1, -1):
+        caption = table.get("/".join(parts[start:]))
+        if caption is not None:
+            return caption
+    return table.get(Path(source).name)
+
+
+def _from_sidecar(video: Path) -> str | None:
+    text, record = video.with_suffix(".txt"), video.with_suffix(".json")
+    try:
+        if text.is_file():
+            return text.read_text(encoding="utf-8")
+        if record.is_file():
+            content = json.loads(record.read_text(encoding="utf-8"))
+            if not isinstance(content, dict) or not isinstance(content.get("caption"), str):
+                raise CaptionError(f"its sidecar {record.name} has no text under the key 'caption'")
+            return content["caption"]
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CaptionError(f"its sidecar cannot be read: {error}") from error
+    return None

@@ -1,0 +1,63 @@
+"""Atomic publishing: a reader sees a whole file or none.
+
+Everything this project leaves on disk goes through here: write to a temporary name in the same
+folder, fsync, rename. A process killed at any instruction leaves only ``.tmp-*`` files behind,
+which `remove_unpublished` deletes at the next start.
+"""
+
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+TEMPORARY_PREFIX = ".tmp-"
+
+
+def temporary_sibling(path: Path) -> Path:
+    """A name beside `path` (same file system, so the rename is atomic) that nobody reads."""
+    return path.parent / f"{TEMPORARY_PREFIX}{path.name}-{uuid.uuid4().hex[:8]}"
+
+
+def fsync(path: Path) -> None:
+    """Flush one file, or the entries of one folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def published(path: Path) -> Iterator[Path]:
+    """Yield a temporary path to write; on success rename it to `path`, on any error remove it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_sibling(path)
+    try:
+        yield temporary
+        fsync(temporary)
+        os.replace(temporary, path)
+        fsync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def publish_bytes(path: Path, content: bytes) -> None:
+    """Write `content` to `path` atomically."""
+    with published(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def publish_text(path: Path, content: str) -> None:
+    """Write UTF-8 `content` to `path` atomically."""
+    publish_bytes(path, content.encode("utf-8"))
+
+
+def remove_unpublished(folder: Path) -> None:
+    """Delete what interrupted writers left directly inside `folder`."""
+    for leftover in folder.glob(f"{TEMPORARY_PREFIX}*"):
+        if leftover.is_dir():
+            shutil.rmtree(leftover)
+        else:
+            leftover.unlink(missing_ok=True)

@@ -1,0 +1,213 @@
+"""WebDataset shards with an index beside them.
+
+A dataset is a folder:
+
+    shard-00000.tar ...   plain USTAR, one sample = members of one key in a row; any WebDataset reader takes it
+    index.parquet         one row per sample: where its payload lies (shard, offset, size) and what it is
+    manifest.json         published last: counts, checksums, fingerprint; without it the folder is not a dataset
+    quarantine.jsonl      what could not be used, and why
+"""
+
+import json
+import os
+import tarfile
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import webdataset as wds
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from data.buckets import Bucket
+from data.clip import CAPTION_MEMBER, RECORD_MEMBER, ClipRecord, Split
+from data.publish import publish_text, published
+
+SCHEMA_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+INDEX_NAME = "index.parquet"
+QUARANTINE_NAME = "quarantine.jsonl"
+
+
+class DatasetError(ValueError):
+    """A dataset folder that cannot be read; the message names the file and the way out."""
+
+
+class ShardRecord(BaseModel):
+    """One shard, as listed in the manifest."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    num_samples: int
+    num_bytes: int
+    sha256: str
+
+
+class LatentStats(BaseModel):
+    """Mean and standard deviation of each latent channel, measured over the training split."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    mean: list[float]
+    std: list[float]
+
+
+class Manifest(BaseModel):
+    """What a dataset folder holds."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    schema_version: int = SCHEMA_VERSION
+    kind: str  # "clips" or "latents"
+    fingerprint: str  # of the contents: the shards' checksums
+    bucket: Bucket
+    num_samples: int
+    num_quarantined: int
+    shards: list[ShardRecord]
+    latent_shape: list[int] | None = None  # (c, t, h, w)
+    latent_stats: LatentStats | None = None
+
+
+@dataclass(frozen=True)
+class IndexRow:
+    """One sample of a dataset: its address and its metadata."""
+
+    key: str
+    shard: str
+    offset: int  # of the payload inside the shard, bytes
+    size: int
+    caption: str
+    split: Split
+    source: str
+    start_seconds: float
+
+
+def write_shard(
+    path: Path, samples: Iterable[tuple[ClipRecord, bytes]], payload_member: str
+) -> tuple[ShardRecord, list[IndexRow]]:
+    """Write one shard atomically and say where everything in it is. Equal samples give equal bytes."""
+    records = []
+    with published(path) as temporary:
+        with wds.TarWriter(str(temporary), mtime=0, user="reelflow", group="reelflow") as writer:
+            for record, payload in samples:
+                sample = {
+                    "__key__": record.key,
+                    payload_member: payload,
+                    CAPTION_MEMBER: record.caption.encode(),
+                    RECORD_MEMBER: record.model_dump_json().encode(),
+                }
+                writer.write(sample)
+                records.append(record)
+        with tarfile.open(temporary) as tar:
+            places = {member.name: (member.offset_data, member.size) for member in tar}
+        shard = ShardRecord(
+            name=path.name,
+            num_samples=len(records),
+            num_bytes=temporary.stat().st_size,
+            sha256=file_sha256(temporary),
+        )
+    rows = [
+        IndexRow(
+            key=record.key,
+            shard=path.name,
+            offset=places[f"{record.key}.{payload_member}"][0],
+            size=places[f"{record.key}.{payload_member}"][1],
+            caption=record.caption,
+            split=record.split,
+            source=record.source,
+            start_seconds=record.start_seconds,
+        )
+        for record in records
+    ]
+    return shard, rows
+
+
+def read_shard(path: Path, payload_member: str) -> Iterable[tuple[ClipRecord, bytes]]:
+    """The samples of one shard, in order, through stock WebDataset."""
+    for sample in wds.WebDataset(str(path), shardshuffle=False, empty_check=False):
+        yield ClipRecord.model_validate_json(sample[RECORD_MEMBER]), sample[payload_member]
+
+
+def file_sha256(path: Path) -> str:
+    """Checksum of a file's contents, as hexadecimal digits."""
+    digest = sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def content_fingerprint(shards: Iterable[ShardRecord]) -> str:
+    """One name for everything in a dataset."""
+    return sha256("\n".join(shard.sha256 for shard in shards).encode()).hexdigest()[:20]
+
+
+def write_index(dataset_dir: Path, rows: list[IndexRow]) -> None:
+    """Publish the index of a dataset."""
+    table = pa.Table.from_pylist([asdict(row) for row in rows])
+    with published(dataset_dir / INDEX_NAME) as temporary:
+        pq.write_table(table, temporary)
+
+
+def write_quarantine(dataset_dir: Path, rows: Iterable[Mapping[str, str]]) -> None:
+    """Publish the list of what could not be used: one JSON object per line."""
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    publish_text(dataset_dir / QUARANTINE_NAME, lines)
+
+
+def read_index(dataset_dir: Path) -> list[IndexRow]:
+    """Every sample of a dataset, in order of the shards."""
+    return [IndexRow(**row) for row in pq.read_table(dataset_dir / INDEX_NAME).to_pylist()]
+
+
+def read_manifest(dataset_dir: Path) -> Manifest:
+    """The manifest of a finished dataset.
+
+    Raises:
+        DatasetError: it is missing (the folder was never finished), unreadable, or of a newer schema.
+    """
+    path = dataset_dir / MANIFEST_NAME
+    if not path.is_file():
+        raise DatasetError(f"{dataset_dir} holds no {MANIFEST_NAME}: it is not a finished dataset; make it first")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content.get("schema_version", 0) > SCHEMA_VERSION:
+            raise DatasetError(f"{path}: schema {content['schema_version']} is newer than this program's")
+        return Manifest.model_validate(content)
+    except (json.JSONDecodeError, UnicodeDecodeError, ValidationError) as error:
+        raise DatasetError(f"{path} is damaged ({error}); delete {dataset_dir} and run the stage again") from error
+
+
+class PayloadReader:
+    """Reads any sample's payload with one positioned read; keeps the shards open."""
+
+    def __init__(self, dataset_dir: Path) -> None:
+        self._dataset_dir = dataset_dir
+        self._descriptors: dict[str, int] = {}
+
+    def read(self, row: IndexRow) -> bytes:
+        """The payload bytes of one sample.
+
+        Raises:
+            DatasetError: the shard is missing or shorter than the index says.
+        """
+        if row.shard not in self._descriptors:
+            path = self._dataset_dir / row.shard
+            if not path.is_file():
+                raise DatasetError(f"{path} is missing although the index names it; make {self._dataset_dir} again")
+            self._descriptors[row.shard] = os.open(path, os.O_RDONLY)
+        content = os.pread(self._descriptors[row.shard], row.size, row.offset)
+        if len(content) != row.size:
+            raise DatasetError(
+                f"{self._dataset_dir / row.shard} is cut short at sample {row.key}; make {self._dataset_dir} again"
+            )
+        return content
+
+    def close(self) -> None:
+        """Close every shard."""
+        for descriptor in self._descriptors.values():
+            os.close(descriptor)
+        self._descriptors.clear()

@@ -1,0 +1,217 @@
+"""One configuration tree: read from YAML, overridden from the command line, checked before anything starts."""
+
+import difflib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from models.autoencoder import AutoencoderConfig
+from models.dit import DiTConfig
+from pipeline.encode import EncodeConfig
+from pipeline.evaluate import EvaluateConfig
+from pipeline.sample import SampleConfig
+from pipeline.shard import ShardConfig
+from pipeline.synthesize import SyntheticConfig
+from pipeline.train import TrainConfig
+from pipeline.train_dit import FlowSpec
+from pipeline.workers import WorkersConfig
+
+PRESETS_DIR = Path(__file__).parent / "presets"
+SYNTHETIC = "synthetic"
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message names the field, the value and the way out."""
+
+
+class Section(BaseModel):
+    """A part of the tree: unknown keys are errors, values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataConfig(ShardConfig):
+    """Where videos come from and how they are cut."""
+
+    source: str = SYNTHETIC  # "synthetic", or a folder of videos
+    synthetic: SyntheticConfig = SyntheticConfig()
+
+    def shard(self) -> ShardConfig:
+        """The part the shard stage needs."""
+        return ShardConfig(**self.model_dump(exclude={"source", "synthetic"}))
+
+
+class AutoencoderSection(Section):
+    """The autoencoder and its training."""
+
+    model: AutoencoderConfig = AutoencoderConfig()
+    train: TrainConfig = TrainConfig()
+
+
+class DiTSection(Section):
+    """The DiT, what it learns, and its training."""
+
+    model: DiTConfig = DiTConfig()
+    flow: FlowSpec = FlowSpec()
+    train: TrainConfig = TrainConfig()
+
+
+class SampleSection(SampleConfig):
+    """How clips are sampled, and which."""
+
+    prompts: Path | None = None  # one a line, or JSONL; None: held-out combinations, or captions of the data
+    compare_unguided: bool = False  # also make every clip at guidance scale 1
+
+    def sampler(self) -> SampleConfig:
+        """The part a sampler needs."""
+        return SampleConfig(**self.model_dump(exclude={"prompts", "compare_unguided"}))
+
+    @property
+    def guidance_scales(self) -> list[float]:
+        """The scales to sample at."""
+        return sorted({self.guidance_scale, 1.0}, reverse=True) if self.compare_unguided else [self.guidance_scale]
+
+
+class ClusterConfig(Section):
+    """Where Ray runs."""
+
+    address: str | None = None  # None: a cluster of this process's own; "auto" or host:port: one that runs already
+    object_store_mib: int = Field(512, ge=80)  # of a cluster of its own
+    workers: WorkersConfig = WorkersConfig()
+
+
+class RunConfig(Section):
+    """Everything a run depends on."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")
+    seed: int = Field(0, ge=0, lt=2**31)
+    runs_dir: Path = Path("runs")
+    data: DataConfig = DataConfig()
+    autoencoder: AutoencoderSection = AutoencoderSection()
+    encode: EncodeConfig = EncodeConfig()
+    dit: DiTSection = DiTSection()
+    sample: SampleSection = SampleSection()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    cluster: ClusterConfig = ClusterConfig()
+
+    @property
+    def run_dir(self) -> Path:
+        """The folder everything of this run is in."""
+        return self.runs_dir / self.name
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        num_workers = self.cluster.workers.num_workers
+        for name, section in (("autoencoder", self.autoencoder), ("dit", self.dit)):
+            batch = section.train.global_batch
+            if batch % num_workers:
+                nearest = max(1, round(batch / num_workers)) * num_workers
+                raise ValueError(
+                    f"{name}.train.global_batch is {batch}, but cluster.workers.num_workers {num_workers} must divide "
+                    f"it: use {nearest}"
+                )
+        latent_sides = {side: getattr(self.data.bucket, side) // 8 for side in ("height", "width")}
+        for side, latent in latent_sides.items():
+            if latent % self.dit.model.patch_size:
+                raise ValueError(
+                    f"data.bucket.{side} is {latent * 8}: its latent of {latent} does not split into patches of "
+                    f"dit.model.patch_size {self.dit.model.patch_size}"
+                )
+        return self
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a YAML file (or a preset by its bare name) and apply `section.field=value` overrides.
+
+    Raises:
+        ConfigError: the file is missing or not YAML, or a field is unknown, of the wrong type or impossible.
+    """
+    path = find_config(path)
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path} holds a {type(tree).__name__}, not sections with fields")
+    for override in overrides:
+        _apply(tree, override)
+    try:
+        return RunConfig.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(explain(error, str(path))) from error
+
+
+def find_config(path: Path) -> Path:
+    """The file itself, or the preset of that name.
+
+    Raises:
+        ConfigError: neither exists; names the presets there are.
+    """
+    if path.is_file():
+        return path
+    preset = PRESETS_DIR / f"{path.name.removesuffix('.yaml')}.yaml"
+    if preset.is_file() and path.parent == Path("."):
+        return preset
+    presets = ", ".join(sorted(file.stem for file in PRESETS_DIR.glob("*.yaml")))
+    raise ConfigError(f"{path}: there is no such config file; presets are {presets}")
+
+
+def dump_config(config: RunConfig) -> str:
+    """YAML text that `load_config` reads back to an equal tree."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"--set {override}: write section.field=value, for example dit.train.steps=2000")
+    *sections, field = key.strip().split(".")
+    for section in sections:
+        tree = tree.setdefault(section, {})
+        if not isinstance(tree, dict):
+            raise ConfigError(f"--set {override}: {section} is not a section")
+    tree[field] = yaml.safe_load(text)
+
+
+def explain(error: ValidationError, source: str) -> str:
+    """Every problem on a line: field, value, and the nearest valid key or value."""
+    lines = []
+    for problem in error.errors():
+        location = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            known = _fields_at(problem["loc"][:-1])
+            close = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1, cutoff=0.5)
+            hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}"
+            lines.append(f"{location}: there is no such field; {hint}")
+            continue
+        message = problem["msg"].removeprefix("Value error, ")
+        message = message[:1].lower() + message[1:]
+        value = problem["input"]
+        shown = "" if isinstance(value, dict | BaseModel) else f" (it is {value!r})"
+        lines.append(f"{location or 'config'}: {message}{shown}")
+    return f"{source} cannot be used:" + "".join(f"\n  {line}" for line in lines)
+
+
+def _fields_at(location: Sequence[int | str]) -> list[str]:
+    model: Any = RunConfig
+    for part in location:
+        model = model.model_fields[str(part)].annotation
+    return list(model.model_fields)
+
+
+def check_writable(folder: Path) -> None:
+    """Make `folder`, and fail now rather than after an hour if nothing can be written into it.
+
+    Raises:
+        ConfigError: it cannot be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be made ({error.strerror}); set runs_dir to a folder you own") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ConfigError(f"{folder} cannot be written; set runs_dir to a folder you own")

@@ -1,0 +1,57 @@
+"""Which errors are the user's to solve, and how they read."""
+
+import errno
+
+from data.captions import CaptionError
+from data.shards import DatasetError
+from data.video import VideoError
+from launch.config import ConfigError
+from launch.road import StageOrderError
+from pipeline.checkpoint import CheckpointError
+from pipeline.prompts import PromptError
+from pipeline.shard import SourceError
+
+OURS = (
+    CaptionError,
+    CheckpointError,
+    ConfigError,
+    DatasetError,
+    FloatingPointError,
+    PromptError,
+    SourceError,
+    StageOrderError,
+    VideoError,
+)
+
+
+def describe(error: BaseException) -> str | None:
+    """One message that says what happened and what to do, or None for an error that is a bug of ours."""
+    import ray.exceptions
+    from ray.train import TrainingFailedError
+
+    from launch.cluster import ClusterError
+
+    if isinstance(error, TrainingFailedError):
+        causes = list(getattr(error, "worker_failures", {}).values()) or [error.__cause__]
+        told = [text for cause in causes if cause is not None and (text := describe(_root(cause)))]
+        return told[0] if told else f"training failed: {_root(causes[0] or error)}; start it again to go on"
+    if isinstance(error, ray.exceptions.RayTaskError):
+        return describe(_root(error))
+    if isinstance(error, OSError):
+        place = f" at {error.filename}" if error.filename else ""
+        if error.errno == errno.ENOSPC:
+            return f"the disk is full{place}; free some space and start again: what was published is intact"
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            return f"no permission to write{place}; choose another runs_dir or change the folder's owner"
+        return f"{error.strerror or error}{place}"
+    if isinstance(error, (ClusterError, *OURS)):
+        return str(error)
+    if isinstance(error, ray.exceptions.RayError):
+        return f"Ray failed: {str(error).splitlines()[0]}; start again to go on, or use --debug"
+    return None
+
+
+def _root(error: BaseException) -> BaseException:
+    """The error a worker raised, out of what Ray wrapped around it."""
+    cause = getattr(error, "cause", None)
+    return _root(cause) if isinstance(cause, BaseException) and cause is not error else error

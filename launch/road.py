@@ -1,0 +1,346 @@
+"""The road: every stage in order, each skipped while what it was made from still stands."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any
+
+from data.publish import publish_text, remove_unpublished
+from data.shards import read_index, read_manifest
+from data.synthetic import held_out_combinations
+from launch.cluster import connected
+from launch.config import SYNTHETIC, RunConfig, check_writable, dump_config
+from launch.plan import STAGES
+from pipeline.checkpoint import FOLDER_NAME, find_latest, open_checkpoint
+from pipeline.encode import encode_shards, export_autoencoder
+from pipeline.evaluate import measure_adherence, measure_reconstruction, validate_judge
+from pipeline.progress import Bar, bar
+from pipeline.prompts import Prompt, format_prompts, plan_requests, read_prompts
+from pipeline.report import Report, write_gallery, write_report
+from pipeline.resources import MemoryWatch, memory_watch
+from pipeline.sample import SAMPLES_NAME, read_samples, sample_clips
+from pipeline.shard import dataset_outputs, list_sources, make_shards, source_fingerprint
+from pipeline.stage import Stage, StageRecord, begin, fingerprint, read_record
+from pipeline.synthesize import make_videos, video_path
+from pipeline.train import TrainConfig, TrainTask, read_metrics, train
+from pipeline.train_autoencoder import AutoencoderTask
+from pipeline.train_dit import AUTOENCODER_NAME, DiTTask
+from pipeline.workers import train_here, train_on_ray
+
+
+
+class StageOrderError(ValueError):
+    """A stage was asked for whose input is not there yet."""
+
+
+class Road:
+    """One run: its configuration, its folder, and its stages as methods in the order they depend on each other."""
+
+    def __init__(self, config: RunConfig, *, on_ray: bool = True, say: Callable[[str], None] = print) -> None:
+        self.config = config
+        self.dir = config.run_dir
+        self._on_ray = on_ray
+        self._say = say
+        self._resources = ExitStack()
+        self._is_connected = False
+        self._memory = MemoryWatch()
+
+    def __enter__(self) -> "Road":
+        check_writable(self.dir)
+        remove_unpublished(self.dir)
+        publish_text(self.dir / "config.yaml", dump_config(self.config))
+        self._memory = self._resources.enter_context(memory_watch())
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self._resources.close()
+
+    def run(self, stages: tuple[str, ...] = STAGES) -> None:
+        """Run stages in the order of the road."""
+        methods: dict[str, Callable[[], None]] = {
+            "draw": self.draw,
+            "shard": self.shard,
+            "train autoencoder": self.train_autoencoder,
+            "encode": self.encode,
+            "train dit": self.train_dit,
+            "sample": self.sample,
+            "evaluate": self.evaluate,
+        }
+        for name in STAGES:
+            if name in stages:
+                methods[name]()
+
+    # ---------------------------------------------------------------- stages
+
+    @property
+    def source_dir(self) -> Path:
+        """Where the videos are."""
+        return self.dir / "videos" if self.config.data.source == SYNTHETIC else Path(self.config.data.source)
+
+    def draw(self) -> None:
+        """Draw the synthetic videos; nothing for a source of real ones."""
+        data = self.config.data
+        if data.source != SYNTHETIC:
+            return
+        inputs = {"synthetic": data.synthetic.model_dump(), "seed": self.config.seed}
+        with self._stage("draw", "videos", inputs) as stage:
+            if stage is not None:
+                num = make_videos(self.source_dir, data.synthetic, self.config.seed)
+                last = video_path(self.source_dir, num - 1)
+                stage.finish([video_path(self.source_dir, 0), last], {"videos": num}, self._peak())
+
+    def shard(self) -> None:
+        """Cut the videos into clips."""
+        if self.config.data.source == SYNTHETIC:
+            source = self._build_of("videos", "draw")
+        else:
+            source = source_fingerprint(self.source_dir, list_sources(self.source_dir))
+        inputs = {"source": source, "config": self.config.data.shard().model_dump(mode="json")}
+        if self.config.data.captions is not None and self.config.data.captions.is_file():
+            inputs["captions"] = fingerprint(self.config.data.captions.read_text(encoding="utf-8", errors="replace"))
+        with self._stage("shard", "clips", inputs) as stage:
+            if stage is not None:
+                workers = self.config.cluster.workers
+                num_tasks = workers.num_workers * workers.cpus_per_worker
+                manifest = make_shards(self.source_dir, stage.folder, self.config.data.shard(), num_tasks)
+                summary = {"clips": manifest.num_samples, "quarantined": manifest.num_quarantined}
+                stage.finish(dataset_outputs(stage.folder, manifest), summary, self._peak())
+
+    def train_autoencoder(self) -> None:
+        """Train the autoencoder on the clips."""
+        section, clips_dir = self.config.autoencoder, self.dir / "clips"
+        inputs = {"clips": self._build_of("clips", "shard"), "model": section.model.model_dump()}
+        task = AutoencoderTask(section.model, self.config.data.bucket, clips_dir.resolve(), self.config.seed)
+        self._train("train autoencoder", "autoencoder", task, section.train, inputs)
+
+    def encode(self) -> None:
+        """Encode the clips with the trained autoencoder."""
+        clips_dir = self.dir / "clips"
+        inputs = {
+            "clips": self._build_of("clips", "shard"),
+            "autoencoder": self._build_of("autoencoder", "train autoencoder"),
+            "config": self.config.encode.model_dump(),
+        }
+        with self._stage("encode", "latents", inputs) as stage:
+            if stage is not None:
+                weights = stage.folder / AUTOENCODER_NAME
+                export_autoencoder(open_checkpoint(self.dir / "autoencoder"), weights)
+                workers = self.config.cluster.workers
+                manifest = encode_shards(clips_dir, stage.folder, weights, self.config.encode, workers)
+                outputs = [weights, *dataset_outputs(stage.folder, manifest)]
+                stage.finish(outputs, {"clips": manifest.num_samples, "shape": manifest.latent_shape}, self._peak())
+
+    def train_dit(self) -> None:
+        """Train the DiT on the latents."""
+        section, latents_dir = self.config.dit, self.dir / "latents"
+        inputs = {
+            "latents": self._build_of("latents", "encode"),
+            "model": section.model.model_dump(),
+            "flow": section.flow.model_dump(),
+        }
+        manifest = read_manifest(latents_dir)
+        channels, t, h, w = manifest.latent_shape or (0, 0, 0, 0)
+        assert manifest.latent_stats is not None
+        task = DiTTask(
+            model=section.model,
+            flow=section.flow,
+            bucket=manifest.bucket,
+            latent_shape=(channels, t, h, w),
+            latent_stats=manifest.latent_stats,
+            dataset_dir=latents_dir.resolve(),
+            autoencoder_path=(latents_dir / AUTOENCODER_NAME).resolve(),
+            seed=self.config.seed,
+        )
+        self._train("train dit", "dit", task, section.train, inputs)
+
+    def sample(self) -> None:
+        """Sample the prompts."""
+        config = self.config.sample
+        prompts = self._prompts()
+        inputs = {
+            "dit": self._build_of("dit", "train dit"),
+            "sampler": config.sampler().model_dump(),
+            "prompts": fingerprint([prompt.model_dump() for prompt in prompts]),
+            "scales": config.guidance_scales,
+            "seed": self.config.seed,
+        }
+        with self._stage("sample", "samples", inputs) as stage:
+            if stage is not None:
+                publish_text(stage.folder / "prompts.jsonl", format_prompts(prompts))
+                checkpoint = open_checkpoint(self.dir / "dit")
+                settings = f"{checkpoint.fingerprint} {config.sampler().model_dump_json(exclude={'batch'})}"
+                requests = plan_requests(prompts, config.guidance_scales, self.config.seed, settings)
+                workers = self.config.cluster.workers
+                clips = sample_clips(checkpoint, requests, stage.folder, config.sampler(), workers)
+                write_gallery(stage.folder, clips)
+                outputs = [stage.folder / name for name in (SAMPLES_NAME, "index.html", *(c.file for c in clips))]
+                stage.finish(outputs, {"clips": len(clips)}, self._peak())
+
+    def evaluate(self) -> None:
+        """Measure, and write the report."""
+        inputs = {
+            "samples": self._build_of("samples", "sample"),
+            "latents": self._build_of("latents", "encode"),
+            "config": self.config.evaluate.model_dump(),
+        }
+        with self._stage("evaluate", "evaluation", inputs) as stage:
+            if stage is not None:
+                self._measure(stage)
+
+    # ---------------------------------------------------------------- helpers
+
+    def _measure(self, stage: Stage) -> None:
+        config, synthetic = self.config.evaluate, self.config.data.source == SYNTHETIC
+        weights = self.dir / "latents" / AUTOENCODER_NAME
+        reconstructions, shown = measure_reconstruction(
+            self.dir / "clips", weights, config.max_reconstructions, num_shown=6
+        )
+        clips = read_samples(self.dir / "samples")
+        judge, adherence, right = None, {}, {}
+        if synthetic:
+            data = self.config.data
+            judge = validate_judge(
+                config.judge_clips, self.config.seed, data.synthetic, data.bucket, stage.folder / "fresh"
+            )
+            adherence, right = measure_adherence(self.dir / "samples", clips)
+        report = Report(
+            run_dir=self.dir,
+            config_yaml=dump_config(self.config),
+            stages=self._records(),
+            reconstructions=reconstructions,
+            shown=shown,
+            judge=judge,
+            adherence=adherence,
+            right=right,
+            guidance_scale=self.config.sample.guidance_scale,
+            clips=clips,
+            losses={name: read_metrics(self.dir / name) for name in ("autoencoder", "dit")},
+            latents=read_manifest(self.dir / "latents"),
+        )
+        stage.save()  # so that the report knows this stage's time too
+        report = report.with_stage(stage.record, self._peak())
+        written = write_report(report)
+        stage.finish(written, report.headline(), self._peak())
+        for path in written:
+            self._say(f"  wrote {path}")
+
+    def _prompts(self) -> list[Prompt]:
+        config = self.config
+        if config.sample.prompts is not None:
+            prompts, warnings = read_prompts(config.sample.prompts)
+            for warning in warnings:
+                self._say(f"  warning: {warning}")
+            return prompts
+        if config.data.source == SYNTHETIC:
+            return [
+                Prompt(prompt=f"a {c.colour} {c.shape} moves {c.direction}", seed=number, expect=vars(c))
+                for c in held_out_combinations()
+                for number in range(config.evaluate.prompts_per_combination)
+            ]
+        captions = sorted({row.caption for row in read_index(self.dir / "clips")})[:32]
+        return [Prompt(prompt=caption, seed=number) for caption in captions for number in range(2)]
+
+    def _train(self, name: str, folder: str, task: TrainTask, config: TrainConfig, inputs: dict[str, Any]) -> None:
+        continues = {"steps": config.steps}
+        pacing = {"steps", "checkpoint_every_steps", "keep_checkpoints", "log_every_steps"}
+        inputs = inputs | {"train": config.model_dump(exclude=pacing), "seed": self.config.seed}
+        with self._stage(name, folder, inputs, continues) as stage:
+            if stage is None:
+                return
+            if (stage.folder / FOLDER_NAME).is_dir():
+                remove_unpublished(stage.folder / FOLDER_NAME)
+            latest = find_latest(stage.folder)
+            start = latest.record.step if latest else 0
+            if start:
+                self._say(f"  resuming from step {start}")
+            function = partial(train, task, config, stage.folder.resolve())
+            with bar(name, config.steps, "steps", start=start) as progress, _following(stage.folder, progress, start):
+                if self._on_ray:
+                    train_on_ray(function, self.config.cluster.workers, stage.folder / "ray")
+                else:
+                    train_here(function, self.config.cluster.workers.cpus_per_worker)
+            checkpoint = open_checkpoint(stage.folder)
+            outputs = [stage.folder / "latest", checkpoint.folder / "checkpoint.json"]
+            last = read_metrics(stage.folder)[-1]
+            summary = {"steps": checkpoint.record.step, "loss": last["total"]}
+            stage.finish(outputs, summary, self._peak())
+
+    @contextmanager
+    def _stage(
+        self, name: str, folder: str, inputs: dict[str, Any], continues: dict[str, Any] | None = None
+    ) -> Iterator[Stage | None]:
+        """Yield the stage if it has something to do, connected to the cluster; say what happens."""
+        stage = begin(self.dir / folder, name, inputs, continues)
+        if stage.complete:
+            self._say(f"{name}: nothing to do ({_summary(stage.record)})")
+            yield None
+            return
+        self._say(f"{name}: {stage.note}")
+        begun = time.monotonic()
+        try:
+            if self._on_ray:
+                self._connect()
+            yield stage
+        except BaseException:
+            stage.save()  # keep the time spent; what is done stays, and the next start goes on
+            raise
+        self._say(f"{name}: done in {time.monotonic() - begun:.0f} s ({_summary(stage.record)})")
+
+    def _connect(self) -> None:
+        if not self._is_connected:
+            self._resources.enter_context(connected(self.config.cluster))
+            self._is_connected = True
+
+    def _build_of(self, folder: str, stage: str) -> str:
+        """The build a stage's input has now.
+
+        Raises:
+            StageOrderError: that stage has not finished.
+        """
+        record = read_record(self.dir / folder)
+        if record is None or not record.complete:
+            raise StageOrderError(
+                f"{self.dir / folder} is not finished; run `{stage}` first, or `run` to do every stage in order"
+            )
+        return record.build
+
+    def _records(self) -> list[StageRecord]:
+        folders = ("videos", "clips", "autoencoder", "latents", "dit", "samples")
+        return [record for folder in folders if (record := read_record(self.dir / folder)) is not None]
+
+    def _peak(self) -> int:
+        self._memory.measure()
+        return self._memory.peak_rss_bytes
+
+
+def _summary(record: StageRecord) -> str:
+    return ", ".join(
+        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in record.summary.items()
+    )
+
+
+@contextmanager
+def _following(run_dir: Path, progress: Bar, start: int) -> Iterator[None]:
+    """Move a bar along with the metrics the workers write."""
+    stopped = Event()
+
+    def show() -> None:
+        rows = [row for row in read_metrics(run_dir) if row["step"] > start]
+        if rows:
+            progress.update(int(rows[-1]["step"]), f"loss {rows[-1]['total']:.4f}")
+
+    def follow() -> None:
+        while not stopped.wait(1.0):
+            show()
+
+    thread = Thread(target=follow, name="reelflow-follow", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stopped.set()
+        thread.join()
+        show()

@@ -1,0 +1,208 @@
+"""The causal video autoencoder: 4k + 1 frames of pixels to k + 1 frames of latents, and back.
+
+No output depends on a later frame: time is padded on the left only and nothing is normalised across
+time. So the first frame stands alone (an image is a clip of one frame), the others come in fours, and
+a clip encodes the same however long it goes on. The latent is Gaussian with a small Kullback-Leibler
+price (Kingma & Welling 2013, appendix B).
+"""
+
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor, nn
+from torch.nn.functional import pad, silu
+
+TEMPORAL_FACTOR = 4
+SPATIAL_FACTOR = 8
+
+
+class AutoencoderConfig(BaseModel):
+    """Size of the autoencoder. It always compresses 4 x in time and 8 x in height and width."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    latent_channels: int = Field(8, ge=1)
+    width: int = Field(64, ge=8)  # channels next to the pixels
+    deep_width: int = Field(128, ge=8)  # channels next to the latents
+    num_blocks: int = Field(2, ge=1)  # residual blocks per resolution
+    kl_weight: float = Field(1e-6, ge=0)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.deep_width < self.width:
+            raise ValueError(f"deep_width is {self.deep_width}, but it must not be less than width {self.width}")
+        return self
+
+
+def latent_shape(
+    config: AutoencoderConfig, num_frames: int, height: int, width: int
+) -> tuple[int, int, int, int]:
+    """Shape (c, t, h, w) of the latent of a clip.
+
+    Raises:
+        ValueError: the clip is not 4k + 1 frames of multiples of 8 pixels.
+    """
+    if num_frames % TEMPORAL_FACTOR != 1 or height % SPATIAL_FACTOR or width % SPATIAL_FACTOR:
+        raise ValueError(
+            f"a clip of {num_frames} frames of {height} x {width} pixels cannot be encoded: "
+            f"it takes {TEMPORAL_FACTOR}k + 1 frames and multiples of {SPATIAL_FACTOR} pixels"
+        )
+    return (
+        config.latent_channels,
+        (num_frames - 1) // TEMPORAL_FACTOR + 1,
+        height // SPATIAL_FACTOR,
+        width // SPATIAL_FACTOR,
+    )
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """A diagonal Gaussian over latents."""
+
+    mean: Float[Tensor, "b c t h w"]
+    log_variance: Float[Tensor, "b c t h w"]
+
+    def sample(self, noise: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b c t h w"]:
+        """mean + std * noise."""
+        return self.mean + torch.exp(0.5 * self.log_variance) * noise
+
+    def kl(self) -> Float[Tensor, " b"]:
+        """KL divergence to N(0, I) in nats per latent value: (mu^2 + s^2 - log s^2 - 1) / 2, averaged."""
+        terms = self.mean.square() + self.log_variance.exp() - self.log_variance - 1
+        return 0.5 * terms.flatten(1).mean(1)
+
+
+class CausalConv3d(nn.Module):
+    """3D convolution that sees the present and the past: the first frame is repeated to the left."""
+
+    def __init__(self, channels_in: int, channels_out: int, kernel: tuple[int, int, int], time_stride: int = 1) -> None:
+        super().__init__()
+        self.past = kernel[0] - 1
+        self.conv = nn.Conv3d(
+            channels_in,
+            channels_out,
+            kernel,
+            stride=(time_stride, 1, 1),
+            padding=(0, kernel[1] // 2, kernel[2] // 2),
+        )
+
+    def forward(self, x: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b d s h w"]:
+        """Convolve."""
+        if self.past:
+            x = pad(x, (0, 0, 0, 0, self.past, 0), mode="replicate")
+        return self.conv(x)
+
+
+class ChannelNorm(nn.Module):
+    """RMS norm over the channels of each pixel, so that no frame knows of another."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+
+    def forward(self, x: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b c t h w"]:
+        """Normalise; the result has the type of `x`."""
+        exact = x.float()
+        power = (exact * exact).mean(1, keepdim=True)
+        return x * (torch.rsqrt(power + 1e-6).to(x.dtype) * rearrange(self.weight.to(x.dtype), "c -> 1 c 1 1 1"))
+
+
+class ResidualBlock(nn.Module):
+    """x + conv(silu(norm(conv(silu(norm(x)))))); the second convolution starts at zero."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm_1 = ChannelNorm(channels)
+        self.conv_1 = CausalConv3d(channels, channels, (3, 3, 3))
+        self.norm_2 = ChannelNorm(channels)
+        self.conv_2 = CausalConv3d(channels, channels, (1, 3, 3))
+        nn.init.zeros_(self.conv_2.conv.weight)
+
+    def forward(self, x: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b c t h w"]:
+        """Refine."""
+        h = self.conv_1(silu(self.norm_1(x)))
+        return x + self.conv_2(silu(self.norm_2(h)))
+
+
+class Downsample(nn.Module):
+    """Halve time (2k + 1 frames to k + 1), and by choice height and width."""
+
+    def __init__(self, channels_in: int, channels_out: int, *, spatial: bool) -> None:
+        super().__init__()
+        self.factor = 2 if spatial else 1
+        self.conv = CausalConv3d(channels_in * self.factor**2, channels_out, (3, 3, 3), time_stride=2)
+
+    def forward(self, x: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b d s i j"]:
+        """Fold pixels into channels, then convolve with a stride in time."""
+        return self.conv(rearrange(x, "b c t (h p) (w q) -> b (c p q) t h w", p=self.factor, q=self.factor))
+
+
+class Upsample(nn.Module):
+    """Double time (k + 1 frames to 2k + 1), and by choice height and width."""
+
+    def __init__(self, channels_in: int, channels_out: int, *, spatial: bool) -> None:
+        super().__init__()
+        self.factor = 2 if spatial else 1
+        self.conv = CausalConv3d(channels_in, channels_out * self.factor**2 * 2, (3, 3, 3))
+
+    def forward(self, x: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b d s i j"]:
+        """Each frame yields two; the first frame's first one lies before the clip and is dropped."""
+        h = rearrange(
+            self.conv(x), "b (c s p q) t h w -> b c (t s) (h p) (w q)", s=2, p=self.factor, q=self.factor
+        )
+        return h[:, :, 1:]
+
+
+class Autoencoder(nn.Module):
+    """Encoder and decoder. Pixels are in [-1, 1]."""
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        near, deep, channels = config.width, config.deep_width, config.latent_channels
+
+        def blocks(width: int) -> list[nn.Module]:
+            return [ResidualBlock(width) for _ in range(config.num_blocks)]
+
+        self.encoder = nn.Sequential(                                     # c   t       h     w
+            CausalConv3d(3 * 16, near, (3, 3, 3)),                        # near 4k+1   H/4   W/4
+            *blocks(near),
+            Downsample(near, deep, spatial=True),                         # deep 2k+1   H/8   W/8
+            *blocks(deep),
+            Downsample(deep, deep, spatial=False),                        # deep  k+1   H/8   W/8
+            *blocks(deep),
+            ChannelNorm(deep),
+            CausalConv3d(deep, 2 * channels, (1, 1, 1)),
+        )
+        self.decoder = nn.Sequential(
+            CausalConv3d(channels, deep, (3, 3, 3)),                      # deep  k+1   H/8   W/8
+            *blocks(deep),
+            Upsample(deep, deep, spatial=False),                          # deep 2k+1   H/8   W/8
+            *blocks(deep),
+            Upsample(deep, near, spatial=True),                           # near 4k+1   H/4   W/4
+            *blocks(near),
+            ChannelNorm(near),
+            CausalConv3d(near, 3 * 16, (3, 3, 3)),
+        )
+
+    def encode(self, pixels: Float[Tensor, "b 3 t h w"]) -> Posterior:
+        """Pixels of 4k + 1 frames to a distribution over latents of k + 1 frames."""
+        latent_shape(self.config, *pixels.shape[2:])  # raises for a clip that does not fit
+        patches = rearrange(pixels, "b c t (h p) (w q) -> b (c p q) t h w", p=4, q=4)
+        mean, log_variance = self.encoder(patches).float().chunk(2, dim=1)
+        return Posterior(mean, log_variance.clamp(-20, 10))
+
+    def decode(self, latents: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b 3 s i j"]:
+        """Latents to pixels; values may stray a little outside [-1, 1]."""
+        patches = self.decoder(latents).float()
+        return rearrange(patches, "b (c p q) t h w -> b c t (h p) (w q)", p=4, q=4)
+
+
+def psnr_db(pixels: Float[Tensor, "b ..."], reconstruction: Float[Tensor, "b ..."]) -> Float[Tensor, " b"]:
+    """Peak signal-to-noise ratio of each clip in decibels, for pixels in [-1, 1] (peak to peak 2)."""
+    error = (pixels - reconstruction.clamp(-1, 1)).square().flatten(1).mean(1)
+    return 10 * torch.log10(4 / error.clamp_min(1e-10))

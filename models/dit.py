@@ -1,0 +1,164 @@
+"""The spatiotemporal diffusion transformer: the velocity of a noisy latent clip at a time, given a caption.
+
+Latents are cut into patches (one token each), every token attends to every other in space and time,
+looks at the caption by cross-attention, and is steered by the time through adaLN-zero
+(Peebles & Xie 2022, section 3.2). Queries and keys are normalised per head and rotated in 3D.
+"""
+
+from typing import Self
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor, nn
+from torch.nn.functional import silu
+
+from models.attention import attention
+from models.layers import FeedForward, RMSNorm, TimeEmbedder
+from models.rope import rope_angles, rotate
+from models.text import CaptionEncoder, CaptionTokens, TextConfig
+
+
+class DiTConfig(BaseModel):
+    """Size of the transformer."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    width: int = Field(192, ge=32)
+    depth: int = Field(6, ge=1)
+    heads: int = Field(3, ge=1)
+    mlp_ratio: int = Field(4, ge=1)
+    patch_size: int = Field(2, ge=1)  # latent pixels per token side; one latent frame per token
+    text: TextConfig = TextConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for owner, width, heads in (("", self.width, self.heads), ("text.", self.text.width, self.text.heads)):
+            if width % heads or width // heads % 8:
+                fitting = [h for h in range(1, width + 1) if width % h == 0 and width // h % 8 == 0]
+                if not fitting:
+                    raise ValueError(f"{owner}width is {width}, but it must be a multiple of 8")
+                nearest = min(fitting, key=lambda h: abs(h - heads))
+                raise ValueError(
+                    f"{owner}heads is {heads}, but {owner}width {width} must split into heads of a multiple of 8 "
+                    f"channels: use {nearest} heads"
+                )
+        return self
+
+
+def patchify(x: Float[Tensor, "b c t h w"], patch_size: int) -> Float[Tensor, "b n d"]:
+    """Cut every latent frame into squares; tokens run over time, then rows, then columns."""
+    return rearrange(x, "b c t (h p) (w q) -> b (t h w) (c p q)", p=patch_size, q=patch_size)
+
+
+def unpatchify(
+    tokens: Float[Tensor, "b n d"], patch_size: int, grid: tuple[int, int, int]
+) -> Float[Tensor, "b c t h w"]:
+    """The inverse of `patchify`, for a (t, h, w) grid of tokens."""
+    t, h, w = grid
+    return rearrange(
+        tokens, "b (t h w) (c p q) -> b c t (h p) (w q)", t=t, h=h, w=w, p=patch_size, q=patch_size
+    )
+
+
+def modulate(
+    x: Float[Tensor, "b n d"], shift: Float[Tensor, "b d"], scale: Float[Tensor, "b d"]
+) -> Float[Tensor, "b n d"]:
+    """x (1 + scale) + shift, one shift and scale per sample."""
+    return x * (1 + rearrange(scale, "b d -> b 1 d")) + rearrange(shift, "b d -> b 1 d")
+
+
+class DiTBlock(nn.Module):
+    """Self-attention, cross-attention to the caption, feed-forward; the first and last gated by the condition."""
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        width, self.heads = config.width, config.heads
+        head_dim = width // config.heads
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)  # scale and shift come from the condition
+        self.qkv = nn.Linear(width, 3 * width)
+        self.query_norm, self.key_norm = RMSNorm(head_dim), RMSNorm(head_dim)
+        self.out = nn.Linear(width, width)
+        self.cross_norm = RMSNorm(width)
+        self.cross_query = nn.Linear(width, width)
+        self.cross_key_value = nn.Linear(config.text.width, 2 * width)
+        self.cross_query_norm, self.cross_key_norm = RMSNorm(head_dim), RMSNorm(head_dim)
+        self.cross_out = nn.Linear(width, width)
+        self.feed_forward = FeedForward(width, config.mlp_ratio)
+        self.modulation = nn.Linear(width, 6 * width)
+        # Zero at the start: every block is the identity, and the network predicts zero velocity.
+        for layer in (self.modulation, self.cross_out):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(
+        self,
+        x: Float[Tensor, "b n d"],
+        condition: Float[Tensor, "b d"],
+        text: Float[Tensor, "b m e"],
+        text_mask: Bool[Tensor, "b m"],
+        angles: Float[Tensor, "n half"],
+    ) -> Float[Tensor, "b n d"]:
+        """One block; `condition` is the embedded time and caption, already through silu."""
+        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = self.modulation(condition).chunk(6, dim=-1)
+
+        h = modulate(self.norm(x), shift_1, scale_1)
+        q, k, v = rearrange(self.qkv(h), "b n (three heads d) -> three b n heads d", three=3, heads=self.heads)
+        q, k = rotate(self.query_norm(q), angles), rotate(self.key_norm(k), angles)
+        h = self.out(rearrange(attention(q, k, v), "b n heads d -> b n (heads d)"))
+        x = x + rearrange(gate_1, "b d -> b 1 d") * h
+
+        q = self.cross_query_norm(rearrange(self.cross_query(self.cross_norm(x)), "b n (h d) -> b n h d", h=self.heads))
+        k, v = rearrange(self.cross_key_value(text), "b m (two h d) -> two b m h d", two=2, h=self.heads)
+        h = attention(q, self.cross_key_norm(k), v, text_mask)
+        x = x + self.cross_out(rearrange(h, "b n h d -> b n (h d)"))
+
+        h = self.feed_forward(modulate(self.norm(x), shift_2, scale_2))
+        return x + rearrange(gate_2, "b d -> b 1 d") * h
+
+
+class DiT(nn.Module):
+    """Velocity network v(x_t, t, caption) on normalised latents of `latent_shape` (c, t, h, w).
+
+    Raises:
+        ValueError: the latent's height or width does not split into patches.
+    """
+
+    def __init__(self, config: DiTConfig, latent_shape: tuple[int, int, int, int]) -> None:
+        super().__init__()
+        channels, t, h, w = latent_shape
+        p = config.patch_size
+        if h % p or w % p:
+            raise ValueError(f"a latent of {h} x {w} does not split into patches of {p} x {p}")
+        self.config = config
+        self.grid = (t, h // p, w // p)
+        self.patch = nn.Linear(channels * p * p, config.width)
+        self.time = TimeEmbedder(config.width)
+        self.text = CaptionEncoder(config.text)
+        self.text_pooled = nn.Linear(config.text.width, config.width)
+        self.blocks = nn.ModuleList(DiTBlock(config) for _ in range(config.depth))
+        self.final_norm = nn.LayerNorm(config.width, elementwise_affine=False)
+        self.final_modulation = nn.Linear(config.width, 2 * config.width)
+        self.final = nn.Linear(config.width, channels * p * p)
+        for layer in (self.final_modulation, self.final):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        angles = rope_angles(self.grid, config.width // config.heads)
+        self.register_buffer("angles", angles, persistent=False)
+        self.angles: Tensor
+
+    def forward(
+        self, x: Float[Tensor, "b c t h w"], t: Float[Tensor, " b"], caption: CaptionTokens
+    ) -> Float[Tensor, "b c t h w"]:
+        """Predict the velocity at x_t = `x`, times `t` in [0, 1]."""
+        text = self.text(caption)                                            # b m e
+        weight = caption.mask / caption.mask.sum(1, keepdim=True)            # b m
+        pooled = torch.einsum("bm,bme->be", weight, text.float())            # b e
+        condition = silu(self.time(t) + self.text_pooled(pooled))            # b d
+        tokens = self.patch(patchify(x, self.config.patch_size))             # b n d
+        for block in self.blocks:
+            tokens = block(tokens, condition, text, caption.mask, self.angles)
+        shift, scale = self.final_modulation(condition).chunk(2, dim=-1)     # b d
+        tokens = self.final(modulate(self.final_norm(tokens), shift, scale)) # b n (c p q)
+        return unpatchify(tokens, self.config.patch_size, self.grid)         # b c t h w

@@ -1,0 +1,58 @@
+"""Small layers that more than one network uses."""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import silu
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight over the last axis, computed in float32 (Zhang & Sennrich 2019, eq. 4)."""
+
+    def __init__(self, width: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
+        """Normalise; the result has the type of `x`."""
+        exact = x.float()
+        normal = exact * torch.rsqrt((exact * exact).mean(-1, keepdim=True) + self.eps)
+        return (normal * self.weight).to(x.dtype)
+
+
+class FeedForward(nn.Module):
+    """Linear, GELU, linear."""
+
+    def __init__(self, width: int, ratio: int) -> None:
+        super().__init__()
+        self.up = nn.Linear(width, ratio * width)
+        self.down = nn.Linear(ratio * width, width)
+
+    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        """Apply to every token."""
+        return self.down(nn.functional.gelu(self.up(x)))
+
+
+def time_embedding(t: Float[Tensor, " b"], width: int) -> Float[Tensor, "b d"]:
+    """Unit-norm sinusoids of log-spaced frequencies: sqrt(2/d) [cos(w t), sin(w t)], 2 pi <= w <= 2 pi 1000."""
+    frequencies = 2 * math.pi * torch.logspace(0, 3, width // 2, device=t.device)
+    phases = t.float()[:, None] * frequencies
+    return torch.cat([phases.cos(), phases.sin()], dim=-1) * math.sqrt(2 / width)
+
+
+class TimeEmbedder(nn.Module):
+    """Sinusoids of the time, then a small MLP."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first = nn.Linear(width, width)
+        self.second = nn.Linear(width, width)
+
+    def forward(self, t: Float[Tensor, " b"]) -> Float[Tensor, "b d"]:
+        """Embed times in [0, 1]."""
+        # sqrt(d/2) undoes the unit norm: the MLP wants inputs of order one
+        sinusoids = time_embedding(t, self.first.in_features) * math.sqrt(self.first.in_features / 2)
+        return self.second(silu(self.first(sinusoids)))

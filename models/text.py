@@ -1,0 +1,97 @@
+"""Captions as bytes, and a small transformer that reads them, trained together with the DiT.
+
+Nothing is downloaded: UTF-8 has 256 values, two more mark the end of a caption and the padding.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float, Int
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from models.attention import attention
+from models.layers import FeedForward, RMSNorm
+
+END, PAD, VOCABULARY = 256, 257, 258
+
+
+class TextConfig(BaseModel):
+    """Size of the caption encoder."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    width: int = Field(128, ge=16)
+    depth: int = Field(2, ge=0)
+    heads: int = Field(2, ge=1)
+    max_bytes: int = Field(96, ge=8)
+
+
+@dataclass(frozen=True)
+class CaptionTokens:
+    """A batch of captions as padded byte numbers."""
+
+    ids: Int[Tensor, "b n"]
+    mask: Bool[Tensor, "b n"]  # True at real tokens
+
+    @staticmethod
+    def encode(captions: Sequence[str], max_bytes: int) -> "CaptionTokens":
+        """Bytes, cut to `max_bytes`, then an end token, then padding. The empty caption is one end token.
+
+        The padded length is always max_bytes + 1: a caption gives the same numbers in any batch.
+        """
+        ids = torch.full((len(captions), max_bytes + 1), PAD, dtype=torch.long)
+        for row, caption in enumerate(captions):
+            tokens = [*caption.encode("utf-8")[:max_bytes], END]
+            ids[row, : len(tokens)] = torch.tensor(tokens)
+        return CaptionTokens(ids, ids != PAD)
+
+    @staticmethod
+    def cat(batches: Sequence["CaptionTokens"]) -> "CaptionTokens":
+        """One batch out of several of equal padded length."""
+        return CaptionTokens(torch.cat([b.ids for b in batches]), torch.cat([b.mask for b in batches]))
+
+    def to(self, device: torch.device | str) -> "CaptionTokens":
+        """The same captions on another device."""
+        return CaptionTokens(self.ids.to(device), self.mask.to(device))
+
+
+class TextBlock(nn.Module):
+    """Pre-norm self-attention and feed-forward."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.attention_norm = RMSNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.feed_forward_norm = RMSNorm(width)
+        self.feed_forward = FeedForward(width, 4)
+
+    def forward(self, x: Float[Tensor, "b n d"], mask: Bool[Tensor, "b n"]) -> Float[Tensor, "b n d"]:
+        """Let every token look at every real token."""
+        qkv = self.qkv(self.attention_norm(x))
+        q, k, v = rearrange(qkv, "b n (three heads d) -> three b n heads d", three=3, heads=self.heads)
+        x = x + self.out(rearrange(attention(q, k, v, mask), "b n heads d -> b n (heads d)"))
+        return x + self.feed_forward(self.feed_forward_norm(x))
+
+
+class CaptionEncoder(nn.Module):
+    """Caption bytes to one vector per byte."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(VOCABULARY, config.width)
+        self.position = nn.Parameter(torch.randn(config.max_bytes + 1, config.width) * 0.02)
+        self.blocks = nn.ModuleList(TextBlock(config.width, config.heads) for _ in range(config.depth))
+        self.norm = RMSNorm(config.width)
+        nn.init.normal_(self.embed.weight, std=0.02)
+
+    def forward(self, caption: CaptionTokens) -> Float[Tensor, "b n d"]:
+        """Encode; vectors at padding carry no meaning and must be masked by whoever reads them."""
+        x = self.embed(caption.ids) + self.position
+        for block in self.blocks:
+            x = block(x, caption.mask)
+        return self.norm(x)

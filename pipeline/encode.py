@@ -1,0 +1,172 @@
+"""Stage 3: clip shards become latent shards, with the statistics of each latent channel.
+
+One actor per worker holds the autoencoder; one task turns one clip shard into one latent shard and
+commits it, so a second start encodes only the shards that are missing.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from safetensors import safe_open
+from safetensors.torch import save, save_file
+from torch import Tensor
+
+from data.clip import LATENT_MEMBER, VIDEO_MEMBER, ClipRecord
+from data.publish import publish_text, published
+from data.shards import (
+    MANIFEST_NAME,
+    IndexRow,
+    LatentStats,
+    Manifest,
+    ShardRecord,
+    content_fingerprint,
+    read_manifest,
+    read_shard,
+    write_index,
+    write_shard,
+)
+from data.video import decode_clip
+from models.autoencoder import Autoencoder, AutoencoderConfig, latent_shape
+from pipeline.checkpoint import Checkpoint, load_weights
+from pipeline.progress import bar
+from pipeline.shard import COMMIT_SUFFIX
+from pipeline.train import Precision, autocast
+from pipeline.train_autoencoder import to_pixels
+from pipeline.workers import WorkersConfig
+
+
+class EncodeConfig(BaseModel):
+    """How clips are encoded."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    batch: int = Field(16, ge=1)  # clips per call
+    precision: Precision = "auto"
+
+
+class EncodedShard(BaseModel):
+    """Published beside a latent shard after it; holds the sums the statistics are made from."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    shard: ShardRecord
+    rows: list[IndexRow]
+    count: int  # values per channel, training split only
+    total: list[float]  # per channel
+    total_squares: list[float]
+
+
+def export_autoencoder(checkpoint: Checkpoint, path: Path) -> None:
+    """The averaged weights and the configuration of an autoencoder, as one safetensors file."""
+    prefix = "network."
+    weights = {name.removeprefix(prefix): value for name, value in load_weights(checkpoint, "ema").items()}
+    with published(path) as temporary:
+        save_file(weights, temporary, metadata={"config": json.dumps(checkpoint.record.trained["model"])})
+
+
+def load_autoencoder(path: Path) -> Autoencoder:
+    """What `export_autoencoder` wrote, ready to use."""
+    with safe_open(path, framework="pt") as file:
+        network = Autoencoder(AutoencoderConfig(**json.loads(file.metadata()["config"])))
+        network.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 - not a dict
+    return network.eval().requires_grad_(False)
+
+
+class Encoder:
+    """An actor: holds the autoencoder and encodes one shard per call."""
+
+    def __init__(self, autoencoder_path: Path, config: EncodeConfig, num_threads: int) -> None:
+        torch.set_num_threads(num_threads)
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._network = load_autoencoder(autoencoder_path).to(self._device)
+        self._config = config
+
+    def encode(self, source: Path, target: Path) -> int:
+        """Encode a shard, write it and commit it; returns how many clips it holds."""
+        channels = self._network.config.latent_channels
+        samples: list[tuple[ClipRecord, bytes]] = []
+        count, total, squares = 0, torch.zeros(channels).double(), torch.zeros(channels).double()
+        clips = list(read_shard(source, VIDEO_MEMBER))
+        for start in range(0, len(clips), self._config.batch):
+            batch = clips[start : start + self._config.batch]
+            means = self._means(torch.stack([to_pixels(decode_clip(content)) for _, content in batch]))
+            for (record, _), mean in zip(batch, means, strict=True):
+                samples.append((record, save({"mean": mean.contiguous()})))
+                if record.split == "train":
+                    values = mean.double().flatten(1)
+                    count += values.shape[1]
+                    total += values.sum(1)
+                    squares += values.square().sum(1)
+        shard, rows = write_shard(target, samples, LATENT_MEMBER)
+        commit = EncodedShard(
+            shard=shard, rows=rows, count=count, total=total.tolist(), total_squares=squares.tolist()
+        )
+        publish_text(target.with_suffix(COMMIT_SUFFIX), commit.model_dump_json())
+        return len(samples)
+
+    @torch.inference_mode()
+    def _means(self, pixels: Tensor) -> Tensor:
+        with autocast(self._config.precision, self._device):
+            return self._network.encode(pixels.to(self._device)).mean.float().cpu()
+
+
+def latent_statistics(shards: list[EncodedShard]) -> LatentStats:
+    """Exact mean and standard deviation of each channel over the training split."""
+    count = sum(shard.count for shard in shards)
+    mean = torch.tensor([shard.total for shard in shards], dtype=torch.float64).sum(0) / count
+    power = torch.tensor([shard.total_squares for shard in shards], dtype=torch.float64).sum(0) / count
+    return LatentStats(mean=mean.tolist(), std=(power - mean.square()).clamp_min(1e-12).sqrt().tolist())
+
+
+def encode_shards(
+    clips_dir: Path, output_dir: Path, autoencoder_path: Path, config: EncodeConfig, workers: WorkersConfig
+) -> Manifest:
+    """Run the stage on the connected Ray cluster; shards that are already there stay."""
+    clips = read_manifest(clips_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    targets = {shard.name: (output_dir / shard.name).resolve() for shard in clips.shards}
+    missing = [shard for shard in clips.shards if not targets[shard.name].with_suffix(COMMIT_SUFFIX).exists()]
+    num_done = clips.num_samples - sum(shard.num_samples for shard in missing)
+    actor = ray.remote(Encoder).options(num_cpus=workers.cpus_per_worker, num_gpus=workers.gpus_per_worker)
+    actors = [
+        actor.remote(autoencoder_path.resolve(), config, workers.cpus_per_worker)
+        for _ in range(min(workers.num_workers, len(missing)))
+    ]
+    waiting, running = list(reversed(missing)), {}
+    idle: list[Any] = actors.copy()
+    with bar("encode", clips.num_samples, "clips", start=num_done) as progress:
+        while waiting or running:
+            while waiting and idle:
+                shard, worker = waiting.pop(), idle.pop()
+                running[worker.encode.remote((clips_dir / shard.name).resolve(), targets[shard.name])] = worker
+            finished, _ = ray.wait(list(running), num_returns=1)
+            for task in finished:
+                num_done += ray.get(task)
+                idle.append(running.pop(task))
+                progress.update(num_done)
+    for worker in actors:
+        ray.kill(worker)
+    encoded = [
+        EncodedShard.model_validate_json(path.with_suffix(COMMIT_SUFFIX).read_text(encoding="utf-8"))
+        for path in targets.values()
+    ]
+    write_index(output_dir, [row for shard in encoded for row in shard.rows])
+    with safe_open(autoencoder_path, framework="pt") as file:
+        model = AutoencoderConfig(**json.loads(file.metadata()["config"]))
+    bucket = clips.bucket
+    manifest = Manifest(
+        kind="latents",
+        fingerprint=content_fingerprint(shard.shard for shard in encoded),
+        bucket=bucket,
+        num_samples=clips.num_samples,
+        num_quarantined=0,
+        shards=[shard.shard for shard in encoded],
+        latent_shape=list(latent_shape(model, bucket.num_frames, bucket.height, bucket.width)),
+        latent_stats=latent_statistics(encoded),
+    )
+    publish_text(output_dir / MANIFEST_NAME, manifest.model_dump_json(indent=1))
+    return manifest

@@ -1,0 +1,106 @@
+"""The judge: what does a clip show? It looks at pixels only and knows nothing of any model or caption.
+
+Shapes are coloured and backgrounds are grey, so saturation separates them. Colour is the hue of the
+coloured pixels, direction the drift of their centre, and shape the template that covers them best.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from data.synthetic import COLOURS, DIRECTIONS, SHAPES, Combination, shape_mask
+
+MIN_SATURATION = 60  # of 255: greys stay below, every colour's flat area lies above 120
+MIN_SHARE = 0.006  # of the frame that must be coloured for a frame to count
+MIN_TRAVEL = 0.06  # share of the frame: less is no motion
+SUPERSAMPLING = 3
+TEMPLATE_POINTS = np.linspace(-1, 1, 201)
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What the judge sees; None where it cannot tell."""
+
+    colour: str | None
+    shape: str | None
+    direction: str | None
+
+    def agrees(self, wanted: Combination) -> dict[str, bool]:
+        """Attribute by attribute, and all together."""
+        right = {name: getattr(self, name) == getattr(wanted, name) for name in ("colour", "direction", "shape")}
+        return right | {"all": all(right.values())}
+
+
+def judge_clip(frames: UInt8[np.ndarray, "t h w 3"]) -> Judgement:
+    """Judge one clip."""
+    levels = frames.astype(np.float32)
+    saturation = levels.max(-1) - levels.min(-1)
+    visible = np.flatnonzero((saturation > MIN_SATURATION).mean((1, 2)) > MIN_SHARE)
+    if len(visible) < len(frames) / 2:
+        return Judgement(None, None, None)
+    levels, saturation = levels[visible], saturation[visible]
+    flat = float(np.quantile(saturation[saturation > MIN_SATURATION], 0.75))  # how coloured the shape's inside is
+    cover = np.clip(saturation / flat, 0, 1) * (saturation > MIN_SATURATION / 2)
+    return Judgement(
+        colour=_colour(levels[saturation > MIN_SATURATION]),
+        shape=_shape(cover),
+        direction=_direction(cover, visible),
+    )
+
+
+def _hue(rgb: np.ndarray) -> np.ndarray:
+    """Angle on the colour circle, in radians."""
+    red, green, blue = np.moveaxis(rgb, -1, 0)
+    return np.arctan2(np.sqrt(3) * (green - blue), 2 * red - green - blue)
+
+
+def _colour(pixels: Float[np.ndarray, "n 3"]) -> str:
+    """The palette colour nearest in hue to the mean chroma."""
+    chroma = pixels - pixels.mean(-1, keepdims=True)
+    hue = _hue(chroma.mean(0))
+    palette = _hue(np.array(list(COLOURS.values()), dtype=np.float32))
+    distance = np.abs(np.angle(np.exp(1j * (palette - hue))))
+    return list(COLOURS)[int(distance.argmin())]
+
+
+def _centres(cover: Float[np.ndarray, "t h w"]) -> Float[np.ndarray, "t 2"]:
+    """Centre of mass (down, right) of each frame, as a share of the frame."""
+    _, height, width = cover.shape
+    mass = cover.sum((1, 2))
+    down = (cover.sum(2) @ (np.arange(height) + 0.5)) / mass / height
+    right = (cover.sum(1) @ (np.arange(width) + 0.5)) / mass / width
+    return np.stack([down, right], axis=1)
+
+
+def _direction(cover: Float[np.ndarray, "t h w"], times: np.ndarray) -> str | None:
+    """The named direction nearest to a straight-line fit of the centre's path."""
+    drift = np.polyfit(times, _centres(cover), 1)[0] * (times[-1] - times[0])
+    if np.hypot(*drift) < MIN_TRAVEL:
+        return None
+    return max(DIRECTIONS, key=lambda name: float(np.dot(DIRECTIONS[name], drift)))
+
+
+def _template(shape: str) -> tuple[float, np.ndarray]:
+    """Area (in squared radii) and centre of mass of a shape of radius 1."""
+    inside = shape_mask(shape, TEMPLATE_POINTS[:, None], TEMPLATE_POINTS[None, :])
+    down, right = np.nonzero(inside)
+    return inside.mean() * 4, np.array([TEMPLATE_POINTS[down].mean(), TEMPLATE_POINTS[right].mean()])
+
+
+def _shape(cover: Float[np.ndarray, "t h w"]) -> str | None:
+    """The shape that, drawn with the blob's own area and centre, overlaps it best over all frames."""
+    _, height, width = cover.shape
+    centres, areas = _centres(cover), cover.sum((1, 2)) / (height * width)
+    rows = (np.arange(height * SUPERSAMPLING) + 0.5) / (height * SUPERSAMPLING)
+    columns = (np.arange(width * SUPERSAMPLING) + 0.5) / (width * SUPERSAMPLING)
+    scores = dict.fromkeys(SHAPES, 0.0)
+    for shape in SHAPES:
+        area, offset = _template(shape)
+        for seen, centre, share in zip(cover, centres, areas, strict=True):
+            radius = np.sqrt(share / area)
+            down, right = (rows - centre[0]) / radius + offset[0], (columns - centre[1]) / radius + offset[1]
+            drawn = shape_mask(shape, down[:, None], right[None, :]).astype(np.float32)
+            drawn = drawn.reshape(height, SUPERSAMPLING, width, SUPERSAMPLING).mean((1, 3))
+            scores[shape] += float(np.minimum(seen, drawn).sum() / np.maximum(seen, drawn).sum())
+    return max(scores, key=lambda shape: scores[shape])

@@ -1,0 +1,67 @@
+"""How far a stage is, for people: a live bar on a terminal, a line every few seconds in a log."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+LINE_INTERVAL_SECONDS = 10.0
+
+
+class Bar(Protocol):
+    """What a stage reports to."""
+
+    def update(self, done: int, note: str = "") -> None:
+        """Say how much is done in all, and something worth seeing beside it."""
+        ...
+
+
+class _TerminalBar:
+    def __init__(self, progress: Progress, name: str, total: int, unit: str, start: int) -> None:
+        self._progress, self._unit = progress, unit
+        self._start, self._begun = start, time.monotonic()
+        self._task = progress.add_task(name, total=total, completed=start, rate="", note="")
+
+    def update(self, done: int, note: str = "") -> None:
+        rate = (done - self._start) / max(time.monotonic() - self._begun, 1e-6)
+        self._progress.update(self._task, completed=done, rate=f"{rate:.1f} {self._unit}/s", note=note)
+
+
+class _LogBar:
+    def __init__(self, name: str, total: int, unit: str, start: int) -> None:
+        self._name, self._total, self._unit, self._start = name, total, unit, start
+        self._begun = self._printed = time.monotonic()
+
+    def update(self, done: int, note: str = "") -> None:
+        now = time.monotonic()
+        if now - self._printed < LINE_INTERVAL_SECONDS and done < self._total:
+            return
+        self._printed = now
+        rate = (done - self._start) / max(now - self._begun, 1e-6)
+        left = (self._total - done) / rate if rate > 0 else 0.0
+        eta = f"ETA {left / 60:.0f}:{left % 60:02.0f}" if done < self._total else f"in {now - self._begun:.0f} s"
+        text = f"  {self._name}  {done}/{self._total} {self._unit}  {rate:.1f}/s  {eta}  {note}"
+        print(text.rstrip(), flush=True)
+
+
+@contextmanager
+def bar(name: str, total: int, unit: str, start: int = 0) -> Iterator[Bar]:
+    """A bar for `total` units of work, of which `start` were done before."""
+    if not sys.stderr.isatty():
+        yield _LogBar(name, total, unit, start)
+        return
+    columns = (
+        TextColumn("  {task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True), refresh_per_second=4) as progress:
+        yield _TerminalBar(progress, name, total, unit, start)

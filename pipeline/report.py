@@ -1,0 +1,161 @@
+"""What people see: report.json, one self-contained report.html, a gallery, and a contact sheet."""
+
+import base64
+import io
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader
+from matplotlib.figure import Figure
+from PIL import Image, ImageDraw
+
+from data.publish import publish_bytes, publish_text
+from data.shards import Manifest
+from data.video import Frames, decode_clip, encode_clip
+from pipeline.evaluate import ATTRIBUTES, Reconstructions, Share
+from pipeline.sample import SampledClip
+from pipeline.stage import StageRecord
+
+TEMPLATES = Environment(loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True)
+MAX_CLIPS_SHOWN = 24
+SHEET_ROWS, SHEET_FRAMES, SHEET_SCALE = 8, 9, 1
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything the report shows."""
+
+    run_dir: Path
+    config_yaml: str
+    stages: list[StageRecord]
+    reconstructions: Reconstructions
+    shown: list[tuple[str, Frames, Frames]]  # caption, original, reconstruction
+    judge: Share | None  # None: the videos are real, and there is no truth to judge against
+    adherence: dict[float, Share]  # by guidance scale
+    right: dict[str, bool]  # by file
+    guidance_scale: float
+    clips: list[SampledClip]
+    losses: dict[str, list[dict[str, float]]]
+    latents: Manifest
+    peak_rss_bytes: int = 0
+
+    def with_stage(self, record: StageRecord, peak_rss_bytes: int) -> "Report":
+        """The same report with the time of the stage that writes it, and the run's peak memory."""
+        peaks = [record.peak_rss_bytes for record in self.stages]
+        return replace(self, stages=[*self.stages, record], peak_rss_bytes=max([peak_rss_bytes, *peaks]))
+
+    def headline(self) -> dict[str, Any]:
+        """The few figures a run is judged by."""
+        figures: dict[str, Any] = {"psnr_db": round(self.reconstructions.psnr_db, 2)}
+        if self.guidance_scale in self.adherence:
+            share = self.adherence[self.guidance_scale]
+            figures |= {name: f"{100 * share.share(name):.1f} %" for name in ATTRIBUTES}
+        return figures
+
+    def figures(self) -> dict[str, Any]:
+        """report.json."""
+        wall = {record.stage: round(record.wall_seconds, 1) for record in self.stages}
+        figures: dict[str, Any] = {
+            "wall_seconds": wall | {"total": round(sum(wall.values()), 1)},
+            "peak_rss_bytes": self.peak_rss_bytes,
+            "stages": {record.stage: record.summary for record in self.stages},
+            "autoencoder": self.reconstructions.model_dump(),
+            "latents": self.latents.model_dump(include={"latent_shape", "latent_stats", "num_samples"}),
+            "final_loss": {name: rows[-1]["total"] for name, rows in self.losses.items() if rows},
+        }
+        if self.judge is not None:
+            figures["judge"] = _share_json(self.judge)
+        if self.adherence:
+            guided = self.adherence[self.guidance_scale]
+            figures["adherence"] = _share_json(guided) | {"guidance_scale": self.guidance_scale}
+            if 1.0 in self.adherence and self.guidance_scale != 1.0:
+                figures["adherence"]["without_guidance"] = _share_json(self.adherence[1.0])
+        return figures
+
+
+def _share_json(share: Share) -> dict[str, Any]:
+    shares = {name: round(share.share(name), 4) for name in ATTRIBUTES}
+    return shares | {"num_clips": share.num_clips, "num_right": share.right}
+
+
+def write_report(report: Report) -> list[Path]:
+    """Write every file of the report and say where they are."""
+    figures = report.figures()
+    json_path, html_path = report.run_dir / "report.json", report.run_dir / "report.html"
+    sheet_path = report.run_dir / "contact_sheet.png"
+    publish_text(json_path, json.dumps(figures, indent=1) + "\n")
+    guided = [clip for clip in report.clips if clip.request.guidance_scale == report.guidance_scale]
+    picked = [guided[i] for i in np.linspace(0, len(guided) - 1, min(len(guided), MAX_CLIPS_SHOWN)).astype(int)]
+    samples_dir = report.run_dir / "samples"
+    publish_bytes(sheet_path, contact_sheet(samples_dir, picked))
+    fps = report.latents.bucket.fps
+    page = TEMPLATES.get_template("report.html").render(
+        name=report.run_dir.name,
+        figures=figures,
+        attributes=ATTRIBUTES,
+        adherence=sorted(report.adherence.items(), reverse=True),
+        judge=report.judge,
+        stages=report.stages,
+        losses={name: loss_curve(rows) for name, rows in report.losses.items() if rows},
+        reconstructions=[
+            {"caption": caption, "original": _video(encode_clip(original, fps)), "made": _video(encode_clip(made, fps))}
+            for caption, original, made in report.shown
+        ],
+        clips=[
+            {
+                "video": _video((samples_dir / clip.file).read_bytes()),
+                "prompt": clip.request.prompt,
+                "seed": clip.request.seed,
+                "right": report.right.get(clip.file),
+            }
+            for clip in picked
+        ],
+        num_clips=len(guided),
+        config=report.config_yaml,
+    )
+    publish_text(html_path, page)
+    return [json_path, html_path, sheet_path]
+
+
+def _video(content: bytes) -> str:
+    return "data:video/mp4;base64," + base64.b64encode(content).decode()
+
+
+def loss_curve(rows: list[dict[str, float]]) -> str:
+    """The training loss over steps, as SVG text."""
+    figure = Figure(figsize=(6, 2.6), layout="constrained")
+    axes = figure.subplots()
+    steps, loss = [row["step"] for row in rows], np.array([row["total"] for row in rows])
+    axes.plot(steps, loss, linewidth=0.6, alpha=0.4, color="#2b6cb0")
+    window = max(1, len(loss) // 30)
+    smooth = np.convolve(np.pad(loss, (window // 2, window - 1 - window // 2), mode="edge"), np.ones(window) / window)
+    axes.plot(steps, smooth[window - 1 : window - 1 + len(loss)], linewidth=1.6, color="#2b6cb0")
+    axes.set(xlabel="step", ylabel="loss", yscale="log")
+    axes.grid(alpha=0.25)
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg")
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
+
+
+def contact_sheet(samples_dir: Path, clips: list[SampledClip]) -> bytes:
+    """Frames of some clips side by side, one clip a row, under its prompt; a PNG."""
+    rows = []
+    for clip in clips[:: max(1, len(clips) // SHEET_ROWS)][:SHEET_ROWS]:
+        frames = decode_clip((samples_dir / clip.file).read_bytes())
+        picked = frames[np.linspace(0, len(frames) - 1, min(SHEET_FRAMES, len(frames))).astype(int)]
+        strip = np.concatenate([np.pad(frame, ((2, 2), (2, 2), (0, 0)), constant_values=255) for frame in picked], axis=1)
+        title = Image.new("RGB", (strip.shape[1], 16), "white")
+        ImageDraw.Draw(title).text((3, 2), clip.request.prompt, fill="black")
+        rows += [np.asarray(title), strip]
+    buffer = io.BytesIO()
+    Image.fromarray(np.concatenate(rows)).save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def write_gallery(samples_dir: Path, clips: list[SampledClip]) -> None:
+    """index.html: every clip of a samples folder, playing beside its prompt."""
+    publish_text(samples_dir / "index.html", TEMPLATES.get_template("gallery.html").render(clips=clips))

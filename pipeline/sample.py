@@ -1,0 +1,189 @@
+"""Stage 5: prompts become clips. Ray actors load the checkpoint once and take batches of prompts.
+
+Each clip's noise belongs to its own seed, its file is published atomically under a content address, and
+`manifest.jsonl` lists them in the order of the prompts; a second start makes only what is missing.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+
+from data.buckets import Bucket
+from data.publish import publish_bytes, publish_text
+from data.shards import LatentStats
+from data.video import Frames, encode_clip
+from models.dit import DiT, DiTConfig
+from models.flow.guidance import guided_velocity
+from models.flow.solver import SolverName, solve, uniform_grid
+from models.text import CaptionTokens
+from pipeline import seeds
+from pipeline.checkpoint import Checkpoint, CheckpointError, Weights, load_weights, open_checkpoint
+from pipeline.encode import load_autoencoder
+from pipeline.progress import bar
+from pipeline.prompts import PromptRequest
+from pipeline.train import Precision, autocast
+from pipeline.train_autoencoder import to_frames
+from pipeline.train_dit import AUTOENCODER_NAME, FlowSpec, denormalize
+from pipeline.workers import WorkersConfig
+
+SAMPLES_NAME = "manifest.jsonl"
+
+
+class SampleConfig(BaseModel):
+    """How clips are sampled."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    solver: SolverName = "heun"
+    steps: int = Field(20, ge=1)
+    shift: float = Field(1.0, gt=0)
+    guidance_scale: float = 3.0
+    batch: int = Field(24, ge=1)
+    weights: Weights = "ema"
+    precision: Precision = "auto"
+
+
+class SampledClip(BaseModel):
+    """One line of manifest.jsonl."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    file: str
+    request: PromptRequest
+    num_network_calls: int
+
+
+@dataclass
+class _CountedNetwork:
+    """A network that counts how often it is called."""
+
+    network: DiT
+    calls: int = 0
+
+    def __call__(self, x: torch.Tensor, t: torch.Tensor, caption: CaptionTokens) -> torch.Tensor:
+        self.calls += 1
+        return self.network(x, t, caption)
+
+
+class ClipSampler:
+    """A checkpoint, loaded: latents from noise, pixels from latents. Needs nothing but the checkpoint."""
+
+    def __init__(self, checkpoint: Checkpoint, config: SampleConfig, device: torch.device) -> None:
+        trained = checkpoint.record.trained
+        self.config, self.device = config, device
+        self.bucket = Bucket(**trained["bucket"])
+        self.flow = FlowSpec(**trained["flow"])
+        self.stats = LatentStats(**trained["latent_stats"])
+        self.latent_shape: tuple[int, int, int, int] = tuple(trained["latent_shape"])
+        self.network = DiT(DiTConfig(**trained["model"]), self.latent_shape)
+        prefix = "network."
+        weights = {name.removeprefix(prefix): w for name, w in load_weights(checkpoint, config.weights).items()}
+        self.network.load_state_dict(weights)
+        self.network.to(device).eval().requires_grad_(False)
+        self.autoencoder = load_autoencoder(checkpoint.folder / AUTOENCODER_NAME).to(device)
+
+    @torch.inference_mode()
+    def sample(self, requests: list[PromptRequest]) -> tuple[list[Frames], int]:
+        """Clips for requests of one guidance scale, and the number of network calls."""
+        max_bytes = self.network.config.text.max_bytes
+        noise = torch.cat([seeds.normal(r.seed, "sample", [0], self.latent_shape) for r in requests])
+        caption = CaptionTokens.encode([request.prompt for request in requests], max_bytes)
+        null = CaptionTokens.encode([self.flow.null_caption] * len(requests), max_bytes)
+        network = _CountedNetwork(self.network)
+        velocity = guided_velocity(
+            network, caption.to(self.device), null.to(self.device), requests[0].guidance_scale
+        )
+        grid = uniform_grid(self.config.steps, self.config.shift)
+        with autocast(self.config.precision, self.device):
+            latents = solve(self.config.solver, velocity, noise.to(self.device), grid)
+            pixels = self.autoencoder.decode(denormalize(latents, self.stats))
+        return [to_frames(clip) for clip in pixels], network.calls
+
+
+class SamplerActor:
+    """A `ClipSampler` in a Ray worker."""
+
+    def __init__(self, checkpoint_dir: Path, output_dir: Path, config: SampleConfig, num_threads: int) -> None:
+        torch.set_num_threads(num_threads)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._sampler = ClipSampler(open_checkpoint(checkpoint_dir), config, device)
+        self._output_dir = output_dir
+
+    def make(self, requests: list[PromptRequest]) -> list[SampledClip]:
+        """Sample a batch and publish each clip, then its line for the manifest."""
+        frames, calls = self._sampler.sample(requests)
+        clips = []
+        for request, clip in zip(requests, frames, strict=True):
+            publish_bytes(self._output_dir / request.file_name, encode_clip(clip, self._sampler.bucket.fps))
+            clips.append(SampledClip(file=request.file_name, request=request, num_network_calls=calls))
+        return clips
+
+
+def sample_clips(
+    checkpoint: Checkpoint,
+    requests: list[PromptRequest],
+    output_dir: Path,
+    config: SampleConfig,
+    workers: WorkersConfig,
+) -> list[SampledClip]:
+    """Run the stage on the connected Ray cluster; clips that are already there stay.
+
+    Raises:
+        CheckpointError: the checkpoint is not a DiT's.
+    """
+    if checkpoint.record.kind != "dit":
+        raise CheckpointError(f"{checkpoint.folder} holds a {checkpoint.record.kind}; sampling takes a dit checkpoint")
+    output_dir.mkdir(parents=True, exist_ok=True)
+    made = {clip.request.id: clip for clip in read_samples(output_dir) if (output_dir / clip.file).is_file()}
+    missing = [request for request in requests if request.id not in made]
+    actor = ray.remote(SamplerActor).options(num_cpus=workers.cpus_per_worker, num_gpus=workers.gpus_per_worker)
+    batches = _batches(missing, config.batch)
+    actors: list[Any] = [
+        actor.remote(checkpoint.folder.resolve(), output_dir.resolve(), config, workers.cpus_per_worker)
+        for _ in range(min(workers.num_workers, len(batches)))
+    ]
+    idle, running = actors.copy(), {}
+    with bar("sample", len(requests), "clips", start=len(requests) - len(missing)) as progress:
+        while batches or running:
+            while batches and idle:
+                worker = idle.pop()
+                running[worker.make.remote(batches.pop())] = worker
+            finished, _ = ray.wait(list(running), num_returns=1)
+            for task in finished:
+                made |= {clip.request.id: clip for clip in ray.get(task)}
+                idle.append(running.pop(task))
+                _publish_manifest(output_dir, requests, made)  # after every batch: a stop loses at most the running ones
+            progress.update(sum(request.id in made for request in requests))
+    for worker in actors:
+        ray.kill(worker)
+    return _publish_manifest(output_dir, requests, made)
+
+
+def _publish_manifest(
+    output_dir: Path, requests: list[PromptRequest], made: dict[str, SampledClip]
+) -> list[SampledClip]:
+    clips = [made[request.id] for request in requests if request.id in made]
+    publish_text(output_dir / SAMPLES_NAME, "".join(clip.model_dump_json() + "\n" for clip in clips))
+    return clips
+
+
+def _batches(requests: list[PromptRequest], size: int) -> list[list[PromptRequest]]:
+    """Batches of equal guidance scale, the last one first, because they are handed out from the end."""
+    batches = []
+    for scale in sorted({request.guidance_scale for request in requests}):
+        same = [request for request in requests if request.guidance_scale == scale]
+        batches += [same[at : at + size] for at in range(0, len(same), size)]
+    return batches[::-1]
+
+
+def read_samples(output_dir: Path) -> list[SampledClip]:
+    """The lines of a samples folder's manifest; none where there is no manifest."""
+    path = output_dir / SAMPLES_NAME
+    if not path.is_file():
+        return []
+    return [SampledClip(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]

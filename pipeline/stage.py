@@ -1,0 +1,140 @@
+"""Idempotence: each stage leaves a record of what it was made from, and is skipped while that stands.
+
+`stage.json` in a stage's folder names its inputs (its own settings and the builds of the stages before
+it). Started again with the same inputs, a finished stage does nothing and an interrupted one goes on;
+with others, the old folder is set aside, never deleted, and the reason is said.
+"""
+
+import json
+import os
+import time
+import uuid
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from data.publish import publish_text, remove_unpublished
+
+RECORD_NAME = "stage.json"
+
+
+class StageRecord(BaseModel):
+    """What a stage's folder was made from, and whether it is complete."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    stage: str
+    complete: bool = False
+    build: str  # new each time the stage is made anew; the stages after it name it among their inputs
+    inputs: dict[str, Any]
+    outputs: list[str] = []  # files that must be there, relative to the folder
+    wall_seconds: float = 0.0  # over all starts
+    peak_rss_bytes: int = 0
+    summary: dict[str, Any] = {}
+
+
+@dataclass
+class Stage:
+    """A stage about to run: its folder, its record, and what to tell the user."""
+
+    folder: Path
+    record: StageRecord
+    note: str  # why it runs: "new", "goes on", or what changed
+    _begun: float
+
+    @property
+    def complete(self) -> bool:
+        """Nothing to do."""
+        return self.record.complete
+
+    def save(self) -> None:
+        """Write the record, with the time spent so far."""
+        now = time.monotonic()
+        self.record.wall_seconds += now - self._begun
+        self._begun = now
+        publish_text(self.folder / RECORD_NAME, self.record.model_dump_json(indent=1))
+
+    def finish(self, outputs: list[Path], summary: dict[str, Any], peak_rss_bytes: int = 0) -> None:
+        """Declare the stage complete."""
+        self.record.outputs = [os.path.relpath(path, self.folder) for path in outputs]
+        self.record.summary = summary
+        self.record.peak_rss_bytes = max(self.record.peak_rss_bytes, peak_rss_bytes)
+        self.record.complete = True
+        self.save()
+
+
+def begin(folder: Path, name: str, inputs: dict[str, Any], continues: dict[str, Any] | None = None) -> Stage:
+    """Look at what is in `folder` and decide: skip, go on, or start.
+
+    Args:
+        inputs: everything the output depends on; plain JSON values.
+        continues: settings that may change without making the old output wrong, only unfinished
+            (how many steps to train): a change of one reopens a complete stage.
+    """
+    inputs = json.loads(json.dumps({**inputs, "continues": continues or {}}))
+    old = read_record(folder)
+    note = "new"
+    if old is not None:
+        changed = _changes({k: v for k, v in old.inputs.items() if k != "continues"}, inputs | {"continues": None})
+        if not changed:
+            missing = [name for name in old.outputs if not (folder / name).exists()]
+            if old.complete and not missing and old.inputs.get("continues") == inputs["continues"]:
+                return Stage(folder, old, "nothing to do", time.monotonic())
+            note = f"goes on: {missing[0]} is missing" if old.complete and missing else "goes on"
+            old.complete, old.inputs = False, inputs
+            if missing:
+                old.build = uuid.uuid4().hex[:12]
+            remove_unpublished(folder)
+            return Stage(folder, old, note, time.monotonic())
+        aside = _set_aside(folder)
+        note = f"{'; '.join(changed)}: made again, the old one is in {aside.name}"
+    elif folder.exists() and any(folder.iterdir()):
+        aside = _set_aside(folder)
+        note = f"the folder held something unknown, now in {aside.name}"
+    folder.mkdir(parents=True, exist_ok=True)
+    stage = Stage(folder, StageRecord(stage=name, build=uuid.uuid4().hex[:12], inputs=inputs), note, time.monotonic())
+    stage.save()
+    return stage
+
+
+def read_record(folder: Path) -> StageRecord | None:
+    """The record of a stage's folder, or None where there is none that can be read."""
+    try:
+        return StageRecord.model_validate_json((folder / RECORD_NAME).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, ValidationError, UnicodeDecodeError):
+        return None
+
+
+def fingerprint(value: Any) -> str:  # noqa: ANN401 - any JSON value
+    """A short name for a JSON value."""
+    return sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _set_aside(folder: Path) -> Path:
+    number = 1
+    while (aside := folder.with_name(f"{folder.name}.superseded-{number}")).exists():
+        number += 1
+    folder.rename(aside)
+    return aside
+
+
+def _changes(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """Which leaves differ, as "path: old -> new"; None in `new` is not compared."""
+    lines = []
+    for key in sorted(old.keys() | new.keys()):
+        before, after = old.get(key), new.get(key)
+        if key in new and after is None and key not in old:
+            continue
+        if isinstance(before, dict) and isinstance(after, dict):
+            lines += _changes(before, after, f"{prefix}{key}.")
+        elif before != after:
+            lines.append(f"{prefix}{key} changed ({_short(before)} -> {_short(after)})")
+    return lines
+
+
+def _short(value: Any) -> str:  # noqa: ANN401 - any JSON value
+    text = json.dumps(value)
+    return text if len(text) <= 40 else text[:37] + "..."

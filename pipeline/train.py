@@ -1,0 +1,226 @@
+"""The training loop, the same for the autoencoder and the DiT, on Ray or as a plain process.
+
+Which samples, which noise, which times: everything is addressed by the cursor (how many samples the run
+has consumed), so the loop's whole state is the weights, the moments, the EMA and one integer.
+"""
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+import torch.distributed as dist
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from data.loader import Sample, Stream
+from data.publish import publish_text
+from data.shards import IndexRow
+from pipeline.checkpoint import find_latest, load_training_state, save_checkpoint
+from pipeline.ema import ShardedEma
+from pipeline.workers import Worker
+from pipeline.zero import ZeroTrainer
+
+METRICS_NAME = "metrics.jsonl"
+
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+class TrainConfig(BaseModel):
+    """How a network is trained."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    steps: int = Field(1000, ge=1)
+    global_batch: int = Field(32, ge=1)  # samples per step over all workers
+    learning_rate: float = Field(1e-3, gt=0, allow_inf_nan=False)
+    warmup_steps: int = Field(50, ge=0)
+    schedule: Literal["constant", "cosine"] = "cosine"
+    weight_decay: float = Field(0.01, ge=0)
+    betas: tuple[float, float] = (0.9, 0.99)
+    clip_norm: float = Field(1.0, gt=0)
+    ema_decay: float = Field(0.995, ge=0, lt=1)
+    precision: Precision = "auto"
+    zero_stage: Literal[1, 2] = 2
+    checkpoint_every_steps: int = Field(250, ge=1)
+    keep_checkpoints: int = Field(2, ge=2)
+    log_every_steps: int = Field(10, ge=1)
+
+
+class TrainTask(Protocol):
+    """What the loop needs to know of a network; frozen records, pickled to the workers."""
+
+    kind: str
+    seed: int
+    dataset_dir: Path
+
+    def build(self) -> nn.Module:
+        """The network inside its loss: forward(batch) gives {"total": scalar, ...}."""
+        ...
+
+    def rows(self) -> list[IndexRow]:
+        """What to train on."""
+        ...
+
+    def prepare(self, samples: list[Sample]) -> Any:  # noqa: ANN401 - the task's own batch type, with .to(device)
+        """A batch of tensors, made in the loader's thread."""
+        ...
+
+    def trained(self) -> dict[str, Any]:
+        """What a reader of the checkpoint has to know."""
+        ...
+
+    def attachments(self, run_dir: Path) -> list[Path]:
+        """Files that go into every checkpoint."""
+        ...
+
+
+def learning_rate(step: int, config: TrainConfig) -> float:
+    """The rate for update number `step` (from 0): a linear warm-up, then constant or half a cosine to a tenth."""
+    peak = config.learning_rate
+    if step < config.warmup_steps:
+        return peak * (step + 1) / config.warmup_steps
+    if config.schedule == "constant":
+        return peak
+    progress = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+    return peak * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
+
+
+def autocast_dtype(precision: Precision, device: torch.device) -> torch.dtype | None:
+    """The type to compute in, or None for float32. "auto" takes bfloat16 where the hardware multiplies in it."""
+    if precision == "auto":
+        fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else _cpu_multiplies_bf16()
+        return torch.bfloat16 if fast else None
+    return torch.bfloat16 if precision == "bf16" else None
+
+
+def _cpu_multiplies_bf16() -> bool:
+    """Whether this CPU has instructions for bfloat16 products (AVX512-BF16 or AMX)."""
+    cpu_flags = Path("/proc/cpuinfo")
+    flags = cpu_flags.read_text(encoding="utf-8", errors="replace") if cpu_flags.exists() else ""
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+@contextmanager
+def autocast(precision: Precision, device: torch.device) -> Iterator[None]:
+    """Compute in the type `autocast_dtype` names."""
+    dtype = autocast_dtype(precision, device)
+    with torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
+        yield
+
+
+def train(task: TrainTask, config: TrainConfig, run_dir: Path, worker: Worker) -> None:
+    """Train to `config.steps`, from the latest checkpoint in `run_dir` where there is one."""
+    torch.manual_seed(task.seed)  # initial weights; everything later is addressed
+    module = task.build().to(worker.device)
+    trainer = ZeroTrainer(
+        module,
+        stage=config.zero_stage,
+        micro_batch=config.global_batch // worker.world_size,
+        weight_decay=config.weight_decay,
+        betas=config.betas,
+        clip=config.clip_norm,
+    )
+    ema = ShardedEma(trainer.fragments, config.ema_decay)
+    step = 0
+    if (checkpoint := find_latest(run_dir)) is not None:
+        load_training_state(checkpoint, trainer, ema)
+        step = checkpoint.record.step
+    metrics = MetricsWriter(run_dir, step) if worker.rank == 0 else None
+    stream = Stream(
+        task.dataset_dir,
+        task.rows(),
+        seed=task.seed,
+        global_batch=config.global_batch,
+        rank=worker.rank,
+        world_size=worker.world_size,
+    )
+    begun, first = time.monotonic(), step
+    batches = stream.batches(step * config.global_batch, task.prepare)
+    while step < config.steps:
+        rate = learning_rate(step, config)
+        batch = next(batches).to(worker.device)
+        with autocast(config.precision, worker.device):
+            losses = trainer.step(batch, rate)
+        step += 1
+        ema.update(step)
+        if step % config.log_every_steps == 0 or step == config.steps:
+            values = mean_over_ranks(losses, worker.world_size)
+            if not math.isfinite(values["total"]):
+                raise FloatingPointError(
+                    f"the {task.kind} loss is {values['total']} at step {step}; lower train.learning_rate "
+                    f"(it is {config.learning_rate:g}) and start again: the last checkpoint is intact"
+                )
+            if metrics is not None:
+                speed = (step - first) * config.global_batch / (time.monotonic() - begun)
+                norm = trainer.gradient_norm()
+                metrics.write(
+                    step, values | {"learning_rate": rate, "gradient_norm": norm, "samples_per_second": speed}
+                )
+        if step % config.checkpoint_every_steps == 0 or step == config.steps:
+            save_checkpoint(
+                run_dir,
+                trainer,
+                ema,
+                kind=task.kind,
+                step=step,
+                cursor=step * config.global_batch,
+                zero_stage=config.zero_stage,
+                trained=task.trained(),
+                attachments=task.attachments(run_dir),
+                keep_last=config.keep_checkpoints,
+            )
+    batches.close()
+    if metrics is not None:
+        metrics.close()
+
+
+def mean_over_ranks(losses: dict[str, Tensor], world_size: int) -> dict[str, float]:
+    """Average each loss over all workers; called by all."""
+    names = sorted(losses)
+    values = torch.stack([losses[name].float() for name in names])
+    dist.all_reduce(values)
+    return dict(zip(names, (values / world_size).tolist(), strict=True))
+
+
+class MetricsWriter:
+    """One JSON line per logged step, and the same numbers for TensorBoard."""
+
+    def __init__(self, run_dir: Path, first_step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._path = run_dir / METRICS_NAME
+        kept = [row for row in read_metrics(run_dir) if row["step"] <= first_step]  # later ones are run again
+        publish_text(self._path, "".join(json.dumps(row) + "\n" for row in kept))
+        self._file = self._path.open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=first_step + 1)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Record one step."""
+        self._file.write(json.dumps({"step": step, "time": time.time(), **values}) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flush everything."""
+        self._file.close()
+        self._board.close()
+
+
+def read_metrics(run_dir: Path) -> list[dict[str, float]]:
+    """What training has logged so far; a line that is being written is left out."""
+    path = run_dir / METRICS_NAME
+    if not path.is_file():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows

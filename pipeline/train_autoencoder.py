@@ -1,0 +1,95 @@
+"""What the training loop needs to know of the autoencoder."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import l1_loss, mse_loss
+
+from data.buckets import Bucket
+from data.loader import Sample
+from data.shards import IndexRow, read_index
+from data.video import Frames, decode_clip
+from models.autoencoder import Autoencoder, AutoencoderConfig, latent_shape
+from pipeline import seeds
+
+
+def to_pixels(frames: Frames) -> Float[Tensor, "3 t h w"]:
+    """uint8 (t h w c) from a video to float (c t h w) in [-1, 1]."""
+    return rearrange(torch.from_numpy(np.asarray(frames)).float() / 127.5 - 1, "t h w c -> c t h w")
+
+
+def to_frames(pixels: Float[Tensor, "3 t h w"]) -> Frames:
+    """The inverse of `to_pixels`, rounded and clipped."""
+    levels = ((pixels.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return rearrange(levels, "c t h w -> t h w c").cpu().numpy()
+
+
+@dataclass(frozen=True)
+class PixelBatch:
+    """Clips and the noise their latents are sampled with."""
+
+    pixels: Float[Tensor, "b 3 t h w"]
+    noise: Float[Tensor, "b c s i j"]
+
+    def to(self, device: torch.device) -> Self:
+        """The same batch on another device."""
+        return type(self)(self.pixels.to(device), self.noise.to(device))
+
+
+class AutoencoderLoss(nn.Module):
+    """Squared and absolute error of the reconstruction, plus the price of the latent's information."""
+
+    def __init__(self, network: Autoencoder) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, batch: PixelBatch) -> dict[str, Tensor]:
+        """Encode, sample, decode, compare."""
+        posterior = self.network.encode(batch.pixels)
+        reconstruction = self.network.decode(posterior.sample(batch.noise))
+        squared = mse_loss(reconstruction, batch.pixels)
+        kl = posterior.kl().mean()
+        absolute = l1_loss(reconstruction, batch.pixels)
+        total = squared + 0.1 * absolute + self.network.config.kl_weight * kl
+        return {"total": total, "squared_error": squared, "absolute_error": absolute, "kl": kl}
+
+
+@dataclass(frozen=True)
+class AutoencoderTask:
+    """Train the autoencoder on a folder of clip shards."""
+
+    model: AutoencoderConfig
+    bucket: Bucket
+    dataset_dir: Path
+    seed: int
+    kind: str = "autoencoder"
+
+    def build(self) -> nn.Module:
+        """The autoencoder inside its loss."""
+        return AutoencoderLoss(Autoencoder(self.model))
+
+    def rows(self) -> list[IndexRow]:
+        """The training split."""
+        return [row for row in read_index(self.dataset_dir) if row.split == "train"]
+
+    def prepare(self, samples: list[Sample]) -> PixelBatch:
+        """Decode the clips of a batch."""
+        shape = latent_shape(self.model, self.bucket.num_frames, self.bucket.height, self.bucket.width)
+        return PixelBatch(
+            pixels=torch.stack([to_pixels(decode_clip(sample.payload)) for sample in samples]),
+            noise=seeds.normal(self.seed, "posterior", (sample.position for sample in samples), shape),
+        )
+
+    def trained(self) -> dict[str, Any]:
+        """The model's size and the shape of the clips."""
+        return {"model": self.model.model_dump(), "bucket": self.bucket.model_dump(), "seed": self.seed}
+
+    def attachments(self, run_dir: Path) -> list[Path]:
+        """None."""
+        return []

@@ -1,0 +1,127 @@
+"""What the training loop needs to know of the DiT: conditional flow matching on latents."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from jaxtyping import Float
+from pydantic import BaseModel, ConfigDict, Field
+from safetensors.torch import load as load_safetensors
+from torch import Tensor, nn
+
+from data.buckets import Bucket
+from data.loader import Sample
+from data.shards import IndexRow, LatentStats, read_index
+from models.dit import DiT, DiTConfig
+from models.flow.objective import TimeLaw, flow_matching_loss
+from models.flow.path import StraightPath
+from models.text import CaptionTokens
+from pipeline import seeds
+
+AUTOENCODER_NAME = "autoencoder.safetensors"
+
+
+class FlowSpec(BaseModel):
+    """Every choice of the diffusion that training, validation and sampling have to share."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    times: TimeLaw = TimeLaw()
+    caption_drop: float = Field(0.1, ge=0, lt=1)  # share of samples trained without their caption
+    null_caption: str = ""
+
+
+def normalize(latents: Float[Tensor, "b c t h w"], stats: LatentStats) -> Float[Tensor, "b c t h w"]:
+    """Zero mean and unit variance per channel."""
+    mean, std = (torch.tensor(values, device=latents.device)[:, None, None, None] for values in (stats.mean, stats.std))
+    return (latents - mean) / std
+
+
+def denormalize(latents: Float[Tensor, "b c t h w"], stats: LatentStats) -> Float[Tensor, "b c t h w"]:
+    """The inverse of `normalize`."""
+    mean, std = (torch.tensor(values, device=latents.device)[:, None, None, None] for values in (stats.mean, stats.std))
+    return latents * std + mean
+
+
+@dataclass(frozen=True)
+class FlowBatch:
+    """Normalised latents, their noise, times and captions."""
+
+    x_1: Float[Tensor, "b c t h w"]
+    x_0: Float[Tensor, "b c t h w"]
+    t: Float[Tensor, " b"]
+    caption: CaptionTokens
+
+    def to(self, device: torch.device) -> Self:
+        """The same batch on another device."""
+        return type(self)(self.x_1.to(device), self.x_0.to(device), self.t.to(device), self.caption.to(device))
+
+
+class FlowMatchingLoss(nn.Module):
+    """Conditional flow matching (Lipman et al. 2022, eq. 23)."""
+
+    def __init__(self, network: DiT) -> None:
+        super().__init__()
+        self.network = network
+        self.path = StraightPath()
+
+    def forward(self, batch: FlowBatch) -> dict[str, Tensor]:
+        """Mean squared error of the velocity."""
+        point = self.path.sample(batch.x_0, batch.x_1, batch.t)
+        predicted = self.network(point.x_t, batch.t, batch.caption)
+        return {"total": flow_matching_loss(predicted, point.velocity).mean()}
+
+
+@dataclass(frozen=True)
+class DiTTask:
+    """Train the DiT on a folder of latent shards."""
+
+    model: DiTConfig
+    flow: FlowSpec
+    bucket: Bucket
+    latent_shape: tuple[int, int, int, int]
+    latent_stats: LatentStats
+    dataset_dir: Path
+    autoencoder_path: Path  # exported weights; they travel with every checkpoint
+    seed: int
+    kind: str = "dit"
+
+    def build(self) -> nn.Module:
+        """The DiT inside its loss."""
+        return FlowMatchingLoss(DiT(self.model, self.latent_shape))
+
+    def rows(self) -> list[IndexRow]:
+        """The training split."""
+        return [row for row in read_index(self.dataset_dir) if row.split == "train"]
+
+    def prepare(self, samples: list[Sample]) -> FlowBatch:
+        """Read latents; noise, time and caption drop are functions of each sample's position in the run."""
+        positions = [sample.position for sample in samples]
+        latents = torch.stack([load_safetensors(sample.payload)["mean"] for sample in samples]).float()
+        dropped = seeds.uniform(self.seed, "caption-drop", positions) < self.flow.caption_drop
+        captions = [
+            self.flow.null_caption if drop else sample.row.caption
+            for sample, drop in zip(samples, dropped.tolist(), strict=True)
+        ]
+        return FlowBatch(
+            x_1=normalize(latents, self.latent_stats),
+            x_0=seeds.normal(self.seed, "noise", positions, self.latent_shape),
+            t=self.flow.times.times(seeds.normal(self.seed, "time", positions)),
+            caption=CaptionTokens.encode(captions, self.model.text.max_bytes),
+        )
+
+    def trained(self) -> dict[str, Any]:
+        """Everything sampling needs."""
+        return {
+            "model": self.model.model_dump(),
+            "flow": self.flow.model_dump(),
+            "bucket": self.bucket.model_dump(),
+            "latent_shape": list(self.latent_shape),
+            "latent_stats": self.latent_stats.model_dump(),
+            "seed": self.seed,
+        }
+
+    def attachments(self, run_dir: Path) -> list[Path]:
+        """The autoencoder, so that a checkpoint is all that sampling needs."""
+        return [self.autoencoder_path]

@@ -1,0 +1,100 @@
+"""Run one training function on N workers: under Ray Train, or right here as a plain process.
+
+Either way the function finds an initialised torch.distributed process group and its `Worker` record.
+"""
+
+import os
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from pydantic import BaseModel, ConfigDict, Field
+
+COLLECTIVE_TIMEOUT_SECONDS = 300
+
+
+class WorkersConfig(BaseModel):
+    """How many workers run, and what each may use."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    num_workers: int = Field(2, ge=1)
+    cpus_per_worker: int = Field(1, ge=1)
+    gpus_per_worker: float = Field(0, ge=0)
+    max_failures: int = Field(2, ge=0)  # restarts of a training whose worker died
+
+
+@dataclass(frozen=True)
+class Worker:
+    """Who this process is among the workers, and where it computes."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+
+def train_on_ray(function: Callable[[Worker], None], config: WorkersConfig, storage_dir: Path) -> None:
+    """Run `function` on every worker of a Ray Train group; a worker that dies restarts the group.
+
+    Raises:
+        ray.train.TrainingFailedError: the function raised, or workers died more than `max_failures` times.
+    """
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    def worker_function(settings: dict[str, Any]) -> None:
+        import ray.train
+        from ray.train.torch import get_device
+
+        context = ray.train.get_context()
+        torch.set_num_threads(settings["threads"])
+        settings["function"](Worker(context.get_world_rank(), context.get_world_size(), get_device()))
+
+    trainer = TorchTrainer(
+        worker_function,
+        train_loop_config={"function": function, "threads": config.cpus_per_worker},
+        torch_config=TorchConfig(
+            backend="nccl" if config.gpus_per_worker else "gloo", timeout_s=COLLECTIVE_TIMEOUT_SECONDS
+        ),
+        scaling_config=ScalingConfig(
+            num_workers=config.num_workers,
+            use_gpu=config.gpus_per_worker > 0,
+            resources_per_worker={"CPU": config.cpus_per_worker, **_gpu(config.gpus_per_worker)},
+        ),
+        # Our checkpoints are our own; Ray keeps only its bookkeeping here, under a name that is never used twice.
+        run_config=RunConfig(
+            name=uuid.uuid4().hex[:12],
+            storage_path=str(storage_dir.resolve()),
+            failure_config=FailureConfig(max_failures=config.max_failures),
+        ),
+    )
+    trainer.fit()
+
+
+def _gpu(gpus: float) -> dict[str, float]:
+    return {"GPU": gpus} if gpus else {}
+
+
+def train_here(function: Callable[[Worker], None], num_threads: int) -> None:
+    """Run `function` in this process: one worker alone, or one of several started by torchrun."""
+    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    torch.set_num_threads(num_threads)
+    timeout = timedelta(seconds=COLLECTIVE_TIMEOUT_SECONDS)
+    backend = "nccl" if cuda else "gloo"
+    if "MASTER_ADDR" in os.environ:
+        dist.init_process_group(backend, timeout=timeout)
+    else:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=rank, world_size=world_size, timeout=timeout)
+    try:
+        function(Worker(rank, world_size, device))
+    finally:
+        dist.destroy_process_group()
