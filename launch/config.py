@@ -138,7 +138,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} holds a {type(tree).__name__}, not sections with fields")
     for override in overrides:
-        _apply(tree, override)
+        apply_override(tree, override)
     try:
         return RunConfig.model_validate(tree)
     except ValidationError as error:
@@ -165,7 +165,12 @@ def dump_config(config: RunConfig) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
-def _apply(tree: dict[str, Any], override: str) -> None:
+def apply_override(tree: dict[str, Any], override: str) -> None:
+    """Set one `section.field=value` in a tree of plain values; the value is read as YAML.
+
+    Raises:
+        ConfigError: it is not of that form.
+    """
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise ConfigError(f"--set {override}: write section.field=value, for example dit.train.steps=2000")
@@ -177,13 +182,13 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     tree[field] = yaml.safe_load(text)
 
 
-def explain(error: ValidationError, source: str) -> str:
+def explain(error: ValidationError, source: str, root: type[BaseModel] = RunConfig) -> str:
     """Every problem on a line: field, value, and the nearest valid key or value."""
     lines = []
     for problem in error.errors():
         location = ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
-            known = _fields_at(problem["loc"][:-1])
+            known = _fields_at(root, problem["loc"][:-1])
             close = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1, cutoff=0.5)
             hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}"
             lines.append(f"{location}: there is no such field; {hint}")
@@ -196,8 +201,8 @@ def explain(error: ValidationError, source: str) -> str:
     return f"{source} cannot be used:" + "".join(f"\n  {line}" for line in lines)
 
 
-def _fields_at(location: Sequence[int | str]) -> list[str]:
-    model: Any = RunConfig
+def _fields_at(root: type[BaseModel], location: Sequence[int | str]) -> list[str]:
+    model: Any = root
     for part in location:
         model = model.model_fields[str(part)].annotation
     return list(model.model_fields)

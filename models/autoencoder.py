@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Self
 
 import torch
-from einops import rearrange
+from einops import rearrange, reduce, repeat
 from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from torch.nn.functional import pad, silu
 
 TEMPORAL_FACTOR = 4
 SPATIAL_FACTOR = 8
+INITIAL_LOG_VARIANCE = -4.0  # an untrained encoder should not drown its own signal in noise
 
 
 class AutoencoderConfig(BaseModel):
@@ -26,15 +27,18 @@ class AutoencoderConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     latent_channels: int = Field(8, ge=1)
-    width: int = Field(64, ge=8)  # channels next to the pixels
-    deep_width: int = Field(128, ge=8)  # channels next to the latents
-    num_blocks: int = Field(2, ge=1)  # residual blocks per resolution
+    width: int = Field(48, ge=8)  # channels next to the pixels
+    deep_width: int = Field(96, ge=8)  # channels next to the latents
+    num_blocks: int = Field(1, ge=1)  # residual blocks per resolution
     kl_weight: float = Field(1e-6, ge=0)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.deep_width < self.width:
-            raise ValueError(f"deep_width is {self.deep_width}, but it must not be less than width {self.width}")
+        folded = 8 * self.width  # channels of 2 x 2 x 2 folded values, which the shortcuts share out evenly
+        if folded % self.deep_width:
+            fitting = [width for width in range(8, folded + 1) if folded % width == 0]
+            nearest = min(fitting, key=lambda width: abs(width - self.deep_width))
+            raise ValueError(f"deep_width is {self.deep_width}, but it must divide 8 x width = {folded}: use {nearest}")
         return self
 
 
@@ -79,18 +83,12 @@ class Posterior:
 class CausalConv3d(nn.Module):
     """3D convolution that sees the present and the past: the first frame is repeated to the left."""
 
-    def __init__(self, channels_in: int, channels_out: int, kernel: tuple[int, int, int], time_stride: int = 1) -> None:
+    def __init__(self, channels_in: int, channels_out: int, kernel: tuple[int, int, int]) -> None:
         super().__init__()
         self.past = kernel[0] - 1
-        self.conv = nn.Conv3d(
-            channels_in,
-            channels_out,
-            kernel,
-            stride=(time_stride, 1, 1),
-            padding=(0, kernel[1] // 2, kernel[2] // 2),
-        )
+        self.conv = nn.Conv3d(channels_in, channels_out, kernel, padding=(0, kernel[1] // 2, kernel[2] // 2))
 
-    def forward(self, x: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b d s h w"]:
+    def forward(self, x: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b d t h w"]:
         """Convolve."""
         if self.past:
             x = pad(x, (0, 0, 0, 0, self.past, 0), mode="replicate")
@@ -112,49 +110,74 @@ class ChannelNorm(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """x + conv(silu(norm(conv(silu(norm(x)))))); the second convolution starts at zero."""
+    """x + conv(silu(conv(silu(norm(x))))); the second convolution starts at zero."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, kernel: tuple[int, int, int]) -> None:
         super().__init__()
-        self.norm_1 = ChannelNorm(channels)
-        self.conv_1 = CausalConv3d(channels, channels, (3, 3, 3))
-        self.norm_2 = ChannelNorm(channels)
+        self.norm = ChannelNorm(channels)
+        self.conv_1 = CausalConv3d(channels, channels, kernel)
         self.conv_2 = CausalConv3d(channels, channels, (1, 3, 3))
-        nn.init.zeros_(self.conv_2.conv.weight)
+        start_at_zero(self.conv_2)
 
     def forward(self, x: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b c t h w"]:
         """Refine."""
-        h = self.conv_1(silu(self.norm_1(x)))
-        return x + self.conv_2(silu(self.norm_2(h)))
+        return x + self.conv_2(silu(self.conv_1(silu(self.norm(x)))))
+
+
+def start_at_zero(layer: CausalConv3d) -> None:
+    """Begin with only what flows around the layer."""
+    nn.init.zeros_(layer.conv.weight)
+    if layer.conv.bias is not None:
+        nn.init.zeros_(layer.conv.bias)
+
+
+def fold(x: Float[Tensor, "b c t h w"], space: int) -> Float[Tensor, "b d s i j"]:
+    """Move pairs of frames, and squares of `space` x `space` pixels, into channels: 2k + 1 frames to k + 1.
+
+    The first frame is paired with itself, so no pair reaches into the future.
+    """
+    x = torch.cat([x[:, :, :1], x], dim=2)
+    return rearrange(x, "b c (t s) (h p) (w q) -> b (c p q s) t h w", s=2, p=space, q=space)
+
+
+def unfold(x: Float[Tensor, "b c t h w"], space: int) -> Float[Tensor, "b d s i j"]:
+    """The inverse of `fold`: k + 1 frames to 2k + 1; the first frame's double is dropped."""
+    return rearrange(x, "b (c p q s) t h w -> b c (t s) (h p) (w q)", s=2, p=space, q=space)[:, :, 1:]
 
 
 class Downsample(nn.Module):
-    """Halve time (2k + 1 frames to k + 1), and by choice height and width."""
+    """Halve time, and height and width by a factor `space`, around a shortcut that averages channels.
 
-    def __init__(self, channels_in: int, channels_out: int, *, spatial: bool) -> None:
+    The shortcut lets a signal through from the first step on (Chen et al. 2024, "DC-AE", section 3.1).
+    """
+
+    def __init__(self, channels_in: int, channels_out: int, space: int) -> None:
         super().__init__()
-        self.factor = 2 if spatial else 1
-        self.conv = CausalConv3d(channels_in * self.factor**2, channels_out, (3, 3, 3), time_stride=2)
+        self.space, self.channels_out = space, channels_out
+        self.conv = CausalConv3d(channels_in * space**2 * 2, channels_out, (1, 3, 3))
+        start_at_zero(self.conv)
 
     def forward(self, x: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b d s i j"]:
-        """Fold pixels into channels, then convolve with a stride in time."""
-        return self.conv(rearrange(x, "b c t (h p) (w q) -> b (c p q) t h w", p=self.factor, q=self.factor))
+        """Fold, then convolve."""
+        folded = fold(x, self.space)
+        return self.conv(folded) + reduce(folded, "b (c g) t h w -> b c t h w", "mean", c=self.channels_out)
 
 
 class Upsample(nn.Module):
-    """Double time (k + 1 frames to 2k + 1), and by choice height and width."""
+    """Double time, and height and width by a factor `space`, around a shortcut that repeats channels."""
 
-    def __init__(self, channels_in: int, channels_out: int, *, spatial: bool) -> None:
+    def __init__(self, channels_in: int, channels_out: int, space: int) -> None:
         super().__init__()
-        self.factor = 2 if spatial else 1
-        self.conv = CausalConv3d(channels_in, channels_out * self.factor**2 * 2, (3, 3, 3))
+        self.space = space
+        folded = channels_out * space**2 * 2
+        self.repeats = folded // channels_in
+        self.conv = CausalConv3d(channels_in, folded, (1, 3, 3))
+        start_at_zero(self.conv)
 
     def forward(self, x: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b d s i j"]:
-        """Each frame yields two; the first frame's first one lies before the clip and is dropped."""
-        h = rearrange(
-            self.conv(x), "b (c s p q) t h w -> b c (t s) (h p) (w q)", s=2, p=self.factor, q=self.factor
-        )
-        return h[:, :, 1:]
+        """Convolve, then unfold."""
+        shortcut = repeat(x, "b c t h w -> b (c g) t h w", g=self.repeats)
+        return unfold(self.conv(x) + shortcut, self.space)
 
 
 class Autoencoder(nn.Module):
@@ -165,28 +188,26 @@ class Autoencoder(nn.Module):
         self.config = config
         near, deep, channels = config.width, config.deep_width, config.latent_channels
 
-        def blocks(width: int) -> list[nn.Module]:
-            return [ResidualBlock(width) for _ in range(config.num_blocks)]
+        def blocks(width: int, kernel: tuple[int, int, int]) -> list[nn.Module]:
+            return [ResidualBlock(width, kernel) for _ in range(config.num_blocks)]
 
-        self.encoder = nn.Sequential(                                     # c   t       h     w
-            CausalConv3d(3 * 16, near, (3, 3, 3)),                        # near 4k+1   H/4   W/4
-            *blocks(near),
-            Downsample(near, deep, spatial=True),                         # deep 2k+1   H/8   W/8
-            *blocks(deep),
-            Downsample(deep, deep, spatial=False),                        # deep  k+1   H/8   W/8
-            *blocks(deep),
-            ChannelNorm(deep),
+        self.encoder = nn.Sequential(                          # c    t     h    w
+            CausalConv3d(3 * 16, near, (1, 3, 3)),             # near 4k+1  H/4  W/4
+            *blocks(near, (1, 3, 3)),
+            Downsample(near, deep, space=2),                   # deep 2k+1  H/8  W/8
+            *blocks(deep, (3, 3, 3)),
+            Downsample(deep, deep, space=1),                   # deep k+1   H/8  W/8
+            *blocks(deep, (3, 3, 3)),
             CausalConv3d(deep, 2 * channels, (1, 1, 1)),
         )
         self.decoder = nn.Sequential(
-            CausalConv3d(channels, deep, (3, 3, 3)),                      # deep  k+1   H/8   W/8
-            *blocks(deep),
-            Upsample(deep, deep, spatial=False),                          # deep 2k+1   H/8   W/8
-            *blocks(deep),
-            Upsample(deep, near, spatial=True),                           # near 4k+1   H/4   W/4
-            *blocks(near),
-            ChannelNorm(near),
-            CausalConv3d(near, 3 * 16, (3, 3, 3)),
+            CausalConv3d(channels, deep, (1, 1, 1)),           # deep k+1   H/8  W/8
+            *blocks(deep, (3, 3, 3)),
+            Upsample(deep, deep, space=1),                     # deep 2k+1  H/8  W/8
+            *blocks(deep, (3, 3, 3)),
+            Upsample(deep, near, space=2),                     # near 4k+1  H/4  W/4
+            *blocks(near, (1, 3, 3)),
+            CausalConv3d(near, 3 * 16, (1, 3, 3)),
         )
 
     def encode(self, pixels: Float[Tensor, "b 3 t h w"]) -> Posterior:
@@ -194,7 +215,7 @@ class Autoencoder(nn.Module):
         latent_shape(self.config, *pixels.shape[2:])  # raises for a clip that does not fit
         patches = rearrange(pixels, "b c t (h p) (w q) -> b (c p q) t h w", p=4, q=4)
         mean, log_variance = self.encoder(patches).float().chunk(2, dim=1)
-        return Posterior(mean, log_variance.clamp(-20, 10))
+        return Posterior(mean, (log_variance + INITIAL_LOG_VARIANCE).clamp(-20, 10))
 
     def decode(self, latents: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b 3 s i j"]:
         """Latents to pixels; values may stray a little outside [-1, 1]."""

@@ -1,0 +1,94 @@
+"""Stages as Ray jobs: submit, follow, ask, stop, through the Job Submission API of a running cluster."""
+
+import asyncio
+import re
+import shlex
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from ray.job_submission import JobSubmissionClient
+
+from launch.cluster import PROJECT_DIR, ClusterError
+from launch.config import ConfigError, dump_config, load_config
+from launch.plan import STAGES
+
+COMMANDS = ("run", "demo", *STAGES[1:])
+NOT_SHIPPED = [".git", ".venv", "runs", "tests", "docs", "benchmarks", "**/__pycache__"]
+
+
+def _client(address: str) -> JobSubmissionClient:
+    if not re.match(r"^https?://", address):
+        raise ConfigError(f"--address {address}: the job API is an http address, such as http://127.0.0.1:8265")
+    try:
+        return JobSubmissionClient(address)
+    except (ConnectionError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ClusterError(
+            f"no Ray dashboard answers at {address} ({reason}); on the cluster's head node run "
+            "`ray start --head`, and forward port 8265 if it is another machine"
+        ) from error
+
+
+def submit(stage: str, config_path: Path, overrides: Sequence[str], address: str) -> str:
+    """Check the configuration here, ship the code with it, and start the stage there; returns the job's id.
+
+    Paths in the configuration are the cluster's. The job's name is new each time; the run's name decides
+    what is gone on with.
+
+    Raises:
+        ConfigError: an unknown stage, or a configuration that cannot be used.
+        ClusterError: no cluster answers.
+    """
+    if stage not in COMMANDS:
+        raise ConfigError(f"there is no stage {stage!r}; stages are {', '.join(COMMANDS)}")
+    config = load_config(config_path, overrides)
+    job_id = f"{config.name}-{stage.replace(' ', '-')}-{uuid.uuid4().hex[:6]}"
+    client = _client(address)
+    # The resolved config travels inside the command: the job needs no file that only this machine has.
+    script = f"printf %s {shlex.quote(dump_config(config))} > job.yaml && python -m launch {{}} job.yaml"
+    command = "run" if stage == "demo" else stage
+    try:
+        return client.submit_job(
+            entrypoint=script.format(command),
+            submission_id=job_id,
+            runtime_env={"working_dir": str(PROJECT_DIR), "excludes": NOT_SHIPPED},
+            metadata={"run": config.name, "stage": stage},
+        )
+    except RuntimeError as error:
+        raise ClusterError(f"the cluster at {address} refused the job: {str(error).splitlines()[0]}") from error
+
+
+def follow(job_id: str, address: str) -> Iterator[str]:
+    """The job's log, from its start to its end, as it is written."""
+    client = _client(address)
+    _known(client, job_id)
+    lines = client.tail_job_logs(job_id)
+    loop = asyncio.new_event_loop()
+    try:
+        while True:
+            try:
+                yield loop.run_until_complete(anext(lines))
+            except StopAsyncIteration:
+                return
+    finally:
+        loop.close()
+
+
+def status(job_id: str, address: str) -> str:
+    """PENDING, RUNNING, STOPPED, SUCCEEDED or FAILED."""
+    return _known(_client(address), job_id)
+
+
+def stop(job_id: str, address: str) -> None:
+    """Ask a job to stop; it gets SIGTERM, and SIGKILL if that does not help."""
+    client = _client(address)
+    _known(client, job_id)
+    client.stop_job(job_id)
+
+
+def _known(client: JobSubmissionClient, job_id: str) -> str:
+    try:
+        return client.get_job_status(job_id).value
+    except RuntimeError as error:
+        raise ConfigError(f"there is no job {job_id!r} on that cluster ({str(error).splitlines()[0]})") from error
