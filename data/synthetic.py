@@ -26,14 +26,14 @@ DIRECTIONS: dict[str, tuple[float, float]] = {  # unit steps (down, right): rows
     "up": (-1.0, 0.0),
     "down": (1.0, 0.0),
 }
-SIZES: dict[str, float] = {"small": 0.13, "large": 0.19}  # radius as a share of the frame
-SPEEDS: dict[str, float] = {"slowly": 0.32, "quickly": 0.50}  # way across the whole clip, as a share of the frame
+SIZES: dict[str, float] = {"small": 0.17, "large": 0.23}  # radius as a share of the frame
+SPEEDS: dict[str, float] = {"slowly": 0.36, "quickly": 0.52}  # way across the whole clip, as a share of the frame
 BACKGROUNDS: dict[str, tuple[tuple[int, int, int], tuple[int, int, int]]] = {  # grey levels, top to bottom
     "black": ((8, 8, 8), (8, 8, 8)),
-    "grey": ((105, 105, 105), (105, 105, 105)),
-    "white": ((242, 242, 242), (242, 242, 242)),
-    "dusky": ((20, 22, 30), (120, 118, 112)),
-    "hazy": ((215, 218, 222), (130, 128, 124)),
+    "dark": ((40, 40, 40), (40, 40, 40)),
+    "grey": ((80, 80, 80), (80, 80, 80)),
+    "dusky": ((14, 15, 20), (84, 82, 78)),
+    "foggy": ((86, 87, 90), (30, 30, 29)),
 }
 PHRASINGS = (
     "a {colour} {shape} moves {direction}",
@@ -117,7 +117,7 @@ def random_scene(seed: int, index: int, allowed: list[Combination]) -> Scene:
     """Scene number `index` of the world `seed`, whatever was made before it."""
     random = np.random.default_rng([seed, index])
     combination = allowed[index % len(allowed)]  # every combination equally often
-    drift = (random.uniform(-0.06, 0.06), random.uniform(-0.22, 0.22))  # (along the motion, across it)
+    drift = (random.uniform(-0.02, 0.02), random.uniform(-0.2, 0.2))  # (along the motion, across it)
     vertical = DIRECTIONS[combination.direction][0] != 0
     return Scene(
         combination=combination,

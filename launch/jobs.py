@@ -10,7 +10,7 @@ from pathlib import Path
 from ray.job_submission import JobSubmissionClient
 
 from launch.cluster import PROJECT_DIR, ClusterError
-from launch.config import ConfigError, dump_config, load_config
+from launch.config import SYNTHETIC, ConfigError, RunConfig, dump_config, load_config
 from launch.plan import STAGES
 
 COMMANDS = ("run", "demo", *STAGES[1:])
@@ -33,8 +33,7 @@ def _client(address: str) -> JobSubmissionClient:
 def submit(stage: str, config_path: Path, overrides: Sequence[str], address: str) -> str:
     """Check the configuration here, ship the code with it, and start the stage there; returns the job's id.
 
-    Paths in the configuration are the cluster's. The job's name is new each time; the run's name decides
-    what is gone on with.
+    The job's id is new each time; the run's name decides what is gone on with.
 
     Raises:
         ConfigError: an unknown stage, or a configuration that cannot be used.
@@ -42,7 +41,7 @@ def submit(stage: str, config_path: Path, overrides: Sequence[str], address: str
     """
     if stage not in COMMANDS:
         raise ConfigError(f"there is no stage {stage!r}; stages are {', '.join(COMMANDS)}")
-    config = load_config(config_path, overrides)
+    config = absolute_paths(load_config(config_path, overrides))
     job_id = f"{config.name}-{stage.replace(' ', '-')}-{uuid.uuid4().hex[:6]}"
     client = _client(address)
     # The resolved config travels inside the command: the job needs no file that only this machine has.
@@ -57,6 +56,24 @@ def submit(stage: str, config_path: Path, overrides: Sequence[str], address: str
         )
     except RuntimeError as error:
         raise ClusterError(f"the cluster at {address} refused the job: {str(error).splitlines()[0]}") from error
+
+
+def absolute_paths(config: RunConfig) -> RunConfig:
+    """The same configuration with every path absolute: a job runs in a folder of its own.
+
+    Paths must mean the same on the cluster's machines (a shared file system) as here.
+    """
+    data, sample = config.data, config.sample
+    source = data.source if data.source == SYNTHETIC else str(Path(data.source).resolve())
+    captions = None if data.captions is None else data.captions.resolve()
+    prompts = None if sample.prompts is None else sample.prompts.resolve()
+    return config.model_copy(
+        update={
+            "runs_dir": config.runs_dir.resolve(),
+            "data": data.model_copy(update={"source": source, "captions": captions}),
+            "sample": sample.model_copy(update={"prompts": prompts}),
+        }
+    )
 
 
 def follow(job_id: str, address: str) -> Iterator[str]:

@@ -147,16 +147,20 @@ class DiT(nn.Module):
         angles = rope_angles(self.grid, config.width // config.heads)
         self.register_buffer("angles", angles, persistent=False)
         self.angles: Tensor
+        # Rotary angles tell offsets only; where a token lies in the frame (a horizon, a border) is told once, here.
+        places = rope_angles(self.grid, config.width)
+        self.register_buffer("places", torch.cat([places.cos(), places.sin()], dim=-1), persistent=False)
+        self.places: Tensor
 
     def forward(
         self, x: Float[Tensor, "b c t h w"], t: Float[Tensor, " b"], caption: CaptionTokens
     ) -> Float[Tensor, "b c t h w"]:
         """Predict the velocity at x_t = `x`, times `t` in [0, 1]."""
         text = self.text(caption)                                            # b m e
-        weight = caption.mask / caption.mask.sum(1, keepdim=True)            # b m
-        pooled = torch.einsum("bm,bme->be", weight, text.float())            # b e
+        # The largest value over the caption tells whether a word occurs, however long the caption is.
+        pooled = text.float().masked_fill(~caption.mask[..., None], float("-inf")).amax(1)  # b e
         condition = silu(self.time(t) + self.text_pooled(pooled))            # b d
-        tokens = self.patch(patchify(x, self.config.patch_size))             # b n d
+        tokens = self.patch(patchify(x, self.config.patch_size)) + self.places # b n d
         for block in self.blocks:
             tokens = block(tokens, condition, text, caption.mask, self.angles)
         shift, scale = self.final_modulation(condition).chunk(2, dim=-1)     # b d

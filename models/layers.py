@@ -37,8 +37,12 @@ class FeedForward(nn.Module):
 
 
 def time_embedding(t: Float[Tensor, " b"], width: int) -> Float[Tensor, "b d"]:
-    """Unit-norm sinusoids of log-spaced frequencies: sqrt(2/d) [cos(w t), sin(w t)], 2 pi <= w <= 2 pi 1000."""
-    frequencies = 2 * math.pi * torch.logspace(0, 3, width // 2, device=t.device)
+    """Unit-norm sinusoids of log-spaced frequencies: sqrt(2/d) [cos(w t), sin(w t)], 1 <= w <= 200.
+
+    The slowest turns by one radian over all of time, so that the network reads time itself off it; the
+    fastest still moves little between the steps of a sampler (Holderrieth & Erives 2025, section 5.1).
+    """
+    frequencies = torch.logspace(0, math.log10(200), width // 2, device=t.device)
     phases = t.float()[:, None] * frequencies
     return torch.cat([phases.cos(), phases.sin()], dim=-1) * math.sqrt(2 / width)
 

@@ -1,6 +1,7 @@
 """Captions as bytes, and a small transformer that reads them, trained together with the DiT.
 
-Nothing is downloaded: UTF-8 has 256 values, two more mark the end of a caption and the padding.
+Nothing is downloaded: UTF-8 has 256 values, two more mark the end of a caption and the padding. Words
+are found through hashed n-grams of bytes (Pagnoni et al. 2024, "Byte Latent Transformer", section 3.2.1).
 """
 
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from models.attention import attention
 from models.layers import FeedForward, RMSNorm
 
 END, PAD, VOCABULARY = 256, 257, 258
+NGRAM_LENGTHS = (3, 5)
 
 
 class TextConfig(BaseModel):
@@ -27,6 +29,7 @@ class TextConfig(BaseModel):
     depth: int = Field(2, ge=0)
     heads: int = Field(2, ge=1)
     max_bytes: int = Field(96, ge=8)
+    ngram_buckets: int = Field(2048, ge=64)  # rows of each table of byte n-grams
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,15 @@ class CaptionTokens:
         return CaptionTokens(self.ids.to(device), self.mask.to(device))
 
 
+def ngram_hashes(ids: Int[Tensor, "b n"], length: int, buckets: int) -> Int[Tensor, "b n"]:
+    """A bucket number for the `length` bytes that end at each position (fewer at the start)."""
+    value = torch.zeros_like(ids)
+    for back in range(length):
+        shifted = nn.functional.pad(ids, (back, 0), value=PAD)[:, : ids.shape[1]]
+        value = (value * 1_000_003 + shifted + 1) % 2_147_483_629  # a prime below 2^31: the product fits 64 bits
+    return value % buckets
+
+
 class TextBlock(nn.Module):
     """Pre-norm self-attention and feed-forward."""
 
@@ -85,13 +97,18 @@ class CaptionEncoder(nn.Module):
         super().__init__()
         self.embed = nn.Embedding(VOCABULARY, config.width)
         self.position = nn.Parameter(torch.randn(config.max_bytes + 1, config.width) * 0.02)
+        # One byte says little and attention is slow to spell: a vector for each short run of bytes, too.
+        self.ngrams = nn.ModuleDict({str(n): nn.Embedding(config.ngram_buckets, config.width) for n in NGRAM_LENGTHS})
         self.blocks = nn.ModuleList(TextBlock(config.width, config.heads) for _ in range(config.depth))
         self.norm = RMSNorm(config.width)
-        nn.init.normal_(self.embed.weight, std=0.02)
+        for table in (self.embed, *self.ngrams.values()):
+            nn.init.normal_(table.weight)  # unit scale: at 0.02 most words went unused for hundreds of steps
 
     def forward(self, caption: CaptionTokens) -> Float[Tensor, "b n d"]:
         """Encode; vectors at padding carry no meaning and must be masked by whoever reads them."""
         x = self.embed(caption.ids) + self.position
+        for length, table in self.ngrams.items():
+            x = x + table(ngram_hashes(caption.ids, int(length), table.num_embeddings))
         for block in self.blocks:
             x = block(x, caption.mask)
         return self.norm(x)

@@ -119,6 +119,8 @@ def train(task: TrainTask, config: TrainConfig, run_dir: Path, worker: Worker) -
     module = task.build().to(worker.device)
     trainer = ZeroTrainer(
         module,
+        device=worker.device,
+        dtype=autocast_dtype(config.precision, worker.device),
         stage=config.zero_stage,
         micro_batch=config.global_batch // worker.world_size,
         weight_decay=config.weight_decay,
@@ -144,8 +146,7 @@ def train(task: TrainTask, config: TrainConfig, run_dir: Path, worker: Worker) -
     while step < config.steps:
         rate = learning_rate(step, config)
         batch = next(batches).to(worker.device)
-        with autocast(config.precision, worker.device):
-            losses = trainer.step(batch, rate)
+        losses = trainer.step(batch, rate)
         step += 1
         ema.update(step)
         if step % config.log_every_steps == 0 or step == config.steps:

@@ -83,8 +83,9 @@ def _gpu(gpus: float) -> dict[str, float]:
 def train_here(function: Callable[[Worker], None], num_threads: int) -> None:
     """Run `function` in this process: one worker alone, or one of several started by torchrun."""
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists on it
     cuda = torch.cuda.is_available()
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
     torch.set_num_threads(num_threads)

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # what AdamW keeps per value
+BUCKET_PARAMETERS = 200_000_000  # how many values one collective carries at most
 
 
 @dataclass(frozen=True)
@@ -45,11 +46,35 @@ def import_deepspeed() -> Any:  # noqa: ANN401 - deepspeed is untyped
     return deepspeed
 
 
+class _Autocast(nn.Module):
+    """The module, computing in `dtype`. Inside the engine, because DeepSpeed turns an autocast around it off."""
+
+    def __init__(self, module: nn.Module, device: torch.device, dtype: torch.dtype | None) -> None:
+        super().__init__()
+        self.module, self.device, self.dtype = module, device, dtype
+
+    def forward(self, batch: Any) -> dict[str, Tensor]:  # noqa: ANN401 - the module's own type
+        with torch.autocast(self.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None):
+            return self.module(batch)
+
+
 class ZeroTrainer:
-    """A DeepSpeed engine around a module whose forward returns a dictionary of losses with a "total"."""
+    """A DeepSpeed engine around a module whose forward returns a dictionary of losses with a "total".
+
+    Master weights are float32; with a `dtype` the forward pass computes in it under autocast.
+    """
 
     def __init__(
-        self, module: nn.Module, *, stage: int, micro_batch: int, weight_decay: float, betas: tuple[float, float], clip: float
+        self,
+        module: nn.Module,
+        *,
+        device: torch.device,
+        dtype: torch.dtype | None,
+        stage: int,
+        micro_batch: int,
+        weight_decay: float,
+        betas: tuple[float, float],
+        clip: float,
     ) -> None:
         deepspeed = import_deepspeed()
         self.world_size = dist.get_world_size()
@@ -57,11 +82,12 @@ class ZeroTrainer:
         decayed = [p for p in module.parameters() if p.ndim >= 2]
         others = [p for p in module.parameters() if p.ndim < 2]  # norms and biases
         groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+        num_parameters = sum(parameter.numel() for parameter in module.parameters())
         self.names = {id(parameter): name for name, parameter in module.named_parameters()}
         # torch's AdamW, not DeepSpeed's: the C++ one needs a compiler and is not bit-exact after a resume.
-        self.adam = torch.optim.AdamW([g for g in groups if g["params"]], lr=1.0, betas=betas, eps=1e-8, foreach=False)
+        self.adam = torch.optim.AdamW([g for g in groups if g["params"]], lr=1.0, betas=betas, eps=1e-8, fused=True)
         self.engine, *_ = deepspeed.initialize(
-            model=module,
+            model=_Autocast(module, device, dtype),
             optimizer=self.adam,
             config={
                 "train_batch_size": micro_batch * self.world_size,
@@ -69,7 +95,13 @@ class ZeroTrainer:
                 "gradient_accumulation_steps": 1,
                 "gradient_clipping": clip,
                 "steps_per_print": 10**9,
-                "zero_optimization": {"stage": stage, "overlap_comm": torch.cuda.is_available()},
+                "zero_optimization": {
+                    "stage": stage,
+                    "overlap_comm": device.type == "cuda",
+                    "contiguous_gradients": device.type == "cuda",  # guards a GPU's memory from fragments
+                    "reduce_bucket_size": min(num_parameters, BUCKET_PARAMETERS),
+                    "allgather_bucket_size": min(num_parameters, BUCKET_PARAMETERS),
+                },
                 "zero_allow_untested_optimizer": True,
             },
         )

@@ -1,0 +1,160 @@
+"""Bad input of every kind: a clear message, no traceback, and nothing lost."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from test_road import TINY, launch
+
+from data.synthetic import combinations, random_scene, render
+from data.video import encode_clip
+
+
+@pytest.fixture
+def config(tmp_path) -> Path:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(TINY.format(runs=tmp_path / "runs"), encoding="utf-8")
+    return path
+
+
+def refused(*arguments: str) -> str:
+    """Run a command that has to fail, and return what it says."""
+    done = launch(*arguments)
+    assert done.returncode != 0, done.stdout
+    assert "Traceback" not in done.stderr + done.stdout
+    assert "error: " in done.stderr or "Error" in done.stderr
+    return done.stderr
+
+
+def test_folders_without_videos(config, tmp_path):
+    empty = tmp_path / "empty"
+    said = refused("shard", str(config), "--set", f"data.source={empty}")
+    assert f"{empty} is not a folder" in said
+    empty.mkdir()
+    assert "is empty; put videos in it" in refused("shard", str(config), "--set", f"data.source={empty}")
+    (empty / "notes.txt").write_text("hello")
+    said = refused("shard", str(config), "--set", f"data.source={empty}")
+    assert "holds 1 files (.txt) but no video" in said
+
+
+def test_a_corrupt_video_among_good_ones_goes_to_quarantine(config, tmp_path):
+    source = tmp_path / "videos"
+    (source / "moves").mkdir(parents=True)
+    for number in range(3):
+        content = encode_clip(render(random_scene(0, number, combinations()), 12, 48), 8)
+        (source / "moves" / f"{number}.mp4").write_bytes(content)
+    (source / "moves" / "broken.mp4").write_bytes(content[: len(content) // 3])
+    (source / "moves" / "empty.mp4").touch()
+    (source / "moves" / "text.mp4").write_text("hello")
+    done = launch("shard", str(config), "--set", f"data.source={source}")
+    assert done.returncode == 0, done.stderr
+    assert "clips 3, quarantined 3" in done.stdout
+    quarantine = (tmp_path / "runs" / "tiny" / "clips" / "quarantine.jsonl").read_text(encoding="utf-8")
+    assert [name in quarantine for name in ("broken.mp4", "empty.mp4", "text.mp4")] == [True] * 3
+    assert "the file is empty" in quarantine
+
+
+def test_nothing_but_corrupt_videos(config, tmp_path):
+    source = tmp_path / "videos"
+    source.mkdir()
+    (source / "a.mp4").write_text("hello")
+    assert "none of the 1 videos" in refused("shard", str(config), "--set", f"data.source={source}")
+
+
+def test_a_misspelt_key_and_a_missing_config(config):
+    said = refused("run", str(config), "--set", "dit.train.lerning_rate=1")
+    assert "dit.train.lerning_rate: there is no such field; did you mean learning_rate?" in said
+    assert "presets are" in refused("run", "nowhere.yaml")
+
+
+def test_missing_checkpoints(config, tmp_path):
+    (tmp_path / "none").mkdir()
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red circle moves left")
+    said = refused("sample", str(tmp_path / "none"), "--prompts", str(prompts), "--output", str(tmp_path / "out"))
+    assert "is not a checkpoint" in said
+    assert "is not finished; run `train dit` first" in refused("sample", str(config))
+    assert "is not a checkpoint" in refused("train", "dit", str(config), "--resume")
+
+
+def test_prompts_files(tmp_path):
+    from pipeline.prompts import PromptError, plan_requests, read_prompts
+
+    path = tmp_path / "prompts.txt"
+    with pytest.raises(PromptError, match="no such prompts file"):
+        read_prompts(path)
+    path.write_text("\n\n")
+    with pytest.raises(PromptError, match="holds no prompt"):
+        read_prompts(path)
+    path.write_bytes(b"caf\xe9")
+    with pytest.raises(PromptError, match="is not UTF-8"):
+        read_prompts(path)
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "one"}\n{"promt": "two"}\n')
+    with pytest.raises(PromptError, match="line 2 is not a prompt"):
+        read_prompts(path)
+    path.write_text('{"prompt": "one", "seed": 5}\n{"prompt": "two"}\n{"prompt": "two"}\n')
+    prompts, warnings = read_prompts(path)
+    assert warnings == []
+    requests = plan_requests(prompts, [3.0, 1.0], 0, "settings")
+    assert len({request.id for request in requests}) == 6
+    assert requests[0].seed == requests[1].seed == 5
+    assert requests[2].seed != requests[4].seed  # equal lines are different clips
+    fewer = plan_requests(prompts[1:], [3.0, 1.0], 0, "settings")
+    assert fewer == requests[2:]
+    assert {r.id for r in plan_requests(prompts, [3.0], 0, "other")}.isdisjoint(r.id for r in requests)
+
+
+def test_an_output_folder_that_cannot_be_written(config, tmp_path):
+    blocked = tmp_path / "blocked"
+    blocked.write_text("a file where a folder should be")
+    said = refused("shard", str(config), "--set", f"runs_dir={blocked}")
+    assert "cannot be made" in said
+    assert "set runs_dir to a folder you own" in said
+
+
+def test_a_full_disk_is_said_and_nothing_is_lost(config, tmp_path):
+    """/dev/full refuses every write as a full disk does; a small quota needs privileges a test does not have."""
+    from data.publish import published
+
+    with pytest.raises(OSError, match="No space left"), published(tmp_path / "x") as temporary:
+        with Path("/dev/full").open("wb", buffering=0) as full:
+            temporary.touch()
+            full.write(b"x")
+    assert not (tmp_path / "x").exists()
+
+    from launch.errors import describe
+
+    assert "the disk is full" in (describe(OSError(28, "No space left on device", str(tmp_path))) or "")
+
+
+def test_debug_shows_the_traceback(config):
+    done = launch("run", str(config), "--set", "nonsense=1", "--debug")
+    assert done.returncode != 0
+    assert "Traceback" in done.stderr
+
+
+def test_another_package_of_the_same_name_is_refused(tmp_path):
+    import subprocess
+    import sys
+
+    from test_road import ROOT
+
+    shadow = tmp_path / "shadow"
+    (shadow / "models").mkdir(parents=True)
+    (shadow / "models" / "__init__.py").touch()
+    code = f"import sys; sys.path[:0] = [{str(shadow)!r}, {str(ROOT)!r}]; import launch.__main__ as m; m.main()"
+    done = subprocess.run([sys.executable, "-c", code, "--help"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "the package 'models' was imported from" in done.stderr
+
+
+def test_a_run_does_not_touch_its_sources(config, tmp_path):
+    source = tmp_path / "videos"
+    source.mkdir()
+    content = encode_clip(render(random_scene(0, 1, combinations()), 12, 48), 8)
+    (source / "a.mp4").write_bytes(content)
+    before = {path: path.stat().st_mtime_ns for path in source.rglob("*")}
+    assert launch("shard", str(config), "--set", f"data.source={source}").returncode == 0
+    assert before == {path: path.stat().st_mtime_ns for path in source.rglob("*")}
+    shutil.rmtree(tmp_path / "runs")

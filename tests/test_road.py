@@ -1,0 +1,206 @@
+"""The whole road on a real Ray cluster, small: every stage, twice, and with things taken away."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from data.publish import TEMPORARY_PREFIX
+from data.shards import read_index, read_manifest
+from data.video import decode_clip
+from pipeline.checkpoint import open_checkpoint
+from pipeline.sample import read_samples
+from pipeline.stage import read_record
+from pipeline.train import read_metrics
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = """
+name: tiny
+runs_dir: {runs}
+data:
+  synthetic: {{num_videos: 26, pixels: 48, fps: 8, seconds: 1.25}}
+  bucket: {{num_frames: 9, height: 32, width: 32, fps: 8}}
+  max_clips_per_video: 1
+  videos_per_shard: 10
+  validation_fraction: 0.15
+autoencoder:
+  model: {{latent_channels: 4, width: 8, deep_width: 16}}
+  train: {{steps: 6, global_batch: 4, checkpoint_every_steps: 3, log_every_steps: 1}}
+dit:
+  model: {{width: 32, depth: 1, heads: 2, text: {{width: 16, depth: 1, heads: 2, max_bytes: 63}}}}
+  train: {{steps: 6, global_batch: 4, checkpoint_every_steps: 3, log_every_steps: 1}}
+sample: {{solver: euler, steps: 2, batch: 8, compare_unguided: true}}
+evaluate: {{judge_clips: 4, prompts_per_combination: 1, max_reconstructions: 2}}
+cluster: {{object_store_mib: 128}}
+"""
+
+
+def launch(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "launch", *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=400)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished run of every stage."""
+    folder = tmp_path_factory.mktemp("road")
+    config = folder / "tiny.yaml"
+    config.write_text(TINY.format(runs=folder / "runs"), encoding="utf-8")
+    done = launch("run", str(config))
+    assert done.returncode == 0, done.stderr
+    return config, folder / "runs" / "tiny", done.stdout
+
+
+def test_every_stage_ran_and_left_what_it_should(run):
+    _, run_dir, out = run
+    folders = ["videos", "clips", "autoencoder", "latents", "dit", "samples", "evaluation"]
+    assert all(read_record(run_dir / folder).complete for folder in folders)
+    assert out.count(": done in") == 7
+    clips, latents = read_manifest(run_dir / "clips"), read_manifest(run_dir / "latents")
+    assert clips.num_samples == latents.num_samples == 26
+    assert [shard.num_samples for shard in clips.shards] == [10, 10, 6]
+    assert [row.key for row in read_index(run_dir / "clips")] == [row.key for row in read_index(run_dir / "latents")]
+    assert latents.latent_shape == [4, 3, 4, 4]
+    assert len(list((run_dir / "videos").rglob("*.mp4"))) == 26
+    for kind in ("autoencoder", "dit"):
+        assert [row["step"] for row in read_metrics(run_dir / kind)] == list(range(1, 7))
+        record = open_checkpoint(run_dir / kind).record
+        assert (record.step, record.cursor, record.world_size) == (6, 24, 2)
+
+
+def test_samples_are_playable_and_listed(run):
+    _, run_dir, _ = run
+    clips = read_samples(run_dir / "samples")
+    assert len(clips) == 24 * 2
+    for clip in clips[::10]:
+        assert decode_clip((run_dir / "samples" / clip.file).read_bytes()).shape == (9, 32, 32, 3)
+    assert {(clip.request.guidance_scale, clip.num_network_calls) for clip in clips} == {(3.0, 2), (1.0, 2)}
+    assert sorted(path.name for path in (run_dir / "samples").glob("*.mp4")) == sorted(clip.file for clip in clips)
+    page = (run_dir / "samples" / "index.html").read_text(encoding="utf-8")
+    assert page.count("<video") == 48
+
+
+def test_report_holds_every_figure(run):
+    _, run_dir, out = run
+    figures = json.loads((run_dir / "report.json").read_text(encoding="utf-8"))
+    stages = ["draw", "shard", "train autoencoder", "encode", "train dit", "sample", "evaluate"]
+    assert set(figures["wall_seconds"]) == {*stages, "total"}
+    assert all(figures["wall_seconds"][stage] > 0 for stage in stages)
+    assert figures["peak_rss_bytes"] > 5e8
+    assert figures["autoencoder"]["num_clips"] == 2
+    for section in (figures["judge"], figures["adherence"], figures["adherence"]["without_guidance"]):
+        assert {"colour", "direction", "shape", "all", "num_clips", "num_right"} <= set(section)
+    assert figures["adherence"]["num_clips"] == 24
+    page = (run_dir / "report.html").read_text(encoding="utf-8")
+    assert page.count("data:video/mp4;base64,") == 24 + 2 * 2
+    assert "http://" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
+        "http://creativecommons.org", ""
+    )  # self-contained: nothing is fetched
+    assert str(run_dir / "report.html") in out
+
+
+def test_a_second_run_has_nothing_to_do_and_a_lost_stage_takes_what_depends_on_it(run):
+    config, run_dir, _ = run
+    again = launch("run", str(config))
+    assert again.returncode == 0
+    assert again.stdout.count("nothing to do") == 7
+    assert "Ray" not in again.stderr  # no cluster was started for nothing
+    before = {name: (run_dir / name).stat().st_mtime_ns for name in ("clips/manifest.json", "dit/latest")}
+
+    shutil.rmtree(run_dir / "samples")
+    third = launch("run", str(config))
+    assert third.stdout.count("nothing to do") == 5
+    assert "sample: done" in third.stdout
+    assert "evaluate: done" in third.stdout
+    assert before == {name: (run_dir / name).stat().st_mtime_ns for name in before}
+
+
+def test_a_changed_setting_is_said_and_the_old_output_is_kept(run, tmp_path):
+    config, run_dir, _ = run
+    changed = launch("sample", str(config), "--set", "sample.steps=1")
+    assert changed.returncode == 0, changed.stderr
+    assert "sampler.steps changed (2 -> 1): made again, the old one is in samples.superseded-1" in changed.stdout
+    assert (run_dir / "samples.superseded-1" / "manifest.jsonl").is_file()
+    back = launch("run", str(config))
+    assert back.returncode == 0, back.stderr
+
+
+def test_more_steps_go_on_from_the_checkpoint(run):
+    config, run_dir, _ = run
+    more = launch("train", "dit", str(config), "--set", "dit.train.steps=8", "--resume")
+    assert more.returncode == 0, more.stderr
+    assert "resuming from step 6" in more.stdout
+    assert [row["step"] for row in read_metrics(run_dir / "dit")] == list(range(1, 9))
+    assert open_checkpoint(run_dir / "dit").record.step == 8
+
+
+def test_a_checkpoint_alone_is_enough_to_sample(run, tmp_path):
+    _, run_dir, _ = run
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(open_checkpoint(run_dir / "dit").folder, moved)
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red circle moves left\n\na blue square moves up\n", encoding="utf-8")
+    output = tmp_path / "clips"
+    command = ["sample", str(moved), "--prompts", str(prompts), "--output", str(output), "--set", "sample.steps=2"]
+    done = launch(*command)
+    assert done.returncode == 0, done.stderr
+    assert "line 2 is empty and was passed over" in done.stdout
+    first = {path.name: path.read_bytes() for path in output.glob("*.mp4")}
+    assert sorted(name.rsplit("-", 1)[0] for name in first) == ["a-blue-square-moves-up", "a-red-circle-moves-left"]
+    shutil.rmtree(output)
+    prompts.write_text("a blue square moves up\na red circle moves left\n", encoding="utf-8")
+    assert launch(*command).returncode == 0
+    assert {path.name: path.read_bytes() for path in output.glob("*.mp4")} == first  # order changes nothing
+
+
+def test_training_without_ray(run, tmp_path):
+    config, run_dir, _ = run
+    shutil.copytree(run_dir / "clips", tmp_path / "tiny" / "clips")
+    shutil.copytree(run_dir / "videos", tmp_path / "tiny" / "videos")
+    done = launch("train", "autoencoder", str(config), "--local", "--set", f"runs_dir={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    record = open_checkpoint(tmp_path / "tiny" / "autoencoder").record
+    assert (record.step, record.world_size) == (6, 1)
+    alone = [row["total"] for row in read_metrics(tmp_path / "tiny" / "autoencoder")]
+    together = [row["total"] for row in read_metrics(run_dir / "autoencoder")]
+    assert alone == pytest.approx(together, rel=0.02)  # bf16 sums in another order
+
+
+def test_inspect_tells_what_each_folder_holds(run):
+    _, run_dir, _ = run
+    assert "26 samples in 3 shards" in launch("inspect", str(run_dir / "clips")).stdout
+    assert "(c, t, h, w) = (4, 3, 4, 4)" in launch("inspect", str(run_dir / "latents")).stdout
+    assert "2 workers, ZeRO stage 2" in launch("inspect", str(run_dir / "autoencoder")).stdout
+    assert "sampled clips" in launch("inspect", str(run_dir / "samples")).stdout
+    assert "complete" in launch("inspect", str(run_dir)).stdout
+
+
+def test_ctrl_c_leaves_nothing_half_written_and_the_next_start_goes_on(tmp_path):
+    config = tmp_path / "tiny.yaml"
+    config.write_text(TINY.format(runs=tmp_path / "runs"), encoding="utf-8")
+    run_dir = tmp_path / "runs" / "tiny"
+    command = [sys.executable, "-m", "launch", "train", "autoencoder", str(config), "--set", "autoencoder.train.steps=4000"]
+    assert launch("shard", str(config)).returncode == 0
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    deadline = time.monotonic() + 120
+    while not (run_dir / "autoencoder" / "latest").is_file():
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "the same command goes on from here" in out
+    assert "Traceback" not in out
+    stopped_at = open_checkpoint(run_dir / "autoencoder").record.step
+    assert stopped_at >= 3
+    done = launch("train", "autoencoder", str(config), "--set", f"autoencoder.train.steps={stopped_at + 3}")
+    assert done.returncode == 0, done.stderr
+    assert f"resuming from step {stopped_at}" in done.stdout
+    assert [row["step"] for row in read_metrics(run_dir / "autoencoder")] == list(range(1, stopped_at + 4))
+    assert not list(run_dir.rglob(f"{TEMPORARY_PREFIX}*"))

@@ -1,0 +1,16 @@
+"""One worker of a torchrun group in the tests: python train_worker.py DATA RUN STEPS."""
+
+import sys
+from functools import partial
+from pathlib import Path
+
+from test_training import CONFIG, make_task
+
+from pipeline.train import train
+from pipeline.workers import train_here
+
+if __name__ == "__main__":
+    data_dir, run_dir, steps = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+    # The schedule stays that of the whole run; only the stopping point moves.
+    config = CONFIG if steps == CONFIG.steps else CONFIG.model_copy(update={"steps": steps, "schedule": "constant"})
+    train_here(partial(train, make_task(data_dir), config, run_dir), 1)
