@@ -83,9 +83,10 @@ class Stream:
         def put(item: T | BaseException) -> None:
             while not stopped.is_set():
                 try:
-                    return ready.put(item, timeout=0.1)
+                    ready.put(item, timeout=0.1)
                 except queue.Full:
                     continue
+                return
 
         def fetch() -> None:
             reader = PayloadReader(self._dataset_dir)

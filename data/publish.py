@@ -37,7 +37,7 @@ def published(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         fsync(temporary)
-        os.replace(temporary, path)
+        temporary.replace(path)
         fsync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)

@@ -21,9 +21,9 @@ from PIL import Image
 from data.buckets import Bucket
 from data.clip import Decoder
 
-VIDEO_SUFFIXES = frozenset(
-    ".3gp .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv".split()
-)  # what a source folder is searched for
+# What a source folder is searched for.
+CONTAINERS = ("3gp", "avi", "flv", "m2ts", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "mts", "ogv", "ts", "webm", "wmv")
+VIDEO_SUFFIXES = frozenset(f".{name}" for name in CONTAINERS)
 TIE_SECONDS = 5e-4  # time stamps are rounded numbers: a frame that begins this much late still begins "now"
 
 Frames = UInt8[np.ndarray, "t h w 3"]

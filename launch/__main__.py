@@ -30,7 +30,9 @@ job_app = typer.Typer(help="Watch and stop jobs submitted with `submit`.", no_ar
 app.add_typer(train_app, name="train")
 app.add_typer(job_app, name="job")
 
-Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file, or the name of a preset: demo, real-tiny.")]
+Config = Annotated[
+    Path, typer.Argument(metavar="CONFIG", help="A YAML file, or the name of a preset: demo, real-tiny.")
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Override a field; may be repeated."),
@@ -78,7 +80,13 @@ def _errors_for_people(debug: bool) -> Iterator[None]:
 
 
 def _run(
-    config: Path, overrides: list[str] | None, stages: tuple[str, ...], *, dry_run: bool, debug: bool, on_ray: bool = True
+    config: Path,
+    overrides: list[str] | None,
+    stages: tuple[str, ...],
+    *,
+    dry_run: bool,
+    debug: bool,
+    on_ray: bool = True,
 ) -> None:
     with _errors_for_people(debug):
         from launch.config import dump_config, load_config
@@ -231,7 +239,8 @@ def evaluate(config: Config, overrides: Overrides = None, dry_run: DryRun = Fals
 
 @app.command()
 def inspect(
-    path: Annotated[Path, typer.Argument(help="A run, a dataset, a checkpoint, or a samples folder.")], debug: Debug = False
+    path: Annotated[Path, typer.Argument(help="A run, a dataset, a checkpoint, or a samples folder.")],
+    debug: Debug = False,
 ) -> None:
     """Say what a folder holds.
 
@@ -245,7 +254,9 @@ def inspect(
 
 @app.command()
 def submit(
-    stage: Annotated[str, typer.Argument(help='run, demo, shard, encode, sample, evaluate, "train autoencoder" or "train dit".')],
+    stage: Annotated[
+        str, typer.Argument(help='run, demo, shard, encode, sample, evaluate, "train autoencoder" or "train dit".')
+    ],
     config: Config,
     address: Address = "http://127.0.0.1:8265",
     overrides: Overrides = None,

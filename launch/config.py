@@ -154,7 +154,7 @@ def find_config(path: Path) -> Path:
     if path.is_file():
         return path
     preset = PRESETS_DIR / f"{path.name.removesuffix('.yaml')}.yaml"
-    if preset.is_file() and path.parent == Path("."):
+    if preset.is_file() and path.parent == Path():
         return preset
     presets = ", ".join(sorted(file.stem for file in PRESETS_DIR.glob("*.yaml")))
     raise ConfigError(f"{path}: there is no such config file; presets are {presets}")

@@ -44,14 +44,15 @@ def _run(path: Path) -> str:
 def _dataset(path: Path) -> str:
     manifest, rows = read_manifest(path), read_index(path)
     bucket = manifest.bucket
-    num_bytes = sum(shard.num_bytes for shard in manifest.shards)
+    megabytes = sum(shard.num_bytes for shard in manifest.shards) / 1e6
     splits = Counter(row.split for row in rows)
     captions = Counter(row.caption for row in rows)
+    examples = ", ".join(repr(caption) for caption, _ in captions.most_common(3))
     lines = [
-        f"{path}: {manifest.kind}, {manifest.num_samples} samples in {len(manifest.shards)} shards, {num_bytes / 1e6:.1f} MB",
+        f"{path}: {manifest.kind}, {manifest.num_samples} samples in {len(manifest.shards)} shards, {megabytes:.1f} MB",
         f"  clip        {bucket.num_frames} frames of {bucket.height} x {bucket.width} at {bucket.fps:g} fps",
         f"  splits      {', '.join(f'{name} {number}' for name, number in splits.items())}",
-        f"  captions    {len(captions)} different, for example {', '.join(repr(c) for c, _ in captions.most_common(3))}",
+        f"  captions    {len(captions)} different, for example {examples}",
         f"  quarantine  {manifest.num_quarantined}"
         + (f", reasons in {path / QUARANTINE_NAME}" if manifest.num_quarantined else ""),
     ]

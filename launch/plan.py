@@ -14,10 +14,13 @@ def describe_plan(config: RunConfig, stages: tuple[str, ...]) -> str:
     shape = latent_shape(config.autoencoder.model, bucket.num_frames, bucket.height, bucket.width)
     patch = config.dit.model.patch_size
     num_tokens = shape[1] * (shape[2] // patch) * (shape[3] // patch)
-    source = f"{config.data.synthetic.num_videos} drawn videos" if config.data.source == SYNTHETIC else config.data.source
+    source = (
+        f"{config.data.synthetic.num_videos} drawn videos" if config.data.source == SYNTHETIC else config.data.source
+    )
+    shape_of_clips = f"{bucket.num_frames} frames, {bucket.height} x {bucket.width}, {bucket.fps:g} fps"
     lines = {
         "draw": "draw the videos" if config.data.source == SYNTHETIC else "nothing: the videos are there",
-        "shard": f"{source} -> clips of {bucket.num_frames} frames, {bucket.height} x {bucket.width}, {bucket.fps:g} fps",
+        "shard": f"{source} -> clips of {shape_of_clips}",
         "train autoencoder": f"{config.autoencoder.train.steps} steps of {config.autoencoder.train.global_batch} clips",
         "encode": f"latents of (c, t, h, w) = {shape}",
         "train dit": f"{config.dit.train.steps} steps of {config.dit.train.global_batch} clips of {num_tokens} tokens",
@@ -28,16 +31,15 @@ def describe_plan(config: RunConfig, stages: tuple[str, ...]) -> str:
     where = config.cluster.address or "a Ray cluster of its own on this machine"
     return (
         f"plan, in {config.run_dir}, on {where},\n"
-        f"{workers.num_workers} workers with {workers.cpus_per_worker} CPU and {workers.gpus_per_worker:g} GPU each:\n{plan}"
+        f"{workers.num_workers} workers, each with {workers.cpus_per_worker} CPU, {workers.gpus_per_worker:g} GPU:\n{plan}"
     )
 
 
 def closing_summary(config: RunConfig) -> str:
     """Where everything is, and the figures."""
     figures = json.loads((config.run_dir / "report.json").read_text(encoding="utf-8"))
-    lines = [
-        f"autoencoder   {figures['autoencoder']['psnr_db']:.1f} dB on {figures['autoencoder']['num_clips']} clips never seen"
-    ]
+    autoencoder = figures["autoencoder"]
+    lines = [f"autoencoder   {autoencoder['psnr_db']:.1f} dB on {autoencoder['num_clips']} clips never seen"]
     if "adherence" in figures:
         guided = figures["adherence"]
         rows = [(f"guidance {guided['guidance_scale']:g}", guided)]

@@ -31,7 +31,6 @@ from pipeline.train_dit import AUTOENCODER_NAME, DiTTask
 from pipeline.workers import train_here, train_on_ray
 
 
-
 class StageOrderError(ValueError):
     """A stage was asked for whose input is not there yet."""
 
@@ -318,7 +317,8 @@ class Road:
 
 def _summary(record: StageRecord) -> str:
     return ", ".join(
-        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in record.summary.items()
+        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in record.summary.items()
     )
 
 

@@ -42,9 +42,7 @@ class AutoencoderConfig(BaseModel):
         return self
 
 
-def latent_shape(
-    config: AutoencoderConfig, num_frames: int, height: int, width: int
-) -> tuple[int, int, int, int]:
+def latent_shape(config: AutoencoderConfig, num_frames: int, height: int, width: int) -> tuple[int, int, int, int]:
     """Shape (c, t, h, w) of the latent of a clip.
 
     Raises:
@@ -191,21 +189,21 @@ class Autoencoder(nn.Module):
         def blocks(width: int, kernel: tuple[int, int, int]) -> list[nn.Module]:
             return [ResidualBlock(width, kernel) for _ in range(config.num_blocks)]
 
-        self.encoder = nn.Sequential(                          # c    t     h    w
-            CausalConv3d(3 * 16, near, (1, 3, 3)),             # near 4k+1  H/4  W/4
+        self.encoder = nn.Sequential(  # c    t     h    w
+            CausalConv3d(3 * 16, near, (1, 3, 3)),  # near 4k+1  H/4  W/4
             *blocks(near, (1, 3, 3)),
-            Downsample(near, deep, space=2),                   # deep 2k+1  H/8  W/8
+            Downsample(near, deep, space=2),  # deep 2k+1  H/8  W/8
             *blocks(deep, (3, 3, 3)),
-            Downsample(deep, deep, space=1),                   # deep k+1   H/8  W/8
+            Downsample(deep, deep, space=1),  # deep k+1   H/8  W/8
             *blocks(deep, (3, 3, 3)),
             CausalConv3d(deep, 2 * channels, (1, 1, 1)),
         )
         self.decoder = nn.Sequential(
-            CausalConv3d(channels, deep, (1, 1, 1)),           # deep k+1   H/8  W/8
+            CausalConv3d(channels, deep, (1, 1, 1)),  # deep k+1   H/8  W/8
             *blocks(deep, (3, 3, 3)),
-            Upsample(deep, deep, space=1),                     # deep 2k+1  H/8  W/8
+            Upsample(deep, deep, space=1),  # deep 2k+1  H/8  W/8
             *blocks(deep, (3, 3, 3)),
-            Upsample(deep, near, space=2),                     # near 4k+1  H/4  W/4
+            Upsample(deep, near, space=2),  # near 4k+1  H/4  W/4
             *blocks(near, (1, 3, 3)),
             CausalConv3d(near, 3 * 16, (1, 3, 3)),
         )

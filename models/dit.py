@@ -57,9 +57,7 @@ def unpatchify(
 ) -> Float[Tensor, "b c t h w"]:
     """The inverse of `patchify`, for a (t, h, w) grid of tokens."""
     t, h, w = grid
-    return rearrange(
-        tokens, "b (t h w) (c p q) -> b c t (h p) (w q)", t=t, h=h, w=w, p=patch_size, q=patch_size
-    )
+    return rearrange(tokens, "b (t h w) (c p q) -> b c t (h p) (w q)", t=t, h=h, w=w, p=patch_size, q=patch_size)
 
 
 def modulate(
@@ -156,13 +154,13 @@ class DiT(nn.Module):
         self, x: Float[Tensor, "b c t h w"], t: Float[Tensor, " b"], caption: CaptionTokens
     ) -> Float[Tensor, "b c t h w"]:
         """Predict the velocity at x_t = `x`, times `t` in [0, 1]."""
-        text = self.text(caption)                                            # b m e
+        text = self.text(caption)  # b m e
         # The largest value over the caption tells whether a word occurs, however long the caption is.
         pooled = text.float().masked_fill(~caption.mask[..., None], float("-inf")).amax(1)  # b e
-        condition = silu(self.time(t) + self.text_pooled(pooled))            # b d
-        tokens = self.patch(patchify(x, self.config.patch_size)) + self.places # b n d
+        condition = silu(self.time(t) + self.text_pooled(pooled))  # b d
+        tokens = self.patch(patchify(x, self.config.patch_size)) + self.places  # b n d
         for block in self.blocks:
             tokens = block(tokens, condition, text, caption.mask, self.angles)
-        shift, scale = self.final_modulation(condition).chunk(2, dim=-1)     # b d
-        tokens = self.final(modulate(self.final_norm(tokens), shift, scale)) # b n (c p q)
-        return unpatchify(tokens, self.config.patch_size, self.grid)         # b c t h w
+        shift, scale = self.final_modulation(condition).chunk(2, dim=-1)  # b d
+        tokens = self.final(modulate(self.final_norm(tokens), shift, scale))  # b n (c p q)
+        return unpatchify(tokens, self.config.patch_size, self.grid)  # b c t h w

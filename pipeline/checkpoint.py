@@ -197,7 +197,9 @@ def open_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path / RECORD_NAME} is damaged: {error}") from error
     for name, file in record.files.items():
         if not (path / name).is_file():
-            raise CheckpointError(f"{path / name} is missing; restore it, or point {LATEST_NAME} to an older checkpoint")
+            raise CheckpointError(
+                f"{path / name} is missing; restore it, or point {LATEST_NAME} to an older checkpoint"
+            )
         if (path / name).stat().st_size != file.num_bytes or file_sha256(path / name) != file.sha256:
             raise CheckpointError(
                 f"{path / name} is damaged (its checksum differs); restore it, or point {LATEST_NAME} to an older one"
@@ -260,5 +262,5 @@ def _check_architecture(checkpoint: Checkpoint, shapes: dict[str, list[int]]) ->
         if saved.get(name) != shapes.get(name):
             raise CheckpointError(
                 f"{checkpoint.folder} holds another architecture: {name} is {saved.get(name, 'absent')} there and "
-                f"{shapes.get(name, 'absent')} in the configured model; train it in a new run, or restore the old config"
+                f"{shapes.get(name, 'absent')} in the configured model; train it in a new run or restore the old config"
             )

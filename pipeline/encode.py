@@ -102,9 +102,7 @@ class Encoder:
                     total += values.sum(1)
                     squares += values.square().sum(1)
         shard, rows = write_shard(target, samples, LATENT_MEMBER)
-        commit = EncodedShard(
-            shard=shard, rows=rows, count=count, total=total.tolist(), total_squares=squares.tolist()
-        )
+        commit = EncodedShard(shard=shard, rows=rows, count=count, total=total.tolist(), total_squares=squares.tolist())
         publish_text(target.with_suffix(COMMIT_SUFFIX), commit.model_dump_json())
         return len(samples)
 

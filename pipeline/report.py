@@ -147,7 +147,9 @@ def contact_sheet(samples_dir: Path, clips: list[SampledClip]) -> bytes:
     for clip in clips[:: max(1, len(clips) // SHEET_ROWS)][:SHEET_ROWS]:
         frames = decode_clip((samples_dir / clip.file).read_bytes())
         picked = frames[np.linspace(0, len(frames) - 1, min(SHEET_FRAMES, len(frames))).astype(int)]
-        strip = np.concatenate([np.pad(frame, ((2, 2), (2, 2), (0, 0)), constant_values=255) for frame in picked], axis=1)
+        strip = np.concatenate(
+            [np.pad(frame, ((2, 2), (2, 2), (0, 0)), constant_values=255) for frame in picked], axis=1
+        )
         title = Image.new("RGB", (strip.shape[1], 16), "white")
         ImageDraw.Draw(title).text((3, 2), clip.request.prompt, fill="black")
         rows += [np.asarray(title), strip]

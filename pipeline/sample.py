@@ -95,9 +95,7 @@ class ClipSampler:
         caption = CaptionTokens.encode([request.prompt for request in requests], max_bytes)
         null = CaptionTokens.encode([self.flow.null_caption] * len(requests), max_bytes)
         network = _CountedNetwork(self.network)
-        velocity = guided_velocity(
-            network, caption.to(self.device), null.to(self.device), requests[0].guidance_scale
-        )
+        velocity = guided_velocity(network, caption.to(self.device), null.to(self.device), requests[0].guidance_scale)
         grid = uniform_grid(self.config.steps, self.config.shift)
         with autocast(self.config.precision, self.device):
             latents = solve(self.config.solver, velocity, noise.to(self.device), grid)
@@ -157,7 +155,9 @@ def sample_clips(
             for task in finished:
                 made |= {clip.request.id: clip for clip in ray.get(task)}
                 idle.append(running.pop(task))
-                _publish_manifest(output_dir, requests, made)  # after every batch: a stop loses at most the running ones
+                _publish_manifest(
+                    output_dir, requests, made
+                )  # after every batch: a stop loses at most the running ones
             progress.update(sum(request.id in made for request in requests))
     for worker in actors:
         ray.kill(worker)

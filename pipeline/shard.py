@@ -191,7 +191,13 @@ def make_shards(source_dir: Path, output_dir: Path, config: ShardConfig, num_wor
 
 
 def _prepare_all(
-    source_dir: Path, groups: list[_Group], config: ShardConfig, table: dict[str, str], num_workers: int, progress: Bar, num_already_done: int
+    source_dir: Path,
+    groups: list[_Group],
+    config: ShardConfig,
+    table: dict[str, str],
+    num_workers: int,
+    progress: Bar,
+    num_already_done: int,
 ) -> None:
     """Prepare every source of `groups`, writing each shard as soon as its last source is in."""
     shared_table = ray.put(table)

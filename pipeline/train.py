@@ -74,7 +74,7 @@ class TrainTask(Protocol):
         """What a reader of the checkpoint has to know."""
         ...
 
-    def attachments(self, run_dir: Path) -> list[Path]:
+    def attachments(self) -> list[Path]:
         """Files that go into every checkpoint."""
         ...
 
@@ -172,7 +172,7 @@ def train(task: TrainTask, config: TrainConfig, run_dir: Path, worker: Worker) -
                 cursor=step * config.global_batch,
                 zero_stage=config.zero_stage,
                 trained=task.trained(),
-                attachments=task.attachments(run_dir),
+                attachments=task.attachments(),
                 keep_last=config.keep_checkpoints,
             )
     batches.close()

@@ -90,6 +90,6 @@ class AutoencoderTask:
         """The model's size and the shape of the clips."""
         return {"model": self.model.model_dump(), "bucket": self.bucket.model_dump(), "seed": self.seed}
 
-    def attachments(self, run_dir: Path) -> list[Path]:
+    def attachments(self) -> list[Path]:
         """None."""
         return []

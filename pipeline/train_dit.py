@@ -122,6 +122,6 @@ class DiTTask:
             "seed": self.seed,
         }
 
-    def attachments(self, run_dir: Path) -> list[Path]:
+    def attachments(self) -> list[Path]:
         """The autoencoder, so that a checkpoint is all that sampling needs."""
         return [self.autoencoder_path]

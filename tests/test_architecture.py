@@ -37,7 +37,10 @@ def test_imports_run_one_way(room):
 
 def test_only_the_cluster_module_starts_ray():
     callers = [
-        path.name for room in ROOMS for path in (ROOT / room).rglob("*.py") if "ray.init(" in path.read_text(encoding="utf-8")
+        path.name
+        for room in ROOMS
+        for path in (ROOT / room).rglob("*.py")
+        if "ray.init(" in path.read_text(encoding="utf-8")
     ]
     assert callers == ["cluster.py"]
 

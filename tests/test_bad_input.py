@@ -117,11 +117,15 @@ def test_a_full_disk_is_said_and_nothing_is_lost(config, tmp_path):
     """/dev/full refuses every write as a full disk does; a small quota needs privileges a test does not have."""
     from data.publish import published
 
-    with pytest.raises(OSError, match="No space left"), published(tmp_path / "x") as temporary:
-        with Path("/dev/full").open("wb", buffering=0) as full:
-            temporary.touch()
-            full.write(b"x")
+    def write_a_lot() -> None:
+        with published(tmp_path / "x") as temporary:
+            temporary.symlink_to("/dev/full")
+            temporary.write_bytes(b"x")
+
+    with pytest.raises(OSError, match="No space left"):
+        write_a_lot()
     assert not (tmp_path / "x").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny.yaml"]
 
     from launch.errors import describe
 

@@ -54,7 +54,9 @@ def test_missing_and_malformed_files(tmp_path):
 
 
 def test_overrides_reach_any_depth_and_the_file_on_disk_comes_first(tmp_path, monkeypatch):
-    config = load_config(Path("demo"), ["dit.model.text.depth=3", "data.source=/videos", "cluster.workers.num_workers=4"])
+    config = load_config(
+        Path("demo"), ["dit.model.text.depth=3", "data.source=/videos", "cluster.workers.num_workers=4"]
+    )
     assert (config.dit.model.text.depth, config.data.source, config.cluster.workers.num_workers) == (3, "/videos", 4)
     monkeypatch.chdir(tmp_path)
     Path("demo").write_text("name: mine", encoding="utf-8")

@@ -54,7 +54,9 @@ def test_frames_are_chosen_by_time_not_by_index(tmp_path):
     write_video(path, grey_frames(levels), pts)
     span = read_spans(path, BUCKET, 1)[0]
     shown = span.frames.mean((1, 2, 3))
-    wanted = [max(level for level, stamp in zip(levels, pts, strict=True) if stamp <= t) for t in (0, 250, 500, 750, 1000)]
+    wanted = [
+        max(level for level, stamp in zip(levels, pts, strict=True) if stamp <= t) for t in (0, 250, 500, 750, 1000)
+    ]
     np.testing.assert_allclose(shown, wanted, atol=4)
 
 

@@ -25,10 +25,11 @@ def free_port() -> int:
 def address(tmp_path_factory):
     """A cluster of one node, as `ray start --head` makes it."""
     port, dashboard = free_port(), free_port()
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "RAY_AUTH_MODE": "disabled"}
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = os.environ | {"PATH": path, "RAY_AUTH_MODE": "disabled"}
     command = [
-        RAY, "start", "--head", f"--port={port}", f"--dashboard-port={dashboard}", "--num-cpus=2", "--include-dashboard=true",
-        "--object-store-memory=134217728", f"--temp-dir={tmp_path_factory.mktemp('ray')}", "--disable-usage-stats",
+        RAY, "start", "--head", f"--port={port}", f"--dashboard-port={dashboard}", "--num-cpus=2", 
+        "--include-dashboard=true",        "--object-store-memory=134217728", f"--temp-dir={tmp_path_factory.mktemp('ray')}", "--disable-usage-stats",
     ]  # fmt: skip
     started = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert started.returncode == 0, started.stdout + started.stderr

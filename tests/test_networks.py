@@ -137,7 +137,7 @@ def test_dit_reads_its_caption_and_time():
 
 
 def test_dit_config_names_the_nearest_heads():
-    with pytest.raises(ValueError, match="heads is 5.*use 4 heads"):
+    with pytest.raises(ValueError, match=r"heads is 5.*use 4 heads"):
         DiTConfig(width=128, heads=5)
 
 

@@ -184,7 +184,16 @@ def test_ctrl_c_leaves_nothing_half_written_and_the_next_start_goes_on(tmp_path)
     config = tmp_path / "tiny.yaml"
     config.write_text(TINY.format(runs=tmp_path / "runs"), encoding="utf-8")
     run_dir = tmp_path / "runs" / "tiny"
-    command = [sys.executable, "-m", "launch", "train", "autoencoder", str(config), "--set", "autoencoder.train.steps=4000"]
+    command = [
+        sys.executable,
+        "-m",
+        "launch",
+        "train",
+        "autoencoder",
+        str(config),
+        "--set",
+        "autoencoder.train.steps=4000",
+    ]
     assert launch("shard", str(config)).returncode == 0
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     deadline = time.monotonic() + 120

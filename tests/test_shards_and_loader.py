@@ -39,7 +39,9 @@ def dataset(tmp_path: Path):
     rows = []
     for shard in range(2):
         numbers = range(shard * 8, shard * 8 + 8)
-        rows += write_shard(tmp_path / f"shard-{shard}.tar", [(record(n), payload(n)) for n in numbers], VIDEO_MEMBER)[1]
+        rows += write_shard(tmp_path / f"shard-{shard}.tar", [(record(n), payload(n)) for n in numbers], VIDEO_MEMBER)[
+            1
+        ]
     return tmp_path, rows
 
 
@@ -83,9 +85,14 @@ def test_manifest_errors(tmp_path):
 def test_publishing_is_all_or_nothing(tmp_path):
     target = tmp_path / "file.txt"
     publish_text(target, "old")
-    with pytest.raises(RuntimeError), published(target) as temporary:
-        temporary.write_text("half")
-        raise RuntimeError
+
+    def fail_halfway() -> None:
+        with published(target) as temporary:
+            temporary.write_text("half")
+            raise RuntimeError("stopped")
+
+    with pytest.raises(RuntimeError, match="stopped"):
+        fail_halfway()
     assert target.read_text() == "old"
     assert list(tmp_path.iterdir()) == [target]
     (tmp_path / ".tmp-leftover").write_text("x")

@@ -150,7 +150,9 @@ def test_fragments_tile_every_parameter_once(straight, tmp_path):
     _, folder, _ = straight
     train_in_processes(folder, tmp_path, world_size=2, steps=1)
     checkpoint = open_checkpoint(tmp_path)
-    covered = {name: torch.zeros(int(np.prod(shape)), dtype=torch.int) for name, shape in checkpoint.record.parameters.items()}
+    covered = {
+        name: torch.zeros(int(np.prod(shape)), dtype=torch.int) for name, shape in checkpoint.record.parameters.items()
+    }
     sizes = []
     for path in sorted(checkpoint.folder.glob("rank_*.safetensors")):
         with safe_open(path, framework="pt") as file:
@@ -200,7 +202,7 @@ def test_only_the_newest_checkpoints_are_kept(straight, tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_with_advice(straight, tmp_path):
     task, _, _ = straight
-    with pytest.raises(FloatingPointError, match="lower train.learning_rate"):
+    with pytest.raises(FloatingPointError, match=r"lower train\.learning_rate"):
         train_here(partial(train, task, CONFIG.model_copy(update={"learning_rate": 1e30}), tmp_path), 1)
 
 

@@ -17,9 +17,7 @@ Network = Callable[[Tensor, Tensor, CaptionTokens], Tensor]
 Velocity = Callable[[Tensor, Tensor], Tensor]
 
 
-def guide(
-    v_cond: Float[Tensor, "b ..."], v_uncond: Float[Tensor, "b ..."], scale: float
-) -> Float[Tensor, "b ..."]:
+def guide(v_cond: Float[Tensor, "b ..."], v_uncond: Float[Tensor, "b ..."], scale: float) -> Float[Tensor, "b ..."]:
     """The guided velocity."""
     return v_uncond + scale * (v_cond - v_uncond)
 

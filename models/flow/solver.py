@@ -33,9 +33,7 @@ def _check_grid(grid: Tensor) -> None:
         raise ValueError(f"expected a strictly increasing grid of at least two times, got {grid.tolist()}")
 
 
-def euler(
-    velocity: Velocity, noise: Float[Tensor, "b ..."], grid: Float[Tensor, " n"]
-) -> Float[Tensor, "b ..."]:
+def euler(velocity: Velocity, noise: Float[Tensor, "b ..."], grid: Float[Tensor, " n"]) -> Float[Tensor, "b ..."]:
     """First order, one evaluation of the velocity per step."""
     _check_grid(grid)
     x = noise
@@ -44,9 +42,7 @@ def euler(
     return x
 
 
-def heun(
-    velocity: Velocity, noise: Float[Tensor, "b ..."], grid: Float[Tensor, " n"]
-) -> Float[Tensor, "b ..."]:
+def heun(velocity: Velocity, noise: Float[Tensor, "b ..."], grid: Float[Tensor, " n"]) -> Float[Tensor, "b ..."]:
     """Second order, two evaluations per step: the slopes at both ends of an Euler step, averaged."""
     _check_grid(grid)
     x = noise
