@@ -55,8 +55,8 @@ def publish_text(path: Path, content: str) -> None:
 
 
 def remove_unpublished(folder: Path) -> None:
-    """Delete what interrupted writers left directly inside `folder`."""
-    for leftover in folder.glob(f"{TEMPORARY_PREFIX}*"):
+    """Delete what interrupted writers left anywhere below `folder`."""
+    for leftover in list(folder.rglob(f"{TEMPORARY_PREFIX}*")):
         if leftover.is_dir():
             shutil.rmtree(leftover)
         else:

@@ -28,11 +28,9 @@ def describe_plan(config: RunConfig, stages: tuple[str, ...]) -> str:
         "evaluate": "reconstruction, adherence, report",
     }
     plan = "\n".join(f"  {name:18} {lines[name]}" for name in STAGES if name in stages)
+    each = f"{workers.cpus_per_worker} CPU, {workers.gpus_per_worker:g} GPU"
     where = config.cluster.address or "a Ray cluster of its own on this machine"
-    return (
-        f"plan, in {config.run_dir}, on {where},\n"
-        f"{workers.num_workers} workers, each with {workers.cpus_per_worker} CPU, {workers.gpus_per_worker:g} GPU:\n{plan}"
-    )
+    return f"plan, in {config.run_dir}, on {where},\n{workers.num_workers} workers, each with {each}:\n{plan}"
 
 
 def closing_summary(config: RunConfig) -> str:

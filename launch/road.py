@@ -8,13 +8,13 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
-from data.publish import publish_text, remove_unpublished
+from data.publish import publish_text
 from data.shards import read_index, read_manifest
 from data.synthetic import held_out_combinations
 from launch.cluster import connected
 from launch.config import SYNTHETIC, RunConfig, check_writable, dump_config
 from launch.plan import STAGES
-from pipeline.checkpoint import FOLDER_NAME, find_latest, open_checkpoint
+from pipeline.checkpoint import find_latest, open_checkpoint
 from pipeline.encode import encode_shards, export_autoencoder
 from pipeline.evaluate import measure_adherence, measure_reconstruction, validate_judge
 from pipeline.progress import Bar, bar
@@ -49,7 +49,6 @@ class Road:
 
     def __enter__(self) -> "Road":
         check_writable(self.dir)
-        remove_unpublished(self.dir)
         publish_text(self.dir / "config.yaml", dump_config(self.config))
         self._memory = self._resources.enter_context(memory_watch())
         return self
@@ -249,8 +248,6 @@ class Road:
         with self._stage(name, folder, inputs, continues) as stage:
             if stage is None:
                 return
-            if (stage.folder / FOLDER_NAME).is_dir():
-                remove_unpublished(stage.folder / FOLDER_NAME)
             latest = find_latest(stage.folder)
             start = latest.record.step if latest else 0
             if start:

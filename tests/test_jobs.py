@@ -27,10 +27,9 @@ def address(tmp_path_factory):
     port, dashboard = free_port(), free_port()
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = os.environ | {"PATH": path, "RAY_AUTH_MODE": "disabled"}
-    command = [
-        RAY, "start", "--head", f"--port={port}", f"--dashboard-port={dashboard}", "--num-cpus=2", 
-        "--include-dashboard=true",        "--object-store-memory=134217728", f"--temp-dir={tmp_path_factory.mktemp('ray')}", "--disable-usage-stats",
-    ]  # fmt: skip
+    command = [RAY, "start", "--head", f"--port={port}", f"--dashboard-port={dashboard}", "--num-cpus=2"]
+    command += ["--include-dashboard=true", "--object-store-memory=134217728", "--disable-usage-stats"]
+    command += [f"--temp-dir={tmp_path_factory.mktemp('ray')}"]
     started = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert started.returncode == 0, started.stdout + started.stderr
     yield f"http://127.0.0.1:{dashboard}"

@@ -1,0 +1,1 @@
+"""Side-by-side measurements: each prints JSON; ratios within one run are what counts."""

@@ -1,0 +1,41 @@
+"""What needs an NVIDIA GPU: pytest -m gpu. Not run on one yet; the other tests run the same code on CPUs."""
+
+from functools import partial
+from importlib.util import find_spec
+
+import pytest
+import torch
+from test_networks import reference_attention
+from test_training import CONFIG, losses, make_task, write_latents
+
+from models.attention import attention, choose_backend
+from pipeline.checkpoint import open_checkpoint
+from pipeline.train import train
+from pipeline.workers import train_here
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_on_the_gpu_equals_the_reference(masked):
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 65, 4, 64).bfloat16() for _ in range(3))
+    mask = (torch.arange(65) < torch.tensor([[65], [30]])) if masked else None
+    on_gpu = attention(q.cuda(), k.cuda(), v.cuda(), None if mask is None else mask.cuda())
+    torch.testing.assert_close(on_gpu.cpu().double(), reference_attention(q, k, v, mask), rtol=3e-2, atol=3e-2)
+
+
+def test_flash_attention_is_taken_where_it_is_installed():
+    x = torch.zeros(1, 16, 2, 64, dtype=torch.bfloat16, device="cuda")
+    assert choose_backend(x, x, None) == ("flash-attn" if find_spec("flash_attn") else "sdpa")
+    assert choose_backend(x, x, torch.ones(1, 16, dtype=torch.bool, device="cuda")) == "sdpa"
+
+
+def test_training_on_the_gpu(tmp_path):
+    """The whole loop over NCCL: losses fall and the checkpoint is complete."""
+    write_latents(tmp_path)
+    train_here(partial(train, make_task(tmp_path), CONFIG, tmp_path / "gpu"), 1)
+    first = losses(tmp_path / "gpu")
+    assert len(first) == CONFIG.steps
+    assert first[-1] < first[0]
+    assert open_checkpoint(tmp_path / "gpu").record.step == CONFIG.steps
