@@ -20,10 +20,10 @@ class Bucket(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    num_frames: int = Field(17, ge=1)
-    height: int = Field(64, ge=16)
-    width: int = Field(64, ge=16)
-    fps: float = Field(8.0, gt=0, le=240)
+    num_frames: int = Field(default=17, ge=1)
+    height: int = Field(default=64, ge=16)
+    width: int = Field(default=64, ge=16)
+    fps: float = Field(default=8.0, gt=0, le=240)
 
     @model_validator(mode="after")
     def _check(self) -> Self:

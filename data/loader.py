@@ -7,7 +7,7 @@ batch k holds the same samples on one worker or on sixty-four, before and after 
 
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -72,7 +72,7 @@ class Stream:
         self._rank = rank
         self._world_size = world_size
 
-    def batches(self, cursor: int, prepare: Callable[[list[Sample]], T], ahead: int = 4) -> Iterator[T]:
+    def batches(self, cursor: int, prepare: Callable[[list[Sample]], T], ahead: int = 4) -> Generator[T]:
         """Endless batches from `cursor` on, each passed through `prepare` in the fetching thread.
 
         An error in the thread is raised here, at the batch it belongs to.

@@ -18,8 +18,9 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import webdataset as wds
 from pydantic import BaseModel, ConfigDict, ValidationError
+from webdataset.compat import WebDataset
+from webdataset.writer import TarWriter
 
 from data.buckets import Bucket
 from data.clip import CAPTION_MEMBER, RECORD_MEMBER, ClipRecord, Split
@@ -91,7 +92,7 @@ def write_shard(
     """Write one shard atomically and say where everything in it is. Equal samples give equal bytes."""
     records = []
     with published(path) as temporary:
-        with wds.TarWriter(str(temporary), mtime=0, user="reelflow", group="reelflow") as writer:
+        with TarWriter(str(temporary), mtime=0, user="reelflow", group="reelflow") as writer:
             for record, payload in samples:
                 sample = {
                     "__key__": record.key,
@@ -127,7 +128,7 @@ def write_shard(
 
 def read_shard(path: Path, payload_member: str) -> Iterable[tuple[ClipRecord, bytes]]:
     """The samples of one shard, in order, through stock WebDataset."""
-    for sample in wds.WebDataset(str(path), shardshuffle=False, empty_check=False):
+    for sample in WebDataset(str(path), shardshuffle=False, empty_check=False):
         yield ClipRecord.model_validate_json(sample[RECORD_MEMBER]), sample[payload_member]
 
 

@@ -80,7 +80,7 @@ class ClusterConfig(Section):
     """Where Ray runs."""
 
     address: str | None = None  # None: a cluster of this process's own; "auto" or host:port: one that runs already
-    object_store_mib: int = Field(512, ge=80)  # of a cluster of its own
+    object_store_mib: int = Field(default=512, ge=80)  # of a cluster of its own
     workers: WorkersConfig = WorkersConfig()
 
 
@@ -88,7 +88,7 @@ class RunConfig(Section):
     """Everything a run depends on."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")
-    seed: int = Field(0, ge=0, lt=2**31)
+    seed: int = Field(default=0, ge=0, lt=2**31)
     runs_dir: Path = Path("runs")
     data: DataConfig = DataConfig()
     autoencoder: AutoencoderSection = AutoencoderSection()

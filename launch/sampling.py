@@ -17,7 +17,7 @@ from pipeline.sample import sample_clips
 class SamplingConfig(Section):
     """The part of a run's configuration that sampling reads."""
 
-    seed: int = Field(0, ge=0, lt=2**31)
+    seed: int = Field(default=0, ge=0, lt=2**31)
     sample: SampleSection = SampleSection()
     cluster: ClusterConfig = ClusterConfig()
 

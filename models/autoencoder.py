@@ -26,11 +26,11 @@ class AutoencoderConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    latent_channels: int = Field(8, ge=1)
-    width: int = Field(48, ge=8)  # channels next to the pixels
-    deep_width: int = Field(96, ge=8)  # channels next to the latents
-    num_blocks: int = Field(1, ge=1)  # residual blocks per resolution
-    kl_weight: float = Field(1e-6, ge=0)
+    latent_channels: int = Field(default=8, ge=1)
+    width: int = Field(default=48, ge=8)  # channels next to the pixels
+    deep_width: int = Field(default=96, ge=8)  # channels next to the latents
+    num_blocks: int = Field(default=1, ge=1)  # residual blocks per resolution
+    kl_weight: float = Field(default=1e-6, ge=0)
 
     @model_validator(mode="after")
     def _check(self) -> Self:

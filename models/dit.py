@@ -25,11 +25,11 @@ class DiTConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    width: int = Field(192, ge=32)
-    depth: int = Field(6, ge=1)
-    heads: int = Field(3, ge=1)
-    mlp_ratio: int = Field(4, ge=1)
-    patch_size: int = Field(2, ge=1)  # latent pixels per token side; one latent frame per token
+    width: int = Field(default=192, ge=32)
+    depth: int = Field(default=6, ge=1)
+    heads: int = Field(default=3, ge=1)
+    mlp_ratio: int = Field(default=4, ge=1)
+    patch_size: int = Field(default=2, ge=1)  # latent pixels per token side; one latent frame per token
     text: TextConfig = TextConfig()
 
     @model_validator(mode="after")

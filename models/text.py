@@ -25,11 +25,11 @@ class TextConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    width: int = Field(128, ge=16)
-    depth: int = Field(2, ge=0)
-    heads: int = Field(2, ge=1)
-    max_bytes: int = Field(96, ge=8)
-    ngram_buckets: int = Field(2048, ge=64)  # rows of each table of byte n-grams
+    width: int = Field(default=128, ge=16)
+    depth: int = Field(default=2, ge=0)
+    heads: int = Field(default=2, ge=1)
+    max_bytes: int = Field(default=96, ge=8)
+    ngram_buckets: int = Field(default=2048, ge=64)  # rows of each table of byte n-grams
 
 
 @dataclass(frozen=True)
@@ -97,18 +97,21 @@ class CaptionEncoder(nn.Module):
         super().__init__()
         self.embed = nn.Embedding(VOCABULARY, config.width)
         self.position = nn.Parameter(torch.randn(config.max_bytes + 1, config.width) * 0.02)
+        self.ngram_buckets = config.ngram_buckets
         # One byte says little and attention is slow to spell: a vector for each short run of bytes, too.
-        self.ngrams = nn.ModuleDict({str(n): nn.Embedding(config.ngram_buckets, config.width) for n in NGRAM_LENGTHS})
+        self.ngrams = nn.ModuleList(nn.Embedding(config.ngram_buckets, config.width) for _ in NGRAM_LENGTHS)
         self.blocks = nn.ModuleList(TextBlock(config.width, config.heads) for _ in range(config.depth))
         self.norm = RMSNorm(config.width)
-        for table in (self.embed, *self.ngrams.values()):
-            nn.init.normal_(table.weight)  # unit scale: at 0.02 most words went unused for hundreds of steps
+        for table in (self.embed, *self.ngrams):
+            nn.init.normal_(
+                table.get_parameter("weight")
+            )  # unit scale: at 0.02 most words went unused for hundreds of steps
 
     def forward(self, caption: CaptionTokens) -> Float[Tensor, "b n d"]:
         """Encode; vectors at padding carry no meaning and must be masked by whoever reads them."""
         x = self.embed(caption.ids) + self.position
-        for length, table in self.ngrams.items():
-            x = x + table(ngram_hashes(caption.ids, int(length), table.num_embeddings))
+        for length, table in zip(NGRAM_LENGTHS, self.ngrams, strict=True):
+            x = x + table(ngram_hashes(caption.ids, length, self.ngram_buckets))
         for block in self.blocks:
             x = block(x, caption.mask)
         return self.norm(x)

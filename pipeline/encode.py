@@ -44,7 +44,7 @@ class EncodeConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    batch: int = Field(16, ge=1)  # clips per call
+    batch: int = Field(default=16, ge=1)  # clips per call
     precision: Precision = "auto"
 
 
@@ -130,12 +130,12 @@ def encode_shards(
     missing = [shard for shard in clips.shards if not targets[shard.name].with_suffix(COMMIT_SUFFIX).exists()]
     num_done = clips.num_samples - sum(shard.num_samples for shard in missing)
     actor = ray.remote(Encoder).options(num_cpus=workers.cpus_per_worker, num_gpus=workers.gpus_per_worker)
-    actors = [
+    actors: list[Any] = [
         actor.remote(autoencoder_path.resolve(), config, workers.cpus_per_worker)
         for _ in range(min(workers.num_workers, len(missing)))
     ]
     waiting, running = list(reversed(missing)), {}
-    idle: list[Any] = actors.copy()
+    idle = actors.copy()
     with bar("encode", clips.num_samples, "clips", start=num_done) as progress:
         while waiting or running:
             while waiting and idle:

@@ -40,10 +40,10 @@ class SampleConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     solver: SolverName = "heun"
-    steps: int = Field(20, ge=1)
-    shift: float = Field(1.0, gt=0)
+    steps: int = Field(default=20, ge=1)
+    shift: float = Field(default=1.0, gt=0)
     guidance_scale: float = 3.0
-    batch: int = Field(24, ge=1)
+    batch: int = Field(default=24, ge=1)
     weights: Weights = "ema"
     precision: Precision = "auto"
 

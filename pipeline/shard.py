@@ -14,6 +14,7 @@ from typing import Any
 
 import ray
 from pydantic import BaseModel, ConfigDict, Field
+from ray.exceptions import WorkerCrashedError
 
 from data.buckets import Bucket
 from data.captions import CaptionError, caption_of, read_caption_table
@@ -45,10 +46,10 @@ class ShardConfig(BaseModel):
 
     bucket: Bucket = Bucket()
     captions: Path | None = None  # a CSV, JSONL or JSON table; None: sidecar files, then folder names
-    max_clips_per_video: int = Field(4, ge=1)
-    videos_per_shard: int = Field(256, ge=1)
-    validation_fraction: float = Field(0.05, ge=0, lt=1)
-    timeout_seconds: float = Field(120, gt=0)  # for one video
+    max_clips_per_video: int = Field(default=4, ge=1)
+    videos_per_shard: int = Field(default=256, ge=1)
+    validation_fraction: float = Field(default=0.05, ge=0, lt=1)
+    timeout_seconds: float = Field(default=120, gt=0)  # for one video
 
 
 class SourceError(ValueError):
@@ -201,7 +202,7 @@ def _prepare_all(
 ) -> None:
     """Prepare every source of `groups`, writing each shard as soon as its last source is in."""
     shared_table = ray.put(table)
-    prepare = ray.remote(prepare_source).options(num_cpus=1, max_retries=1, num_returns=2)
+    prepare: Any = ray.remote(prepare_source).options(num_cpus=1, max_retries=1, num_returns=2)
     commit = ray.remote(commit_shard).options(num_cpus=0)
     waiting = deque((group, source) for group in groups for source in group.sources)
     running: dict[Any, tuple[_Group, str, Any, float]] = {}  # reason -> group, source, clips, when it was handed out
@@ -216,8 +217,8 @@ def _prepare_all(
         for reason, (group, source, clips, begun) in list(running.items()):
             if reason in finished:
                 try:
-                    problem = ray.get(reason)
-                except ray.exceptions.WorkerCrashedError:
+                    problem = str(ray.get(reason))
+                except WorkerCrashedError:
                     problem = "decoding it crashed the worker twice"
             elif time.monotonic() - begun > config.timeout_seconds:
                 ray.cancel(reason, force=True)

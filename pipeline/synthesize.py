@@ -18,10 +18,10 @@ class SyntheticConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    num_videos: int = Field(1440, ge=8)
-    pixels: int = Field(96, ge=32, multiple_of=2)
-    fps: float = Field(16.0, gt=0)
-    seconds: float = Field(2.25, gt=0)
+    num_videos: int = Field(default=1440, ge=8)
+    pixels: int = Field(default=96, ge=32, multiple_of=2)
+    fps: float = Field(default=16.0, gt=0)
+    seconds: float = Field(default=2.25, gt=0)
 
 
 def video_path(output_dir: Path, index: int) -> Path:

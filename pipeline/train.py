@@ -35,28 +35,39 @@ class TrainConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    steps: int = Field(1000, ge=1)
-    global_batch: int = Field(32, ge=1)  # samples per step over all workers
-    learning_rate: float = Field(1e-3, gt=0, allow_inf_nan=False)
-    warmup_steps: int = Field(50, ge=0)
+    steps: int = Field(default=1000, ge=1)
+    global_batch: int = Field(default=32, ge=1)  # samples per step over all workers
+    learning_rate: float = Field(default=1e-3, gt=0, allow_inf_nan=False)
+    warmup_steps: int = Field(default=50, ge=0)
     schedule: Literal["constant", "cosine"] = "cosine"
-    weight_decay: float = Field(0.01, ge=0)
+    weight_decay: float = Field(default=0.01, ge=0)
     betas: tuple[float, float] = (0.9, 0.99)
-    clip_norm: float = Field(1.0, gt=0)
-    ema_decay: float = Field(0.995, ge=0, lt=1)
+    clip_norm: float = Field(default=1.0, gt=0)
+    ema_decay: float = Field(default=0.995, ge=0, lt=1)
     precision: Precision = "auto"
     zero_stage: Literal[1, 2] = 2
-    checkpoint_every_steps: int = Field(250, ge=1)
-    keep_checkpoints: int = Field(2, ge=2)
-    log_every_steps: int = Field(10, ge=1)
+    checkpoint_every_steps: int = Field(default=250, ge=1)
+    keep_checkpoints: int = Field(default=2, ge=2)
+    log_every_steps: int = Field(default=10, ge=1)
 
 
 class TrainTask(Protocol):
     """What the loop needs to know of a network; frozen records, pickled to the workers."""
 
-    kind: str
-    seed: int
-    dataset_dir: Path
+    @property
+    def kind(self) -> str:
+        """ "autoencoder" or "dit"."""
+        ...
+
+    @property
+    def seed(self) -> int:
+        """What all randomness of the run starts from."""
+        ...
+
+    @property
+    def dataset_dir(self) -> Path:
+        """Where the shards are."""
+        ...
 
     def build(self) -> nn.Module:
         """The network inside its loss: forward(batch) gives {"total": scalar, ...}."""

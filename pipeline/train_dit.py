@@ -28,7 +28,7 @@ class FlowSpec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     times: TimeLaw = TimeLaw()
-    caption_drop: float = Field(0.1, ge=0, lt=1)  # share of samples trained without their caption
+    caption_drop: float = Field(default=0.1, ge=0, lt=1)  # share of samples trained without their caption
     null_caption: str = ""
 
 

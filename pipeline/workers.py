@@ -23,10 +23,10 @@ class WorkersConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    num_workers: int = Field(2, ge=1)
-    cpus_per_worker: int = Field(1, ge=1)
-    gpus_per_worker: float = Field(0, ge=0)
-    max_failures: int = Field(2, ge=0)  # restarts of a training whose worker died
+    num_workers: int = Field(default=2, ge=1)
+    cpus_per_worker: int = Field(default=1, ge=1)
+    gpus_per_worker: float = Field(default=0, ge=0)
+    max_failures: int = Field(default=2, ge=0)  # restarts of a training whose worker died
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ class TimeLaw(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     mean: float = 0.0
-    std: float = Field(1.0, gt=0)
-    shift: float = Field(1.0, gt=0)
+    std: float = Field(default=1.0, gt=0)
+    shift: float = Field(default=1.0, gt=0)
 
     def times(self, normal: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
         """Turn standard normal numbers into times in (0, 1)."""
