@@ -56,7 +56,7 @@ class TrainTask(Protocol):
 
     @property
     def kind(self) -> str:
-        """ "autoencoder" or "dit"."""
+        """Either "autoencoder" or "dit"."""
         ...
 
     @property
