@@ -24,6 +24,7 @@ from data.clip import Decoder
 # What a source folder is searched for.
 CONTAINERS = ("3gp", "avi", "flv", "m2ts", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "mts", "ogv", "ts", "webm", "wmv")
 VIDEO_SUFFIXES = frozenset(f".{name}" for name in CONTAINERS)
+DECORD_ERRORS = (DECORDError, RuntimeError)  # the second where it cannot open a file at all
 TIE_SECONDS = 5e-4  # time stamps are rounded numbers: a frame that begins this much late still begins "now"
 
 Frames = UInt8[np.ndarray, "t h w 3"]
@@ -101,7 +102,7 @@ def _decord_timeline(path: Path) -> Timeline | None:
     try:
         reader = decord.VideoReader(str(path.resolve()), ctx=decord.cpu(0), num_threads=1)
         stamps = np.asarray(reader.get_frame_timestamp(range(len(reader))))
-    except DECORDError:
+    except DECORD_ERRORS:
         return None
     if stamps.ndim != 2 or stamps[0, 0] < 0 or np.any(np.diff(stamps[:, 0]) <= 0):
         return None  # no frames, an edit list (negative start), or stamps that repeat or are missing
@@ -109,7 +110,7 @@ def _decord_timeline(path: Path) -> Timeline | None:
     def read(indices: list[int]) -> Frames:
         try:
             return reader.get_batch(indices).asnumpy()
-        except DECORDError as error:
+        except DECORD_ERRORS as error:
             raise VideoError(f"it cannot be decoded (decord: {_first_line(error)})") from error
 
     return Timeline(stamps[:, 0], read, "decord")
@@ -179,7 +180,7 @@ def decode_clip(content: bytes) -> Frames:
     try:
         reader = decord.VideoReader(io.BytesIO(content), ctx=decord.cpu(0), num_threads=1)
         return reader.get_batch(range(len(reader))).asnumpy()
-    except DECORDError as error:
+    except DECORD_ERRORS as error:
         raise VideoError(f"it cannot be decoded (decord: {_first_line(error)})") from error
 
 

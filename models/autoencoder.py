@@ -7,7 +7,6 @@ price (Kingma & Welling 2013, appendix B).
 """
 
 from dataclasses import dataclass
-from typing import Self
 
 import torch
 from einops import rearrange, reduce, repeat
@@ -33,7 +32,7 @@ class AutoencoderConfig(BaseModel):
     kl_weight: float = Field(default=1e-6, ge=0)
 
     @model_validator(mode="after")
-    def _check(self) -> Self:
+    def _check(self) -> "AutoencoderConfig":
         folded = 8 * self.width  # channels of 2 x 2 x 2 folded values, which the shortcuts share out evenly
         if folded % self.deep_width:
             fitting = [width for width in range(8, folded + 1) if folded % width == 0]

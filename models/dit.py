@@ -5,7 +5,6 @@ looks at the caption by cross-attention, and is steered by the time through adaL
 (Peebles & Xie 2022, section 3.2). Queries and keys are normalised per head and rotated in 3D.
 """
 
-from typing import Self
 
 import torch
 from einops import rearrange
@@ -33,7 +32,7 @@ class DiTConfig(BaseModel):
     text: TextConfig = TextConfig()
 
     @model_validator(mode="after")
-    def _check(self) -> Self:
+    def _check(self) -> "DiTConfig":
         for owner, width, heads in (("", self.width, self.heads), ("text.", self.text.width, self.text.heads)):
             if width % heads or width // heads % 8:
                 fitting = [h for h in range(1, width + 1) if width % h == 0 and width // h % 8 == 0]

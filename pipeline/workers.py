@@ -15,6 +15,8 @@ import torch
 import torch.distributed as dist
 from pydantic import BaseModel, ConfigDict, Field
 
+from pipeline.zero import leave_process_group
+
 COLLECTIVE_TIMEOUT_SECONDS = 300
 
 
@@ -98,4 +100,4 @@ def train_here(function: Callable[[Worker], None], num_threads: int) -> None:
     try:
         function(Worker(rank, world_size, device))
     finally:
-        dist.destroy_process_group()
+        leave_process_group()

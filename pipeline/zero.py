@@ -46,6 +46,15 @@ def import_deepspeed() -> Any:  # noqa: ANN401 - deepspeed is untyped
     return deepspeed
 
 
+def leave_process_group() -> None:
+    """Destroy the process group, and DeepSpeed's memory of it, so that another may follow in this process."""
+    comm = import_deepspeed().comm
+    if comm.is_initialized():
+        comm.destroy_process_group()
+    else:
+        dist.destroy_process_group()
+
+
 class _Autocast(nn.Module):
     """The module, computing in `dtype`. Inside the engine, because DeepSpeed turns an autocast around it off."""
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from models.flow.guidance import guide, guided_velocity
 from models.flow.objective import TimeLaw, flow_matching_loss
-from models.flow.path import StraightPath
+from models.flow.path import StraightPath, broadcast_time
 from models.flow.solver import euler, heun, solve, uniform_grid
 from models.text import CaptionTokens
 
@@ -61,7 +61,7 @@ def test_velocity_is_the_time_derivative():
 def test_times_must_be_one_per_sample():
     x = torch.zeros(4, 3)
     with pytest.raises(ValueError, match=r"one time per sample, shape \(4,\), got \(3,\)"):
-        PATH.to_data(x, x, torch.zeros(3))
+        broadcast_time(torch.zeros(3), x)
 
 
 def test_time_law_is_logit_normal():
