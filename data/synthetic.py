@@ -26,8 +26,8 @@ DIRECTIONS: dict[str, tuple[float, float]] = {  # unit steps (down, right): rows
     "up": (-1.0, 0.0),
     "down": (1.0, 0.0),
 }
-SIZES: dict[str, float] = {"small": 0.17, "large": 0.23}  # radius as a share of the frame
-SPEEDS: dict[str, float] = {"slowly": 0.36, "quickly": 0.50}  # way across the whole clip, as a share of the frame
+SIZES: dict[str, float] = {"small": 0.20, "large": 0.26}  # radius as a share of the frame
+SPEEDS: dict[str, float] = {"slowly": 0.32, "quickly": 0.44}  # way across the whole clip, as a share of the frame
 BACKGROUNDS: dict[str, tuple[tuple[int, int, int], tuple[int, int, int]]] = {  # grey levels, top to bottom
     "black": ((8, 8, 8), (8, 8, 8)),
     "dark": ((40, 40, 40), (40, 40, 40)),

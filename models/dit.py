@@ -5,7 +5,6 @@ looks at the caption by cross-attention, and is steered by the time through adaL
 (Peebles & Xie 2022, section 3.2). Queries and keys are normalised per head and rotated in 3D.
 """
 
-
 import torch
 from einops import rearrange
 from jaxtyping import Bool, Float

@@ -107,6 +107,18 @@ def test_both_decoders_turn_a_rotated_video_the_same_way(clips_dir, name):
     np.testing.assert_array_equal(decord_view.read([0]), pyav_view.read([0]))
 
 
+@pytest.mark.parametrize("side", [16, 32, 48, 80, 112])
+def test_clips_of_any_width_survive(tmp_path, side):
+    """decord cannot copy out frames whose width its padding does not divide; PyAV then reads them."""
+    frames = np.broadcast_to(np.linspace(0, 200, side)[None, :, None, None], (9, side, side, 3)).astype(np.uint8)
+    content = encode_clip(frames, 8)
+    assert np.abs(decode_clip(content).astype(int) - frames).mean() < 3
+    path = tmp_path / "clip.mp4"
+    path.write_bytes(content)
+    span = read_spans(path, Bucket(num_frames=9, height=side, width=side, fps=8), 1)[0]
+    np.testing.assert_array_equal(span.frames, decode_clip(content))
+
+
 @pytest.mark.parametrize("content", [b"", b"not a video", b"\0" * 5000])
 def test_garbage_is_a_video_error(tmp_path, content):
     path = tmp_path / "bad.mp4"
