@@ -179,7 +179,7 @@ def decode_clip(content: bytes) -> Frames:
     except DECORD_ERRORS:  # some widths: see read_spans
         pass
     try:
-        with av.open(io.BytesIO(content)) as container:
+        with av.open(io.BytesIO(content), mode="r") as container:
             return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
     except (av.FFmpegError, IndexError, ValueError) as error:
         raise VideoError(f"it cannot be decoded ({error})") from error

@@ -6,6 +6,7 @@ Either way the function finds an initialised torch.distributed process group and
 import os
 import uuid
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -75,7 +76,13 @@ def train_on_ray(function: Callable[[Worker], None], config: WorkersConfig, stor
             failure_config=FailureConfig(max_failures=config.max_failures),
         ),
     )
-    trainer.fit()
+    # Ray Train takes SIGINT over when it is started from the main thread, and then leaves with an error of its own.
+    # From another thread Ctrl-C stays ours: the driver ends, and with it every worker.
+    thread = ThreadPoolExecutor(1, thread_name_prefix="ray-train")
+    try:
+        thread.submit(trainer.fit).result()
+    finally:
+        thread.shutdown(wait=False)
 
 
 def _gpu(gpus: float) -> dict[str, float]:
