@@ -26,8 +26,8 @@ DIRECTIONS: dict[str, tuple[float, float]] = {  # unit steps (down, right): rows
     "up": (-1.0, 0.0),
     "down": (1.0, 0.0),
 }
-SIZES: dict[str, float] = {"small": 0.20, "large": 0.26}  # radius as a share of the frame
-SPEEDS: dict[str, float] = {"slowly": 0.32, "quickly": 0.44}  # way across the whole clip, as a share of the frame
+SIZES: dict[str, float] = {"small": 0.24, "large": 0.30}  # radius as a share of the frame
+SPEEDS: dict[str, float] = {"slowly": 0.24, "quickly": 0.36}  # way across the whole clip, as a share of the frame
 BACKGROUNDS: dict[str, tuple[tuple[int, int, int], tuple[int, int, int]]] = {  # grey levels, top to bottom
     "black": ((8, 8, 8), (8, 8, 8)),
     "dark": ((40, 40, 40), (40, 40, 40)),
@@ -39,10 +39,10 @@ PHRASINGS = (
     "a {colour} {shape} moves {direction}",
     "a {size} {colour} {shape} moves {direction}",
     "a {colour} {shape} moves {direction} {speed}",
-    "a {colour} {shape} moving {direction} on a {background} background",
+    "a {colour} {shape} moving {direction} on {background}",
     "{colour} {shape}, going {direction}",
     "a {colour} {shape} drifts {speed} to the {side}",
-    "a {size} {colour} {shape} goes {direction} {speed} over {background}",
+    "a {size} {colour} {shape} goes {direction} {speed}",
 )
 SIDES = {"left": "left", "right": "right", "up": "top", "down": "bottom"}
 
@@ -117,7 +117,7 @@ def random_scene(seed: int, index: int, allowed: list[Combination]) -> Scene:
     """Scene number `index` of the world `seed`, whatever was made before it."""
     random = np.random.default_rng([seed, index])
     combination = allowed[index % len(allowed)]  # every combination equally often
-    drift = (random.uniform(-0.02, 0.02), random.uniform(-0.2, 0.2))  # (along the motion, across it)
+    drift = (random.uniform(-0.02, 0.02), random.uniform(-0.15, 0.15))  # (along the motion, across it)
     vertical = DIRECTIONS[combination.direction][0] != 0
     return Scene(
         combination=combination,

@@ -22,6 +22,9 @@ def worker_environment(threads: int) -> dict[str, str]:
     environment = {
         "OMP_NUM_THREADS": str(threads),
         "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads starve the other workers of a small machine
+        # Freed activations go back to malloc, not to the kernel: otherwise every step faults its pages in again.
+        "MALLOC_MMAP_THRESHOLD_": str(2**30),
+        "MALLOC_TRIM_THRESHOLD_": str(2**30),
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
         "TOKENIZERS_PARALLELISM": "false",
     }

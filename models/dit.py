@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from models.attention import attention
-from models.layers import FeedForward, RMSNorm, TimeEmbedder
+from models.layers import FeedForward, HeadNorm, RMSNorm, TimeEmbedder
 from models.rope import rope_angles, rotate
 from models.text import CaptionEncoder, CaptionTokens, TextConfig
 
@@ -62,7 +62,7 @@ def modulate(
     x: Float[Tensor, "b n d"], shift: Float[Tensor, "b d"], scale: Float[Tensor, "b d"]
 ) -> Float[Tensor, "b n d"]:
     """x (1 + scale) + shift, one shift and scale per sample."""
-    return x * (1 + rearrange(scale, "b d -> b 1 d")) + rearrange(shift, "b d -> b 1 d")
+    return torch.addcmul(rearrange(shift, "b d -> b 1 d"), x, rearrange(1 + scale, "b d -> b 1 d"))
 
 
 class DiTBlock(nn.Module):
@@ -71,22 +71,20 @@ class DiTBlock(nn.Module):
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
         width, self.heads = config.width, config.heads
-        head_dim = width // config.heads
         self.norm = nn.LayerNorm(width, elementwise_affine=False)  # scale and shift come from the condition
-        self.qkv = nn.Linear(width, 3 * width)
-        self.query_norm, self.key_norm = RMSNorm(head_dim), RMSNorm(head_dim)
-        self.out = nn.Linear(width, width)
+        self.qkv = nn.Linear(width, 3 * width, bias=False)  # the condition's shifts do what biases would
+        self.qk_norm = HeadNorm(2 * config.heads)
+        self.out = nn.Linear(width, width, bias=False)
         self.cross_norm = RMSNorm(width)
-        self.cross_query = nn.Linear(width, width)
-        self.cross_key_value = nn.Linear(config.text.width, 2 * width)
-        self.cross_query_norm, self.cross_key_norm = RMSNorm(head_dim), RMSNorm(head_dim)
-        self.cross_out = nn.Linear(width, width)
+        self.cross_query = nn.Linear(width, width, bias=False)
+        self.cross_key_value = nn.Linear(config.text.width, 2 * width, bias=False)
+        self.cross_query_norm, self.cross_key_norm = HeadNorm(config.heads), HeadNorm(config.heads)
+        self.cross_out = nn.Linear(width, width, bias=False)
         self.feed_forward = FeedForward(width, config.mlp_ratio)
         self.modulation = nn.Linear(width, 6 * width)
         # Zero at the start: every block is the identity, and the network predicts zero velocity.
-        for layer in (self.modulation, self.cross_out):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        for parameter in (self.modulation.weight, self.modulation.bias, self.cross_out.weight):
+            nn.init.zeros_(parameter)
 
     def forward(
         self,
@@ -97,13 +95,13 @@ class DiTBlock(nn.Module):
         angles: Float[Tensor, "n half"],
     ) -> Float[Tensor, "b n d"]:
         """One block; `condition` is the embedded time and caption, already through silu."""
-        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = self.modulation(condition).chunk(6, dim=-1)
+        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = self.modulation(condition).float().chunk(6, dim=-1)
 
         h = modulate(self.norm(x), shift_1, scale_1)
-        q, k, v = rearrange(self.qkv(h), "b n (three heads d) -> three b n heads d", three=3, heads=self.heads)
-        q, k = rotate(self.query_norm(q), angles), rotate(self.key_norm(k), angles)
+        q_k, v = rearrange(self.qkv(h), "b n (h d) -> b n h d", h=3 * self.heads).tensor_split([2 * self.heads], dim=2)
+        q, k = rotate(self.qk_norm(q_k), angles).chunk(2, dim=2)
         h = self.out(rearrange(attention(q, k, v), "b n heads d -> b n (heads d)"))
-        x = x + rearrange(gate_1, "b d -> b 1 d") * h
+        x = torch.addcmul(x, rearrange(gate_1, "b d -> b 1 d"), h.float())
 
         q = self.cross_query_norm(rearrange(self.cross_query(self.cross_norm(x)), "b n (h d) -> b n h d", h=self.heads))
         k, v = rearrange(self.cross_key_value(text), "b m (two h d) -> two b m h d", two=2, h=self.heads)
@@ -111,7 +109,7 @@ class DiTBlock(nn.Module):
         x = x + self.cross_out(rearrange(h, "b n h d -> b n (h d)"))
 
         h = self.feed_forward(modulate(self.norm(x), shift_2, scale_2))
-        return x + rearrange(gate_2, "b d -> b 1 d") * h
+        return torch.addcmul(x, rearrange(gate_2, "b d -> b 1 d"), h.float())
 
 
 class DiT(nn.Module):
@@ -159,6 +157,6 @@ class DiT(nn.Module):
         tokens = self.patch(patchify(x, self.config.patch_size)) + self.places  # b n d
         for block in self.blocks:
             tokens = block(tokens, condition, text, caption.mask, self.angles)
-        shift, scale = self.final_modulation(condition).chunk(2, dim=-1)  # b d
+        shift, scale = self.final_modulation(condition).float().chunk(2, dim=-1)  # b d
         tokens = self.final(modulate(self.final_norm(tokens), shift, scale))  # b n (c p q)
         return unpatchify(tokens, self.config.patch_size, self.grid)  # b c t h w

@@ -23,13 +23,27 @@ class RMSNorm(nn.Module):
         return (normal * self.weight).to(x.dtype)
 
 
+class HeadNorm(nn.Module):
+    """Queries or keys over their root mean square, times one learnt gain per head (Henry et al. 2020, eq. 4)."""
+
+    def __init__(self, heads: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(heads, 1))
+        self.eps = eps
+
+    def forward(self, x: Float[Tensor, "b n heads d"]) -> Float[Tensor, "b n heads d"]:
+        """Normalise; the norm is taken in float32, and the result has the type of `x`."""
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        return x * (self.gain * x.shape[-1] ** 0.5 / (norm + self.eps)).to(x.dtype)
+
+
 class FeedForward(nn.Module):
     """Linear, GELU, linear."""
 
     def __init__(self, width: int, ratio: int) -> None:
         super().__init__()
-        self.up = nn.Linear(width, ratio * width)
-        self.down = nn.Linear(ratio * width, width)
+        self.up = nn.Linear(width, ratio * width, bias=False)
+        self.down = nn.Linear(ratio * width, width, bias=False)
 
     def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
         """Apply to every token."""

@@ -77,8 +77,8 @@ class TextBlock(nn.Module):
         super().__init__()
         self.heads = heads
         self.attention_norm = RMSNorm(width)
-        self.qkv = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.out = nn.Linear(width, width, bias=False)
         self.feed_forward_norm = RMSNorm(width)
         self.feed_forward = FeedForward(width, 4)
 

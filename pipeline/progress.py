@@ -35,15 +35,16 @@ class _LogBar:
     def __init__(self, name: str, total: int, unit: str, start: int) -> None:
         self._name, self._total, self._unit, self._start = name, total, unit, start
         self._begun = self._printed = time.monotonic()
+        self._complete = False
 
     def update(self, done: int, note: str = "") -> None:
         now = time.monotonic()
-        if now - self._printed < LINE_INTERVAL_SECONDS and done < self._total:
+        if self._complete or (now - self._printed < LINE_INTERVAL_SECONDS and done < self._total):
             return
-        self._printed = now
+        self._printed, self._complete = now, done >= self._total
         rate = (done - self._start) / max(now - self._begun, 1e-6)
-        left = (self._total - done) / rate if rate > 0 else 0.0
-        eta = f"ETA {left / 60:.0f}:{left % 60:02.0f}" if done < self._total else f"in {now - self._begun:.0f} s"
+        minutes, seconds = divmod(round((self._total - done) / rate) if rate > 0 else 0, 60)
+        eta = f"in {now - self._begun:.0f} s" if self._complete else f"ETA {minutes}:{seconds:02d}"
         text = f"  {self._name}  {done}/{self._total} {self._unit}  {rate:.1f}/s  {eta}  {note}"
         print(text.rstrip(), flush=True)
 

@@ -14,6 +14,7 @@ from data.publish import TEMPORARY_PREFIX
 from data.shards import read_index, read_manifest
 from data.video import decode_clip
 from pipeline.checkpoint import open_checkpoint
+from pipeline.progress import bar
 from pipeline.sample import read_samples
 from pipeline.stage import read_record
 from pipeline.train import read_metrics
@@ -213,3 +214,18 @@ def test_ctrl_c_leaves_nothing_half_written_and_the_next_start_goes_on(tmp_path)
     assert f"resuming from step {stopped_at}" in done.stdout
     assert [row["step"] for row in read_metrics(run_dir / "autoencoder")] == list(range(1, stopped_at + 4))
     assert not list(run_dir.rglob(f"{TEMPORARY_PREFIX}*"))
+
+
+def test_log_lines_tell_the_rate_the_time_left_and_the_end_once(capsys, monkeypatch):
+    clock = iter([0.0, 1.0, 50.0, 200.0, 201.0])
+    monkeypatch.setattr("pipeline.progress.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("pipeline.progress.sys.stderr.isatty", lambda: False)
+    with bar("train", 400, "steps", start=100) as progress:
+        progress.update(110)  # too soon after the start to be worth a line
+        progress.update(200, "loss 0.5")
+        progress.update(400)
+        progress.update(400)
+    assert capsys.readouterr().out.splitlines() == [
+        "  train  200/400 steps  2.0/s  ETA 1:40  loss 0.5",
+        "  train  400/400 steps  1.5/s  in 200 s",
+    ]
