@@ -7,7 +7,7 @@ Each clip's noise belongs to its own seed, its file is published atomically unde
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import ray
 import torch
@@ -18,8 +18,10 @@ from data.publish import publish_bytes, publish_text
 from data.shards import LatentStats
 from data.video import Frames, encode_clip
 from models.dit import DiT, DiTConfig
-from models.flow.guidance import guided_velocity
-from models.flow.solver import SolverName, solve, uniform_grid
+from models.flow.grid import uniform_grid
+from models.flow.guidance import Apg, CfgZeroStar, Guidance, Plain, Rescaled, batched, guided
+from models.flow.path import path_of
+from models.flow.solver import OdeSolver, constant_diffusion, euler_maruyama, solver_of
 from models.text import CaptionTokens
 from pipeline import seeds
 from pipeline.checkpoint import Checkpoint, CheckpointError, Weights, load_weights, open_checkpoint
@@ -34,15 +36,34 @@ from pipeline.workers import WorkersConfig
 SAMPLES_NAME = "manifest.jsonl"
 
 
+GuidanceRule = Literal["plain", "cfg-zero-star", "apg", "rescaled"]
+
+
+def guidance_of(rule: GuidanceRule, scale: float) -> Guidance:
+    """The rule a configuration names."""
+    match rule:
+        case "plain":
+            return Plain(scale)
+        case "cfg-zero-star":
+            return CfgZeroStar(scale)
+        case "apg":
+            return Apg(scale)
+        case "rescaled":
+            return Rescaled(scale)
+
+
 class SampleConfig(BaseModel):
     """How clips are sampled."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    solver: SolverName = "heun"
+    solver: OdeSolver = "heun"
     steps: int = Field(default=20, ge=1)
     shift: float = Field(default=1.0, gt=0)
     guidance_scale: float = 3.0
+    guidance: GuidanceRule = "plain"
+    negative_prompt: str | None = None  # takes the null caption's place
+    sde_sigma: float = Field(default=0.0, ge=0)  # above 0: noise of this strength per unit of time, instead of `solver`
     batch: int = Field(default=24, ge=1)
     weights: Weights = "ema"
     precision: Precision = "auto"
@@ -93,12 +114,27 @@ class ClipSampler:
         max_bytes = self.network.config.text.max_bytes
         noise = torch.cat([seeds.normal(r.seed, "sample", [0], self.latent_shape) for r in requests])
         caption = CaptionTokens.encode([request.prompt for request in requests], max_bytes)
-        null = CaptionTokens.encode([self.flow.null_caption] * len(requests), max_bytes)
+        negative = self.flow.null_caption if self.config.negative_prompt is None else self.config.negative_prompt
+        uncond = CaptionTokens.encode([negative] * len(requests), max_bytes)
         network = _CountedNetwork(self.network)
-        velocity = guided_velocity(network, caption.to(self.device), null.to(self.device), requests[0].guidance_scale)
-        grid = uniform_grid(self.config.steps, self.config.shift)
+        branches = batched(
+            network,
+            caption.to(self.device),
+            uncond.to(self.device),
+            CaptionTokens.cat([caption, uncond]).to(self.device),
+        )
+        rule = guidance_of(self.config.guidance, requests[0].guidance_scale)
+        field = guided(branches, path_of(self.flow.path), self.flow.prediction, rule)
+        grid, start = uniform_grid(self.config.steps, self.config.shift), noise.to(self.device)
+
+        def fresh_noise(step: int) -> torch.Tensor:
+            return torch.cat([seeds.normal(r.seed, "sde", [step], self.latent_shape) for r in requests])
+
         with autocast(self.config.precision, self.device):
-            latents = solve(self.config.solver, velocity, noise.to(self.device), grid)
+            if self.config.sde_sigma > 0:
+                latents = euler_maruyama(field, start, grid, constant_diffusion(self.config.sde_sigma), fresh_noise)
+            else:
+                latents = solver_of(self.config.solver)(field, start, grid)
             pixels = self.autoencoder.decode(denormalize(latents, self.stats))
         return [to_frames(clip) for clip in pixels], network.calls
 

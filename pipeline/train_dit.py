@@ -14,8 +14,9 @@ from data.buckets import Bucket
 from data.loader import Sample
 from data.shards import IndexRow, LatentStats, read_index
 from models.dit import DiT, DiTConfig
-from models.flow.objective import TimeLaw, flow_matching_loss
-from models.flow.path import StraightPath
+from models.flow.field import Prediction
+from models.flow.objective import LossWeight, TimeLaw, matching_loss, stratified
+from models.flow.path import PathName, path_of
 from models.text import CaptionTokens
 from pipeline import seeds
 
@@ -27,6 +28,9 @@ class FlowSpec(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    path: PathName = "straight"
+    prediction: Prediction = "velocity"
+    loss_weight: LossWeight = "plain"
     times: TimeLaw = TimeLaw()
     caption_drop: float = Field(default=0.1, ge=0, lt=1)  # share of samples trained without their caption
     null_caption: str = ""
@@ -59,18 +63,22 @@ class FlowBatch:
 
 
 class FlowMatchingLoss(nn.Module):
-    """Conditional flow matching (Lipman et al. 2022, eq. 23)."""
+    """Conditional flow matching (Lipman et al. 2022, eq. 23), or whatever path and prediction the spec names."""
 
-    def __init__(self, network: DiT) -> None:
+    def __init__(self, network: DiT, spec: FlowSpec) -> None:
         super().__init__()
         self.network = network
-        self.path = StraightPath()
+        self.spec = spec
+        self.path = path_of(spec.path)
 
     def forward(self, batch: FlowBatch) -> dict[str, Tensor]:
-        """Mean squared error of the velocity."""
-        point = self.path.sample(batch.x_0, batch.x_1, batch.t)
-        predicted = self.network(point.x_t, batch.t, batch.caption)
-        return {"total": flow_matching_loss(predicted, point.velocity).mean()}
+        """Mean squared error of the prediction."""
+        x_t = self.path.at(batch.t, batch.x_1).point(batch.x_0, batch.x_1)
+        predicted = self.network(x_t, batch.t, batch.caption)
+        loss = matching_loss(
+            self.path, self.spec.prediction, predicted, batch.x_0, batch.x_1, batch.t, self.spec.loss_weight
+        )
+        return {"total": loss.mean()}
 
 
 @dataclass(frozen=True)
@@ -89,7 +97,7 @@ class DiTTask:
 
     def build(self) -> nn.Module:
         """The DiT inside its loss."""
-        return FlowMatchingLoss(DiT(self.model, self.latent_shape))
+        return FlowMatchingLoss(DiT(self.model, self.latent_shape), self.flow)
 
     def rows(self) -> list[IndexRow]:
         """The training split."""
@@ -99,6 +107,7 @@ class DiTTask:
         """Read latents; noise, time and caption drop are functions of each sample's position in the run."""
         positions = [sample.position for sample in samples]
         latents = torch.stack([load_safetensors(sample.payload)["mean"] for sample in samples]).float()
+        offset = seeds.uniform(self.seed, "time", [0]).item()
         dropped = seeds.uniform(self.seed, "caption-drop", positions) < self.flow.caption_drop
         captions = [
             self.flow.null_caption if drop else sample.row.caption
@@ -107,7 +116,7 @@ class DiTTask:
         return FlowBatch(
             x_1=normalize(latents, self.latent_stats),
             x_0=seeds.normal(self.seed, "noise", positions, self.latent_shape),
-            t=self.flow.times.times(seeds.normal(self.seed, "time", positions)),
+            t=self.flow.times.times(stratified(torch.tensor(positions), offset)).float(),
             caption=CaptionTokens.encode(captions, self.model.text.max_bytes),
         )
 

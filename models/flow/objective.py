@@ -1,36 +1,115 @@
-"""The training objective: at which times to learn, and what to regress.
+"""The training objective: at which times to learn, what to regress, and which noise meets which data.
 
-Conditional flow matching (Lipman et al. 2022, eq. 9; Holderrieth & Erives 2025, algorithm 3):
+Conditional flow matching, denoising score matching and DDPM training are one squared error,
 
-    L = E_{t, x_0, x_1} || v_theta(x_t, t) - (x_1 - x_0) ||^2
+    L = E_{t, x_0, x_1} weight(t) || prediction_theta(x_t, t) - prediction(x_0, x_1, t) ||²,
+
+with prediction = velocity (Lipman et al. 2022, eq. 9; Holderrieth & Erives 2025, algorithm 3), score (Lipman et al.
+eq. 2; Holderrieth & Erives algorithm 4), noise (Ho et al. 2020, eq. 14) or data, on any path.
 """
 
+import math
+from typing import Literal
+
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from models.flow.field import Prediction, check_prediction, velocity_weight
+from models.flow.grid import shift_time
+from models.flow.path import Path, nonzero
+
+LossWeight = Literal["plain", "velocity"]
+
 
 class TimeLaw(BaseModel):
-    """Logit-normal times: t = sigmoid(mean + std * n - log(shift)), n ~ N(0, 1).
+    """The law of training times, as a map from uniform numbers (its quantile function).
 
-    The middle of the path, where noise and data are hardest to tell apart, is learnt most often
-    (Esser et al. 2024, section 3.1). `shift` > 1 moves times towards noise, for larger clips.
+    logit-normal: t = sigmoid(mean + std n), n ~ N(0, 1): the middle of the path, where noise and data are hardest to
+    tell apart, is learnt most often. mode: heavy in the middle, but positive at the ends. (Esser et al. 2024, section
+    3.1, where time runs the other way.) `shift` > 1 then moves times towards noise, for larger clips.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    law: Literal["logit-normal", "uniform", "mode"] = "logit-normal"
     mean: float = 0.0
     std: float = Field(default=1.0, gt=0)
+    mode_scale: float = Field(default=1.29, ge=-1, le=1.75)  # within these the law has a density
     shift: float = Field(default=1.0, gt=0)
 
-    def times(self, normal: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
-        """Turn standard normal numbers into times in (0, 1)."""
-        return torch.sigmoid(self.mean + self.std * normal - torch.tensor(self.shift).log())
+    def times(self, uniform: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+        """Turn numbers in (0, 1) into times in [0, 1], in increasing order of the numbers."""
+        if self.law == "uniform":
+            t = uniform
+        elif self.law == "mode":
+            t = uniform + self.mode_scale * ((math.pi / 2 * uniform).cos().square() - 1 + uniform)
+        else:
+            t = torch.sigmoid(self.mean + self.std * torch.special.ndtri(uniform))
+        return shift_time(t, self.shift)
+
+
+def stratified(positions: Int[Tensor, " b"], offset: float) -> Float[Tensor, " b"]:
+    """Numbers in (0, 1) that cover the interval evenly over every stretch of consecutive positions, float64.
+
+    Steps of the golden ratio, modulo 1 (Weyl's sequence): a global batch of any size, on any number of workers, gets
+    times spread as stratified sampling spreads them, though each depends on its own position alone.
+
+    Args:
+        offset: where the sequence starts, in [0, 1).
+    """
+    golden = (math.sqrt(5) - 1) / 2
+    tiny = 2.0**-40
+    return ((positions.double() * golden + offset) % 1.0).clamp(tiny, 1 - tiny)
 
 
 def flow_matching_loss(
     predicted_velocity: Float[Tensor, "b ..."], velocity: Float[Tensor, "b ..."]
 ) -> Float[Tensor, " b"]:
-    """Mean squared error of each sample, in float32 whatever the network computed in."""
-    return (predicted_velocity.float() - velocity.float()).square().flatten(1).mean(1)
+    """Mean squared error of each sample, in float32 at least, whatever the network computed in."""
+    wide = torch.promote_types(velocity.dtype, torch.float32)
+    return (predicted_velocity.to(wide) - velocity.to(wide)).square().flatten(1).mean(1)
+
+
+def target(path: Path, prediction: Prediction, x_0: Tensor, x_1: Tensor, t: Tensor) -> Tensor:
+    """What a network of this prediction regresses at x_t."""
+    check_prediction(prediction)
+    if prediction == "data":
+        return x_1
+    if prediction == "noise":
+        return x_0
+    at = path.at(t, x_1)
+    return -x_0 / nonzero(at.b) if prediction == "score" else at.velocity(x_0, x_1)
+
+
+def matching_loss(
+    path: Path,
+    prediction: Prediction,
+    predicted: Float[Tensor, "b ..."],
+    x_0: Float[Tensor, "b ..."],
+    x_1: Float[Tensor, "b ..."],
+    t: Tensor,
+    weight: LossWeight = "plain",
+) -> Float[Tensor, " b"]:
+    """Each sample's mean squared error against its target.
+
+    Settings that have names: straight path and velocity is flow matching; VP and noise is DDPM's simple loss; score
+    is denoising score matching. `weight` "velocity" turns any of them into the velocity's loss, whatever is predicted.
+    """
+    error = (predicted.to(x_1) - target(path, prediction, x_0, x_1, t)).square()
+    if weight == "velocity":
+        error = error * velocity_weight(path.at(t, x_1), prediction)
+    return error.flatten(1).mean(1)
+
+
+def optimal_coupling(x_0: Float[Tensor, "b ..."], x_1: Float[Tensor, "b ..."]) -> Int[Tensor, " b"]:
+    """The permutation of the noises that minimises the sum of squared distances to the data of the batch.
+
+    Minibatch optimal transport (Tong et al. 2023, section 3.2): train on x_0[permutation], x_1; paths cross less.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    cost = torch.cdist(x_1.flatten(1).double(), x_0.flatten(1).double()).square()
+    _, columns = linear_sum_assignment(cost.cpu().numpy())
+    return torch.as_tensor(columns, device=x_0.device)

@@ -1,27 +1,24 @@
-"""Gaussian probability paths: how noise turns into data.
+"""Probability paths: how noise turns into data.
 
-A path is a pair of functions with alpha(0) = 0, beta(0) = 1, alpha(1) = 1, beta(1) = 0, and
+A path is a pair of functions a(t), b(t) of time, from noise at t = 0 to data at t = 1, and everything
+it knows follows from one linear map and its inverse:
 
-    x_t = alpha(t) x_1 + beta(t) x_0,    x_0 ~ N(0, I) noise, x_1 data.
+    [x_t]   [a   b ] [x_1]        x_0  source sample (Gaussian noise, unless a coupling says otherwise)
+    [ v ] = [a'  b'] [x_0]        x_1  data
 
-Source: Lipman et al. 2022, eq. 10 (there mu_t, sigma_t); Holderrieth & Erives 2025, section 3.1.
+(Lipman et al. 2022, eq. 10-15, with mu_t = a x_1 and sigma_t = b; Holderrieth & Erives 2025, section 3.1,
+alpha and beta.) Times broadcast from the left: one per sample (b) or one per frame (b t).
 """
 
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
-
-
-def broadcast_time(t: Tensor, like: Tensor) -> Tensor:
-    """Give per-sample times (b) the trailing axes of `like` (b ...), so that they multiply it.
-
-    Raises:
-        ValueError: there is not one time per sample.
-    """
-    if t.ndim != 1 or t.shape[0] != like.shape[0]:
-        raise ValueError(f"expected one time per sample, shape ({like.shape[0]},), got {tuple(t.shape)}")
-    return t.reshape(-1, *[1] * (like.ndim - 1))
 
 
 @dataclass(frozen=True)
@@ -32,30 +29,271 @@ class PathSample:
     velocity: Float[Tensor, "b ..."]
 
 
-@dataclass(frozen=True)
-class StraightPath:
-    """alpha(t) = t, beta(t) = 1 - t: the conditional optimal-transport path (Lipman et al. 2022, eq. 20-23).
+def nonzero(x: Tensor) -> Tensor:
+    """`x`, moved away from zero just far enough to divide by it: the ends of a path stay finite."""
+    smallest = torch.finfo(x.dtype).eps ** 2
+    return torch.where(x.abs() < smallest, torch.where(x < 0, -smallest, smallest).to(x.dtype), x)
 
-    Its velocity x_1 - x_0 does not depend on time: particles go straight at constant speed.
+
+def derivative_along(function: Callable[[Tensor], Tensor], x: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
+    """A function's value at x and its derivative along a direction, by forward-mode differentiation."""
+    result = torch.func.jvp(function, (x,), (direction,))
+    return result[0], result[1]
+
+
+@dataclass(frozen=True)
+class Coefficients:
+    """The map [[a, b], [a', b']] at given times, held so that no entry is infinite.
+
+    b' diverges at t = 1 on some paths (variance preserving, sqrt(1 - t)) while b b' does not, so the second column
+    is kept times a `scale`: 1 where b' is finite, b where it is not.
     """
 
-    def sample(self, x_0: Float[Tensor, "b ..."], x_1: Float[Tensor, "b ..."], t: Float[Tensor, " b"]) -> PathSample:
-        """The point x_t = t x_1 + (1 - t) x_0 and its conditional velocity.
+    a: Tensor
+    a_prime: Tensor
+    b: Tensor
+    scale: Tensor
+    scaled_b_prime: Tensor
+
+    @property
+    def scaled_b(self) -> Tensor:
+        """Scale times b."""
+        return self.scale * self.b
+
+    @property
+    def scaled_determinant(self) -> Tensor:
+        """Scale times W, where W = a' b - a b'."""
+        return self.a_prime * self.scaled_b - self.a * self.scaled_b_prime
+
+    def point(self, x_0: Tensor, x_1: Tensor) -> Tensor:
+        """The first row: x_t = a x_1 + b x_0."""
+        return self.a * x_1 + self.b * x_0
+
+    def velocity(self, x_0: Tensor, x_1: Tensor) -> Tensor:
+        """The second row: v = a' x_1 + b' x_0."""
+        return self.a_prime * x_1 + self.scaled_b_prime / nonzero(self.scale) * x_0
+
+    def data(self, x_t: Tensor, velocity: Tensor) -> Tensor:
+        """The inverse's first row: x_1 = (b v - b' x_t) / W."""
+        return (self.scaled_b * velocity - self.scaled_b_prime * x_t) / nonzero(self.scaled_determinant)
+
+    def noise(self, x_t: Tensor, velocity: Tensor) -> Tensor:
+        """The inverse's second row: x_0 = (a' x_t - a v) / W."""
+        return self.scale * (self.a_prime * x_t - self.a * velocity) / nonzero(self.scaled_determinant)
+
+    def score(self, x_t: Tensor, velocity: Tensor) -> Tensor:
+        """Gradient of the log density, -x_0 / b, for a standard normal source (Holderrieth & Erives 2025, prop. 1)."""
+        slope = (self.a * velocity - self.a_prime * x_t) / nonzero(self.scaled_determinant)
+        return slope * torch.where(self.scale == self.b, 1.0, self.scale / nonzero(self.b))
+
+    def velocity_change(self, data_change: Tensor) -> Tensor:
+        """What a change of the data prediction changes in the velocity: W / b times it; nothing where b = 0."""
+        factor = self.scaled_determinant / nonzero(self.scaled_b)
+        return torch.where(self.b > 0, factor, torch.zeros_like(factor)) * data_change
+
+    def velocity_of_data(self, x_t: Tensor, data: Tensor) -> Tensor:
+        """v from the data: the first row gives b x_0 = x_t - a x_1. Undefined at t = 1, where the noise is gone."""
+        return self.a_prime * data + self.scaled_b_prime / nonzero(self.scaled_b) * (x_t - self.a * data)
+
+    def velocity_of_noise(self, x_t: Tensor, noise: Tensor) -> Tensor:
+        """v from the noise: a v = a' x_t - W x_0. Undefined where a = 0: there the noise says nothing of the data."""
+        determinant = self.scaled_determinant / nonzero(self.scale)
+        return (self.a_prime * x_t - determinant * noise) / nonzero(self.a)
+
+    def velocity_of_score(self, x_t: Tensor, score: Tensor) -> Tensor:
+        """v from the score: a v = a' x_t + W b s (Holderrieth & Erives 2025, eq. 55)."""
+        weight = torch.where(
+            self.scale == self.b, self.scaled_determinant, self.scaled_determinant / nonzero(self.scale) * self.b
+        )
+        return (self.a_prime * x_t + weight * score) / nonzero(self.a)
+
+
+def expand(t: Tensor, like: Tensor) -> Tensor:
+    """Times (b) or (b t ...) with the trailing axes of `like` (b t ...) added, so that they multiply it.
+
+    Raises:
+        ValueError: the leading axes of `like` are not those of `t`.
+    """
+    if t.ndim > like.ndim or any(mine not in (1, its) for mine, its in zip(t.shape, like.shape, strict=False)):
+        raise ValueError(
+            f"times of shape {tuple(t.shape)} do not broadcast from the left over {tuple(like.shape)}: "
+            f"expected one per sample, shape ({like.shape[0] if like.ndim else 1},), or one per frame"
+        )
+    return t.reshape(*t.shape, *[1] * (like.ndim - t.ndim))
+
+
+class Path(ABC):
+    """a(t) and b(t). Subclasses say what the coefficients are; everything else follows."""
+
+    @abstractmethod
+    def coefficients(self, t: Tensor) -> Coefficients:
+        """The map at times `t` in [0, 1], of the shape of `t`."""
+
+    def at(self, t: Tensor, like: Tensor) -> Coefficients:
+        """The map at times `t`, ready to multiply `like`.
+
+        Raises:
+            ValueError: a time lies outside [0, 1], or the shapes do not fit.
+        """
+        if not bool(((t >= 0) & (t <= 1)).all()):
+            raise ValueError(f"expected times in [0, 1], got {t.min().item():g} to {t.max().item():g}")
+        return self.coefficients(expand(t.to(like), like))
+
+    def sample(self, x_0: Float[Tensor, "b ..."], x_1: Float[Tensor, "b ..."], t: Tensor) -> PathSample:
+        """The point x_t and its conditional velocity.
 
         Args:
-            x_0: noise. x_1: data. t: one time in [0, 1] per sample.
+            x_0: source, of any distribution. x_1: data. t: times in [0, 1], per sample or per frame.
         """
-        time = broadcast_time(t, x_1)
-        return PathSample(x_t=time * x_1 + (1 - time) * x_0, velocity=x_1 - x_0)
+        at = self.at(t, x_1)
+        return PathSample(x_t=at.point(x_0, x_1), velocity=at.velocity(x_0, x_1))
 
-    def to_data(
-        self, x_t: Float[Tensor, "b ..."], velocity: Float[Tensor, "b ..."], t: Float[Tensor, " b"]
-    ) -> Float[Tensor, "b ..."]:
-        """The data x_1 that a velocity at x_t points to: x_1 = x_t + (1 - t) v."""
-        return x_t + (1 - broadcast_time(t, x_t)) * velocity
+    def log_ratio(self, t: Tensor) -> Tensor:
+        """log(a / b), half the logarithm of the signal-to-noise ratio; it never falls with t."""
+        at = self.coefficients(t)
+        return nonzero(at.a).log() - nonzero(at.b).log()
 
-    def to_noise(
-        self, x_t: Float[Tensor, "b ..."], velocity: Float[Tensor, "b ..."], t: Float[Tensor, " b"]
-    ) -> Float[Tensor, "b ..."]:
-        """The noise x_0 that a velocity at x_t comes from: x_0 = x_t - t v."""
-        return x_t - broadcast_time(t, x_t) * velocity
+    def time_of_log_ratio(self, log_ratio: Tensor) -> Tensor:
+        """The inverse of `log_ratio`, by bisection to the last bit; values beyond the path give its ends."""
+        low, high = torch.zeros_like(log_ratio), torch.ones_like(log_ratio)
+        for _ in range(64):
+            middle = (low + high) / 2
+            below = self.log_ratio(middle) < log_ratio
+            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+        return (low + high) / 2
+
+
+@dataclass(frozen=True)
+class StraightPath(Path):
+    """a = t, b = 1 - (1 - sigma_min) t: conditional optimal transport (Lipman et al. 2022, eq. 20-23).
+
+    With sigma_min = 0 its velocity x_1 - x_0 does not depend on time: particles go straight at constant speed.
+    """
+
+    sigma_min: float = 0.0
+
+    def coefficients(self, t: Tensor) -> Coefficients:
+        """Linear in t."""
+        one = torch.ones_like(t)
+        slope = -(1 - self.sigma_min) * one
+        b = (1 - t) + self.sigma_min * t
+        return Coefficients(a=t, a_prime=one, b=b, scale=one, scaled_b_prime=slope)
+
+
+@dataclass(frozen=True)
+class VariancePreservingPath(Path):
+    """a² + b² = 1 with a linear rate of noise (Lipman et al. 2022, eq. 18-19; Song et al. 2021, eq. 32-33).
+
+    a = exp(-B / 2), B(s) = beta_min s + (beta_max - beta_min) s² / 2, at s = 1 - t.
+    """
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+
+    def rate(self, t: Tensor) -> Tensor:
+        """beta(1 - t), the rate of noise, and the squared diffusion coefficient of the path's own SDE."""
+        return self.beta_min + (self.beta_max - self.beta_min) * (1 - t)
+
+    def coefficients(self, t: Tensor) -> Coefficients:
+        """From B and its derivative."""
+        s = 1 - t
+        integral = self.beta_min * s + (self.beta_max - self.beta_min) * s**2 / 2
+        a = (-integral / 2).exp()
+        a_prime = a * self.rate(t) / 2
+        b = (-torch.expm1(-integral)).sqrt()
+        return Coefficients(a=a, a_prime=a_prime, b=b, scale=b, scaled_b_prime=-a * a_prime)
+
+
+@dataclass(frozen=True)
+class VarianceExplodingPath(Path):
+    """a = 1, b² = sigma_min² ((sigma_max / sigma_min)^(2 (1 - t)) - 1) (Lipman et al. 2022, eq. 16-17).
+
+    It starts at noise of standard deviation b(0), to which the data still adds: b(0) must dwarf the data.
+    """
+
+    sigma_min: float = 0.01
+    sigma_max: float = 50.0
+
+    def coefficients(self, t: Tensor) -> Coefficients:
+        """b grows geometrically away from the data."""
+        growth = math.log(self.sigma_max / self.sigma_min)
+        power = 2 * growth * (1 - t)
+        b = self.sigma_min * torch.expm1(power).sqrt()
+        slope = -(self.sigma_min**2) * growth * power.exp()
+        one = torch.ones_like(t)
+        return Coefficients(a=one, a_prime=torch.zeros_like(t), b=b, scale=b, scaled_b_prime=slope)
+
+
+@dataclass(frozen=True)
+class CosinePath(Path):
+    """a = sin(pi t / 2), b = cos(pi t / 2) (Nichol & Dhariwal 2021, section 3.2, without the offset)."""
+
+    def coefficients(self, t: Tensor) -> Coefficients:
+        """A quarter turn."""
+        quarter = math.pi / 2
+        # cos as a sine from the other end: exactly zero at t = 1
+        a, b = (quarter * t).sin(), (quarter * (1 - t)).sin()
+        return Coefficients(a=a, a_prime=quarter * b, b=b, scale=torch.ones_like(t), scaled_b_prime=-quarter * a)
+
+
+@dataclass(frozen=True)
+class PolynomialPath(Path):
+    """a = t^n, b = 1 - t^n: straight lines at a speed of n t^(n - 1)."""
+
+    power: float = 2.0
+
+    def coefficients(self, t: Tensor) -> Coefficients:
+        """One power."""
+        a, slope = t**self.power, self.power * t ** (self.power - 1)
+        return Coefficients(a=a, a_prime=slope, b=1 - a, scale=torch.ones_like(t), scaled_b_prime=-slope)
+
+
+@dataclass(frozen=True)
+class AffinePath(Path):
+    """Any two functions of time, differentiated by autograd; both derivatives must be finite on [0, 1]."""
+
+    alpha: Callable[[Tensor], Tensor]
+    beta: Callable[[Tensor], Tensor]
+
+    def coefficients(self, t: Tensor) -> Coefficients:
+        """Forward-mode derivatives of the two functions."""
+        t = t.contiguous()  # forward-mode derivatives do not take expanded tensors
+        one = torch.ones_like(t)
+        a, a_prime = derivative_along(self.alpha, t, one)
+        b, b_prime = derivative_along(self.beta, t, one)
+        return Coefficients(a=a, a_prime=a_prime, b=b, scale=one, scaled_b_prime=b_prime)
+
+
+PathName = Literal["straight", "cosine", "vp"]
+
+
+def path_of(name: PathName) -> Path:
+    """The path a configuration names; each starts at pure noise of unit variance and ends at the data."""
+    match name:
+        case "straight":
+            return StraightPath()
+        case "cosine":
+            return CosinePath()
+        case "vp":
+            return VariancePreservingPath()
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """The Gaussian q(x_s | x_t, x_1) of a step towards the data: mean = on_x_t x_t + on_data x_1."""
+
+    on_x_t: Tensor
+    on_data: Tensor
+    variance: Tensor
+
+
+def posterior(at_t: Coefficients, at_s: Coefficients) -> Posterior:
+    """Posterior of the path between times t < s (Ho et al. 2020, eq. 6-7; Kingma et al. 2021, appendix A.2)."""
+    a_step = at_t.a / at_s.a
+    variance_step = at_t.b**2 - (a_step * at_s.b) ** 2
+    total = nonzero(at_t.b**2)
+    return Posterior(
+        on_x_t=a_step * at_s.b**2 / total,
+        on_data=at_s.a * variance_step / total,
+        variance=variance_step * at_s.b**2 / total,
+    )

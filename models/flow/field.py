@@ -1,0 +1,125 @@
+"""A network, read as a flow: whatever it was trained to predict, it gives velocity, data, noise and score.
+
+Between the four there is nothing but the linear map of `path` (Holderrieth & Erives 2025, section 4.3; Lipman et al.
+2022, eq. 15 and table 1 there in other words).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from models.flow.path import Coefficients, Path, expand, nonzero
+
+Prediction = Literal["velocity", "data", "noise", "score"]
+Function = Callable[[Tensor, Tensor], Tensor]
+
+
+def check_prediction(prediction: str) -> None:
+    """Raise ValueError unless `prediction` is one of the four."""
+    if prediction not in get_args(Prediction):
+        raise ValueError(f"unknown prediction {prediction!r}: expected one of {', '.join(get_args(Prediction))}")
+
+
+def from_velocity(at: Coefficients, prediction: Prediction, x_t: Tensor, velocity: Tensor) -> Tensor:
+    """What a perfect network of this prediction says where the velocity is `velocity`."""
+    check_prediction(prediction)
+    if prediction == "data":
+        return at.data(x_t, velocity)
+    if prediction == "noise":
+        return at.noise(x_t, velocity)
+    return at.score(x_t, velocity) if prediction == "score" else velocity
+
+
+def to_velocity(at: Coefficients, prediction: Prediction, x_t: Tensor, predicted: Tensor) -> Tensor:
+    """The inverse of `from_velocity`."""
+    check_prediction(prediction)
+    if prediction == "data":
+        return at.velocity_of_data(x_t, predicted)
+    if prediction == "noise":
+        return at.velocity_of_noise(x_t, predicted)
+    return at.velocity_of_score(x_t, predicted) if prediction == "score" else predicted
+
+
+def velocity_weight(at: Coefficients, prediction: Prediction) -> Tensor:
+    """(dv / d prediction)²: a squared error of this prediction, times the weight, is the velocity's squared error."""
+    check_prediction(prediction)
+    determinant = at.scaled_determinant / nonzero(at.scale)
+    if prediction == "data":
+        return (determinant / nonzero(at.b)) ** 2
+    if prediction == "noise":
+        return (determinant / nonzero(at.a)) ** 2
+    return (determinant * at.b / nonzero(at.a)) ** 2 if prediction == "score" else torch.ones_like(at.a)
+
+
+@dataclass(frozen=True)
+class Field:
+    """A function (x_t, t) that predicts one of the four on a path, and the other three from it.
+
+    The state and all arithmetic are in the type of `x`; what the function computes in is its own affair.
+    """
+
+    function: Function
+    path: Path
+    prediction: Prediction = "velocity"
+
+    def __post_init__(self) -> None:
+        check_prediction(self.prediction)
+
+    def predict(self, x: Float[Tensor, "b ..."], t: Tensor) -> Float[Tensor, "b ..."]:
+        """What the function says, in the type of `x`."""
+        return self.function(x, t).to(x)
+
+    def velocity(self, x: Float[Tensor, "b ..."], t: Tensor) -> Float[Tensor, "b ..."]:
+        """The velocity dx/dt of the probability flow."""
+        predicted = self.predict(x, t)
+        if self.prediction == "velocity":
+            return predicted
+        return to_velocity(self.path.at(t, x), self.prediction, x, predicted)
+
+    def data(self, x: Float[Tensor, "b ..."], t: Tensor) -> Float[Tensor, "b ..."]:
+        """E[x_1 | x_t = x], the denoised sample."""
+        return self._as("data", x, t)
+
+    def noise(self, x: Float[Tensor, "b ..."], t: Tensor) -> Float[Tensor, "b ..."]:
+        """E[x_0 | x_t = x]."""
+        return self._as("noise", x, t)
+
+    def score(self, x: Float[Tensor, "b ..."], t: Tensor) -> Float[Tensor, "b ..."]:
+        """Gradient of log p_t(x), for a standard normal source."""
+        return self._as("score", x, t)
+
+    def _as(self, wanted: Prediction, x: Tensor, t: Tensor) -> Tensor:
+        predicted = self.predict(x, t)
+        if wanted == self.prediction:
+            return predicted
+        at = self.path.at(t, x)
+        if {wanted, self.prediction} == {"noise", "score"}:  # -x_0 / b, without the detour over the velocity
+            return -predicted / nonzero(at.b) if wanted == "score" else -predicted * at.b
+        return from_velocity(at, wanted, x, to_velocity(at, self.prediction, x, predicted))
+
+    def on(self, path: Path) -> "Field":
+        """The same network on another path, after training.
+
+        Two paths meet where their signal-to-noise ratios agree, up to a factor on x (Karras et al. 2022, section 4;
+        Holderrieth & Erives 2025, remark 23): x on the new path at time t is x a_old(t') / a_new(t) on the old one.
+        """
+
+        def data(x: Tensor, t: Tensor) -> Tensor:
+            new_t = t.to(x)
+            old_t = self.path.time_of_log_ratio(path.log_ratio(new_t))
+            old, new = self.path.coefficients(old_t), path.coefficients(new_t)
+            # the larger of the two coefficients never vanishes
+            by_data = old.a / nonzero(new.a)
+            by_noise = old.b / nonzero(new.b)
+            factor = torch.where(new.a >= new.b, by_data, by_noise)
+            return self.data(x * expand(factor, x), old_t)
+
+        return Field(data, path, "data")
+
+    def with_function(self, function: Function) -> "Field":
+        """Another function of the same prediction on the same path."""
+        return replace(self, function=function)

@@ -1,0 +1,84 @@
+"""Time grids: where a solver stops on its way from noise (0) to data (1), and schedules that differ by frame."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from models.flow.path import Path
+
+
+def shift_time(t: Float[Tensor, "*n"], shift: float) -> Float[Tensor, "*n"]:
+    """Add log(shift) to the logit of the noise level 1 - t: t / (t + shift (1 - t)) (Esser et al. 2024, eq. 23).
+
+    Shift 1 changes nothing, shift > 1 moves towards the noise, and shifting by a, then b, is shifting by a b.
+    """
+    return t / (t + shift * (1 - t))
+
+
+def check_grid(grid: Tensor) -> None:
+    """Raise ValueError unless `grid` (n) rises strictly, or `grid` (n, frames) rises for every frame, within [0, 1]."""
+    good = grid.ndim in (1, 2) and len(grid) >= 2 and bool(((grid >= 0) & (grid <= 1)).all())
+    steps = grid.diff(dim=0)
+    if not good or bool((steps <= 0).any() if grid.ndim == 1 else (steps < 0).any() or (steps == 0).all(1).any()):
+        raise ValueError(f"expected a strictly increasing grid of at least two times in [0, 1], got {grid.tolist()}")
+
+
+def _steps(num_steps: int) -> Float[Tensor, " n"]:
+    if num_steps < 1:
+        raise ValueError(f"a sampler needs at least one step, got {num_steps}")
+    return torch.linspace(0, 1, num_steps + 1, dtype=torch.float64)
+
+
+def uniform_grid(num_steps: int, shift: float = 1.0) -> Float[Tensor, " n"]:
+    """num_steps + 1 times from 0 to 1, float64. `shift` > 1 takes smaller steps near the noise, as `TimeLaw` does.
+
+    Raises:
+        ValueError: less than one step.
+    """
+    return shift_time(_steps(num_steps), shift)
+
+
+def linear_quadratic_grid(num_steps: int, num_linear: int, linear_until: float = 0.025) -> Float[Tensor, " n"]:
+    """`num_linear` equal steps up to `linear_until`, then steps that grow linearly (Polyak et al. 2024, section 3.4.2).
+
+    Raises:
+        ValueError: not 0 < num_linear < num_steps.
+    """
+    if not 0 < num_linear < num_steps:
+        raise ValueError(f"expected between 1 and {num_steps - 1} linear steps, got {num_linear}")
+    pitch, rest = linear_until / num_linear, num_steps - num_linear
+    k = torch.arange(1, rest + 1, dtype=torch.float64)
+    bend = (1 - linear_until - pitch * rest) / rest**2  # the slope is continuous, and the last time is 1
+    return torch.cat(
+        [pitch * torch.arange(num_linear + 1, dtype=torch.float64), linear_until + pitch * k + bend * k**2]
+    )
+
+
+def karras_grid(
+    num_steps: int, path: Path, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0
+) -> Float[Tensor, " n"]:
+    """Noise-to-data ratios b / a spaced evenly in their rho-th root, and 0 at the end (Karras et al. 2022, eq. 5).
+
+    The first time is that of `sigma_max`, or 0 where the path ends sooner.
+    """
+    ramp = torch.linspace(0, 1, num_steps, dtype=torch.float64)
+    low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
+    times = path.time_of_log_ratio(-((high + ramp * (low - high)) ** rho).log())
+    return torch.cat([times, torch.ones(1, dtype=torch.float64)])
+
+
+def full_sequence(grid: Float[Tensor, " n"], num_frames: int) -> Float[Tensor, "n frames"]:
+    """Every frame at the same time: the ordinary sampler, as a schedule."""
+    return grid[:, None].expand(-1, num_frames)
+
+
+def pyramid(grid: Float[Tensor, " n"], num_frames: int, delay: int = 1) -> Float[Tensor, "m frames"]:
+    """Each frame starts `delay` steps after the one before it (Chen et al. 2024, "Diffusion Forcing", section 3.3)."""
+    last = len(grid) - 1
+    row = torch.arange(last + delay * (num_frames - 1) + 1)[:, None]
+    return grid[(row - delay * torch.arange(num_frames)).clamp(0, last)]
+
+
+def autoregressive(grid: Float[Tensor, " n"], num_frames: int) -> Float[Tensor, "m frames"]:
+    """One frame after the other: a pyramid whose delay is the whole grid."""
+    return pyramid(grid, num_frames, delay=len(grid) - 1)
