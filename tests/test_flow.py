@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.checkerboard import SQUARES, exact_field, posterior_mean, share_inside
 from models.flow.field import Field, check_prediction, from_velocity, to_velocity, velocity_weight
 from models.flow.grid import autoregressive, full_sequence, karras_grid, linear_quadratic_grid, pyramid, uniform_grid
 from models.flow.guidance import Apg, Branches, CfgZeroStar, Plain, Rescaled, batched, guide, guided
@@ -559,6 +560,45 @@ def test_inversion_comes_back():
     x_0 = invert(field, x_1, steps(100))
     torch.testing.assert_close(x_0, (x_1 - 0.7) / 0.4, rtol=0, atol=1e-7)
     torch.testing.assert_close(rk4(field, x_0, steps(100)), x_1, rtol=0, atol=1e-8)
+
+
+def test_checkerboard_posterior_mean_against_quadrature():
+    """The benchmark's closed form, by adding up the board in small pieces."""
+    path, x, t = StraightPath(), numbers(6, 2), times(0.05, 0.3, 0.5, 0.7, 0.8, 0.9)
+    pitch = 1 / 64
+    inner = (torch.arange(64, dtype=torch.float64) + 0.5) * pitch
+    points = (SQUARES[:, None] + torch.cartesian_prod(inner, inner)).flatten(0, 1)
+    at = path.at(t, x)
+    weights = (-(x[:, None] - at.a[:, None] * points).square().sum(-1) / (2 * at.b**2)).softmax(1)
+    torch.testing.assert_close(posterior_mean(path, x, t), weights @ points, rtol=0, atol=2e-3)
+
+
+def test_straight_paths_need_fewer_calls_on_the_checkerboard():
+    """Lipman et al. 2022, figure 7: here, as many samples in the right squares at 10 calls as VP has at 20."""
+    noise = numbers(500, 2)
+    shares = [
+        share_inside(euler(exact_field(path), noise, steps(num_calls)))
+        for path, num_calls in ((StraightPath(), 10), (VariancePreservingPath(), 20))
+    ]
+    assert shares[0] >= shares[1]
+    assert shares[0] > 0.95
+
+
+@pytest.mark.parametrize("prediction", ["data", "noise", "score"])
+def test_solvers_stay_clear_of_the_end_where_a_prediction_leaves_the_velocity_open(prediction):
+    """At t = 1 the velocity of an imperfect data prediction is 0 / 0: two-slope solvers end with a one-slope step."""
+    path = CosinePath()
+    data = GaussianData(path, 0.7, 0.4)
+    asked = []
+
+    def wrong(x: Tensor, t: Tensor) -> Tensor:
+        asked.append(float(t.max()))
+        return from_velocity(path.at(t, x), prediction, x, data.velocity(x, t)) + 0.01
+
+    for solver in (heun, rk4):
+        end = solver(Field(wrong, path, prediction), numbers(5, 1), steps(50, 0.01, 1.0))
+        assert bool((end.abs() < 5).all())
+    assert max(asked) < 1
 
 
 # ------------------------------------------------------------------ frames

@@ -65,6 +65,7 @@ class Field:
     function: Function
     path: Path
     prediction: Prediction = "velocity"
+    open_end: bool = False  # the function predicts a velocity, but out of something that leaves it undefined at t = 1
 
     def __post_init__(self) -> None:
         check_prediction(self.prediction)
@@ -79,6 +80,10 @@ class Field:
         if self.prediction == "velocity":
             return predicted
         return to_velocity(self.path.at(t, x), self.prediction, x, predicted)
+
+    def is_undefined_at(self, t: Tensor) -> bool:
+        """Whether the velocity must not be asked for at `t`: at t = 1 the data alone do not tell it, 0 / 0."""
+        return (self.open_end or self.prediction != "velocity") and bool((t == 1).any())
 
     def data(self, x: Float[Tensor, "b ..."], t: Tensor) -> Float[Tensor, "b ..."]:
         """E[x_1 | x_t = x], the denoised sample."""

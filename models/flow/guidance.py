@@ -193,4 +193,4 @@ def guided(branches: Branches, path: Path, prediction: Prediction, guidance: Gui
         v_cond, v_uncond = (to_velocity(at, prediction, x, branch.to(x)) for branch in branches.together(x, t))
         return combine(v_cond, v_uncond, Place(x, t, at))
 
-    return Field(velocity, path, "velocity")
+    return Field(velocity, path, "velocity", open_end=prediction != "velocity")
