@@ -1,6 +1,6 @@
 """The figures of docs/theory.md, drawn from the functions it describes.
 
-    python -m benchmarks.theory_figures
+python -m benchmarks.theory_figures
 """
 
 from pathlib import Path
@@ -84,7 +84,9 @@ def draw_sdes() -> None:
         for t, t_next in zip(grid[:-2], grid[1:-1], strict=True):
             # two steps, of which the second is too short to matter: the first is then not the noise-free last one
             pair = torch.stack([t, t_next, t_next + 1e-9])
-            states.append(euler_maruyama(field, states[-1], pair, constant_diffusion(sigma), lambda _: normal(count, 1)))
+            states.append(
+                euler_maruyama(field, states[-1], pair, constant_diffusion(sigma), lambda _: normal(count, 1))
+            )
         axis.plot(grid[:-1], torch.cat(states, 1).T, linewidth=0.7)
         axis.set_title(f"sampling, sigma = {sigma:g}")
     for axis in axes:

@@ -77,7 +77,7 @@ def steps(num_steps: int, start: float = 0.0, end: float = 1.0) -> Tensor:
 
 @dataclass(frozen=True)
 class GaussianData:
-    """Data N(mean, std²): everything about its flow is known (Holderrieth & Erives 2025, example 10)."""
+    """Data N(mean, std²): everything about its flow is known."""
 
     path: Path
     mean: float
@@ -197,7 +197,7 @@ def mixture(path: Path, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
 @each_path
 def test_continuity_and_fokker_planck_equations(path):
     """d p/dt = -div(p v) and, for any sigma, d p/dt = -div(p (v + sigma²/2 score)) + sigma²/2 laplace p, on a mixture
-    (Holderrieth & Erives 2025, theorems 12 and 15, example 17).
+    (Holderrieth & Erives 2025, continuity and Fokker-Planck equations, SDE extension).
     """
     x, sigma = steps(60, -4, 4), 0.8
 
@@ -307,7 +307,7 @@ def test_loss_floor_of_gaussian_data_and_a_network_that_comes_down_to_it():
 
 
 def test_the_conditional_loss_has_the_marginal_losss_gradient():
-    """On a finite data set, by quadrature (Lipman et al. 2022, theorem 2; Holderrieth & Erives 2025, theorem 18)."""
+    """On a finite data set, by quadrature (Lipman et al. 2022, theorem 2)."""
     data, x, path = times(-1.0, 0.2, 1.3), steps(400, -6, 6), StraightPath()
     weight = torch.ones((), dtype=torch.float64, requires_grad=True)
     losses = []
@@ -507,7 +507,7 @@ DIFFUSIONS = {
 @pytest.mark.parametrize("diffusion", DIFFUSIONS.values(), ids=DIFFUSIONS)
 def test_every_diffusion_reaches_the_datas_mean_and_variance(diffusion):
     """Moments by exact recursion, no Monte Carlo; the error falls with the step: weak order 1
-    (Holderrieth & Erives 2025, theorem 17).
+    (Holderrieth & Erives 2025, SDE extension).
     """
     data, errors = GaussianData(CosinePath(), 0.7, 0.77), []  # variance .60
     for num_steps in (100, 200, 400):

@@ -82,7 +82,7 @@ class Coefficients:
         return self.scale * (self.a_prime * x_t - self.a * velocity) / nonzero(self.scaled_determinant)
 
     def score(self, x_t: Tensor, velocity: Tensor) -> Tensor:
-        """Gradient of the log density, -x_0 / b, for a standard normal source (Holderrieth & Erives 2025, prop. 1)."""
+        """Gradient of the log density, -x_0 / b, for a standard normal source (Holderrieth & Erives 2025, score of a Gaussian path)."""
         slope = (self.a * velocity - self.a_prime * x_t) / nonzero(self.scaled_determinant)
         return slope * torch.where(self.scale == self.b, 1.0, self.scale / nonzero(self.b))
 
@@ -101,7 +101,7 @@ class Coefficients:
         return (self.a_prime * x_t - determinant * noise) / nonzero(self.a)
 
     def velocity_of_score(self, x_t: Tensor, score: Tensor) -> Tensor:
-        """v from the score: a v = a' x_t + W b s (Holderrieth & Erives 2025, eq. 55)."""
+        """v from the score: a v = a' x_t + W b s (Holderrieth & Erives 2025, conversion formula)."""
         weight = torch.where(
             self.scale == self.b, self.scaled_determinant, self.scaled_determinant / nonzero(self.scale) * self.b
         )

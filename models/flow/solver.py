@@ -1,7 +1,7 @@
 """Solvers: from noise to data along a field, over a grid of times.
 
     dx = v(x, t) dt                                        the probability flow (Holderrieth & Erives 2025, alg. 1-2)
-    dx = [v + sigma_t² / 2 score] dt + sigma_t dW          any diffusion keeps the same marginals (theorem 17 there)
+    dx = [v + sigma_t² / 2 score] dt + sigma_t dW          any diffusion keeps the same marginals (SDE extension)
 
 A solver is a plain function (field, x, grid) -> x. The state stays in the type of `x`, whatever the network computes
 in; nothing is kept that grows with the number of steps. A grid (n) moves all frames together; a schedule (n, frames)
