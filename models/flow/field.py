@@ -1,7 +1,7 @@
 """A network, read as a flow: whatever it was trained to predict, it gives velocity, data, noise and score.
 
-Between the four there is nothing but the linear map of `path` (Holderrieth & Erives 2025, on training targets; Lipman et
-al. 2022, eq. 15).
+Between the four there is nothing but the linear map of `path` (Lipman et al. 2022, eq. 15;
+Holderrieth & Erives 2025, on training targets).
 """
 
 from collections.abc import Callable
@@ -109,7 +109,8 @@ class Field:
     def on(self, path: Path) -> "Field":
         """The same network on another path, after training.
 
-        Two paths meet where their signal-to-noise ratios agree, up to a factor on x (Karras et al. 2022, section 4): x on the new path at time t is x a_old(t') / a_new(t) on the old one.
+        Two paths meet where their signal-to-noise ratios agree, up to a factor on x (Karras et al. 2022,
+        section 4): x on the new path at time t is x a_old(t') / a_new(t) on the old one.
         """
 
         def data(x: Tensor, t: Tensor) -> Tensor:
