@@ -9,13 +9,15 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from data.publish import TEMPORARY_PREFIX
 from data.shards import read_index, read_manifest
 from data.video import decode_clip
 from pipeline.checkpoint import open_checkpoint
 from pipeline.progress import bar
-from pipeline.sample import read_samples
+from pipeline.prompts import PromptRequest
+from pipeline.sample import ClipSampler, SampleConfig, read_samples
 from pipeline.stage import read_record
 from pipeline.train import read_metrics
 
@@ -157,6 +159,59 @@ def test_a_checkpoint_alone_is_enough_to_sample(run, tmp_path):
     prompts.write_text("a blue square moves up\na red circle moves left\n", encoding="utf-8")
     assert launch(*command).returncode == 0
     assert {path.name: path.read_bytes() for path in output.glob("*.mp4")} == first  # order changes nothing
+
+
+@pytest.mark.parametrize(
+    ("options", "calls"),
+    [
+        ({"solver": "euler"}, 3),
+        ({"solver": "heun"}, 6),
+        ({"solver": "rk4"}, 12),
+        ({"solver": "ab2"}, 3),
+        ({"solver": "dpmpp_2m"}, 3),
+        ({"solver": "unipc"}, 3),
+        ({"solver": "ddim"}, 3),
+        ({"sde_sigma": 0.5}, 3),
+        ({"solver": "euler", "guidance": "cfg-zero-star"}, 3),
+        ({"solver": "euler", "guidance": "apg"}, 3),
+        ({"solver": "euler", "guidance": "rescaled"}, 3),
+        ({"solver": "euler", "negative_prompt": "a blue square"}, 3),
+    ],
+)
+def test_every_way_to_sample_gives_its_own_clip_at_its_price(run, options, calls):
+    """One network call per evaluation, both branches in it; a clip does not depend on what shares its batch."""
+    checkpoint = open_checkpoint(run[1] / "dit")
+    requests = [
+        PromptRequest(id=str(seed), prompt="a red circle moves left", seed=seed, guidance_scale=3.0) for seed in (1, 2)
+    ]
+    sampler = ClipSampler(checkpoint, SampleConfig(steps=3, **options), torch.device("cpu"))
+    (first, second), made = sampler.sample(requests)
+    assert made == calls
+    assert first.shape == second.shape == (9, 32, 32, 3)
+    assert not (first == second).all()
+    (alone,), _ = sampler.sample(requests[1:])
+    assert abs(alone.astype(int) - second.astype(int)).max() <= 2  # sums of another shape round differently
+
+
+@pytest.mark.parametrize(
+    "flow",
+    [{"path": "cosine"}, {"path": "vp", "prediction": "noise"}, {"prediction": "data", "loss_weight": "velocity"}],
+    ids=str,
+)
+def test_other_paths_and_predictions_train_and_sample(run, tmp_path, flow):
+    config, run_dir, _ = run
+    for folder in ("videos", "clips", "autoencoder", "latents"):
+        shutil.copytree(run_dir / folder, tmp_path / "tiny" / folder)
+    settings = [f"dit.flow.{name}={value}" for name, value in flow.items()]
+    given = [part for setting in settings for part in ("--set", setting)]
+    done = launch("train", "dit", str(config), "--local", "--set", f"runs_dir={tmp_path}", *given)
+    assert done.returncode == 0, done.stderr
+    checkpoint = open_checkpoint(tmp_path / "tiny" / "dit")
+    assert flow.items() <= checkpoint.record.trained["flow"].items()
+    sampler = ClipSampler(checkpoint, SampleConfig(steps=4), torch.device("cpu"))
+    request = PromptRequest(id="1", prompt="a red circle moves left", seed=1, guidance_scale=3.0)
+    (clip,), _ = sampler.sample([request])
+    assert clip.std() > 0
 
 
 def test_training_without_ray(run, tmp_path):

@@ -82,7 +82,7 @@ class Coefficients:
         return self.scale * (self.a_prime * x_t - self.a * velocity) / nonzero(self.scaled_determinant)
 
     def score(self, x_t: Tensor, velocity: Tensor) -> Tensor:
-        """Gradient of the log density, -x_0 / b, for a standard normal source (Holderrieth & Erives 2025, section 3)."""
+        """Gradient of the log density, -x_0 / b, for a standard normal source (Holderrieth & Erives 2025, 3.3)."""
         slope = (self.a * velocity - self.a_prime * x_t) / nonzero(self.scaled_determinant)
         return slope * torch.where(self.scale == self.b, 1.0, self.scale / nonzero(self.b))
 
