@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 
@@ -14,7 +14,6 @@ from data.buckets import Bucket
 from data.loader import Sample
 from data.shards import IndexRow, LatentStats, read_index
 from models.dit import DiT, DiTConfig
-from models.flow.field import Prediction
 from models.flow.objective import LossWeight, TimeLaw, matching_loss, stratified
 from models.flow.path import PathName, path_of
 from models.text import CaptionTokens
@@ -29,11 +28,20 @@ class FlowSpec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     path: PathName = "straight"
-    prediction: Prediction = "velocity"
+    prediction: Literal["velocity", "data", "noise"] = "velocity"
     loss_weight: LossWeight = "plain"
     times: TimeLaw = TimeLaw()
     caption_drop: float = Field(default=0.1, ge=0, lt=1)  # share of samples trained without their caption
     null_caption: str = ""
+
+    @model_validator(mode="after")
+    def _check(self) -> "FlowSpec":
+        if self.prediction == "noise" and self.path != "vp":
+            raise ValueError(
+                f"prediction is 'noise', but on the {self.path} path sampling starts where x is nothing but noise, "
+                "and its prediction says nothing of the data: use path 'vp', or prediction 'velocity' or 'data'"
+            )
+        return self
 
 
 def normalize(latents: Float[Tensor, "b c t h w"], stats: LatentStats) -> Float[Tensor, "b c t h w"]:

@@ -29,6 +29,7 @@ def test_presets_are_valid_and_survive_a_round_trip(preset, tmp_path):
         ("dit.train.global_batch=33", "dit.train.global_batch is 33.*use 32"),
         ("autoencoder.model.deep_width=100", "deep_width is 100.*use 96"),
         ("sample.solver=rk5", "sample.solver: input should be 'euler', .*'rk5'"),
+        ("dit.flow.prediction=noise", "dit.flow: prediction is 'noise'.*use path 'vp'"),
         ("name=../x", "name: string should match pattern"),
         ("steps", "write section.field=value"),
     ],
