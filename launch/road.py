@@ -139,6 +139,7 @@ class Road:
             "model": section.model.model_dump(),
             "flow": section.flow.model_dump(),
         }
+        self._warn_of_cut_captions([row.caption for row in read_index(latents_dir)])
         manifest = read_manifest(latents_dir)
         channels, t, h, w = manifest.latent_shape or (0, 0, 0, 0)
         assert manifest.latent_stats is not None
@@ -289,6 +290,16 @@ class Road:
         if not self._is_connected:
             self._resources.enter_context(connected(self.config.cluster))
             self._is_connected = True
+
+    def _warn_of_cut_captions(self, captions: list[str]) -> None:
+        limit = self.config.dit.model.text.max_bytes
+        lengths = [len(caption.encode()) for caption in captions]
+        num_cut = sum(length > limit for length in lengths)
+        if num_cut:
+            self._say(
+                f"  warning: {num_cut} of {len(captions)} captions are longer than {limit} bytes and are cut there; "
+                f"the longest has {max(lengths)}: raise dit.model.text.max_bytes to keep them whole"
+            )
 
     def _build_of(self, folder: str, stage: str) -> str:
         """The build a stage's input has now.

@@ -214,6 +214,18 @@ def test_other_paths_and_predictions_train_and_sample(run, tmp_path, flow):
     assert clip.std() > 0
 
 
+def test_captions_that_are_cut_are_said(run, tmp_path):
+    config, run_dir, out = run
+    assert "warning" not in out
+    for folder in ("videos", "clips", "autoencoder", "latents"):
+        shutil.copytree(run_dir / folder, tmp_path / "tiny" / folder)
+    given = ["--local", "--set", f"runs_dir={tmp_path}", "--set", "dit.model.text.max_bytes=10"]
+    done = launch("train", "dit", str(config), *given)
+    assert done.returncode == 0, done.stderr
+    assert "26 of 26 captions are longer than 10 bytes" in done.stdout
+    assert "raise dit.model.text.max_bytes" in done.stdout
+
+
 def test_training_without_ray(run, tmp_path):
     config, run_dir, _ = run
     shutil.copytree(run_dir / "clips", tmp_path / "tiny" / "clips")
