@@ -6,6 +6,7 @@ Each clip's noise belongs to its own seed, its file is published atomically unde
 
 import json
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
@@ -176,7 +177,7 @@ def sample_clips(
     made = {clip.request.id: clip for clip in read_samples(output_dir) if (output_dir / clip.file).is_file()}
     missing = [request for request in requests if request.id not in made]
     actor = ray.remote(SamplerActor).options(num_cpus=workers.cpus_per_worker, num_gpus=workers.gpus_per_worker)
-    batches = _batches(missing, config.batch)
+    batches = canonical_batches(missing, config.batch)
     actors: list[Any] = [
         actor.remote(checkpoint.folder.resolve(), output_dir.resolve(), config, workers.cpus_per_worker)
         for _ in range(min(workers.num_workers, len(batches)))
@@ -186,14 +187,13 @@ def sample_clips(
         while batches or running:
             while batches and idle:
                 worker = idle.pop()
-                running[worker.make.remote(batches.pop())] = worker
+                running[worker.make.remote(batches.pop(0))] = worker
             finished, _ = ray.wait(list(running), num_returns=1)
             for task in finished:
                 made |= {clip.request.id: clip for clip in ray.get(task)}
                 idle.append(running.pop(task))
-                _publish_manifest(
-                    output_dir, requests, made
-                )  # after every batch: a stop loses at most the running ones
+                # After every batch: a stop loses at most the running ones.
+                _publish_manifest(output_dir, requests, made)
             progress.update(sum(request.id in made for request in requests))
     for worker in actors:
         ray.kill(worker)
@@ -208,13 +208,18 @@ def _publish_manifest(
     return clips
 
 
-def _batches(requests: list[PromptRequest], size: int) -> list[list[PromptRequest]]:
-    """Batches of equal guidance scale, the last one first, because they are handed out from the end."""
+def canonical_batches(requests: list[PromptRequest], size: int) -> list[list[PromptRequest]]:
+    """Batches of equal guidance scale, in the order of the content addresses.
+
+    The kernels of some processors round a row by its place in the batch: with a canonical order the same requests give
+    the same bytes, in whatever order they are listed.
+    """
+    ordered = sorted(requests, key=lambda request: (request.guidance_scale, request.id))
     batches = []
-    for scale in sorted({request.guidance_scale for request in requests}):
-        same = [request for request in requests if request.guidance_scale == scale]
+    for _, group in groupby(ordered, key=lambda request: request.guidance_scale):
+        same = list(group)
         batches += [same[at : at + size] for at in range(0, len(same), size)]
-    return batches[::-1]
+    return batches
 
 
 def read_samples(output_dir: Path) -> list[SampledClip]:

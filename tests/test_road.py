@@ -17,7 +17,7 @@ from data.video import decode_clip
 from pipeline.checkpoint import open_checkpoint
 from pipeline.progress import bar
 from pipeline.prompts import PromptRequest
-from pipeline.sample import ClipSampler, SampleConfig, read_samples
+from pipeline.sample import ClipSampler, SampleConfig, canonical_batches, read_samples
 from pipeline.stage import read_record
 from pipeline.train import read_metrics
 
@@ -159,6 +159,15 @@ def test_a_checkpoint_alone_is_enough_to_sample(run, tmp_path):
     prompts.write_text("a blue square moves up\na red circle moves left\n", encoding="utf-8")
     assert launch(*command).returncode == 0
     assert {path.name: path.read_bytes() for path in output.glob("*.mp4")} == first  # order changes nothing
+
+
+def test_batches_are_the_same_in_whatever_order_prompts_are_listed():
+    requests = [
+        PromptRequest(id=f"{i:02}", prompt="p", seed=i, guidance_scale=float(i % 2)) for i in (5, 3, 8, 1, 2, 9, 4)
+    ]
+    expected = [["02", "04"], ["08"], ["01", "03"], ["05", "09"]]
+    for listed in (requests, requests[::-1], requests[3:] + requests[:3]):
+        assert [[request.id for request in batch] for batch in canonical_batches(listed, 2)] == expected
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ Holderrieth & Erives 2025, on training targets).
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
@@ -124,7 +124,3 @@ class Field:
             return self.data(x * expand(factor, x), old_t)
 
         return Field(data, path, "data")
-
-    def with_function(self, function: Function) -> "Field":
-        """Another function of the same prediction on the same path."""
-        return replace(self, function=function)
