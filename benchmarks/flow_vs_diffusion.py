@@ -52,7 +52,7 @@ from pipeline.train_dit import denormalize, normalize
 
 CALLS = (4, 8, 16, 32, 64)
 SEEDS = (0, 1, 2)
-STEPS, BATCH, LEARNING_RATE, WARMUP, EMA_DECAY, CAPTION_DROP = 600, 32, 2e-3, 50, 0.99, 0.1
+STEPS, BATCH, LEARNING_RATE, WARMUP, EMA_DECAY, CAPTION_DROP = 1500, 32, 2e-3, 50, 0.99, 0.1
 NETWORK = DiTConfig(width=128, depth=4, heads=2, text=TextConfig(width=64, depth=1, heads=2, max_bytes=47))
 NUM_CLIPS, SAMPLE_BATCH = 80, 40
 COMPONENTS = 32

@@ -121,6 +121,11 @@ class RunConfig(Section):
                     f"data.bucket.{side} is {latent * 8}: its latent of {latent} does not split into patches of "
                     f"dit.model.patch_size {self.dit.model.patch_size}"
                 )
+        if self.sample.schedule != "full_sequence" and self.dit.flow.times_per != "frame":
+            raise ValueError(
+                f"sample.schedule is {self.sample.schedule!r}, but dit.flow.times_per is 'clip': a network that learns "
+                "one time for all frames cannot be asked for several; set dit.flow.times_per to frame"
+            )
         return self
 
 

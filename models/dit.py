@@ -59,10 +59,20 @@ def unpatchify(
 
 
 def modulate(
-    x: Float[Tensor, "b n d"], shift: Float[Tensor, "b d"], scale: Float[Tensor, "b d"]
+    x: Float[Tensor, "b n d"], shift: Float[Tensor, "b f d"], scale: Float[Tensor, "b f d"]
 ) -> Float[Tensor, "b n d"]:
-    """x (1 + scale) + shift, one shift and scale per sample."""
-    return torch.addcmul(rearrange(shift, "b d -> b 1 d"), x, rearrange(1 + scale, "b d -> b 1 d"))
+    """x (1 + scale) + shift, with one shift and scale per sample (f = 1) or per frame."""
+    x = rearrange(x, "b (f s) d -> b f s d", f=shift.shape[1])
+    x = torch.addcmul(rearrange(shift, "b f d -> b f 1 d"), x, rearrange(1 + scale, "b f d -> b f 1 d"))
+    return rearrange(x, "b f s d -> b (f s) d")
+
+
+def add_gated(
+    x: Float[Tensor, "b n d"], gate: Float[Tensor, "b f d"], h: Float[Tensor, "b n d"]
+) -> Float[Tensor, "b n d"]:
+    """x + gate h, with one gate per sample (f = 1) or per frame."""
+    x, h = (rearrange(tokens, "b (f s) d -> b f s d", f=gate.shape[1]) for tokens in (x, h))
+    return rearrange(torch.addcmul(x, rearrange(gate, "b f d -> b f 1 d"), h), "b f s d -> b (f s) d")
 
 
 class DiTBlock(nn.Module):
@@ -89,19 +99,19 @@ class DiTBlock(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "b n d"],
-        condition: Float[Tensor, "b d"],
+        condition: Float[Tensor, "b f d"],
         text: Float[Tensor, "b m e"],
         text_mask: Bool[Tensor, "b m"],
         angles: Float[Tensor, "n half"],
     ) -> Float[Tensor, "b n d"]:
-        """One block; `condition` is the embedded time and caption, already through silu."""
+        """One block; `condition` is the embedded time (of the sample, or of each frame) and caption, through silu."""
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = self.modulation(condition).float().chunk(6, dim=-1)
 
         h = modulate(self.norm(x), shift_1, scale_1)
         q_k, v = rearrange(self.qkv(h), "b n (h d) -> b n h d", h=3 * self.heads).tensor_split([2 * self.heads], dim=2)
         q, k = rotate(self.qk_norm(q_k), angles).chunk(2, dim=2)
         h = self.out(rearrange(attention(q, k, v), "b n heads d -> b n (heads d)"))
-        x = torch.addcmul(x, rearrange(gate_1, "b d -> b 1 d"), h.float())
+        x = add_gated(x, gate_1, h.float())
 
         q = self.cross_query_norm(rearrange(self.cross_query(self.cross_norm(x)), "b n (h d) -> b n h d", h=self.heads))
         k, v = rearrange(self.cross_key_value(text), "b m (two h d) -> two b m h d", two=2, h=self.heads)
@@ -109,7 +119,7 @@ class DiTBlock(nn.Module):
         x = x + self.cross_out(rearrange(h, "b n h d -> b n (h d)"))
 
         h = self.feed_forward(modulate(self.norm(x), shift_2, scale_2))
-        return torch.addcmul(x, rearrange(gate_2, "b d -> b 1 d"), h.float())
+        return add_gated(x, gate_2, h.float())
 
 
 class DiT(nn.Module):
@@ -147,16 +157,24 @@ class DiT(nn.Module):
         self.places: Tensor
 
     def forward(
-        self, x: Float[Tensor, "b c t h w"], t: Float[Tensor, " b"], caption: CaptionTokens
+        self,
+        x: Float[Tensor, "b c t h w"],
+        t: Float[Tensor, " b"] | Float[Tensor, "b 1 t"],
+        caption: CaptionTokens,
     ) -> Float[Tensor, "b c t h w"]:
-        """Predict the velocity at x_t = `x`, times `t` in [0, 1]."""
+        """Predict the velocity at x_t = `x`.
+
+        Args:
+            t: times in [0, 1], one per sample or one per latent frame.
+        """
         text = self.text(caption)  # b m e
         # The largest value over the caption tells whether a word occurs, however long the caption is.
         pooled = text.float().masked_fill(~caption.mask[..., None], float("-inf")).amax(1)  # b e
-        condition = silu(self.time(t) + self.text_pooled(pooled))  # b d
+        times = t.reshape(len(t), -1)  # b f, where f is 1 or the number of frames
+        condition = silu(self.time(times) + rearrange(self.text_pooled(pooled), "b d -> b 1 d"))  # b f d
         tokens = self.patch(patchify(x, self.config.patch_size)) + self.places  # b n d
         for block in self.blocks:
             tokens = block(tokens, condition, text, caption.mask, self.angles)
-        shift, scale = self.final_modulation(condition).float().chunk(2, dim=-1)  # b d
+        shift, scale = self.final_modulation(condition).float().chunk(2, dim=-1)  # b f d
         tokens = self.final(modulate(self.final_norm(tokens), shift, scale))  # b n (c p q)
         return unpatchify(tokens, self.config.patch_size, self.grid)  # b c t h w

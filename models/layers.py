@@ -50,14 +50,14 @@ class FeedForward(nn.Module):
         return self.down(nn.functional.gelu(self.up(x)))
 
 
-def time_embedding(t: Float[Tensor, " b"], width: int) -> Float[Tensor, "b d"]:
+def time_embedding(t: Float[Tensor, "*n"], width: int) -> Float[Tensor, "*n d"]:
     """Unit-norm sinusoids of log-spaced frequencies: sqrt(2/d) [cos(w t), sin(w t)], 1 <= w <= 200.
 
     The slowest turns by one radian over all of time, so that the network reads time itself off it; the
     fastest still moves little between the steps of a sampler (Holderrieth & Erives 2025, section 5.1).
     """
     frequencies = torch.logspace(0, math.log10(200), width // 2, device=t.device)
-    phases = t.float()[:, None] * frequencies
+    phases = t.float()[..., None] * frequencies
     return torch.cat([phases.cos(), phases.sin()], dim=-1) * math.sqrt(2 / width)
 
 
@@ -69,7 +69,7 @@ class TimeEmbedder(nn.Module):
         self.first = nn.Linear(width, width)
         self.second = nn.Linear(width, width)
 
-    def forward(self, t: Float[Tensor, " b"]) -> Float[Tensor, "b d"]:
+    def forward(self, t: Float[Tensor, "*n"]) -> Float[Tensor, "*n d"]:
         """Embed times in [0, 1]."""
         # sqrt(d/2) undoes the unit norm: the MLP wants inputs of order one
         sinusoids = time_embedding(t, self.first.in_features) * math.sqrt(self.first.in_features / 2)

@@ -5,24 +5,25 @@ Each clip's noise belongs to its own seed, its file is published atomically unde
 """
 
 import json
-from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
 import ray
 import torch
+from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
 
 from data.buckets import Bucket
 from data.publish import publish_bytes, publish_text
 from data.shards import LatentStats
 from data.video import Frames, encode_clip
 from models.dit import DiT, DiTConfig
-from models.flow.grid import uniform_grid
+from models.flow.grid import autoregressive, pyramid, uniform_grid
 from models.flow.guidance import Apg, CfgZeroStar, Guidance, Plain, Rescaled, batched, guided
 from models.flow.path import path_of
-from models.flow.solver import OdeSolver, constant_diffusion, euler_maruyama, solver_of
+from models.flow.solver import Counted, OdeSolver, constant_diffusion, euler_maruyama, solver_of
 from models.text import CaptionTokens
 from pipeline import seeds
 from pipeline.checkpoint import Checkpoint, CheckpointError, Weights, load_weights, open_checkpoint
@@ -53,6 +54,20 @@ def guidance_of(rule: GuidanceRule, scale: float) -> Guidance:
             return Rescaled(scale)
 
 
+Schedule = Literal["full_sequence", "pyramid", "autoregressive"]
+
+
+def schedule_of(name: Schedule, grid: Float[Tensor, " n"], num_frames: int) -> Tensor:
+    """The times of every latent frame, by the schedule a configuration names; (n) where all go together."""
+    match name:
+        case "full_sequence":
+            return grid
+        case "pyramid":
+            return pyramid(grid, num_frames)
+        case "autoregressive":
+            return autoregressive(grid, num_frames)
+
+
 class SampleConfig(BaseModel):
     """How clips are sampled."""
 
@@ -61,6 +76,7 @@ class SampleConfig(BaseModel):
     solver: OdeSolver = "heun"
     steps: int = Field(default=20, ge=1)
     shift: float = Field(default=1.0, gt=0)
+    schedule: Schedule = "full_sequence"  # others need a DiT trained with flow.times_per: frame
     guidance_scale: float = 3.0
     guidance: GuidanceRule = "plain"
     negative_prompt: str | None = None  # takes the null caption's place
@@ -78,18 +94,6 @@ class SampledClip(BaseModel):
     file: str
     request: PromptRequest
     num_network_calls: int
-
-
-@dataclass
-class _CountedNetwork:
-    """A network that counts how often it is called."""
-
-    network: DiT
-    calls: int = 0
-
-    def __call__(self, x: torch.Tensor, t: torch.Tensor, caption: CaptionTokens) -> torch.Tensor:
-        self.calls += 1
-        return self.network(x, t, caption)
 
 
 class ClipSampler:
@@ -117,7 +121,7 @@ class ClipSampler:
         caption = CaptionTokens.encode([request.prompt for request in requests], max_bytes)
         negative = self.flow.null_caption if self.config.negative_prompt is None else self.config.negative_prompt
         uncond = CaptionTokens.encode([negative] * len(requests), max_bytes)
-        network = _CountedNetwork(self.network)
+        network = Counted(self.network)
         branches = batched(
             network,
             caption.to(self.device),
@@ -126,7 +130,10 @@ class ClipSampler:
         )
         rule = guidance_of(self.config.guidance, requests[0].guidance_scale)
         field = guided(branches, path_of(self.flow.path), self.flow.prediction, rule)
-        grid, start = uniform_grid(self.config.steps, self.config.shift), noise.to(self.device)
+        grid = schedule_of(
+            self.config.schedule, uniform_grid(self.config.steps, self.config.shift), self.latent_shape[1]
+        )
+        start = noise.to(self.device)
 
         def fresh_noise(step: int) -> torch.Tensor:
             return torch.cat([seeds.normal(r.seed, "sde", [step], self.latent_shape) for r in requests])
@@ -169,10 +176,15 @@ def sample_clips(
     """Run the stage on the connected Ray cluster; clips that are already there stay.
 
     Raises:
-        CheckpointError: the checkpoint is not a DiT's.
+        CheckpointError: the checkpoint is not a DiT's, or was not trained for the schedule.
     """
     if checkpoint.record.kind != "dit":
         raise CheckpointError(f"{checkpoint.folder} holds a {checkpoint.record.kind}; sampling takes a dit checkpoint")
+    if config.schedule != "full_sequence" and FlowSpec(**checkpoint.record.trained["flow"]).times_per != "frame":
+        raise CheckpointError(
+            f"sample.schedule is {config.schedule!r}, but {checkpoint.folder} was trained with one time for all "
+            "frames: use full_sequence, or train with dit.flow.times_per=frame"
+        )
     output_dir.mkdir(parents=True, exist_ok=True)
     made = {clip.request.id: clip for clip in read_samples(output_dir) if (output_dir / clip.file).is_file()}
     missing = [request for request in requests if request.id not in made]

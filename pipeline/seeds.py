@@ -22,6 +22,6 @@ def normal(seed: int, purpose: str, addresses: Iterable[int | str], shape: tuple
     return torch.stack([torch.randn(shape, generator=generator(seed, purpose, address)) for address in addresses])
 
 
-def uniform(seed: int, purpose: str, addresses: Iterable[int | str]) -> Tensor:
-    """Uniform numbers in [0, 1), one per address: (b), float32."""
-    return torch.stack([torch.rand((), generator=generator(seed, purpose, address)) for address in addresses])
+def uniform(seed: int, purpose: str, addresses: Iterable[int | str], shape: tuple[int, ...] = ()) -> Tensor:
+    """Uniform numbers in [0, 1), one block of `shape` per address: (b, *shape), float32."""
+    return torch.stack([torch.rand(shape, generator=generator(seed, purpose, address)) for address in addresses])

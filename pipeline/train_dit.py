@@ -31,6 +31,7 @@ class FlowSpec(BaseModel):
     prediction: Literal["velocity", "data", "noise"] = "velocity"
     loss_weight: LossWeight = "plain"
     times: TimeLaw = TimeLaw()
+    times_per: Literal["clip", "frame"] = "clip"  # "frame": each latent frame at its own time (Chen et al. 2024)
     caption_drop: float = Field(default=0.1, ge=0, lt=1)  # share of samples trained without their caption
     null_caption: str = ""
 
@@ -62,7 +63,7 @@ class FlowBatch:
 
     x_1: Float[Tensor, "b c t h w"]
     x_0: Float[Tensor, "b c t h w"]
-    t: Float[Tensor, " b"]
+    t: Float[Tensor, " b"] | Float[Tensor, "b 1 t"]
     caption: CaptionTokens
 
     def to(self, device: torch.device) -> Self:
@@ -115,7 +116,6 @@ class DiTTask:
         """Read latents; noise, time and caption drop are functions of each sample's position in the run."""
         positions = [sample.position for sample in samples]
         latents = torch.stack([load_safetensors(sample.payload)["mean"] for sample in samples]).float()
-        offset = seeds.uniform(self.seed, "time", [0]).item()
         dropped = seeds.uniform(self.seed, "caption-drop", positions) < self.flow.caption_drop
         captions = [
             self.flow.null_caption if drop else sample.row.caption
@@ -124,9 +124,16 @@ class DiTTask:
         return FlowBatch(
             x_1=normalize(latents, self.latent_stats),
             x_0=seeds.normal(self.seed, "noise", positions, self.latent_shape),
-            t=self.flow.times.times(stratified(torch.tensor(positions), offset)).float(),
+            t=self._times(positions),
             caption=CaptionTokens.encode(captions, self.model.text.max_bytes),
         )
+
+    def _times(self, positions: list[int]) -> Tensor:
+        if self.flow.times_per == "frame":
+            uniform = seeds.uniform(self.seed, "frame-times", positions, (1, self.latent_shape[1]))  # b 1 t
+        else:
+            uniform = stratified(torch.tensor(positions), seeds.uniform(self.seed, "time", [0]).item())  # b
+        return self.flow.times.times(uniform).float()
 
     def trained(self) -> dict[str, Any]:
         """Everything sampling needs."""

@@ -30,6 +30,7 @@ def test_presets_are_valid_and_survive_a_round_trip(preset, tmp_path):
         ("autoencoder.model.deep_width=100", "deep_width is 100.*use 96"),
         ("sample.solver=rk5", "sample.solver: input should be 'euler', .*'rk5'"),
         ("dit.flow.prediction=noise", "dit.flow: prediction is 'noise'.*use path 'vp'"),
+        ("sample.schedule=pyramid", "sample.schedule is 'pyramid'.*set dit.flow.times_per to frame"),
         ("name=../x", "name: string should match pattern"),
         ("steps", "write section.field=value"),
     ],

@@ -156,6 +156,22 @@ def test_dit_reads_its_caption_and_time():
     assert not torch.allclose(out("a red circle", 0.5), out("a red circle", 0.6))
 
 
+def test_dit_takes_a_time_per_frame():
+    """One time said once or said for every frame is the same; a frame's own time changes what it predicts."""
+    torch.manual_seed(0)
+    network = DiT(SMALL_DIT, (4, 3, 8, 8))
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    x, caption = torch.randn(2, 4, 3, 8, 8), CaptionTokens.encode(["a red circle", ""], 24)
+    together, per_frame = torch.tensor([0.2, 0.8]), torch.tensor([[[0.2, 0.2, 0.2]], [[0.8, 0.8, 0.8]]])
+    torch.testing.assert_close(network(x, per_frame, caption), network(x, together, caption))
+    later = per_frame.clone()
+    later[0, 0, 2] = 0.9
+    changed = (network(x, later, caption) - network(x, per_frame, caption)).abs().amax((1, 3, 4))
+    assert changed[1].max() == 0
+    assert changed[0, 2] > changed[0, :2].max() > 0  # the other frames see it through attention
+
+
 def test_dit_config_names_the_nearest_heads():
     with pytest.raises(ValueError, match=r"heads is 5.*use 4 heads"):
         DiTConfig(width=128, heads=5)

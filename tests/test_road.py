@@ -14,12 +14,13 @@ import torch
 from data.publish import TEMPORARY_PREFIX
 from data.shards import read_index, read_manifest
 from data.video import decode_clip
-from pipeline.checkpoint import open_checkpoint
+from pipeline.checkpoint import CheckpointError, open_checkpoint
 from pipeline.progress import bar
 from pipeline.prompts import PromptRequest
-from pipeline.sample import ClipSampler, SampleConfig, canonical_batches, read_samples
+from pipeline.sample import ClipSampler, SampleConfig, canonical_batches, read_samples, sample_clips
 from pipeline.stage import read_record
 from pipeline.train import read_metrics
+from pipeline.workers import WorkersConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = """
@@ -204,7 +205,12 @@ def test_every_way_to_sample_gives_its_own_clip_at_its_price(run, options, calls
 
 @pytest.mark.parametrize(
     "flow",
-    [{"path": "cosine"}, {"path": "vp", "prediction": "noise"}, {"prediction": "data", "loss_weight": "velocity"}],
+    [
+        {"path": "cosine"},
+        {"path": "vp", "prediction": "noise"},
+        {"prediction": "data", "loss_weight": "velocity"},
+        {"times_per": "frame"},
+    ],
     ids=str,
 )
 def test_other_paths_and_predictions_train_and_sample(run, tmp_path, flow):
@@ -217,10 +223,18 @@ def test_other_paths_and_predictions_train_and_sample(run, tmp_path, flow):
     assert done.returncode == 0, done.stderr
     checkpoint = open_checkpoint(tmp_path / "tiny" / "dit")
     assert flow.items() <= checkpoint.record.trained["flow"].items()
-    sampler = ClipSampler(checkpoint, SampleConfig(steps=4), torch.device("cpu"))
     request = PromptRequest(id="1", prompt="a red circle moves left", seed=1, guidance_scale=3.0)
-    (clip,), _ = sampler.sample([request])
-    assert clip.std() > 0
+    per_frame = flow.get("times_per") == "frame"
+    frames = read_manifest(run_dir / "latents").latent_shape[1]
+    for schedule, steps in {"full_sequence": 4, "pyramid": 4 + frames - 1, "autoregressive": 4 * frames}.items():
+        settings = SampleConfig(solver="euler", steps=4, schedule=schedule)
+        if schedule == "full_sequence" or per_frame:
+            (clip,), calls = ClipSampler(checkpoint, settings, torch.device("cpu")).sample([request])
+            assert clip.std() > 0
+            assert calls == steps
+        else:
+            with pytest.raises(CheckpointError, match="trained with one time for all frames"):
+                sample_clips(checkpoint, [request], tmp_path / "clips", settings, WorkersConfig())
 
 
 def test_captions_that_are_cut_are_said(run, tmp_path):

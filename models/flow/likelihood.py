@@ -15,7 +15,7 @@ from torch import Tensor
 
 from models.flow.field import Field
 from models.flow.path import derivative_along
-from models.flow.solver import Solver, reversed_in_time, rk4
+from models.flow.solver import Solver, check_velocity_solver, reversed_in_time, rk4
 
 Divergence = Callable[[Field, Tensor, Tensor], tuple[Tensor, Tensor]]  # -> velocity, divergence (b)
 
@@ -56,8 +56,10 @@ def log_likelihood(
     """log p_1(x_1) in nats, for a standard normal source scaled by the path's b(0).
 
     Raises:
-        ValueError: the field has no deterministic flow to follow (the grid must run from the source to the data).
+        ValueError: the solver follows an SDE, which has no one path to count along, or data predictions; or the
+            frames have times of their own.
     """
+    check_velocity_solver(solver)
     if grid.ndim != 1:
         raise ValueError(f"a likelihood needs one time for all frames, got a grid of shape {tuple(grid.shape)}")
     shape = x_1.shape[1:]

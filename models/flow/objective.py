@@ -39,7 +39,7 @@ class TimeLaw(BaseModel):
     mode_scale: float = Field(default=1.29, ge=-1, le=1.75)  # within these the law has a density
     shift: float = Field(default=1.0, gt=0)
 
-    def times(self, uniform: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+    def times(self, uniform: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
         """Turn numbers in (0, 1) into times in [0, 1], in increasing order of the numbers."""
         if self.law == "uniform":
             t = uniform
@@ -62,14 +62,6 @@ def stratified(positions: Int[Tensor, " b"], offset: float) -> Float[Tensor, " b
     golden = (math.sqrt(5) - 1) / 2
     tiny = 2.0**-40
     return ((positions.double() * golden + offset) % 1.0).clamp(tiny, 1 - tiny)
-
-
-def flow_matching_loss(
-    predicted_velocity: Float[Tensor, "b ..."], velocity: Float[Tensor, "b ..."]
-) -> Float[Tensor, " b"]:
-    """Mean squared error of each sample, in float32 at least, whatever the network computed in."""
-    wide = torch.promote_types(velocity.dtype, torch.float32)
-    return (predicted_velocity.to(wide) - velocity.to(wide)).square().flatten(1).mean(1)
 
 
 def target(path: Path, prediction: Prediction, x_0: Tensor, x_1: Tensor, t: Tensor) -> Tensor:

@@ -9,13 +9,14 @@ gives each frame of a (b c frames h w) or (b 1 frames) state its own times.
 """
 
 from collections.abc import Callable, Iterator
-from typing import Literal, cast
+from functools import partial
+from typing import Any, Literal, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from models.flow.field import Field, Function
+from models.flow.field import Field
 from models.flow.grid import check_grid
 from models.flow.path import Coefficients, VariancePreservingPath, expand, nonzero, posterior
 
@@ -26,16 +27,16 @@ Diffusion = Callable[[Tensor], Tensor]  # time -> sigma_t
 
 
 class Counted:
-    """A function (x, t) that counts its calls."""
+    """A network or a function (x, t) that counts its calls."""
 
-    def __init__(self, function: Function) -> None:
+    def __init__(self, function: Callable[..., Tensor]) -> None:
         self._function = function
         self.calls = 0
 
-    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+    def __call__(self, *inputs: Any) -> Tensor:  # noqa: ANN401 - whatever the function takes
         """Call and count."""
         self.calls += 1
-        return self._function(x, t)
+        return self._function(*inputs)
 
 
 def _steps(grid: Tensor, x: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -288,6 +289,20 @@ def reversed_in_time(field: Field) -> Field:
     return Field(lambda x, s: -field.velocity(x, 1 - s), field.path, "velocity")
 
 
+def check_velocity_solver(solver: Solver) -> None:
+    """Raise ValueError for a solver that follows anything but the velocity: it cannot run backwards."""
+    function = solver.func if isinstance(solver, partial) else solver
+    if function in (euler_maruyama, ddim_eta):
+        raise ValueError(f"expected a deterministic solver such as rk4 or dopri5, got {function.__name__}, an SDE's")
+    if function in (ddim, dpmpp_2m, unipc):
+        raise ValueError(f"expected a solver of velocities such as rk4 or dopri5, got {function.__name__}, of data")
+
+
 def invert(field: Field, x: Float[Tensor, "b ..."], grid: Tensor, solver: Solver = rk4) -> Float[Tensor, "b ..."]:
-    """Data back to the noise it comes from, by a velocity solver over the grid run backwards."""
+    """Data back to the noise it comes from, by a velocity solver over the grid run backwards.
+
+    Raises:
+        ValueError: the solver is stochastic, or follows data predictions.
+    """
+    check_velocity_solver(solver)
     return solver(reversed_in_time(field), x, 1 - grid.flip(0))
