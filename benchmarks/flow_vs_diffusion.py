@@ -186,7 +186,9 @@ def train(objective: Objective, data: Latents, seed: int) -> tuple[DiT, float]:
         schedule.step()
         average.update_parameters(network)
         losses.append(loss.item())
-    return average.module.eval().requires_grad_(False), statistics.mean(losses[-100:])
+    averaged = average.module.eval().requires_grad_(False)
+    assert isinstance(averaged, DiT)
+    return averaged, statistics.mean(losses[-100:])
 
 
 def principal_components(x: Float[Tensor, "n ..."]) -> Float[Tensor, "d k"]:

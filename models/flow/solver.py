@@ -4,7 +4,7 @@
     dx = [v + sigma_t² / 2 score] dt + sigma_t dW          any diffusion keeps the same marginals (SDE extension)
 
 A solver is a plain function (field, x, grid) -> x. The state stays in the type of `x`, whatever the network computes
-in; nothing is kept that grows with the number of steps. A grid (n) moves all frames together; a schedule (n, frames)
+in; no state but the last few steps' is kept. A grid (n) moves all frames together; a schedule (n, frames)
 gives each frame of a (b c frames h w) or (b 1 frames) state its own times.
 """
 
