@@ -31,7 +31,7 @@ from scipy.linalg import sqrtm
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from data.loader import sample_at
+from data.plan import ShuffledEpochs
 from data.publish import publish_text
 from data.shards import IndexRow, PayloadReader, read_index, read_manifest
 from data.synthetic import Combination, random_scene, training_combinations
@@ -168,10 +168,11 @@ def train(objective: Objective, data: Latents, seed: int) -> tuple[DiT, float]:
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / WARMUP, 0.55 + 0.45 * math.cos(math.pi * step / STEPS))
     )
+    order = ShuffledEpochs([len(data.x)], seed, "train")
     offset, losses = seeds.uniform(seed, "time", [0]).item(), []
     for step in range(STEPS):
         positions = list(range(step * BATCH, (step + 1) * BATCH))
-        chosen = [sample_at(seed, position, len(data.x)) for position in positions]
+        chosen = order.samples(np.array(positions)).tolist()
         dropped = (seeds.uniform(seed, "caption-drop", positions) < CAPTION_DROP).tolist()
         caption = encode(["" if drop else data.captions[i] for i, drop in zip(chosen, dropped, strict=True)])
         x_1, x_0 = data.x[chosen], seeds.normal(seed, "noise", positions, shape)

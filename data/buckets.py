@@ -44,6 +44,11 @@ class Bucket(BaseModel):
         return self
 
     @property
+    def name(self) -> str:
+        """Such as 17x64x64@8."""
+        return f"{self.num_frames}x{self.height}x{self.width}@{self.fps:g}"
+
+    @property
     def duration_seconds(self) -> float:
         """Time from the first to the last frame."""
         return (self.num_frames - 1) / self.fps

@@ -1,23 +1,22 @@
-"""The deterministic stream: which sample comes when, and the thread that fetches it.
+"""The deterministic stream: the samples of each batch, read ahead by threads, in the order of `data/plan`.
 
-The state of the stream is one integer, the cursor: how many samples the run has consumed. Position
-`i` of the stream belongs to epoch `i // n` and is a fixed place in that epoch's permutation, so global
-batch k holds the same samples on one worker or on sixty-four, before and after any restart.
+The state of the stream is one integer, the cursor: how many samples the run has consumed. Global batch k holds the same
+samples on one worker or on sixty-four, with one reader or many, before and after any restart.
 """
 
-import queue
-import threading
-from collections.abc import Callable, Generator
+from collections import deque
+from collections.abc import Callable, Generator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from itertools import groupby
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
-
-from data.shards import IndexRow, PayloadReader
+from data.plan import Address, BatchPlan, Part
+from data.shards import DatasetError, IndexRow, PayloadReader
 
 T = TypeVar("T")
+MAX_SUBSTITUTES = 8
 
 
 @dataclass(frozen=True)
@@ -29,92 +28,132 @@ class Sample:
     payload: bytes
 
 
-@lru_cache(maxsize=4)
-def epoch_order(seed: int, epoch: int, num_samples: int) -> np.ndarray:
-    """The permutation of epoch `epoch`: a pure function of its arguments."""
-    return np.random.default_rng([seed, epoch]).permutation(num_samples)
+@dataclass(frozen=True)
+class Source:
+    """Samples of one dataset that share a bucket, shard by shard."""
+
+    dataset_dir: Path
+    rows: Sequence[IndexRow]
+    bucket: str
+    weight: float = 1.0  # how often each sample is seen, beside those of other sources
+
+    def part(self) -> Part:
+        """What the plan needs to know."""
+        sizes = tuple(sum(1 for _ in rows) for _, rows in groupby(self.rows, key=lambda row: row.shard))
+        return Part(self.bucket, sizes, self.weight * len(self.rows))
 
 
-def sample_at(seed: int, position: int, num_samples: int) -> int:
-    """Which sample (row of the index) stands at `position` of the endless stream."""
-    epoch, place = divmod(position, num_samples)
-    return int(epoch_order(seed, epoch, num_samples)[place])
+@dataclass(frozen=True)
+class SkippedSample:
+    """A sample that could not be read; another took its place in the batch."""
+
+    position: int
+    key: str
+    reason: str
 
 
-def local_positions(cursor: int, global_batch: int, rank: int, world_size: int) -> range:
-    """The positions of the global batch at `cursor` that belong to `rank`: a contiguous slice."""
-    micro_batch, remainder = divmod(global_batch, world_size)
+def local_slots(batch_size: int, rank: int, world_size: int) -> range:
+    """The slots of a global batch that belong to `rank`: a contiguous slice.
+
+    Raises:
+        ValueError: the batch does not divide over the workers.
+    """
+    micro_batch, remainder = divmod(batch_size, world_size)
     if remainder:
-        raise ValueError(f"a global batch of {global_batch} does not divide over {world_size} workers")
-    start = cursor + rank * micro_batch
-    return range(start, start + micro_batch)
+        raise ValueError(f"a global batch of {batch_size} does not divide over {world_size} workers")
+    return range(rank * micro_batch, (rank + 1) * micro_batch)
+
+
+def check_shards(source: Source) -> None:
+    """Look at every shard before the first step, rather than find out in the night.
+
+    Raises:
+        DatasetError: a source is empty, or a shard is missing or shorter than its index says.
+    """
+    if not source.rows:
+        raise DatasetError(f"{source.dataset_dir} has no samples to train on")
+    for shard, rows in groupby(source.rows, key=lambda row: row.shard):
+        path, needed = source.dataset_dir / shard, max(row.offset + row.size for row in rows)
+        if not path.is_file():
+            raise DatasetError(f"{path} is missing although the index names it; make {source.dataset_dir} again")
+        if path.stat().st_size < needed:
+            raise DatasetError(
+                f"{path} is cut short: the index needs {needed} bytes, it has {path.stat().st_size}; "
+                f"make {source.dataset_dir} again"
+            )
 
 
 class Stream:
-    """Global batches of a dataset, one rank's slice of each, fetched ahead by a thread."""
+    """Global batches of some sources, one rank's slice of each, read ahead.
+
+    A sample that turns out unreadable is replaced by the one that its slot would hold one batch later (of that bucket),
+    which every rank can tell alone, and is listed in `skipped`.
+
+    Raises:
+        DatasetError: see `check_shards`.
+        ValueError: a batch does not divide over the workers, or see `BatchPlan`.
+    """
 
     def __init__(
-        self,
-        dataset_dir: Path,
-        rows: list[IndexRow],
-        *,
-        seed: int,
-        global_batch: int,
-        rank: int,
-        world_size: int,
+        self, sources: Sequence[Source], batch_sizes: Mapping[str, int], *, seed: int, rank: int, world_size: int
     ) -> None:
-        if not rows:
-            raise ValueError(f"{dataset_dir} has no samples to train on")
-        self._rows = rows
-        self._dataset_dir = dataset_dir
-        self._seed = seed
-        self._global_batch = global_batch
-        self._rank = rank
-        self._world_size = world_size
+        for source in sources:
+            check_shards(source)
+        for batch_size in batch_sizes.values():
+            local_slots(batch_size, rank, world_size)
+        self._sources = sources
+        self._rank, self._world_size = rank, world_size
+        self.plan = BatchPlan([source.part() for source in sources], dict(batch_sizes), seed)
+        self.skipped: list[SkippedSample] = []
 
-    def batches(self, cursor: int, prepare: Callable[[list[Sample]], T], ahead: int = 4) -> Generator[T]:
-        """Endless batches from `cursor` on, each passed through `prepare` in the fetching thread.
+    def batches(
+        self, cursor: int, prepare: Callable[[list[Sample]], T], readers: int = 1, ahead: int = 4
+    ) -> Generator[T]:
+        """Endless batches from `cursor` on, each passed through `prepare` in the thread that read it.
 
-        An error in the thread is raised here, at the batch it belongs to.
+        An error in a thread is raised here, at the batch it belongs to.
+
+        Args:
+            readers: threads; 0 reads in the caller's. ahead: batches kept ready.
         """
-        ready: queue.Queue[T | BaseException] = queue.Queue(maxsize=ahead)
-        stopped = threading.Event()
+        step = self.plan.step(cursor)
+        opened = [PayloadReader(source.dataset_dir) for source in self._sources]
 
-        def put(item: T | BaseException) -> None:
-            while not stopped.is_set():
-                try:
-                    ready.put(item, timeout=0.1)
-                except queue.Full:
-                    continue
-                return
+        def make(number: int) -> T:
+            return prepare(self._read(opened, number))
 
-        def fetch() -> None:
-            reader = PayloadReader(self._dataset_dir)
-            position = cursor
-            try:
-                while not stopped.is_set():
-                    put(prepare(self._read(reader, position)))
-                    position += self._global_batch
-            except BaseException as error:  # noqa: BLE001 - carried to the consumer, not swallowed
-                put(error)
-            finally:
+        pool = ThreadPoolExecutor(max(1, readers), thread_name_prefix="reelflow-loader")
+        waiting: deque[Future[T]] = deque()
+        try:
+            while readers == 0:
+                yield make(step)
+                step += 1
+            while True:
+                while len(waiting) < max(ahead, readers):
+                    waiting.append(pool.submit(make, step))
+                    step += 1
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+            for reader in opened:
                 reader.close()
 
-        thread = threading.Thread(target=fetch, name="reelflow-loader", daemon=True)
-        thread.start()
-        try:
-            while True:
-                item = ready.get()
-                if isinstance(item, BaseException):
-                    raise item
-                yield item
-        finally:
-            stopped.set()
-            thread.join()
+    def _read(self, readers: list[PayloadReader], step: int) -> list[Sample]:
+        slots = local_slots(self.plan.batch_size(step), self._rank, self._world_size)
+        return [
+            self._read_or_substitute(readers, step, slot, address)
+            for slot, address in zip(slots, self.plan.addresses(step, slots), strict=True)
+        ]
 
-    def _read(self, reader: PayloadReader, cursor: int) -> list[Sample]:
-        samples = []
-        for position in local_positions(cursor, self._global_batch, self._rank, self._world_size):
-            row = self._rows[sample_at(self._seed, position, len(self._rows))]
-            samples.append(Sample(position, row, reader.read(row)))
-        return samples
+    def _read_or_substitute(self, readers: list[PayloadReader], step: int, slot: int, address: Address) -> Sample:
+        batch_size, position, reason = self.plan.batch_size(step), address.position, ""
+        for _ in range(MAX_SUBSTITUTES):
+            row = self._sources[address.part].rows[address.sample]
+            try:
+                return Sample(position, row, readers[address.part].read(row))
+            except DatasetError as error:
+                reason = str(error)
+                self.skipped.append(SkippedSample(position, row.key, reason))
+            slot += batch_size
+            (address,) = self.plan.addresses(step, range(slot, slot + 1))
+        raise DatasetError(f"{MAX_SUBSTITUTES} samples in a row cannot be read, the last one because {reason}")

@@ -17,7 +17,8 @@ import torch.distributed as dist
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from data.loader import Sample, Stream
+from data.buckets import Bucket
+from data.loader import Sample, Source, Stream
 from data.publish import publish_text
 from data.shards import IndexRow
 from pipeline.checkpoint import find_latest, load_training_state, save_checkpoint
@@ -67,6 +68,11 @@ class TrainTask(Protocol):
     @property
     def dataset_dir(self) -> Path:
         """Where the shards are."""
+        ...
+
+    @property
+    def bucket(self) -> Bucket:
+        """The shape of the clips."""
         ...
 
     def build(self) -> nn.Module:
@@ -145,10 +151,9 @@ def train(task: TrainTask, config: TrainConfig, run_dir: Path, worker: Worker) -
         step = checkpoint.record.step
     metrics = MetricsWriter(run_dir, step) if worker.rank == 0 else None
     stream = Stream(
-        task.dataset_dir,
-        task.rows(),
+        [Source(task.dataset_dir, task.rows(), task.bucket.name)],
+        {task.bucket.name: config.global_batch},
         seed=task.seed,
-        global_batch=config.global_batch,
         rank=worker.rank,
         world_size=worker.world_size,
     )

@@ -1,16 +1,12 @@
-"""Shards, index and the deterministic stream: every sample accounted for."""
+"""Shards and their index: every sample has an address."""
 
 import os
-from collections import Counter
 from pathlib import Path
 
 import pytest
 import webdataset as wds
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from data.clip import VIDEO_MEMBER, ClipRecord
-from data.loader import Stream, local_positions, sample_at
 from data.publish import publish_text, published, remove_unpublished
 from data.shards import DatasetError, PayloadReader, read_manifest, read_shard, write_shard
 
@@ -99,64 +95,3 @@ def test_publishing_is_all_or_nothing(tmp_path):
     (tmp_path / ".tmp-folder").mkdir()
     remove_unpublished(tmp_path)
     assert list(tmp_path.iterdir()) == [target]
-
-
-def test_every_epoch_holds_every_sample_once():
-    for epoch in range(3):
-        seen = Counter(sample_at(5, epoch * 37 + place, 37) for place in range(37))
-        assert seen == Counter(range(37))
-    orders = {tuple(sample_at(5, epoch * 37 + place, 37) for place in range(37)) for epoch in range(3)}
-    assert len(orders) == 3  # another order each time
-
-
-@settings(deadline=None, max_examples=60)
-@given(
-    num_samples=st.integers(1, 200),
-    micro_batch=st.integers(1, 4),
-    world_size=st.integers(1, 8),
-    start=st.integers(0, 30),
-    seed=st.integers(0, 1000),
-)
-def test_global_batches_do_not_depend_on_the_world(num_samples, micro_batch, world_size, start, seed):
-    """Batch k is the same on one worker or many, from the start or from any cursor."""
-    global_batch = micro_batch * world_size
-    for step in range(start, start + 3):
-        cursor = step * global_batch
-        together = [p for rank in range(world_size) for p in local_positions(cursor, global_batch, rank, world_size)]
-        assert together == list(local_positions(cursor, global_batch, 0, 1))
-        assert [sample_at(seed, p, num_samples) for p in together] == [
-            sample_at(seed, p, num_samples) for p in range(cursor, cursor + global_batch)
-        ]
-
-
-def test_stream_resumes_at_any_cursor(dataset):
-    folder, rows = dataset
-
-    def keys(cursor: int, rank: int, world_size: int, num_batches: int) -> list[list[str]]:
-        stream = Stream(folder, rows, seed=3, global_batch=4, rank=rank, world_size=world_size)
-        batches = stream.batches(cursor, lambda samples: [s.row.key for s in samples])
-        taken = [next(batches) for _ in range(num_batches)]
-        batches.close()
-        return taken
-
-    whole = keys(0, 0, 1, 10)
-    assert keys(12, 0, 1, 7) == whole[3:]
-    halves = [a + b for a, b in zip(keys(0, 0, 2, 10), keys(0, 1, 2, 10), strict=True)]
-    assert halves == whole
-    assert Counter(key for batch in whole[:4] for key in batch) == Counter(row.key for row in rows)
-
-
-def test_an_error_in_the_fetching_thread_reaches_the_loop(dataset):
-    folder, rows = dataset
-
-    def fail(samples):
-        raise ValueError("cannot prepare")
-
-    stream = Stream(folder, rows, seed=3, global_batch=4, rank=0, world_size=1)
-    with pytest.raises(ValueError, match="cannot prepare"):
-        next(stream.batches(0, fail))
-
-
-def test_a_batch_must_divide_over_the_workers():
-    with pytest.raises(ValueError, match="does not divide over 3 workers"):
-        local_positions(0, 8, 0, 3)

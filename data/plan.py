@@ -1,0 +1,205 @@
+"""Which sample comes when: the order of a training run as a pure function of (seed, position).
+
+Nothing is replayed and nothing is saved: every question is answered in closed form, so a run resumes at any position at
+once, on any number of workers. Three orders are nested.
+
+- Turns (`Interleave`): buckets take turns by steps, and inside a bucket the datasets by samples, as evenly as whole
+  numbers allow.
+- Epochs (`ShuffledEpochs`): the samples of one dataset in one bucket come without replacement, each epoch in another
+  order. Shards are shuffled, and samples within blocks of shards, so that reading stays near itself on the disk.
+- Batches (`BatchPlan`): global batch k is one bucket's next samples. Batches go on across the ends of epochs: no clip
+  is left over.
+"""
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+from math import lcm
+
+import numpy as np
+from jaxtyping import Int
+
+BLOCK_SHARDS = 16
+
+
+@dataclass(frozen=True)
+class Interleave:
+    """Turns taken in proportion to whole-number weights, every prefix as balanced as can be.
+
+    The weights are split in halves again and again; at each split the left half has had round(m a / T) of the first m
+    turns. So the count of any member after any number of turns is known without counting.
+
+    Raises:
+        ValueError: there is no weight, or one is not positive.
+    """
+
+    weights: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not self.weights or min(self.weights) < 1:
+            raise ValueError(f"expected positive whole-number weights, got {self.weights}")
+
+    def counts(self, turns: int) -> list[int]:
+        """How many of the first `turns` turns each member has had."""
+        return _split(self.weights, turns)
+
+    def turn(self, number: int) -> tuple[int, int]:
+        """Who has turn `number`, and how many turns it has had before."""
+        before, after = self.counts(number), self.counts(number + 1)
+        member = next(i for i, (old, new) in enumerate(zip(before, after, strict=True)) if new > old)
+        return member, before[member]
+
+
+def _split(weights: tuple[int, ...], turns: int) -> list[int]:
+    if len(weights) == 1:
+        return [turns]
+    middle = len(weights) // 2
+    left, total = sum(weights[:middle]), sum(weights)
+    left_turns = (turns * left + total // 2) // total
+    return _split(weights[:middle], left_turns) + _split(weights[middle:], turns - left_turns)
+
+
+class ShuffledEpochs:
+    """An endless order over the samples of some shards, in which every epoch holds each sample once.
+
+    Memory is a few bytes per shard, and per sample of the blocks being read; samples are not listed.
+    """
+
+    def __init__(self, shard_sizes: Sequence[int], seed: int, purpose: str, block_shards: int = BLOCK_SHARDS) -> None:
+        self._sizes = np.asarray(shard_sizes, dtype=np.int64)
+        self._first = np.concatenate([[0], np.cumsum(self._sizes)])  # number of each shard's first sample
+        self._key = [seed, *purpose.encode()]
+        self._block_shards = block_shards
+        self.num_samples = int(self._first[-1])
+        self._shards = lru_cache(maxsize=2)(self._shuffle_shards)
+        self._block = lru_cache(maxsize=4)(self._shuffle_block)
+
+    def samples(self, positions: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+        """The numbers of the samples (counted through the shards in order) at positions of the endless stream."""
+        result = np.empty_like(positions)
+        epochs, places = np.divmod(positions, self.num_samples)
+        for epoch in np.unique(epochs).tolist():
+            _, starts = self._shards(epoch)
+            blocks = np.searchsorted(starts, places, side="right") - 1
+            here = epochs == epoch
+            for block in np.unique(blocks[here]).tolist():
+                chosen = here & (blocks == block)
+                result[chosen] = self._block(epoch, block)[places[chosen] - starts[block]]
+        return result
+
+    def _shuffle_shards(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """The epoch's order of shards, and the place in the epoch at which each block of them starts."""
+        order = np.random.default_rng([*self._key, epoch]).permutation(len(self._sizes))
+        return order, np.concatenate([[0], np.cumsum(self._sizes[order])[:-1]])[:: self._block_shards]
+
+    def _shuffle_block(self, epoch: int, block: int) -> np.ndarray:
+        """The samples of one block of an epoch, shuffled."""
+        order, _ = self._shards(epoch)
+        shards = order[block * self._block_shards : (block + 1) * self._block_shards]
+        ends = zip(self._first[shards].tolist(), self._first[shards + 1].tolist(), strict=True)
+        samples = np.concatenate([np.arange(first, end) for first, end in ends])
+        return np.random.default_rng([*self._key, epoch, block]).permutation(samples)
+
+
+@dataclass(frozen=True)
+class Part:
+    """The samples of one dataset that share a bucket."""
+
+    bucket: str
+    shard_sizes: tuple[int, ...]
+    share: float = (
+        1.0  # of the run's samples, in any unit; equal to the sample count where each is to be seen equally often
+    )
+
+
+@dataclass(frozen=True)
+class Address:
+    """One slot of a batch: its position in the run, and the sample that fills it."""
+
+    position: int  # samples before it since the start of the run
+    part: int
+    sample: int  # number within the part, counted through its shards
+
+
+class BatchPlan:
+    """The run's global batches.
+
+    Args:
+        batch_sizes: samples in a global batch of each bucket.
+
+    Raises:
+        ValueError: a part has no samples or no share, or its bucket has no batch size.
+    """
+
+    def __init__(
+        self, parts: Sequence[Part], batch_sizes: dict[str, int], seed: int, block_shards: int = BLOCK_SHARDS
+    ) -> None:
+        for number, part in enumerate(parts):
+            if sum(part.shard_sizes) < 1 or part.share <= 0:
+                raise ValueError(
+                    f"part {number} of the data has {sum(part.shard_sizes)} samples and share {part.share}"
+                )
+            if part.bucket not in batch_sizes:
+                raise ValueError(f"no batch size for bucket {part.bucket}; there are {', '.join(batch_sizes)}")
+        self._buckets = sorted({part.bucket for part in parts})
+        self._sizes = [batch_sizes[bucket] for bucket in self._buckets]
+        self._members = [[i for i, part in enumerate(parts) if part.bucket == bucket] for bucket in self._buckets]
+        shares = [[Fraction(parts[i].share) for i in members] for members in self._members]
+        self._bucket_turns = _interleave(
+            [sum(own, Fraction()) / size for own, size in zip(shares, self._sizes, strict=True)]
+        )
+        self._part_turns = [_interleave(own) for own in shares]
+        self._epochs = [
+            ShuffledEpochs(part.shard_sizes, seed, f"part {number}", block_shards) for number, part in enumerate(parts)
+        ]
+
+    def cursor(self, step: int) -> int:
+        """How many samples come before global batch `step`."""
+        return sum(n * size for n, size in zip(self._bucket_turns.counts(step), self._sizes, strict=True))
+
+    def step(self, cursor: int) -> int:
+        """The inverse of `cursor`.
+
+        Raises:
+            ValueError: no batch begins there.
+        """
+        step = bisect_right(range(cursor + 2), cursor, key=self.cursor) - 1
+        if self.cursor(step) != cursor:
+            raise ValueError(
+                f"no batch begins after {cursor} samples, the nearest before it after {self.cursor(step)}: "
+                "the batch sizes are not those the cursor was counted with"
+            )
+        return step
+
+    def bucket(self, step: int) -> str:
+        """The bucket of a global batch; every rank knows it without asking."""
+        return self._buckets[self._bucket_turns.turn(step)[0]]
+
+    def addresses(self, step: int, slots: range) -> list[Address]:
+        """What fills some slots of a global batch. Slots beyond its end are the bucket's next samples."""
+        bucket, earlier = self._bucket_turns.turn(step)
+        turns, first = self._part_turns[bucket], earlier * self._sizes[bucket]
+        taken = [turns.turn(first + slot) for slot in slots]
+        numbers = np.empty(len(taken), dtype=np.int64)
+        members = np.array([member for member, _ in taken])
+        places = np.array([place for _, place in taken], dtype=np.int64)
+        for member in np.unique(members).tolist():
+            mine = members == member
+            numbers[mine] = self._epochs[self._members[bucket][member]].samples(places[mine])
+        start = self.cursor(step)
+        return [
+            Address(start + slot, self._members[bucket][member], int(number))
+            for slot, (member, _), number in zip(slots, taken, numbers.tolist(), strict=True)
+        ]
+
+    def batch_size(self, step: int) -> int:
+        """Samples in a global batch."""
+        return self._sizes[self._bucket_turns.turn(step)[0]]
+
+
+def _interleave(shares: Sequence[Fraction]) -> Interleave:
+    """Turns in exact proportion to fractions."""
+    unit = lcm(*(share.denominator for share in shares))
+    return Interleave(tuple(int(share * unit) for share in shares))

@@ -1,0 +1,250 @@
+"""The order of samples and the stream that follows it: nothing missing, nothing twice, the same on any world."""
+
+import math
+import os
+import tracemalloc
+from collections import Counter
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data.clip import VIDEO_MEMBER, ClipRecord
+from data.loader import Source, Stream, local_slots
+from data.plan import BatchPlan, Interleave, Part, ShuffledEpochs
+from data.shards import DatasetError, PayloadReader, write_shard
+
+weights = st.lists(st.integers(1, 50), min_size=1, max_size=9).map(tuple)
+
+
+@given(weights, st.integers(0, 10**12))
+def test_turns_are_counted_without_counting(weights, start):
+    turns = Interleave(weights)
+    counts = turns.counts(start)
+    assert sum(counts) == start
+    for number in range(start, start + 20):
+        member, before = turns.turn(number)
+        assert before == counts[member]
+        counts[member] += 1
+        assert counts == turns.counts(number + 1)
+
+
+@given(weights, st.integers(0, 10**6))
+def test_turns_are_taken_evenly(weights, num_turns):
+    """No member is ever further from its share than the rounding of the splits above it."""
+    depth, total = math.ceil(math.log2(len(weights))), sum(weights)
+    for count, weight in zip(Interleave(weights).counts(num_turns), weights, strict=True):
+        assert abs(count - num_turns * weight / total) <= depth / 2 + 0.5
+    whole = Interleave(weights).counts(total * num_turns)
+    if len(weights) <= 2:
+        assert whole == [weight * num_turns for weight in weights]
+
+
+def test_turns_need_positive_weights():
+    for bad in ((), (1, 0)):
+        with pytest.raises(ValueError, match="positive whole-number weights"):
+            Interleave(bad)
+
+
+@settings(deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 12), min_size=1, max_size=40),
+    block_shards=st.integers(1, 20),
+    seed=st.integers(0, 1000),
+)
+def test_every_epoch_holds_every_sample_once(sizes, block_shards, seed):
+    epochs = ShuffledEpochs(sizes, seed, "p", block_shards)
+    n = sum(sizes)
+    for epoch in (0, 1, 10**6):
+        places = np.arange(epoch * n, (epoch + 1) * n)
+        assert Counter(epochs.samples(places).tolist()) == Counter(range(n))
+    across = np.arange(n // 2, 2 * n)
+    assert epochs.samples(across).tolist() == [int(epochs.samples(np.array([p]))[0]) for p in across]
+
+
+def test_epochs_differ_and_reads_stay_in_a_block_of_shards():
+    epochs = ShuffledEpochs([10] * 64, 0, "p", block_shards=4)
+    orders = epochs.samples(np.arange(3 * 640)).reshape(3, 640)
+    assert len({tuple(order) for order in orders.tolist()}) == 3
+    for block in orders[0].reshape(16, 40):
+        assert len(set((block // 10).tolist())) == 4  # forty samples in a row touch four shards
+    assert len({int(shard) for shard in orders[0].reshape(16, 40)[:, 0] // 10}) > 8  # which four differs
+
+
+buckets = st.lists(
+    st.tuples(st.sampled_from("abc"), st.lists(st.integers(1, 9), min_size=1, max_size=6), st.integers(1, 5)),
+    min_size=1,
+    max_size=5,
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(parts=buckets, worlds=st.lists(st.integers(1, 8), min_size=2, max_size=2), start=st.integers(0, 300))
+def test_global_batches_are_a_pure_function_of_the_step(parts, worlds, start):
+    """Several buckets, several datasets, any two worlds: the same keys, from any step on."""
+    sizes = {bucket: math.lcm(*worlds) * factor for bucket, factor in (("a", 1), ("b", 2), ("c", 3))}
+    plan = BatchPlan([Part(bucket, tuple(shards), share) for bucket, shards, share in parts], sizes, seed=3)
+    for step in range(start, start + 4):
+        size = plan.batch_size(step)
+        whole = plan.addresses(step, range(size))
+        for world in worlds:
+            again = BatchPlan([Part(bucket, tuple(shards), share) for bucket, shards, share in parts], sizes, seed=3)
+            pieces = [again.addresses(step, local_slots(size, rank, world)) for rank in range(world)]
+            assert [address for piece in pieces for address in piece] == whole
+        assert {parts[address.part][0] for address in whole} == {plan.bucket(step)}
+        assert [address.position for address in whole] == list(range(plan.cursor(step), plan.cursor(step + 1)))
+        assert plan.step(plan.cursor(step)) == step
+
+
+def test_all_buckets_finish_their_epochs_together_and_nothing_is_left_over():
+    """Shares equal to the sample counts: every clip is seen equally often, give or take a batch."""
+    parts = [Part("wide", (30, 25, 41), 96), Part("tall", (50,), 50), Part("wide", (17,), 17)]
+    plan, seen = BatchPlan(parts, {"wide": 4, "tall": 6}, seed=1), Counter()
+    order = {part: [] for part in range(3)}
+    for step in range(plan.step(plan.cursor(2000))):
+        for address in plan.addresses(step, range(plan.batch_size(step))):
+            seen[address.part, address.sample] += 1
+            order[address.part].append(address.sample)
+    for number, part in enumerate(parts):
+        n = sum(part.shard_sizes)
+        for epoch in range(len(order[number]) // n):
+            assert Counter(order[number][epoch * n : (epoch + 1) * n]) == Counter(range(n))
+    rates = [len(order[number]) / sum(part.shard_sizes) for number, part in enumerate(parts)]
+    assert max(rates) - min(rates) < 0.25
+
+
+def test_weights_mix_datasets_within_a_batch():
+    plan = BatchPlan([Part("a", (100,), 3), Part("a", (1000,), 1)], {"a": 8}, seed=0)
+    for step in range(20):
+        assert Counter(address.part for address in plan.addresses(step, range(8))) == {0: 6, 1: 2}
+
+
+def test_what_a_plan_refuses():
+    with pytest.raises(ValueError, match="part 1 of the data has 0 samples"):
+        BatchPlan([Part("a", (1,)), Part("a", ())], {"a": 1}, seed=0)
+    with pytest.raises(ValueError, match="no batch size for bucket b; there are a"):
+        BatchPlan([Part("b", (1,))], {"a": 1}, seed=0)
+    plan = BatchPlan([Part("a", (10,))], {"a": 4}, seed=0)
+    with pytest.raises(ValueError, match="no batch begins after 6 samples, the nearest before it after 4"):
+        plan.step(6)
+    with pytest.raises(ValueError, match="does not divide over 3 workers"):
+        local_slots(8, 0, 3)
+
+
+def test_a_hundred_million_samples_are_planned_in_bounded_memory_and_resumed_anywhere():
+    tracemalloc.start()
+    plan = BatchPlan([Part("a", (1000,) * 100_000, 10**8)], {"a": 256}, seed=0)
+    far = plan.addresses(10**9, range(256))  # the 2,560th epoch
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len({address.sample for address in far}) == 256
+    assert peak < 200 * 2**20
+    assert plan.addresses(10**9, range(100, 104)) == far[100:104]
+
+
+# ------------------------------------------------------------------ the stream over real shards
+
+
+def record(number: int) -> ClipRecord:
+    return ClipRecord(
+        key=f"{number:020x}",
+        source=f"{number}.mp4",
+        start_seconds=0.0,
+        caption=f"caption {number}",
+        split="train",
+        decoder="decord",
+        num_frames=17,
+        height=64,
+        width=64,
+        fps=8,
+    )
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Source:
+    rows = []
+    for shard in range(4):
+        samples = [(record(n), bytes([n]) * (500 + 37 * n)) for n in range(shard * 8, shard * 8 + 8)]
+        rows += write_shard(tmp_path / f"shard-{shard}.tar", samples, VIDEO_MEMBER)[1]
+    return Source(tmp_path, rows, "a")
+
+
+def keys(source: Source, cursor: int, num_batches: int, rank=0, world_size=1, readers=1) -> list[list[str]]:
+    stream = Stream([source], {"a": 8}, seed=3, rank=rank, world_size=world_size)
+    batches = stream.batches(cursor, lambda samples: [sample.row.key for sample in samples], readers)
+    taken = [next(batches) for _ in range(num_batches)]
+    batches.close()
+    return taken
+
+
+def test_stream_resumes_at_any_cursor_on_any_world_with_any_readers(source):
+    whole = keys(source, 0, 12)
+    for epoch in range(3):
+        assert Counter(chain.from_iterable(whole[4 * epoch : 4 * epoch + 4])) == Counter(row.key for row in source.rows)
+    for readers in (0, 1, 4):
+        for world_size in (1, 2, 4, 8):
+            ranks = [keys(source, 40, 7, rank, world_size, readers) for rank in range(world_size)]
+            assert [list(chain.from_iterable(pieces)) for pieces in zip(*ranks, strict=True)] == whole[5:]
+
+
+def test_stream_brings_the_payload_of_each_key(source):
+    stream = Stream([source], {"a": 8}, seed=0, rank=0, world_size=1)
+    batches = stream.batches(0, list, readers=2)
+    for sample in next(batches):
+        number = int(sample.row.key, 16)
+        assert sample.payload == bytes([number]) * (500 + 37 * number)
+    batches.close()
+
+
+def test_an_error_in_a_reading_thread_reaches_the_loop(source):
+    def fail(samples):
+        raise ValueError("cannot prepare")
+
+    stream = Stream([source], {"a": 8}, seed=3, rank=0, world_size=1)
+    for readers in (0, 1):
+        with pytest.raises(ValueError, match="cannot prepare"):
+            next(stream.batches(0, fail, readers))
+
+
+def test_a_cut_or_missing_shard_is_found_before_the_first_batch(source):
+    shard = source.dataset_dir / "shard-2.tar"
+    os.truncate(shard, 3000)
+    with pytest.raises(DatasetError, match=r"shard-2\.tar is cut short: the index needs \d+ bytes, it has 3000"):
+        Stream([source], {"a": 8}, seed=3, rank=0, world_size=1)
+    shard.unlink()
+    with pytest.raises(DatasetError, match=r"shard-2\.tar is missing although the index names it"):
+        Stream([source], {"a": 8}, seed=3, rank=0, world_size=1)
+    with pytest.raises(DatasetError, match="has no samples to train on"):
+        Stream([Source(source.dataset_dir, [], "a")], {"a": 8}, seed=3, rank=0, world_size=1)
+
+
+def test_an_unreadable_sample_is_replaced_alike_on_any_world(source, monkeypatch):
+    bad = {source.rows[5].key, source.rows[20].key}
+    read = PayloadReader.read
+
+    def refuse(self, row):
+        if row.key in bad:
+            raise DatasetError(f"{row.key} is damaged")
+        return read(self, row)
+
+    healthy = keys(source, 0, 8)
+    monkeypatch.setattr(PayloadReader, "read", refuse)
+    damaged = keys(source, 0, 8)
+    assert not bad & {key for batch in damaged for key in batch}
+    changed = [
+        (a, b) for old, new in zip(healthy, damaged, strict=True) for a, b in zip(old, new, strict=True) if a != b
+    ]
+    assert {a for a, _ in changed} == bad
+    assert len(changed) == 4  # each is met once in each of the two epochs
+    halves = [keys(source, 0, 8, rank, 2) for rank in range(2)]
+    assert [list(chain.from_iterable(pieces)) for pieces in zip(*halves, strict=True)] == damaged
+    stream = Stream([source], {"a": 8}, seed=3, rank=0, world_size=1)
+    batches = stream.batches(0, len, readers=0)
+    assert [next(batches) for _ in range(4)] == [8] * 4
+    assert {skipped.key for skipped in stream.skipped} == bad
+    bad |= {row.key for row in source.rows}
+    with pytest.raises(DatasetError, match="8 samples in a row cannot be read"):
+        next(stream.batches(0, len, readers=0))
