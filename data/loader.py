@@ -29,13 +29,13 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Source:
+class Subset:
     """Samples of one dataset that share a bucket, shard by shard."""
 
     dataset_dir: Path
     rows: Sequence[IndexRow]
     bucket: str
-    weight: float = 1.0  # how often each sample is seen, beside those of other sources
+    weight: float = 1.0  # how often each sample is seen, beside those of other subsets
 
     def part(self) -> Part:
         """What the plan needs to know."""
@@ -64,27 +64,27 @@ def local_slots(batch_size: int, rank: int, world_size: int) -> range:
     return range(rank * micro_batch, (rank + 1) * micro_batch)
 
 
-def check_shards(source: Source) -> None:
+def check_shards(subset: Subset) -> None:
     """Look at every shard before the first step, rather than find out in the night.
 
     Raises:
-        DatasetError: a source is empty, or a shard is missing or shorter than its index says.
+        DatasetError: a subset is empty, or a shard is missing or shorter than its index says.
     """
-    if not source.rows:
-        raise DatasetError(f"{source.dataset_dir} has no samples to train on")
-    for shard, rows in groupby(source.rows, key=lambda row: row.shard):
-        path, needed = source.dataset_dir / shard, max(row.offset + row.size for row in rows)
+    if not subset.rows:
+        raise DatasetError(f"{subset.dataset_dir} has no samples to train on")
+    for shard, rows in groupby(subset.rows, key=lambda row: row.shard):
+        path, needed = subset.dataset_dir / shard, max(row.offset + row.size for row in rows)
         if not path.is_file():
-            raise DatasetError(f"{path} is missing although the index names it; make {source.dataset_dir} again")
+            raise DatasetError(f"{path} is missing although the index names it; make {subset.dataset_dir} again")
         if path.stat().st_size < needed:
             raise DatasetError(
                 f"{path} is cut short: the index needs {needed} bytes, it has {path.stat().st_size}; "
-                f"make {source.dataset_dir} again"
+                f"make {subset.dataset_dir} again"
             )
 
 
 class Stream:
-    """Global batches of some sources, one rank's slice of each, read ahead.
+    """Global batches of some subsets, one rank's slice of each, read ahead.
 
     A sample that turns out unreadable is replaced by the one that its slot would hold one batch later (of that bucket),
     which every rank can tell alone, and is listed in `skipped`.
@@ -95,15 +95,15 @@ class Stream:
     """
 
     def __init__(
-        self, sources: Sequence[Source], batch_sizes: Mapping[str, int], *, seed: int, rank: int, world_size: int
+        self, subsets: Sequence[Subset], batch_sizes: Mapping[str, int], *, seed: int, rank: int, world_size: int
     ) -> None:
-        for source in sources:
-            check_shards(source)
+        for subset in subsets:
+            check_shards(subset)
         for batch_size in batch_sizes.values():
             local_slots(batch_size, rank, world_size)
-        self._sources = sources
+        self._subsets = subsets
         self._rank, self._world_size = rank, world_size
-        self.plan = BatchPlan([source.part() for source in sources], dict(batch_sizes), seed)
+        self.plan = BatchPlan([subset.part() for subset in subsets], dict(batch_sizes), seed)
         self.skipped: list[SkippedSample] = []
 
     def batches(
@@ -117,7 +117,7 @@ class Stream:
             readers: threads; 0 reads in the caller's. ahead: batches kept ready.
         """
         step = self.plan.step(cursor)
-        opened = [PayloadReader(source.dataset_dir) for source in self._sources]
+        opened = [PayloadReader(subset.dataset_dir) for subset in self._subsets]
 
         def make(number: int) -> T:
             return prepare(self._read(opened, number))
@@ -148,7 +148,7 @@ class Stream:
     def _read_or_substitute(self, readers: list[PayloadReader], step: int, slot: int, address: Address) -> Sample:
         batch_size, position, reason = self.plan.batch_size(step), address.position, ""
         for _ in range(MAX_SUBSTITUTES):
-            row = self._sources[address.part].rows[address.sample]
+            row = self._subsets[address.part].rows[address.sample]
             try:
                 return Sample(position, row, readers[address.part].read(row))
             except DatasetError as error:

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from data.buckets import Bucket
-from data.loader import Sample, Source, Stream
+from data.loader import Sample, Stream, Subset
 from data.publish import publish_text
 from data.shards import IndexRow
 from pipeline.checkpoint import find_latest, load_training_state, save_checkpoint
@@ -151,7 +151,7 @@ def train(task: TrainTask, config: TrainConfig, run_dir: Path, worker: Worker) -
         step = checkpoint.record.step
     metrics = MetricsWriter(run_dir, step) if worker.rank == 0 else None
     stream = Stream(
-        [Source(task.dataset_dir, task.rows(), task.bucket.name)],
+        [Subset(task.dataset_dir, task.rows(), task.bucket.name)],
         {task.bucket.name: config.global_batch},
         seed=task.seed,
         rank=worker.rank,

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.clip import VIDEO_MEMBER, ClipRecord
-from data.loader import Source, Stream, local_slots
+from data.loader import Stream, Subset, local_slots
 from data.plan import BatchPlan, Interleave, Part, ShuffledEpochs
 from data.shards import DatasetError, PayloadReader, write_shard
 
@@ -164,34 +164,34 @@ def record(number: int) -> ClipRecord:
 
 
 @pytest.fixture
-def source(tmp_path: Path) -> Source:
+def subset(tmp_path: Path) -> Subset:
     rows = []
     for shard in range(4):
         samples = [(record(n), bytes([n]) * (500 + 37 * n)) for n in range(shard * 8, shard * 8 + 8)]
         rows += write_shard(tmp_path / f"shard-{shard}.tar", samples, VIDEO_MEMBER)[1]
-    return Source(tmp_path, rows, "a")
+    return Subset(tmp_path, rows, "a")
 
 
-def keys(source: Source, cursor: int, num_batches: int, rank=0, world_size=1, readers=1) -> list[list[str]]:
-    stream = Stream([source], {"a": 8}, seed=3, rank=rank, world_size=world_size)
+def keys(subset: Subset, cursor: int, num_batches: int, rank=0, world_size=1, readers=1) -> list[list[str]]:
+    stream = Stream([subset], {"a": 8}, seed=3, rank=rank, world_size=world_size)
     batches = stream.batches(cursor, lambda samples: [sample.row.key for sample in samples], readers)
     taken = [next(batches) for _ in range(num_batches)]
     batches.close()
     return taken
 
 
-def test_stream_resumes_at_any_cursor_on_any_world_with_any_readers(source):
-    whole = keys(source, 0, 12)
+def test_stream_resumes_at_any_cursor_on_any_world_with_any_readers(subset):
+    whole = keys(subset, 0, 12)
     for epoch in range(3):
-        assert Counter(chain.from_iterable(whole[4 * epoch : 4 * epoch + 4])) == Counter(row.key for row in source.rows)
+        assert Counter(chain.from_iterable(whole[4 * epoch : 4 * epoch + 4])) == Counter(row.key for row in subset.rows)
     for readers in (0, 1, 4):
         for world_size in (1, 2, 4, 8):
-            ranks = [keys(source, 40, 7, rank, world_size, readers) for rank in range(world_size)]
+            ranks = [keys(subset, 40, 7, rank, world_size, readers) for rank in range(world_size)]
             assert [list(chain.from_iterable(pieces)) for pieces in zip(*ranks, strict=True)] == whole[5:]
 
 
-def test_stream_brings_the_payload_of_each_key(source):
-    stream = Stream([source], {"a": 8}, seed=0, rank=0, world_size=1)
+def test_stream_brings_the_payload_of_each_key(subset):
+    stream = Stream([subset], {"a": 8}, seed=0, rank=0, world_size=1)
     batches = stream.batches(0, list, readers=2)
     for sample in next(batches):
         number = int(sample.row.key, 16)
@@ -199,30 +199,30 @@ def test_stream_brings_the_payload_of_each_key(source):
     batches.close()
 
 
-def test_an_error_in_a_reading_thread_reaches_the_loop(source):
+def test_an_error_in_a_reading_thread_reaches_the_loop(subset):
     def fail(samples):
         raise ValueError("cannot prepare")
 
-    stream = Stream([source], {"a": 8}, seed=3, rank=0, world_size=1)
+    stream = Stream([subset], {"a": 8}, seed=3, rank=0, world_size=1)
     for readers in (0, 1):
         with pytest.raises(ValueError, match="cannot prepare"):
             next(stream.batches(0, fail, readers))
 
 
-def test_a_cut_or_missing_shard_is_found_before_the_first_batch(source):
-    shard = source.dataset_dir / "shard-2.tar"
+def test_a_cut_or_missing_shard_is_found_before_the_first_batch(subset):
+    shard = subset.dataset_dir / "shard-2.tar"
     os.truncate(shard, 3000)
     with pytest.raises(DatasetError, match=r"shard-2\.tar is cut short: the index needs \d+ bytes, it has 3000"):
-        Stream([source], {"a": 8}, seed=3, rank=0, world_size=1)
+        Stream([subset], {"a": 8}, seed=3, rank=0, world_size=1)
     shard.unlink()
     with pytest.raises(DatasetError, match=r"shard-2\.tar is missing although the index names it"):
-        Stream([source], {"a": 8}, seed=3, rank=0, world_size=1)
+        Stream([subset], {"a": 8}, seed=3, rank=0, world_size=1)
     with pytest.raises(DatasetError, match="has no samples to train on"):
-        Stream([Source(source.dataset_dir, [], "a")], {"a": 8}, seed=3, rank=0, world_size=1)
+        Stream([Subset(subset.dataset_dir, [], "a")], {"a": 8}, seed=3, rank=0, world_size=1)
 
 
-def test_an_unreadable_sample_is_replaced_alike_on_any_world(source, monkeypatch):
-    bad = {source.rows[5].key, source.rows[20].key}
+def test_an_unreadable_sample_is_replaced_alike_on_any_world(subset, monkeypatch):
+    bad = {subset.rows[5].key, subset.rows[20].key}
     read = PayloadReader.read
 
     def refuse(self, row):
@@ -230,21 +230,21 @@ def test_an_unreadable_sample_is_replaced_alike_on_any_world(source, monkeypatch
             raise DatasetError(f"{row.key} is damaged")
         return read(self, row)
 
-    healthy = keys(source, 0, 8)
+    healthy = keys(subset, 0, 8)
     monkeypatch.setattr(PayloadReader, "read", refuse)
-    damaged = keys(source, 0, 8)
+    damaged = keys(subset, 0, 8)
     assert not bad & {key for batch in damaged for key in batch}
     changed = [
         (a, b) for old, new in zip(healthy, damaged, strict=True) for a, b in zip(old, new, strict=True) if a != b
     ]
     assert {a for a, _ in changed} == bad
     assert len(changed) == 4  # each is met once in each of the two epochs
-    halves = [keys(source, 0, 8, rank, 2) for rank in range(2)]
+    halves = [keys(subset, 0, 8, rank, 2) for rank in range(2)]
     assert [list(chain.from_iterable(pieces)) for pieces in zip(*halves, strict=True)] == damaged
-    stream = Stream([source], {"a": 8}, seed=3, rank=0, world_size=1)
+    stream = Stream([subset], {"a": 8}, seed=3, rank=0, world_size=1)
     batches = stream.batches(0, len, readers=0)
     assert [next(batches) for _ in range(4)] == [8] * 4
     assert {skipped.key for skipped in stream.skipped} == bad
-    bad |= {row.key for row in source.rows}
+    bad |= {row.key for row in subset.rows}
     with pytest.raises(DatasetError, match="8 samples in a row cannot be read"):
         next(stream.batches(0, len, readers=0))

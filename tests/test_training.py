@@ -17,7 +17,7 @@ from safetensors.torch import save, save_file
 
 from data.buckets import Bucket
 from data.clip import LATENT_MEMBER, ClipRecord
-from data.loader import Sample, Source, Stream
+from data.loader import Sample, Stream, Subset
 from data.shards import LatentStats, PayloadReader, write_index, write_shard
 from models.dit import DiTConfig
 from models.text import TextConfig
@@ -98,7 +98,7 @@ def losses(run_dir: Path) -> list[float]:
 def test_loss_is_logged_and_the_first_is_that_of_zero_velocity(straight):
     """adaLN-zero predicts 0, so the first loss is the mean of |x_1 - x_0|^2 over the batch."""
     task, folder, run_dir = straight
-    stream = Stream([Source(folder, task.rows(), "a")], {"a": 4}, seed=task.seed, rank=0, world_size=1)
+    stream = Stream([Subset(folder, task.rows(), "a")], {"a": 4}, seed=task.seed, rank=0, world_size=1)
     batch = next(stream.batches(0, task.prepare, readers=0))
     assert losses(run_dir)[0] == pytest.approx((batch.x_1 - batch.x_0).square().mean().item(), rel=1e-5)
     assert [row["step"] for row in read_metrics(run_dir)] == list(range(1, 9))

@@ -1,0 +1,205 @@
+"""What the loader costs: samples per CPU-second beside plain WebDataset on the same shards, planning, and memory.
+
+    python -m benchmarks.data
+
+Loading: latents of 10 KiB and 512 KiB in shards of 100, fully shuffled, parsed from safetensors either way; both read
+in turn, in this process, page cache warm; the figure is the median ratio of CPU time. Planning: what a batch costs out
+of indices up to 100 million samples, and what finding one's place in them costs. Memory: what this process holds after
+each of twenty epochs.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import tempfile
+import time
+import tracemalloc
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from safetensors.torch import load, save
+from webdataset.compat import WebDataset
+
+from data.clip import LATENT_MEMBER, ClipRecord
+from data.loader import Sample, Stream, Subset
+from data.plan import BatchPlan, Part
+from data.publish import publish_text
+from data.shards import write_shard
+
+NUM_SHARDS, SHARD_SAMPLES, BATCH, ROUNDS, EPOCHS = 8, 100, 8, 7, 20
+SHAPES = ((8, 5, 8, 8), (16, 16, 16, 32))  # 10 KiB as in the demo, 512 KiB
+RESULT = Path(__file__).parent / "results" / "data.json"
+
+
+@dataclass(frozen=True)
+class Loading:
+    """One payload size: samples per CPU-second, ours and WebDataset's, and the median of the paired ratios."""
+
+    payload_kib: float
+    ours: float
+    webdataset: float
+    ratio: float
+
+
+@dataclass(frozen=True)
+class Planning:
+    """One size of index."""
+
+    num_samples: int
+    num_shards: int
+    build_seconds: float
+    resume_seconds: float  # the first batch at a far cursor
+    batch_milliseconds: float  # each of the next 100 batches of 256, across blocks
+    peak_mib: float
+
+
+def write_dataset(folder: Path, shape: tuple[int, ...]) -> Subset:
+    """Shards of random latents."""
+    rows = []
+    for shard in range(NUM_SHARDS):
+        samples = []
+        for number in range(shard * SHARD_SAMPLES, (shard + 1) * SHARD_SAMPLES):
+            latent = torch.randn(shape, generator=torch.Generator().manual_seed(number))
+            record = ClipRecord(
+                key=f"{number:020x}",
+                source=f"{number}.mp4",
+                start_seconds=0.0,
+                caption="a red circle moves left",
+                split="train",
+                decoder="decord",
+                num_frames=17,
+                height=64,
+                width=64,
+                fps=8,
+            )
+            samples.append((record, save({"mean": latent})))
+        rows += write_shard(folder / f"shard-{shard:05d}.tar", samples, LATENT_MEMBER)[1]
+    return Subset(folder, rows, "a")
+
+
+def prepare(samples: list[Sample]) -> torch.Tensor:
+    """Payloads to one batch."""
+    return torch.stack([load(sample.payload)["mean"] for sample in samples])
+
+
+def ours(subset: Subset) -> Iterator[torch.Tensor]:
+    """Our stream, read in this thread."""
+    return Stream([subset], {"a": BATCH}, seed=0, rank=0, world_size=1).batches(0, prepare, readers=0)
+
+
+def plain_webdataset(subset: Subset) -> Iterator[torch.Tensor]:
+    """WebDataset as its documentation has it: shards shuffled, samples through a buffer that holds a whole epoch."""
+    urls = [str(path) for path in sorted(subset.dataset_dir.glob("*.tar"))]
+    dataset = WebDataset(urls, shardshuffle=NUM_SHARDS, seed=0).shuffle(NUM_SHARDS * SHARD_SAMPLES)
+    parsed: Any = dataset.map(lambda sample: load(sample[LATENT_MEMBER])["mean"])
+    return iter(parsed.batched(BATCH, collation_fn=torch.stack))
+
+
+def cpu_seconds(make: Callable[[Subset], Iterator[torch.Tensor]], subset: Subset) -> float:
+    """CPU time of one epoch."""
+    begun = time.process_time()
+    for _ in islice(make(subset), NUM_SHARDS * SHARD_SAMPLES // BATCH):
+        pass
+    return time.process_time() - begun
+
+
+def measure_loading(folder: Path, shape: tuple[int, ...]) -> Loading:
+    """Both loaders in turn."""
+    subset = write_dataset(folder, shape)
+    pairs = [(cpu_seconds(ours, subset), cpu_seconds(plain_webdataset, subset)) for _ in range(ROUNDS + 1)][1:]
+    num_samples = NUM_SHARDS * SHARD_SAMPLES
+    return Loading(
+        payload_kib=subset.rows[0].size / 1024,
+        ours=num_samples / statistics.median(mine for mine, _ in pairs),
+        webdataset=num_samples / statistics.median(theirs for _, theirs in pairs),
+        ratio=statistics.median(theirs / mine for mine, theirs in pairs),
+    )
+
+
+def measure_planning(num_shards: int) -> Planning:
+    """Shards of a thousand, batches of 256."""
+    tracemalloc.start()
+    begun = time.perf_counter()
+    plan = BatchPlan([Part("a", (1000,) * num_shards)], {"a": 256}, seed=0)
+    built = time.perf_counter()
+    far = 3 * num_shards  # into the first epoch of a large index, the fourth part of a small one
+    plan.addresses(far, range(256))
+    resumed = time.perf_counter()
+    for step in range(far + 1, far + 101):
+        plan.addresses(step, range(256))
+    done = time.perf_counter()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return Planning(
+        num_samples=1000 * num_shards,
+        num_shards=num_shards,
+        build_seconds=built - begun,
+        resume_seconds=resumed - built,
+        batch_milliseconds=10 * (done - resumed),
+        peak_mib=peak / 2**20,
+    )
+
+
+def resident_mib_by_epoch(subset: Subset) -> list[float]:
+    """Resident memory after each epoch, read by two threads."""
+    batches = Stream([subset], {"a": BATCH}, seed=0, rank=0, world_size=1).batches(0, prepare, readers=2)
+    process, sizes = psutil.Process(), []
+    for _ in range(EPOCHS):
+        for _ in islice(batches, NUM_SHARDS * SHARD_SAMPLES // BATCH):
+            pass
+        sizes.append(process.memory_info().rss / 2**20)
+    batches.close()
+    return sizes
+
+
+def epoch_plan_seconds() -> float:
+    """All batches of an epoch of 100,000 samples in 100 shards."""
+    begun = time.perf_counter()
+    plan = BatchPlan([Part("a", (1000,) * 100)], {"a": 32}, seed=0)
+    for step in range(100_000 // 32):
+        plan.addresses(step, range(32))
+    return time.perf_counter() - begun
+
+
+def main() -> None:
+    """Measure, print, write down."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as scratch:
+        loading = [measure_loading(Path(scratch) / str(number), shape) for number, shape in enumerate(SHAPES)]
+        memory = resident_mib_by_epoch(write_dataset(Path(scratch) / "memory", SHAPES[0]))
+    planning = [measure_planning(num_shards) for num_shards in (100, 1000, 10_000, 100_000)]
+    figures = {
+        "loading": [asdict(row) for row in loading],
+        "planning": [asdict(row) for row in planning],
+        "epoch_of_100000_seconds": epoch_plan_seconds(),
+        "resident_mib_by_epoch": memory,
+        "peak_resident_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "webdataset": version("webdataset"),
+        "torch": torch.__version__,
+    }
+    for row in loading:
+        print(
+            f"payload {row.payload_kib:6.1f} KiB: {row.ours:6.0f} samples per CPU-second, "
+            f"WebDataset {row.webdataset:6.0f}, ratio {row.ratio:.2f}"
+        )
+    for row in planning:
+        print(
+            f"{row.num_samples:11,d} samples in {row.num_shards:7,d} shards: built in {row.build_seconds:.3f} s, "
+            f"resumed in {row.resume_seconds:.3f} s, a batch of 256 in {row.batch_milliseconds:.2f} ms, "
+            f"{row.peak_mib:.1f} MiB"
+        )
+    print(f"all batches of an epoch of 100,000: {figures['epoch_of_100000_seconds']:.2f} s")
+    print(f"resident memory over {EPOCHS} epochs: {memory[0]:.0f} MiB after the first, {memory[-1]:.0f} after the last")
+    publish_text(RESULT, json.dumps(figures, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
