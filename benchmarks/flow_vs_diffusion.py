@@ -160,7 +160,7 @@ def train(objective: Objective, data: Latents, seed: int) -> tuple[DiT, float]:
     """The averaged network, and the mean loss of the last hundred steps."""
     shape = tuple(data.x.shape[1:])
     torch.manual_seed(seed)
-    network = DiT(NETWORK, shape)  # type: ignore[arg-type]
+    network = DiT(NETWORK, shape[0])
     average = torch.optim.swa_utils.AveragedModel(
         network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(EMA_DECAY)
     )

@@ -48,7 +48,7 @@ def measure(worker: Worker, steps: int, micro_batch: int) -> None:
         t=seeds.uniform(0, "time", positions),
         caption=CaptionTokens.encode(["a red circle moves left"] * micro_batch, model.text.max_bytes),
     ).to(worker.device)
-    bare, plain, ours = (FlowMatchingLoss(DiT(model, shape), config.dit.flow).to(worker.device) for _ in range(3))
+    bare, plain, ours = (FlowMatchingLoss(DiT(model, shape[0]), config.dit.flow).to(worker.device) for _ in range(3))
     adam = torch.optim.AdamW(plain.parameters(), lr=1e-3, fused=True)
     trainer = ZeroTrainer(
         ours,

@@ -123,38 +123,23 @@ class DiTBlock(nn.Module):
 
 
 class DiT(nn.Module):
-    """Velocity network v(x_t, t, caption) on normalised latents of `latent_shape` (c, t, h, w).
+    """Velocity network v(x_t, t, caption) on normalised latents of `channels`, of any length, height and width."""
 
-    Raises:
-        ValueError: the latent's height or width does not split into patches.
-    """
-
-    def __init__(self, config: DiTConfig, latent_shape: tuple[int, int, int, int]) -> None:
+    def __init__(self, config: DiTConfig, channels: int) -> None:
         super().__init__()
-        channels, t, h, w = latent_shape
-        p = config.patch_size
-        if h % p or w % p:
-            raise ValueError(f"a latent of {h} x {w} does not split into patches of {p} x {p}")
         self.config = config
-        self.grid = (t, h // p, w // p)
-        self.patch = nn.Linear(channels * p * p, config.width)
+        patch_channels = channels * config.patch_size**2
+        self.patch = nn.Linear(patch_channels, config.width)
         self.time = TimeEmbedder(config.width)
         self.text = CaptionEncoder(config.text)
         self.text_pooled = nn.Linear(config.text.width, config.width)
         self.blocks = nn.ModuleList(DiTBlock(config) for _ in range(config.depth))
         self.final_norm = nn.LayerNorm(config.width, elementwise_affine=False)
         self.final_modulation = nn.Linear(config.width, 2 * config.width)
-        self.final = nn.Linear(config.width, channels * p * p)
+        self.final = nn.Linear(config.width, patch_channels)
         for layer in (self.final_modulation, self.final):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
-        angles = rope_angles(self.grid, config.width // config.heads)
-        self.register_buffer("angles", angles, persistent=False)
-        self.angles: Tensor
-        # Rotary angles tell offsets only; where a token lies in the frame (a horizon, a border) is told once, here.
-        places = rope_angles(self.grid, config.width)
-        self.register_buffer("places", torch.cat([places.cos(), places.sin()], dim=-1), persistent=False)
-        self.places: Tensor
 
     def forward(
         self,
@@ -166,15 +151,32 @@ class DiT(nn.Module):
 
         Args:
             t: times in [0, 1], one per sample or one per latent frame.
+
+        Raises:
+            ValueError: the latent's height or width does not split into patches.
         """
+        grid = self.grid_of(x)
+        angles = rope_angles(grid, self.config.width // self.config.heads, x.device)
+        # Rotary angles tell offsets only; where a token lies in the frame (a horizon, a border) is told once, here.
+        places = rope_angles(grid, self.config.width, x.device)
         text = self.text(caption)  # b m e
         # The largest value over the caption tells whether a word occurs, however long the caption is.
         pooled = text.float().masked_fill(~caption.mask[..., None], float("-inf")).amax(1)  # b e
         times = t.reshape(len(t), -1)  # b f, where f is 1 or the number of frames
         condition = silu(self.time(times) + rearrange(self.text_pooled(pooled), "b d -> b 1 d"))  # b f d
-        tokens = self.patch(patchify(x, self.config.patch_size)) + self.places  # b n d
+        tokens = self.patch(patchify(x, self.config.patch_size)) + torch.cat(
+            [places.cos(), places.sin()], dim=-1
+        )  # b n d
         for block in self.blocks:
-            tokens = block(tokens, condition, text, caption.mask, self.angles)
+            tokens = block(tokens, condition, text, caption.mask, angles)
         shift, scale = self.final_modulation(condition).float().chunk(2, dim=-1)  # b f d
         tokens = self.final(modulate(self.final_norm(tokens), shift, scale))  # b n (c p q)
-        return unpatchify(tokens, self.config.patch_size, self.grid)  # b c t h w
+        return unpatchify(tokens, self.config.patch_size, grid)  # b c t h w
+
+    def grid_of(self, x: Float[Tensor, "b c t h w"]) -> tuple[int, int, int]:
+        """How many tokens a latent has along time, height and width."""
+        t, h, w = x.shape[2:]
+        p = self.config.patch_size
+        if h % p or w % p:
+            raise ValueError(f"a latent of {h} x {w} does not split into patches of {p} x {p}")
+        return t, h // p, w // p

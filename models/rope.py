@@ -5,10 +5,14 @@ rotated by angles proportional to the position along that axis, so that a dot pr
 depends on their offset only.
 """
 
+from functools import lru_cache
+
 import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
+
+CPU = torch.device("cpu")
 
 
 def axis_widths(head_dim: int) -> tuple[int, int, int]:
@@ -17,8 +21,14 @@ def axis_widths(head_dim: int) -> tuple[int, int, int]:
     return head_dim - 2 * spatial, spatial, spatial
 
 
-def rope_angles(grid: tuple[int, int, int], head_dim: int, theta: float = 100.0) -> Float[Tensor, "n half"]:
+@lru_cache(maxsize=64)
+@torch.inference_mode(mode=False)  # what is kept must serve training too, whoever asked first
+def rope_angles(
+    grid: tuple[int, int, int], head_dim: int, device: torch.device = CPU, theta: float = 100.0
+) -> Float[Tensor, "n half"]:
     """Rotation angle of each channel pair for every token of a (t, h, w) grid, in token order.
+
+    Kept for the grids of late: do not write into it.
 
     Args:
         theta: the longest wavelength is about 2 pi theta tokens; clips are far shorter than texts.
@@ -28,7 +38,7 @@ def rope_angles(grid: tuple[int, int, int], head_dim: int, theta: float = 100.0)
     for positions, width in zip(axes, axis_widths(head_dim), strict=True):
         frequencies = theta ** -(torch.arange(0, width, 2, dtype=torch.float32) / width)
         angles.append(rearrange(positions, "t h w -> (t h w) 1") * frequencies)
-    return torch.cat(angles, dim=-1)
+    return torch.cat(angles, dim=-1).to(device)
 
 
 def rotate(x: Float[Tensor, "b n heads d"], angles: Float[Tensor, "n half"]) -> Float[Tensor, "b n heads d"]:

@@ -106,7 +106,7 @@ class ClipSampler:
         self.flow = FlowSpec(**trained["flow"])
         self.stats = LatentStats(**trained["latent_stats"])
         self.latent_shape: tuple[int, int, int, int] = tuple(trained["latent_shape"])
-        self.network = DiT(DiTConfig(**trained["model"]), self.latent_shape)
+        self.network = DiT(DiTConfig(**trained["model"]), self.latent_shape[0])
         prefix = "network."
         weights = {name.removeprefix(prefix): w for name, w in load_weights(checkpoint, config.weights).items()}
         self.network.load_state_dict(weights)

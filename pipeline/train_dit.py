@@ -106,7 +106,7 @@ class DiTTask:
 
     def build(self) -> nn.Module:
         """The DiT inside its loss."""
-        return FlowMatchingLoss(DiT(self.model, self.latent_shape), self.flow)
+        return FlowMatchingLoss(DiT(self.model, self.latent_shape[0]), self.flow)
 
     def rows(self) -> list[IndexRow]:
         """The training split."""
