@@ -30,7 +30,7 @@ from torch import Tensor
 from data.publish import TEMPORARY_PREFIX, fsync, publish_text
 from data.shards import file_sha256
 from pipeline.ema import ShardedEma
-from pipeline.zero import MOMENTS, ZeroTrainer
+from pipeline.zero import ZeroTrainer
 
 SCHEMA_VERSION = 1
 RECORD_NAME = "checkpoint.json"
@@ -115,10 +115,8 @@ def save_checkpoint(
     starts: dict[str, int] = {}
     for fragment in trainer.fragments:
         starts[fragment.name] = fragment.start
-        tensors[f"master/{fragment.name}"] = fragment.master
+        tensors |= {f"{kind}/{fragment.name}": tensor for kind, tensor in fragment.tensors().items()}
         tensors[f"ema/{fragment.name}"] = ema.values[fragment.name]
-        for moment in MOMENTS:
-            tensors[f"{moment}/{fragment.name}"] = trainer.moment(fragment, moment).clone()
     path = temporary / f"rank_{rank:05d}.safetensors"
     contiguous = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
     save_file(contiguous, path, metadata={"starts": json.dumps(starts)})
@@ -138,7 +136,7 @@ def save_checkpoint(
             cursor=cursor,
             world_size=dist.get_world_size(),
             zero_stage=zero_stage,
-            parameters={name: list(p.shape) for name, p in trainer.module.named_parameters()},
+            parameters=trainer.shapes,
             files=files,
             trained=trained,
         )
@@ -237,23 +235,25 @@ def load_training_state(checkpoint: Checkpoint, trainer: ZeroTrainer, ema: Shard
     Raises:
         CheckpointError: the checkpoint is of another architecture; names the first difference.
     """
-    _check_architecture(checkpoint, {name: list(p.shape) for name, p in trainer.module.named_parameters()})
+    _check_architecture(checkpoint, trainer.shapes)
     for file, starts in _rank_files(checkpoint):
+        for held in trainer.holdings:
+            if held.name in starts:
+                for kind, target in held.tensors().items():
+                    _fill(target, held.start, file.get_slice(f"{kind}/{held.name}"), starts[held.name])
         for fragment in trainer.fragments:
-            if fragment.name not in starts:
-                continue
-            saved_start = starts[fragment.name]
-            saved_end = saved_start + file.get_slice(f"master/{fragment.name}").get_shape()[0]
-            low, high = max(fragment.start, saved_start), min(fragment.start + fragment.master.numel(), saved_end)
-            if low >= high:
-                continue
-            targets = {"master": fragment.master, "ema": ema.values[fragment.name]}
-            targets |= {moment: trainer.moment(fragment, moment) for moment in MOMENTS}
-            for kind, target in targets.items():
-                part = file.get_slice(f"{kind}/{fragment.name}")[low - saved_start : high - saved_start]
-                target[low - fragment.start : high - fragment.start] = part.to(target.device)
+            if fragment.name in starts:
+                target = ema.values[fragment.name]
+                _fill(target, fragment.start, file.get_slice(f"ema/{fragment.name}"), starts[fragment.name])
     trainer.restore_step_count(checkpoint.record.step)
     trainer.publish_master()
+
+
+def _fill(target: Tensor, start: int, saved: Any, saved_start: int) -> None:  # noqa: ANN401 - a slice of safetensors
+    """Copy the stretch that a saved fragment and `target` have in common; `start` is that of `target`."""
+    low, high = max(start, saved_start), min(start + target.numel(), saved_start + saved.get_shape()[0])
+    if low < high:
+        target[low - start : high - start] = saved[low - saved_start : high - saved_start].to(target.device)
 
 
 def _check_architecture(checkpoint: Checkpoint, shapes: dict[str, list[int]]) -> None:

@@ -23,7 +23,7 @@ from data.shards import IndexRow
 from pipeline.checkpoint import find_latest, load_training_state, save_checkpoint
 from pipeline.ema import ShardedEma
 from pipeline.workers import Worker
-from pipeline.zero import ZeroTrainer
+from pipeline.zero import ZeroStage, ZeroTrainer
 
 METRICS_NAME = "metrics.jsonl"
 
@@ -45,7 +45,7 @@ class TrainConfig(BaseModel):
     clip_norm: float = Field(default=1.0, gt=0)
     ema_decay: float = Field(default=0.995, ge=0, lt=1)
     precision: Precision = "auto"
-    zero_stage: Literal[1, 2] = 2
+    zero_stage: ZeroStage = 2
     checkpoint_every_steps: int = Field(default=250, ge=1)
     keep_checkpoints: int = Field(default=2, ge=2)
     log_every_steps: int = Field(default=10, ge=1)
