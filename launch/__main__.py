@@ -65,11 +65,15 @@ def _refuse_shadowed_packages() -> None:
 def _errors_for_people(debug: bool) -> Iterator[None]:
     """Turn the errors we know into one message and an exit code; leave tracebacks to --debug."""
     from launch.errors import describe
+    from launch.road import StoppedError
 
     try:
         yield
     except KeyboardInterrupt:
         typer.echo("\nstopped; nothing is half-written, and the same command goes on from here", err=True)
+        raise typer.Exit(130) from None
+    except StoppedError as stop:
+        typer.echo(f"{stop}; the same command goes on from here", err=True)
         raise typer.Exit(130) from None
     except Exception as error:
         message = describe(error)
@@ -155,9 +159,9 @@ def _train(
     if resume:
         with _errors_for_people(debug):
             from launch.config import load_config
-            from pipeline.checkpoint import open_checkpoint
+            from pipeline.checkpoint import insist_on_checkpoint
 
-            open_checkpoint(load_config(config, overrides or []).run_dir / kind)
+            insist_on_checkpoint(load_config(config, overrides or []).run_dir / kind)
     _run(config, overrides, (f"train {kind}",), dry_run=dry_run, debug=debug, on_ray=not local)
 
 

@@ -8,8 +8,10 @@ from data.video import VideoError
 from launch.config import ConfigError
 from launch.road import StageOrderError
 from pipeline.checkpoint import CheckpointError
+from pipeline.lock import LockedError
 from pipeline.prompts import PromptError
 from pipeline.shard import SourceError
+from pipeline.workers import TrainingError
 
 OURS = (
     CaptionError,
@@ -17,9 +19,11 @@ OURS = (
     ConfigError,
     DatasetError,
     FloatingPointError,
+    LockedError,
     PromptError,
     SourceError,
     StageOrderError,
+    TrainingError,
     VideoError,
 )
 

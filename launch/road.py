@@ -1,5 +1,6 @@
 """The road: every stage in order, each skipped while what it was made from still stands."""
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,12 +15,15 @@ from data.synthetic import held_out_combinations
 from launch.cluster import connected
 from launch.config import SYNTHETIC, RunConfig, check_writable, dump_config
 from launch.plan import STAGES
-from pipeline.checkpoint import find_latest, open_checkpoint
+from pipeline.checkpoint import open_checkpoint, step_folders, whole
 from pipeline.encode import encode_shards, export_autoencoder
 from pipeline.evaluate import measure_adherence, measure_reconstruction, validate_judge
+from pipeline.journal import read_events
+from pipeline.lock import locked
 from pipeline.progress import Bar, bar
 from pipeline.prompts import Prompt, format_prompts, plan_requests, read_prompts
 from pipeline.report import Report, write_gallery, write_report
+from pipeline.requests import clear_requests, sigterm_stops
 from pipeline.resources import MemoryWatch, memory_watch
 from pipeline.sample import SAMPLES_NAME, read_samples, sample_clips
 from pipeline.shard import dataset_outputs, list_sources, make_shards, source_fingerprint
@@ -30,9 +34,15 @@ from pipeline.train_autoencoder import AutoencoderTask
 from pipeline.train_dit import AUTOENCODER_NAME, DiTTask
 from pipeline.workers import train_here, train_on_ray
 
+LOCK_NAME = "run.lock"
+
 
 class StageOrderError(ValueError):
     """A stage was asked for whose input is not there yet."""
+
+
+class StoppedError(Exception):
+    """A training saved and stopped as it was asked to; the message says where."""
 
 
 class Road:
@@ -49,6 +59,8 @@ class Road:
 
     def __enter__(self) -> "Road":
         check_writable(self.dir)
+        if os.environ.get("RANK", "0") == "0":  # under torchrun the other processes are part of the same start
+            self._resources.enter_context(locked(self.dir / LOCK_NAME))
         publish_text(self.dir / "config.yaml", dump_config(self.config))
         self._memory = self._resources.enter_context(memory_watch())
         return self
@@ -244,22 +256,26 @@ class Road:
 
     def _train(self, name: str, folder: str, task: TrainTask, config: TrainConfig, inputs: dict[str, Any]) -> None:
         continues = {"steps": config.steps}
-        pacing = {"steps", "checkpoint_every_steps", "keep_checkpoints", "log_every_steps"}
+        pacing = {name for name in TrainConfig.model_fields if name.startswith(("checkpoint_", "keep_", "log_"))}
+        pacing |= {"steps", "zero_stage"}  # may change from one start to the next
         inputs = inputs | {"train": config.model_dump(exclude=pacing), "seed": self.config.seed}
         with self._stage(name, folder, inputs, continues) as stage:
             if stage is None:
                 return
-            latest = find_latest(stage.folder)
-            start = latest.record.step if latest else 0
-            if start:
-                self._say(f"  resuming from step {start}")
+            clear_requests(stage.folder)
             function = partial(train, task, config, stage.folder.resolve())
-            with bar(name, config.steps, "steps", start=start) as progress, _following(stage.folder, progress, start):
+            with (
+                bar(name, config.steps, "steps", start=_steps_done(stage.folder)) as progress,
+                _following(stage.folder, progress, self._say),
+                sigterm_stops(stage.folder),
+            ):
                 if self._on_ray:
                     train_on_ray(function, self.config.cluster.workers, stage.folder / "ray")
                 else:
                     train_here(function, self.config.cluster.workers.cpus_per_worker)
             checkpoint = open_checkpoint(stage.folder)
+            if checkpoint.record.step < config.steps:
+                raise StoppedError(f"{name} stopped as asked, saved at step {checkpoint.record.step}")
             outputs = [stage.folder / "latest", checkpoint.folder / "checkpoint.json"]
             last = read_metrics(stage.folder)[-1]
             summary = {"steps": checkpoint.record.step, "loss": last["total"]}
@@ -330,12 +346,25 @@ def _summary(record: StageRecord) -> str:
     )
 
 
+def _steps_done(run_dir: Path) -> int:
+    """Where the checkpoints of a training have come to."""
+    return max((step for step, folder in step_folders(run_dir).items() if whole(folder)), default=0)
+
+
 @contextmanager
-def _following(run_dir: Path, progress: Bar, start: int) -> Iterator[None]:
-    """Move a bar along with the metrics the workers write."""
+def _following(run_dir: Path, progress: Bar, say: Callable[[str], None]) -> Iterator[None]:
+    """Move a bar along with the metrics the workers write, and pass on what their journal says."""
     stopped = Event()
+    num_said = len(read_events(run_dir))
+    start = _steps_done(run_dir)
 
     def show() -> None:
+        nonlocal num_said
+        events = read_events(run_dir)
+        for event in events[num_said:]:
+            if event.note:
+                say(f"  {event.note}")
+        num_said = len(events)
         rows = [row for row in read_metrics(run_dir) if row["step"] > start]
         if rows:
             progress.update(int(rows[-1]["step"]), f"loss {rows[-1]['total']:.4f}")

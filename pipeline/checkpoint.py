@@ -1,36 +1,32 @@
-"""Sharded checkpoints: safetensors and JSON, published atomically, readable without DeepSpeed or Ray.
+"""Sharded checkpoints: safetensors and JSON, readable without DeepSpeed or Ray, by any number of workers.
 
     checkpoints/step_0001000/
         rank_00000.safetensors ...   each rank's fragments of master weights, AdamW moments and EMA
-        checkpoint.json              step, cursor, shapes, checksums, and the record of what was trained
         ...                          attachments (the autoencoder beside a DiT)
-    latest                           the name of the newest one, written last
+        checkpoint.json              step, cursor, shapes, checksums, what was trained; written last
+    latest                           the name of the newest one, moved after that
 
 A fragment is a stretch (start, length) of a flattened parameter. Together the files of a checkpoint
 tile every parameter exactly once, so any number of workers can read what it needs of it.
+`pipeline/saving.py` writes them.
 """
 
 import json
-import os
-import shutil
-import uuid
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torch.distributed as dist
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from data.publish import TEMPORARY_PREFIX, fsync, publish_text
 from data.shards import file_sha256
 from pipeline.ema import ShardedEma
-from pipeline.zero import MOMENTS, ZeroTrainer
+from pipeline.zero import ZeroTrainer
 
 SCHEMA_VERSION = 1
 RECORD_NAME = "checkpoint.json"
@@ -38,6 +34,8 @@ LATEST_NAME = "latest"
 FOLDER_NAME = "checkpoints"
 
 Weights = Literal["master", "ema"]
+
+_STEP = re.compile(r"step_\d{7,}").fullmatch
 
 
 class CheckpointError(ValueError):
@@ -79,7 +77,7 @@ class Checkpoint:
     @property
     def fingerprint(self) -> str:
         """One name for its contents."""
-        return self.record.files["rank_00000.safetensors"].sha256[:16] + f"-{self.record.step}"
+        return self.record.files[rank_file(0)].sha256[:16] + f"-{self.record.step}"
 
 
 def checkpoint_name(step: int) -> str:
@@ -87,93 +85,114 @@ def checkpoint_name(step: int) -> str:
     return f"step_{step:07d}"
 
 
-def save_checkpoint(
-    run_dir: Path,
-    trainer: ZeroTrainer,
-    ema: ShardedEma,
-    *,
-    kind: str,
-    step: int,
-    cursor: int,
-    zero_stage: int,
-    trained: dict[str, Any],
-    attachments: list[Path],
-    keep_last: int,
-) -> None:
-    """Write and publish a checkpoint; called by every rank at the same step.
-
-    Each rank writes its own file. Only when all are on the disk does rank 0 rename the folder, then move
-    `latest`, then delete what is older than the `keep_last` newest.
-    """
-    rank = dist.get_rank()
-    attempt = _broadcast(uuid.uuid4().hex[:8])
-    parent = run_dir / FOLDER_NAME
-    temporary = parent / f"{TEMPORARY_PREFIX}{checkpoint_name(step)}-{attempt}"
-    temporary.mkdir(parents=True, exist_ok=True)
-
-    tensors: dict[str, Tensor] = {}
-    starts: dict[str, int] = {}
-    for fragment in trainer.fragments:
-        starts[fragment.name] = fragment.start
-        tensors[f"master/{fragment.name}"] = fragment.master
-        tensors[f"ema/{fragment.name}"] = ema.values[fragment.name]
-        for moment in MOMENTS:
-            tensors[f"{moment}/{fragment.name}"] = trainer.moment(fragment, moment).clone()
-    path = temporary / f"rank_{rank:05d}.safetensors"
-    contiguous = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
-    save_file(contiguous, path, metadata={"starts": json.dumps(starts)})
-    fsync(path)
-    own = FileRecord(num_bytes=path.stat().st_size, sha256=file_sha256(path))
-    everyone: list[FileRecord | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(everyone, own)  # also the barrier: every file is on the disk from here on
-
-    if rank == 0:
-        files = {f"rank_{r:05d}.safetensors": record for r, record in enumerate(everyone) if record is not None}
-        for attachment in attachments:
-            os.link(attachment, temporary / attachment.name)  # the same bytes, not a second copy
-            files[attachment.name] = FileRecord(num_bytes=attachment.stat().st_size, sha256=file_sha256(attachment))
-        record = CheckpointRecord(
-            kind=kind,
-            step=step,
-            cursor=cursor,
-            world_size=dist.get_world_size(),
-            zero_stage=zero_stage,
-            parameters={name: list(p.shape) for name, p in trainer.module.named_parameters()},
-            files=files,
-            trained=trained,
-        )
-        publish_text(temporary / RECORD_NAME, record.model_dump_json(indent=1))
-        final = parent / checkpoint_name(step)
-        if final.exists():  # left by an earlier attempt that `latest` never named
-            shutil.rmtree(final)
-        temporary.rename(final)
-        fsync(parent)
-        publish_text(run_dir / LATEST_NAME, final.name + "\n")
-        for old in sorted(parent.glob("step_*"))[:-keep_last]:
-            shutil.rmtree(old)
-    dist.barrier()
+def rank_file(rank: int) -> str:
+    """Name of the file with the fragments of `rank`."""
+    return f"rank_{rank:05d}.safetensors"
 
 
-def _broadcast(value: str) -> str:
-    """Rank 0's value, on every rank."""
-    box = [value]
-    dist.broadcast_object_list(box)
-    return box[0]
+def step_folders(run_dir: Path) -> dict[int, Path]:
+    """The folders of a run's checkpoints by step, oldest first, whatever state they are in."""
+    found = {int(folder.name[5:]): folder for folder in (run_dir / FOLDER_NAME).glob("step_*") if _STEP(folder.name)}
+    return dict(sorted(found.items()))
 
 
-def find_latest(run_dir: Path) -> Checkpoint | None:
-    """The newest published checkpoint of a run, or None where there is none yet.
+@dataclass(frozen=True)
+class Resumption:
+    """Where a training goes on: its newest checkpoint that is whole, and what is wrong with those passed over."""
+
+    checkpoint: Checkpoint | None  # None: there is none yet
+    problems: list[str]
+
+
+def find_resumption(run_dir: Path, find_damage: Callable[[Path], list[str]]) -> Resumption:
+    """The checkpoint that `latest` names, or where `find_damage` finds it damaged the one before, and so on.
 
     Raises:
-        CheckpointError: `latest` names a checkpoint that is not there or is damaged.
+        CheckpointError: there are checkpoints, and none can be used: a training never silently starts again.
     """
+    folders, problems = step_folders(run_dir), []
     pointer = run_dir / LATEST_NAME
-    if not pointer.is_file():
-        return None
-    name = pointer.read_text(encoding="utf-8").strip()
-    if not name.startswith("step_") or "/" in name:
-        raise CheckpointError(f"{pointer} holds {name[:40]!r} instead of a checkpoint's name; write one into it")
-    return open_checkpoint(run_dir / FOLDER_NAME / name)
+    if folders or pointer.is_file():
+        name = pointer.read_text(encoding="utf-8", errors="replace").strip() if pointer.is_file() else "nothing"
+        if _STEP(name):
+            folders = {step: folder for step, folder in folders.items() if step <= int(name[5:])}
+            if run_dir / FOLDER_NAME / name not in folders.values():
+                problems.append(f"{run_dir / FOLDER_NAME / name} is missing, but {pointer} names it")
+        else:
+            problems.append(f"{pointer} names {name[:40]!r}, not a checkpoint: the newest whole one is taken")
+    for folder in reversed(folders.values()):
+        damage = find_damage(folder)
+        if not damage:
+            return Resumption(Checkpoint(folder, read_record(folder)), problems)
+        problems += damage
+    if problems:
+        raise CheckpointError(
+            f"{run_dir} has no checkpoint to go on from: {'; '.join(problems)}. Restore one, or to start from the "
+            f"beginning move {run_dir / FOLDER_NAME} and {pointer} away"
+        )
+    return Resumption(None, [])
+
+
+def insist_on_checkpoint(run_dir: Path) -> None:
+    """For those who asked to resume: look whether there is anything to resume from.
+
+    Raises:
+        CheckpointError: there is not.
+    """
+    if not any(whole(folder) for folder in step_folders(run_dir).values()):
+        raise CheckpointError(f"{run_dir} holds no checkpoint to resume from; without --resume training starts anew")
+
+
+def read_record(folder: Path) -> CheckpointRecord:
+    """checkpoint.json.
+
+    Raises:
+        CheckpointError: it is missing, so the checkpoint was never finished, or it is damaged.
+    """
+    path = folder / RECORD_NAME
+    try:
+        return CheckpointRecord.model_validate_json(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} is missing: the checkpoint was never finished") from error
+    except (ValidationError, UnicodeDecodeError, OSError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
+
+
+def find_damage(folder: Path, part: int = 0, num_parts: int = 1) -> list[str]:
+    """What is wrong with a checkpoint, a line per file; files are read in full to compare checksums.
+
+    Args:
+        part, num_parts: look only at every `num_parts`-th file, so that ranks can share the reading.
+    """
+    try:
+        files = read_record(folder).files
+    except CheckpointError as error:
+        return [str(error)]
+    problems = (_file_damage(folder / name, files[name], whole=True) for name in sorted(files)[part::num_parts])
+    return [problem for problem in problems if problem]
+
+
+def whole(folder: Path) -> bool:
+    """Whether every file of a checkpoint is there in its full size; nothing but checkpoint.json is read."""
+    try:
+        files = read_record(folder).files
+    except CheckpointError:
+        return False
+    return not any(_file_damage(folder / name, file, whole=False) for name, file in files.items())
+
+
+def _file_damage(path: Path, file: FileRecord, *, whole: bool) -> str | None:
+    """What is wrong with a file; its content counts only where the `whole` of it is asked for."""
+    try:
+        if not path.is_file():
+            return f"{path} is missing"
+        if (size := path.stat().st_size) != file.num_bytes:
+            return f"{path} is damaged (it has {size} of {file.num_bytes} bytes)"
+        if whole and file_sha256(path) != file.sha256:
+            return f"{path} is damaged (its checksum differs)"
+    except OSError as error:
+        return f"{path} cannot be read ({error.strerror})"
+    return None
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -182,35 +201,26 @@ def open_checkpoint(path: Path) -> Checkpoint:
     Raises:
         CheckpointError: there is none, or it is damaged; the message names the file.
     """
-    if not (path / RECORD_NAME).is_file():
-        if (path / LATEST_NAME).is_file():
-            checkpoint = find_latest(path)
-            assert checkpoint is not None
-            return checkpoint
+    pointer = path / LATEST_NAME
+    if not (path / RECORD_NAME).is_file() and pointer.is_file():
+        name = pointer.read_text(encoding="utf-8", errors="replace").strip()
+        if not _STEP(name):
+            raise CheckpointError(f"{pointer} holds {name[:40]!r} instead of a checkpoint's name; write one into it")
+        path = path / FOLDER_NAME / name
+    elif not (path / RECORD_NAME).is_file():
         raise CheckpointError(
             f"{path} is not a checkpoint: it holds no {RECORD_NAME} (nor {LATEST_NAME}, as a run's folder does); "
             f"train first, or name a folder like runs/NAME/dit"
         )
-    try:
-        record = CheckpointRecord.model_validate_json((path / RECORD_NAME).read_text(encoding="utf-8"))
-    except (ValidationError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path / RECORD_NAME} is damaged: {error}") from error
-    for name, file in record.files.items():
-        if not (path / name).is_file():
-            raise CheckpointError(
-                f"{path / name} is missing; restore it, or point {LATEST_NAME} to an older checkpoint"
-            )
-        if (path / name).stat().st_size != file.num_bytes or file_sha256(path / name) != file.sha256:
-            raise CheckpointError(
-                f"{path / name} is damaged (its checksum differs); restore it, or point {LATEST_NAME} to an older one"
-            )
-    return Checkpoint(path, record)
+    if damage := find_damage(path):
+        raise CheckpointError(f"{'; '.join(damage)}; restore it, or point {LATEST_NAME} to an older checkpoint")
+    return Checkpoint(path, read_record(path))
 
 
 def _rank_files(checkpoint: Checkpoint) -> Iterator[tuple[Any, dict[str, int]]]:
     """Every rank's file, opened, with the starts of its fragments. Nothing is read yet."""
     for rank in range(checkpoint.record.world_size):
-        path = checkpoint.folder / f"rank_{rank:05d}.safetensors"
+        path = checkpoint.folder / rank_file(rank)
         try:
             with safe_open(path, framework="pt") as file:
                 yield file, json.loads(file.metadata()["starts"])
@@ -237,23 +247,25 @@ def load_training_state(checkpoint: Checkpoint, trainer: ZeroTrainer, ema: Shard
     Raises:
         CheckpointError: the checkpoint is of another architecture; names the first difference.
     """
-    _check_architecture(checkpoint, {name: list(p.shape) for name, p in trainer.module.named_parameters()})
+    _check_architecture(checkpoint, trainer.shapes)
     for file, starts in _rank_files(checkpoint):
+        for held in trainer.holdings:
+            if held.name in starts:
+                for kind, target in held.tensors().items():
+                    _fill(target, held.start, file.get_slice(f"{kind}/{held.name}"), starts[held.name])
         for fragment in trainer.fragments:
-            if fragment.name not in starts:
-                continue
-            saved_start = starts[fragment.name]
-            saved_end = saved_start + file.get_slice(f"master/{fragment.name}").get_shape()[0]
-            low, high = max(fragment.start, saved_start), min(fragment.start + fragment.master.numel(), saved_end)
-            if low >= high:
-                continue
-            targets = {"master": fragment.master, "ema": ema.values[fragment.name]}
-            targets |= {moment: trainer.moment(fragment, moment) for moment in MOMENTS}
-            for kind, target in targets.items():
-                part = file.get_slice(f"{kind}/{fragment.name}")[low - saved_start : high - saved_start]
-                target[low - fragment.start : high - fragment.start] = part.to(target.device)
+            if fragment.name in starts:
+                target = ema.values[fragment.name]
+                _fill(target, fragment.start, file.get_slice(f"ema/{fragment.name}"), starts[fragment.name])
     trainer.restore_step_count(checkpoint.record.step)
     trainer.publish_master()
+
+
+def _fill(target: Tensor, start: int, saved: Any, saved_start: int) -> None:  # noqa: ANN401 - a slice of safetensors
+    """Copy the stretch that a saved fragment and `target` have in common; `start` is that of `target`."""
+    low, high = max(start, saved_start), min(start + target.numel(), saved_start + saved.get_shape()[0])
+    if low < high:
+        target[low - start : high - start] = saved[low - saved_start : high - saved_start].to(target.device)
 
 
 def _check_architecture(checkpoint: Checkpoint, shapes: dict[str, list[int]]) -> None:

@@ -8,7 +8,7 @@ import json
 import math
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -21,10 +21,15 @@ from data.buckets import Bucket
 from data.loader import Sample, Stream, Subset
 from data.publish import publish_text
 from data.shards import IndexRow
-from pipeline.checkpoint import find_latest, load_training_state, save_checkpoint
+from pipeline.agree import Flags
+from pipeline.checkpoint import load_training_state
 from pipeline.ema import ShardedEma
+from pipeline.journal import Event, EventKind, append_event
+from pipeline.requests import NOTHING, Requests
+from pipeline.resume import agree_on_resumption, alone_in
+from pipeline.saving import CheckpointSaver, Contents, Retention, check_space
 from pipeline.workers import Worker
-from pipeline.zero import ZeroTrainer
+from pipeline.zero import ZeroStage, ZeroTrainer
 
 METRICS_NAME = "metrics.jsonl"
 
@@ -46,9 +51,11 @@ class TrainConfig(BaseModel):
     clip_norm: float = Field(default=1.0, gt=0)
     ema_decay: float = Field(default=0.995, ge=0, lt=1)
     precision: Precision = "auto"
-    zero_stage: Literal[1, 2] = 2
+    zero_stage: ZeroStage = 2
     checkpoint_every_steps: int = Field(default=250, ge=1)
-    keep_checkpoints: int = Field(default=2, ge=2)
+    checkpoint_every_minutes: float | None = Field(default=None, gt=0)  # also, where steps are slow
+    keep_checkpoints: int = Field(default=2, ge=2)  # the newest
+    keep_every_steps: int | None = Field(default=None, ge=1)  # and for good those at multiples of this
     log_every_steps: int = Field(default=10, ge=1)
 
 
@@ -130,12 +137,11 @@ def autocast(precision: Precision, device: torch.device) -> Iterator[None]:
         yield
 
 
-def train(task: TrainTask, config: TrainConfig, run_dir: Path, worker: Worker) -> None:
-    """Train to `config.steps`, from the latest checkpoint in `run_dir` where there is one."""
+def build(task: TrainTask, config: TrainConfig, worker: Worker) -> tuple[ZeroTrainer, ShardedEma]:
+    """The network in its engine and its average, as they are before the first step."""
     torch.manual_seed(task.seed)  # initial weights; everything later is addressed
-    module = task.build().to(worker.device)
     trainer = ZeroTrainer(
-        module,
+        task.build().to(worker.device),
         device=worker.device,
         dtype=autocast_dtype(config.precision, worker.device),
         stage=config.zero_stage,
@@ -144,56 +150,90 @@ def train(task: TrainTask, config: TrainConfig, run_dir: Path, worker: Worker) -
         betas=config.betas,
         clip=config.clip_norm,
     )
-    ema = ShardedEma(trainer.fragments, config.ema_decay)
-    step = 0
-    if (checkpoint := find_latest(run_dir)) is not None:
-        load_training_state(checkpoint, trainer, ema)
-        step = checkpoint.record.step
-    metrics = MetricsWriter(run_dir, step) if worker.rank == 0 else None
-    stream = Stream(
-        [Subset(task.dataset_dir, task.rows(), task.bucket.name)],
-        {task.bucket.name: config.global_batch},
-        seed=task.seed,
-        rank=worker.rank,
-        world_size=worker.world_size,
-    )
-    begun, first = time.monotonic(), step
-    batches = stream.batches(step * config.global_batch, task.prepare)
-    while step < config.steps:
-        rate = learning_rate(step, config)
-        batch = next(batches).to(worker.device)
-        losses = trainer.step(batch, rate)
-        step += 1
-        ema.update(step)
-        if step % config.log_every_steps == 0 or step == config.steps:
-            values = mean_over_ranks(losses, worker.world_size)
-            if not math.isfinite(values["total"]):
-                raise FloatingPointError(
-                    f"the {task.kind} loss is {values['total']} at step {step}; lower train.learning_rate "
-                    f"(it is {config.learning_rate:g}) and start again: the last checkpoint is intact"
-                )
-            if metrics is not None:
-                speed = (step - first) * config.global_batch / (time.monotonic() - begun)
+    return trainer, ShardedEma(trainer.fragments, config.ema_decay)
+
+
+def train(task: TrainTask, config: TrainConfig, run_dir: Path, worker: Worker) -> None:
+    """Train to `config.steps`, or until asked to stop, from the newest whole checkpoint in `run_dir`.
+
+    Raises:
+        CheckpointError: none can be used, there is no room for more, or one cannot be written.
+        FloatingPointError: the loss or the gradient is not finite.
+        LockedError: another training works in `run_dir`.
+        Each is raised by every rank at the same step, so a restart would meet it again.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(alone_in(run_dir, worker.rank))
+        trainer, ema = build(task, config, worker)
+        contents = Contents(task.kind, task.trained(), task.attachments())
+        retention = Retention(config.keep_checkpoints, config.keep_every_steps)
+        resumption = agree_on_resumption(run_dir, worker.rank, worker.world_size)
+        check_space(run_dir, trainer, contents, retention)
+        step, cursor, note = 0, 0, ""
+        if (checkpoint := resumption.checkpoint) is not None:
+            load_training_state(checkpoint, trainer, ema)
+            step, cursor = checkpoint.record.step, checkpoint.record.cursor
+            note = "; ".join([*resumption.problems, f"resuming from step {step}"])
+        saver = stack.enter_context(closing(CheckpointSaver(run_dir, trainer, ema, contents, retention)))
+        stream = Stream(
+            [Subset(task.dataset_dir, task.rows(), task.bucket.name)],
+            {task.bucket.name: config.global_batch},
+            seed=task.seed,
+            rank=worker.rank,
+            world_size=worker.world_size,
+        )
+        batches = stack.enter_context(closing(stream.batches(cursor, task.prepare)))
+        metrics = stack.enter_context(closing(MetricsWriter(run_dir, step))) if worker.rank == 0 else None
+        requests = Requests(run_dir, config.checkpoint_every_minutes) if worker.rank == 0 else None
+        flags = Flags()
+
+        def happened(event: EventKind, note: str = "") -> None:
+            if worker.rank == 0:
+                append_event(run_dir, Event.now(event, step, worker.world_size, config.zero_stage, note))
+
+        happened("started", note)
+        begun, first, stop = time.monotonic(), step, False
+        while step < config.steps and not stop:
+            rate = learning_rate(step, config)
+            batch = next(batches).to(worker.device)
+            losses = trainer.step(batch, rate)
+            step, cursor = step + 1, cursor + config.global_batch
+            ema.update(step)
+
+            wish = requests.look() if requests is not None else NOTHING
+            writing, asked, stop = flags.any_rank(saver.busy, wish.save, wish.stop)
+            save = asked or stop or step % config.checkpoint_every_steps == 0 or step == config.steps
+            log = step % config.log_every_steps == 0 or step == config.steps
+            if log or save:
+                values = mean_over_ranks(losses, worker.world_size)
                 norm = trainer.gradient_norm()
-                metrics.write(
-                    step, values | {"learning_rate": rate, "gradient_norm": norm, "samples_per_second": speed}
-                )
-        if step % config.checkpoint_every_steps == 0 or step == config.steps:
-            save_checkpoint(
-                run_dir,
-                trainer,
-                ema,
-                kind=task.kind,
-                step=step,
-                cursor=step * config.global_batch,
-                zero_stage=config.zero_stage,
-                trained=task.trained(),
-                attachments=task.attachments(),
-                keep_last=config.keep_checkpoints,
-            )
-    batches.close()
-    if metrics is not None:
-        metrics.close()
+                check_finite(task.kind, step, values["total"], norm, config.learning_rate)
+                if metrics is not None and log:
+                    speed = (step - first) * config.global_batch / (time.monotonic() - begun)
+                    metrics.write(
+                        step, values | {"learning_rate": rate, "gradient_norm": norm, "samples_per_second": speed}
+                    )
+            if saver.pending and not writing:
+                saver.commit()
+            if save:
+                saver.begin(step, cursor)
+                if requests is not None:
+                    requests.done(wish)
+        saver.finish()
+        happened("finished" if step == config.steps else "stopped")
+
+
+def check_finite(kind: str, step: int, loss: float, gradient_norm: float, rate: float) -> None:
+    """Refuse to go on, and above all to save, once the training has blown up.
+
+    Raises:
+        FloatingPointError: the loss or the gradient is infinite or not a number.
+    """
+    if not (math.isfinite(loss) and math.isfinite(gradient_norm) and gradient_norm >= 0):  # DeepSpeed's invalid is -1
+        raise FloatingPointError(
+            f"the {kind} loss is {loss} and its gradient {gradient_norm} at step {step}; lower train.learning_rate "
+            f"(it is {rate:g}) and start again: the last checkpoint is intact"
+        )
 
 
 def mean_over_ranks(losses: dict[str, Tensor], world_size: int) -> dict[str, float]:

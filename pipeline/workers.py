@@ -16,9 +16,19 @@ import torch
 import torch.distributed as dist
 from pydantic import BaseModel, ConfigDict, Field
 
+from data.publish import publish_text
+from pipeline.checkpoint import CheckpointError
+from pipeline.lock import LockedError
 from pipeline.zero import leave_process_group
 
 COLLECTIVE_TIMEOUT_SECONDS = 300
+
+# What every rank raises at the same step for a reason that a restart would meet again.
+FINAL = (CheckpointError, FloatingPointError, LockedError)
+
+
+class TrainingError(RuntimeError):
+    """A training ended for a reason that starting its workers again would not mend; the message says which."""
 
 
 class WorkersConfig(BaseModel):
@@ -45,7 +55,8 @@ def train_on_ray(function: Callable[[Worker], None], config: WorkersConfig, stor
     """Run `function` on every worker of a Ray Train group; a worker that dies restarts the group.
 
     Raises:
-        ray.train.TrainingFailedError: the function raised, or workers died more than `max_failures` times.
+        TrainingError: the function raised one of `FINAL`, on every worker; nothing was started again.
+        ray.train.TrainingFailedError: it raised something else, or workers died, more than `max_failures` times.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -56,11 +67,24 @@ def train_on_ray(function: Callable[[Worker], None], config: WorkersConfig, stor
 
         context = ray.train.get_context()
         torch.set_num_threads(settings["threads"])
-        settings["function"](Worker(context.get_world_rank(), context.get_world_size(), get_device()))
+        worker = Worker(context.get_world_rank(), context.get_world_size(), get_device())
+        try:
+            settings["function"](worker)
+        except FINAL as error:  # every worker returns, which Ray does not count as a failure to be tried again
+            if worker.rank == 0:
+                publish_text(settings["final_error_path"], str(error))
+
+    # Our checkpoints are our own; Ray keeps only its bookkeeping here, under a name that is never used twice.
+    name = uuid.uuid4().hex[:12]
+    final_error_path = storage_dir.resolve() / f"{name}.error"
 
     trainer = TorchTrainer(
         worker_function,
-        train_loop_config={"function": function, "threads": config.cpus_per_worker},
+        train_loop_config={
+            "function": function,
+            "threads": config.cpus_per_worker,
+            "final_error_path": final_error_path,
+        },
         torch_config=TorchConfig(
             backend="nccl" if config.gpus_per_worker else "gloo", timeout_s=COLLECTIVE_TIMEOUT_SECONDS
         ),
@@ -69,9 +93,8 @@ def train_on_ray(function: Callable[[Worker], None], config: WorkersConfig, stor
             use_gpu=config.gpus_per_worker > 0,
             resources_per_worker={"CPU": config.cpus_per_worker, **_gpu(config.gpus_per_worker)},
         ),
-        # Our checkpoints are our own; Ray keeps only its bookkeeping here, under a name that is never used twice.
         run_config=RunConfig(
-            name=uuid.uuid4().hex[:12],
+            name=name,
             storage_path=str(storage_dir.resolve()),
             failure_config=FailureConfig(max_failures=config.max_failures),
         ),
@@ -83,6 +106,8 @@ def train_on_ray(function: Callable[[Worker], None], config: WorkersConfig, stor
         thread.submit(trainer.fit).result()
     finally:
         thread.shutdown(wait=False)
+        if final_error_path.is_file():
+            raise TrainingError(final_error_path.read_text(encoding="utf-8"))
 
 
 def _gpu(gpus: float) -> dict[str, float]:

@@ -1,9 +1,9 @@
 """DeepSpeed ZeRO: the engine, and a view of what this rank holds of every parameter.
 
-ZeRO (Rajbhandari et al. 2020) cuts the optimizer state (stage 1) and the gradients too (stage 2) into
-one part per rank. DeepSpeed flattens all parameters of a group into one long vector and gives each
-rank a slice of it, so a rank holds a `Fragment` (start, length) of some parameters. Everything that is
-saved or averaged here works on fragments: no rank ever gathers another's state.
+ZeRO (Rajbhandari et al. 2020) cuts the optimizer state (stage 1), the gradients too (stage 2) and the
+weights too (stage 3) into one part per rank; stage 0 cuts nothing. Whatever the stage, a rank holds a
+`Fragment` (start, length) of some parameters. Everything that is saved or averaged here works on
+fragments: no rank ever gathers another's state.
 """
 
 import importlib
@@ -11,25 +11,42 @@ import logging
 import os
 import sys
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-MOMENTS = ("exp_avg", "exp_avg_sq")  # what AdamW keeps per value
 BUCKET_PARAMETERS = 200_000_000  # how many values one collective carries at most
+PERSISTENT_PARAMETERS = 100_000  # stage 3 keeps a parameter whole on every rank up to this many values
+
+ZeroStage = Literal[0, 1, 2, 3]
 
 
 @dataclass(frozen=True)
 class Fragment:
-    """This rank's stretch of one parameter, as views into the optimizer's own float32 memory."""
+    """A stretch of one flattened parameter and of AdamW's two averages, as views into the optimizer's own memory."""
 
     name: str
     start: int  # offset in the flattened parameter
-    master: Tensor  # 1-D
-    group: int  # index of the optimizer's flat vector
-    offset: int  # of `master` in that vector
+    master: Tensor  # 1-D, float32, like the others
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The three views by the names a checkpoint files them under."""
+        return {"master": self.master, "exp_avg": self.exp_avg, "exp_avg_sq": self.exp_avg_sq}
+
+    def part(self, start: int, stop: int) -> "Fragment":
+        """The fragment of the values `start` to `stop` of this one."""
+        views = {kind: tensor[start:stop] for kind, tensor in self.tensors().items()}
+        return Fragment(self.name, self.start + start, **views)
+
+
+def share(num_values: int, rank: int, world_size: int) -> tuple[int, int]:
+    """Where the part of `rank` starts and stops when a flattened parameter is cut evenly, the last part shorter."""
+    size = -(-num_values // world_size)
+    return min(rank * size, num_values), min((rank + 1) * size, num_values)
 
 
 def import_deepspeed() -> Any:  # noqa: ANN401 - deepspeed is untyped
@@ -71,6 +88,9 @@ class ZeroTrainer:
     """A DeepSpeed engine around a module whose forward returns a dictionary of losses with a "total".
 
     Master weights are float32; with a `dtype` the forward pass computes in it under autocast.
+
+    `holdings` is what this rank's memory holds, and `fragments` its share of that: the shares of all ranks
+    tile every parameter exactly once. They differ only at stage 0, where every rank holds everything.
     """
 
     def __init__(
@@ -79,15 +99,17 @@ class ZeroTrainer:
         *,
         device: torch.device,
         dtype: torch.dtype | None,
-        stage: int,
+        stage: ZeroStage,
         micro_batch: int,
         weight_decay: float,
         betas: tuple[float, float],
         clip: float,
     ) -> None:
         deepspeed = import_deepspeed()
-        self.world_size = dist.get_world_size()
-        self.module = module
+        self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
+        self.stage = stage
+        self.clip = clip
+        self.shapes = {name: list(parameter.shape) for name, parameter in module.named_parameters()}
         decayed = [p for p in module.parameters() if p.ndim >= 2]
         others = [p for p in module.parameters() if p.ndim < 2]  # norms and biases
         groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
@@ -102,7 +124,7 @@ class ZeroTrainer:
                 "train_batch_size": micro_batch * self.world_size,
                 "train_micro_batch_size_per_gpu": micro_batch,
                 "gradient_accumulation_steps": 1,
-                "gradient_clipping": clip,
+                "gradient_clipping": clip if stage > 0 else 0.0,  # at stage 0 DeepSpeed keeps the norm to itself
                 "steps_per_print": 10**9,
                 "zero_optimization": {
                     "stage": stage,
@@ -110,12 +132,15 @@ class ZeroTrainer:
                     "contiguous_gradients": device.type == "cuda",  # guards a GPU's memory from fragments
                     "reduce_bucket_size": min(num_parameters, BUCKET_PARAMETERS),
                     "allgather_bucket_size": min(num_parameters, BUCKET_PARAMETERS),
+                    "stage3_param_persistence_threshold": PERSISTENT_PARAMETERS,
                 },
                 "zero_allow_untested_optimizer": True,
             },
         )
         self.zero = self.engine.optimizer
-        self.fragments = self._fragments()
+        self.holdings = self._holdings()
+        self.fragments = self._shares()
+        self._norm: float | Tensor = float("nan")
 
     def step(self, batch: Any, learning_rate: float) -> dict[str, Tensor]:  # noqa: ANN401 - the module's own type
         """Forward, backward, update; returns this rank's losses."""
@@ -123,45 +148,75 @@ class ZeroTrainer:
             group["lr"] = learning_rate
         losses = self.engine(batch)
         self.engine.backward(losses["total"])
+        if self.stage == 0:
+            self._norm = torch.nn.utils.clip_grad_norm_(self.engine.module.parameters(), self.clip)
         self.engine.step()
+        if self.stage > 0:
+            self._norm = self.engine.get_global_grad_norm()
         return {name: loss.detach() for name, loss in losses.items()}
 
     def gradient_norm(self) -> float:
         """Norm of the last step's gradient before clipping, over all ranks."""
-        norm = self.engine.get_global_grad_norm()
-        return float("nan") if norm is None else float(norm)
-
-    def _fragments(self) -> list[Fragment]:
-        fragments = []
-        for group, parameters in enumerate(self.zero.bit16_groups):
-            for parameter in parameters:
-                mapping = parameter._hp_mapping  # None: nothing of this parameter lies on this rank
-                if mapping is not None:
-                    fragments.append(
-                        Fragment(
-                            name=self.names[id(parameter)],
-                            start=mapping.lp_fragment_address.start,
-                            master=mapping.hp_fragment.detach(),
-                            group=group,
-                            offset=mapping.hp_fragment_address.start,
-                        )
-                    )
-        return fragments
-
-    def moment(self, fragment: Fragment, name: str) -> Tensor:
-        """AdamW's running average `name` for a fragment, as a view; zeros before the first step."""
-        flat = self.zero.single_partition_of_fp32_groups[fragment.group]
-        state = self.adam.state[flat]
-        if name not in state:
-            state.update(step=torch.tensor(0.0), **{moment: torch.zeros_like(flat) for moment in MOMENTS})
-        return state[name].narrow(0, fragment.offset, fragment.master.numel())
+        return float(self._norm)
 
     def restore_step_count(self, num_steps: int) -> None:
         """Tell AdamW how many updates it has made, for its bias correction."""
-        for flat in self.zero.single_partition_of_fp32_groups:
-            if "step" in self.adam.state[flat]:
-                self.adam.state[flat]["step"] = torch.tensor(float(num_steps))
+        for state in self.adam.state.values():
+            state["step"].fill_(num_steps)
 
     def publish_master(self) -> None:
-        """Copy the restored master weights into the module on every rank."""
-        self.zero.update_lp_params()
+        """Copy the restored master weights into the module on every rank; called by all."""
+        if self.stage in (1, 2):
+            self.zero.update_lp_params()
+        elif self.stage == 3:
+            self.zero._partition_all_parameters()
+            for sub_group in range(len(self.zero.fp16_groups)):
+                self.zero._reassign_or_swap_out_partitioned_parameters(sub_group)
+            if self.zero.persistent_parameters:  # those that stay whole are gathered once, not at every forward
+                self.zero.persistent_parameters[0].all_gather(self.zero.persistent_parameters)
+
+    def _holdings(self) -> list[Fragment]:
+        if self.stage == 0:
+            parameters = [parameter for group in self.adam.param_groups for parameter in group["params"]]
+            return [self._fragment(p, p, offset=0, start=0, size=p.numel()) for p in parameters]
+        return self._partitions() if self.stage == 3 else self._slices()
+
+    def _shares(self) -> list[Fragment]:
+        if self.stage > 0:
+            return self.holdings
+        cuts = [(held, *share(held.master.numel(), self.rank, self.world_size)) for held in self.holdings]
+        return [held.part(start, stop) for held, start, stop in cuts if start < stop]
+
+    def _slices(self) -> list[Fragment]:
+        """Stages 1 and 2: each rank has one slice of the vector that all parameters of a group form."""
+        fragments = []
+        for group, parameters in enumerate(self.zero.bit16_groups):
+            flat = self.zero.single_partition_of_fp32_groups[group]
+            for parameter in parameters:
+                mapping = parameter._hp_mapping  # None: nothing of this parameter lies on this rank
+                if mapping is not None:
+                    here, there = mapping.hp_fragment_address, mapping.lp_fragment_address
+                    fragments.append(self._fragment(parameter, flat, here.start, there.start, here.numel))
+        return fragments
+
+    def _partitions(self) -> list[Fragment]:
+        """Stage 3: each rank has an even part of every parameter, the last part padded."""
+        fragments = []
+        for parameters, flat in zip(self.zero.fp16_groups, self.zero.fp32_partitioned_groups_flat, strict=True):
+            offset = 0
+            for parameter in parameters:
+                start, stop = share(parameter.ds_numel, self.rank, self.world_size)
+                if start < stop:
+                    fragments.append(self._fragment(parameter, flat, offset, start, stop - start))
+                offset += parameter.partition_numel()
+        return fragments
+
+    def _fragment(self, parameter: Tensor, flat: Tensor, offset: int, start: int, size: int) -> Fragment:
+        """The values `offset` to `offset + size` of an optimizer's vector, which begin at `start` of the parameter."""
+        state = self.adam.state[flat]
+        if not state:  # as AdamW makes it at its first update, but here before it, to be viewed and filled
+            state["step"] = torch.zeros((), device=flat.device)
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(flat), torch.zeros_like(flat)
+        vectors = {"master": flat, "exp_avg": state["exp_avg"], "exp_avg_sq": state["exp_avg_sq"]}
+        views = {kind: vector.detach().view(-1)[offset : offset + size] for kind, vector in vectors.items()}
+        return Fragment(self.names[id(parameter)], start, **views)

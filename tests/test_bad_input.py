@@ -74,7 +74,7 @@ def test_missing_checkpoints(config, tmp_path):
     said = refused("sample", str(tmp_path / "none"), "--prompts", str(prompts), "--output", str(tmp_path / "out"))
     assert "is not a checkpoint" in said
     assert "is not finished; run `train dit` first" in refused("sample", str(config))
-    assert "is not a checkpoint" in refused("train", "dit", str(config), "--resume")
+    assert "holds no checkpoint to resume from" in refused("train", "dit", str(config), "--resume")
 
 
 def test_prompts_files(tmp_path):

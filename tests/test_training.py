@@ -22,7 +22,7 @@ from data.shards import LatentStats, PayloadReader, write_index, write_shard
 from models.dit import DiTConfig
 from models.text import TextConfig
 from pipeline import seeds
-from pipeline.checkpoint import CheckpointError, find_latest, load_weights, open_checkpoint
+from pipeline.checkpoint import CheckpointError, load_weights, open_checkpoint
 from pipeline.ema import ema_decay
 from pipeline.train import TrainConfig, learning_rate, read_metrics, train
 from pipeline.train_dit import DiTTask, FlowSpec, denormalize, normalize
@@ -177,7 +177,7 @@ def test_damage_is_noticed_and_named(straight, tmp_path):
         open_checkpoint(copy)
     (copy / "latest").write_text("../../etc")
     with pytest.raises(CheckpointError, match="instead of a checkpoint's name"):
-        find_latest(copy)
+        open_checkpoint(copy)
     with pytest.raises(CheckpointError, match="is not a checkpoint"):
         open_checkpoint(tmp_path)
 

@@ -1,0 +1,70 @@
+"""Before the first step: alone in the folder, room on the disk, and the checkpoint to go on from.
+
+Rank 0 looks and every rank learns what it found, so that a damaged file, which one rank reads, is an
+error of all, and never a rank that waits for the others.
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from itertools import chain
+from pathlib import Path
+
+from data.publish import remove_unpublished
+from pipeline.agree import from_every_rank, from_rank_zero
+from pipeline.checkpoint import FOLDER_NAME, CheckpointError, Resumption, find_damage, find_resumption
+from pipeline.lock import LockedError, locked
+
+LOCK_NAME = "training.lock"
+ORPHANS_LIVE_SECONDS = 30.0  # the workers of a killed driver end within this time
+
+
+@contextmanager
+def alone_in(run_dir: Path, rank: int) -> Iterator[None]:
+    """Hold the training lock of `run_dir`, on rank 0 for all; workers that a killed driver left are waited for.
+
+    Raises:
+        LockedError: on every rank: another training works there.
+    """
+    with ExitStack() as held:
+        problem = None
+        if rank == 0:
+            run_dir.mkdir(parents=True, exist_ok=True)
+            try:
+                held.enter_context(locked(run_dir / LOCK_NAME, ORPHANS_LIVE_SECONDS))
+            except LockedError as error:
+                problem = str(error)
+        if (problem := from_rank_zero(problem)) is not None:
+            raise LockedError(problem)
+        if rank == 0:
+            remove_unpublished(run_dir / FOLDER_NAME)  # interrupted saves, which nobody else can be writing
+        yield
+
+
+def agree_on_resumption(run_dir: Path, rank: int, world_size: int) -> Resumption:
+    """The newest whole checkpoint; each rank reads a part of the files of every one that is considered.
+
+    Raises:
+        CheckpointError: on every rank: there are checkpoints, and none can be used.
+    """
+
+    def damage_seen_by_any(folder: Path) -> list[str]:
+        return list(chain.from_iterable(from_every_rank(find_damage(folder, rank, world_size))))
+
+    def ask_all(folder: Path) -> list[str]:
+        from_rank_zero(folder)
+        return damage_seen_by_any(folder)
+
+    found: Resumption | str = ""
+    if rank == 0:
+        try:
+            found = find_resumption(run_dir, ask_all)
+        except CheckpointError as error:
+            found = str(error)
+        from_rank_zero(None)  # no more folders to look at
+    else:
+        while (folder := from_rank_zero(None)) is not None:
+            damage_seen_by_any(folder)
+    found = from_rank_zero(found)
+    if isinstance(found, str):
+        raise CheckpointError(found)
+    return found

@@ -1,0 +1,255 @@
+"""Writing checkpoints beside the training, and keeping the disk in order.
+
+A save copies this rank's fragments to host memory and returns; a thread writes them. The file of every
+rank lies on the disk before rank 0 commits: checkpoint.json with every checksum, then the folder's
+name, then `latest`. A kill at any instruction leaves the checkpoint before as it was.
+"""
+
+import json
+import os
+import shutil
+import struct
+import uuid
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from hashlib import sha256
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from data.publish import TEMPORARY_PREFIX, fsync, publish_text
+from data.shards import file_sha256
+from pipeline.agree import from_every_rank, from_rank_zero
+from pipeline.checkpoint import (
+    FOLDER_NAME,
+    LATEST_NAME,
+    RECORD_NAME,
+    CheckpointError,
+    CheckpointRecord,
+    FileRecord,
+    checkpoint_name,
+    rank_file,
+    step_folders,
+    whole,
+)
+from pipeline.ema import ShardedEma
+from pipeline.zero import ZeroTrainer
+
+BYTES_PER_VALUE = 4 * 4  # master weight, two moments and EMA, float32
+
+
+class SaveError(CheckpointError):
+    """A checkpoint could not be written; raised by every rank, and those before it are intact."""
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a checkpoint holds besides tensors."""
+
+    kind: str
+    trained: dict[str, Any]
+    attachments: list[Path]
+
+
+@dataclass(frozen=True)
+class Retention:
+    """Which checkpoints stay: the `keep_last` newest, and every one at a multiple of `keep_every_steps`."""
+
+    keep_last: int
+    keep_every_steps: int | None = None
+
+    def superseded(self, good: list[Path], steps: list[int]) -> list[Path]:
+        """Of good checkpoints, oldest first, those that may go. The newest never may."""
+        kept_for_good = [self.keep_every_steps is not None and step % self.keep_every_steps == 0 for step in steps]
+        old = list(zip(good, kept_for_good, strict=True))[: -max(1, self.keep_last)]
+        return [folder for folder, kept in old if not kept]
+
+
+@dataclass(frozen=True)
+class _Pending:
+    """A checkpoint that is being written."""
+
+    step: int
+    cursor: int
+    folder: Path
+    written: "Future[FileRecord]"
+
+
+class CheckpointSaver:
+    """Saves in a thread, one at a time. All ranks call `begin`, `commit` and `finish` at the same step."""
+
+    def __init__(
+        self, run_dir: Path, trainer: ZeroTrainer, ema: ShardedEma, contents: Contents, retention: Retention
+    ) -> None:
+        self._run_dir = run_dir
+        self._trainer = trainer
+        self._ema = ema
+        self._contents = contents
+        self._retention = retention
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="reelflow-save")
+        self._pending: _Pending | None = None
+
+    @property
+    def pending(self) -> bool:
+        """Whether a checkpoint was begun and is not committed; the same on every rank."""
+        return self._pending is not None
+
+    @property
+    def busy(self) -> bool:
+        """Whether this rank is still writing its part of it."""
+        return self._pending is not None and not self._pending.written.done()
+
+    def begin(self, step: int, cursor: int) -> None:
+        """Copy this rank's part to host memory and start to write it; waits for the save before.
+
+        Raises:
+            SaveError: the save before could not be written.
+        """
+        self.finish()
+        attempt = from_rank_zero(uuid.uuid4().hex[:8])  # so that nothing of an interrupted save is taken for this one
+        folder = self._run_dir / FOLDER_NAME / f"{TEMPORARY_PREFIX}{checkpoint_name(step)}-{attempt}"
+        tensors, starts = _snapshot(self._trainer, self._ema)
+        path = folder / rank_file(self._trainer.rank)
+        written = self._executor.submit(write_tensors, path, tensors, {"starts": json.dumps(starts)})
+        self._pending = _Pending(step, cursor, folder, written)
+
+    def commit(self) -> int:
+        """Publish what every rank has written, and return its step.
+
+        Raises:
+            SaveError: a rank could not write its part; names the rank and the file.
+        """
+        pending, self._pending = self._pending, None
+        assert pending is not None
+        own = _outcome(pending.written.result, f"rank {self._trainer.rank} cannot write {pending.folder}")
+        everyone = from_every_rank(own)
+        problems = [outcome for outcome in everyone if isinstance(outcome, str)]
+        if self._trainer.rank == 0 and not problems:
+            files = {rank_file(r): file for r, file in enumerate(everyone) if isinstance(file, FileRecord)}
+            outcome = _outcome(partial(self._publish, pending, files), f"rank 0 cannot publish {pending.folder}")
+            problems = [outcome] if isinstance(outcome, str) else []
+        problems = from_rank_zero(problems)
+        if problems:
+            shutil.rmtree(pending.folder, ignore_errors=True)  # gives back what it took of a full disk
+            raise SaveError(
+                f"the checkpoint of step {pending.step} was not saved: {'; '.join(problems)}. The checkpoints before "
+                "it are intact: free some space or lower train.keep_checkpoints, then start again"
+            )
+        if self._trainer.rank == 0:
+            self._executor.submit(remove_superseded, self._run_dir, pending.step, self._retention)
+        return pending.step
+
+    def finish(self) -> int | None:
+        """Wait for the save that is under way, if one is, and commit it; returns its step."""
+        return self.commit() if self.pending else None
+
+    def close(self) -> None:
+        """Wait for this rank's thread; what was not committed stays a temporary folder for the next start to remove."""
+        self._executor.shutdown(wait=True)
+
+    def _publish(self, pending: _Pending, files: dict[str, FileRecord]) -> FileRecord:
+        for attachment in self._contents.attachments:
+            os.link(attachment, pending.folder / attachment.name)  # the same bytes, not a second copy
+            files[attachment.name] = FileRecord(num_bytes=attachment.stat().st_size, sha256=file_sha256(attachment))
+        record = CheckpointRecord(
+            kind=self._contents.kind,
+            step=pending.step,
+            cursor=pending.cursor,
+            world_size=self._trainer.world_size,
+            zero_stage=self._trainer.stage,
+            parameters=self._trainer.shapes,
+            files=files,
+            trained=self._contents.trained,
+        )
+        publish_text(pending.folder / RECORD_NAME, record.model_dump_json(indent=1))
+        final = self._run_dir / FOLDER_NAME / checkpoint_name(pending.step)
+        if final.exists():  # damaged, or of an attempt that `latest` never named: it would have been resumed from
+            remove_folder(final)
+        pending.folder.rename(final)
+        fsync(final.parent)
+        publish_text(self._run_dir / LATEST_NAME, final.name + "\n")
+        return files[rank_file(0)]
+
+
+def _outcome(write: Callable[[], FileRecord], doing: str) -> FileRecord | str:
+    """What `write` wrote, or why it could not."""
+    try:
+        return write()
+    except OSError as error:
+        return f"{doing}: {error.strerror or error}"
+
+
+def _snapshot(trainer: ZeroTrainer, ema: ShardedEma) -> tuple[dict[str, Tensor], dict[str, int]]:
+    """Copies in host memory of this rank's fragments, and where in its parameter each begins."""
+    tensors = {}
+    for fragment in trainer.fragments:
+        views = fragment.tensors() | {"ema": ema.values[fragment.name]}
+        tensors |= {f"{kind}/{fragment.name}": view.to("cpu", copy=True) for kind, view in views.items()}
+    return tensors, {fragment.name: fragment.start for fragment in trainer.fragments}
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> FileRecord:
+    """Write float32 tensors as safetensors, and the checksum of what was meant to be written.
+
+    The checksum is of the bytes in memory, so a disk that stores others is found out.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    header: dict[str, Any] = {"__metadata__": metadata}
+    offset = 0
+    for name, tensor in tensors.items():
+        assert tensor.dtype == torch.float32
+        end = offset + 4 * tensor.numel()
+        header[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    digest, num_bytes = sha256(), 0
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        for part in (struct.pack("<Q", len(text)), text, *(t.contiguous().numpy().data for t in tensors.values())):
+            digest.update(part)
+            file.write(part)
+            num_bytes += memoryview(part).nbytes
+        file.flush()
+        os.fsync(file.fileno())
+    return FileRecord(num_bytes=num_bytes, sha256=digest.hexdigest())
+
+
+def remove_folder(folder: Path) -> None:
+    """Delete a checkpoint so that no reader meets half of it: first its name goes, then its files."""
+    doomed = folder.with_name(f"{TEMPORARY_PREFIX}{folder.name}-{uuid.uuid4().hex[:8]}")
+    folder.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def remove_superseded(run_dir: Path, newest_step: int, retention: Retention) -> None:
+    """Delete the checkpoints that `retention` gives up, counting only those up to `newest_step` that are whole."""
+    good = {step: folder for step, folder in step_folders(run_dir).items() if step <= newest_step and whole(folder)}
+    for folder in retention.superseded(list(good.values()), list(good)):
+        remove_folder(folder)
+
+
+def check_space(run_dir: Path, trainer: ZeroTrainer, contents: Contents, retention: Retention) -> None:
+    """Refuse a training whose checkpoints will not fit, before its first step; called by all ranks.
+
+    Raises:
+        CheckpointError: the disk has no room for the checkpoints that are kept and the one being written.
+    """
+    each = sum(prod(shape) for shape in trainer.shapes.values()) * BYTES_PER_VALUE
+    each += sum(path.stat().st_size for path in contents.attachments)
+    there = sum(file.stat().st_size for file in (run_dir / FOLDER_NAME).rglob("*") if file.is_file())
+    needed = each * (retention.keep_last + 1) - there
+    free = from_rank_zero(shutil.disk_usage(run_dir).free)
+    if from_rank_zero(needed) > free:
+        raise CheckpointError(
+            f"{run_dir} has {free / 1e9:.3g} GB free, but its checkpoints need {needed / 1e9:.3g} GB more: "
+            f"{retention.keep_last} are kept while one is written, {each / 1e9:.3g} GB each. Free some space, "
+            "lower train.keep_checkpoints, or set runs_dir to a larger disk"
+        )
