@@ -87,7 +87,7 @@ class Stream:
     """Global batches of some subsets, one rank's slice of each, read ahead.
 
     A sample that turns out unreadable is replaced by the one that its slot would hold one batch later (of that bucket),
-    which every rank can tell alone, and is listed in `skipped`.
+    which every rank can tell alone, and is told by `take_skipped`.
 
     Raises:
         DatasetError: see `check_shards`.
@@ -104,7 +104,7 @@ class Stream:
         self._subsets = subsets
         self._rank, self._world_size = rank, world_size
         self.plan = BatchPlan([subset.part() for subset in subsets], dict(batch_sizes), seed)
-        self.skipped: list[SkippedSample] = []
+        self._skipped: deque[SkippedSample] = deque()
 
     def batches(
         self, cursor: int, prepare: Callable[[list[Sample]], T], readers: int = 1, ahead: int = 4
@@ -138,6 +138,10 @@ class Stream:
             for reader in opened:
                 reader.close()
 
+    def take_skipped(self) -> list[SkippedSample]:
+        """What was skipped since the last call."""
+        return [self._skipped.popleft() for _ in range(len(self._skipped))]
+
     def _read(self, readers: list[PayloadReader], step: int) -> list[Sample]:
         slots = local_slots(self.plan.batch_size(step), self._rank, self._world_size)
         return [
@@ -153,7 +157,7 @@ class Stream:
                 return Sample(position, row, readers[address.part].read(row))
             except DatasetError as error:
                 reason = str(error)
-                self.skipped.append(SkippedSample(position, row.key, reason))
+                self._skipped.append(SkippedSample(position, row.key, reason))
             slot += batch_size
             (address,) = self.plan.addresses(step, range(slot, slot + 1))
         raise DatasetError(f"{MAX_SUBSTITUTES} samples in a row cannot be read, the last one because {reason}")

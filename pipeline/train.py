@@ -9,6 +9,8 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -18,10 +20,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from data.buckets import Bucket
-from data.loader import Sample, Stream, Subset
+from data.loader import Sample, SkippedSample, Stream, Subset
 from data.publish import publish_text
 from data.shards import IndexRow
-from pipeline.agree import Flags
+from pipeline.agree import Flags, from_every_rank
 from pipeline.checkpoint import load_training_state
 from pipeline.ema import ShardedEma
 from pipeline.journal import Event, EventKind, append_event
@@ -32,6 +34,7 @@ from pipeline.workers import Worker
 from pipeline.zero import ZeroStage, ZeroTrainer
 
 METRICS_NAME = "metrics.jsonl"
+SKIPPED_NAME = "skipped.jsonl"
 
 Precision = Literal["auto", "fp32", "bf16"]
 
@@ -193,9 +196,11 @@ def train(task: TrainTask, config: TrainConfig, run_dir: Path, worker: Worker) -
 
         happened("started", note)
         begun, first, stop = time.monotonic(), step, False
+        wait, num_skipped = DataWait(), 0
         while step < config.steps and not stop:
             rate = learning_rate(step, config)
-            batch = next(batches).to(worker.device)
+            with wait.measured():
+                batch = next(batches).to(worker.device)
             losses = trainer.step(batch, rate)
             step, cursor = step + 1, cursor + config.global_batch
             ema.update(step)
@@ -208,11 +213,19 @@ def train(task: TrainTask, config: TrainConfig, run_dir: Path, worker: Worker) -
                 values = mean_over_ranks(losses, worker.world_size)
                 norm = trainer.gradient_norm()
                 check_finite(task.kind, step, values["total"], norm, config.learning_rate)
+                skipped = list(chain.from_iterable(from_every_rank(stream.take_skipped())))
+                num_skipped += len(skipped)
                 if metrics is not None and log:
-                    speed = (step - first) * config.global_batch / (time.monotonic() - begun)
-                    metrics.write(
-                        step, values | {"learning_rate": rate, "gradient_norm": norm, "samples_per_second": speed}
-                    )
+                    pace = {
+                        "learning_rate": rate,
+                        "gradient_norm": norm,
+                        "samples_per_second": (step - first) * config.global_batch / (time.monotonic() - begun),
+                        "data_wait": wait.share(),
+                        "skipped_samples": num_skipped,
+                    }
+                    metrics.write(step, values | pace)
+                if metrics is not None:
+                    metrics.skip(skipped)
             if saver.pending and not writing:
                 saver.commit()
             if save:
@@ -244,6 +257,27 @@ def mean_over_ranks(losses: dict[str, Tensor], world_size: int) -> dict[str, flo
     return dict(zip(names, (values / world_size).tolist(), strict=True))
 
 
+class DataWait:
+    """Which share of the time this rank waits for its data."""
+
+    def __init__(self) -> None:
+        self._since, self._waited = time.monotonic(), 0.0
+
+    @contextmanager
+    def measured(self) -> Iterator[None]:
+        """The block waits for data."""
+        begun = time.monotonic()
+        yield
+        self._waited += time.monotonic() - begun
+
+    def share(self) -> float:
+        """The share since the last call."""
+        now = time.monotonic()
+        share = self._waited / (now - self._since)
+        self._since, self._waited = now, 0.0
+        return share
+
+
 class MetricsWriter:
     """One JSON line per logged step, and the same numbers for TensorBoard."""
 
@@ -262,6 +296,12 @@ class MetricsWriter:
         self._file.flush()
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
+
+    def skip(self, samples: list[SkippedSample]) -> None:
+        """List samples that could not be read."""
+        if samples:
+            with self._path.with_name(SKIPPED_NAME).open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(asdict(sample)) + "\n" for sample in samples)
 
     def close(self) -> None:
         """Flush everything."""

@@ -18,7 +18,7 @@ from safetensors.torch import save, save_file
 from data.buckets import Bucket
 from data.clip import LATENT_MEMBER, ClipRecord
 from data.loader import Sample, Stream, Subset
-from data.shards import LatentStats, PayloadReader, write_index, write_shard
+from data.shards import DatasetError, LatentStats, PayloadReader, write_index, write_shard
 from models.dit import DiTConfig
 from models.text import TextConfig
 from pipeline import seeds
@@ -253,3 +253,23 @@ def test_times_per_frame_belong_to_their_position(straight):
     assert t.shape == (400, 1, task.latent_shape[1])
     assert torch.equal(per_frame.prepare([Sample(7, rows[0], content)]).t, t[7:8])
     assert len(t.unique()) == t.numel()
+
+
+def test_an_unreadable_sample_is_skipped_counted_and_listed(straight, tmp_path, monkeypatch):
+    task, _, whole = straight
+    bad, read = task.rows()[2].key, PayloadReader.read
+
+    def refuse(self, row):
+        if row.key == bad:
+            raise DatasetError(f"{row.key} is damaged")
+        return read(self, row)
+
+    monkeypatch.setattr(PayloadReader, "read", refuse)
+    train_here(partial(train, task, CONFIG, tmp_path), 1)
+    rows = read_metrics(tmp_path)
+    listed = [json.loads(line) for line in (tmp_path / "skipped.jsonl").read_text().splitlines()]
+    assert {line["key"] for line in listed} == {bad}
+    assert rows[-1]["skipped_samples"] >= 1
+    assert len(listed) >= rows[-1]["skipped_samples"]
+    assert all(0 <= row["data_wait"] <= 1 for row in rows)
+    assert "skipped.jsonl" not in [path.name for path in whole.iterdir()]
