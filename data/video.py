@@ -20,6 +20,7 @@ from PIL import Image
 
 from data.buckets import Bucket
 from data.clip import Decoder
+from data.ledger import Reason
 
 # What a source folder is searched for.
 CONTAINERS = ("3gp", "avi", "flv", "m2ts", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "mts", "ogv", "ts", "webm", "wmv")
@@ -32,6 +33,13 @@ Frames = UInt8[np.ndarray, "t h w 3"]
 
 class VideoError(ValueError):
     """A video that cannot be used; the message is one sentence for people."""
+
+    def __init__(self, reason: Reason, message: str) -> None:
+        super().__init__(reason, message)  # both, so that it survives the way back from a worker
+        self.reason: Reason = reason
+
+    def __str__(self) -> str:
+        return self.args[1]
 
 
 @dataclass(frozen=True)
@@ -63,7 +71,7 @@ def read_spans(path: Path, bucket: Bucket, max_spans: int) -> list[Span]:
         VideoError: the file cannot be decoded, holds no video, or is shorter than one clip.
     """
     if path.stat().st_size == 0:
-        raise VideoError("the file is empty")
+        raise VideoError("empty_file", "the file is empty")
     timeline = _decord_timeline(path)
     if timeline is not None:
         try:
@@ -93,8 +101,9 @@ def plan_spans(times_seconds: np.ndarray, bucket: Bucket) -> list[tuple[float, l
     needed = bucket.duration_seconds
     if length < needed:
         raise VideoError(
+            "too_short",
             f"it is too short: it shows {length:.2f} s of video, but a clip of "
-            f"{bucket.num_frames} frames at {bucket.fps:g} fps needs {needed:.2f} s"
+            f"{bucket.num_frames} frames at {bucket.fps:g} fps needs {needed:.2f} s",
         )
     pitch = bucket.num_frames / bucket.fps
     spans = []
@@ -123,12 +132,12 @@ def _pyav_timeline(path: Path) -> Timeline:
     try:
         with av.open(str(path.resolve())) as container:
             if not container.streams.video:
-                raise VideoError("it holds no video stream")
+                raise VideoError("no_video", "it holds no video stream")
             stream = container.streams.video[0]
             stamps = [(frame.pts, frame.dts) for frame in container.decode(stream)]
             time_base = float(stream.time_base or 0)
     except av.FFmpegError as error:
-        raise VideoError(f"it cannot be decoded (FFmpeg: {error.strerror})") from error
+        raise VideoError("undecodable", f"it cannot be decoded (FFmpeg: {error.strerror})") from error
     # AVI stores when to decode a frame, not when to show it: there only the decoding stamps are in order.
     # Frames flushed out of the decoder at the end of a file may carry no stamp; they are left out.
     for ticks in zip(*stamps, strict=True):
@@ -136,7 +145,9 @@ def _pyav_timeline(path: Path) -> Timeline:
         times = np.array([ticks[index] for index in stamped], dtype=np.float64) * time_base
         if len(times) and np.all(np.diff(times) > 0):
             return Timeline(times, lambda indices, stamped=stamped: _pyav_read(path, stamped[indices].tolist()), "pyav")
-    raise VideoError("its frames carry no usable time stamps" if stamps else "it holds no video frames")
+    if not stamps:
+        raise VideoError("no_video", "it holds no video frames")
+    raise VideoError("no_time_stamps", "its frames carry no usable time stamps")
 
 
 def _pyav_read(path: Path, indices: list[int]) -> Frames:
@@ -150,9 +161,9 @@ def _pyav_read(path: Path, indices: list[int]) -> Frames:
                 if index == last:
                     break
     except av.FFmpegError as error:
-        raise VideoError(f"it cannot be decoded (FFmpeg: {error.strerror})") from error
+        raise VideoError("undecodable", f"it cannot be decoded (FFmpeg: {error.strerror})") from error
     if len({frame.shape for frame in found.values()}) > 1:
-        raise VideoError("its frame size changes in mid-stream")
+        raise VideoError("size_changes", "its frame size changes in mid-stream")
     return np.stack([found[index] for index in indices])
 
 
@@ -162,7 +173,8 @@ def resize_and_crop(frames: Frames, height: int, width: int) -> Frames:
     scale = max(height / source_height, width / source_width)
     crop_height, crop_width = height / scale, width / scale
     left, top = (source_width - crop_width) / 2, (source_height - crop_height) / 2
-    box = (left, top, left + crop_width, top + crop_height)
+    # Rounded sums may lie a hair outside the picture, which Pillow refuses.
+    box = (max(left, 0), max(top, 0), min(left + crop_width, source_width), min(top + crop_height, source_height))
     images = (Image.fromarray(np.ascontiguousarray(frame)) for frame in frames)
     return np.stack([np.asarray(image.resize((width, height), Image.Resampling.BICUBIC, box=box)) for image in images])
 
@@ -182,7 +194,7 @@ def decode_clip(content: bytes) -> Frames:
         with av.open(io.BytesIO(content), mode="r") as container:
             return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
     except (av.FFmpegError, IndexError, ValueError) as error:
-        raise VideoError(f"it cannot be decoded ({error})") from error
+        raise VideoError("undecodable", f"it cannot be decoded ({error})") from error
 
 
 def encode_clip(frames: Frames, fps: float, crf: int = 14) -> bytes:

@@ -4,12 +4,12 @@ import errno
 
 from data.captions import CaptionError
 from data.shards import DatasetError
+from data.sources import SourceError
 from data.video import VideoError
 from launch.config import ConfigError
 from launch.road import StageOrderError
 from pipeline.checkpoint import CheckpointError
 from pipeline.prompts import PromptError
-from pipeline.shard import SourceError
 
 OURS = (
     CaptionError,

@@ -153,6 +153,12 @@ def test_resize_covers_and_crops_the_middle():
     assert out[0, :, 2:-2].min() == 200
 
 
+@pytest.mark.parametrize("size", [(1, 1), (3, 5), (7, 13), (121, 161), (2160, 3840)])
+def test_resize_takes_pictures_of_any_size(size):
+    for height, width in ((32, 32), (48, 32), (64, 112)):
+        assert resize_and_crop(np.zeros((1, *size, 3), np.uint8), height, width).shape == (1, height, width, 3)
+
+
 def test_bucket_names_the_nearest_length():
     with pytest.raises(ValueError, match="use 13 or 17"):
         Bucket(num_frames=16)
