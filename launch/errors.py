@@ -3,9 +3,9 @@
 import errno
 
 from data.captions import CaptionError
+from data.probe import VideoError
 from data.shards import DatasetError
 from data.sources import SourceError
-from data.video import VideoError
 from launch.config import ConfigError
 from launch.road import StageOrderError
 from pipeline.checkpoint import CheckpointError

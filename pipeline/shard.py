@@ -19,6 +19,7 @@ from data.buckets import Bucket
 from data.captions import CaptionError, caption_of, read_caption_table
 from data.clip import VIDEO_MEMBER, ClipRecord, clip_key, split_of
 from data.ledger import Filter, Rejection, balance, reject
+from data.probe import VideoError
 from data.publish import publish_text
 from data.shards import (
     FILTERED_NAME,
@@ -34,7 +35,7 @@ from data.shards import (
     write_shard,
 )
 from data.sources import Source, SourceError
-from data.video import VideoError, encode_clip, read_spans
+from data.video import encode_clip, read_spans
 from pipeline.pool import Done, run_jobs
 from pipeline.progress import bar
 
