@@ -13,7 +13,7 @@ RECORD_MEMBER = "json"
 LATENT_MEMBER = "latent.safetensors"
 
 Split = Literal["train", "validation"]
-Decoder = Literal["decord", "pyav"]  # who read the source
+Decoder = Literal["decord", "torchcodec", "pyav"]  # who read the source
 
 
 class ClipRecord(BaseModel):

@@ -5,13 +5,14 @@ A dataset is a folder:
     shard-00000.tar ...   plain USTAR, one sample = members of one key in a row; any WebDataset reader takes it
     index.parquet         one row per sample: where its payload lies (shard, offset, size) and what it is
     manifest.json         published last: counts, checksums, fingerprint; without it the folder is not a dataset
-    quarantine.jsonl      what could not be used, and why
+    quarantine.jsonl      which sources could not be used, and why
+    filtered.jsonl        which clips and sources were left out on purpose, and why
 """
 
 import json
 import os
 import tarfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -24,12 +25,14 @@ from webdataset.writer import TarWriter
 
 from data.buckets import Bucket
 from data.clip import CAPTION_MEMBER, RECORD_MEMBER, ClipRecord, Split
+from data.ledger import LedgerCounts, Rejection
 from data.publish import publish_text, published
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST_NAME = "manifest.json"
 INDEX_NAME = "index.parquet"
 QUARANTINE_NAME = "quarantine.jsonl"
+FILTERED_NAME = "filtered.jsonl"
 
 
 class DatasetError(ValueError):
@@ -66,8 +69,8 @@ class Manifest(BaseModel):
     fingerprint: str  # of the contents: the shards' checksums
     bucket: Bucket
     num_samples: int
-    num_quarantined: int
     shards: list[ShardRecord]
+    ledger: LedgerCounts | None = None  # of clips: what became of their sources
     latent_shape: list[int] | None = None  # (c, t, h, w)
     latent_stats: LatentStats | None = None
 
@@ -153,10 +156,15 @@ def write_index(dataset_dir: Path, rows: list[IndexRow]) -> None:
         pq.write_table(table, temporary)
 
 
-def write_quarantine(dataset_dir: Path, rows: Iterable[Mapping[str, str]]) -> None:
-    """Publish the list of what could not be used: one JSON object per line."""
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    publish_text(dataset_dir / QUARANTINE_NAME, lines)
+def write_rejections(path: Path, rejections: Iterable[Rejection]) -> None:
+    """Publish a list of what was left out: one JSON object per line."""
+    publish_text(path, "".join(rejection.model_dump_json() + "\n" for rejection in rejections))
+
+
+def read_rejections(path: Path) -> list[Rejection]:
+    """What `write_rejections` wrote; nothing where there is no such file."""
+    lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
+    return [Rejection.model_validate_json(line) for line in lines if line]
 
 
 def read_index(dataset_dir: Path) -> list[IndexRow]:

@@ -1,12 +1,9 @@
-"""Video files in and out: decord and PyAV read, PyAV writes. Pixels here are uint8 (t h w c), RGB.
+"""Video files in and out: clips of a bucket's shape are cut from sources, and written as H.264.
 
-decord is fast and reads first, but it answers without an error where its table of time stamps is
-nonsense (packed B-frames in AVI, edit lists), and then its frames are wrong too. So it is used where
-that table is provably sane, and PyAV, which decodes from the start in order, elsewhere.
+Pixels here are uint8 (t h w c), RGB. Which decoder reads a source is decided in `data/decoders.py`.
 """
 
 import io
-from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -14,24 +11,20 @@ from pathlib import Path
 import av
 import decord
 import numpy as np
-from decord._ffi.base import DECORDError
 from jaxtyping import UInt8
 from PIL import Image
 
 from data.buckets import Bucket
 from data.clip import Decoder
+from data.decoders import DECORD_ERRORS, Timeline, UnfitDecoderError, timelines
+from data.probe import VideoError, probe_video
 
 # What a source folder is searched for.
 CONTAINERS = ("3gp", "avi", "flv", "m2ts", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "mts", "ogv", "ts", "webm", "wmv")
 VIDEO_SUFFIXES = frozenset(f".{name}" for name in CONTAINERS)
-DECORD_ERRORS = (DECORDError, RuntimeError)  # the second where it cannot open a file at all
 TIE_SECONDS = 5e-4  # time stamps are rounded numbers: a frame that begins this much late still begins "now"
 
 Frames = UInt8[np.ndarray, "t h w 3"]
-
-
-class VideoError(ValueError):
-    """A video that cannot be used; the message is one sentence for people."""
 
 
 @dataclass(frozen=True)
@@ -40,15 +33,6 @@ class Span:
 
     start_seconds: float  # after the source's first frame
     frames: Frames
-    decoder: Decoder
-
-
-@dataclass(frozen=True)
-class Timeline:
-    """The presentation time of every frame of a video, and the way to read some of them."""
-
-    times_seconds: np.ndarray  # strictly increasing
-    read: Callable[[list[int]], Frames]
     decoder: Decoder
 
 
@@ -62,23 +46,26 @@ def read_spans(path: Path, bucket: Bucket, max_spans: int) -> list[Span]:
     Raises:
         VideoError: the file cannot be decoded, holds no video, or is shorter than one clip.
     """
-    if path.stat().st_size == 0:
-        raise VideoError("the file is empty")
-    timeline = _decord_timeline(path)
-    if timeline is not None:
+    probe = probe_video(path)
+    for timeline in timelines(path, probe):
         try:
-            return _cut(timeline, bucket, max_spans)
-        except DECORD_ERRORS:  # it opens some files whose frames it cannot copy out (widths off its padding)
-            pass
-    return _cut(_pyav_timeline(path), bucket, max_spans)
+            return [
+                Span(start, _read_clip(timeline, indices, bucket), timeline.decoder)
+                for start, indices in plan_spans(timeline.times_seconds, bucket)[:max_spans]
+            ]
+        except UnfitDecoderError:
+            continue
+    raise VideoError("undecodable", "no decoder can read its frames")
 
 
-def _cut(timeline: Timeline, bucket: Bucket, max_spans: int) -> list[Span]:
-    spans = []
-    for start, indices in plan_spans(timeline.times_seconds, bucket)[:max_spans]:
-        frames = resize_and_crop(timeline.read(indices), bucket.height, bucket.width)
-        spans.append(Span(start, frames, timeline.decoder))
-    return spans
+def _read_clip(timeline: Timeline, indices: list[int], bucket: Bucket) -> Frames:
+    """Frames in the shape of the bucket; each is resized as it comes, so only one is held at full size."""
+    needed = sorted(set(indices))
+    resized = {
+        index: resize_and_crop(frame[None], bucket.height, bucket.width)[0]
+        for index, frame in zip(needed, timeline.read(needed), strict=True)
+    }
+    return np.stack([resized[index] for index in indices])
 
 
 def plan_spans(times_seconds: np.ndarray, bucket: Bucket) -> list[tuple[float, list[int]]]:
@@ -93,8 +80,9 @@ def plan_spans(times_seconds: np.ndarray, bucket: Bucket) -> list[tuple[float, l
     needed = bucket.duration_seconds
     if length < needed:
         raise VideoError(
+            "too_short",
             f"it is too short: it shows {length:.2f} s of video, but a clip of "
-            f"{bucket.num_frames} frames at {bucket.fps:g} fps needs {needed:.2f} s"
+            f"{bucket.num_frames} frames at {bucket.fps:g} fps needs {needed:.2f} s",
         )
     pitch = bucket.num_frames / bucket.fps
     spans = []
@@ -105,64 +93,14 @@ def plan_spans(times_seconds: np.ndarray, bucket: Bucket) -> list[tuple[float, l
     return spans
 
 
-def _decord_timeline(path: Path) -> Timeline | None:
-    """decord's view of a file, or None where it cannot open it or its time stamps are not sane."""
-    decord.logging.set_level(decord.logging.QUIET)  # FFmpeg's complaints come back as our own errors
-    try:
-        reader = decord.VideoReader(str(path.resolve()), ctx=decord.cpu(0), num_threads=1)
-        stamps = np.asarray(reader.get_frame_timestamp(range(len(reader))))
-    except DECORD_ERRORS:
-        return None
-    if stamps.ndim != 2 or stamps[0, 0] < 0 or np.any(np.diff(stamps[:, 0]) <= 0):
-        return None  # no frames, an edit list (negative start), or stamps that repeat or are missing
-    return Timeline(stamps[:, 0], lambda indices: reader.get_batch(indices).asnumpy(), "decord")
-
-
-def _pyav_timeline(path: Path) -> Timeline:
-    """PyAV's view of a file: decoded twice, once for the time stamps and once for the wanted frames."""
-    try:
-        with av.open(str(path.resolve())) as container:
-            if not container.streams.video:
-                raise VideoError("it holds no video stream")
-            stream = container.streams.video[0]
-            stamps = [(frame.pts, frame.dts) for frame in container.decode(stream)]
-            time_base = float(stream.time_base or 0)
-    except av.FFmpegError as error:
-        raise VideoError(f"it cannot be decoded (FFmpeg: {error.strerror})") from error
-    # AVI stores when to decode a frame, not when to show it: there only the decoding stamps are in order.
-    # Frames flushed out of the decoder at the end of a file may carry no stamp; they are left out.
-    for ticks in zip(*stamps, strict=True):
-        stamped = np.array([index for index, tick in enumerate(ticks) if tick is not None], dtype=np.int64)
-        times = np.array([ticks[index] for index in stamped], dtype=np.float64) * time_base
-        if len(times) and np.all(np.diff(times) > 0):
-            return Timeline(times, lambda indices, stamped=stamped: _pyav_read(path, stamped[indices].tolist()), "pyav")
-    raise VideoError("its frames carry no usable time stamps" if stamps else "it holds no video frames")
-
-
-def _pyav_read(path: Path, indices: list[int]) -> Frames:
-    wanted, last = set(indices), max(indices)
-    found: dict[int, np.ndarray] = {}
-    try:
-        with av.open(str(path.resolve())) as container:
-            for index, frame in enumerate(container.decode(container.streams.video[0])):
-                if index in wanted:  # unlike decord, PyAV leaves the display rotation to its caller
-                    found[index] = np.rot90(frame.to_ndarray(format="rgb24"), k=round(frame.rotation / 90))
-                if index == last:
-                    break
-    except av.FFmpegError as error:
-        raise VideoError(f"it cannot be decoded (FFmpeg: {error.strerror})") from error
-    if len({frame.shape for frame in found.values()}) > 1:
-        raise VideoError("its frame size changes in mid-stream")
-    return np.stack([found[index] for index in indices])
-
-
 def resize_and_crop(frames: Frames, height: int, width: int) -> Frames:
     """Cover `height` x `width` keeping the aspect ratio, cutting the overhang equally on both sides."""
     _, source_height, source_width, _ = frames.shape
     scale = max(height / source_height, width / source_width)
     crop_height, crop_width = height / scale, width / scale
     left, top = (source_width - crop_width) / 2, (source_height - crop_height) / 2
-    box = (left, top, left + crop_width, top + crop_height)
+    # Rounded sums may lie a hair outside the picture, which Pillow refuses.
+    box = (max(left, 0), max(top, 0), min(left + crop_width, source_width), min(top + crop_height, source_height))
     images = (Image.fromarray(np.ascontiguousarray(frame)) for frame in frames)
     return np.stack([np.asarray(image.resize((width, height), Image.Resampling.BICUBIC, box=box)) for image in images])
 
@@ -182,7 +120,7 @@ def decode_clip(content: bytes) -> Frames:
         with av.open(io.BytesIO(content), mode="r") as container:
             return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
     except (av.FFmpegError, IndexError, ValueError) as error:
-        raise VideoError(f"it cannot be decoded ({error})") from error
+        raise VideoError("undecodable", f"it cannot be decoded ({error})") from error
 
 
 def encode_clip(frames: Frames, fps: float, crf: int = 14) -> bytes:

@@ -3,14 +3,14 @@
 import errno
 
 from data.captions import CaptionError
+from data.probe import VideoError
 from data.shards import DatasetError
-from data.video import VideoError
+from data.sources import SourceError
 from launch.config import ConfigError
 from launch.road import StageOrderError
 from pipeline.checkpoint import CheckpointError
 from pipeline.lock import LockedError
 from pipeline.prompts import PromptError
-from pipeline.shard import SourceError
 from pipeline.workers import TrainingError
 
 OURS = (

@@ -4,7 +4,15 @@ from collections import Counter
 from math import prod
 from pathlib import Path
 
-from data.shards import MANIFEST_NAME, QUARANTINE_NAME, read_index, read_manifest
+from data.shards import (
+    FILTERED_NAME,
+    MANIFEST_NAME,
+    QUARANTINE_NAME,
+    Manifest,
+    read_index,
+    read_manifest,
+    read_rejections,
+)
 from launch.config import ConfigError
 from pipeline.checkpoint import LATEST_NAME, RECORD_NAME, open_checkpoint
 from pipeline.sample import SAMPLES_NAME, read_samples
@@ -53,14 +61,31 @@ def _dataset(path: Path) -> str:
         f"  clip        {bucket.num_frames} frames of {bucket.height} x {bucket.width} at {bucket.fps:g} fps",
         f"  splits      {', '.join(f'{name} {number}' for name, number in splits.items())}",
         f"  captions    {len(captions)} different, for example {examples}",
-        f"  quarantine  {manifest.num_quarantined}"
-        + (f", reasons in {path / QUARANTINE_NAME}" if manifest.num_quarantined else ""),
+        *_ledger(path, manifest),
     ]
     if manifest.latent_stats is not None:
         lines.append(f"  latents     (c, t, h, w) = {tuple(manifest.latent_shape or ())}")
         for name, values in (("mean", manifest.latent_stats.mean), ("std", manifest.latent_stats.std)):
             lines.append(f"  {name:11} {' '.join(f'{value:.3f}' for value in values)}")
     return "\n".join(lines)
+
+
+def _ledger(path: Path, manifest: Manifest) -> list[str]:
+    """Where the sources went, and a table by reason of what was left out."""
+    counts = manifest.ledger
+    if counts is None:
+        return []
+    lines = [
+        f"  sources     {counts.sources} = {counts.shards} in shards + {counts.filtered} filtered "
+        f"+ {counts.quarantine} in quarantine"
+    ]
+    for name in (FILTERED_NAME, QUARANTINE_NAME):
+        rejections = read_rejections(path / name)
+        by_reason = Counter(rejection.reason for rejection in rejections)
+        for reason, number in by_reason.most_common():
+            example = next(rejection for rejection in rejections if rejection.reason == reason)
+            lines.append(f"    {name:16} {number:6} {reason:14} such as {example.source}: {example.detail}")
+    return lines
 
 
 def _checkpoint(path: Path) -> str:

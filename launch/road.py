@@ -11,6 +11,7 @@ from typing import Any
 
 from data.publish import publish_text
 from data.shards import read_index, read_manifest
+from data.sources import list_folder, source_fingerprint
 from data.synthetic import held_out_combinations
 from launch.cluster import connected
 from launch.config import SYNTHETIC, RunConfig, check_writable, dump_config
@@ -26,7 +27,7 @@ from pipeline.report import Report, write_gallery, write_report
 from pipeline.requests import clear_requests, sigterm_stops
 from pipeline.resources import MemoryWatch, memory_watch
 from pipeline.sample import SAMPLES_NAME, read_samples, sample_clips
-from pipeline.shard import dataset_outputs, list_sources, make_shards, source_fingerprint
+from pipeline.shard import dataset_outputs, make_shards
 from pipeline.stage import Stage, StageRecord, begin, fingerprint, read_record
 from pipeline.synthesize import make_videos, video_path
 from pipeline.train import TrainConfig, TrainTask, read_metrics, train
@@ -104,10 +105,10 @@ class Road:
 
     def shard(self) -> None:
         """Cut the videos into clips."""
-        if self.config.data.source == SYNTHETIC:
-            source = self._build_of("videos", "draw")
-        else:
-            source = source_fingerprint(self.source_dir, list_sources(self.source_dir))
+        synthetic = self.config.data.source == SYNTHETIC
+        build = self._build_of("videos", "draw") if synthetic else None
+        sources = list_folder(self.source_dir)
+        source = build or source_fingerprint(sources)
         inputs = {"source": source, "config": self.config.data.shard().model_dump(mode="json")}
         if self.config.data.captions is not None and self.config.data.captions.is_file():
             inputs["captions"] = fingerprint(self.config.data.captions.read_text(encoding="utf-8", errors="replace"))
@@ -115,8 +116,13 @@ class Road:
             if stage is not None:
                 workers = self.config.cluster.workers
                 num_tasks = workers.num_workers * workers.cpus_per_worker
-                manifest = make_shards(self.source_dir, stage.folder, self.config.data.shard(), num_tasks)
-                summary = {"clips": manifest.num_samples, "quarantined": manifest.num_quarantined}
+                manifest = make_shards(sources, self.source_dir, stage.folder, self.config.data.shard(), num_tasks)
+                assert manifest.ledger is not None
+                summary = {
+                    "clips": manifest.num_samples,
+                    "filtered": manifest.ledger.filtered,
+                    "quarantined": manifest.ledger.quarantine,
+                }
                 stage.finish(dataset_outputs(stage.folder, manifest), summary, self._peak())
 
     def train_autoencoder(self) -> None:

@@ -161,7 +161,6 @@ def encode_shards(
         fingerprint=content_fingerprint(shard.shard for shard in encoded),
         bucket=bucket,
         num_samples=clips.num_samples,
-        num_quarantined=0,
         shards=[shard.shard for shard in encoded],
         latent_shape=list(latent_shape(model, bucket.num_frames, bucket.height, bucket.width)),
         latent_stats=latent_statistics(encoded),

@@ -1,26 +1,28 @@
 """Stage 1: a folder of videos becomes WebDataset shards of clips.
 
-Sources are sorted and cut into planned shards, so the same folder always gives the same shards. One Ray
-task prepares one source (decode, cut, resize, encode); one more task writes each shard from the clips of
-its sources, without the pixels passing through the driver. A source that cannot be used goes to
-quarantine with its reason; one that takes longer than the time-out, or kills its worker, does too.
+Sources are sorted and cut into planned shards, so the same sources always give the same shards. One job
+prepares one source (decode, cut, resize, encode) in a process that a time-out can kill; a Ray task writes
+each shard from the clips of its sources, without the pixels passing through the driver. Every source ends
+in exactly one of shards, filtered and quarantine (`data/ledger.py`), and the stage ends by counting them.
 """
 
-import time
-from collections import deque
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import ray
 from pydantic import BaseModel, ConfigDict, Field
-from ray.exceptions import WorkerCrashedError
 
 from data.buckets import Bucket
 from data.captions import CaptionError, caption_of, read_caption_table
 from data.clip import VIDEO_MEMBER, ClipRecord, clip_key, split_of
+from data.ledger import Filter, Rejection, balance, reject
+from data.probe import VideoError
 from data.publish import publish_text
 from data.shards import (
+    FILTERED_NAME,
     INDEX_NAME,
     MANIFEST_NAME,
     QUARANTINE_NAME,
@@ -29,18 +31,19 @@ from data.shards import (
     ShardRecord,
     content_fingerprint,
     write_index,
-    write_quarantine,
+    write_rejections,
     write_shard,
 )
-from data.video import VIDEO_SUFFIXES, VideoError, encode_clip, read_spans
-from pipeline.progress import Bar, bar
-from pipeline.stage import fingerprint
+from data.sources import Source, SourceError
+from data.video import encode_clip, read_spans
+from pipeline.pool import Done, run_jobs
+from pipeline.progress import bar
 
 COMMIT_SUFFIX = ".commit.json"
 
 
 class ShardConfig(BaseModel):
-    """How a folder of videos is cut into clips."""
+    """How videos are cut into clips."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -49,11 +52,18 @@ class ShardConfig(BaseModel):
     max_clips_per_video: int = Field(default=4, ge=1)
     videos_per_shard: int = Field(default=256, ge=1)
     validation_fraction: float = Field(default=0.05, ge=0, lt=1)
-    timeout_seconds: float = Field(default=120, gt=0)  # for one video
+    decode_timeout_seconds: float = Field(default=120, gt=0)  # for one video; then its process is killed
 
 
-class SourceError(ValueError):
-    """A source folder there is nothing to make clips from."""
+class SourceReport(BaseModel):
+    """What became of one source."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    source: str
+    num_clips: int = 0  # in the shard
+    filtered: list[Rejection] = []  # its clips, or itself, left out on purpose
+    quarantined: Rejection | None = None
 
 
 class ShardCommit(BaseModel):
@@ -63,57 +73,40 @@ class ShardCommit(BaseModel):
 
     shard: ShardRecord
     rows: list[IndexRow]
-    quarantined: dict[str, str]  # source -> reason
+    reports: list[SourceReport]
 
 
 Clips = list[tuple[ClipRecord, bytes]]
 
 
-def list_sources(source_dir: Path) -> list[str]:
-    """Every video file below a folder, sorted, as paths relative to it with forward slashes.
-
-    Raises:
-        SourceError: the folder is missing, empty, or holds no video.
-    """
-    if not source_dir.is_dir():
-        raise SourceError(f"{source_dir} is not a folder; set data.source to a folder of videos")
-    files = [path for path in source_dir.rglob("*") if path.is_file()]
-    videos = [path for path in files if path.suffix.lower() in VIDEO_SUFFIXES]
-    if not files:
-        raise SourceError(f"{source_dir} is empty; put videos in it or point data.source elsewhere")
-    if not videos:
-        found = ", ".join(sorted({path.suffix.lower() or path.name for path in files})[:5])
-        raise SourceError(
-            f"{source_dir} holds {len(files)} files ({found}) but no video; a video ends in one of "
-            f"{' '.join(sorted(VIDEO_SUFFIXES))}"
-        )
-    return sorted(path.relative_to(source_dir).as_posix() for path in videos)
-
-
-def source_fingerprint(source_dir: Path, sources: list[str]) -> str:
-    """Changes when a file is added, removed, resized or rewritten."""
-    stats = [(source_dir / source).stat() for source in sources]
-    return fingerprint([(s, st.st_size, st.st_mtime_ns) for s, st in zip(sources, stats, strict=True)])
-
-
-def prepare_source(source_dir: Path, source: str, config: ShardConfig, table: dict[str, str]) -> tuple[str, Clips]:
-    """Cut one video into clips. Never raises for a bad video: gives (reason, no clips) instead of ("", clips)."""
+def prepare_source(
+    source_dir: Path, table: dict[str, str], config: ShardConfig, source: Source
+) -> tuple[SourceReport, Clips]:
+    """Cut one video into clips. Never raises for a bad video: reports why there are none."""
     bucket = config.bucket
+    quarantine = partial(reject, source.name)
     try:
-        caption = caption_of(source_dir, source, table)
-        spans = read_spans(source_dir / source, bucket, config.max_clips_per_video)
-    except (VideoError, CaptionError) as error:
-        return str(error), []
+        caption = caption_of(source_dir, source.name, table)
+        spans = read_spans(Path(source.path), bucket, config.max_clips_per_video)
+    except CaptionError as error:
+        return SourceReport(source=source.name, quarantined=quarantine("caption", "bad_caption", str(error))), []
+    except VideoError as error:
+        if error.reason in get_args(Filter):
+            return SourceReport(source=source.name, filtered=[quarantine("filter", error.reason, str(error))]), []
+        return SourceReport(source=source.name, quarantined=quarantine("decode", error.reason, str(error))), []
+    except FileNotFoundError:
+        return SourceReport(source=source.name, quarantined=quarantine("read", "missing", "the file is gone")), []
     except OSError as error:
-        return f"it cannot be read: {error.strerror}", []
+        detail = f"it cannot be read: {error.strerror}"
+        return SourceReport(source=source.name, quarantined=quarantine("read", "unreadable", detail)), []
     clips = []
     for span in spans:
         record = ClipRecord(
-            key=clip_key(source, span.start_seconds, bucket),
-            source=source,
+            key=clip_key(source.name, span.start_seconds, bucket),
+            source=source.name,
             start_seconds=span.start_seconds,
             caption=caption,
-            split=split_of(source, config.validation_fraction),
+            split=split_of(source.name, config.validation_fraction),
             decoder=span.decoder,
             num_frames=bucket.num_frames,
             height=bucket.height,
@@ -121,14 +114,20 @@ def prepare_source(source_dir: Path, source: str, config: ShardConfig, table: di
             fps=bucket.fps,
         )
         clips.append((record, encode_clip(span.frames, bucket.fps)))
-    return "", clips
+    return SourceReport(source=source.name, num_clips=len(clips)), clips
 
 
-def commit_shard(path: Path, quarantined: dict[str, str], *clips: Clips) -> None:
+def commit_shard(path: Path, reports: list[SourceReport], *clips: Clips) -> None:
     """Write one shard and then its commit. Runs in a worker; Ray has brought the clips of every source."""
     shard, rows = write_shard(path, [clip for source in clips for clip in source], VIDEO_MEMBER)
-    commit = ShardCommit(shard=shard, rows=rows, quarantined=quarantined)
+    commit = ShardCommit(shard=shard, rows=rows, reports=reports)
     publish_text(path.with_suffix(COMMIT_SUFFIX), commit.model_dump_json())
+
+
+def read_commit(path: Path) -> ShardCommit | None:
+    """The commit of the shard at `path`, or None where it is not done."""
+    commit = path.with_suffix(COMMIT_SUFFIX)
+    return ShardCommit.model_validate_json(commit.read_text(encoding="utf-8")) if commit.exists() else None
 
 
 @dataclass
@@ -136,107 +135,112 @@ class _Group:
     """One planned shard while its sources are being prepared."""
 
     path: Path
-    sources: list[str]
+    sources: Sequence[Source]
+    reports: dict[str, SourceReport] = field(default_factory=dict)  # by source
     clips: dict[str, Any] = field(default_factory=dict)  # source -> reference to its clips
-    quarantined: dict[str, str] = field(default_factory=dict)
 
     @property
     def ready(self) -> bool:
-        return len(self.clips) + len(self.quarantined) == len(self.sources)
+        return len(self.reports) == len(self.sources)
 
 
-def make_shards(source_dir: Path, output_dir: Path, config: ShardConfig, num_workers: int) -> Manifest:
+def make_shards(
+    sources: Sequence[Source], source_dir: Path, output_dir: Path, config: ShardConfig, num_workers: int
+) -> Manifest:
     """Run the stage on the connected Ray cluster; shards that are already there stay.
 
+    Args:
+        sources: in the order in which their clips shall lie in the shards.
+        source_dir: what captions of sidecars and folders are looked up under.
+
     Raises:
-        SourceError: there is no video, or none that can be used.
+        SourceError: none of the sources can be used.
         CaptionError: the caption table cannot be read.
     """
-    sources = list_sources(source_dir)
     table = {} if config.captions is None else read_caption_table(config.captions)
     planned = [
         _Group((output_dir / f"shard-{number:05d}.tar").resolve(), sources[at : at + config.videos_per_shard])
         for number, at in enumerate(range(0, len(sources), config.videos_per_shard))
     ]
-    missing = [group for group in planned if not group.path.with_suffix(COMMIT_SUFFIX).exists()]
-    num_done = len(sources) - sum(len(group.sources) for group in missing)
-    with bar("shard", len(sources), "videos", start=num_done) as progress:
-        _prepare_all(source_dir.resolve(), missing, config, table, num_workers, progress, num_done)
+    missing = [group for group in planned if read_commit(group.path) is None]
+    prepare = partial(prepare_source, source_dir.resolve(), table, config)
+    _prepare_and_commit(prepare, missing, num_workers, config.decode_timeout_seconds, len(sources))
 
-    commits = [
-        ShardCommit.model_validate_json(group.path.with_suffix(COMMIT_SUFFIX).read_text(encoding="utf-8"))
-        for group in planned
-    ]
-    quarantined = {source: reason for commit in commits for source, reason in commit.quarantined.items()}
-    write_quarantine(
-        output_dir, [{"source": source, "stage": "shard", "reason": reason} for source, reason in quarantined.items()]
-    )
-    if len(quarantined) == len(sources):
-        source, reason = next(iter(quarantined.items()))
-        raise SourceError(
-            f"none of the {len(sources)} videos in {source_dir} can be used (the first, {source}: {reason}); "
-            f"every reason is in {output_dir / QUARANTINE_NAME}"
-        )
-    shards = [commit.shard for commit in commits]
-    write_index(output_dir, [row for commit in commits for row in commit.rows])
-    manifest = Manifest(
-        kind="clips",
-        fingerprint=content_fingerprint(shards),
-        bucket=config.bucket,
-        num_samples=sum(shard.num_samples for shard in shards),
-        num_quarantined=len(quarantined),
-        shards=shards,
-    )
+    commits = [commit for group in planned if (commit := read_commit(group.path)) is not None]
+    manifest = _close_ledger(sources, commits, output_dir, config)
     publish_text(output_dir / MANIFEST_NAME, manifest.model_dump_json(indent=1))
     return manifest
 
 
-def _prepare_all(
-    source_dir: Path,
+def _prepare_and_commit(
+    prepare: partial[tuple[SourceReport, Clips]],
     groups: list[_Group],
-    config: ShardConfig,
-    table: dict[str, str],
     num_workers: int,
-    progress: Bar,
-    num_already_done: int,
+    timeout_seconds: float,
+    num_sources: int,
 ) -> None:
     """Prepare every source of `groups`, writing each shard as soon as its last source is in."""
-    shared_table = ray.put(table)
-    prepare: Any = ray.remote(prepare_source).options(num_cpus=1, max_retries=1, num_returns=2)
     commit = ray.remote(commit_shard).options(num_cpus=0)
-    waiting = deque((group, source) for group in groups for source in group.sources)
-    running: dict[Any, tuple[_Group, str, Any, float]] = {}  # reason -> group, source, clips, when it was handed out
-    commits = []
-    num_done, num_quarantined = num_already_done, 0
-    while waiting or running:
-        while waiting and len(running) < num_workers:  # no more than can run: the time-out counts from here
-            group, source = waiting.popleft()
-            reason, clips = prepare.remote(source_dir, source, config, shared_table)
-            running[reason] = (group, source, clips, time.monotonic())
-        finished, _ = ray.wait(list(running), num_returns=1, timeout=1.0)
-        for reason, (group, source, clips, begun) in list(running.items()):
-            if reason in finished:
-                try:
-                    problem = str(ray.get(reason))
-                except WorkerCrashedError:
-                    problem = "decoding it crashed the worker twice"
-            elif time.monotonic() - begun > config.timeout_seconds:
-                ray.cancel(reason, force=True)
-                problem = f"decoding it took longer than {config.timeout_seconds:g} s"
+    group_of = {source: group for group in groups for source in group.sources}
+    num_done, num_rejected, commits = num_sources - len(group_of), 0, []
+    with bar("shard", num_sources, "videos", start=num_done) as progress:
+        for result in run_jobs(prepare, list(group_of), num_workers, timeout_seconds):
+            source, group = result.job, group_of[result.job]
+            if isinstance(result, Done):
+                report, group.clips[source.name] = result.report, result.payload
             else:
-                continue
-            del running[reason]
-            if problem:
-                group.quarantined[source] = problem
-            else:
-                group.clips[source] = clips
+                quarantined = reject(source.name, "decode", result.reason, result.detail)
+                report = SourceReport(source=source.name, quarantined=quarantined)
+            group.reports[source.name] = report
             if group.ready:
-                ordered = [group.clips[name] for name in group.sources if name in group.clips]
-                commits.append(commit.remote(group.path, group.quarantined, *ordered))
+                names = [source.name for source in group.sources]
+                clips = [group.clips[name] for name in names if name in group.clips]
+                commits.append(commit.remote(group.path, [group.reports[name] for name in names], *clips))
                 group.clips.clear()
-            num_done, num_quarantined = num_done + 1, num_quarantined + bool(problem)
-            progress.update(num_done, f"{num_quarantined} in quarantine" if num_quarantined else "")
+            num_done, num_rejected = num_done + 1, num_rejected + (report.num_clips == 0)
+            progress.update(num_done, f"{num_rejected} left out" if num_rejected else "")
     ray.get(commits)
+
+
+def _close_ledger(
+    sources: Sequence[Source], commits: Iterable[ShardCommit], output_dir: Path, config: ShardConfig
+) -> Manifest:
+    """Write index, filtered and quarantine, check that they account for every source, and sum up.
+
+    Raises:
+        LedgerError: they do not.
+        SourceError: there is not a single clip.
+    """
+    commits = list(commits)
+    reports = [report for commit in commits for report in commit.reports]
+    quarantined = [report.quarantined for report in reports if report.quarantined is not None]
+    filtered = [rejection for report in reports for rejection in report.filtered]
+    write_rejections(output_dir / QUARANTINE_NAME, quarantined)
+    write_rejections(output_dir / FILTERED_NAME, filtered)
+    rows = [row for commit in commits for row in commit.rows]
+    sharded = {row.source for row in rows}
+    ledger = balance(
+        [source.name for source in sources],
+        sharded,
+        {rejection.source for rejection in filtered} - sharded,
+        [rejection.source for rejection in quarantined],
+    )
+    if not rows:
+        first = [*quarantined, *filtered][0]
+        raise SourceError(
+            f"none of the {len(sources)} videos can be used (the first, {first.source}: {first.detail}); "
+            f"every reason is in {output_dir / QUARANTINE_NAME} and {FILTERED_NAME}"
+        )
+    write_index(output_dir, rows)
+    shards = [commit.shard for commit in commits]
+    return Manifest(
+        kind="clips",
+        fingerprint=content_fingerprint(shards),
+        bucket=config.bucket,
+        num_samples=len(rows),
+        ledger=ledger,
+        shards=shards,
+    )
 
 
 def dataset_outputs(output_dir: Path, manifest: Manifest) -> list[Path]:

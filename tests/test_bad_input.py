@@ -48,7 +48,7 @@ def test_a_corrupt_video_among_good_ones_goes_to_quarantine(config, tmp_path):
     (source / "moves" / "text.mp4").write_text("hello")
     done = launch("shard", str(config), "--set", f"data.source={source}")
     assert done.returncode == 0, done.stderr
-    assert "clips 3, quarantined 3" in done.stdout
+    assert "clips 3, filtered 0, quarantined 3" in done.stdout
     quarantine = (tmp_path / "runs" / "tiny" / "clips" / "quarantine.jsonl").read_text(encoding="utf-8")
     assert [name in quarantine for name in ("broken.mp4", "empty.mp4", "text.mp4")] == [True] * 3
     assert "the file is empty" in quarantine

@@ -1,0 +1,192 @@
+"""Three decoders behind one interface: when each frame of a file is shown, and the pixels of some of them.
+
+`timelines` offers what can be trusted about a file, fastest first: decord where the probe proves it right,
+torchcodec in exact mode where it is installed and loads, PyAV everywhere. A decoder that then does not
+give what the time stamps promise says so (`UnfitDecoderError`), and the next one is asked.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.util import find_spec
+from itertools import chain
+from pathlib import Path
+from typing import Literal
+
+import av
+import av.filter
+import decord
+import numpy as np
+from decord._ffi.base import DECORDError
+from jaxtyping import UInt8
+
+from data.clip import Decoder
+from data.probe import Probe, VideoError
+
+DECORD_ERRORS = (DECORDError, RuntimeError)  # the second where it cannot open a file at all
+DECORD_STAMP_SECONDS = 2e-3  # decord keeps time stamps in single precision
+BLOCK_BYTES = 2**26  # of pixels asked of decord in one call
+
+Frame = UInt8[np.ndarray, "h w 3"]
+Clock = Literal["pts", "dts"]  # when a frame is shown, or when it is decoded
+
+
+class UnfitDecoderError(Exception):
+    """A decoder does not give what the file's time stamps promise; another may."""
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """The presentation time of every frame of a video, and the way to read some of them."""
+
+    times_seconds: np.ndarray  # strictly increasing
+    read: Callable[[list[int]], Iterator[Frame]]  # frames by index, which must increase
+    decoder: Decoder
+
+
+def timelines(path: Path, probe: Probe) -> Iterator[Timeline]:
+    """The trustworthy ways to read a file, best first; the last one always answers.
+
+    Raises:
+        VideoError: on the way to the last one: the file cannot be decoded or its frames carry no time stamps.
+    """
+    if probe.suits_decord:
+        timeline = _decord_timeline(path, probe)
+        if timeline is not None:
+            yield timeline
+    if probe.suits_torchcodec and has_torchcodec():
+        yield Timeline(probe.times_seconds, lambda indices: _torchcodec_read(path, probe, indices), "torchcodec")
+    if len(probe.ticks) > 0:
+        yield _pyav_timeline(path, probe, probe.ticks, "pts")
+    yield _measured_timeline(path, probe)
+
+
+def _decord_timeline(path: Path, probe: Probe) -> Timeline | None:
+    """decord's view of a file, or None where it cannot open it or disagrees with the packets about a time stamp."""
+    decord.logging.set_level(decord.logging.QUIET)  # FFmpeg's complaints come back as our own errors
+    try:
+        reader = decord.VideoReader(str(path.resolve()), ctx=decord.cpu(0), num_threads=1)
+        stamps = np.asarray(reader.get_frame_timestamp(range(len(reader))))
+    except DECORD_ERRORS:
+        return None
+    if stamps.shape != (len(probe.ticks), 2):
+        return None
+    if np.abs(stamps[:, 0] - probe.times_seconds).max() > DECORD_STAMP_SECONDS:
+        return None
+    block = max(1, BLOCK_BYTES // (3 * probe.height * probe.width))
+
+    def read(indices: list[int]) -> Iterator[Frame]:
+        try:
+            for start in range(0, len(indices), block):
+                yield from reader.get_batch(indices[start : start + block]).asnumpy()
+        except DECORD_ERRORS as error:  # frames whose width its padding does not divide, damage further on
+            raise UnfitDecoderError(str(error)) from error
+
+    return Timeline(probe.times_seconds, read, "decord")
+
+
+@lru_cache(maxsize=1)
+def has_torchcodec() -> bool:
+    """torchcodec is installed and finds FFmpeg's libraries."""
+    if find_spec("torchcodec") is None:
+        return False
+    try:
+        import torchcodec.decoders  # noqa: F401  # pyright: ignore[reportMissingImports] - optional
+    except (ImportError, OSError, RuntimeError):  # no libraries, or of a version it does not know
+        return False
+    return True
+
+
+def _torchcodec_read(path: Path, probe: Probe, indices: list[int]) -> Iterator[Frame]:
+    from torchcodec.decoders import VideoDecoder  # pyright: ignore[reportMissingImports] - optional
+
+    try:
+        decoder = VideoDecoder(
+            str(path.resolve()),
+            stream_index=probe.stream_index,
+            dimension_order="NHWC",
+            num_ffmpeg_threads=1,
+            seek_mode="exact",
+        )
+        for index in indices:
+            # Asked for in the middle of its time on screen, so that rounding does not matter.
+            following = probe.ticks[index + 1] if index + 1 < len(probe.ticks) else probe.ticks[index] + 1
+            middle = (probe.ticks[index] + following) / 2 * probe.seconds_per_tick
+            frame = decoder.get_frame_played_at(middle)
+            if round(frame.pts_seconds / probe.seconds_per_tick) != probe.ticks[index]:
+                raise UnfitDecoderError(f"torchcodec shows the frame of {frame.pts_seconds} s at {middle} s")
+            yield frame.data.numpy()
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise UnfitDecoderError(str(error)) from error
+
+
+def _pyav_timeline(path: Path, probe: Probe, ticks: np.ndarray, clock: Clock) -> Timeline:
+    def read(indices: list[int]) -> Iterator[Frame]:
+        wanted = iter(ticks[indices].tolist())
+        tick = next(wanted, None)
+        for frame, stamp in _pyav_frames(path, probe, clock):
+            if stamp is None or tick is None or stamp < tick:
+                continue
+            if stamp > tick:
+                break
+            yield probe.matrix.apply(frame.to_ndarray(format="rgb24"))
+            tick = next(wanted, None)
+            if tick is None:
+                return
+        raise UnfitDecoderError(f"no frame with the time stamp {tick} comes out of the decoder")
+
+    return Timeline(ticks * probe.seconds_per_tick, read, "pyav")
+
+
+def _measured_timeline(path: Path, probe: Probe) -> Timeline:
+    """Where the packets do not tell: the time stamps that the frames have once they are decoded.
+
+    AVI stores when to decode a frame, not when to show it: there only the decoding stamps are in order.
+    Frames flushed out of the decoder at the end of a file may carry no stamp; they are left out.
+    """
+    for clock in ("pts", "dts"):
+        ticks = np.array([tick for _, tick in _pyav_frames(path, probe, clock) if tick is not None], np.int64)
+        if len(ticks) and np.all(np.diff(ticks) > 0):
+            return _pyav_timeline(path, probe, ticks, clock)
+    raise VideoError("no_time_stamps", "its frames carry no usable time stamps")
+
+
+def _pyav_frames(path: Path, probe: Probe, clock: Clock) -> Iterator[tuple[av.VideoFrame, int | None]]:
+    """Every frame that is shown, in the order of decoding, deinterlaced, with its time stamp in ticks."""
+    try:
+        with av.open(str(path.resolve())) as container:
+            stream = container.streams[probe.stream_index]
+            assert isinstance(stream, av.VideoStream)
+            stream.codec_context.thread_count = 1  # more processes beat more threads
+            frames = container.decode(stream)
+            for frame in _deinterlaced(frames, stream) if probe.is_interlaced else frames:
+                if (frame.height, frame.width) != probe.stored_size:
+                    raise VideoError("size_changes", "its frame size changes in mid-stream")
+                yield frame, frame.dts if clock == "dts" else frame.pts
+    except av.FFmpegError as error:
+        raise VideoError("undecodable", f"it cannot be decoded (FFmpeg: {error.strerror})") from error
+
+
+def _deinterlaced(frames: Iterator[av.VideoFrame], stream: av.VideoStream) -> Iterator[av.VideoFrame]:
+    """Whole pictures: lines of the other field are interpolated in frames that are flagged as interlaced."""
+    graph = av.filter.Graph()
+    graph.link_nodes(
+        graph.add_buffer(template=stream),
+        graph.add("bwdif", "mode=send_frame:deint=interlaced"),
+        graph.add("buffersink"),
+    ).configure()
+    for frame in chain(frames, (None,)):  # None: there are no more, give what is kept
+        graph.vpush(frame)
+        while (picture := _pull(graph)) is not None:
+            if picture.pts is not None:  # the filter counts in half ticks
+                assert picture.time_base is not None
+                assert stream.time_base is not None
+                picture.pts = round(picture.pts * picture.time_base / stream.time_base)
+            yield picture
+
+
+def _pull(graph: av.filter.Graph) -> av.VideoFrame | None:
+    try:
+        return graph.vpull()
+    except (av.BlockingIOError, av.EOFError):
+        return None

@@ -1,0 +1,115 @@
+"""Ingestion on a real Ray cluster: every source accounted for, whatever it is."""
+
+import signal
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import psutil
+import pytest
+
+from data.buckets import Bucket
+from data.ledger import LedgerError, balance
+from data.shards import QUARANTINE_NAME, Manifest, read_index, read_manifest, read_rejections
+from data.sources import list_folder
+from launch.cluster import connected
+from launch.config import ClusterConfig
+from launch.inspection import describe_folder
+from pipeline.shard import ShardConfig, make_shards
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Two workers, as every default run has."""
+    with connected(ClusterConfig(object_store_mib=128)):
+        yield
+
+
+def ingest(source_dir: Path, output_dir: Path, config: ShardConfig) -> Manifest:
+    return make_shards(list_folder(source_dir), source_dir, output_dir, config, num_workers=2)
+
+
+def link(target: Path, source: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.symlink_to(source)
+
+
+def test_the_ledger_must_add_up():
+    counts = balance(["a", "b", "c", "d"], ["a", "b"], ["c"], ["d"])
+    assert (counts.sources, counts.shards, counts.filtered, counts.quarantine) == (4, 2, 1, 1)
+    with pytest.raises(LedgerError, match=r"1 are lost \(such as \['c'\]\)"):
+        balance(["a", "b", "c"], ["a"], ["b"], [])
+    with pytest.raises(LedgerError, match="1 are unknown or counted twice"):
+        balance(["a", "b"], ["a"], ["b"], ["b"])
+    with pytest.raises(ValueError, match="sources must equal"):
+        type(counts)(sources=3, shards=1, filtered=1, quarantine=0)
+
+
+def test_every_test_video_ends_in_exactly_one_place(cluster, clips_dir, tmp_path, capsys):
+    """Good, odd and broken files together: nothing hangs, nothing is lost, every reason is a sentence."""
+    bucket = Bucket(num_frames=5, height=32, width=32, fps=8)
+    manifest = ingest(clips_dir, tmp_path, ShardConfig(bucket=bucket, max_clips_per_video=1, videos_per_shard=64))
+    sources = [source.name for source in list_folder(clips_dir)]
+    sharded = [row.source for row in read_index(tmp_path)]
+    filtered = [rejection.source for rejection in read_rejections(tmp_path / "filtered.jsonl")]
+    quarantined = [rejection.source for rejection in read_rejections(tmp_path / QUARANTINE_NAME)]
+    assert sorted([*sharded, *filtered, *quarantined]) == sources
+    assert manifest.ledger is not None
+    assert manifest.ledger.sources == len(sources)
+    assert read_manifest(tmp_path) == manifest
+    rejections = [r for name in ("filtered.jsonl", QUARANTINE_NAME) for r in read_rejections(tmp_path / name)]
+    assert all(rejection.detail and rejection.retry for rejection in rejections)
+    with capsys.disabled():
+        print("\n" + describe_folder(tmp_path))
+
+
+def workers_that_read(path: Path) -> list[psutil.Process]:
+    """Children of this process that have a file open."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if any(file.path == str(path) for file in process.open_files()):
+                found.append(process)
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return found
+
+
+def signal_readers(path: Path, number: signal.Signals, stopped: threading.Event) -> None:
+    """Send a signal to each worker that opens a file, for as long as a test runs."""
+    while not stopped.wait(0.005):
+        for process in workers_that_read(path):
+            process.send_signal(number)
+            time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("number", "reason", "detail"),
+    [(signal.SIGSTOP, "timed_out", "longer than 3 s"), (signal.SIGSEGV, "crashed", "crashed 3 workers")],
+    ids=["hangs", "crashes"],
+)
+def test_a_file_that_hangs_or_crashes_its_decoder_costs_only_itself(
+    cluster, clips_dir, tmp_path, number, reason, detail
+):
+    """The decoder is stopped, or made to fault, each time it opens the file."""
+    long = max(clips_dir.joinpath("robust_androidx").glob("*_180p_av1.mp4"))
+    for name in ("a.mp4", "c.mp4"):
+        link(tmp_path / "videos" / name, clips_dir / "fixtures" / "bikes.mp4")
+    victim = tmp_path / "videos" / "b.mp4"
+    victim.write_bytes(long.read_bytes())
+    stopped = threading.Event()
+    thread = threading.Thread(target=signal_readers, args=(victim, number, stopped))
+    thread.start()
+    try:
+        config = ShardConfig(max_clips_per_video=1, decode_timeout_seconds=3)
+        manifest = ingest(tmp_path / "videos", tmp_path / "clips", config)
+    finally:
+        stopped.set()
+        thread.join()
+    rejection = read_rejections(tmp_path / "clips" / QUARANTINE_NAME)
+    assert [(r.source, r.stage, r.reason) for r in rejection] == [("b.mp4", "decode", reason)]
+    assert detail in rejection[0].detail
+    assert Counter(row.source for row in read_index(tmp_path / "clips")) == {"a.mp4": 1, "c.mp4": 1}
+    assert manifest.num_samples == 2
+    assert not [p for p in psutil.Process().children(recursive=True) if p.status() == psutil.STATUS_STOPPED]
