@@ -25,7 +25,7 @@ from webdataset.writer import TarWriter
 
 from data.buckets import Bucket
 from data.clip import CAPTION_MEMBER, RECORD_MEMBER, ClipRecord, Split
-from data.ledger import LedgerCounts, Rejection
+from data.ledger import LedgerCounts, Reason, Rejection
 from data.publish import publish_text, published
 
 SCHEMA_VERSION = 2
@@ -71,6 +71,7 @@ class Manifest(BaseModel):
     num_samples: int
     shards: list[ShardRecord]
     ledger: LedgerCounts | None = None  # of clips: what became of their sources
+    filtered: dict[Reason, int] = {}  # clips and whole sources left out, by filter
     latent_shape: list[int] | None = None  # (c, t, h, w)
     latent_stats: LatentStats | None = None
 

@@ -4,6 +4,7 @@ import errno
 
 from data.captions import CaptionError
 from data.probe import VideoError
+from data.scenes import ScenesError
 from data.shards import DatasetError
 from data.sources import SourceError
 from launch.config import ConfigError
@@ -18,6 +19,7 @@ OURS = (
     DatasetError,
     FloatingPointError,
     PromptError,
+    ScenesError,
     SourceError,
     StageOrderError,
     VideoError,

@@ -9,6 +9,7 @@ from threading import Event, Thread
 from typing import Any
 
 from data.publish import publish_text
+from data.scenes import check_scene_detection
 from data.shards import read_index, read_manifest
 from data.sources import list_folder, source_fingerprint
 from data.synthetic import held_out_combinations
@@ -93,6 +94,8 @@ class Road:
 
     def shard(self) -> None:
         """Cut the videos into clips."""
+        if self.config.data.scene_detection != "off":
+            check_scene_detection()
         synthetic = self.config.data.source == SYNTHETIC
         build = self._build_of("videos", "draw") if synthetic else None
         sources = list_folder(self.source_dir)
