@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
+from zlib import crc32
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,7 +25,7 @@ from webdataset.compat import WebDataset
 from webdataset.writer import TarWriter
 
 from data.buckets import Bucket
-from data.clip import CAPTION_MEMBER, RECORD_MEMBER, ClipRecord, Split
+from data.clip import CAPTION_MEMBER, RECORD_MEMBER, ClipRecord, Decoder, Split
 from data.ledger import LedgerCounts, Reason, Rejection
 from data.publish import publish_text, published
 
@@ -84,17 +85,29 @@ class IndexRow:
     shard: str
     offset: int  # of the payload inside the shard, bytes
     size: int
+    crc32: int  # of the payload
+    caption_offset: int
+    caption_size: int
+    record_offset: int
+    record_size: int
     caption: str
     split: Split
     source: str
-    start_seconds: float
+    start_seconds: float  # of the clip in its source
+    end_seconds: float
+    decoder: Decoder
+    num_frames: int
+    height: int
+    width: int
+    fps: float
 
 
 def write_shard(
     path: Path, samples: Iterable[tuple[ClipRecord, bytes]], payload_member: str
 ) -> tuple[ShardRecord, list[IndexRow]]:
     """Write one shard atomically and say where everything in it is. Equal samples give equal bytes."""
-    records = []
+    records: list[ClipRecord] = []
+    checksums: list[int] = []
     with published(path) as temporary:
         with TarWriter(str(temporary), mtime=0, user="reelflow", group="reelflow") as writer:
             for record, payload in samples:
@@ -106,6 +119,7 @@ def write_shard(
                 }
                 writer.write(sample)
                 records.append(record)
+                checksums.append(crc32(payload))
         with tarfile.open(temporary) as tar:
             places = {member.name: (member.offset_data, member.size) for member in tar}
         shard = ShardRecord(
@@ -114,19 +128,33 @@ def write_shard(
             num_bytes=temporary.stat().st_size,
             sha256=file_sha256(temporary),
         )
-    rows = [
-        IndexRow(
+    rows = []
+    for record, checksum in zip(records, checksums, strict=True):
+        offset, size = places[f"{record.key}.{payload_member}"]
+        caption_offset, caption_size = places[f"{record.key}.{CAPTION_MEMBER}"]
+        record_offset, record_size = places[f"{record.key}.{RECORD_MEMBER}"]
+        row = IndexRow(
             key=record.key,
             shard=path.name,
-            offset=places[f"{record.key}.{payload_member}"][0],
-            size=places[f"{record.key}.{payload_member}"][1],
+            offset=offset,
+            size=size,
+            crc32=checksum,
+            caption_offset=caption_offset,
+            caption_size=caption_size,
+            record_offset=record_offset,
+            record_size=record_size,
             caption=record.caption,
             split=record.split,
             source=record.source,
             start_seconds=record.start_seconds,
+            end_seconds=record.start_seconds + record.num_frames / record.fps,
+            decoder=record.decoder,
+            num_frames=record.num_frames,
+            height=record.height,
+            width=record.width,
+            fps=record.fps,
         )
-        for record in records
-    ]
+        rows.append(row)
     return shard, rows
 
 
@@ -184,25 +212,33 @@ def read_manifest(dataset_dir: Path) -> Manifest:
         raise DatasetError(f"{dataset_dir} holds no {MANIFEST_NAME}: it is not a finished dataset; make it first")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        if content.get("schema_version", 0) > SCHEMA_VERSION:
-            raise DatasetError(f"{path}: schema {content['schema_version']} is newer than this program's")
+        version = content.get("schema_version", 0) if isinstance(content, dict) else 0
+        if version != SCHEMA_VERSION:
+            way_out = "use a newer reelflow" if version > SCHEMA_VERSION else f"run the stage that makes {dataset_dir}"
+            age = "newer" if version > SCHEMA_VERSION else "older"
+            raise DatasetError(f"{path}: schema {version} is {age} than this program's {SCHEMA_VERSION}; {way_out}")
         return Manifest.model_validate(content)
     except (json.JSONDecodeError, UnicodeDecodeError, ValidationError) as error:
         raise DatasetError(f"{path} is damaged ({error}); delete {dataset_dir} and run the stage again") from error
 
 
 class PayloadReader:
-    """Reads any sample's payload with one positioned read; keeps the shards open."""
+    """Reads any sample's payload with one positioned read; keeps the shards open.
 
-    def __init__(self, dataset_dir: Path) -> None:
+    Args:
+        verify: compare each payload with its checksum in the index: a tar has none over its members.
+    """
+
+    def __init__(self, dataset_dir: Path, *, verify: bool = False) -> None:
         self._dataset_dir = dataset_dir
+        self._verify = verify
         self._descriptors: dict[str, int] = {}
 
     def read(self, row: IndexRow) -> bytes:
         """The payload bytes of one sample.
 
         Raises:
-            DatasetError: the shard is missing or shorter than the index says.
+            DatasetError: the shard is missing, shorter than the index says, or holds other bytes.
         """
         if row.shard not in self._descriptors:
             path = self._dataset_dir / row.shard
@@ -213,6 +249,11 @@ class PayloadReader:
         if len(content) != row.size:
             raise DatasetError(
                 f"{self._dataset_dir / row.shard} is cut short at sample {row.key}; make {self._dataset_dir} again"
+            )
+        if self._verify and crc32(content) != row.crc32:
+            raise DatasetError(
+                f"{self._dataset_dir / row.shard} holds other bytes for sample {row.key} than were written "
+                f"(its checksum differs); make {self._dataset_dir} again"
             )
         return content
 

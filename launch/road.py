@@ -24,7 +24,7 @@ from pipeline.prompts import Prompt, format_prompts, plan_requests, read_prompts
 from pipeline.report import Report, write_gallery, write_report
 from pipeline.resources import MemoryWatch, memory_watch
 from pipeline.sample import SAMPLES_NAME, read_samples, sample_clips
-from pipeline.shard import dataset_outputs, make_shards
+from pipeline.shard import dataset_outputs, forget_quarantined, make_shards
 from pipeline.stage import Stage, StageRecord, begin, fingerprint, read_record
 from pipeline.synthesize import make_videos, video_path
 from pipeline.train import TrainConfig, TrainTask, read_metrics, train
@@ -40,8 +40,11 @@ class StageOrderError(ValueError):
 class Road:
     """One run: its configuration, its folder, and its stages as methods in the order they depend on each other."""
 
-    def __init__(self, config: RunConfig, *, on_ray: bool = True, say: Callable[[str], None] = print) -> None:
+    def __init__(
+        self, config: RunConfig, *, on_ray: bool = True, retry: bool = False, say: Callable[[str], None] = print
+    ) -> None:
         self.config = config
+        self._retry = retry  # what was put in quarantine
         self.dir = config.run_dir
         self._on_ray = on_ray
         self._say = say
@@ -103,6 +106,8 @@ class Road:
         inputs = {"source": source, "config": self.config.data.shard().model_dump(mode="json")}
         if self.config.data.captions is not None and self.config.data.captions.is_file():
             inputs["captions"] = fingerprint(self.config.data.captions.read_text(encoding="utf-8", errors="replace"))
+        if self._retry:
+            forget_quarantined(self.dir / "clips")
         with self._stage("shard", "clips", inputs) as stage:
             if stage is not None:
                 workers = self.config.cluster.workers

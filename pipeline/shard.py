@@ -22,7 +22,7 @@ from data.clip import VIDEO_MEMBER, ClipRecord, clip_key, split_of
 from data.filters import Duplicates, FilterConfig, failed_filter, perceptual_hash
 from data.ledger import Filter, Reason, Rejection, balance, reject
 from data.probe import VideoError
-from data.publish import publish_text
+from data.publish import publish_text, remove_unpublished
 from data.scenes import SceneDetection, find_cuts
 from data.shards import (
     FILTERED_NAME,
@@ -174,6 +174,15 @@ def read_commit(path: Path) -> ShardCommit | None:
     return ShardCommit.model_validate_json(commit.read_text(encoding="utf-8")) if commit.exists() else None
 
 
+def forget_quarantined(output_dir: Path) -> None:
+    """Undo the shards that sources are missing from, so that the next start tries those again."""
+    for path in sorted(output_dir.glob("shard-*.tar")):
+        commit = read_commit(path)
+        if commit is not None and any(report.quarantined is not None for report in commit.reports):
+            path.with_suffix(COMMIT_SUFFIX).unlink()
+            (output_dir / MANIFEST_NAME).unlink(missing_ok=True)
+
+
 @dataclass
 class _Group:
     """One planned shard while its sources are being prepared."""
@@ -213,6 +222,7 @@ def make_shards(
     ]
     prepare = partial(prepare_source, source_dir.resolve(), table, config)
     _prepare_and_commit(prepare, planned, config, num_workers)
+    remove_unpublished(output_dir)  # of workers that were killed while they wrote
 
     commits = [commit for group in planned if (commit := read_commit(group.path)) is not None]
     manifest = _close_ledger(sources, commits, output_dir, config)
