@@ -12,7 +12,7 @@ A dataset is a folder:
 import json
 import os
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -21,13 +21,13 @@ from zlib import crc32
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
-from webdataset.compat import WebDataset
 from webdataset.writer import TarWriter
 
 from data.buckets import Bucket
 from data.clip import CAPTION_MEMBER, RECORD_MEMBER, ClipRecord, Decoder, Split
 from data.ledger import LedgerCounts, Reason, Rejection
 from data.publish import publish_text, published
+from data.tarfiles import TarError, read_samples
 
 SCHEMA_VERSION = 2
 MANIFEST_NAME = "manifest.json"
@@ -158,10 +158,29 @@ def write_shard(
     return shard, rows
 
 
-def read_shard(path: Path, payload_member: str) -> Iterable[tuple[ClipRecord, bytes]]:
-    """The samples of one shard, in order, through stock WebDataset."""
-    for sample in WebDataset(str(path), shardshuffle=False, empty_check=False):
-        yield ClipRecord.model_validate_json(sample[RECORD_MEMBER]), sample[payload_member]
+def read_shard(path: Path, payload_member: str, shard: ShardRecord | None = None) -> Iterator[tuple[ClipRecord, bytes]]:
+    """The samples of one shard, in order.
+
+    Args:
+        shard: what the manifest says of it, if its checksum shall be compared first.
+
+    Raises:
+        DatasetError: it is missing, not what the manifest says, or holds anything but samples.
+    """
+    if not path.is_file():
+        raise DatasetError(f"{path} is missing although the manifest names it; make {path.parent} again")
+    if shard is not None and file_sha256(path) != shard.sha256:
+        raise DatasetError(f"{path} is damaged (its checksum differs from the manifest's); make {path.parent} again")
+    try:
+        for key, sample in read_samples(path, frozenset({payload_member, CAPTION_MEMBER, RECORD_MEMBER})):
+            record = ClipRecord.model_validate_json(sample[RECORD_MEMBER])
+            if record.key != key:
+                raise DatasetError(f"{path}: the record of {key} calls itself {record.key!r}; make {path.parent} again")
+            yield record, sample[payload_member]
+    except TarError as error:
+        raise DatasetError(f"{error}; make {path.parent} again") from error
+    except ValidationError as error:
+        raise DatasetError(f"{path} holds a damaged record ({error}); make {path.parent} again") from error
 
 
 def file_sha256(path: Path) -> str:
@@ -217,9 +236,13 @@ def read_manifest(dataset_dir: Path) -> Manifest:
             way_out = "use a newer reelflow" if version > SCHEMA_VERSION else f"run the stage that makes {dataset_dir}"
             age = "newer" if version > SCHEMA_VERSION else "older"
             raise DatasetError(f"{path}: schema {version} is {age} than this program's {SCHEMA_VERSION}; {way_out}")
-        return Manifest.model_validate(content)
+        manifest = Manifest.model_validate(content)
     except (json.JSONDecodeError, UnicodeDecodeError, ValidationError) as error:
         raise DatasetError(f"{path} is damaged ({error}); delete {dataset_dir} and run the stage again") from error
+    for shard in manifest.shards:
+        if Path(shard.name).name != shard.name:
+            raise DatasetError(f"{path}: the shard {shard.name!r} is not in {dataset_dir}; run the stage again")
+    return manifest
 
 
 class PayloadReader:
@@ -241,6 +264,8 @@ class PayloadReader:
             DatasetError: the shard is missing, shorter than the index says, or holds other bytes.
         """
         if row.shard not in self._descriptors:
+            if Path(row.shard).name != row.shard:
+                raise DatasetError(f"{INDEX_NAME} names the shard {row.shard!r}, which is not in {self._dataset_dir}")
             path = self._dataset_dir / row.shard
             if not path.is_file():
                 raise DatasetError(f"{path} is missing although the index names it; make {self._dataset_dir} again")
