@@ -1,12 +1,15 @@
 """Where captions come from: a table, a sidecar file beside the video, or the name of its folder."""
 
 import csv
+import io
 import json
+import unicodedata
 from pathlib import Path
 
 FILE_COLUMNS = ("file", "path", "video", "source")
 CAPTION_COLUMNS = ("caption", "text", "prompt", "label")
 MAX_CAPTION_CHARACTERS = 4096
+MAX_SIDECAR_BYTES = 2**16
 
 
 class CaptionError(ValueError):
@@ -24,9 +27,9 @@ def read_caption_table(table: Path) -> dict[str, str]:
     try:
         text = table.read_text(encoding="utf-8-sig")
         if table.suffix == ".csv":
-            rows = list(csv.DictReader(text.splitlines()))
+            rows = list(csv.DictReader(io.StringIO(text, newline="")))
         elif table.suffix == ".jsonl":
-            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+            rows = [json.loads(line) for line in text.split("\n") if line.strip()]
         elif table.suffix == ".json":
             content = json.loads(text)
             rows = content if isinstance(content, list) else [{"file": k, "caption": v} for k, v in content.items()]
@@ -58,7 +61,8 @@ def caption_of(source_dir: Path, source: str, table: dict[str, str]) -> str:
     Order: the table (by path, then by any trailing part of it), ``name.txt``, ``name.json``, the folder's name.
 
     Raises:
-        CaptionError: a sidecar exists but cannot be read, or the caption is longer than 4096 characters.
+        CaptionError: a sidecar exists but cannot be read, or the caption is longer than 4096 characters or holds
+            control characters.
     """
     caption = _from_table(source_dir, source, table)
     if caption is None:
@@ -69,6 +73,9 @@ def caption_of(source_dir: Path, source: str, table: dict[str, str]) -> str:
     caption = " ".join(caption.split())  # one line, single spaces
     if len(caption) > MAX_CAPTION_CHARACTERS:
         raise CaptionError(f"its caption has {len(caption)} characters, more than {MAX_CAPTION_CHARACTERS}")
+    strange = next((character for character in caption if unicodedata.category(character) in ("Cc", "Cs")), None)
+    if strange is not None:
+        raise CaptionError(f"its caption holds the control character U+{ord(strange):04X}")
     return caption
 
 
@@ -84,6 +91,10 @@ def _from_table(source_dir: Path, source: str, table: dict[str, str]) -> str | N
 
 def _from_sidecar(video: Path) -> str | None:
     text, record = video.with_suffix(".txt"), video.with_suffix(".json")
+    for sidecar in (text, record):
+        if sidecar.is_file() and sidecar.stat().st_size > MAX_SIDECAR_BYTES:
+            size = sidecar.stat().st_size
+            raise CaptionError(f"its sidecar {sidecar.name} has {size} bytes, more than {MAX_SIDECAR_BYTES}")
     try:
         if text.is_file():
             return text.read_text(encoding="utf-8")

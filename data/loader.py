@@ -117,7 +117,7 @@ class Stream:
             readers: threads; 0 reads in the caller's. ahead: batches kept ready.
         """
         step = self.plan.step(cursor)
-        opened = [PayloadReader(subset.dataset_dir) for subset in self._subsets]
+        opened = [PayloadReader(subset.dataset_dir, verify=True) for subset in self._subsets]
 
         def make(number: int) -> T:
             return prepare(self._read(opened, number))

@@ -12,27 +12,30 @@ A dataset is a folder:
 import json
 import os
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
+from zlib import crc32
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
-from webdataset.compat import WebDataset
 from webdataset.writer import TarWriter
 
 from data.buckets import Bucket
-from data.clip import CAPTION_MEMBER, RECORD_MEMBER, ClipRecord, Split
-from data.ledger import LedgerCounts, Rejection
+from data.clip import CAPTION_MEMBER, RECORD_MEMBER, ClipRecord, Decoder, Split
+from data.ledger import LedgerCounts, Reason, Rejection
 from data.publish import publish_text, published
+from data.tarfiles import TarError, read_samples
 
 SCHEMA_VERSION = 2
 MANIFEST_NAME = "manifest.json"
 INDEX_NAME = "index.parquet"
 QUARANTINE_NAME = "quarantine.jsonl"
 FILTERED_NAME = "filtered.jsonl"
+MAX_OPEN_SHARDS = 128
 
 
 class DatasetError(ValueError):
@@ -71,6 +74,7 @@ class Manifest(BaseModel):
     num_samples: int
     shards: list[ShardRecord]
     ledger: LedgerCounts | None = None  # of clips: what became of their sources
+    filtered: dict[Reason, int] = {}  # clips and whole sources left out, by filter
     latent_shape: list[int] | None = None  # (c, t, h, w)
     latent_stats: LatentStats | None = None
 
@@ -83,17 +87,29 @@ class IndexRow:
     shard: str
     offset: int  # of the payload inside the shard, bytes
     size: int
+    crc32: int  # of the payload
+    caption_offset: int
+    caption_size: int
+    record_offset: int
+    record_size: int
     caption: str
     split: Split
     source: str
-    start_seconds: float
+    start_seconds: float  # of the clip in its source
+    end_seconds: float
+    decoder: Decoder
+    num_frames: int
+    height: int
+    width: int
+    fps: float
 
 
 def write_shard(
     path: Path, samples: Iterable[tuple[ClipRecord, bytes]], payload_member: str
 ) -> tuple[ShardRecord, list[IndexRow]]:
     """Write one shard atomically and say where everything in it is. Equal samples give equal bytes."""
-    records = []
+    records: list[ClipRecord] = []
+    checksums: list[int] = []
     with published(path) as temporary:
         with TarWriter(str(temporary), mtime=0, user="reelflow", group="reelflow") as writer:
             for record, payload in samples:
@@ -105,6 +121,7 @@ def write_shard(
                 }
                 writer.write(sample)
                 records.append(record)
+                checksums.append(crc32(payload))
         with tarfile.open(temporary) as tar:
             places = {member.name: (member.offset_data, member.size) for member in tar}
         shard = ShardRecord(
@@ -113,26 +130,59 @@ def write_shard(
             num_bytes=temporary.stat().st_size,
             sha256=file_sha256(temporary),
         )
-    rows = [
-        IndexRow(
+    rows = []
+    for record, checksum in zip(records, checksums, strict=True):
+        offset, size = places[f"{record.key}.{payload_member}"]
+        caption_offset, caption_size = places[f"{record.key}.{CAPTION_MEMBER}"]
+        record_offset, record_size = places[f"{record.key}.{RECORD_MEMBER}"]
+        row = IndexRow(
             key=record.key,
             shard=path.name,
-            offset=places[f"{record.key}.{payload_member}"][0],
-            size=places[f"{record.key}.{payload_member}"][1],
+            offset=offset,
+            size=size,
+            crc32=checksum,
+            caption_offset=caption_offset,
+            caption_size=caption_size,
+            record_offset=record_offset,
+            record_size=record_size,
             caption=record.caption,
             split=record.split,
             source=record.source,
             start_seconds=record.start_seconds,
+            end_seconds=record.start_seconds + record.num_frames / record.fps,
+            decoder=record.decoder,
+            num_frames=record.num_frames,
+            height=record.height,
+            width=record.width,
+            fps=record.fps,
         )
-        for record in records
-    ]
+        rows.append(row)
     return shard, rows
 
 
-def read_shard(path: Path, payload_member: str) -> Iterable[tuple[ClipRecord, bytes]]:
-    """The samples of one shard, in order, through stock WebDataset."""
-    for sample in WebDataset(str(path), shardshuffle=False, empty_check=False):
-        yield ClipRecord.model_validate_json(sample[RECORD_MEMBER]), sample[payload_member]
+def read_shard(path: Path, payload_member: str, shard: ShardRecord | None = None) -> Iterator[tuple[ClipRecord, bytes]]:
+    """The samples of one shard, in order.
+
+    Args:
+        shard: what the manifest says of it, if its checksum shall be compared first.
+
+    Raises:
+        DatasetError: it is missing, not what the manifest says, or holds anything but samples.
+    """
+    if not path.is_file():
+        raise DatasetError(f"{path} is missing although the manifest names it; make {path.parent} again")
+    if shard is not None and file_sha256(path) != shard.sha256:
+        raise DatasetError(f"{path} is damaged (its checksum differs from the manifest's); make {path.parent} again")
+    try:
+        for key, sample in read_samples(path, frozenset({payload_member, CAPTION_MEMBER, RECORD_MEMBER})):
+            record = ClipRecord.model_validate_json(sample[RECORD_MEMBER])
+            if record.key != key:
+                raise DatasetError(f"{path}: the record of {key} calls itself {record.key!r}; make {path.parent} again")
+            yield record, sample[payload_member]
+    except TarError as error:
+        raise DatasetError(f"{error}; make {path.parent} again") from error
+    except ValidationError as error:
+        raise DatasetError(f"{path} holds a damaged record ({error}); make {path.parent} again") from error
 
 
 def file_sha256(path: Path) -> str:
@@ -183,40 +233,69 @@ def read_manifest(dataset_dir: Path) -> Manifest:
         raise DatasetError(f"{dataset_dir} holds no {MANIFEST_NAME}: it is not a finished dataset; make it first")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        if content.get("schema_version", 0) > SCHEMA_VERSION:
-            raise DatasetError(f"{path}: schema {content['schema_version']} is newer than this program's")
-        return Manifest.model_validate(content)
+        version = content.get("schema_version", 0) if isinstance(content, dict) else 0
+        if version != SCHEMA_VERSION:
+            way_out = "use a newer reelflow" if version > SCHEMA_VERSION else f"run the stage that makes {dataset_dir}"
+            age = "newer" if version > SCHEMA_VERSION else "older"
+            raise DatasetError(f"{path}: schema {version} is {age} than this program's {SCHEMA_VERSION}; {way_out}")
+        manifest = Manifest.model_validate(content)
     except (json.JSONDecodeError, UnicodeDecodeError, ValidationError) as error:
         raise DatasetError(f"{path} is damaged ({error}); delete {dataset_dir} and run the stage again") from error
+    for shard in manifest.shards:
+        if Path(shard.name).name != shard.name:
+            raise DatasetError(f"{path}: the shard {shard.name!r} is not in {dataset_dir}; run the stage again")
+    return manifest
+
+
+class _OpenShard:
+    """A descriptor that is closed when nobody holds it any more."""
+
+    def __init__(self, path: Path) -> None:
+        self.descriptor = os.open(path, os.O_RDONLY)
+
+    def __del__(self) -> None:
+        os.close(self.descriptor)
 
 
 class PayloadReader:
-    """Reads any sample's payload with one positioned read; keeps the shards open."""
+    """Reads any sample's payload with one positioned read, from any thread; keeps the shards of late open.
 
-    def __init__(self, dataset_dir: Path) -> None:
+    Args:
+        verify: compare each payload with its checksum in the index: a tar has none over its members.
+    """
+
+    def __init__(self, dataset_dir: Path, *, verify: bool = False) -> None:
         self._dataset_dir = dataset_dir
-        self._descriptors: dict[str, int] = {}
+        self._verify = verify
+        self._open = lru_cache(maxsize=MAX_OPEN_SHARDS)(self._open_shard)
 
     def read(self, row: IndexRow) -> bytes:
         """The payload bytes of one sample.
 
         Raises:
-            DatasetError: the shard is missing or shorter than the index says.
+            DatasetError: the shard is missing, shorter than the index says, or holds other bytes.
         """
-        if row.shard not in self._descriptors:
-            path = self._dataset_dir / row.shard
-            if not path.is_file():
-                raise DatasetError(f"{path} is missing although the index names it; make {self._dataset_dir} again")
-            self._descriptors[row.shard] = os.open(path, os.O_RDONLY)
-        content = os.pread(self._descriptors[row.shard], row.size, row.offset)
+        shard = self._open(row.shard)
+        content = os.pread(shard.descriptor, row.size, row.offset)
         if len(content) != row.size:
             raise DatasetError(
                 f"{self._dataset_dir / row.shard} is cut short at sample {row.key}; make {self._dataset_dir} again"
             )
+        if self._verify and crc32(content) != row.crc32:
+            raise DatasetError(
+                f"{self._dataset_dir / row.shard} holds other bytes for sample {row.key} than were written "
+                f"(its checksum differs); make {self._dataset_dir} again"
+            )
         return content
+
+    def _open_shard(self, name: str) -> _OpenShard:
+        if Path(name).name != name:
+            raise DatasetError(f"{INDEX_NAME} names the shard {name!r}, which is not in {self._dataset_dir}")
+        path = self._dataset_dir / name
+        if not path.is_file():
+            raise DatasetError(f"{path} is missing although the index names it; make {self._dataset_dir} again")
+        return _OpenShard(path)
 
     def close(self) -> None:
         """Close every shard."""
-        for descriptor in self._descriptors.values():
-            os.close(descriptor)
-        self._descriptors.clear()
+        self._open.cache_clear()

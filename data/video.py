@@ -4,8 +4,10 @@ Pixels here are uint8 (t h w c), RGB. Which decoder reads a source is decided in
 """
 
 import io
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 
 import av
@@ -36,22 +38,50 @@ class Span:
     decoder: Decoder
 
 
-def read_spans(path: Path, bucket: Bucket, max_spans: int) -> list[Span]:
+@dataclass(frozen=True)
+class Stretch:
+    """A part of a video, in seconds after its first frame."""
+
+    start_seconds: float = 0.0
+    end_seconds: float = float("inf")
+
+
+WHOLE = Stretch()
+
+
+def read_spans(
+    path: Path,
+    bucket: Bucket,
+    max_spans: int,
+    *,
+    stretch: Stretch = WHOLE,
+    min_side_pixels: int = 1,
+    find_cuts: Callable[[Timeline], list[int]] | None = None,
+) -> list[Span]:
     """Cut up to `max_spans` consecutive, non-overlapping clips of `bucket`'s shape from a video.
 
     Frames are chosen by presentation time stamp (the one on screen at each wanted instant), never by
     index, so a variable frame rate keeps its timing. They are resized to cover the bucket and
     centre-cropped in one antialiased step.
 
+    Args:
+        stretch: the part of the video to cut from.
+        min_side_pixels: videos whose shorter side has fewer are refused.
+        find_cuts: gives the first frame of each scene but the first; no clip reaches across a cut.
+
     Raises:
-        VideoError: the file cannot be decoded, holds no video, or is shorter than one clip.
+        VideoError: the file cannot be decoded, holds no video, is too small, or is shorter than one clip.
     """
     probe = probe_video(path)
+    if min(probe.height, probe.width) < min_side_pixels:
+        size = f"{probe.width} x {probe.height}"
+        raise VideoError("too_small", f"it is too small: {size} pixels, and the shorter side needs {min_side_pixels}")
     for timeline in timelines(path, probe):
         try:
+            cuts = find_cuts(timeline) if find_cuts is not None else []
             return [
                 Span(start, _read_clip(timeline, indices, bucket), timeline.decoder)
-                for start, indices in plan_spans(timeline.times_seconds, bucket)[:max_spans]
+                for start, indices in plan_spans(timeline.times_seconds, bucket, cuts, stretch)[:max_spans]
             ]
         except UnfitDecoderError:
             continue
@@ -68,28 +98,43 @@ def _read_clip(timeline: Timeline, indices: list[int], bucket: Bucket) -> Frames
     return np.stack([resized[index] for index in indices])
 
 
-def plan_spans(times_seconds: np.ndarray, bucket: Bucket) -> list[tuple[float, list[int]]]:
+def plan_spans(
+    times_seconds: np.ndarray, bucket: Bucket, cuts: Sequence[int] = (), stretch: Stretch = WHOLE
+) -> list[tuple[float, list[int]]]:
     """Start (seconds after the first frame) and frame indices of every clip that fits.
+
+    Args:
+        times_seconds: when each frame is shown, strictly increasing.
+        cuts: indices of frames that begin a new scene; each scene is cut on its own.
+        stretch: the part of the video to cut from.
 
     Raises:
         VideoError: not even one clip fits.
     """
     # The last frame stays on screen for one more frame interval; without that a 2.0 s file has no 2.0 s clip.
     interval = float(np.median(np.diff(times_seconds))) if len(times_seconds) > 1 else 1 / bucket.fps
-    length = float(times_seconds[-1] - times_seconds[0]) + interval
-    needed = bucket.duration_seconds
-    if length < needed:
+    shown = float(times_seconds[-1] - times_seconds[0]) + interval
+    start, end = min(stretch.start_seconds, shown), min(stretch.end_seconds, shown)
+    scenes = [float(times_seconds[cut] - times_seconds[0]) for cut in cuts]
+    edges = [start, *(edge for edge in scenes if start < edge < end), end]
+    needed, pitch = bucket.duration_seconds, bucket.num_frames / bucket.fps
+    spans = []
+    for scene_start, scene_end in pairwise(edges):
+        # At the end of a scene the next frame is already another one, at the end of the video there is none.
+        room = scene_end - scene_start - (0 if scene_end == shown else 2 * TIE_SECONDS)
+        for number in range(int((room - needed) // pitch) + 1 if room >= needed else 0):
+            span_start = scene_start + number * pitch
+            wanted = times_seconds[0] + span_start + np.arange(bucket.num_frames) / bucket.fps
+            indices = np.searchsorted(times_seconds, wanted + TIE_SECONDS, side="right") - 1
+            spans.append((span_start, indices.tolist()))
+    if not spans:
+        scene = " in one scene" if len(edges) > 2 else ""
+        longest = max(after - before for before, after in pairwise(edges))
         raise VideoError(
             "too_short",
-            f"it is too short: it shows {length:.2f} s of video, but a clip of "
+            f"it is too short: it shows {max(longest, 0):.2f} s of video{scene}, but a clip of "
             f"{bucket.num_frames} frames at {bucket.fps:g} fps needs {needed:.2f} s",
         )
-    pitch = bucket.num_frames / bucket.fps
-    spans = []
-    for span in range(int((length - needed) // pitch) + 1):
-        start = span * pitch
-        wanted = times_seconds[0] + start + np.arange(bucket.num_frames) / bucket.fps
-        spans.append((start, (np.searchsorted(times_seconds, wanted + TIE_SECONDS, side="right") - 1).tolist()))
     return spans
 
 
@@ -128,7 +173,9 @@ def encode_clip(frames: Frames, fps: float, crf: int = 14) -> bytes:
     buffer = io.BytesIO()
     with av.open(buffer, mode="w", format="mp4") as container:
         rate = Fraction(fps).limit_denominator(1001)
-        stream = container.add_stream("libx264", rate=rate, options={"crf": str(crf), "preset": "veryfast"})
+        # Without its macroblock tree: with it, x264's AVX-512 code gives other bytes now and then at small sizes.
+        options = {"crf": str(crf), "preset": "veryfast", "x264-params": "mbtree=0"}
+        stream = container.add_stream("libx264", rate=rate, options=options)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
         stream.codec_context.thread_count = 1  # clips are small: many at once beat many threads on one

@@ -37,6 +37,7 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Override a field; may be repeated."),
 ]
+Retry = Annotated[bool, typer.Option("--retry", help="Try again what an earlier start put in quarantine.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved config and the plan; do nothing.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Address = Annotated[str, typer.Option(help="Where the cluster's dashboard answers.")]
@@ -91,6 +92,7 @@ def _run(
     dry_run: bool,
     debug: bool,
     on_ray: bool = True,
+    retry: bool = False,
 ) -> None:
     with _errors_for_people(debug):
         from launch.config import dump_config, load_config
@@ -103,7 +105,7 @@ def _run(
         warnings.filterwarnings("ignore", category=FutureWarning)  # of libraries; ours are errors in the tests
         from launch.road import Road
 
-        with Road(resolved, on_ray=on_ray, say=typer.echo) as road:
+        with Road(resolved, on_ray=on_ray, retry=retry, say=typer.echo) as road:
             road.run(stages)
 
 
@@ -141,12 +143,14 @@ def run(config: Config, overrides: Overrides = None, dry_run: DryRun = False, de
 
 
 @app.command()
-def shard(config: Config, overrides: Overrides = None, dry_run: DryRun = False, debug: Debug = False) -> None:
-    """Cut a folder of videos into WebDataset shards of captioned clips.
+def shard(
+    config: Config, overrides: Overrides = None, retry: Retry = False, dry_run: DryRun = False, debug: Debug = False
+) -> None:
+    """Cut videos into WebDataset shards of captioned clips.
 
     Example: `reelflow shard real-tiny --set data.source=my/videos`
     """
-    _run(config, overrides, ("draw", "shard"), dry_run=dry_run, debug=debug)
+    _run(config, overrides, ("draw", "shard"), dry_run=dry_run, debug=debug, retry=retry)
 
 
 Resume = Annotated[bool, typer.Option("--resume", help="Insist on a checkpoint to go on from; fail without one.")]

@@ -4,6 +4,7 @@ import errno
 
 from data.captions import CaptionError
 from data.probe import VideoError
+from data.scenes import ScenesError
 from data.shards import DatasetError
 from data.sources import SourceError
 from launch.config import ConfigError
@@ -21,6 +22,7 @@ OURS = (
     FloatingPointError,
     LockedError,
     PromptError,
+    ScenesError,
     SourceError,
     StageOrderError,
     TrainingError,

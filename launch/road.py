@@ -10,6 +10,7 @@ from threading import Event, Thread
 from typing import Any
 
 from data.publish import publish_text
+from data.scenes import check_scene_detection
 from data.shards import read_index, read_manifest
 from data.sources import list_folder, source_fingerprint
 from data.synthetic import held_out_combinations
@@ -27,7 +28,7 @@ from pipeline.report import Report, write_gallery, write_report
 from pipeline.requests import clear_requests, sigterm_stops
 from pipeline.resources import MemoryWatch, memory_watch
 from pipeline.sample import SAMPLES_NAME, read_samples, sample_clips
-from pipeline.shard import dataset_outputs, make_shards
+from pipeline.shard import dataset_outputs, forget_quarantined, make_shards
 from pipeline.stage import Stage, StageRecord, begin, fingerprint, read_record
 from pipeline.synthesize import make_videos, video_path
 from pipeline.train import TrainConfig, TrainTask, read_metrics, train
@@ -49,8 +50,11 @@ class StoppedError(Exception):
 class Road:
     """One run: its configuration, its folder, and its stages as methods in the order they depend on each other."""
 
-    def __init__(self, config: RunConfig, *, on_ray: bool = True, say: Callable[[str], None] = print) -> None:
+    def __init__(
+        self, config: RunConfig, *, on_ray: bool = True, retry: bool = False, say: Callable[[str], None] = print
+    ) -> None:
         self.config = config
+        self._retry = retry  # what was put in quarantine
         self.dir = config.run_dir
         self._on_ray = on_ray
         self._say = say
@@ -105,6 +109,8 @@ class Road:
 
     def shard(self) -> None:
         """Cut the videos into clips."""
+        if self.config.data.scene_detection != "off":
+            check_scene_detection()
         synthetic = self.config.data.source == SYNTHETIC
         build = self._build_of("videos", "draw") if synthetic else None
         sources = list_folder(self.source_dir)
@@ -112,6 +118,8 @@ class Road:
         inputs = {"source": source, "config": self.config.data.shard().model_dump(mode="json")}
         if self.config.data.captions is not None and self.config.data.captions.is_file():
             inputs["captions"] = fingerprint(self.config.data.captions.read_text(encoding="utf-8", errors="replace"))
+        if self._retry:
+            forget_quarantined(self.dir / "clips")
         with self._stage("shard", "clips", inputs) as stage:
             if stage is not None:
                 workers = self.config.cluster.workers

@@ -85,12 +85,12 @@ class Encoder:
         self._network = load_autoencoder(autoencoder_path).to(self._device)
         self._config = config
 
-    def encode(self, source: Path, target: Path) -> int:
+    def encode(self, source: Path, shard: ShardRecord, target: Path) -> int:
         """Encode a shard, write it and commit it; returns how many clips it holds."""
         channels = self._network.config.latent_channels
         samples: list[tuple[ClipRecord, bytes]] = []
         count, total, squares = 0, torch.zeros(channels).double(), torch.zeros(channels).double()
-        clips = list(read_shard(source, VIDEO_MEMBER))
+        clips = list(read_shard(source, VIDEO_MEMBER, shard))
         for start in range(0, len(clips), self._config.batch):
             batch = clips[start : start + self._config.batch]
             means = self._means(torch.stack([to_pixels(decode_clip(content)) for _, content in batch]))
@@ -140,7 +140,7 @@ def encode_shards(
         while waiting or running:
             while waiting and idle:
                 shard, worker = waiting.pop(), idle.pop()
-                running[worker.encode.remote((clips_dir / shard.name).resolve(), targets[shard.name])] = worker
+                running[worker.encode.remote((clips_dir / shard.name).resolve(), shard, targets[shard.name])] = worker
             finished, _ = ray.wait(list(running), num_returns=1)
             for task in finished:
                 num_done += ray.get(task)

@@ -6,7 +6,8 @@ each shard from the clips of its sources, without the pixels passing through the
 in exactly one of shards, filtered and quarantine (`data/ledger.py`), and the stage ends by counting them.
 """
 
-from collections.abc import Iterable, Sequence
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,9 +19,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from data.buckets import Bucket
 from data.captions import CaptionError, caption_of, read_caption_table
 from data.clip import VIDEO_MEMBER, ClipRecord, clip_key, split_of
-from data.ledger import Filter, Rejection, balance, reject
+from data.filters import Duplicates, FilterConfig, failed_filter, perceptual_hash
+from data.ledger import Filter, Reason, Rejection, balance, reject
 from data.probe import VideoError
-from data.publish import publish_text
+from data.publish import publish_text, remove_unpublished
+from data.scenes import SceneDetection, find_cuts
 from data.shards import (
     FILTERED_NAME,
     INDEX_NAME,
@@ -52,7 +55,19 @@ class ShardConfig(BaseModel):
     max_clips_per_video: int = Field(default=4, ge=1)
     videos_per_shard: int = Field(default=256, ge=1)
     validation_fraction: float = Field(default=0.05, ge=0, lt=1)
+    scene_detection: SceneDetection = "off"  # content: no clip reaches across a scene cut; needs PySceneDetect
+    filters: FilterConfig = FilterConfig()
     decode_timeout_seconds: float = Field(default=120, gt=0)  # for one video; then its process is killed
+
+
+class PreparedClip(BaseModel):
+    """A clip on its way into a shard."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    key: str
+    start_seconds: float
+    perceptual_hash: str | None = None  # hexadecimal, where duplicates are looked for
 
 
 class SourceReport(BaseModel):
@@ -61,7 +76,7 @@ class SourceReport(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     source: str
-    num_clips: int = 0  # in the shard
+    clips: list[PreparedClip] = []  # in the shard
     filtered: list[Rejection] = []  # its clips, or itself, left out on purpose
     quarantined: Rejection | None = None
 
@@ -87,7 +102,13 @@ def prepare_source(
     quarantine = partial(reject, source.name)
     try:
         caption = caption_of(source_dir, source.name, table)
-        spans = read_spans(Path(source.path), bucket, config.max_clips_per_video)
+        spans = read_spans(
+            Path(source.path),
+            bucket,
+            config.max_clips_per_video,
+            min_side_pixels=config.filters.too_small_pixels or 1,
+            find_cuts=find_cuts if config.scene_detection == "content" else None,
+        )
     except CaptionError as error:
         return SourceReport(source=source.name, quarantined=quarantine("caption", "bad_caption", str(error))), []
     except VideoError as error:
@@ -99,8 +120,12 @@ def prepare_source(
     except OSError as error:
         detail = f"it cannot be read: {error.strerror}"
         return SourceReport(source=source.name, quarantined=quarantine("read", "unreadable", detail)), []
-    clips = []
+    clips, prepared, filtered = [], [], []
     for span in spans:
+        failed = failed_filter(span.frames, config.filters)
+        if failed is not None:
+            filtered.append(quarantine("filter", *failed, start_seconds=span.start_seconds))
+            continue
         record = ClipRecord(
             key=clip_key(source.name, span.start_seconds, bucket),
             source=source.name,
@@ -114,12 +139,31 @@ def prepare_source(
             fps=bucket.fps,
         )
         clips.append((record, encode_clip(span.frames, bucket.fps)))
-    return SourceReport(source=source.name, num_clips=len(clips)), clips
+        digits = f"{perceptual_hash(span.frames):x}" if config.filters.duplicate_bits is not None else None
+        prepared.append(PreparedClip(key=record.key, start_seconds=span.start_seconds, perceptual_hash=digits))
+    return SourceReport(source=source.name, clips=prepared, filtered=filtered), clips
+
+
+def drop_duplicates(report: SourceReport, seen: Duplicates) -> SourceReport:
+    """The report of a source without the clips that duplicate an earlier one; `seen` learns those that stay."""
+    kept, dropped = [], []
+    for clip in report.clips:
+        value = int(clip.perceptual_hash or "0", 16)
+        original = seen.find(value)
+        if original is None:
+            seen.keep(value, report.source)
+            kept.append(clip)
+        else:
+            detail = f"it looks like a clip of {original}"
+            dropped.append(reject(report.source, "filter", "duplicate", detail, clip.start_seconds))
+    return report.model_copy(update={"clips": kept, "filtered": report.filtered + dropped})
 
 
 def commit_shard(path: Path, reports: list[SourceReport], *clips: Clips) -> None:
     """Write one shard and then its commit. Runs in a worker; Ray has brought the clips of every source."""
-    shard, rows = write_shard(path, [clip for source in clips for clip in source], VIDEO_MEMBER)
+    kept = {clip.key for report in reports for clip in report.clips}
+    samples = [clip for source in clips for clip in source if clip[0].key in kept]
+    shard, rows = write_shard(path, samples, VIDEO_MEMBER)
     commit = ShardCommit(shard=shard, rows=rows, reports=reports)
     publish_text(path.with_suffix(COMMIT_SUFFIX), commit.model_dump_json())
 
@@ -130,10 +174,20 @@ def read_commit(path: Path) -> ShardCommit | None:
     return ShardCommit.model_validate_json(commit.read_text(encoding="utf-8")) if commit.exists() else None
 
 
+def forget_quarantined(output_dir: Path) -> None:
+    """Undo the shards that sources are missing from, so that the next start tries those again."""
+    for path in sorted(output_dir.glob("shard-*.tar")):
+        commit = read_commit(path)
+        if commit is not None and any(report.quarantined is not None for report in commit.reports):
+            path.with_suffix(COMMIT_SUFFIX).unlink()
+            (output_dir / MANIFEST_NAME).unlink(missing_ok=True)
+
+
 @dataclass
 class _Group:
     """One planned shard while its sources are being prepared."""
 
+    number: int
     path: Path
     sources: Sequence[Source]
     reports: dict[str, SourceReport] = field(default_factory=dict)  # by source
@@ -142,6 +196,10 @@ class _Group:
     @property
     def ready(self) -> bool:
         return len(self.reports) == len(self.sources)
+
+    @property
+    def ordered_reports(self) -> list[SourceReport]:
+        return [self.reports[source.name] for source in self.sources]
 
 
 def make_shards(
@@ -159,12 +217,12 @@ def make_shards(
     """
     table = {} if config.captions is None else read_caption_table(config.captions)
     planned = [
-        _Group((output_dir / f"shard-{number:05d}.tar").resolve(), sources[at : at + config.videos_per_shard])
+        _Group(number, (output_dir / f"shard-{number:05d}.tar").resolve(), sources[at : at + config.videos_per_shard])
         for number, at in enumerate(range(0, len(sources), config.videos_per_shard))
     ]
-    missing = [group for group in planned if read_commit(group.path) is None]
     prepare = partial(prepare_source, source_dir.resolve(), table, config)
-    _prepare_and_commit(prepare, missing, num_workers, config.decode_timeout_seconds, len(sources))
+    _prepare_and_commit(prepare, planned, config, num_workers)
+    remove_unpublished(output_dir)  # of workers that were killed while they wrote
 
     commits = [commit for group in planned if (commit := read_commit(group.path)) is not None]
     manifest = _close_ledger(sources, commits, output_dir, config)
@@ -173,18 +231,17 @@ def make_shards(
 
 
 def _prepare_and_commit(
-    prepare: partial[tuple[SourceReport, Clips]],
-    groups: list[_Group],
-    num_workers: int,
-    timeout_seconds: float,
-    num_sources: int,
+    prepare: partial[tuple[SourceReport, Clips]], planned: list[_Group], config: ShardConfig, num_workers: int
 ) -> None:
-    """Prepare every source of `groups`, writing each shard as soon as its last source is in."""
-    commit = ray.remote(commit_shard).options(num_cpus=0)
-    group_of = {source: group for group in groups for source in group.sources}
+    """Prepare the sources of every shard that is missing, and write each as soon as its last source is in."""
+    committing: Any = ray.remote(commit_shard).options(num_cpus=0)
+    committed = {group.number: commit for group in planned if (commit := read_commit(group.path)) is not None}
+    group_of = {source: group for group in planned if group.number not in committed for source in group.sources}
+    num_sources = sum(len(group.sources) for group in planned)
     num_done, num_rejected, commits = num_sources - len(group_of), 0, []
+    order = _CommitOrder(planned, committed, config.filters.duplicate_bits)
     with bar("shard", num_sources, "videos", start=num_done) as progress:
-        for result in run_jobs(prepare, list(group_of), num_workers, timeout_seconds):
+        for result in run_jobs(prepare, list(group_of), num_workers, config.decode_timeout_seconds):
             source, group = result.job, group_of[result.job]
             if isinstance(result, Done):
                 report, group.clips[source.name] = result.report, result.payload
@@ -192,14 +249,40 @@ def _prepare_and_commit(
                 quarantined = reject(source.name, "decode", result.reason, result.detail)
                 report = SourceReport(source=source.name, quarantined=quarantined)
             group.reports[source.name] = report
-            if group.ready:
-                names = [source.name for source in group.sources]
-                clips = [group.clips[name] for name in names if name in group.clips]
-                commits.append(commit.remote(group.path, [group.reports[name] for name in names], *clips))
-                group.clips.clear()
-            num_done, num_rejected = num_done + 1, num_rejected + (report.num_clips == 0)
+            for due, reports in order.due(group):
+                clips = [due.clips[source.name] for source in due.sources if source.name in due.clips]
+                commits.append(committing.remote(due.path, reports, *clips))
+                due.clips.clear()
+            num_done, num_rejected = num_done + 1, num_rejected + (not report.clips)
             progress.update(num_done, f"{num_rejected} left out" if num_rejected else "")
     ray.get(commits)
+
+
+class _CommitOrder:
+    """Which shards can be written now.
+
+    Any that is complete, unless duplicates are looked for: which clip of a pair stays must not depend on who
+    was quicker, so then shards are written in their order, and each knows what the ones before it keep.
+    """
+
+    def __init__(self, planned: list[_Group], committed: dict[int, ShardCommit], bits: int | None) -> None:
+        self._waiting = deque(planned)
+        self._committed = committed
+        self._seen = Duplicates(bits) if bits is not None else None
+
+    def due(self, group: _Group) -> Iterator[tuple[_Group, list[SourceReport]]]:
+        """Shards to write, with the reports of their sources in order, now that `group` has a new report."""
+        if self._seen is None:
+            if group.ready:
+                yield group, group.ordered_reports
+            return
+        while self._waiting and (self._waiting[0].ready or self._waiting[0].number in self._committed):
+            first = self._waiting.popleft()
+            known = self._committed.get(first.number)
+            reports = first.ordered_reports if known is None else known.reports
+            reports = [drop_duplicates(report, self._seen) for report in reports]
+            if known is None:
+                yield first, reports
 
 
 def _close_ledger(
@@ -231,6 +314,7 @@ def _close_ledger(
             f"none of the {len(sources)} videos can be used (the first, {first.source}: {first.detail}); "
             f"every reason is in {output_dir / QUARANTINE_NAME} and {FILTERED_NAME}"
         )
+    by_filter: Counter[Reason] = Counter(rejection.reason for rejection in filtered)
     write_index(output_dir, rows)
     shards = [commit.shard for commit in commits]
     return Manifest(
@@ -239,6 +323,7 @@ def _close_ledger(
         bucket=config.bucket,
         num_samples=len(rows),
         ledger=ledger,
+        filtered=dict(sorted(by_filter.items())),
         shards=shards,
     )
 

@@ -6,13 +6,17 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 
 from data.buckets import Bucket
+from data.filters import FilterConfig
 from data.ledger import LedgerError, balance
 from data.shards import QUARANTINE_NAME, Manifest, read_index, read_manifest, read_rejections
 from data.sources import list_folder
+from data.synthetic import combinations, random_scene, render
+from data.video import encode_clip
 from launch.cluster import connected
 from launch.config import ClusterConfig
 from launch.inspection import describe_folder
@@ -113,3 +117,32 @@ def test_a_file_that_hangs_or_crashes_its_decoder_costs_only_itself(
     assert Counter(row.source for row in read_index(tmp_path / "clips")) == {"a.mp4": 1, "c.mp4": 1}
     assert manifest.num_samples == 2
     assert not [p for p in psutil.Process().children(recursive=True) if p.status() == psutil.STATUS_STOPPED]
+
+
+def test_what_is_filtered_does_not_depend_on_who_was_quicker(cluster, tmp_path):
+    """Duplicates in other shards than their originals: the first in order stays, on one worker and on two."""
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    for number in range(6):
+        clip = np.clip(render(random_scene(0, number % 4, combinations()), 12, 96).astype(int) + 30, 0, 255)
+        (videos / f"{number}.mp4").write_bytes(encode_clip(clip.astype(np.uint8), 8, crf=14 + number))
+    (videos / "6.mp4").write_bytes(encode_clip(np.zeros((12, 96, 96, 3), np.uint8), 8))
+    (videos / "7.mp4").write_bytes(encode_clip(np.zeros((4, 96, 96, 3), np.uint8), 8))
+    config = ShardConfig(
+        bucket=Bucket(num_frames=9, height=32, width=32, fps=8),
+        videos_per_shard=2,
+        filters=FilterConfig(black_luma=8, duplicate_bits=6),
+    )
+    manifests = []
+    for num_workers in (1, 2):
+        output = tmp_path / f"clips-{num_workers}"
+        manifests.append(make_shards(list_folder(videos), videos, output, config, num_workers))
+        filtered = {r.source: r.reason for r in read_rejections(output / "filtered.jsonl")}
+        assert filtered == {"4.mp4": "duplicate", "5.mp4": "duplicate", "6.mp4": "black", "7.mp4": "too_short"}
+        assert [row.source for row in read_index(output)] == [f"{number}.mp4" for number in range(4)]
+    assert manifests[0] == manifests[1]
+    assert manifests[0].filtered == {"black": 1, "duplicate": 2, "too_short": 1}
+    for name in ("shard-00001.tar", "shard-00000.tar"):  # made again, it comes out as it was, whatever is there
+        (output / name).with_suffix(".commit.json").unlink()
+        again = make_shards(list_folder(videos), videos, output, config, 2)
+        assert again.model_dump() == manifests[0].model_dump()

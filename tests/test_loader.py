@@ -4,6 +4,7 @@ import math
 import os
 import tracemalloc
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
 
@@ -219,6 +220,32 @@ def test_a_cut_or_missing_shard_is_found_before_the_first_batch(subset):
         Stream([subset], {"a": 8}, seed=3, rank=0, world_size=1)
     with pytest.raises(DatasetError, match="has no samples to train on"):
         Stream([Subset(subset.dataset_dir, [], "a")], {"a": 8}, seed=3, rank=0, world_size=1)
+
+
+def test_many_threads_read_more_shards_than_may_be_open(subset, monkeypatch):
+    monkeypatch.setattr("data.shards.MAX_OPEN_SHARDS", 1)
+    reader, before = PayloadReader(subset.dataset_dir), len(list(Path("/proc/self/fd").iterdir()))
+    with ThreadPoolExecutor(4) as pool:
+        for row, payload in zip(subset.rows * 5, pool.map(reader.read, subset.rows * 5), strict=True):
+            assert payload == bytes([int(row.key, 16)]) * (500 + 37 * int(row.key, 16))
+    assert len(list(Path("/proc/self/fd").iterdir())) == before + 1
+    reader.close()
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_a_flipped_bit_is_found_skipped_and_replaced(subset):
+    row = subset.rows[9]
+    with (subset.dataset_dir / row.shard).open("r+b") as shard:
+        shard.seek(row.offset + 100)
+        shard.write(b"\xff")
+    stream = Stream([subset], {"a": 8}, seed=3, rank=0, world_size=1)
+    batches = stream.batches(0, lambda samples: [sample.row.key for sample in samples], readers=0)
+    read = [key for _ in range(4) for key in next(batches)]
+    assert len(read) == 32
+    assert row.key not in read
+    (skipped,) = stream.take_skipped()
+    assert skipped.key == row.key
+    assert "its checksum differs" in skipped.reason
 
 
 def test_an_unreadable_sample_is_replaced_alike_on_any_world(subset, monkeypatch):

@@ -1,6 +1,7 @@
 """Shards and their index: every sample has an address."""
 
 import os
+import zlib
 from pathlib import Path
 
 import pytest
@@ -67,11 +68,39 @@ def test_a_cut_or_missing_shard_is_named(dataset):
         PayloadReader(folder).read(rows[9])
 
 
+def test_every_member_is_one_range_read_away(dataset):
+    folder, rows = dataset
+    for number, row in enumerate(rows):
+        content = (folder / row.shard).read_bytes()
+        assert content[row.offset : row.offset + row.size] == payload(number)
+        assert content[row.caption_offset : row.caption_offset + row.caption_size].decode() == row.caption
+        stored = content[row.record_offset : row.record_offset + row.record_size]
+        assert ClipRecord.model_validate_json(stored) == record(number)
+        assert row.crc32 == zlib.crc32(payload(number))
+        assert (row.end_seconds, row.num_frames, row.height, row.fps) == (17 / 8, 17, 64, 8)
+
+
+def test_a_changed_byte_is_found_when_asked_for(dataset):
+    folder, rows = dataset
+    row = rows[3]
+    with (folder / row.shard).open("r+b") as file:
+        file.seek(row.offset + 7)
+        file.write(b"!")
+    assert len(PayloadReader(folder).read(row)) == row.size
+    verifying = PayloadReader(folder, verify=True)
+    assert verifying.read(rows[2]) == payload(2)
+    with pytest.raises(DatasetError, match=rf"shard-0\.tar holds other bytes for sample {row.key}"):
+        verifying.read(row)
+
+
 def test_manifest_errors(tmp_path):
     with pytest.raises(DatasetError, match="not a finished dataset"):
         read_manifest(tmp_path)
     (tmp_path / "manifest.json").write_text('{"schema_version": 99}', encoding="utf-8")
     with pytest.raises(DatasetError, match="schema 99 is newer"):
+        read_manifest(tmp_path)
+    (tmp_path / "manifest.json").write_text('{"schema_version": 1}', encoding="utf-8")
+    with pytest.raises(DatasetError, match="schema 1 is older than this program's 2; run the stage"):
         read_manifest(tmp_path)
     (tmp_path / "manifest.json").write_text("{", encoding="utf-8")
     with pytest.raises(DatasetError, match="damaged"):
