@@ -38,7 +38,15 @@ from data.publish import publish_text
 from data.shards import MANIFEST_NAME, LatentStats, Manifest, write_index, write_shard
 from models.dit import DiT
 from pipeline import saving, seeds
-from pipeline.checkpoint import FOLDER_NAME, LATEST_NAME, RECORD_NAME, CheckpointRecord, FileRecord, step_folders
+from pipeline.checkpoint import (
+    FOLDER_NAME,
+    LATEST_NAME,
+    RECORD_NAME,
+    CheckpointRecord,
+    FileRecord,
+    rank_file,
+    step_folders,
+)
 from pipeline.journal import read_events
 from pipeline.stage import RECORD_NAME as STAGE_NAME
 from pipeline.stage import StageRecord
@@ -144,7 +152,7 @@ class FaultyLoss(FlowMatchingLoss):
         with (self.task.log_dir / f"batches-{rank}.jsonl").open("a", encoding="utf-8") as file:
             file.write(line + "\n")
         losses = super().forward(batch)
-        if self.num_calls == STRIKE and rank == 1:
+        if self.num_calls == STRIKE and rank == dist.get_world_size() - 1:
             if self.task.fault == "worker killed in step":
                 _die(self.task)
             if self.task.fault == "worker killed in backward":
@@ -169,7 +177,7 @@ def _torn_write(
     tensors: dict[str, Tensor],
     metadata: dict[str, str],
 ) -> FileRecord:
-    if f"step_{STRUCK_SAVE:07d}" in str(path) and path.name == "rank_00001.safetensors":
+    if f"step_{STRUCK_SAVE:07d}" in str(path) and path.name == rank_file(dist.get_world_size() - 1):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"half a file")
         strike()
@@ -381,7 +389,7 @@ def run_cell(folder: Path, fault: Fault, zero_stage: int, undisturbed: Cell) -> 
 def _said(output: str) -> str:
     """The line about the fault, without this machine's folders."""
     telling = re.compile("damaged|missing|not saved|in use|stopped as asked|error|resuming from", re.IGNORECASE)
-    lines = [line.strip() for line in output.splitlines() if telling.search(line)]
+    lines = [line.strip() for line in output.splitlines() if telling.search(line) and "(raylet)" not in line]
     return re.sub(r"/\S*/run/", "run/", lines[0])[:300] if lines else ""
 
 

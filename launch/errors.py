@@ -11,7 +11,7 @@ from pipeline.checkpoint import CheckpointError
 from pipeline.lock import LockedError
 from pipeline.prompts import PromptError
 from pipeline.shard import SourceError
-from pipeline.workers import TrainingError
+from pipeline.workers import TrainingError, WorldSizeError
 
 OURS = (
     CaptionError,
@@ -25,6 +25,7 @@ OURS = (
     StageOrderError,
     TrainingError,
     VideoError,
+    WorldSizeError,
 )
 
 

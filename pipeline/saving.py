@@ -63,11 +63,11 @@ class Retention:
     keep_last: int
     keep_every_steps: int | None = None
 
-    def superseded(self, good: list[Path], steps: list[int]) -> list[Path]:
-        """Of good checkpoints, oldest first, those that may go. The newest never may."""
-        kept_for_good = [self.keep_every_steps is not None and step % self.keep_every_steps == 0 for step in steps]
-        old = list(zip(good, kept_for_good, strict=True))[: -max(1, self.keep_last)]
-        return [folder for folder, kept in old if not kept]
+    def superseded(self, good: dict[int, Path]) -> list[Path]:
+        """Of good checkpoints by step, oldest first, those that may go. The newest never may."""
+        old = list(good.items())[: -max(1, self.keep_last)]
+        milestone = self.keep_every_steps
+        return [folder for step, folder in old if milestone is None or step % milestone]
 
 
 @dataclass(frozen=True)
@@ -232,7 +232,7 @@ def remove_folder(folder: Path) -> None:
 def remove_superseded(run_dir: Path, newest_step: int, retention: Retention) -> None:
     """Delete the checkpoints that `retention` gives up, counting only those up to `newest_step` that are whole."""
     good = {step: folder for step, folder in step_folders(run_dir).items() if step <= newest_step and whole(folder)}
-    for folder in retention.superseded(list(good.values()), list(good)):
+    for folder in retention.superseded(good):
         remove_folder(folder)
 
 
@@ -244,12 +244,18 @@ def check_space(run_dir: Path, trainer: ZeroTrainer, contents: Contents, retenti
     """
     each = sum(prod(shape) for shape in trainer.shapes.values()) * BYTES_PER_VALUE
     each += sum(path.stat().st_size for path in contents.attachments)
+    problem = _lack_of_space(run_dir, each, retention.keep_last) if trainer.rank == 0 else None
+    if (problem := from_rank_zero(problem)) is not None:
+        raise CheckpointError(problem)
+
+
+def _lack_of_space(run_dir: Path, checkpoint_bytes: int, keep_last: int) -> str | None:
     there = sum(file.stat().st_size for file in (run_dir / FOLDER_NAME).rglob("*") if file.is_file())
-    needed = each * (retention.keep_last + 1) - there
-    free = from_rank_zero(shutil.disk_usage(run_dir).free)
-    if from_rank_zero(needed) > free:
-        raise CheckpointError(
-            f"{run_dir} has {free / 1e9:.3g} GB free, but its checkpoints need {needed / 1e9:.3g} GB more: "
-            f"{retention.keep_last} are kept while one is written, {each / 1e9:.3g} GB each. Free some space, "
-            "lower train.keep_checkpoints, or set runs_dir to a larger disk"
-        )
+    needed, free = checkpoint_bytes * (keep_last + 1) - there, shutil.disk_usage(run_dir).free
+    if needed <= free:
+        return None
+    return (
+        f"{run_dir} has {free / 1e9:.3g} GB free, but its checkpoints need {needed / 1e9:.3g} GB more: "
+        f"{keep_last} are kept while one is written, {checkpoint_bytes / 1e9:.3g} GB each. Free some space, "
+        "lower train.keep_checkpoints, or set runs_dir to a larger disk"
+    )

@@ -19,7 +19,9 @@ import pytest
 import torch
 from groups import Job, run_jobs
 from test_training import CONFIG, losses, make_task, write_latents
+from torch.multiprocessing.spawn import ProcessExitedException
 
+from benchmarks.faults import FaultyTask
 from data.loader import Sample
 from data.publish import TEMPORARY_PREFIX
 from pipeline import lock, saving
@@ -219,6 +221,46 @@ def test_on_two_workers_damage_failures_and_signals_reach_all_alike(data, tmp_pa
     stopped = read_events(tmp_path / "signal")[-1].step
     assert 4 <= stopped < MANY.steps
     assert open_checkpoint(tmp_path / "signal").record.step == stopped
+
+
+# ------------------------------------------------------------------ killed
+
+KILLED = CONFIG.model_copy(update={"steps": 12, "checkpoint_every_steps": 3})
+
+
+def train_until_killed(worker: Worker, task: FaultyTask, run_dir: Path) -> None:
+    train(task, KILLED, run_dir, worker)
+
+
+@pytest.fixture(scope="module")
+def never_killed(data, tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("never-killed")
+    train_here(partial(train, make_task(data), KILLED, run_dir), 1)
+    return run_dir
+
+
+@pytest.mark.parametrize(
+    ("fault", "goes_on_from"),
+    [
+        ("worker killed in step", 6),
+        ("worker killed in backward", 6),
+        ("worker killed during save", 3),
+        ("worker killed between save and publish", 3),
+        ("worker killed between publish and latest", 3),
+    ],
+)
+def test_killed_at_any_instruction_it_goes_on_bit_for_bit(data, never_killed, tmp_path, fault, goes_on_from):
+    """Holes 1 and 2: what counts as saved is on the disk, whole, before anything points to it."""
+    task = FaultyTask(**vars(make_task(data)), fault=fault, log_dir=tmp_path)
+    run_dir = tmp_path / "run"
+    with pytest.raises(ProcessExitedException, match="SIGKILL"):
+        run_jobs([Job(1, train_until_killed, (task, run_dir))], tmp_path)
+    train_here(partial(train, make_task(data), KILLED, run_dir), 1)
+    assert [event.step for event in read_events(run_dir)] == [0, goes_on_from, 12]
+    assert losses(run_dir) == losses(never_killed)
+    for which in ("master", "ema"):
+        ours, theirs = (load_weights(open_checkpoint(run), which) for run in (run_dir, never_killed))
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
 # ------------------------------------------------------------------ when to save
