@@ -100,7 +100,7 @@ class CellResult(BaseModel):
     num_recomputed_steps: int
     num_starts_of_the_command: int
     num_starts_of_the_training: int  # more, where Ray restarted the workers by itself
-    recovery_seconds: float  # from the fault to the first step that had not been done before
+    recovery_seconds: float  # from the fault to the first step that had not been done before it
     said: str  # the line that tells the user
 
 
@@ -367,8 +367,6 @@ def run_cell(folder: Path, fault: Fault, zero_stage: int, undisturbed: Cell) -> 
     newest = CheckpointRecord.model_validate_json(
         (list(step_folders(cell.run_dir).values())[-1] / RECORD_NAME).read_text(encoding="utf-8")
     )
-    seen: set[str] = set()
-    fresh = [row["time"] for row in cell.batches() if row["batch"] not in seen and not seen.add(row["batch"])]
     return CellResult(
         fault=fault,
         zero_stage=zero_stage,
@@ -379,11 +377,18 @@ def run_cell(folder: Path, fault: Fault, zero_stage: int, undisturbed: Cell) -> 
         num_recomputed_steps=max(len(batches) for batches in fed) - STEPS,
         num_starts_of_the_command=cell.num_starts,
         num_starts_of_the_training=sum(event.event == "started" for event in read_events(cell.run_dir)),
-        recovery_seconds=round(
-            min((t for t in fresh if t > cell.struck_at), default=cell.struck_at) - cell.struck_at, 1
-        ),
+        recovery_seconds=round(recovery_seconds(cell), 1),
         said=_said(cell.outputs_text()),
     )
+
+
+def recovery_seconds(cell: Cell) -> float:
+    """From the fault until the training, started again, does a step that it had not done before; 0 if it never ended."""
+    restarts = [e.time for e in read_events(cell.run_dir) if e.event == "started" and e.time > cell.struck_at > 0]
+    if not restarts:
+        return 0.0
+    done = {row["batch"] for row in cell.batches() if row["time"] < restarts[0]}
+    return min(row["time"] for row in cell.batches() if row["batch"] not in done) - cell.struck_at
 
 
 def _said(output: str) -> str:
@@ -435,6 +440,7 @@ def main() -> None:
                     "num_cpus": os.cpu_count(),
                     "steps": STEPS,
                     "checkpoint_every_steps": INTERVAL,
+                    "load_average": os.getloadavg()[0],
                     "cells": [result.model_dump() for result in results],
                 }
                 publish_text(arguments.output, json.dumps(report, indent=1) + "\n")

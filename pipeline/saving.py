@@ -10,11 +10,12 @@ import os
 import shutil
 import struct
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
+from itertools import chain
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -194,7 +195,19 @@ def _snapshot(trainer: ZeroTrainer, ema: ShardedEma) -> tuple[dict[str, Tensor],
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> FileRecord:
-    """Write float32 tensors as safetensors, and the checksum of what was meant to be written.
+    """Write float32 tensors as safetensors.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
+    return stream_tensors(path, shapes, tensors.values(), metadata)
+
+
+def stream_tensors(
+    path: Path, shapes: dict[str, list[int]], tensors: Iterable[Tensor], metadata: dict[str, str]
+) -> FileRecord:
+    """Write float32 tensors as safetensors, one after the other, in the order of `shapes`.
 
     The checksum is of the bytes in memory, so a disk that stores others is found out.
 
@@ -203,23 +216,28 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
     """
     header: dict[str, Any] = {"__metadata__": metadata}
     offset = 0
-    for name, tensor in tensors.items():
-        assert tensor.dtype == torch.float32
-        end = offset + 4 * tensor.numel()
-        header[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [offset, end]}
+    for name, shape in shapes.items():
+        end = offset + 4 * prod(shape)
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [offset, end]}
         offset = end
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     digest, num_bytes = sha256(), 0
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:
-        for part in (struct.pack("<Q", len(text)), text, *(t.contiguous().numpy().data for t in tensors.values())):
+        for part in chain((struct.pack("<Q", len(text)), text), map(_float32_bytes, tensors)):
             digest.update(part)
             file.write(part)
             num_bytes += memoryview(part).nbytes
         file.flush()
         os.fsync(file.fileno())
+    assert num_bytes == 8 + len(text) + offset
     return FileRecord(num_bytes=num_bytes, sha256=digest.hexdigest())
+
+
+def _float32_bytes(tensor: Tensor) -> memoryview:
+    assert tensor.dtype == torch.float32
+    return tensor.contiguous().numpy().data
 
 
 def remove_folder(folder: Path) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 import torch
 from groups import Job, run_jobs
+from safetensors.torch import load_file
 from test_training import CONFIG, losses, make_task, write_latents
 from torch.multiprocessing.spawn import ProcessExitedException
 
@@ -399,6 +400,29 @@ class FillingTask(DiTTask):
         if not self.filler.exists():
             self.filler.write_bytes(bytes(self.num_bytes - 200_000))
         return super().prepare(samples)
+
+
+# ------------------------------------------------------------------ out of it
+
+
+@pytest.mark.parametrize("which", ["ema", "master"])
+def test_weights_leave_a_checkpoint_whole_without_ray_or_deepspeed(straight, tmp_path, which):
+    output = tmp_path / "weights.safetensors"
+    code = (
+        "import sys; from pathlib import Path; from pipeline.checkpoint import open_checkpoint; "
+        "from pipeline.export import export_weights; "
+        "export_weights(open_checkpoint(Path(sys.argv[1])), Path(sys.argv[2]), sys.argv[3]); "
+        "print([name for name in ('ray', 'deepspeed') if name in sys.modules])"
+    )
+    command = [sys.executable, "-c", code, str(straight), str(output), which]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr
+    expected, exported = load_weights(open_checkpoint(straight), which), load_file(output)
+    assert {f"network.{name}" for name in exported} == set(expected)
+    assert all(torch.equal(exported[name.removeprefix("network.")], value) for name, value in expected.items())
+    about = json.loads(output.with_suffix(".json").read_text())
+    assert (about["kind"], about["weights"], about["step"]) == ("dit", which, 8)
+    assert about["trained"]["flow"]["caption_drop"] == 0.3
 
 
 # ------------------------------------------------------------------ one at a time
