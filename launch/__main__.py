@@ -261,6 +261,26 @@ def inspect(
 
 
 @app.command()
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint, or a folder with checkpoints, as runs/NAME/dit.")],
+    output: Annotated[Path, typer.Argument(help="The safetensors file to write; a .json goes beside it.")],
+    raw: Annotated[bool, typer.Option("--raw", help="The weights as trained, not their average.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Write a checkpoint's weights as one safetensors file.
+
+    Example: `reelflow export runs/demo/dit dit.safetensors`
+    """
+    with _errors_for_people(debug):
+        from pipeline.checkpoint import open_checkpoint
+        from pipeline.export import export_weights
+
+        found = open_checkpoint(checkpoint)
+        description = export_weights(found, output, "master" if raw else "ema")
+        typer.echo(f"wrote {output} and {description} from {found.folder}")
+
+
+@app.command()
 def submit(
     stage: Annotated[
         str, typer.Argument(help='run, demo, shard, encode, sample, evaluate, "train autoencoder" or "train dit".')

@@ -12,7 +12,7 @@ from launch.road import StageOrderError
 from pipeline.checkpoint import CheckpointError
 from pipeline.lock import LockedError
 from pipeline.prompts import PromptError
-from pipeline.workers import TrainingError
+from pipeline.workers import TrainingError, WorldSizeError
 
 OURS = (
     CaptionError,
@@ -27,6 +27,7 @@ OURS = (
     StageOrderError,
     TrainingError,
     VideoError,
+    WorldSizeError,
 )
 
 

@@ -14,6 +14,7 @@ tile every parameter exactly once, so any number of workers can read what it nee
 import json
 import re
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -217,26 +218,32 @@ def open_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(path, read_record(path))
 
 
-def _rank_files(checkpoint: Checkpoint) -> Iterator[tuple[Any, dict[str, int]]]:
-    """Every rank's file, opened, with the starts of its fragments. Nothing is read yet."""
-    for rank in range(checkpoint.record.world_size):
-        path = checkpoint.folder / rank_file(rank)
-        try:
-            with safe_open(path, framework="pt") as file:
-                yield file, json.loads(file.metadata()["starts"])
-        except SafetensorError as error:
-            raise CheckpointError(f"{path} is damaged: {error}") from error
+def _rank_file(checkpoint: Checkpoint, rank: int) -> Any:  # noqa: ANN401 - safetensors is untyped
+    """A rank's file, opened. Nothing but its header is read yet."""
+    path = checkpoint.folder / rank_file(rank)
+    try:
+        return safe_open(path, framework="pt")
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
+
+
+def stream_weights(checkpoint: Checkpoint, which: Weights = "ema") -> Iterator[tuple[str, Tensor]]:
+    """Whole weights by parameter name, put together from every rank's fragments, one in memory at a time."""
+    with ExitStack() as opened:
+        files = [opened.enter_context(_rank_file(checkpoint, rank)) for rank in range(checkpoint.record.world_size)]
+        starts = [json.loads(file.metadata()["starts"]) for file in files]
+        for name, shape in checkpoint.record.parameters.items():
+            flat = torch.full((prod(shape),), float("nan"))
+            for file, here in zip(files, starts, strict=True):
+                if name in here:
+                    part = file.get_tensor(f"{which}/{name}")
+                    flat[here[name] : here[name] + part.numel()] = part
+            yield name, flat.reshape(shape)
 
 
 def load_weights(checkpoint: Checkpoint, which: Weights = "ema") -> dict[str, Tensor]:
-    """Whole weights by parameter name, put together from every rank's fragments."""
-    shapes = checkpoint.record.parameters
-    flat = {name: torch.full((prod(shape),), float("nan")) for name, shape in shapes.items()}
-    for file, starts in _rank_files(checkpoint):
-        for name, start in starts.items():
-            part = file.get_tensor(f"{which}/{name}")
-            flat[name][start : start + part.numel()] = part
-    return {name: flat[name].reshape(shape) for name, shape in shapes.items()}
+    """All of them."""
+    return dict(stream_weights(checkpoint, which))
 
 
 def load_training_state(checkpoint: Checkpoint, trainer: ZeroTrainer, ema: ShardedEma) -> None:
@@ -248,17 +255,22 @@ def load_training_state(checkpoint: Checkpoint, trainer: ZeroTrainer, ema: Shard
         CheckpointError: the checkpoint is of another architecture; names the first difference.
     """
     _check_architecture(checkpoint, trainer.shapes)
-    for file, starts in _rank_files(checkpoint):
-        for held in trainer.holdings:
-            if held.name in starts:
-                for kind, target in held.tensors().items():
-                    _fill(target, held.start, file.get_slice(f"{kind}/{held.name}"), starts[held.name])
-        for fragment in trainer.fragments:
-            if fragment.name in starts:
-                target = ema.values[fragment.name]
-                _fill(target, fragment.start, file.get_slice(f"ema/{fragment.name}"), starts[fragment.name])
+    for rank in range(checkpoint.record.world_size):
+        with _rank_file(checkpoint, rank) as file:
+            _load_file(file, json.loads(file.metadata()["starts"]), trainer, ema)
     trainer.restore_step_count(checkpoint.record.step)
     trainer.publish_master()
+
+
+def _load_file(file: Any, starts: dict[str, int], trainer: ZeroTrainer, ema: ShardedEma) -> None:  # noqa: ANN401
+    for held in trainer.holdings:
+        if held.name in starts:
+            for kind, target in held.tensors().items():
+                _fill(target, held.start, file.get_slice(f"{kind}/{held.name}"), starts[held.name])
+    for fragment in trainer.fragments:
+        if fragment.name in starts:
+            target = ema.values[fragment.name]
+            _fill(target, fragment.start, file.get_slice(f"ema/{fragment.name}"), starts[fragment.name])
 
 
 def _fill(target: Tensor, start: int, saved: Any, saved_start: int) -> None:  # noqa: ANN401 - a slice of safetensors

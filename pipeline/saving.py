@@ -10,11 +10,12 @@ import os
 import shutil
 import struct
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
+from itertools import chain
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -63,11 +64,11 @@ class Retention:
     keep_last: int
     keep_every_steps: int | None = None
 
-    def superseded(self, good: list[Path], steps: list[int]) -> list[Path]:
-        """Of good checkpoints, oldest first, those that may go. The newest never may."""
-        kept_for_good = [self.keep_every_steps is not None and step % self.keep_every_steps == 0 for step in steps]
-        old = list(zip(good, kept_for_good, strict=True))[: -max(1, self.keep_last)]
-        return [folder for folder, kept in old if not kept]
+    def superseded(self, good: dict[int, Path]) -> list[Path]:
+        """Of good checkpoints by step, oldest first, those that may go. The newest never may."""
+        old = list(good.items())[: -max(1, self.keep_last)]
+        milestone = self.keep_every_steps
+        return [folder for step, folder in old if milestone is None or step % milestone]
 
 
 @dataclass(frozen=True)
@@ -194,7 +195,19 @@ def _snapshot(trainer: ZeroTrainer, ema: ShardedEma) -> tuple[dict[str, Tensor],
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> FileRecord:
-    """Write float32 tensors as safetensors, and the checksum of what was meant to be written.
+    """Write float32 tensors as safetensors.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
+    return stream_tensors(path, shapes, tensors.values(), metadata)
+
+
+def stream_tensors(
+    path: Path, shapes: dict[str, list[int]], tensors: Iterable[Tensor], metadata: dict[str, str]
+) -> FileRecord:
+    """Write float32 tensors as safetensors, one after the other, in the order of `shapes`.
 
     The checksum is of the bytes in memory, so a disk that stores others is found out.
 
@@ -203,23 +216,28 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
     """
     header: dict[str, Any] = {"__metadata__": metadata}
     offset = 0
-    for name, tensor in tensors.items():
-        assert tensor.dtype == torch.float32
-        end = offset + 4 * tensor.numel()
-        header[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [offset, end]}
+    for name, shape in shapes.items():
+        end = offset + 4 * prod(shape)
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [offset, end]}
         offset = end
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     digest, num_bytes = sha256(), 0
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:
-        for part in (struct.pack("<Q", len(text)), text, *(t.contiguous().numpy().data for t in tensors.values())):
+        for part in chain((struct.pack("<Q", len(text)), text), map(_float32_bytes, tensors)):
             digest.update(part)
             file.write(part)
             num_bytes += memoryview(part).nbytes
         file.flush()
         os.fsync(file.fileno())
+    assert num_bytes == 8 + len(text) + offset
     return FileRecord(num_bytes=num_bytes, sha256=digest.hexdigest())
+
+
+def _float32_bytes(tensor: Tensor) -> memoryview:
+    assert tensor.dtype == torch.float32
+    return tensor.contiguous().numpy().data
 
 
 def remove_folder(folder: Path) -> None:
@@ -232,7 +250,7 @@ def remove_folder(folder: Path) -> None:
 def remove_superseded(run_dir: Path, newest_step: int, retention: Retention) -> None:
     """Delete the checkpoints that `retention` gives up, counting only those up to `newest_step` that are whole."""
     good = {step: folder for step, folder in step_folders(run_dir).items() if step <= newest_step and whole(folder)}
-    for folder in retention.superseded(list(good.values()), list(good)):
+    for folder in retention.superseded(good):
         remove_folder(folder)
 
 
@@ -244,12 +262,18 @@ def check_space(run_dir: Path, trainer: ZeroTrainer, contents: Contents, retenti
     """
     each = sum(prod(shape) for shape in trainer.shapes.values()) * BYTES_PER_VALUE
     each += sum(path.stat().st_size for path in contents.attachments)
+    problem = _lack_of_space(run_dir, each, retention.keep_last) if trainer.rank == 0 else None
+    if (problem := from_rank_zero(problem)) is not None:
+        raise CheckpointError(problem)
+
+
+def _lack_of_space(run_dir: Path, checkpoint_bytes: int, keep_last: int) -> str | None:
     there = sum(file.stat().st_size for file in (run_dir / FOLDER_NAME).rglob("*") if file.is_file())
-    needed = each * (retention.keep_last + 1) - there
-    free = from_rank_zero(shutil.disk_usage(run_dir).free)
-    if from_rank_zero(needed) > free:
-        raise CheckpointError(
-            f"{run_dir} has {free / 1e9:.3g} GB free, but its checkpoints need {needed / 1e9:.3g} GB more: "
-            f"{retention.keep_last} are kept while one is written, {each / 1e9:.3g} GB each. Free some space, "
-            "lower train.keep_checkpoints, or set runs_dir to a larger disk"
-        )
+    needed, free = checkpoint_bytes * (keep_last + 1) - there, shutil.disk_usage(run_dir).free
+    if needed <= free:
+        return None
+    return (
+        f"{run_dir} has {free / 1e9:.3g} GB free, but its checkpoints need {needed / 1e9:.3g} GB more: "
+        f"{keep_last} are kept while one is written, {checkpoint_bytes / 1e9:.3g} GB each. Free some space, "
+        "lower train.keep_checkpoints, or set runs_dir to a larger disk"
+    )

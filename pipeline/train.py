@@ -30,7 +30,7 @@ from pipeline.journal import Event, EventKind, append_event
 from pipeline.requests import NOTHING, Requests
 from pipeline.resume import agree_on_resumption, alone_in
 from pipeline.saving import CheckpointSaver, Contents, Retention, check_space
-from pipeline.workers import Worker
+from pipeline.workers import Worker, WorldSizeError
 from pipeline.zero import ZeroStage, ZeroTrainer
 
 METRICS_NAME = "metrics.jsonl"
@@ -141,14 +141,25 @@ def autocast(precision: Precision, device: torch.device) -> Iterator[None]:
 
 
 def build(task: TrainTask, config: TrainConfig, worker: Worker) -> tuple[ZeroTrainer, ShardedEma]:
-    """The network in its engine and its average, as they are before the first step."""
+    """The network in its engine and its average, as they are before the first step.
+
+    Raises:
+        WorldSizeError: the workers cannot share the global batch evenly.
+    """
+    micro_batch, remainder = divmod(config.global_batch, worker.world_size)
+    if remainder:
+        nearest = max(1, round(config.global_batch / worker.world_size)) * worker.world_size
+        raise WorldSizeError(
+            f"train.global_batch is {config.global_batch}, but {worker.world_size} workers must divide it: "
+            f"use {nearest}"
+        )
     torch.manual_seed(task.seed)  # initial weights; everything later is addressed
     trainer = ZeroTrainer(
         task.build().to(worker.device),
         device=worker.device,
         dtype=autocast_dtype(config.precision, worker.device),
         stage=config.zero_stage,
-        micro_batch=config.global_batch // worker.world_size,
+        micro_batch=micro_batch,
         weight_decay=config.weight_decay,
         betas=config.betas,
         clip=config.clip_norm,
@@ -163,6 +174,7 @@ def train(task: TrainTask, config: TrainConfig, run_dir: Path, worker: Worker) -
         CheckpointError: none can be used, there is no room for more, or one cannot be written.
         FloatingPointError: the loss or the gradient is not finite.
         LockedError: another training works in `run_dir`.
+        WorldSizeError: the workers cannot share the global batch evenly.
         Each is raised by every rank at the same step, so a restart would meet it again.
     """
     with ExitStack() as stack:

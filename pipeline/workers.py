@@ -23,8 +23,13 @@ from pipeline.zero import leave_process_group
 
 COLLECTIVE_TIMEOUT_SECONDS = 300
 
+
+class WorldSizeError(ValueError):
+    """A global batch cannot be shared out evenly; the message names the nearest one that can."""
+
+
 # What every rank raises at the same step for a reason that a restart would meet again.
-FINAL = (CheckpointError, FloatingPointError, LockedError)
+FINAL = (CheckpointError, FloatingPointError, LockedError, WorldSizeError)
 
 
 class TrainingError(RuntimeError):
@@ -107,7 +112,9 @@ def train_on_ray(function: Callable[[Worker], None], config: WorkersConfig, stor
     finally:
         thread.shutdown(wait=False)
         if final_error_path.is_file():
-            raise TrainingError(final_error_path.read_text(encoding="utf-8"))
+            message = final_error_path.read_text(encoding="utf-8")
+            final_error_path.unlink()
+            raise TrainingError(message)
 
 
 def _gpu(gpus: float) -> dict[str, float]:

@@ -24,9 +24,9 @@ from models.text import TextConfig
 from pipeline import seeds
 from pipeline.checkpoint import CheckpointError, load_weights, open_checkpoint
 from pipeline.ema import ema_decay
-from pipeline.train import TrainConfig, learning_rate, read_metrics, train
+from pipeline.train import TrainConfig, build, learning_rate, read_metrics, train
 from pipeline.train_dit import DiTTask, FlowSpec, denormalize, normalize
-from pipeline.workers import train_here
+from pipeline.workers import Worker, WorldSizeError, train_here
 
 ROOT = Path(__file__).resolve().parent.parent
 SHAPE = (4, 2, 4, 4)
@@ -202,6 +202,13 @@ def test_a_loss_that_is_not_finite_stops_with_advice(straight, tmp_path):
     task, _, _ = straight
     with pytest.raises(FloatingPointError, match=r"lower train\.learning_rate"):
         train_here(partial(train, task, CONFIG.model_copy(update={"learning_rate": 1e30}), tmp_path), 1)
+
+
+def test_a_batch_that_the_workers_cannot_share_is_refused(straight, tmp_path):
+    task, _, _ = straight
+    worker = Worker(rank=0, world_size=3, device=torch.device("cpu"))
+    with pytest.raises(WorldSizeError, match="global_batch is 4, but 3 workers must divide it: use 3"):
+        build(task, CONFIG, worker)
 
 
 def test_learning_rate_schedule():

@@ -1,0 +1,35 @@
+"""Whole weights out of a sharded checkpoint: one safetensors file and its JSON, with neither Ray nor DeepSpeed."""
+
+import json
+from pathlib import Path
+
+from data.publish import publish_text, published
+from pipeline.checkpoint import Checkpoint, Weights, stream_weights
+from pipeline.saving import stream_tensors
+
+PREFIX = "network."  # where a task's loss keeps its network
+
+
+def export_weights(checkpoint: Checkpoint, path: Path, which: Weights = "ema") -> Path:
+    """Write the averaged or the raw weights to `path`, one parameter in memory at a time.
+
+    Returns:
+        The JSON beside it: what was trained, for how many steps, and which weights these are.
+    """
+    record = checkpoint.record
+    shapes = {name.removeprefix(PREFIX): shape for name, shape in record.parameters.items()}
+    about = {
+        "kind": record.kind,
+        "weights": which,
+        "step": record.step,
+        "cursor": record.cursor,
+        "checkpoint": checkpoint.fingerprint,
+        "trained": record.trained,
+    }
+    with published(path) as temporary:
+        weights = (tensor for _, tensor in stream_weights(checkpoint, which))
+        # "config" as in the autoencoder beside a DiT's checkpoint
+        stream_tensors(temporary, shapes, weights, {"config": json.dumps(record.trained["model"])})
+    description = path.with_suffix(".json")
+    publish_text(description, json.dumps(about, indent=1) + "\n")
+    return description
