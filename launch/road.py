@@ -103,7 +103,8 @@ class Road:
         build = self._build_of("videos", "draw") if synthetic else None
         listing = list_sources(str(self.source_dir) if synthetic else self.config.data.source)
         source = build or listing.fingerprint
-        inputs = {"source": source, "config": self.config.data.shard().model_dump(mode="json")}
+        settings = self.config.data.shard().model_dump(mode="json", exclude={"decode_timeout_seconds"})
+        inputs = {"source": source, "config": settings}
         if self.config.data.captions is not None and self.config.data.captions.is_file():
             inputs["captions"] = fingerprint(self.config.data.captions.read_text(encoding="utf-8", errors="replace"))
         if self._retry:
