@@ -70,7 +70,16 @@ def caption_of(source_dir: Path, source: str, table: dict[str, str]) -> str:
     if caption is None:
         folder = Path(source).parent.name or source_dir.resolve().name
         caption = folder.replace("_", " ").replace("-", " ")
-    caption = " ".join(caption.split())  # one line, single spaces
+    return clean_caption(caption)
+
+
+def clean_caption(caption: str) -> str:
+    """One line with single spaces.
+
+    Raises:
+        CaptionError: it is longer than 4096 characters or holds control characters.
+    """
+    caption = " ".join(caption.split())
     if len(caption) > MAX_CAPTION_CHARACTERS:
         raise CaptionError(f"its caption has {len(caption)} characters, more than {MAX_CAPTION_CHARACTERS}")
     strange = next((character for character in caption if unicodedata.category(character) in ("Cc", "Cs")), None)

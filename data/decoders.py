@@ -67,7 +67,7 @@ def _decord_timeline(path: Path, probe: Probe) -> Timeline | None:
     try:
         reader = decord.VideoReader(str(path.resolve()), ctx=decord.cpu(0), num_threads=1)
         stamps = np.asarray(reader.get_frame_timestamp(range(len(reader))))
-    except DECORD_ERRORS:
+    except (*DECORD_ERRORS, UnicodeEncodeError):  # the last for a file name that is no Unicode
         return None
     if stamps.shape != (len(probe.ticks), 2):
         return None

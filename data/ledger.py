@@ -10,10 +10,9 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
-Stage = Literal["list", "read", "probe", "decode", "filter", "caption"]
+Stage = Literal["read", "caption", "decode", "filter"]
 Fault = Literal[
     "bad_caption",
-    "bad_name",
     "crashed",
     "empty_file",
     "encrypted",
@@ -34,7 +33,6 @@ _MEND = "mend or replace the file, then run `shard` with --retry"
 _SETTING = "set {} and run `shard` again"
 RETRY: dict[Reason, str] = {
     "bad_caption": "mend the caption, then run `shard` with --retry",
-    "bad_name": "rename the file, then run `shard` again",
     "crashed": _MEND,
     "empty_file": _MEND,
     "encrypted": "decrypt the file, then run `shard` with --retry",
@@ -44,10 +42,10 @@ RETRY: dict[Reason, str] = {
     "no_video": _MEND,
     "not_a_file": "put a regular file there, then run `shard` with --retry",
     "size_changes": "write it anew with ffmpeg (`ffmpeg -i OLD NEW.mp4`), then run `shard` with --retry",
-    "timed_out": _SETTING.format("data.decode_timeout_seconds higher"),
+    "timed_out": "set data.decode_timeout_seconds higher, then run `shard` with --retry",
     "undecodable": _MEND,
     "unreadable": "make the file readable, then run `shard` with --retry",
-    "too_short": _SETTING.format("data.bucket.num_frames lower, data.bucket.fps higher"),
+    "too_short": _SETTING.format("data.bucket.num_frames lower or data.bucket.fps higher"),
     "too_small": _SETTING.format("data.filters.too_small_pixels lower"),
     "static": _SETTING.format("data.filters.static_difference lower"),
     "black": _SETTING.format("data.filters.black_luma lower"),

@@ -37,7 +37,7 @@ class Section(BaseModel):
 class DataConfig(ShardConfig):
     """Where videos come from and how they are cut."""
 
-    source: str = SYNTHETIC  # "synthetic", or a folder of videos
+    source: str = SYNTHETIC  # "synthetic", or a folder, glob, table or URI of videos: see data/sources.py
     synthetic: SyntheticConfig = SyntheticConfig()
 
     def shard(self) -> ShardConfig:

@@ -12,7 +12,7 @@ from typing import Any
 from data.publish import publish_text
 from data.scenes import check_scene_detection
 from data.shards import read_index, read_manifest
-from data.sources import list_folder, source_fingerprint
+from data.sources import list_sources
 from data.synthetic import held_out_combinations
 from launch.cluster import connected
 from launch.config import SYNTHETIC, RunConfig, check_writable, dump_config
@@ -113,9 +113,10 @@ class Road:
             check_scene_detection()
         synthetic = self.config.data.source == SYNTHETIC
         build = self._build_of("videos", "draw") if synthetic else None
-        sources = list_folder(self.source_dir)
-        source = build or source_fingerprint(sources)
-        inputs = {"source": source, "config": self.config.data.shard().model_dump(mode="json")}
+        listing = list_sources(str(self.source_dir) if synthetic else self.config.data.source)
+        source = build or listing.fingerprint
+        settings = self.config.data.shard().model_dump(mode="json", exclude={"decode_timeout_seconds"})
+        inputs = {"source": source, "config": settings}
         if self.config.data.captions is not None and self.config.data.captions.is_file():
             inputs["captions"] = fingerprint(self.config.data.captions.read_text(encoding="utf-8", errors="replace"))
         if self._retry:
@@ -124,7 +125,7 @@ class Road:
             if stage is not None:
                 workers = self.config.cluster.workers
                 num_tasks = workers.num_workers * workers.cpus_per_worker
-                manifest = make_shards(sources, self.source_dir, stage.folder, self.config.data.shard(), num_tasks)
+                manifest = make_shards(listing.sources, listing.root, stage.folder, self.config.data.shard(), num_tasks)
                 assert manifest.ledger is not None
                 summary = {
                     "clips": manifest.num_samples,

@@ -9,6 +9,7 @@ in exactly one of shards, filtered and quarantine (`data/ledger.py`), and the st
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from errno import ENOSPC
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -17,7 +18,7 @@ import ray
 from pydantic import BaseModel, ConfigDict, Field
 
 from data.buckets import Bucket
-from data.captions import CaptionError, caption_of, read_caption_table
+from data.captions import CaptionError, caption_of, clean_caption, read_caption_table
 from data.clip import VIDEO_MEMBER, ClipRecord, clip_key, split_of
 from data.filters import Duplicates, FilterConfig, failed_filter, perceptual_hash
 from data.ledger import Filter, Reason, Rejection, balance, reject
@@ -37,7 +38,7 @@ from data.shards import (
     write_rejections,
     write_shard,
 )
-from data.sources import Source, SourceError
+from data.sources import Source, SourceError, local_copy
 from data.video import encode_clip, read_spans
 from pipeline.pool import Done, run_jobs
 from pipeline.progress import bar
@@ -101,14 +102,17 @@ def prepare_source(
     bucket = config.bucket
     quarantine = partial(reject, source.name)
     try:
-        caption = caption_of(source_dir, source.name, table)
-        spans = read_spans(
-            Path(source.path),
-            bucket,
-            config.max_clips_per_video,
-            min_side_pixels=config.filters.too_small_pixels or 1,
-            find_cuts=find_cuts if config.scene_detection == "content" else None,
-        )
+        given = source.caption
+        caption = caption_of(source_dir, source.file, table) if given is None else clean_caption(given)
+        with local_copy(source) as path:
+            spans = read_spans(
+                path,
+                bucket,
+                config.max_clips_per_video,
+                stretch=source.stretch,
+                min_side_pixels=config.filters.too_small_pixels or 1,
+                find_cuts=find_cuts if config.scene_detection == "content" else None,
+            )
     except CaptionError as error:
         return SourceReport(source=source.name, quarantined=quarantine("caption", "bad_caption", str(error))), []
     except VideoError as error:
@@ -118,6 +122,8 @@ def prepare_source(
     except FileNotFoundError:
         return SourceReport(source=source.name, quarantined=quarantine("read", "missing", "the file is gone")), []
     except OSError as error:
+        if error.errno == ENOSPC:  # of this machine, not of the source
+            raise
         detail = f"it cannot be read: {error.strerror}"
         return SourceReport(source=source.name, quarantined=quarantine("read", "unreadable", detail)), []
     clips, prepared, filtered = [], [], []
@@ -131,7 +137,7 @@ def prepare_source(
             source=source.name,
             start_seconds=span.start_seconds,
             caption=caption,
-            split=split_of(source.name, config.validation_fraction),
+            split=split_of(source.file, config.validation_fraction),
             decoder=span.decoder,
             num_frames=bucket.num_frames,
             height=bucket.height,

@@ -52,6 +52,12 @@ def test_a_corrupt_video_among_good_ones_goes_to_quarantine(config, tmp_path):
     quarantine = (tmp_path / "runs" / "tiny" / "clips" / "quarantine.jsonl").read_text(encoding="utf-8")
     assert [name in quarantine for name in ("broken.mp4", "empty.mp4", "text.mp4")] == [True] * 3
     assert "the file is empty" in quarantine
+    assert "nothing to do" in launch("shard", str(config), "--set", f"data.source={source}").stdout
+    mended = source / "moves" / "text.mp4"
+    mended.unlink()
+    retried = launch("shard", str(config), "--set", f"data.source={source}", "--retry")
+    assert "source changed" in retried.stdout  # another set of files is another dataset
+    assert "clips 3, filtered 0, quarantined 2" in retried.stdout
 
 
 def test_nothing_but_corrupt_videos(config, tmp_path):
