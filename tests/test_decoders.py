@@ -94,9 +94,10 @@ def test_each_decoder_gives_the_frame_on_screen(clips_dir, monkeypatch, name, de
     assert_frames_equal_the_reference(timeline, path, name)
 
 
-@pytest.mark.skipif(not has_torchcodec(), reason="torchcodec is optional and needs FFmpeg's libraries")
+@pytest.mark.torchcodec
 @pytest.mark.parametrize("name", [name for name, decoder in FILES if decoder == "pyav"])
 def test_torchcodec_gives_the_same_frames_or_says_that_it_cannot(clips_dir, name):
+    assert has_torchcodec()
     path = clips_dir / name
     timeline = next(timelines(path, probe_video(path)))
     if timeline.decoder == "torchcodec":
