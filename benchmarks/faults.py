@@ -269,6 +269,7 @@ class Cell:
         self.config = prepare_run(folder, zero_stage)
         self.run_dir = folder / "run" / "dit"
         self.num_starts = 0
+        self.workers: list[psutil.Process] = []
         self.orphans: list[psutil.Process] = []
         self.struck_at = 0.0
 
@@ -309,12 +310,14 @@ class Cell:
         """Do to the driver or its cluster what this cell is about, once the step has come, and see it end."""
         self.wait_for_step(STRIKE, process)
         children = _children(process.pid)
+        self.workers = [child for child in children if child.name().startswith("ray::")]
         self.struck_at = time.time()
         if self.fault == "SIGTERM":
             process.send_signal(signal.SIGTERM)
             assert self.end_of(process) == 130, self.outputs_text()
         elif self.fault == "raylet killed":
-            _kill([child for child in children if child.name() == "raylet"])
+            # With its workers, as a lost machine takes them along; left alone they may come to the end without it.
+            _kill([*self.workers, *(child for child in children if child.name() == "raylet")])
             assert self.end_of(process) != 0, self.outputs_text()
         else:
             process.kill()
@@ -323,7 +326,7 @@ class Cell:
 
     def spoil_newest(self) -> None:
         """Damage the newest checkpoint once nobody writes any more."""
-        psutil.wait_procs(self.orphans, TIMEOUT_SECONDS)
+        psutil.wait_procs(self.workers, TIMEOUT_SECONDS)
         newest = self.run_dir / FOLDER_NAME / (self.run_dir / LATEST_NAME).read_text().strip() / rank_file(1)
         if self.fault == "newest shard deleted":
             newest.unlink()
@@ -331,6 +334,7 @@ class Cell:
             content = bytearray(newest.read_bytes())
             content[-5] ^= 1
             newest.write_bytes(content)
+        self.struck_at = time.time()
 
     def run(self) -> None:
         """Start, strike, and start again until the training is finished."""
@@ -400,7 +404,7 @@ def _said(output: str) -> str:
     """The line about the fault, without this machine's folders."""
     telling = re.compile("damaged|missing|not saved|in use|stopped as asked|error|resuming from", re.IGNORECASE)
     lines = [line.strip() for line in output.splitlines() if telling.search(line) and "(raylet)" not in line]
-    return re.sub(r"/\S*/run/", "run/", lines[0])[:300] if lines else ""
+    return re.sub(r"/\S*/run\b", "run", lines[0])[:300] if lines else ""
 
 
 def _children(pid: int) -> list[psutil.Process]:
@@ -418,6 +422,31 @@ def _kill(processes: list[psutil.Process]) -> None:
             continue
 
 
+def _order(cell: CellResult) -> tuple[int, int]:
+    return FAULTS.index(cell.fault), cell.zero_stage
+
+
+def format_report(results: list[CellResult]) -> str:
+    """The JSON of a campaign, a fault after the other whatever order they were run in."""
+    report = {
+        "benchmark": "faults",
+        "machine": platform.machine(),
+        "num_cpus": os.cpu_count(),
+        "load_average": os.getloadavg()[0],
+        "steps": STEPS,
+        "checkpoint_every_steps": INTERVAL,
+        "cells": [cell.model_dump() for cell in sorted(results, key=_order)],
+    }
+    return json.dumps(report, indent=1) + "\n"
+
+
+def earlier_results(path: Path) -> list[CellResult]:
+    """The cells of an earlier campaign; those that are not run again stay in the file."""
+    if not path.is_file():
+        return []
+    return [CellResult.model_validate(cell) for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]]
+
+
 def main() -> None:
     """Every fault at ZeRO 1, 2 and 3, and the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -431,7 +460,8 @@ def main() -> None:
         config, fault, log_dir = arguments.drive
         drive(Path(config), fault, Path(log_dir))
         return
-    results: list[CellResult] = []
+    asked = {(fault, stage) for fault in arguments.faults for stage in arguments.stages}
+    results = [cell for cell in earlier_results(arguments.output) if (cell.fault, cell.zero_stage) not in asked]
     with tempfile.TemporaryDirectory(prefix="reelflow-faults-") as temporary:
         for stage in arguments.stages:
             undisturbed = Cell(Path(temporary) / f"undisturbed-{stage}", "none", stage)
@@ -439,16 +469,7 @@ def main() -> None:
             for number, fault in enumerate(fault for fault in arguments.faults for _ in range(arguments.repeats)):
                 results.append(run_cell(Path(temporary) / f"{stage}-{number}", fault, stage, undisturbed))
                 print(results[-1].model_dump_json(), flush=True)
-                report = {
-                    "benchmark": "faults",
-                    "machine": platform.machine(),
-                    "num_cpus": os.cpu_count(),
-                    "steps": STEPS,
-                    "checkpoint_every_steps": INTERVAL,
-                    "load_average": os.getloadavg()[0],
-                    "cells": [result.model_dump() for result in results],
-                }
-                publish_text(arguments.output, json.dumps(report, indent=1) + "\n")
+                publish_text(arguments.output, format_report(results))
 
 
 if __name__ == "__main__":

@@ -119,8 +119,8 @@ class CheckpointSaver:
         written = self._executor.submit(write_tensors, path, tensors, {"starts": json.dumps(starts)})
         self._pending = _Pending(step, cursor, folder, written)
 
-    def commit(self) -> int:
-        """Publish what every rank has written, and return its step.
+    def commit(self) -> None:
+        """Publish what every rank has written.
 
         Raises:
             SaveError: a rank could not write its part; names the rank and the file.
@@ -143,11 +143,11 @@ class CheckpointSaver:
             )
         if self._trainer.rank == 0:
             self._executor.submit(remove_superseded, self._run_dir, pending.step, self._retention)
-        return pending.step
 
-    def finish(self) -> int | None:
-        """Wait for the save that is under way, if one is, and commit it; returns its step."""
-        return self.commit() if self.pending else None
+    def finish(self) -> None:
+        """Wait for the save that is under way, if one is, and commit it."""
+        if self.pending:
+            self.commit()
 
     def close(self) -> None:
         """Wait for this rank's thread; what was not committed stays a temporary folder for the next start to remove."""
