@@ -196,13 +196,17 @@ def driver(run: Ingestion) -> None:
 
 
 def raylet(run: Ingestion) -> None:
-    """kill -9 of the node's raylet after the first shard."""
+    """kill -9 of the node's raylet while sources are being prepared."""
     assert run.process is not None
-    run.until(lambda: bool(run.committed()))
+    run.until(lambda: bool(run.descendants("ray::_Runner.run")))
     others = run.descendants()
-    signal_all(run.descendants("raylet"), signal.SIGKILL)
+    victims = [process for process in others if process.name() == "raylet"]
+    if not victims:
+        raise MissedError
+    signal_all(victims, signal.SIGKILL)
     try:
-        run.process.wait(60)
+        if run.process.wait(60) == 0:  # it was done already
+            raise MissedError
     except subprocess.TimeoutExpired:
         run.process.kill()
     psutil.wait_procs(others, timeout=30)
