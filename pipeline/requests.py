@@ -71,11 +71,17 @@ def clear_requests(run_dir: Path) -> None:
 
 @contextmanager
 def sigterm_stops(run_dir: Path) -> Iterator[None]:
-    """While the block runs, SIGTERM asks the training in `run_dir` to save and stop instead of ending this process."""
+    """While the block runs, the first SIGTERM asks the training in `run_dir` to save and stop; a second one ends us."""
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may have handlers; whoever owns it decides
         return
-    before = signal.signal(signal.SIGTERM, lambda *_: request_stop(run_dir))
+    before = signal.getsignal(signal.SIGTERM)
+
+    def ask(*_: object) -> None:
+        request_stop(run_dir)
+        signal.signal(signal.SIGTERM, before)  # where no worker is left to answer, there has to be a way out
+
+    signal.signal(signal.SIGTERM, ask)
     try:
         yield
     finally:

@@ -306,6 +306,24 @@ def test_stop_on_request_and_go_on_without_a_trace(data, tmp_path):
     assert losses(stopped) == losses(straight)
 
 
+def test_a_second_sigterm_means_what_it_always_means(tmp_path):
+    code = (
+        "import sys, time; from pathlib import Path; from pipeline.requests import sigterm_stops\n"
+        "with sigterm_stops(Path(sys.argv[1])): print('ready', flush=True); time.sleep(60)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.terminate()
+    while not (tmp_path / STOP_NAME).exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    time.sleep(0.1)
+    assert process.poll() is None
+    process.terminate()
+    assert process.wait(30) == -signal.SIGTERM
+
+
 def test_a_checkpoint_by_the_clock(data, tmp_path):
     config = CONFIG.model_copy(update={"checkpoint_every_steps": 100, "checkpoint_every_minutes": 1e-9})
     train_here(partial(train, make_task(data), config, tmp_path), 1)
