@@ -38,8 +38,8 @@ class Layout(NamedTuple):
         return f"w{self.world_size}-z{self.zero_stage}"
 
 
-LAYOUTS = [Layout(world_size, stage) for world_size in (1, 2, 3, 4) for stage in (0, 1, 2, 3)]
-CUT = [  # every number of workers and every stage on both sides
+LAYOUTS = [Layout(world_size, stage) for world_size in (1, 2, 3, 4) for stage in (1, 2, 3)]
+CUT = [  # every number of workers and every stage on both sides, stage 0 too
     (Layout(4, 2), Layout(3, 3)),
     (Layout(4, 2), Layout(1, 0)),
     (Layout(3, 3), Layout(2, 1)),
