@@ -165,6 +165,12 @@ def test_a_checkpoint_goes_on_at_other_workers_and_stages(tmp_path):
 
 
 @pytest.mark.slow
+def test_every_layout_of_up_to_two_workers_goes_on_at_every_other(tmp_path):
+    small = [layout for layout in LAYOUTS if layout.world_size <= 2]
+    check_cells(list(itertools.product(small, small)), tmp_path)
+
+
+@pytest.mark.campaign
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
 def test_every_layout_goes_on_at_every_other(world_size, tmp_path):
     sources = [layout for layout in LAYOUTS if layout.world_size == world_size]
