@@ -34,13 +34,13 @@ def test_a_killed_run_ends_with_the_same_bytes(calm, fault):
     check(strike(fault, *calm))
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 @pytest.mark.parametrize("fault", [f for f in FAULTS if f not in QUICK], ids=lambda fault: fault.__name__)
 def test_other_faults_end_with_the_same_bytes(calm, fault):
     check(strike(fault, *calm))
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 @pytest.mark.skipif(os.geteuid() != 0, reason="a disk of its own can be mounted by root only")
 def test_a_full_disk_ends_with_the_same_bytes_once_there_is_room(calm):
     check(disk_full(*calm))
