@@ -27,7 +27,8 @@ import torch
 from safetensors.torch import load, save
 from webdataset.compat import WebDataset
 
-from data.clip import LATENT_MEMBER, ClipRecord
+from benchmarks.records import made_up_clip
+from data.clip import LATENT_MEMBER
 from data.loader import Sample, Stream, Subset
 from data.plan import BatchPlan, Part
 from data.publish import publish_text
@@ -67,19 +68,7 @@ def write_dataset(folder: Path, shape: tuple[int, ...]) -> Subset:
         samples = []
         for number in range(shard * SHARD_SAMPLES, (shard + 1) * SHARD_SAMPLES):
             latent = torch.randn(shape, generator=torch.Generator().manual_seed(number))
-            record = ClipRecord(
-                key=f"{number:020x}",
-                source=f"{number}.mp4",
-                start_seconds=0.0,
-                caption="a red circle moves left",
-                split="train",
-                decoder="decord",
-                num_frames=17,
-                height=64,
-                width=64,
-                fps=8,
-            )
-            samples.append((record, save({"mean": latent})))
+            samples.append((made_up_clip(number), save({"mean": latent})))
         rows += write_shard(folder / f"shard-{shard:05d}.tar", samples, LATENT_MEMBER)[1]
     return Subset(folder, rows, "a")
 

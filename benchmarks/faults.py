@@ -29,13 +29,12 @@ import psutil
 import torch.distributed as dist
 import yaml
 from pydantic import BaseModel, ConfigDict
-from safetensors.torch import save, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from data.buckets import Bucket
-from data.clip import LATENT_MEMBER, ClipRecord
+from benchmarks.records import SMALL, write_random_latents
 from data.publish import publish_text
-from data.shards import MANIFEST_NAME, LatentStats, Manifest, write_index, write_shard
+from data.shards import MANIFEST_NAME, LatentStats, Manifest
 from models.dit import DiT
 from pipeline import saving, seeds
 from pipeline.checkpoint import (
@@ -236,21 +235,13 @@ def prepare_run(folder: Path, zero_stage: int) -> Path:
 
 def write_latents(folder: Path) -> None:
     """Ten random latents, as the encode stage would leave them."""
-    samples = []
-    for number in range(10):
-        record = ClipRecord(
-            key=f"{number:020x}", source=f"{number}.mp4", start_seconds=0, caption=f"clip {number}", split="train",
-            decoder="decord", num_frames=5, height=32, width=32, fps=8,
-        )  # fmt: skip
-        samples.append((record, save({"mean": seeds.normal(0, "faults", [number], SHAPE)[0]})))
-    shard, rows = write_shard(folder / "shard-00000.tar", samples, LATENT_MEMBER)
-    write_index(folder, rows)
+    shard = write_random_latents(folder, 10, SHAPE, "faults")
     save_file({"x": seeds.normal(0, "faults", [0], (8,))[0]}, folder / AUTOENCODER_NAME)
     manifest = Manifest(
         kind="latents",
         fingerprint="faults",
-        bucket=Bucket(num_frames=5, height=32, width=32, fps=8),
-        num_samples=len(samples),
+        bucket=SMALL,
+        num_samples=shard.num_samples,
         shards=[shard],
         latent_shape=list(SHAPE),
         latent_stats=LatentStats(mean=[0.0] * 4, std=[1.0] * 4),

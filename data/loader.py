@@ -125,10 +125,11 @@ class Stream:
         pool = ThreadPoolExecutor(max(1, readers), thread_name_prefix="reelflow-loader")
         waiting: deque[Future[T]] = deque()
         try:
-            while readers == 0:
-                yield make(step)
-                step += 1
             while True:
+                if readers == 0:
+                    yield make(step)
+                    step += 1
+                    continue
                 while len(waiting) < max(ahead, readers):
                     waiting.append(pool.submit(make, step))
                     step += 1

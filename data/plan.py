@@ -169,7 +169,7 @@ class BatchPlan:
         if self.cursor(step) != cursor:
             raise ValueError(
                 f"no batch begins after {cursor} samples, the nearest before it after {self.cursor(step)}: "
-                "the batch sizes are not those the cursor was counted with"
+                "the batch sizes are not those the cursor was counted with; restore them, or start a new run"
             )
         return step
 

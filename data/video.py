@@ -159,7 +159,7 @@ def decode_clip(content: bytes) -> Frames:
     try:
         reader = decord.VideoReader(io.BytesIO(content), ctx=decord.cpu(0), num_threads=1)
         return reader.get_batch(range(len(reader))).asnumpy()
-    except DECORD_ERRORS:  # some widths: see read_spans
+    except DECORD_ERRORS:  # some widths, which its padding does not divide
         pass
     try:
         with av.open(io.BytesIO(content), mode="r") as container:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from threading import Event, Thread
 from typing import Any
 
 from data.publish import publish_text
@@ -16,13 +15,13 @@ from data.sources import list_sources
 from data.synthetic import held_out_combinations
 from launch.cluster import connected
 from launch.config import SYNTHETIC, RunConfig, check_writable, dump_config
+from launch.following import following, steps_done
 from launch.plan import STAGES
-from pipeline.checkpoint import open_checkpoint, step_folders, whole
+from pipeline.checkpoint import open_checkpoint
 from pipeline.encode import encode_shards, export_autoencoder
 from pipeline.evaluate import measure_adherence, measure_reconstruction, validate_judge
-from pipeline.journal import read_events
 from pipeline.lock import locked
-from pipeline.progress import Bar, bar
+from pipeline.progress import bar
 from pipeline.prompts import Prompt, format_prompts, plan_requests, read_prompts
 from pipeline.report import Report, write_gallery, write_report
 from pipeline.requests import clear_requests, sigterm_stops
@@ -280,8 +279,8 @@ class Road:
             clear_requests(stage.folder)
             function = partial(train, task, config, stage.folder.resolve())
             with (
-                bar(name, config.steps, "steps", start=_steps_done(stage.folder)) as progress,
-                _following(stage.folder, progress, self._say),
+                bar(name, config.steps, "steps", start=steps_done(stage.folder)) as progress,
+                following(stage.folder, progress, self._say),
                 sigterm_stops(stage.folder),
             ):
                 if self._on_ray:
@@ -359,40 +358,3 @@ def _summary(record: StageRecord) -> str:
         f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
         for name, value in record.summary.items()
     )
-
-
-def _steps_done(run_dir: Path) -> int:
-    """Where the checkpoints of a training have come to."""
-    return max((step for step, folder in step_folders(run_dir).items() if whole(folder)), default=0)
-
-
-@contextmanager
-def _following(run_dir: Path, progress: Bar, say: Callable[[str], None]) -> Iterator[None]:
-    """Move a bar along with the metrics the workers write, and pass on what their journal says."""
-    stopped = Event()
-    num_said = len(read_events(run_dir))
-    start = _steps_done(run_dir)
-
-    def show() -> None:
-        nonlocal num_said
-        events = read_events(run_dir)
-        for event in events[num_said:]:
-            if event.note:
-                say(f"  {event.note}")
-        num_said = len(events)
-        rows = [row for row in read_metrics(run_dir) if row["step"] > start]
-        if rows:
-            progress.update(int(rows[-1]["step"]), f"loss {rows[-1]['total']:.4f}")
-
-    def follow() -> None:
-        while not stopped.wait(1.0):
-            show()
-
-    thread = Thread(target=follow, name="reelflow-follow", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stopped.set()
-        thread.join()
-        show()

@@ -21,7 +21,7 @@ from pipeline.stage import StageRecord
 
 TEMPLATES = Environment(loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True)
 MAX_CLIPS_SHOWN = 24
-SHEET_ROWS, SHEET_FRAMES, SHEET_SCALE = 8, 9, 1
+SHEET_ROWS, SHEET_FRAMES = 8, 9
 
 
 @dataclass(frozen=True)

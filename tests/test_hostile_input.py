@@ -8,23 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.records import made_up_clip
 from data.captions import CaptionError, caption_of, read_caption_table
-from data.clip import VIDEO_MEMBER, ClipRecord
+from data.clip import VIDEO_MEMBER
 from data.shards import DatasetError, IndexRow, PayloadReader, ShardRecord, read_manifest, read_shard, write_shard
 from data.tarfiles import read_samples
 
-RECORD = ClipRecord(
-    key="a" * 20,
-    source="a.mp4",
-    start_seconds=0,
-    caption="a caption",
-    split="train",
-    decoder="decord",
-    num_frames=5,
-    height=32,
-    width=32,
-    fps=8,
-)
+RECORD = made_up_clip(10)
 
 
 class Bomb:

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.clip import VIDEO_MEMBER, ClipRecord
+from benchmarks.records import made_up_clip
+from data.clip import VIDEO_MEMBER
 from data.loader import Stream, Subset, local_slots
 from data.plan import BatchPlan, Interleave, Part, ShuffledEpochs
 from data.shards import DatasetError, PayloadReader, write_shard
@@ -149,26 +150,11 @@ def test_a_hundred_million_samples_are_planned_in_bounded_memory_and_resumed_any
 # ------------------------------------------------------------------ the stream over real shards
 
 
-def record(number: int) -> ClipRecord:
-    return ClipRecord(
-        key=f"{number:020x}",
-        source=f"{number}.mp4",
-        start_seconds=0.0,
-        caption=f"caption {number}",
-        split="train",
-        decoder="decord",
-        num_frames=17,
-        height=64,
-        width=64,
-        fps=8,
-    )
-
-
 @pytest.fixture
 def subset(tmp_path: Path) -> Subset:
     rows = []
     for shard in range(4):
-        samples = [(record(n), bytes([n]) * (500 + 37 * n)) for n in range(shard * 8, shard * 8 + 8)]
+        samples = [(made_up_clip(n), bytes([n]) * (500 + 37 * n)) for n in range(shard * 8, shard * 8 + 8)]
         rows += write_shard(tmp_path / f"shard-{shard}.tar", samples, VIDEO_MEMBER)[1]
     return Subset(tmp_path, rows, "a")
 

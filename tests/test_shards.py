@@ -7,24 +7,15 @@ from pathlib import Path
 import pytest
 import webdataset as wds
 
+from benchmarks.records import made_up_clip
+from data.buckets import Bucket
 from data.clip import VIDEO_MEMBER, ClipRecord
 from data.publish import publish_text, published, remove_unpublished
 from data.shards import DatasetError, PayloadReader, read_manifest, read_shard, write_shard
 
 
 def record(number: int) -> ClipRecord:
-    return ClipRecord(
-        key=f"{number:020x}",
-        source=f"{number}.mp4",
-        start_seconds=0.0,
-        caption=f"caption {number}, ünïcode",
-        split="train",
-        decoder="decord",
-        num_frames=17,
-        height=64,
-        width=64,
-        fps=8,
-    )
+    return made_up_clip(number, Bucket()).model_copy(update={"caption": f"caption {number}, ünïcode"})
 
 
 def payload(number: int) -> bytes:

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import save, save_file
+from safetensors.torch import save_file
 
+from benchmarks.records import write_random_latents
 from data.buckets import Bucket
-from data.clip import LATENT_MEMBER, ClipRecord
 from data.loader import Sample, Stream, Subset
-from data.shards import DatasetError, LatentStats, PayloadReader, write_index, write_shard
+from data.shards import DatasetError, LatentStats, PayloadReader
 from models.dit import DiTConfig
 from models.text import TextConfig
 from pipeline import seeds
@@ -43,15 +43,7 @@ CONFIG = TrainConfig(
 
 def write_latents(folder: Path, num_samples: int = 10) -> None:
     """Random latents in a real shard."""
-    samples = []
-    for n in range(num_samples):
-        record = ClipRecord(
-            key=f"{n:020x}", source=f"{n}.mp4", start_seconds=0, caption=f"clip {n}", split="train",
-            decoder="decord", num_frames=5, height=32, width=32, fps=8,
-        )  # fmt: skip
-        samples.append((record, save({"mean": seeds.normal(0, "test", [n], SHAPE)[0]})))
-    _, rows = write_shard(folder / "shard-00000.tar", samples, LATENT_MEMBER)
-    write_index(folder, rows)
+    write_random_latents(folder, num_samples, SHAPE, "test")
     save_file({"x": torch.zeros(1)}, folder / "autoencoder.safetensors")
 
 

@@ -1,0 +1,39 @@
+"""Made-up datasets that benchmarks and tests share: records of clips that nobody filmed, and latents of them."""
+
+from pathlib import Path
+
+from safetensors.torch import save
+
+from data.buckets import Bucket
+from data.clip import LATENT_MEMBER, ClipRecord
+from data.shards import ShardRecord, write_index, write_shard
+from pipeline import seeds
+
+SMALL = Bucket(num_frames=5, height=32, width=32, fps=8)
+
+
+def made_up_clip(number: int, bucket: Bucket = SMALL) -> ClipRecord:
+    """The record of clip `number`; its key is the number, in hexadecimal."""
+    return ClipRecord(
+        key=f"{number:020x}",
+        source=f"{number}.mp4",
+        start_seconds=0.0,
+        caption=f"clip {number}",
+        split="train",
+        decoder="decord",
+        num_frames=bucket.num_frames,
+        height=bucket.height,
+        width=bucket.width,
+        fps=bucket.fps,
+    )
+
+
+def write_random_latents(folder: Path, num_samples: int, shape: tuple[int, ...], purpose: str) -> ShardRecord:
+    """One shard of random latents and its index; `purpose` addresses the randomness."""
+    samples = [
+        (made_up_clip(number), save({"mean": seeds.normal(0, purpose, [number], shape)[0]}))
+        for number in range(num_samples)
+    ]
+    shard, rows = write_shard(folder / "shard-00000.tar", samples, LATENT_MEMBER)
+    write_index(folder, rows)
+    return shard
