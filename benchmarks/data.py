@@ -27,7 +27,7 @@ import torch
 from safetensors.torch import load, save
 from webdataset.compat import WebDataset
 
-from benchmarks.records import made_up_clip
+from benchmarks.records import SMALL, made_up_clip
 from data.clip import LATENT_MEMBER
 from data.loader import Sample, Stream, Subset
 from data.plan import BatchPlan, Part
@@ -70,7 +70,7 @@ def write_dataset(folder: Path, shape: tuple[int, ...]) -> Subset:
             latent = torch.randn(shape, generator=torch.Generator().manual_seed(number))
             samples.append((made_up_clip(number), save({"mean": latent})))
         rows += write_shard(folder / f"shard-{shard:05d}.tar", samples, LATENT_MEMBER)[1]
-    return Subset(folder, rows, "a")
+    return Subset(folder, rows, SMALL)
 
 
 def prepare(samples: list[Sample]) -> torch.Tensor:
@@ -80,7 +80,7 @@ def prepare(samples: list[Sample]) -> torch.Tensor:
 
 def ours(subset: Subset) -> Iterator[torch.Tensor]:
     """Our stream, read in this thread."""
-    return Stream([subset], {"a": BATCH}, seed=0, rank=0, world_size=1).batches(0, prepare, readers=0)
+    return Stream([subset], {SMALL.name: BATCH}, seed=0, rank=0, world_size=1).batches(0, prepare, readers=0)
 
 
 def plain_webdataset(subset: Subset) -> Iterator[torch.Tensor]:
@@ -138,7 +138,7 @@ def measure_planning(num_shards: int) -> Planning:
 
 def resident_mib_by_epoch(subset: Subset) -> list[float]:
     """Resident memory after each epoch, read by two threads."""
-    batches = Stream([subset], {"a": BATCH}, seed=0, rank=0, world_size=1).batches(0, prepare, readers=2)
+    batches = Stream([subset], {SMALL.name: BATCH}, seed=0, rank=0, world_size=1).batches(0, prepare, readers=2)
     process, sizes = psutil.Process(), []
     for _ in range(EPOCHS):
         for _ in islice(batches, NUM_SHARDS * SHARD_SAMPLES // BATCH):

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from benchmarks.records import SMALL, write_random_latents
 from data.publish import publish_text
-from data.shards import MANIFEST_NAME, LatentStats, Manifest
+from data.shards import MANIFEST_NAME, BucketRecord, LatentStats, Manifest
 from models.dit import DiT
 from pipeline import saving, seeds
 from pipeline.checkpoint import (
@@ -123,7 +123,7 @@ class FaultyTask(DiTTask):
             saving.publish_text = partial(_publish, self, saving.publish_text, RECORD_NAME)
         elif self.fault == "worker killed between publish and latest":
             saving.publish_text = partial(_publish, self, saving.publish_text, LATEST_NAME)
-        return FaultyLoss(DiT(self.model, self.latent_shape[0]), self)
+        return FaultyLoss(DiT(self.model, self.latent_stats.num_channels), self)
 
     def strikes_now(self) -> bool:
         """True once in the life of a run."""
@@ -215,7 +215,7 @@ def prepare_run(folder: Path, zero_stage: int) -> Path:
         "name": "run",
         "seed": 7,
         "runs_dir": str(folder),
-        "data": {"bucket": {"num_frames": 5, "height": 32, "width": 32, "fps": 8}},
+        "data": {"buckets": [{"num_frames": 5, "height": 32, "width": 32, "fps": 8}]},
         "dit": {
             "model": {
                 "width": 32,
@@ -240,10 +240,9 @@ def write_latents(folder: Path) -> None:
     manifest = Manifest(
         kind="latents",
         fingerprint="faults",
-        bucket=SMALL,
+        buckets=[BucketRecord(bucket=SMALL, num_samples=shard.num_samples, num_train=shard.num_samples)],
         num_samples=shard.num_samples,
         shards=[shard],
-        latent_shape=list(SHAPE),
         latent_stats=LatentStats(mean=[0.0] * 4, std=[1.0] * 4),
     )
     publish_text(folder / MANIFEST_NAME, manifest.model_dump_json())

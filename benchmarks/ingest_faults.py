@@ -37,7 +37,7 @@ CONFIG = """
 name: faults
 data:
   source: {source}
-  bucket: {{num_frames: 17, height: 64, width: 64, fps: 8}}
+  buckets: [{{num_frames: 17, height: 64, width: 64, fps: 8}}]
   max_clips_per_video: 2
   videos_per_shard: {videos_per_shard}
 cluster: {{object_store_mib: 128}}

@@ -19,6 +19,7 @@ def made_up_clip(number: int, bucket: Bucket = SMALL) -> ClipRecord:
         source=f"{number}.mp4",
         start_seconds=0.0,
         caption=f"clip {number}",
+        dataset="",
         split="train",
         decoder="decord",
         num_frames=bucket.num_frames,

@@ -39,7 +39,7 @@ def main() -> None:
 def measure(worker: Worker, steps: int, micro_batch: int) -> None:
     """Time each kind of step in turn, `steps` times, and report medians and ratios."""
     config = load_config(Path("demo"))
-    bucket, model = config.data.bucket, config.dit.model
+    bucket, model = config.data.buckets[0], config.dit.model
     shape = latent_shape(config.autoencoder.model, bucket.num_frames, bucket.height, bucket.width)
     positions = range(micro_batch)
     batch = FlowBatch(

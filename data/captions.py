@@ -98,8 +98,13 @@ def _from_table(source_dir: Path, source: str, table: dict[str, str]) -> str | N
     return table.get(Path(source).name)
 
 
+def sidecars(video: Path) -> tuple[Path, Path]:
+    """Where a caption may lie beside a video: as text, or in a JSON object."""
+    return video.with_suffix(".txt"), video.with_suffix(".json")
+
+
 def _from_sidecar(video: Path) -> str | None:
-    text, record = video.with_suffix(".txt"), video.with_suffix(".json")
+    text, record = sidecars(video)
     for sidecar in (text, record):
         if sidecar.is_file() and sidecar.stat().st_size > MAX_SIDECAR_BYTES:
             size = sidecar.stat().st_size

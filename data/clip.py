@@ -13,7 +13,7 @@ RECORD_MEMBER = "json"
 LATENT_MEMBER = "latent.safetensors"
 
 Split = Literal["train", "validation"]
-Decoder = Literal["decord", "torchcodec", "pyav"]  # who read the source
+Decoder = Literal["decord", "torchcodec", "pyav", "pillow"]  # who read the source; the last one images
 
 
 class ClipRecord(BaseModel):
@@ -25,12 +25,18 @@ class ClipRecord(BaseModel):
     source: str  # path of the video inside the source folder, with forward slashes
     start_seconds: float  # presentation time of the clip's first frame in the source
     caption: str
+    dataset: str  # of a mix, the one its source belongs to
     split: Split
     decoder: Decoder
     num_frames: int
     height: int
     width: int
     fps: float
+
+    @property
+    def bucket(self) -> Bucket:
+        """Its shape."""
+        return Bucket(num_frames=self.num_frames, height=self.height, width=self.width, fps=self.fps)
 
 
 def clip_key(source: str, start_seconds: float, bucket: Bucket) -> str:

@@ -45,7 +45,7 @@ RETRY: dict[Reason, str] = {
     "timed_out": "set data.decode_timeout_seconds higher, then run `shard` with --retry",
     "undecodable": _MEND,
     "unreadable": "make the file readable, then run `shard` with --retry",
-    "too_short": _SETTING.format("data.bucket.num_frames lower or data.bucket.fps higher"),
+    "too_short": _SETTING.format("a bucket of fewer frames or of a higher rate in data.buckets"),
     "too_small": _SETTING.format("data.filters.too_small_pixels lower"),
     "static": _SETTING.format("data.filters.static_difference lower"),
     "black": _SETTING.format("data.filters.black_luma lower"),

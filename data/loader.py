@@ -5,15 +5,16 @@ samples on one worker or on sixty-four, with one reader or many, before and afte
 """
 
 from collections import deque
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import TypeVar
 
+from data.buckets import Bucket
 from data.plan import Address, BatchPlan, Part
-from data.shards import DatasetError, IndexRow, PayloadReader
+from data.shards import DatasetError, IndexRow, PayloadReader, shape_of
 
 T = TypeVar("T")
 MAX_SUBSTITUTES = 8
@@ -34,13 +35,29 @@ class Subset:
 
     dataset_dir: Path
     rows: Sequence[IndexRow]
-    bucket: str
+    bucket: Bucket
     weight: float = 1.0  # how often each sample is seen, beside those of other subsets
 
     def part(self) -> Part:
         """What the plan needs to know."""
         sizes = tuple(sum(1 for _ in rows) for _, rows in groupby(self.rows, key=lambda row: row.shard))
-        return Part(self.bucket, sizes, self.weight * len(self.rows))
+        return Part(self.bucket.name, sizes, self.weight * len(self.rows))
+
+
+def subsets_of(dataset_dir: Path, rows: Iterable[IndexRow], weights: Mapping[str, float]) -> list[Subset]:
+    """Samples of a dataset by shape and, in a mix, by the dataset they come from.
+
+    Args:
+        rows: in order of the shards.
+        weights: of the datasets of the mix, by name; 1 where none is given.
+    """
+    groups: dict[tuple[str, str], list[IndexRow]] = {}
+    for row in rows:
+        groups.setdefault((row.bucket, row.dataset), []).append(row)
+    return [
+        Subset(dataset_dir, groups[group], shape_of(groups[group][0]), weights.get(group[1], 1.0))
+        for group in sorted(groups)
+    ]
 
 
 @dataclass(frozen=True)

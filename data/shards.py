@@ -12,6 +12,7 @@ A dataset is a folder:
 import json
 import os
 import tarfile
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -30,7 +31,7 @@ from data.ledger import LedgerCounts, Reason, Rejection
 from data.publish import publish_text, published
 from data.tarfiles import TarError, read_samples
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 MANIFEST_NAME = "manifest.json"
 INDEX_NAME = "index.parquet"
 QUARANTINE_NAME = "quarantine.jsonl"
@@ -61,6 +62,21 @@ class LatentStats(BaseModel):
     mean: list[float]
     std: list[float]
 
+    @property
+    def num_channels(self) -> int:
+        """Channels of a latent."""
+        return len(self.mean)
+
+
+class BucketRecord(BaseModel):
+    """How many samples have one shape."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    bucket: Bucket
+    num_samples: int
+    num_train: int  # of them, in the training split
+
 
 class Manifest(BaseModel):
     """What a dataset folder holds."""
@@ -70,12 +86,11 @@ class Manifest(BaseModel):
     schema_version: int = SCHEMA_VERSION
     kind: str  # "clips" or "latents"
     fingerprint: str  # of the contents: the shards' checksums
-    bucket: Bucket
+    buckets: list[BucketRecord]  # that with most samples first
     num_samples: int
     shards: list[ShardRecord]
     ledger: LedgerCounts | None = None  # of clips: what became of their sources
     filtered: dict[Reason, int] = {}  # clips and whole sources left out, by filter
-    latent_shape: list[int] | None = None  # (c, t, h, w)
     latent_stats: LatentStats | None = None
 
 
@@ -93,6 +108,8 @@ class IndexRow:
     record_offset: int
     record_size: int
     caption: str
+    dataset: str  # of a mix, the one its source belongs to
+    bucket: str  # name of its shape
     split: Split
     source: str
     start_seconds: float  # of the clip in its source
@@ -146,6 +163,8 @@ def write_shard(
             record_offset=record_offset,
             record_size=record_size,
             caption=record.caption,
+            dataset=record.dataset,
+            bucket=record.bucket.name,
             split=record.split,
             source=record.source,
             start_seconds=record.start_seconds,
@@ -192,6 +211,29 @@ def file_sha256(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def count_buckets(rows: Iterable[IndexRow]) -> list[BucketRecord]:
+    """How many samples each shape has, that with most of them first."""
+    counts: Counter[tuple[str, Split]] = Counter()
+    shapes: dict[str, Bucket] = {}
+    for row in rows:
+        counts[row.bucket, row.split] += 1
+        shapes.setdefault(row.bucket, shape_of(row))
+    records = [
+        BucketRecord(
+            bucket=shape,
+            num_samples=counts[name, "train"] + counts[name, "validation"],
+            num_train=counts[name, "train"],
+        )
+        for name, shape in shapes.items()
+    ]
+    return sorted(records, key=lambda record: (-record.num_samples, record.bucket.name))
+
+
+def shape_of(row: IndexRow) -> Bucket:
+    """The shape of a sample."""
+    return Bucket(num_frames=row.num_frames, height=row.height, width=row.width, fps=row.fps)
 
 
 def content_fingerprint(shards: Iterable[ShardRecord]) -> str:

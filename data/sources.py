@@ -14,9 +14,9 @@ import json
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from io import StringIO
 from pathlib import Path, PurePosixPath
@@ -27,6 +27,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data.captions import sidecars
 from data.probe import VideoError
 from data.video import VIDEO_SUFFIXES, WHOLE, Stretch
 
@@ -46,36 +47,38 @@ class Source:
     name: str  # what the ledger calls it; unique
     path: str  # absolute, or a URI
     file: str  # the video within its folder: equal for two stretches of one video
+    root: Path  # what its sidecars and folder names are looked up under
+    stamp: str  # changes when it, or a caption beside it, is resized or rewritten
     caption: str | None = None
     stretch: Stretch = WHOLE
+    dataset: str = ""  # of a mix, the one it belongs to
 
 
-@dataclass(frozen=True)
-class Listing:
-    """Every source, in the order in which their clips lie in the shards."""
+def list_sources(place: str, suffixes: frozenset[str] = VIDEO_SUFFIXES) -> list[Source]:
+    """Every source at a place, in the order in which their clips lie in the shards.
 
-    root: Path  # what sidecars and folder names are looked up under
-    sources: list[Source]
-    fingerprint: str  # changes when a source is added, removed, resized or rewritten
-
-
-def list_sources(place: str) -> Listing:
-    """Every source at a place.
+    Args:
+        suffixes: what folders and globs are searched for.
 
     Raises:
         SourceError: there is none, or the place is of a kind that cannot be read.
     """
     if "://" in place:
-        return _list_uri(place)
+        return _list_uri(place, suffixes)
     path = Path(place)
     if path.suffix.lower() in TABLE_SUFFIXES and not path.is_dir():
         return _list_table(path)
     if glob.has_magic(place) and not path.exists():
-        return _list_glob(place)
-    return list_folder(path)
+        return _list_glob(place, suffixes)
+    return list_folder(path, suffixes)
 
 
-def list_folder(folder: Path) -> Listing:
+def of_dataset(name: str, sources: Iterable[Source]) -> list[Source]:
+    """The same sources as a part of a mix; their names begin with its name."""
+    return [replace(source, name=f"{name}/{source.name}", dataset=name) for source in sources]
+
+
+def list_folder(folder: Path, suffixes: frozenset[str] = VIDEO_SUFFIXES) -> list[Source]:
     """Every video file below a folder, sorted by its path relative to it, which is its name.
 
     Raises:
@@ -86,32 +89,34 @@ def list_folder(folder: Path) -> Listing:
     files = [path for path in folder.rglob("*") if path.is_file()]
     if not files:
         raise SourceError(f"{folder} is empty; put videos in it or point data.source elsewhere")
-    return _local_listing(folder, files, str(folder))
+    return _local_sources(folder, files, str(folder), suffixes)
 
 
-def _list_glob(pattern: str) -> Listing:
+def _list_glob(pattern: str, suffixes: frozenset[str]) -> list[Source]:
     files = [Path(name) for name in glob.glob(pattern, recursive=True) if Path(name).is_file()]  # noqa: PTH207
     if not files:
         raise SourceError(f"{pattern} matches no file; set data.source to a folder, a glob or a table of videos")
     parts = Path(pattern).parts
     plain = next(number for number, part in enumerate(parts) if glob.has_magic(part))
-    return _local_listing(Path(*parts[:plain]), files, pattern)
+    return _local_sources(Path(*parts[:plain]), files, pattern, suffixes)
 
 
-def _local_listing(root: Path, files: list[Path], place: str) -> Listing:
-    videos = {path.relative_to(root).as_posix(): path for path in files if path.suffix.lower() in VIDEO_SUFFIXES}
+def _local_sources(root: Path, files: list[Path], place: str, suffixes: frozenset[str]) -> list[Source]:
+    videos = {path.relative_to(root).as_posix(): path for path in files if path.suffix.lower() in suffixes}
     if not videos:
         found = ", ".join(sorted({path.suffix.lower() or path.name for path in files})[:5])
         raise SourceError(
             f"{place} holds {len(files)} files ({found}) but no video; a video ends in one of "
-            f"{' '.join(sorted(VIDEO_SUFFIXES))}"
+            f"{' '.join(sorted(suffixes))}"
         )
-    listed = ((_printable(name), os.fspath(videos[name].absolute())) for name in sorted(videos))
-    sources = [Source(name, path, file=name) for name, path in listed]
-    return Listing(root, sources, _fingerprint((s.name, *_stamp(s.path)) for s in sources))
+    sources = []
+    for relative in sorted(videos):
+        path, name = os.fspath(videos[relative].absolute()), _printable(relative)
+        sources.append(Source(name, path, file=name, root=root.absolute(), stamp=_stamp(path)))
+    return sources
 
 
-def _list_table(path: Path) -> Listing:
+def _list_table(path: Path) -> list[Source]:
     rows = _read_rows(path)
     sources, base = [], path.absolute().parent
     for number, row in enumerate(rows, start=1):
@@ -131,12 +136,13 @@ def _list_table(path: Path) -> Listing:
         # The name of a stretch is a media fragment (W3C): video.mp4#t=1.5,4
         fragment = "" if stretch == WHOLE else f"#t={stretch.start_seconds:g}" + ("" if end is None else f",{end:g}")
         place = file if "://" in file else os.fspath(base / file)
-        sources.append(Source(_printable(file) + fragment, place, _printable(file), caption or None, stretch))
+        stamp = "" if "://" in file else _stamp(place)
+        name = _printable(file)
+        sources.append(Source(name + fragment, place, name, base, stamp, caption or None, stretch))
     twice = [name for name, number in Counter(source.name for source in sources).items() if number > 1]
     if twice:
         raise SourceError(f"{path}: {twice[0]} is listed twice; give each row a path and span of its own")
-    stamps = ((s.name, s.caption, *(() if "://" in s.path else _stamp(s.path))) for s in sources)
-    return Listing(base, sources, _fingerprint(stamps))
+    return sources
 
 
 def _read_rows(path: Path) -> list[dict[str, Any]]:
@@ -179,12 +185,12 @@ def _seconds(value: object, where: str, column: str) -> float | None:
     return seconds
 
 
-def _list_uri(place: str) -> Listing:
+def _list_uri(place: str, suffixes: frozenset[str]) -> list[Source]:
     files, root = _filesystem(place, "data.source")
     names: Any = files.glob(root) if glob.has_magic(root) else files.find(root)
-    videos = sorted(name for name in map(str, names) if PurePosixPath(name).suffix.lower() in VIDEO_SUFFIXES)
+    videos = sorted(name for name in map(str, names) if PurePosixPath(name).suffix.lower() in suffixes)
     if not videos:
-        raise SourceError(f"{place} holds no video; a video ends in one of {' '.join(sorted(VIDEO_SUFFIXES))}")
+        raise SourceError(f"{place} holds no video; a video ends in one of {' '.join(sorted(suffixes))}")
     parts = PurePosixPath(root).parts
     plain = next((number for number, part in enumerate(parts) if glob.has_magic(part)), len(parts))
     base = PurePosixPath(*parts[:plain])
@@ -192,9 +198,9 @@ def _list_uri(place: str) -> Listing:
     for name in videos:
         relative = PurePosixPath(name).relative_to(base).as_posix() if name != str(base) else base.name
         relative = _printable(relative)
-        sources.append(Source(relative, str(files.unstrip_protocol(name)), file=relative))
-    stamps = ((source.name, str(files.ukey(name))) for source, name in zip(sources, videos, strict=True))
-    return Listing(Path(base.name), sources, _fingerprint(stamps))
+        uri, stamp = str(files.unstrip_protocol(name)), str(files.ukey(name))
+        sources.append(Source(relative, uri, file=relative, root=Path(base.name), stamp=stamp))
+    return sources
 
 
 def _filesystem(uri: str, where: str) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -235,17 +241,25 @@ def _printable(name: str) -> str:
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
-def _stamp(path: str) -> tuple[int, int]:
-    """Size and time of change; a file that is not there is found out when its turn comes."""
-    try:
-        stat = Path(path).stat()
-    except FileNotFoundError:
-        return (-1, -1)
-    return (stat.st_size, stat.st_mtime_ns)
+def _stamp(path: str) -> str:
+    """Size and time of change of a file and of captions beside it.
+
+    A file that is not there is found out when its turn comes.
+    """
+    stats = []
+    for file in (Path(path), *sidecars(Path(path))):
+        try:
+            stat = file.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            stats.append("")
+        else:
+            stats.append(f"{stat.st_size}/{stat.st_mtime_ns}")
+    return " ".join(stats)
 
 
-def _fingerprint(stamps: Iterable[Sequence[object]]) -> str:
+def listing_fingerprint(sources: Iterable[Source]) -> str:
+    """Changes when a source is added, removed, renamed, resized or rewritten, or is told another caption."""
     digest = sha256()
-    for stamp in stamps:
-        digest.update(("\0".join(map(str, stamp)) + "\n").encode())
+    for source in sources:
+        digest.update(f"{source.name}\0{source.caption}\0{source.stamp}\n".encode())
     return digest.hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""Video files in and out: clips of a bucket's shape are cut from sources, and written as H.264.
+"""Video files in and out: clips of their bucket's shape are cut from sources, and written as H.264.
 
 Pixels here are uint8 (t h w c), RGB. Which decoder reads a source is decided in `data/decoders.py`.
 """
@@ -14,9 +14,9 @@ import av
 import decord
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
+from PIL import Image, ImageOps, UnidentifiedImageError
 
-from data.buckets import Bucket
+from data.buckets import Bucket, SourceShape, bucket_for
 from data.clip import Decoder
 from data.decoders import DECORD_ERRORS, Timeline, UnfitDecoderError, timelines
 from data.probe import VideoError, probe_video
@@ -24,6 +24,7 @@ from data.probe import VideoError, probe_video
 # What a source folder is searched for.
 CONTAINERS = ("3gp", "avi", "flv", "m2ts", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "mts", "ogv", "ts", "webm", "wmv")
 VIDEO_SUFFIXES = frozenset(f".{name}" for name in CONTAINERS)
+IMAGE_SUFFIXES = frozenset((".jpeg", ".jpg", ".png", ".webp"))  # one-frame videos
 TIE_SECONDS = 5e-4  # time stamps are rounded numbers: a frame that begins this much late still begins "now"
 
 Frames = UInt8[np.ndarray, "t h w 3"]
@@ -34,8 +35,18 @@ class Span:
     """A stretch of a source video, already in the shape of its bucket."""
 
     start_seconds: float  # after the source's first frame
+    bucket: Bucket
     frames: Frames
     decoder: Decoder
+
+
+@dataclass(frozen=True)
+class PlannedSpan:
+    """A stretch of a source that shall become a clip, and the frames it is made of."""
+
+    start_seconds: float
+    bucket: Bucket
+    indices: list[int]
 
 
 @dataclass(frozen=True)
@@ -51,20 +62,21 @@ WHOLE = Stretch()
 
 def read_spans(
     path: Path,
-    bucket: Bucket,
+    buckets: Sequence[Bucket],
     max_spans: int,
     *,
     stretch: Stretch = WHOLE,
     min_side_pixels: int = 1,
     find_cuts: Callable[[Timeline], list[int]] | None = None,
 ) -> list[Span]:
-    """Cut up to `max_spans` consecutive, non-overlapping clips of `bucket`'s shape from a video.
+    """Cut up to `max_spans` consecutive, non-overlapping clips from a video, or the only one from an image.
 
     Frames are chosen by presentation time stamp (the one on screen at each wanted instant), never by
     index, so a variable frame rate keeps its timing. They are resized to cover the bucket and
     centre-cropped in one antialiased step.
 
     Args:
+        buckets: the shapes there are; each scene takes the one that suits it (`bucket_for`).
         stretch: the part of the video to cut from.
         min_side_pixels: videos whose shorter side has fewer are refused.
         find_cuts: gives the first frame of each scene but the first; no clip reaches across a cut.
@@ -72,68 +84,127 @@ def read_spans(
     Raises:
         VideoError: the file cannot be decoded, holds no video, is too small, or is shorter than one clip.
     """
+    if path.suffix.lower() in IMAGE_SUFFIXES:
+        picture = read_image(path)
+        height, width, _ = picture.shape
+        _check_size(height, width, min_side_pixels)
+        still = Timeline(np.zeros(1), lambda _: iter([picture]), "pillow")
+        return _cut(still, plan_spans(still.times_seconds, (height, width), buckets))
     probe = probe_video(path)
-    if min(probe.height, probe.width) < min_side_pixels:
-        size = f"{probe.width} x {probe.height}"
-        raise VideoError("too_small", f"it is too small: {size} pixels, and the shorter side needs {min_side_pixels}")
+    _check_size(probe.height, probe.width, min_side_pixels)
     for timeline in timelines(path, probe):
         try:
             cuts = find_cuts(timeline) if find_cuts is not None else []
-            return [
-                Span(start, _read_clip(timeline, indices, bucket), timeline.decoder)
-                for start, indices in plan_spans(timeline.times_seconds, bucket, cuts, stretch)[:max_spans]
-            ]
+            planned = plan_spans(timeline.times_seconds, (probe.height, probe.width), buckets, cuts, stretch)
+            return _cut(timeline, planned[:max_spans])
         except UnfitDecoderError:
             continue
     raise VideoError("undecodable", "no decoder can read its frames")
 
 
-def _read_clip(timeline: Timeline, indices: list[int], bucket: Bucket) -> Frames:
-    """Frames in the shape of the bucket; each is resized as it comes, so only one is held at full size."""
-    needed = sorted(set(indices))
-    resized = {
-        index: resize_and_crop(frame[None], bucket.height, bucket.width)[0]
-        for index, frame in zip(needed, timeline.read(needed), strict=True)
-    }
-    return np.stack([resized[index] for index in indices])
+def measure_source(path: Path, stretch: Stretch = WHOLE) -> SourceShape:
+    """What a file offers, without decoding more than one frame.
+
+    Raises:
+        VideoError: it cannot be read.
+    """
+    if path.suffix.lower() in IMAGE_SUFFIXES:
+        height, width = read_image(path).shape[:2]
+        return SourceShape(height, width, 0.0)
+    probe = probe_video(path)
+    _, end = _shown_part(probe.times_seconds, stretch) if len(probe.ticks) else (0.0, 0.0)
+    return SourceShape(probe.height, probe.width, max(0.0, end - min(stretch.start_seconds, end)))
+
+
+def read_image(path: Path) -> UInt8[np.ndarray, "h w 3"]:
+    """The pixels of an image file, the way up that it says.
+
+    Raises:
+        VideoError: it cannot be decoded.
+    """
+    try:
+        with Image.open(path) as image:
+            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    except (UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
+        raise VideoError("undecodable", f"it cannot be decoded ({error})") from error
+    except OSError as error:
+        if error.errno is not None:  # of the file system
+            raise
+        raise VideoError("undecodable", f"it cannot be decoded ({error})") from error
+
+
+def _check_size(height: int, width: int, min_side_pixels: int) -> None:
+    if min(height, width) < min_side_pixels:
+        size = f"{width} x {height}"
+        raise VideoError("too_small", f"it is too small: {size} pixels, and the shorter side needs {min_side_pixels}")
+
+
+def _cut(timeline: Timeline, planned: list[PlannedSpan]) -> list[Span]:
+    """Frames in the shape of their bucket; each is resized as it comes, so only one is held at full size."""
+    spans = []
+    for span in planned:
+        needed = sorted(set(span.indices))
+        resized = {
+            index: resize_and_crop(frame[None], span.bucket.height, span.bucket.width)[0]
+            for index, frame in zip(needed, timeline.read(needed), strict=True)
+        }
+        frames = np.stack([resized[index] for index in span.indices])
+        spans.append(Span(span.start_seconds, span.bucket, frames, timeline.decoder))
+    return spans
+
+
+def _shown_part(times_seconds: np.ndarray, stretch: Stretch) -> tuple[float, float]:
+    """How long the video is on screen, and where the stretch ends in it, in seconds."""
+    # The last frame stays on screen for one more frame interval; without that a 2.0 s file has no 2.0 s clip.
+    interval = float(np.median(np.diff(times_seconds))) if len(times_seconds) > 1 else 0.0
+    shown = float(times_seconds[-1] - times_seconds[0]) + interval
+    return shown, min(stretch.end_seconds, shown)
 
 
 def plan_spans(
-    times_seconds: np.ndarray, bucket: Bucket, cuts: Sequence[int] = (), stretch: Stretch = WHOLE
-) -> list[tuple[float, list[int]]]:
-    """Start (seconds after the first frame) and frame indices of every clip that fits.
+    times_seconds: np.ndarray,
+    size: tuple[int, int],
+    buckets: Sequence[Bucket],
+    cuts: Sequence[int] = (),
+    stretch: Stretch = WHOLE,
+) -> list[PlannedSpan]:
+    """Start (seconds after the first frame), shape and frames of every clip that fits.
 
     Args:
         times_seconds: when each frame is shown, strictly increasing.
-        cuts: indices of frames that begin a new scene; each scene is cut on its own.
+        size: height and width of the frames.
+        cuts: indices of frames that begin a new scene; each scene is cut on its own, in a bucket of its own.
         stretch: the part of the video to cut from.
 
     Raises:
         VideoError: not even one clip fits.
     """
-    # The last frame stays on screen for one more frame interval; without that a 2.0 s file has no 2.0 s clip.
-    interval = float(np.median(np.diff(times_seconds))) if len(times_seconds) > 1 else 1 / bucket.fps
-    shown = float(times_seconds[-1] - times_seconds[0]) + interval
-    start, end = min(stretch.start_seconds, shown), min(stretch.end_seconds, shown)
+    shown, end = _shown_part(times_seconds, stretch)
+    start = min(stretch.start_seconds, shown)
     scenes = [float(times_seconds[cut] - times_seconds[0]) for cut in cuts]
     edges = [start, *(edge for edge in scenes if start < edge < end), end]
-    needed, pitch = bucket.duration_seconds, bucket.num_frames / bucket.fps
     spans = []
     for scene_start, scene_end in pairwise(edges):
         # At the end of a scene the next frame is already another one, at the end of the video there is none.
         room = scene_end - scene_start - (0 if scene_end == shown else 2 * TIE_SECONDS)
-        for number in range(int((room - needed) // pitch) + 1 if room >= needed else 0):
+        bucket = bucket_for(SourceShape(*size, room), buckets)
+        if bucket is None:
+            continue
+        pitch = bucket.num_frames / bucket.fps
+        num_clips = int((room - bucket.duration_seconds) // pitch) + 1 if bucket.num_frames > 1 else 1
+        for number in range(num_clips):
             span_start = scene_start + number * pitch
             wanted = times_seconds[0] + span_start + np.arange(bucket.num_frames) / bucket.fps
             indices = np.searchsorted(times_seconds, wanted + TIE_SECONDS, side="right") - 1
-            spans.append((span_start, indices.tolist()))
+            spans.append(PlannedSpan(span_start, bucket, indices.tolist()))
     if not spans:
         scene = " in one scene" if len(edges) > 2 else ""
         longest = max(after - before for before, after in pairwise(edges))
+        shortest = min(buckets, key=lambda bucket: bucket.duration_seconds)
         raise VideoError(
             "too_short",
             f"it is too short: it shows {max(longest, 0):.2f} s of video{scene}, but a clip of "
-            f"{bucket.num_frames} frames at {bucket.fps:g} fps needs {needed:.2f} s",
+            f"{shortest.num_frames} frames at {shortest.fps:g} fps needs {shortest.duration_seconds:.2f} s",
         )
     return spans
 

@@ -3,11 +3,12 @@
 import difflib
 import os
 from collections.abc import Sequence
+from math import lcm
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from models.autoencoder import AutoencoderConfig
 from models.dit import DiTConfig
@@ -34,15 +35,47 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+DatasetName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+
+
+class MixPart(Section):
+    """One dataset of a mix."""
+
+    source: str
+    weight: float = Field(default=1.0, gt=0, le=1000)  # how often each of its clips is seen, beside those of weight 1
+
+
 class DataConfig(ShardConfig):
     """Where videos come from and how they are cut."""
 
     source: str = SYNTHETIC  # "synthetic", or a folder, glob, table or URI of videos: see data/sources.py
+    mix: dict[DatasetName, MixPart] = Field(default={})  # several datasets, instead of `source`
     synthetic: SyntheticConfig = SyntheticConfig()
+
+    @model_validator(mode="after")
+    def _check_mix(self) -> Self:
+        if self.mix and self.source != SYNTHETIC:
+            raise ValueError(f"mix stands beside source ({self.source}); keep one of them")
+        return self
 
     def shard(self) -> ShardConfig:
         """The part the shard stage needs."""
-        return ShardConfig(**self.model_dump(exclude={"source", "synthetic"}))
+        return ShardConfig(**self.model_dump(exclude={"source", "mix", "synthetic"}))
+
+    @property
+    def places(self) -> dict[str, str]:
+        """Where videos come from, by the name of the dataset; nameless where there is no mix."""
+        return {name: part.source for name, part in self.mix.items()} or {"": self.source}
+
+    @property
+    def weights(self) -> tuple[tuple[str, float], ...]:
+        """How often each sample is seen, by the name of its dataset."""
+        return tuple((name, part.weight) for name, part in sorted(self.mix.items()))
+
+    @property
+    def is_synthetic(self) -> bool:
+        """The videos are drawn, so what they show is known."""
+        return set(self.places.values()) == {SYNTHETIC}
 
 
 class AutoencoderSection(Section):
@@ -114,13 +147,28 @@ class RunConfig(Section):
                     f"{name}.train.global_batch is {batch}, but cluster.workers.num_workers {num_workers} must divide "
                     f"it: use {nearest}"
                 )
-        latent_sides = {side: getattr(self.data.bucket, side) // 8 for side in ("height", "width")}
-        for side, latent in latent_sides.items():
-            if latent % self.dit.model.patch_size:
+            multiple = section.train.batch_multiple
+            several = self.data.choose_buckets is not None or len(self.data.buckets) > 1
+            if several and multiple % num_workers:
                 raise ValueError(
-                    f"data.bucket.{side} is {latent * 8}: its latent of {latent} does not split into patches of "
-                    f"dit.model.patch_size {self.dit.model.patch_size}"
+                    f"{name}.train.batch_multiple is {multiple}, but cluster.workers.num_workers {num_workers} must "
+                    f"divide it, or not every bucket's batch does: use {lcm(multiple, num_workers)}"
                 )
+        patch = self.dit.model.patch_size
+        choice = self.data.choose_buckets
+        if choice is not None and choice.side_multiple % (8 * patch):
+            raise ValueError(
+                f"data.choose_buckets.side_multiple is {choice.side_multiple}, but with dit.model.patch_size {patch} "
+                f"sides are multiples of {8 * patch}: use {lcm(choice.side_multiple, 8 * patch)}"
+            )
+        for number, bucket in enumerate(() if choice is not None else self.data.buckets):
+            for side in ("height", "width"):
+                pixels = getattr(bucket, side)
+                if pixels // 8 % patch:
+                    raise ValueError(
+                        f"data.buckets.{number}.{side} is {pixels}: its latent of {pixels // 8} does not split into "
+                        f"patches of dit.model.patch_size {patch}"
+                    )
         if self.sample.schedule != "full_sequence" and self.dit.flow.times_per != "frame":
             raise ValueError(
                 f"sample.schedule is {self.sample.schedule!r}, but dit.flow.times_per is 'clip': a network that learns "
@@ -180,11 +228,19 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
     if not separator or not key:
         raise ConfigError(f"--set {override}: write section.field=value, for example dit.train.steps=2000")
     *sections, field = key.strip().split(".")
+    node: Any = tree
     for section in sections:
-        tree = tree.setdefault(section, {})
-        if not isinstance(tree, dict):
+        node = node[_place(override, section, node)] if isinstance(node, list) else node.setdefault(section, {})
+        if not isinstance(node, dict | list):
             raise ConfigError(f"--set {override}: {section} is not a section")
-    tree[field] = yaml.safe_load(text)
+    place: Any = _place(override, field, node) if isinstance(node, list) else field
+    node[place] = yaml.safe_load(text)
+
+
+def _place(override: str, number: str, items: list[Any]) -> int:
+    if not number.isdecimal() or int(number) >= len(items):
+        raise ConfigError(f"--set {override}: {number!r} must be a number below {len(items)}, counted from 0")
+    return int(number)
 
 
 def explain(error: ValidationError, source: str, root: type[BaseModel] = RunConfig) -> str:
@@ -207,9 +263,16 @@ def explain(error: ValidationError, source: str, root: type[BaseModel] = RunConf
 
 
 def _fields_at(root: type[BaseModel], location: Sequence[int | str]) -> list[str]:
+    """The fields of the record at a place of the tree, through lists, dicts and what may be missing."""
     model: Any = root
     for part in location:
-        model = model.model_fields[str(part)].annotation
+        if isinstance(model, type) and issubclass(model, BaseModel) and part in model.model_fields:
+            model = model.model_fields[str(part)].annotation
+        while not (isinstance(model, type) and issubclass(model, BaseModel)):
+            inner = [kind for kind in get_args(model) if kind not in (type(None), ...)]
+            if not inner:
+                return []
+            model = inner[-1]
     return list(model.model_fields)
 
 

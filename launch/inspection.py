@@ -51,20 +51,21 @@ def _run(path: Path) -> str:
 
 def _dataset(path: Path) -> str:
     manifest, rows = read_manifest(path), read_index(path)
-    bucket = manifest.bucket
     megabytes = sum(shard.num_bytes for shard in manifest.shards) / 1e6
     splits = Counter(row.split for row in rows)
     captions = Counter(row.caption for row in rows)
     examples = ", ".join(repr(caption) for caption, _ in captions.most_common(3))
     lines = [
         f"{path}: {manifest.kind}, {manifest.num_samples} samples in {len(manifest.shards)} shards, {megabytes:.1f} MB",
-        f"  clip        {bucket.num_frames} frames of {bucket.height} x {bucket.width} at {bucket.fps:g} fps",
+        *(
+            f"  bucket      {b.bucket.name}: {b.num_samples} samples, {b.num_train} to train on"
+            for b in manifest.buckets
+        ),
         f"  splits      {', '.join(f'{name} {number}' for name, number in splits.items())}",
         f"  captions    {len(captions)} different, for example {examples}",
         *_ledger(path, manifest),
     ]
     if manifest.latent_stats is not None:
-        lines.append(f"  latents     (c, t, h, w) = {tuple(manifest.latent_shape or ())}")
         for name, values in (("mean", manifest.latent_stats.mean), ("std", manifest.latent_stats.std)):
             lines.append(f"  {name:11} {' '.join(f'{value:.3f}' for value in values)}")
     return "\n".join(lines)

@@ -1,29 +1,34 @@
 """What a run is going to do, and what it has done, in a few lines."""
 
 import json
+from collections.abc import Sequence
 
+from data.buckets import Bucket, batch_sizes
 from launch.config import SYNTHETIC, RunConfig
-from models.autoencoder import latent_shape
+from pipeline.train import TrainConfig
 
 STAGES = ("draw", "shard", "train autoencoder", "encode", "train dit", "sample", "evaluate")
 
 
 def describe_plan(config: RunConfig, stages: tuple[str, ...]) -> str:
     """The stages, what each makes, and the sizes that follow from the configuration."""
-    bucket, workers = config.data.bucket, config.cluster.workers
-    shape = latent_shape(config.autoencoder.model, bucket.num_frames, bucket.height, bucket.width)
-    patch = config.dit.model.patch_size
-    num_tokens = shape[1] * (shape[2] // patch) * (shape[3] // patch)
-    source = (
-        f"{config.data.synthetic.num_videos} drawn videos" if config.data.source == SYNTHETIC else config.data.source
+    workers, choice = config.cluster.workers, config.data.choose_buckets
+    drawn = SYNTHETIC in config.data.places.values()
+    source = " and ".join(
+        f"{config.data.synthetic.num_videos} drawn videos" if place == SYNTHETIC else place
+        for place in config.data.places.values()
     )
-    shape_of_clips = f"{bucket.num_frames} frames, {bucket.height} x {bucket.width}, {bucket.fps:g} fps"
+    if choice is None:
+        cut = f"clips of {describe_buckets(config.data.buckets)}"
+    else:
+        lengths = " or ".join(str(length) for length in choice.num_frames)
+        cut = f"clips of {lengths} frames in up to {choice.max_aspects} aspect ratios, chosen from the videos"
     lines = {
-        "draw": "draw the videos" if config.data.source == SYNTHETIC else "nothing: the videos are there",
-        "shard": f"{source} -> clips of {shape_of_clips}",
-        "train autoencoder": f"{config.autoencoder.train.steps} steps of {config.autoencoder.train.global_batch} clips",
-        "encode": f"latents of (c, t, h, w) = {shape}",
-        "train dit": f"{config.dit.train.steps} steps of {config.dit.train.global_batch} clips of {num_tokens} tokens",
+        "draw": "draw the videos" if drawn else "nothing: the videos are there",
+        "shard": f"{source} -> {cut}",
+        "train autoencoder": _training(config, config.autoencoder.train),
+        "encode": f"latents of {config.autoencoder.model.latent_channels} channels",
+        "train dit": _training(config, config.dit.train),
         "sample": f"{config.sample.solver}, {config.sample.steps} steps, guidance {config.sample.guidance_scale:g}",
         "evaluate": "reconstruction, adherence, report",
     }
@@ -31,6 +36,25 @@ def describe_plan(config: RunConfig, stages: tuple[str, ...]) -> str:
     each = f"{workers.cpus_per_worker} CPU, {workers.gpus_per_worker:g} GPU"
     where = config.cluster.address or "a Ray cluster of its own on this machine"
     return f"plan, in {config.run_dir}, on {where},\n{workers.num_workers} workers, each with {each}:\n{plan}"
+
+
+def describe_buckets(buckets: Sequence[Bucket]) -> str:
+    """Such as "17 frames, 64 x 64, 8 fps", for each."""
+    return " and ".join(f"{b.num_frames} frames, {b.height} x {b.width}, {b.fps:g} fps" for b in buckets)
+
+
+def _training(config: RunConfig, train: TrainConfig) -> str:
+    """How many steps, of how many clips and tokens."""
+    if config.data.choose_buckets is not None:
+        return f"{train.steps} steps of {train.global_batch} clips of the largest bucket, or as many tokens of another"
+    patch = config.dit.model.patch_size
+    tokens = {bucket.name: bucket.num_latents // patch**2 for bucket in config.data.buckets}
+    sizes = batch_sizes(config.data.buckets, train.global_batch, train.batch_multiple)
+    batches = [
+        f"{size} clips of {tokens[name]} tokens" + (f" ({name})" if len(sizes) > 1 else "")
+        for name, size in sizes.items()
+    ]
+    return f"{train.steps} steps of {' or '.join(batches)}"
 
 
 def closing_summary(config: RunConfig) -> str:

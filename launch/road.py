@@ -11,14 +11,14 @@ from typing import Any
 from data.publish import publish_text
 from data.scenes import check_scene_detection
 from data.shards import read_index, read_manifest
-from data.sources import list_sources
+from data.sources import Source, list_sources, listing_fingerprint, of_dataset
 from data.synthetic import held_out_combinations
 from launch.cluster import connected
 from launch.config import SYNTHETIC, RunConfig, check_writable, dump_config
 from launch.following import following, steps_done
 from launch.plan import STAGES
 from pipeline.checkpoint import open_checkpoint
-from pipeline.encode import encode_shards, export_autoencoder
+from pipeline.encode import encode_shards, export_autoencoder, latents_that_stand
 from pipeline.evaluate import measure_adherence, measure_reconstruction, validate_judge
 from pipeline.lock import locked
 from pipeline.progress import bar
@@ -26,8 +26,8 @@ from pipeline.prompts import Prompt, format_prompts, plan_requests, read_prompts
 from pipeline.report import Report, write_gallery, write_report
 from pipeline.requests import clear_requests, sigterm_stops
 from pipeline.resources import MemoryWatch, memory_watch
-from pipeline.sample import SAMPLES_NAME, read_samples, sample_clips
-from pipeline.shard import dataset_outputs, forget_quarantined, make_shards
+from pipeline.sample import SAMPLES_NAME, bucket_names, read_samples, sample_clips
+from pipeline.shard import dataset_outputs, forget_quarantined, make_shards, shards_that_stand
 from pipeline.stage import Stage, StageRecord, begin, fingerprint, read_record
 from pipeline.synthesize import make_videos, video_path
 from pipeline.train import TrainConfig, TrainTask, read_metrics, train
@@ -90,41 +90,43 @@ class Road:
     # ---------------------------------------------------------------- stages
 
     @property
-    def source_dir(self) -> Path:
-        """Where the videos are."""
-        return self.dir / "videos" if self.config.data.source == SYNTHETIC else Path(self.config.data.source)
+    def videos_dir(self) -> Path:
+        """Where drawn videos are."""
+        return self.dir / "videos"
 
     def draw(self) -> None:
         """Draw the synthetic videos; nothing for a source of real ones."""
         data = self.config.data
-        if data.source != SYNTHETIC:
+        if SYNTHETIC not in data.places.values():
             return
         inputs = {"synthetic": data.synthetic.model_dump(), "seed": self.config.seed}
         with self._stage("draw", "videos", inputs) as stage:
             if stage is not None:
-                num = make_videos(self.source_dir, data.synthetic, self.config.seed)
-                last = video_path(self.source_dir, num - 1)
-                stage.finish([video_path(self.source_dir, 0), last], {"videos": num}, self._peak())
+                num = make_videos(self.videos_dir, data.synthetic, self.config.seed)
+                last = video_path(self.videos_dir, num - 1)
+                stage.finish([video_path(self.videos_dir, 0), last], {"videos": num}, self._peak())
 
     def shard(self) -> None:
         """Cut the videos into clips."""
-        if self.config.data.scene_detection != "off":
+        data, clips_dir = self.config.data, self.dir / "clips"
+        if data.scene_detection != "off":
             check_scene_detection()
-        synthetic = self.config.data.source == SYNTHETIC
-        build = self._build_of("videos", "draw") if synthetic else None
-        listing = list_sources(str(self.source_dir) if synthetic else self.config.data.source)
-        source = build or listing.fingerprint
-        settings = self.config.data.shard().model_dump(mode="json", exclude={"decode_timeout_seconds"})
-        inputs = {"source": source, "config": settings}
-        if self.config.data.captions is not None and self.config.data.captions.is_file():
-            inputs["captions"] = fingerprint(self.config.data.captions.read_text(encoding="utf-8", errors="replace"))
+        sources, origins = self._sources()
+        settings = data.shard().model_dump(mode="json", exclude={"decode_timeout_seconds"})
+        inputs: dict[str, Any] = {"source": origins, "config": settings}
+        if data.captions is not None and data.captions.is_file():
+            inputs["captions"] = fingerprint(data.captions.read_text(encoding="utf-8", errors="replace"))
         if self._retry:
-            forget_quarantined(self.dir / "clips")
-        with self._stage("shard", "clips", inputs) as stage:
+            forget_quarantined(clips_dir)
+
+        def standing() -> int:
+            return shards_that_stand(sources, clips_dir, data.shard())
+
+        with self._stage("shard", "clips", inputs, standing=standing) as stage:
             if stage is not None:
                 workers = self.config.cluster.workers
                 num_tasks = workers.num_workers * workers.cpus_per_worker
-                manifest = make_shards(listing.sources, listing.root, stage.folder, self.config.data.shard(), num_tasks)
+                manifest = make_shards(sources, stage.folder, data.shard(), num_tasks)
                 assert manifest.ledger is not None
                 summary = {
                     "clips": manifest.num_samples,
@@ -133,29 +135,47 @@ class Road:
                 }
                 stage.finish(dataset_outputs(stage.folder, manifest), summary, self._peak())
 
+    def _sources(self) -> tuple[list[Source], str]:
+        """Every source, and what changes when one of them does."""
+        sources, origins = [], []
+        for name, place in self.config.data.places.items():
+            if place == SYNTHETIC:
+                origins.append(self._build_of("videos", "draw"))
+                listed = list_sources(str(self.videos_dir))
+            else:
+                listed = list_sources(place, self.config.data.suffixes)
+                origins.append(listing_fingerprint(listed))
+            sources += of_dataset(name, listed) if name else listed
+        return sources, " ".join(origins)
+
     def train_autoencoder(self) -> None:
         """Train the autoencoder on the clips."""
         section, clips_dir = self.config.autoencoder, self.dir / "clips"
-        inputs = {"clips": self._build_of("clips", "shard"), "model": section.model.model_dump()}
-        task = AutoencoderTask(section.model, self.config.data.bucket, clips_dir.resolve(), self.config.seed)
+        inputs = {"clips": self._build_of("clips", "shard"), "model": section.model.model_dump()} | self._weights()
+        task = AutoencoderTask(section.model, clips_dir.resolve(), self.config.seed, self.config.data.weights)
         self._train("train autoencoder", "autoencoder", task, section.train, inputs)
 
     def encode(self) -> None:
         """Encode the clips with the trained autoencoder."""
-        clips_dir = self.dir / "clips"
+        clips_dir, latents_dir = self.dir / "clips", self.dir / "latents"
         inputs = {
             "clips": self._build_of("clips", "shard"),
             "autoencoder": self._build_of("autoencoder", "train autoencoder"),
             "config": self.config.encode.model_dump(),
         }
-        with self._stage("encode", "latents", inputs) as stage:
+
+        def standing() -> int:
+            export_autoencoder(open_checkpoint(self.dir / "autoencoder"), latents_dir / AUTOENCODER_NAME)
+            return latents_that_stand(clips_dir, latents_dir, latents_dir / AUTOENCODER_NAME, self.config.encode)
+
+        with self._stage("encode", "latents", inputs, standing=standing) as stage:
             if stage is not None:
                 weights = stage.folder / AUTOENCODER_NAME
                 export_autoencoder(open_checkpoint(self.dir / "autoencoder"), weights)
                 workers = self.config.cluster.workers
                 manifest = encode_shards(clips_dir, stage.folder, weights, self.config.encode, workers)
                 outputs = [weights, *dataset_outputs(stage.folder, manifest)]
-                stage.finish(outputs, {"clips": manifest.num_samples, "shape": manifest.latent_shape}, self._peak())
+                stage.finish(outputs, {"clips": manifest.num_samples}, self._peak())
 
     def train_dit(self) -> None:
         """Train the DiT on the latents."""
@@ -164,20 +184,19 @@ class Road:
             "latents": self._build_of("latents", "encode"),
             "model": section.model.model_dump(),
             "flow": section.flow.model_dump(),
-        }
+        } | self._weights()
         self._warn_of_cut_captions([row.caption for row in read_index(latents_dir)])
         manifest = read_manifest(latents_dir)
-        channels, t, h, w = manifest.latent_shape or (0, 0, 0, 0)
         assert manifest.latent_stats is not None
         task = DiTTask(
             model=section.model,
             flow=section.flow,
-            bucket=manifest.bucket,
-            latent_shape=(channels, t, h, w),
+            buckets=tuple(record.bucket for record in manifest.buckets),
             latent_stats=manifest.latent_stats,
             dataset_dir=latents_dir.resolve(),
             autoencoder_path=(latents_dir / AUTOENCODER_NAME).resolve(),
             seed=self.config.seed,
+            weights=self.config.data.weights,
         )
         self._train("train dit", "dit", task, section.train, inputs)
 
@@ -197,7 +216,8 @@ class Road:
                 publish_text(stage.folder / "prompts.jsonl", format_prompts(prompts))
                 checkpoint = open_checkpoint(self.dir / "dit")
                 settings = f"{checkpoint.fingerprint} {config.sampler().model_dump_json(exclude={'batch'})}"
-                requests = plan_requests(prompts, config.guidance_scales, self.config.seed, settings)
+                names = bucket_names(checkpoint, config.sampler())
+                requests = plan_requests(prompts, config.guidance_scales, self.config.seed, settings, names)
                 workers = self.config.cluster.workers
                 clips = sample_clips(checkpoint, requests, stage.folder, config.sampler(), workers)
                 write_gallery(stage.folder, clips)
@@ -218,7 +238,7 @@ class Road:
     # ---------------------------------------------------------------- helpers
 
     def _measure(self, stage: Stage) -> None:
-        config, synthetic = self.config.evaluate, self.config.data.source == SYNTHETIC
+        config, synthetic = self.config.evaluate, self.config.data.is_synthetic
         weights = self.dir / "latents" / AUTOENCODER_NAME
         reconstructions, shown = measure_reconstruction(
             self.dir / "clips", weights, config.max_reconstructions, num_shown=6
@@ -226,10 +246,8 @@ class Road:
         clips = read_samples(self.dir / "samples")
         judge, adherence, right = None, {}, {}
         if synthetic:
-            data = self.config.data
-            judge = validate_judge(
-                config.judge_clips, self.config.seed, data.synthetic, data.bucket, stage.folder / "fresh"
-            )
+            data, bucket = self.config.data, read_manifest(self.dir / "clips").buckets[0].bucket
+            judge = validate_judge(config.judge_clips, self.config.seed, data.synthetic, bucket, stage.folder / "fresh")
             adherence, right = measure_adherence(self.dir / "samples", clips)
         report = Report(
             run_dir=self.dir,
@@ -259,7 +277,7 @@ class Road:
             for warning in warnings:
                 self._say(f"  warning: {warning}")
             return prompts
-        if config.data.source == SYNTHETIC:
+        if config.data.is_synthetic:
             return [
                 Prompt(prompt=f"a {c.colour} {c.shape} moves {c.direction}", seed=number, expect=vars(c))
                 for c in held_out_combinations()
@@ -297,10 +315,15 @@ class Road:
 
     @contextmanager
     def _stage(
-        self, name: str, folder: str, inputs: dict[str, Any], continues: dict[str, Any] | None = None
+        self,
+        name: str,
+        folder: str,
+        inputs: dict[str, Any],
+        continues: dict[str, Any] | None = None,
+        standing: Callable[[], int] | None = None,
     ) -> Iterator[Stage | None]:
         """Yield the stage if it has something to do, connected to the cluster; say what happens."""
-        stage = begin(self.dir / folder, name, inputs, continues)
+        stage = begin(self.dir / folder, name, inputs, continues, standing)
         if stage.complete:
             self._say(f"{name}: nothing to do ({_summary(stage.record)})")
             yield None
@@ -320,6 +343,10 @@ class Road:
         if not self._is_connected:
             self._resources.enter_context(connected(self.config.cluster))
             self._is_connected = True
+
+    def _weights(self) -> dict[str, Any]:
+        """The weights of a mix, as an input of a training."""
+        return {"weights": dict(self.config.data.weights)} if self.config.data.mix else {}
 
     def _warn_of_cut_captions(self, captions: list[str]) -> None:
         limit = self.config.dit.model.text.max_bytes

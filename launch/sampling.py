@@ -11,7 +11,7 @@ from launch.config import ClusterConfig, ConfigError, SampleSection, Section, ap
 from pipeline.checkpoint import open_checkpoint
 from pipeline.prompts import plan_requests, read_prompts
 from pipeline.report import write_gallery
-from pipeline.sample import sample_clips
+from pipeline.sample import bucket_names, sample_clips
 
 
 class SamplingConfig(Section):
@@ -41,7 +41,9 @@ def sample_checkpoint(target: Path, output_dir: Path, overrides: Sequence[str], 
     prompts, warnings = read_prompts(config.sample.prompts)
     sampler = config.sample.sampler()
     settings = f"{checkpoint.fingerprint} {sampler.model_dump_json(exclude={'batch'})}"
-    requests = plan_requests(prompts, config.sample.guidance_scales, config.seed, settings)
+    requests = plan_requests(
+        prompts, config.sample.guidance_scales, config.seed, settings, bucket_names(checkpoint, sampler)
+    )
     yield from (f"warning: {warning}" for warning in warnings)
     if dry_run:
         yield yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)

@@ -5,12 +5,13 @@ commits it, so a second start encodes only the shards that are missing.
 """
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import ray
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import safe_open
 from safetensors.torch import save, save_file
 from torch import Tensor
@@ -24,16 +25,19 @@ from data.shards import (
     Manifest,
     ShardRecord,
     content_fingerprint,
+    count_buckets,
+    file_sha256,
     read_manifest,
     read_shard,
     write_index,
     write_shard,
 )
 from data.video import decode_clip
-from models.autoencoder import Autoencoder, AutoencoderConfig, latent_shape
+from models.autoencoder import Autoencoder, AutoencoderConfig
 from pipeline.checkpoint import Checkpoint, load_weights
 from pipeline.progress import bar
-from pipeline.shard import COMMIT_SUFFIX
+from pipeline.shard import COMMIT_SUFFIX, remove_other_shards
+from pipeline.stage import fingerprint
 from pipeline.train import Precision, autocast
 from pipeline.train_autoencoder import to_pixels
 from pipeline.workers import WorkersConfig
@@ -53,6 +57,7 @@ class EncodedShard(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    made_from: str  # fingerprint of the clip shard's bytes, the autoencoder's weights and the settings
     shard: ShardRecord
     rows: list[IndexRow]
     count: int  # values per channel, training split only
@@ -85,24 +90,32 @@ class Encoder:
         self._network = load_autoencoder(autoencoder_path).to(self._device)
         self._config = config
 
-    def encode(self, source: Path, shard: ShardRecord, target: Path) -> int:
+    def encode(self, source: Path, shard: ShardRecord, target: Path, made_from: str) -> int:
         """Encode a shard, write it and commit it; returns how many clips it holds."""
         channels = self._network.config.latent_channels
-        samples: list[tuple[ClipRecord, bytes]] = []
         count, total, squares = 0, torch.zeros(channels).double(), torch.zeros(channels).double()
         clips = list(read_shard(source, VIDEO_MEMBER, shard))
-        for start in range(0, len(clips), self._config.batch):
-            batch = clips[start : start + self._config.batch]
+        latents: dict[str, bytes] = {}
+        for batch in same_shape_batches(clips, self._config.batch):
             means = self._means(torch.stack([to_pixels(decode_clip(content)) for _, content in batch]))
             for (record, _), mean in zip(batch, means, strict=True):
-                samples.append((record, save({"mean": mean.contiguous()})))
+                latents[record.key] = save({"mean": mean.contiguous()})
                 if record.split == "train":
                     values = mean.double().flatten(1)
                     count += values.shape[1]
                     total += values.sum(1)
                     squares += values.square().sum(1)
-        shard, rows = write_shard(target, samples, LATENT_MEMBER)
-        commit = EncodedShard(shard=shard, rows=rows, count=count, total=total.tolist(), total_squares=squares.tolist())
+        target.with_suffix(COMMIT_SUFFIX).unlink(missing_ok=True)  # of a shard made from something else
+        samples = [(record, latents[record.key]) for record, _ in clips]
+        written, rows = write_shard(target, samples, LATENT_MEMBER)
+        commit = EncodedShard(
+            made_from=made_from,
+            shard=written,
+            rows=rows,
+            count=count,
+            total=total.tolist(),
+            total_squares=squares.tolist(),
+        )
         publish_text(target.with_suffix(COMMIT_SUFFIX), commit.model_dump_json())
         return len(samples)
 
@@ -120,14 +133,48 @@ def latent_statistics(shards: list[EncodedShard]) -> LatentStats:
     return LatentStats(mean=mean.tolist(), std=(power - mean.square()).clamp_min(1e-12).sqrt().tolist())
 
 
+def same_shape_batches(clips: list[tuple[ClipRecord, bytes]], size: int) -> Iterator[list[tuple[ClipRecord, bytes]]]:
+    """Clips of one bucket at a time, in the order of the shard."""
+    buckets = {record.bucket: None for record, _ in clips}  # each once, in order
+    for bucket in buckets:
+        same = [clip for clip in clips if clip[0].bucket == bucket]
+        yield from (same[at : at + size] for at in range(0, len(same), size))
+
+
+def expected_shards(clips: Manifest, output_dir: Path, autoencoder_path: Path, config: EncodeConfig) -> dict[Path, str]:
+    """Where the latents of each clip shard belong, and the fingerprint of what they are made from."""
+    weights = file_sha256(autoencoder_path)
+    return {
+        (output_dir / shard.name).resolve(): fingerprint([shard.sha256, weights, config.model_dump()])
+        for shard in clips.shards
+    }
+
+
+def read_encoded(path: Path, made_from: str) -> EncodedShard | None:
+    """The commit of a latent shard that was made from just this, or None."""
+    try:
+        commit = EncodedShard.model_validate_json(path.with_suffix(COMMIT_SUFFIX).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValidationError):
+        return None
+    return commit if commit.made_from == made_from and path.is_file() else None
+
+
+def latents_that_stand(clips_dir: Path, output_dir: Path, autoencoder_path: Path, config: EncodeConfig) -> int:
+    """How many latent shards in a folder are what these clips, weights and settings would give again."""
+    expected = expected_shards(read_manifest(clips_dir), output_dir, autoencoder_path, config)
+    return sum(read_encoded(path, made_from) is not None for path, made_from in expected.items())
+
+
 def encode_shards(
     clips_dir: Path, output_dir: Path, autoencoder_path: Path, config: EncodeConfig, workers: WorkersConfig
 ) -> Manifest:
-    """Run the stage on the connected Ray cluster; shards that are already there stay."""
+    """Run the stage on the connected Ray cluster; shards that were made from the same stay."""
     clips = read_manifest(clips_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
-    targets = {shard.name: (output_dir / shard.name).resolve() for shard in clips.shards}
-    missing = [shard for shard in clips.shards if not targets[shard.name].with_suffix(COMMIT_SUFFIX).exists()]
+    (output_dir / MANIFEST_NAME).unlink(missing_ok=True)  # no dataset until all of it is
+    targets = expected_shards(clips, output_dir, autoencoder_path, config)
+    by_name = {path.name: (path, made_from) for path, made_from in targets.items()}
+    missing = [shard for shard in clips.shards if read_encoded(*by_name[shard.name]) is None]
     num_done = clips.num_samples - sum(shard.num_samples for shard in missing)
     actor = ray.remote(Encoder).options(num_cpus=workers.cpus_per_worker, num_gpus=workers.gpus_per_worker)
     actors: list[Any] = [
@@ -140,7 +187,8 @@ def encode_shards(
         while waiting or running:
             while waiting and idle:
                 shard, worker = waiting.pop(), idle.pop()
-                running[worker.encode.remote((clips_dir / shard.name).resolve(), shard, targets[shard.name])] = worker
+                task = worker.encode.remote((clips_dir / shard.name).resolve(), shard, *by_name[shard.name])
+                running[task] = worker
             finished, _ = ray.wait(list(running), num_returns=1)
             for task in finished:
                 num_done += ray.get(task)
@@ -148,21 +196,16 @@ def encode_shards(
                 progress.update(num_done)
     for worker in actors:
         ray.kill(worker)
-    encoded = [
-        EncodedShard.model_validate_json(path.with_suffix(COMMIT_SUFFIX).read_text(encoding="utf-8"))
-        for path in targets.values()
-    ]
-    write_index(output_dir, [row for shard in encoded for row in shard.rows])
-    with safe_open(autoencoder_path, framework="pt") as file:
-        model = AutoencoderConfig(**json.loads(file.metadata()["config"]))
-    bucket = clips.bucket
+    remove_other_shards(output_dir, {path.name for path in targets})
+    encoded = [commit for target in targets.items() if (commit := read_encoded(*target)) is not None]
+    rows = [row for shard in encoded for row in shard.rows]
+    write_index(output_dir, rows)
     manifest = Manifest(
         kind="latents",
         fingerprint=content_fingerprint(shard.shard for shard in encoded),
-        bucket=bucket,
+        buckets=count_buckets(rows),
         num_samples=clips.num_samples,
         shards=[shard.shard for shard in encoded],
-        latent_shape=list(latent_shape(model, bucket.num_frames, bucket.height, bucket.width)),
         latent_stats=latent_statistics(encoded),
     )
     publish_text(output_dir / MANIFEST_NAME, manifest.model_dump_json(indent=1))

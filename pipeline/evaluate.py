@@ -1,5 +1,6 @@
 """Stage 6: how good is it? Reconstruction of clips never seen, validity of the judge, prompt adherence."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +57,16 @@ class Reconstructions(BaseModel):
     psnr_db_min: float
 
 
+@dataclass(frozen=True)
+class Shown:
+    """A clip and what the autoencoder makes of it."""
+
+    caption: str
+    fps: float
+    original: Frames
+    reconstruction: Frames
+
+
 def count(verdicts: list[dict[str, bool]]) -> Share:
     """Add up verdicts."""
     return Share(num_clips=len(verdicts), right={name: sum(v[name] for v in verdicts) for name in ATTRIBUTES})
@@ -69,8 +80,8 @@ def held_out_rows(dataset_dir: Path, limit: int) -> list[IndexRow]:
 
 def measure_reconstruction(
     clips_dir: Path, autoencoder_path: Path, limit: int, num_shown: int
-) -> tuple[Reconstructions, list[tuple[str, Frames, Frames]]]:
-    """PSNR on held-out clips, and a few of them (caption, original, reconstruction) to look at."""
+) -> tuple[Reconstructions, list[Shown]]:
+    """PSNR on held-out clips, and a few of them to look at."""
     network = load_autoencoder(autoencoder_path)
     rows = held_out_rows(clips_dir, limit)
     reader = PayloadReader(clips_dir)
@@ -83,7 +94,7 @@ def measure_reconstruction(
                 reconstruction = network.decode(network.encode(pixels).mean)
             values.append(float(psnr_db(pixels, reconstruction)))
             if len(shown) < num_shown:
-                shown.append((row.caption, original, to_frames(reconstruction[0])))
+                shown.append(Shown(row.caption, row.fps, original, to_frames(reconstruction[0])))
             progress.update(number)
     reader.close()
     result = Reconstructions(num_clips=len(values), psnr_db=float(np.mean(values)), psnr_db_min=min(values))
@@ -95,7 +106,7 @@ def judge_fresh_clip(index: int, seed: int, config: SyntheticConfig, bucket: Buc
     scene = random_scene(seed, index, combinations())
     path = scratch / f"fresh-{index}.mp4"
     path.write_bytes(encode_clip(render(scene, round(config.seconds * config.fps), config.pixels), config.fps))
-    span = read_spans(path, bucket, 1)[0]
+    span = read_spans(path, [bucket], 1)[0]
     path.unlink()
     return judge_clip(decode_clip(encode_clip(span.frames, bucket.fps))).agrees(scene.combination)
 

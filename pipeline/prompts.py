@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from hashlib import blake2b
 from pathlib import Path
 
@@ -21,6 +22,7 @@ class Prompt(BaseModel):
 
     prompt: str = Field(max_length=MAX_PROMPT_CHARACTERS)
     seed: int | None = None  # None: derived from the run's seed and the prompt's text
+    bucket: str | None = None  # the clip's shape, such as 17x64x64@8; None: the run's
     expect: dict[str, str] | None = None  # what the judge should see, where that is known
 
 
@@ -33,6 +35,7 @@ class PromptRequest(BaseModel):
     prompt: str
     seed: int
     guidance_scale: float
+    bucket: str
     expect: dict[str, str] | None = None
 
     @property
@@ -81,7 +84,7 @@ def format_prompts(prompts: list[Prompt]) -> str:
 
 
 def plan_requests(
-    prompts: list[Prompt], guidance_scales: list[float], run_seed: int, settings: str
+    prompts: list[Prompt], guidance_scales: list[float], run_seed: int, settings: str, buckets: Sequence[str]
 ) -> list[PromptRequest]:
     """One request per prompt and guidance scale. A prompt's noise is the same at every scale.
 
@@ -89,23 +92,31 @@ def plan_requests(
 
     Args:
         settings: names everything else the pixels depend on (checkpoint, solver, steps).
+        buckets: names of the shapes that can be made; a prompt that names none gets the first.
+
+    Raises:
+        PromptError: a prompt names another shape.
     """
     repeats: Counter[str] = Counter()
     requests = []
     for prompt in prompts:
+        bucket = prompt.bucket or buckets[0]
+        if bucket not in buckets:
+            raise PromptError(f"bucket {bucket} of prompt {prompt.prompt!r} was not trained; use {', '.join(buckets)}")
         seed = prompt.seed
         if seed is None:  # the second of two equal lines is another clip
             address = f"{run_seed}\0{prompt.prompt}\0{repeats[prompt.prompt]}"
             repeats[prompt.prompt] += 1
             seed = int.from_bytes(blake2b(address.encode(), digest_size=4).digest(), "big")
         for scale in guidance_scales:
-            address = f"{prompt.prompt}\0{seed}\0{scale:g}\0{settings}"
+            address = f"{prompt.prompt}\0{seed}\0{scale:g}\0{bucket}\0{settings}"
             requests.append(
                 PromptRequest(
                     id=blake2b(address.encode(), digest_size=6).hexdigest(),
                     prompt=prompt.prompt,
                     seed=seed,
                     guidance_scale=scale,
+                    bucket=bucket,
                     expect=prompt.expect,
                 )
             )

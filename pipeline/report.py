@@ -14,8 +14,8 @@ from PIL import Image, ImageDraw
 
 from data.publish import publish_bytes, publish_text
 from data.shards import Manifest
-from data.video import Frames, decode_clip, encode_clip
-from pipeline.evaluate import ATTRIBUTES, Reconstructions, Share
+from data.video import decode_clip, encode_clip
+from pipeline.evaluate import ATTRIBUTES, Reconstructions, Share, Shown
 from pipeline.sample import SampledClip
 from pipeline.stage import StageRecord
 
@@ -32,7 +32,7 @@ class Report:
     config_yaml: str
     stages: list[StageRecord]
     reconstructions: Reconstructions
-    shown: list[tuple[str, Frames, Frames]]  # caption, original, reconstruction
+    shown: list[Shown]
     judge: Share | None  # None: the videos are real, and there is no truth to judge against
     adherence: dict[float, Share]  # by guidance scale
     right: dict[str, bool]  # by file
@@ -63,7 +63,7 @@ class Report:
             "peak_rss_bytes": self.peak_rss_bytes,
             "stages": {record.stage: record.summary for record in self.stages},
             "autoencoder": self.reconstructions.model_dump(),
-            "latents": self.latents.model_dump(include={"latent_shape", "latent_stats", "num_samples"}),
+            "latents": self.latents.model_dump(mode="json", include={"buckets", "latent_stats", "num_samples"}),
             "final_loss": {name: rows[-1]["total"] for name, rows in self.losses.items() if rows},
         }
         if self.judge is not None:
@@ -91,7 +91,6 @@ def write_report(report: Report) -> list[Path]:
     picked = [guided[i] for i in np.linspace(0, len(guided) - 1, min(len(guided), MAX_CLIPS_SHOWN)).astype(int)]
     samples_dir = report.run_dir / "samples"
     publish_bytes(sheet_path, contact_sheet(samples_dir, picked))
-    fps = report.latents.bucket.fps
     page = TEMPLATES.get_template("report.html").render(
         name=report.run_dir.name,
         figures=figures,
@@ -101,8 +100,12 @@ def write_report(report: Report) -> list[Path]:
         stages=report.stages,
         losses={name: loss_curve(rows) for name, rows in report.losses.items() if rows},
         reconstructions=[
-            {"caption": caption, "original": _video(encode_clip(original, fps)), "made": _video(encode_clip(made, fps))}
-            for caption, original, made in report.shown
+            {
+                "caption": clip.caption,
+                "original": _video(encode_clip(clip.original, clip.fps)),
+                "made": _video(encode_clip(clip.reconstruction, clip.fps)),
+            }
+            for clip in report.shown
         ],
         clips=[
             {
@@ -153,6 +156,8 @@ def contact_sheet(samples_dir: Path, clips: list[SampledClip]) -> bytes:
         title = Image.new("RGB", (strip.shape[1], 16), "white")
         ImageDraw.Draw(title).text((3, 2), clip.request.prompt, fill="black")
         rows += [np.asarray(title), strip]
+    width = max(row.shape[1] for row in rows)  # clips of several shapes
+    rows = [np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0)), constant_values=255) for row in rows]
     buffer = io.BytesIO()
     Image.fromarray(np.concatenate(rows)).save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()

@@ -19,6 +19,7 @@ from data.buckets import Bucket
 from data.publish import publish_bytes, publish_text
 from data.shards import LatentStats
 from data.video import Frames, encode_clip
+from models.autoencoder import latent_shape
 from models.dit import DiT, DiTConfig
 from models.flow.grid import autoregressive, pyramid, uniform_grid
 from models.flow.guidance import Apg, CfgZeroStar, Guidance, Plain, Rescaled, batched, guided
@@ -76,6 +77,7 @@ class SampleConfig(BaseModel):
     solver: OdeSolver = "heun"
     steps: int = Field(default=20, ge=1)
     shift: float = Field(default=1.0, gt=0)
+    bucket: str | None = None  # shape of the clips, such as 17x64x64@8; None: that with most training clips
     schedule: Schedule = "full_sequence"  # others need a DiT trained with flow.times_per: frame
     guidance_scale: float = 3.0
     guidance: GuidanceRule = "plain"
@@ -96,17 +98,34 @@ class SampledClip(BaseModel):
     num_network_calls: int
 
 
+def bucket_names(checkpoint: Checkpoint, config: SampleConfig) -> list[str]:
+    """The shapes a checkpoint was trained on, the one to sample first.
+
+    Raises:
+        CheckpointError: it is not a DiT's, was made by an older program, or does not know the configured shape.
+    """
+    if checkpoint.record.kind != "dit":
+        raise CheckpointError(f"{checkpoint.folder} holds a {checkpoint.record.kind}; sampling takes a dit checkpoint")
+    if "buckets" not in checkpoint.record.trained:
+        raise CheckpointError(f"{checkpoint.folder} was made by an older reelflow, which kept one bucket; train again")
+    names = [Bucket(**bucket).name for bucket in checkpoint.record.trained["buckets"]]
+    if config.bucket is not None and config.bucket not in names:
+        raise CheckpointError(
+            f"sample.bucket is {config.bucket!r}, but {checkpoint.folder} was trained on {', '.join(names)}"
+        )
+    return sorted(names, key=lambda name: name != config.bucket)
+
+
 class ClipSampler:
     """A checkpoint, loaded: latents from noise, pixels from latents. Needs nothing but the checkpoint."""
 
     def __init__(self, checkpoint: Checkpoint, config: SampleConfig, device: torch.device) -> None:
         trained = checkpoint.record.trained
         self.config, self.device = config, device
-        self.bucket = Bucket(**trained["bucket"])
+        self.buckets = {bucket.name: bucket for bucket in (Bucket(**fields) for fields in trained["buckets"])}
         self.flow = FlowSpec(**trained["flow"])
         self.stats = LatentStats(**trained["latent_stats"])
-        self.latent_shape: tuple[int, int, int, int] = tuple(trained["latent_shape"])
-        self.network = DiT(DiTConfig(**trained["model"]), self.latent_shape[0])
+        self.network = DiT(DiTConfig(**trained["model"]), self.stats.num_channels)
         prefix = "network."
         weights = {name.removeprefix(prefix): w for name, w in load_weights(checkpoint, config.weights).items()}
         self.network.load_state_dict(weights)
@@ -115,9 +134,11 @@ class ClipSampler:
 
     @torch.inference_mode()
     def sample(self, requests: list[PromptRequest]) -> tuple[list[Frames], int]:
-        """Clips for requests of one guidance scale, and the number of network calls."""
+        """Clips for requests of one guidance scale and bucket, and the number of network calls."""
         max_bytes = self.network.config.text.max_bytes
-        noise = torch.cat([seeds.normal(r.seed, "sample", [0], self.latent_shape) for r in requests])
+        bucket = self.buckets[requests[0].bucket]
+        shape = latent_shape(self.autoencoder.config, bucket.num_frames, bucket.height, bucket.width)
+        noise = torch.cat([seeds.normal(r.seed, "sample", [0], shape) for r in requests])
         caption = CaptionTokens.encode([request.prompt for request in requests], max_bytes)
         negative = self.flow.null_caption if self.config.negative_prompt is None else self.config.negative_prompt
         uncond = CaptionTokens.encode([negative] * len(requests), max_bytes)
@@ -130,13 +151,11 @@ class ClipSampler:
         )
         rule = guidance_of(self.config.guidance, requests[0].guidance_scale)
         field = guided(branches, path_of(self.flow.path), self.flow.prediction, rule)
-        grid = schedule_of(
-            self.config.schedule, uniform_grid(self.config.steps, self.config.shift), self.latent_shape[1]
-        )
+        grid = schedule_of(self.config.schedule, uniform_grid(self.config.steps, self.config.shift), shape[1])
         start = noise.to(self.device)
 
         def fresh_noise(step: int) -> torch.Tensor:
-            return torch.cat([seeds.normal(r.seed, "sde", [step], self.latent_shape) for r in requests])
+            return torch.cat([seeds.normal(r.seed, "sde", [step], shape) for r in requests])
 
         with autocast(self.config.precision, self.device):
             if self.config.sde_sigma > 0:
@@ -161,7 +180,8 @@ class SamplerActor:
         frames, calls = self._sampler.sample(requests)
         clips = []
         for request, clip in zip(requests, frames, strict=True):
-            publish_bytes(self._output_dir / request.file_name, encode_clip(clip, self._sampler.bucket.fps))
+            fps = self._sampler.buckets[request.bucket].fps
+            publish_bytes(self._output_dir / request.file_name, encode_clip(clip, fps))
             clips.append(SampledClip(file=request.file_name, request=request, num_network_calls=calls))
         return clips
 
@@ -176,10 +196,8 @@ def sample_clips(
     """Run the stage on the connected Ray cluster; clips that are already there stay.
 
     Raises:
-        CheckpointError: the checkpoint is not a DiT's, or was not trained for the schedule.
+        CheckpointError: the checkpoint was not trained for the schedule.
     """
-    if checkpoint.record.kind != "dit":
-        raise CheckpointError(f"{checkpoint.folder} holds a {checkpoint.record.kind}; sampling takes a dit checkpoint")
     if config.schedule != "full_sequence" and FlowSpec(**checkpoint.record.trained["flow"]).times_per != "frame":
         raise CheckpointError(
             f"sample.schedule is {config.schedule!r}, but {checkpoint.folder} was trained with one time for all "
@@ -221,14 +239,14 @@ def _publish_manifest(
 
 
 def canonical_batches(requests: list[PromptRequest], size: int) -> list[list[PromptRequest]]:
-    """Batches of equal guidance scale, in the order of the content addresses.
+    """Batches of equal guidance scale and bucket, in the order of the content addresses.
 
     The kernels of some processors round a row by its place in the batch: with a canonical order the same requests give
     the same bytes, in whatever order they are listed.
     """
-    ordered = sorted(requests, key=lambda request: (request.guidance_scale, request.id))
+    ordered = sorted(requests, key=lambda request: (request.guidance_scale, request.bucket, request.id))
     batches = []
-    for _, group in groupby(ordered, key=lambda request: request.guidance_scale):
+    for _, group in groupby(ordered, key=lambda request: (request.guidance_scale, request.bucket)):
         same = list(group)
         batches += [same[at : at + size] for at in range(0, len(same), size)]
     return batches

@@ -7,17 +7,17 @@ in exactly one of shards, filtered and quarantine (`data/ledger.py`), and the st
 """
 
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from errno import ENOSPC
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Self, get_args
 
 import ray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from data.buckets import Bucket
+from data.buckets import Bucket, BucketChoice, SourceShape, choose_buckets
 from data.captions import CaptionError, caption_of, clean_caption, read_caption_table
 from data.clip import VIDEO_MEMBER, ClipRecord, clip_key, split_of
 from data.filters import Duplicates, FilterConfig, failed_filter, perceptual_hash
@@ -34,16 +34,19 @@ from data.shards import (
     Manifest,
     ShardRecord,
     content_fingerprint,
+    count_buckets,
     write_index,
     write_rejections,
     write_shard,
 )
-from data.sources import Source, SourceError, local_copy
-from data.video import encode_clip, read_spans
+from data.sources import Source, SourceError, listing_fingerprint, local_copy
+from data.video import IMAGE_SUFFIXES, VIDEO_SUFFIXES, encode_clip, measure_source, read_spans
 from pipeline.pool import Done, run_jobs
 from pipeline.progress import bar
+from pipeline.stage import fingerprint
 
 COMMIT_SUFFIX = ".commit.json"
+BUCKETS_NAME = "buckets.json"
 
 
 class ShardConfig(BaseModel):
@@ -51,7 +54,8 @@ class ShardConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    bucket: Bucket = Bucket()
+    buckets: tuple[Bucket, ...] = (Bucket(),)
+    choose_buckets: BucketChoice | None = None  # from the sources, instead of `buckets`
     captions: Path | None = None  # a CSV, JSONL or JSON table; None: sidecar files, then folder names
     max_clips_per_video: int = Field(default=4, ge=1)
     videos_per_shard: int = Field(default=256, ge=1)
@@ -59,6 +63,32 @@ class ShardConfig(BaseModel):
     scene_detection: SceneDetection = "off"  # content: no clip reaches across a scene cut; needs PySceneDetect
     filters: FilterConfig = FilterConfig()
     decode_timeout_seconds: float = Field(default=120, gt=0)  # for one video; then its process is killed
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not self.buckets:
+            raise ValueError("buckets is empty; give at least one, or choose_buckets")
+        names = [bucket.name for bucket in self.buckets]
+        if len(set(names)) < len(names):
+            raise ValueError(f"buckets names {max(names, key=names.count)} twice; name each shape once")
+        if self.choose_buckets is not None and self.buckets != (Bucket(),):
+            raise ValueError("choose_buckets stands beside buckets; keep one of them")
+        return self
+
+    @property
+    def suffixes(self) -> frozenset[str]:
+        """What source folders are searched for: images too where a bucket takes them."""
+        lengths = self.choose_buckets.num_frames if self.choose_buckets else [b.num_frames for b in self.buckets]
+        return VIDEO_SUFFIXES | IMAGE_SUFFIXES if 1 in lengths else VIDEO_SUFFIXES
+
+
+class ChosenBuckets(BaseModel):
+    """Published before the first shard: the same start and any later one cut for the same shapes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    made_from: str  # fingerprint of the sources and of how to choose
+    buckets: tuple[Bucket, ...]
 
 
 class PreparedClip(BaseModel):
@@ -87,6 +117,7 @@ class ShardCommit(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    made_from: str  # fingerprint of its sources, their captions and the settings
     shard: ShardRecord
     rows: list[IndexRow]
     reports: list[SourceReport]
@@ -95,19 +126,34 @@ class ShardCommit(BaseModel):
 Clips = list[tuple[ClipRecord, bytes]]
 
 
-def prepare_source(
-    source_dir: Path, table: dict[str, str], config: ShardConfig, source: Source
-) -> tuple[SourceReport, Clips]:
+@dataclass(frozen=True)
+class CutConfig:
+    """What a worker needs to know to cut a source."""
+
+    buckets: tuple[Bucket, ...]
+    table: dict[str, str]  # captions
+    config: ShardConfig
+
+    def fingerprint(self) -> str:
+        """Changes with anything that changes a clip."""
+        settings = self.config.model_dump_json(exclude=_PACING | {"buckets", "choose_buckets", "captions"})
+        return fingerprint([sorted(bucket.name for bucket in self.buckets), sorted(self.table.items()), settings])
+
+
+_PACING = {"decode_timeout_seconds", "videos_per_shard"}  # change no clip
+
+
+def prepare_source(cut: CutConfig, source: Source) -> tuple[SourceReport, Clips]:
     """Cut one video into clips. Never raises for a bad video: reports why there are none."""
-    bucket = config.bucket
+    config = cut.config
     quarantine = partial(reject, source.name)
     try:
         given = source.caption
-        caption = caption_of(source_dir, source.file, table) if given is None else clean_caption(given)
+        caption = caption_of(source.root, source.file, cut.table) if given is None else clean_caption(given)
         with local_copy(source) as path:
             spans = read_spans(
                 path,
-                bucket,
+                cut.buckets,
                 config.max_clips_per_video,
                 stretch=source.stretch,
                 min_side_pixels=config.filters.too_small_pixels or 1,
@@ -133,18 +179,19 @@ def prepare_source(
             filtered.append(quarantine("filter", *failed, start_seconds=span.start_seconds))
             continue
         record = ClipRecord(
-            key=clip_key(source.name, span.start_seconds, bucket),
+            key=clip_key(source.name, span.start_seconds, span.bucket),
             source=source.name,
             start_seconds=span.start_seconds,
             caption=caption,
+            dataset=source.dataset,
             split=split_of(source.file, config.validation_fraction),
             decoder=span.decoder,
-            num_frames=bucket.num_frames,
-            height=bucket.height,
-            width=bucket.width,
-            fps=bucket.fps,
+            num_frames=span.bucket.num_frames,
+            height=span.bucket.height,
+            width=span.bucket.width,
+            fps=span.bucket.fps,
         )
-        clips.append((record, encode_clip(span.frames, bucket.fps)))
+        clips.append((record, encode_clip(span.frames, span.bucket.fps)))
         digits = f"{perceptual_hash(span.frames):x}" if config.filters.duplicate_bits is not None else None
         prepared.append(PreparedClip(key=record.key, start_seconds=span.start_seconds, perceptual_hash=digits))
     return SourceReport(source=source.name, clips=prepared, filtered=filtered), clips
@@ -165,19 +212,35 @@ def drop_duplicates(report: SourceReport, seen: Duplicates) -> SourceReport:
     return report.model_copy(update={"clips": kept, "filtered": report.filtered + dropped})
 
 
-def commit_shard(path: Path, reports: list[SourceReport], *clips: Clips) -> None:
+def measure(source: Source) -> tuple[SourceShape | None, None]:
+    """What a source offers; None where that cannot be told, which its turn to be cut will explain."""
+    try:
+        with local_copy(source) as path:
+            return measure_source(path, source.stretch), None
+    except VideoError:
+        return None, None
+    except OSError as error:
+        if error.errno == ENOSPC:
+            raise
+        return None, None
+
+
+def commit_shard(path: Path, made_from: str, reports: list[SourceReport], *clips: Clips) -> None:
     """Write one shard and then its commit. Runs in a worker; Ray has brought the clips of every source."""
     kept = {clip.key for report in reports for clip in report.clips}
     samples = [clip for source in clips for clip in source if clip[0].key in kept]
+    path.with_suffix(COMMIT_SUFFIX).unlink(missing_ok=True)  # of a shard made from something else
     shard, rows = write_shard(path, samples, VIDEO_MEMBER)
-    commit = ShardCommit(shard=shard, rows=rows, reports=reports)
+    commit = ShardCommit(made_from=made_from, shard=shard, rows=rows, reports=reports)
     publish_text(path.with_suffix(COMMIT_SUFFIX), commit.model_dump_json())
 
 
 def read_commit(path: Path) -> ShardCommit | None:
-    """The commit of the shard at `path`, or None where it is not done."""
-    commit = path.with_suffix(COMMIT_SUFFIX)
-    return ShardCommit.model_validate_json(commit.read_text(encoding="utf-8")) if commit.exists() else None
+    """The commit of the shard at `path`, or None where it is not done, or was by an older program."""
+    try:
+        return ShardCommit.model_validate_json(path.with_suffix(COMMIT_SUFFIX).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValidationError):
+        return None
 
 
 def forget_quarantined(output_dir: Path) -> None:
@@ -196,6 +259,7 @@ class _Group:
     number: int
     path: Path
     sources: Sequence[Source]
+    made_from: str
     reports: dict[str, SourceReport] = field(default_factory=dict)  # by source
     clips: dict[str, Any] = field(default_factory=dict)  # source -> reference to its clips
 
@@ -207,33 +271,100 @@ class _Group:
     def ordered_reports(self) -> list[SourceReport]:
         return [self.reports[source.name] for source in self.sources]
 
+    def commit(self) -> ShardCommit | None:
+        """Its commit, if it has been made from just this and is there."""
+        commit = read_commit(self.path) if self.path.is_file() else None
+        return commit if commit is not None and commit.made_from == self.made_from else None
 
-def make_shards(
-    sources: Sequence[Source], source_dir: Path, output_dir: Path, config: ShardConfig, num_workers: int
-) -> Manifest:
-    """Run the stage on the connected Ray cluster; shards that are already there stay.
+
+def make_shards(sources: Sequence[Source], output_dir: Path, config: ShardConfig, num_workers: int) -> Manifest:
+    """Run the stage on the connected Ray cluster; shards that were made from the same stay.
 
     Args:
         sources: in the order in which their clips shall lie in the shards.
-        source_dir: what captions of sidecars and folders are looked up under.
 
     Raises:
         SourceError: none of the sources can be used.
         CaptionError: the caption table cannot be read.
     """
+    output_dir.mkdir(parents=True, exist_ok=True)
+    (output_dir / MANIFEST_NAME).unlink(missing_ok=True)  # no dataset until all of it is
     table = {} if config.captions is None else read_caption_table(config.captions)
-    planned = [
-        _Group(number, (output_dir / f"shard-{number:05d}.tar").resolve(), sources[at : at + config.videos_per_shard])
-        for number, at in enumerate(range(0, len(sources), config.videos_per_shard))
-    ]
-    prepare = partial(prepare_source, source_dir.resolve(), table, config)
-    _prepare_and_commit(prepare, planned, config, num_workers)
+    cut = CutConfig(settle_buckets(sources, output_dir, config, num_workers), table, config)
+    planned = _plan(sources, output_dir.resolve(), cut)
+    _prepare_and_commit(partial(prepare_source, cut), planned, config, num_workers)
     remove_unpublished(output_dir)  # of workers that were killed while they wrote
+    remove_other_shards(output_dir, {group.path.name for group in planned})
 
-    commits = [commit for group in planned if (commit := read_commit(group.path)) is not None]
-    manifest = _close_ledger(sources, commits, output_dir, config)
+    commits = [commit for group in planned if (commit := group.commit()) is not None]
+    manifest = _close_ledger(sources, commits, output_dir)
     publish_text(output_dir / MANIFEST_NAME, manifest.model_dump_json(indent=1))
     return manifest
+
+
+def settle_buckets(
+    sources: Sequence[Source], output_dir: Path, config: ShardConfig, num_workers: int
+) -> tuple[Bucket, ...]:
+    """The buckets that are given, or those that suit the sources, which are looked at once.
+
+    Raises:
+        SourceError: none of the sources can be measured.
+    """
+    if config.choose_buckets is None:
+        return config.buckets
+    inputs = fingerprint([config.choose_buckets.model_dump(mode="json"), listing_fingerprint(sources)])
+    path = output_dir / BUCKETS_NAME
+    if path.is_file():
+        known = ChosenBuckets.model_validate_json(path.read_text(encoding="utf-8"))
+        if known.made_from == inputs:
+            return known.buckets
+    shapes: dict[str, SourceShape] = {}
+    with bar("measure", len(sources), "videos") as progress:
+        for number, result in enumerate(run_jobs(measure, sources, num_workers, config.decode_timeout_seconds), 1):
+            if isinstance(result, Done) and result.report is not None:
+                shapes[result.job.name] = result.report
+            progress.update(number)
+    if not shapes:
+        raise SourceError(
+            f"none of the {len(sources)} videos can be measured to choose buckets from, the first is "
+            f"{sources[0].name}; check data.source, or give data.buckets to see what is wrong with each"
+        )
+    chosen = choose_buckets([shapes[source.name] for source in sources if source.name in shapes], config.choose_buckets)
+    publish_text(path, ChosenBuckets(made_from=inputs, buckets=chosen).model_dump_json(indent=1))
+    return chosen
+
+
+def _plan(sources: Sequence[Source], output_dir: Path, cut: CutConfig) -> list[_Group]:
+    """Which sources go into which shard, and from what each is made."""
+    size, settings, before = cut.config.videos_per_shard, cut.fingerprint(), ""
+    planned = []
+    for number, at in enumerate(range(0, len(sources), size)):
+        group = sources[at : at + size]
+        made_from = fingerprint([settings, listing_fingerprint(group), before])
+        if cut.config.filters.duplicate_bits is not None:
+            before = made_from  # what a shard keeps depends on the ones before it
+        planned.append(_Group(number, output_dir / f"shard-{number:05d}.tar", group, made_from))
+    return planned
+
+
+def shards_that_stand(sources: Sequence[Source], output_dir: Path, config: ShardConfig) -> int:
+    """How many shards in a folder are what these sources and settings would give again."""
+    if config.choose_buckets is not None and not (output_dir / BUCKETS_NAME).is_file():
+        return 0
+    table = {} if config.captions is None else read_caption_table(config.captions)
+    buckets = config.buckets
+    if config.choose_buckets is not None:
+        content = (output_dir / BUCKETS_NAME).read_text(encoding="utf-8")
+        buckets = ChosenBuckets.model_validate_json(content).buckets
+    return sum(group.commit() is not None for group in _plan(sources, output_dir, CutConfig(buckets, table, config)))
+
+
+def remove_other_shards(output_dir: Path, names: Collection[str]) -> None:
+    """Delete the shards of an earlier, longer list."""
+    for path in output_dir.glob("shard-*.tar"):
+        if path.name not in names:
+            path.with_suffix(COMMIT_SUFFIX).unlink(missing_ok=True)
+            path.unlink()
 
 
 def _prepare_and_commit(
@@ -241,7 +372,7 @@ def _prepare_and_commit(
 ) -> None:
     """Prepare the sources of every shard that is missing, and write each as soon as its last source is in."""
     committing: Any = ray.remote(commit_shard).options(num_cpus=0)
-    committed = {group.number: commit for group in planned if (commit := read_commit(group.path)) is not None}
+    committed = {group.number: commit for group in planned if (commit := group.commit()) is not None}
     group_of = {source: group for group in planned if group.number not in committed for source in group.sources}
     num_sources = sum(len(group.sources) for group in planned)
     num_done, num_rejected, commits = num_sources - len(group_of), 0, []
@@ -257,7 +388,7 @@ def _prepare_and_commit(
             group.reports[source.name] = report
             for due, reports in order.due(group):
                 clips = [due.clips[source.name] for source in due.sources if source.name in due.clips]
-                commits.append(committing.remote(due.path, reports, *clips))
+                commits.append(committing.remote(due.path, due.made_from, reports, *clips))
                 due.clips.clear()
             num_done, num_rejected = num_done + 1, num_rejected + (not report.clips)
             progress.update(num_done, f"{num_rejected} left out" if num_rejected else "")
@@ -291,9 +422,7 @@ class _CommitOrder:
                 yield first, reports
 
 
-def _close_ledger(
-    sources: Sequence[Source], commits: Iterable[ShardCommit], output_dir: Path, config: ShardConfig
-) -> Manifest:
+def _close_ledger(sources: Sequence[Source], commits: Iterable[ShardCommit], output_dir: Path) -> Manifest:
     """Write index, filtered and quarantine, check that they account for every source, and sum up.
 
     Raises:
@@ -326,7 +455,7 @@ def _close_ledger(
     return Manifest(
         kind="clips",
         fingerprint=content_fingerprint(shards),
-        bucket=config.bucket,
+        buckets=count_buckets(rows),
         num_samples=len(rows),
         ledger=ledger,
         filtered=dict(sorted(by_filter.items())),

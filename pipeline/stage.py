@@ -2,13 +2,15 @@
 
 `stage.json` in a stage's folder names its inputs (its own settings and the builds of the stages before
 it). Started again with the same inputs, a finished stage does nothing and an interrupted one goes on;
-with others, the old folder is set aside, never deleted, and the reason is said.
+with others, the old folder is set aside, never deleted, and the reason is said. Stages that make shards
+remake in place only those that were made from something else.
 """
 
 import json
 import os
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -66,13 +68,20 @@ class Stage:
         self.save()
 
 
-def begin(folder: Path, name: str, inputs: dict[str, Any], continues: dict[str, Any] | None = None) -> Stage:
+def begin(
+    folder: Path,
+    name: str,
+    inputs: dict[str, Any],
+    continues: dict[str, Any] | None = None,
+    standing: Callable[[], int] | None = None,
+) -> Stage:
     """Look at what is in `folder` and decide: skip, go on, or start.
 
     Args:
         inputs: everything the output depends on; plain JSON values.
         continues: settings that may change without making the old output wrong, only unfinished
             (how many steps to train): a change of one reopens a complete stage.
+        standing: how many shards in the folder the new inputs would give again; the stage remakes the others in place.
     """
     inputs = json.loads(json.dumps({**inputs, "continues": continues or {}}))
     old = read_record(folder)
@@ -89,6 +98,13 @@ def begin(folder: Path, name: str, inputs: dict[str, Any], continues: dict[str, 
                 old.build = uuid.uuid4().hex[:12]
             remove_unpublished(folder)
             return Stage(folder, old, note, time.monotonic())
+        if standing is not None and (num_standing := standing()) > 0:
+            old.complete, old.inputs, old.build = False, inputs, uuid.uuid4().hex[:12]
+            remove_unpublished(folder)
+            note = f"{'; '.join(changed)}: {num_standing} shards stand, what depends on it is made again"
+            stage = Stage(folder, old, note, time.monotonic())
+            stage.save()
+            return stage
         aside = _set_aside(folder)
         note = f"{'; '.join(changed)}: made again, the old one is in {aside.name}"
     elif folder.exists() and any(folder.iterdir()):

@@ -7,7 +7,7 @@ has consumed), so the loop's whole state is the weights, the moments, the EMA an
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict
 from itertools import chain
@@ -19,10 +19,9 @@ import torch.distributed as dist
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from data.buckets import Bucket
+from data.buckets import batch_sizes
 from data.loader import Sample, SkippedSample, Stream, Subset
 from data.publish import publish_text
-from data.shards import IndexRow
 from pipeline.agree import Flags, from_every_rank
 from pipeline.checkpoint import load_training_state
 from pipeline.ema import ShardedEma
@@ -45,7 +44,11 @@ class TrainConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     steps: int = Field(default=1000, ge=1)
-    global_batch: int = Field(default=32, ge=1)  # samples per step over all workers
+    global_batch: int = Field(default=32, ge=1)  # samples per step over all workers, of the largest bucket
+    batch_multiple: int = Field(
+        default=4, ge=1
+    )  # batches of smaller buckets are multiples of it: workers must divide it
+    readers: int = Field(default=1, ge=0)  # threads that read ahead, of each worker
     learning_rate: float = Field(default=1e-3, gt=0, allow_inf_nan=False)
     warmup_steps: int = Field(default=50, ge=0)
     schedule: Literal["constant", "cosine"] = "cosine"
@@ -75,22 +78,12 @@ class TrainTask(Protocol):
         """What all randomness of the run starts from."""
         ...
 
-    @property
-    def dataset_dir(self) -> Path:
-        """Where the shards are."""
-        ...
-
-    @property
-    def bucket(self) -> Bucket:
-        """The shape of the clips."""
-        ...
-
     def build(self) -> nn.Module:
         """The network inside its loss: forward(batch) gives {"total": scalar, ...}."""
         ...
 
-    def rows(self) -> list[IndexRow]:
-        """What to train on."""
+    def subsets(self) -> list[Subset]:
+        """What to train on, by shape and dataset."""
         ...
 
     def prepare(self, samples: list[Sample]) -> Any:  # noqa: ANN401 - the task's own batch type, with .to(device)
@@ -190,14 +183,11 @@ def train(task: TrainTask, config: TrainConfig, run_dir: Path, worker: Worker) -
             step, cursor = checkpoint.record.step, checkpoint.record.cursor
             note = "; ".join([*resumption.problems, f"resuming from step {step}"])
         saver = stack.enter_context(closing(CheckpointSaver(run_dir, trainer, ema, contents, retention)))
-        stream = Stream(
-            [Subset(task.dataset_dir, task.rows(), task.bucket.name)],
-            {task.bucket.name: config.global_batch},
-            seed=task.seed,
-            rank=worker.rank,
-            world_size=worker.world_size,
-        )
-        batches = stack.enter_context(closing(stream.batches(cursor, task.prepare)))
+        subsets = task.subsets()
+        sizes = batch_sizes([subset.bucket for subset in subsets], config.global_batch, config.batch_multiple)
+        check_world(sizes, worker.world_size, config.batch_multiple)
+        stream = Stream(subsets, sizes, seed=task.seed, rank=worker.rank, world_size=worker.world_size)
+        batches = stack.enter_context(closing(stream.batches(cursor, task.prepare, config.readers)))
         metrics = stack.enter_context(closing(MetricsWriter(run_dir, step))) if worker.rank == 0 else None
         requests = Requests(run_dir, config.checkpoint_every_minutes) if worker.rank == 0 else None
         flags = Flags()
@@ -207,14 +197,14 @@ def train(task: TrainTask, config: TrainConfig, run_dir: Path, worker: Worker) -
                 append_event(run_dir, Event.now(event, step, worker.world_size, config.zero_stage, note))
 
         happened("started", note)
-        begun, first, stop = time.monotonic(), step, False
+        begun, first, stop = time.monotonic(), cursor, False
         wait, num_skipped = DataWait(), 0
         while step < config.steps and not stop:
             rate = learning_rate(step, config)
             with wait.measured():
                 batch = next(batches).to(worker.device)
             losses = trainer.step(batch, rate)
-            step, cursor = step + 1, cursor + config.global_batch
+            step, cursor = step + 1, stream.plan.cursor(step + 1)
             ema.update(step)
 
             wish = requests.look() if requests is not None else NOTHING
@@ -231,7 +221,7 @@ def train(task: TrainTask, config: TrainConfig, run_dir: Path, worker: Worker) -
                     pace = {
                         "learning_rate": rate,
                         "gradient_norm": norm,
-                        "samples_per_second": (step - first) * config.global_batch / (time.monotonic() - begun),
+                        "samples_per_second": (cursor - first) / (time.monotonic() - begun),
                         "data_wait": wait.share(),
                         "skipped_samples": num_skipped,
                     }
@@ -246,6 +236,20 @@ def train(task: TrainTask, config: TrainConfig, run_dir: Path, worker: Worker) -
                     requests.done(wish)
         saver.finish()
         happened("finished" if step == config.steps else "stopped")
+
+
+def check_world(sizes: Mapping[str, int], world_size: int, multiple: int) -> None:
+    """Refuse a world that cannot share the batches of every bucket.
+
+    Raises:
+        WorldSizeError: names the bucket and the way out.
+    """
+    for bucket, size in sizes.items():
+        if size % world_size:
+            raise WorldSizeError(
+                f"batches of bucket {bucket} hold {size} clips, but {world_size} workers must divide them: set "
+                f"train.batch_multiple (it is {multiple}) to {math.lcm(multiple, world_size)}"
+            )
 
 
 def check_finite(kind: str, step: int, loss: float, gradient_norm: float, rate: float) -> None:

@@ -11,9 +11,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import l1_loss, mse_loss
 
-from data.buckets import Bucket
-from data.loader import Sample
-from data.shards import IndexRow, read_index
+from data.loader import Sample, Subset, subsets_of
+from data.shards import DatasetError, read_index
 from data.video import Frames, decode_clip
 from models.autoencoder import Autoencoder, AutoencoderConfig, latent_shape
 from pipeline import seeds
@@ -28,6 +27,22 @@ def to_frames(pixels: Float[Tensor, "3 t h w"]) -> Frames:
     """The inverse of `to_pixels`, rounded and clipped."""
     levels = ((pixels.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     return rearrange(levels, "c t h w -> t h w c").cpu().numpy()
+
+
+Weights = tuple[tuple[str, float], ...]  # of the datasets of a mix, by name: how often each of their samples is seen
+
+
+def training_subsets(dataset_dir: Path, weights: Weights) -> list[Subset]:
+    """The training split of a dataset.
+
+    Raises:
+        DatasetError: it is empty.
+    """
+    rows = (row for row in read_index(dataset_dir) if row.split == "train")
+    subsets = subsets_of(dataset_dir, rows, dict(weights))
+    if not subsets:
+        raise DatasetError(f"{dataset_dir} has no samples to train on; lower data.validation_fraction or add videos")
+    return subsets
 
 
 @dataclass(frozen=True)
@@ -65,30 +80,29 @@ class AutoencoderTask:
     """Train the autoencoder on a folder of clip shards."""
 
     model: AutoencoderConfig
-    bucket: Bucket
     dataset_dir: Path
     seed: int
+    weights: Weights = ()
     kind: str = "autoencoder"
 
     def build(self) -> nn.Module:
         """The autoencoder inside its loss."""
         return AutoencoderLoss(Autoencoder(self.model))
 
-    def rows(self) -> list[IndexRow]:
+    def subsets(self) -> list[Subset]:
         """The training split."""
-        return [row for row in read_index(self.dataset_dir) if row.split == "train"]
+        return training_subsets(self.dataset_dir, self.weights)
 
     def prepare(self, samples: list[Sample]) -> PixelBatch:
-        """Decode the clips of a batch."""
-        shape = latent_shape(self.model, self.bucket.num_frames, self.bucket.height, self.bucket.width)
-        return PixelBatch(
-            pixels=torch.stack([to_pixels(decode_clip(sample.payload)) for sample in samples]),
-            noise=seeds.normal(self.seed, "posterior", (sample.position for sample in samples), shape),
-        )
+        """Decode the clips of a batch, which are of one shape."""
+        pixels = torch.stack([to_pixels(decode_clip(sample.payload)) for sample in samples])
+        t, h, w = pixels.shape[2:]
+        shape = latent_shape(self.model, t, h, w)
+        return PixelBatch(pixels, seeds.normal(self.seed, "posterior", (sample.position for sample in samples), shape))
 
     def trained(self) -> dict[str, Any]:
-        """The model's size and the shape of the clips."""
-        return {"model": self.model.model_dump(), "bucket": self.bucket.model_dump(), "seed": self.seed}
+        """The model's size."""
+        return {"model": self.model.model_dump(), "seed": self.seed}
 
     def attachments(self) -> list[Path]:
         """None."""

@@ -11,13 +11,14 @@ from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 
 from data.buckets import Bucket
-from data.loader import Sample
-from data.shards import IndexRow, LatentStats, read_index
+from data.loader import Sample, Subset
+from data.shards import LatentStats
 from models.dit import DiT, DiTConfig
 from models.flow.objective import LossWeight, TimeLaw, matching_loss, stratified
 from models.flow.path import PathName, path_of
 from models.text import CaptionTokens
 from pipeline import seeds
+from pipeline.train_autoencoder import Weights, training_subsets
 
 AUTOENCODER_NAME = "autoencoder.safetensors"
 
@@ -96,24 +97,24 @@ class DiTTask:
 
     model: DiTConfig
     flow: FlowSpec
-    bucket: Bucket
-    latent_shape: tuple[int, int, int, int]
+    buckets: tuple[Bucket, ...]  # that with most clips first
     latent_stats: LatentStats
     dataset_dir: Path
     autoencoder_path: Path  # exported weights; they travel with every checkpoint
     seed: int
+    weights: Weights = ()
     kind: str = "dit"
 
     def build(self) -> nn.Module:
         """The DiT inside its loss."""
-        return FlowMatchingLoss(DiT(self.model, self.latent_shape[0]), self.flow)
+        return FlowMatchingLoss(DiT(self.model, self.latent_stats.num_channels), self.flow)
 
-    def rows(self) -> list[IndexRow]:
+    def subsets(self) -> list[Subset]:
         """The training split."""
-        return [row for row in read_index(self.dataset_dir) if row.split == "train"]
+        return training_subsets(self.dataset_dir, self.weights)
 
     def prepare(self, samples: list[Sample]) -> FlowBatch:
-        """Read latents; noise, time and caption drop are functions of each sample's position in the run."""
+        """Read latents, all of one shape; noise, time and caption drop are functions of each sample's position."""
         positions = [sample.position for sample in samples]
         latents = torch.stack([load_safetensors(sample.payload)["mean"] for sample in samples]).float()
         dropped = seeds.uniform(self.seed, "caption-drop", positions) < self.flow.caption_drop
@@ -123,14 +124,14 @@ class DiTTask:
         ]
         return FlowBatch(
             x_1=normalize(latents, self.latent_stats),
-            x_0=seeds.normal(self.seed, "noise", positions, self.latent_shape),
-            t=self._times(positions),
+            x_0=seeds.normal(self.seed, "noise", positions, latents.shape[1:]),
+            t=self._times(positions, num_frames=latents.shape[2]),
             caption=CaptionTokens.encode(captions, self.model.text.max_bytes),
         )
 
-    def _times(self, positions: list[int]) -> Tensor:
+    def _times(self, positions: list[int], num_frames: int) -> Tensor:
         if self.flow.times_per == "frame":
-            uniform = seeds.uniform(self.seed, "frame-times", positions, (1, self.latent_shape[1]))  # b 1 t
+            uniform = seeds.uniform(self.seed, "frame-times", positions, (1, num_frames))  # b 1 t
         else:
             uniform = stratified(torch.tensor(positions), seeds.uniform(self.seed, "time", [0]).item())  # b
         return self.flow.times.times(uniform).float()
@@ -140,8 +141,7 @@ class DiTTask:
         return {
             "model": self.model.model_dump(),
             "flow": self.flow.model_dump(),
-            "bucket": self.bucket.model_dump(),
-            "latent_shape": list(self.latent_shape),
+            "buckets": [bucket.model_dump() for bucket in self.buckets],
             "latent_stats": self.latent_stats.model_dump(),
             "seed": self.seed,
         }

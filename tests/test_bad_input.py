@@ -84,7 +84,7 @@ def test_missing_checkpoints(config, tmp_path):
 
 
 def test_prompts_files(tmp_path):
-    from pipeline.prompts import PromptError, plan_requests, read_prompts
+    from pipeline.prompts import Prompt, PromptError, plan_requests, read_prompts
 
     path = tmp_path / "prompts.txt"
     with pytest.raises(PromptError, match="no such prompts file"):
@@ -102,13 +102,19 @@ def test_prompts_files(tmp_path):
     path.write_text('{"prompt": "one", "seed": 5}\n{"prompt": "two"}\n{"prompt": "two"}\n')
     prompts, warnings = read_prompts(path)
     assert warnings == []
-    requests = plan_requests(prompts, [3.0, 1.0], 0, "settings")
+    requests = plan_requests(prompts, [3.0, 1.0], 0, "settings", ["a", "b"])
     assert len({request.id for request in requests}) == 6
     assert requests[0].seed == requests[1].seed == 5
     assert requests[2].seed != requests[4].seed  # equal lines are different clips
-    fewer = plan_requests(prompts[1:], [3.0, 1.0], 0, "settings")
+    fewer = plan_requests(prompts[1:], [3.0, 1.0], 0, "settings", ["a", "b"])
     assert fewer == requests[2:]
-    assert {r.id for r in plan_requests(prompts, [3.0], 0, "other")}.isdisjoint(r.id for r in requests)
+    assert {request.bucket for request in requests} == {"a"}
+    shaped = plan_requests([Prompt(prompt="one", seed=5, bucket="b")], [3.0], 0, "settings", ["a", "b"])
+    assert shaped[0].bucket == "b"
+    assert shaped[0].id != requests[0].id
+    with pytest.raises(PromptError, match=r"bucket c of prompt 'one' was not trained; use a, b"):
+        plan_requests([Prompt(prompt="one", bucket="c")], [3.0], 0, "settings", ["a", "b"])
+    assert {r.id for r in plan_requests(prompts, [3.0], 0, "other", ["a", "b"])}.isdisjoint(r.id for r in requests)
 
 
 def test_an_output_folder_that_cannot_be_written(config, tmp_path):

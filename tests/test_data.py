@@ -67,7 +67,7 @@ def test_frames_are_chosen_by_time_not_by_index(tmp_path):
     levels = [10, 35, 60, 85, 110, 135, 160, 185, 210]
     path = tmp_path / "vfr.mp4"
     write_video(path, grey_frames(levels), pts)
-    span = read_spans(path, BUCKET, 1)[0]
+    span = read_spans(path, [BUCKET], 1)[0]
     shown = span.frames.mean((1, 2, 3))
     wanted = [
         max(level for level, stamp in zip(levels, pts, strict=True) if stamp <= t) for t in (0, 250, 500, 750, 1000)
@@ -77,23 +77,23 @@ def test_frames_are_chosen_by_time_not_by_index(tmp_path):
 
 def test_consecutive_spans_do_not_overlap():
     times = np.arange(100) / 25
-    spans = plan_spans(times, BUCKET)
-    assert [round(start, 3) for start, _ in spans] == [0.0, 1.25, 2.5]
-    indices = [i for _, span in spans for i in span]
+    spans = plan_spans(times, (64, 64), [BUCKET])
+    assert [round(span.start_seconds, 3) for span in spans] == [0.0, 1.25, 2.5]
+    indices = [i for span in spans for i in span.indices]
     assert len(set(indices)) == len(indices) == 15
     assert max(indices) < 100
 
 
 def test_a_short_video_says_how_short():
     with pytest.raises(VideoError, match=r"too short: it shows 0\.40 s.*needs 1\.00 s"):
-        plan_spans(np.arange(10) / 25, BUCKET)
+        plan_spans(np.arange(10) / 25, (64, 64), [BUCKET])
 
 
 def test_awkward_avi_is_read_in_the_order_it_plays(clips_dir):
     """Packed B-frames: decord's stamps are nonsense and its frames repeat, so PyAV reads, in decoding order."""
     path = clips_dir / "ut_interaction" / "punch" / "set1_0_1_4.avi"
     bucket = Bucket(num_frames=17, height=64, width=64, fps=8)
-    span = read_spans(path, bucket, 1)[0]
+    span = read_spans(path, [bucket], 1)[0]
     assert span.decoder == "pyav"
     with av.open(str(path)) as container:
         frames = [(f.dts, f.to_ndarray(format="rgb24")) for f in container.decode(video=0) if f.dts is not None]
@@ -108,7 +108,7 @@ def test_edit_list_is_honoured(clips_dir, tmp_path):
     source = tmp_path / "source.mp4"
     frames = grey_frames([4 * i for i in range(60)])
     write_video(source, frames, [i * 40 for i in range(60)])
-    span = read_spans(source, Bucket(num_frames=9, height=32, width=32, fps=25), 1)[0]
+    span = read_spans(source, [Bucket(num_frames=9, height=32, width=32, fps=25)], 1)[0]
     assert bool((np.diff(span.frames.mean((1, 2, 3))) > 1).all())
 
 
@@ -120,7 +120,7 @@ def test_clips_of_any_width_survive(tmp_path, side):
     assert np.abs(decode_clip(content).astype(int) - frames).mean() < 3
     path = tmp_path / "clip.mp4"
     path.write_bytes(content)
-    span = read_spans(path, Bucket(num_frames=9, height=side, width=side, fps=8), 1)[0]
+    span = read_spans(path, [Bucket(num_frames=9, height=side, width=side, fps=8)], 1)[0]
     np.testing.assert_array_equal(span.frames, decode_clip(content))
 
 
@@ -129,7 +129,7 @@ def test_garbage_is_a_video_error(tmp_path, content):
     path = tmp_path / "bad.mp4"
     path.write_bytes(content)
     with pytest.raises(VideoError):
-        read_spans(path, BUCKET, 1)
+        read_spans(path, [BUCKET], 1)
 
 
 def test_truncated_and_audio_only_files_are_video_errors(tmp_path):
@@ -138,7 +138,7 @@ def test_truncated_and_audio_only_files_are_video_errors(tmp_path):
     cut = tmp_path / "cut.mp4"
     cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 3])
     with pytest.raises(VideoError):
-        read_spans(cut, BUCKET, 1)
+        read_spans(cut, [BUCKET], 1)
     sound = tmp_path / "sound.mp4"
     with av.open(str(sound), "w") as container:
         stream = container.add_stream("aac", rate=16000)
@@ -147,7 +147,7 @@ def test_truncated_and_audio_only_files_are_video_errors(tmp_path):
         container.mux(stream.encode(frame))
         container.mux(stream.encode())
     with pytest.raises(VideoError, match="no video stream"):
-        read_spans(sound, BUCKET, 1)
+        read_spans(sound, [BUCKET], 1)
 
 
 def test_resize_covers_and_crops_the_middle():

@@ -43,7 +43,7 @@ def test_a_video_smaller_than_the_limit_is_refused(clips_dir):
     path = clips_dir / "robust_moviepy" / "-video-with-dash-.mp4"
     bucket = Bucket(num_frames=5, height=32, width=32, fps=4)
     with pytest.raises(VideoError, match=r"1 x 1 pixels, and the shorter side needs 16") as caught:
-        read_spans(path, bucket, 1, min_side_pixels=16)
+        read_spans(path, [bucket], 1, min_side_pixels=16)
     assert caught.value.reason == "too_small"
 
 
@@ -76,15 +76,21 @@ def test_duplicates_are_found_exactly_as_by_comparing_all():
 def test_no_clip_reaches_across_a_cut_or_out_of_its_stretch():
     times, bucket = np.arange(200) / 25, Bucket(num_frames=5, height=32, width=32, fps=4)
     cuts = [37, 90, 100, 160]
-    for start, indices in plan_spans(times, bucket, cuts):
-        assert not [cut for cut in cuts if indices[0] < cut <= indices[-1]]
-        assert times[indices[0]] <= start + 1e-3
-    assert [start for start, _ in plan_spans(times, bucket, cuts)] == [0.0, 37 / 25, 4.0, 5.25, 160 / 25]
-    inside = plan_spans(times, bucket, stretch=Stretch(2.0, 5.0))
-    assert [start for start, _ in inside] == [2.0, 3.25]
-    assert all(2.0 <= times[i] < 5.0 for _, indices in inside for i in indices)
+    for span in plan_spans(times, (64, 64), [bucket], cuts):
+        assert not [cut for cut in cuts if span.indices[0] < cut <= span.indices[-1]]
+        assert times[span.indices[0]] <= span.start_seconds + 1e-3
+    assert [span.start_seconds for span in plan_spans(times, (64, 64), [bucket], cuts)] == [
+        0.0,
+        37 / 25,
+        4.0,
+        5.25,
+        160 / 25,
+    ]
+    inside = plan_spans(times, (64, 64), [bucket], stretch=Stretch(2.0, 5.0))
+    assert [span.start_seconds for span in inside] == [2.0, 3.25]
+    assert all(2.0 <= times[i] < 5.0 for span in inside for i in span.indices)
     with pytest.raises(VideoError, match=r"shows 0\.90 s of video"):
-        plan_spans(times, bucket, stretch=Stretch(1.0, 1.9))
+        plan_spans(times, (64, 64), [bucket], stretch=Stretch(1.0, 1.9))
 
 
 @pytest.mark.scenes
@@ -95,5 +101,5 @@ def test_scene_cuts_of_a_film_made_of_two(tmp_path):
     timeline = next(timelines(path, probe_video(path)))
     assert find_cuts(timeline) == [12, 21]
     bucket = Bucket(num_frames=9, height=32, width=32, fps=8)
-    spans = read_spans(path, bucket, 9, find_cuts=find_cuts)
+    spans = read_spans(path, [bucket], 9, find_cuts=find_cuts)
     assert [span.start_seconds for span in spans] == [0.0, 12 / 8, 21 / 8]

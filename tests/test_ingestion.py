@@ -17,21 +17,12 @@ from data.shards import QUARANTINE_NAME, Manifest, read_index, read_manifest, re
 from data.sources import list_folder
 from data.synthetic import combinations, random_scene, render
 from data.video import encode_clip
-from launch.cluster import connected
-from launch.config import ClusterConfig
 from launch.inspection import describe_folder
 from pipeline.shard import ShardConfig, make_shards
 
 
-@pytest.fixture(scope="module")
-def cluster():
-    """Two workers, as every default run has."""
-    with connected(ClusterConfig(object_store_mib=128)):
-        yield
-
-
 def ingest(source_dir: Path, output_dir: Path, config: ShardConfig) -> Manifest:
-    return make_shards(list_folder(source_dir).sources, source_dir, output_dir, config, num_workers=2)
+    return make_shards(list_folder(source_dir), output_dir, config, num_workers=2)
 
 
 def link(target: Path, source: Path) -> None:
@@ -53,8 +44,8 @@ def test_the_ledger_must_add_up():
 def test_every_test_video_ends_in_exactly_one_place(cluster, clips_dir, tmp_path, capsys):
     """Good, odd and broken files together: nothing hangs, nothing is lost, every reason is a sentence."""
     bucket = Bucket(num_frames=5, height=32, width=32, fps=8)
-    manifest = ingest(clips_dir, tmp_path, ShardConfig(bucket=bucket, max_clips_per_video=1, videos_per_shard=64))
-    sources = [source.name for source in list_folder(clips_dir).sources]
+    manifest = ingest(clips_dir, tmp_path, ShardConfig(buckets=(bucket,), max_clips_per_video=1, videos_per_shard=64))
+    sources = [source.name for source in list_folder(clips_dir)]
     sharded = [row.source for row in read_index(tmp_path)]
     filtered = [rejection.source for rejection in read_rejections(tmp_path / "filtered.jsonl")]
     quarantined = [rejection.source for rejection in read_rejections(tmp_path / QUARANTINE_NAME)]
@@ -129,14 +120,14 @@ def test_what_is_filtered_does_not_depend_on_who_was_quicker(cluster, tmp_path):
     (videos / "6.mp4").write_bytes(encode_clip(np.zeros((12, 96, 96, 3), np.uint8), 8))
     (videos / "7.mp4").write_bytes(encode_clip(np.zeros((4, 96, 96, 3), np.uint8), 8))
     config = ShardConfig(
-        bucket=Bucket(num_frames=9, height=32, width=32, fps=8),
+        buckets=(Bucket(num_frames=9, height=32, width=32, fps=8),),
         videos_per_shard=2,
         filters=FilterConfig(black_luma=8, duplicate_bits=6),
     )
     manifests = []
     for num_workers in (1, 2):
         output = tmp_path / f"clips-{num_workers}"
-        manifests.append(make_shards(list_folder(videos).sources, videos, output, config, num_workers))
+        manifests.append(make_shards(list_folder(videos), output, config, num_workers))
         filtered = {r.source: r.reason for r in read_rejections(output / "filtered.jsonl")}
         assert filtered == {"4.mp4": "duplicate", "5.mp4": "duplicate", "6.mp4": "black", "7.mp4": "too_short"}
         assert [row.source for row in read_index(output)] == [f"{number}.mp4" for number in range(4)]
@@ -144,5 +135,5 @@ def test_what_is_filtered_does_not_depend_on_who_was_quicker(cluster, tmp_path):
     assert manifests[0].filtered == {"black": 1, "duplicate": 2, "too_short": 1}
     for name in ("shard-00001.tar", "shard-00000.tar"):  # made again, it comes out as it was, whatever is there
         (output / name).with_suffix(".commit.json").unlink()
-        again = make_shards(list_folder(videos).sources, videos, output, config, 2)
+        again = make_shards(list_folder(videos), output, config, 2)
         assert again.model_dump() == manifests[0].model_dump()

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.records import made_up_clip
+from benchmarks.records import SMALL, made_up_clip
 from data.clip import VIDEO_MEMBER
 from data.loader import Stream, Subset, local_slots
 from data.plan import BatchPlan, Interleave, Part, ShuffledEpochs
@@ -156,11 +156,11 @@ def subset(tmp_path: Path) -> Subset:
     for shard in range(4):
         samples = [(made_up_clip(n), bytes([n]) * (500 + 37 * n)) for n in range(shard * 8, shard * 8 + 8)]
         rows += write_shard(tmp_path / f"shard-{shard}.tar", samples, VIDEO_MEMBER)[1]
-    return Subset(tmp_path, rows, "a")
+    return Subset(tmp_path, rows, SMALL)
 
 
 def keys(subset: Subset, cursor: int, num_batches: int, rank=0, world_size=1, readers=1) -> list[list[str]]:
-    stream = Stream([subset], {"a": 8}, seed=3, rank=rank, world_size=world_size)
+    stream = Stream([subset], {SMALL.name: 8}, seed=3, rank=rank, world_size=world_size)
     batches = stream.batches(cursor, lambda samples: [sample.row.key for sample in samples], readers)
     taken = [next(batches) for _ in range(num_batches)]
     batches.close()
@@ -178,7 +178,7 @@ def test_stream_resumes_at_any_cursor_on_any_world_with_any_readers(subset):
 
 
 def test_stream_brings_the_payload_of_each_key(subset):
-    stream = Stream([subset], {"a": 8}, seed=0, rank=0, world_size=1)
+    stream = Stream([subset], {SMALL.name: 8}, seed=0, rank=0, world_size=1)
     batches = stream.batches(0, list, readers=2)
     for sample in next(batches):
         number = int(sample.row.key, 16)
@@ -190,7 +190,7 @@ def test_an_error_in_a_reading_thread_reaches_the_loop(subset):
     def fail(samples):
         raise ValueError("cannot prepare")
 
-    stream = Stream([subset], {"a": 8}, seed=3, rank=0, world_size=1)
+    stream = Stream([subset], {SMALL.name: 8}, seed=3, rank=0, world_size=1)
     for readers in (0, 1):
         with pytest.raises(ValueError, match="cannot prepare"):
             next(stream.batches(0, fail, readers))
@@ -200,12 +200,12 @@ def test_a_cut_or_missing_shard_is_found_before_the_first_batch(subset):
     shard = subset.dataset_dir / "shard-2.tar"
     os.truncate(shard, 3000)
     with pytest.raises(DatasetError, match=r"shard-2\.tar is cut short: the index needs \d+ bytes, it has 3000"):
-        Stream([subset], {"a": 8}, seed=3, rank=0, world_size=1)
+        Stream([subset], {SMALL.name: 8}, seed=3, rank=0, world_size=1)
     shard.unlink()
     with pytest.raises(DatasetError, match=r"shard-2\.tar is missing although the index names it"):
-        Stream([subset], {"a": 8}, seed=3, rank=0, world_size=1)
+        Stream([subset], {SMALL.name: 8}, seed=3, rank=0, world_size=1)
     with pytest.raises(DatasetError, match="has no samples to train on"):
-        Stream([Subset(subset.dataset_dir, [], "a")], {"a": 8}, seed=3, rank=0, world_size=1)
+        Stream([Subset(subset.dataset_dir, [], SMALL)], {SMALL.name: 8}, seed=3, rank=0, world_size=1)
 
 
 def test_many_threads_read_more_shards_than_may_be_open(subset, monkeypatch):
@@ -224,7 +224,7 @@ def test_a_flipped_bit_is_found_skipped_and_replaced(subset):
     with (subset.dataset_dir / row.shard).open("r+b") as shard:
         shard.seek(row.offset + 100)
         shard.write(b"\xff")
-    stream = Stream([subset], {"a": 8}, seed=3, rank=0, world_size=1)
+    stream = Stream([subset], {SMALL.name: 8}, seed=3, rank=0, world_size=1)
     batches = stream.batches(0, lambda samples: [sample.row.key for sample in samples], readers=0)
     read = [key for _ in range(4) for key in next(batches)]
     assert len(read) == 32
@@ -254,7 +254,7 @@ def test_an_unreadable_sample_is_replaced_alike_on_any_world(subset, monkeypatch
     assert len(changed) == 4  # each is met once in each of the two epochs
     halves = [keys(subset, 0, 8, rank, 2) for rank in range(2)]
     assert [list(chain.from_iterable(pieces)) for pieces in zip(*halves, strict=True)] == damaged
-    stream = Stream([subset], {"a": 8}, seed=3, rank=0, world_size=1)
+    stream = Stream([subset], {SMALL.name: 8}, seed=3, rank=0, world_size=1)
     batches = stream.batches(0, len, readers=0)
     assert [next(batches) for _ in range(4)] == [8] * 4
     assert {skipped.key for skipped in stream.take_skipped()} == bad

@@ -28,7 +28,7 @@ name: tiny
 runs_dir: {runs}
 data:
   synthetic: {{num_videos: 26, pixels: 48, fps: 8, seconds: 1.25}}
-  bucket: {{num_frames: 9, height: 32, width: 32, fps: 8}}
+  buckets: [{{num_frames: 9, height: 32, width: 32, fps: 8}}]
   max_clips_per_video: 1
   videos_per_shard: 10
   validation_fraction: 0.15
@@ -69,7 +69,8 @@ def test_every_stage_ran_and_left_what_it_should(run):
     assert clips.num_samples == latents.num_samples == 26
     assert [shard.num_samples for shard in clips.shards] == [10, 10, 6]
     assert [row.key for row in read_index(run_dir / "clips")] == [row.key for row in read_index(run_dir / "latents")]
-    assert latents.latent_shape == [4, 3, 4, 4]
+    assert clips.buckets == latents.buckets
+    assert [(b.bucket.name, b.num_samples) for b in latents.buckets] == [("9x32x32@8", 26)]
     assert len(list((run_dir / "videos").rglob("*.mp4"))) == 26
     for kind in ("autoencoder", "dit"):
         assert [row["step"] for row in read_metrics(run_dir / kind)] == list(range(1, 7))
@@ -164,7 +165,8 @@ def test_a_checkpoint_alone_is_enough_to_sample(run, tmp_path):
 
 def test_batches_are_the_same_in_whatever_order_prompts_are_listed():
     requests = [
-        PromptRequest(id=f"{i:02}", prompt="p", seed=i, guidance_scale=float(i % 2)) for i in (5, 3, 8, 1, 2, 9, 4)
+        PromptRequest(id=f"{i:02}", prompt="p", seed=i, guidance_scale=float(i % 2), bucket="9x32x32@8")
+        for i in (5, 3, 8, 1, 2, 9, 4)
     ]
     expected = [["02", "04"], ["08"], ["01", "03"], ["05", "09"]]
     for listed in (requests, requests[::-1], requests[3:] + requests[:3]):
@@ -192,7 +194,8 @@ def test_every_way_to_sample_gives_its_own_clip_at_its_price(run, options, calls
     """One network call per evaluation, both branches in it; a clip does not depend on what shares its batch."""
     checkpoint = open_checkpoint(run[1] / "dit")
     requests = [
-        PromptRequest(id=str(seed), prompt="a red circle moves left", seed=seed, guidance_scale=3.0) for seed in (1, 2)
+        PromptRequest(id=str(seed), prompt="a red circle moves left", seed=seed, guidance_scale=3.0, bucket="9x32x32@8")
+        for seed in (1, 2)
     ]
     sampler = ClipSampler(checkpoint, SampleConfig(steps=3, **options), torch.device("cpu"))
     (first, second), made = sampler.sample(requests)
@@ -223,9 +226,9 @@ def test_other_paths_and_predictions_train_and_sample(run, tmp_path, flow):
     assert done.returncode == 0, done.stderr
     checkpoint = open_checkpoint(tmp_path / "tiny" / "dit")
     assert flow.items() <= checkpoint.record.trained["flow"].items()
-    request = PromptRequest(id="1", prompt="a red circle moves left", seed=1, guidance_scale=3.0)
+    request = PromptRequest(id="1", prompt="a red circle moves left", seed=1, guidance_scale=3.0, bucket="9x32x32@8")
     per_frame = flow.get("times_per") == "frame"
-    frames = read_manifest(run_dir / "latents").latent_shape[1]
+    frames = 3
     for schedule, steps in {"full_sequence": 4, "pyramid": 4 + frames - 1, "autoregressive": 4 * frames}.items():
         settings = SampleConfig(solver="euler", steps=4, schedule=schedule)
         if schedule == "full_sequence" or per_frame:

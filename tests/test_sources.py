@@ -11,12 +11,13 @@ import pytest
 
 from data.buckets import Bucket
 from data.probe import VideoError
-from data.sources import Source, SourceError, list_sources, local_copy
+from data.sources import Source, SourceError, list_sources, listing_fingerprint, local_copy
 from data.synthetic import combinations, random_scene, render
 from data.video import Stretch, encode_clip
-from pipeline.shard import ShardConfig, prepare_source
+from pipeline.shard import CutConfig, ShardConfig, prepare_source
 
-CONFIG = ShardConfig(bucket=Bucket(num_frames=5, height=32, width=32, fps=8), max_clips_per_video=9)
+BUCKETS = (Bucket(num_frames=5, height=32, width=32, fps=8),)
+CUT = CutConfig(BUCKETS, {}, ShardConfig(buckets=BUCKETS, max_clips_per_video=9))
 
 
 @pytest.fixture
@@ -30,7 +31,7 @@ def folder(tmp_path):
 
 
 def names(place: object) -> list[str]:
-    return [source.name for source in list_sources(str(place)).sources]
+    return [source.name for source in list_sources(str(place))]
 
 
 def test_a_folder_a_glob_and_a_uri_give_the_same_names(folder):
@@ -39,10 +40,13 @@ def test_a_folder_a_glob_and_a_uri_give_the_same_names(folder):
 
 
 def test_the_fingerprint_changes_with_the_files(folder):
-    before = {place: list_sources(place).fingerprint for place in (str(folder), f"file://{folder}")}
-    assert before == {place: list_sources(place).fingerprint for place in before}
+    before = {place: listing_fingerprint(list_sources(place)) for place in (str(folder), f"file://{folder}")}
+    assert before == {place: listing_fingerprint(list_sources(place)) for place in before}
     os.utime(folder / "a.mp4", (1, 1))
-    assert all(list_sources(place).fingerprint != fingerprint for place, fingerprint in before.items())
+    assert all(listing_fingerprint(list_sources(place)) != fingerprint for place, fingerprint in before.items())
+    told = listing_fingerprint(list_sources(str(folder)))
+    (folder / "a.txt").write_text("another caption", encoding="utf-8")
+    assert listing_fingerprint(list_sources(str(folder))) != told
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
@@ -61,9 +65,9 @@ def test_a_table_gives_captions_and_spans(folder, suffix):
     else:
         lines = [",".join("" if value is None else str(value) for value in row.values()) for row in rows]
         table.write_text("\n".join(["path,caption,start,end", *lines]), encoding="utf-8")
-    listing = list_sources(str(table))
+    sources = list_sources(str(table))
     assert names(table) == ["a.mp4#t=0.5,1.75", "a.mp4#t=2", "sub/b.mp4", "gone.mp4"]
-    reports = [prepare_source(listing.root, {}, CONFIG, source) for source in listing.sources]
+    reports = [prepare_source(CUT, source) for source in sources]
     starts = [[clip.start_seconds for clip in report.clips] for report, _ in reports]
     assert starts == [[0.5, 1.125], [2.0], [0.0, 0.625, 1.25, 1.875, 2.5], []]
     assert [clips[0][0].caption for _, clips in reports[:3]] == ["one", "two", "sub"]
@@ -109,15 +113,15 @@ def test_a_video_in_another_file_system_is_copied_and_cleared_away(folder):
     content = (folder / "a.mp4").read_bytes()
     memory = fsspec.filesystem("memory")
     memory.pipe("/videos/x/c.mp4", content)
-    listing = list_sources("memory://videos")
-    assert [source.name for source in listing.sources] == ["x/c.mp4"]
-    with local_copy(listing.sources[0]) as path:
+    sources = list_sources("memory://videos")
+    assert [source.name for source in sources] == ["x/c.mp4"]
+    with local_copy(sources[0]) as path:
         assert path.read_bytes() == content
     assert not path.exists()
-    report, clips = prepare_source(listing.root, {}, CONFIG, listing.sources[0])
+    report, clips = prepare_source(CUT, sources[0])
     assert len(report.clips) == len(clips) == 5
     memory.rm("/videos", recursive=True)
-    report, _ = prepare_source(listing.root, {}, CONFIG, listing.sources[0])
+    report, _ = prepare_source(CUT, sources[0])
     assert report.quarantined is not None
     assert report.quarantined.reason == "missing"
 
@@ -128,7 +132,7 @@ def test_pipes_and_folders_are_not_opened(tmp_path):
     for name in ("pipe.mp4", "folder.mp4"):
         with (
             pytest.raises(VideoError, match="not a regular file"),
-            local_copy(Source(name, str(tmp_path / name), name)),
+            local_copy(Source(name, str(tmp_path / name), name, tmp_path, "")),
         ):
             pass
 
@@ -136,17 +140,17 @@ def test_pipes_and_folders_are_not_opened(tmp_path):
 def test_names_that_are_no_unicode_are_written_in_hexadecimal(tmp_path):
     content = encode_clip(np.zeros((8, 32, 32, 3), np.uint8), 8)
     (tmp_path / os.fsdecode(b"\xff.mp4")).write_bytes(content)
-    listing = list_sources(str(tmp_path))
-    assert [source.name for source in listing.sources] == ["\\xff.mp4"]
-    report, clips = prepare_source(listing.root, {}, CONFIG, listing.sources[0])
+    sources = list_sources(str(tmp_path))
+    assert [source.name for source in sources] == ["\\xff.mp4"]
+    report, clips = prepare_source(CUT, sources[0])
     assert len(clips) == 1
     assert report.model_validate_json(report.model_dump_json()) == report
 
 
 def test_a_stretch_is_part_of_the_key(folder):
     whole, part = (
-        Source("a.mp4", str(folder / "a.mp4"), "a.mp4"),
-        Source("a.mp4#t=0,2", str(folder / "a.mp4"), "a.mp4", stretch=Stretch(0, 2)),
+        Source("a.mp4", str(folder / "a.mp4"), "a.mp4", folder, ""),
+        Source("a.mp4#t=0,2", str(folder / "a.mp4"), "a.mp4", folder, "", stretch=Stretch(0, 2)),
     )
-    keys = [clip.key for source in (whole, part) for clip in prepare_source(folder, {}, CONFIG, source)[0].clips]
+    keys = [clip.key for source in (whole, part) for clip in prepare_source(CUT, source)[0].clips]
     assert len(set(keys)) == len(keys)

@@ -15,9 +15,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from benchmarks.records import write_random_latents
-from data.buckets import Bucket
-from data.loader import Sample, Stream, Subset
+from benchmarks.records import SMALL, write_random_latents
+from data.loader import Sample, Stream
 from data.shards import DatasetError, LatentStats, PayloadReader
 from models.dit import DiTConfig
 from models.text import TextConfig
@@ -52,8 +51,7 @@ def make_task(folder: Path) -> DiTTask:
     return DiTTask(
         model=DiTConfig(width=32, depth=1, heads=2, text=TextConfig(width=16, depth=1, heads=2, max_bytes=16)),
         flow=FlowSpec(caption_drop=0.3),
-        bucket=Bucket(num_frames=5, height=32, width=32),
-        latent_shape=SHAPE,
+        buckets=(SMALL,),
         latent_stats=LatentStats(mean=[0.1] * 4, std=[0.9] * 4),
         dataset_dir=folder,
         autoencoder_path=folder / "autoencoder.safetensors",
@@ -89,8 +87,8 @@ def losses(run_dir: Path) -> list[float]:
 
 def test_loss_is_logged_and_the_first_is_that_of_zero_velocity(straight):
     """adaLN-zero predicts 0, so the first loss is the mean of |x_1 - x_0|^2 over the batch."""
-    task, folder, run_dir = straight
-    stream = Stream([Subset(folder, task.rows(), "a")], {"a": 4}, seed=task.seed, rank=0, world_size=1)
+    task, _, run_dir = straight
+    stream = Stream(task.subsets(), {SMALL.name: 4}, seed=task.seed, rank=0, world_size=1)
     batch = next(stream.batches(0, task.prepare, readers=0))
     assert losses(run_dir)[0] == pytest.approx((batch.x_1 - batch.x_0).square().mean().item(), rel=1e-5)
     assert [row["step"] for row in read_metrics(run_dir)] == list(range(1, 9))
@@ -236,7 +234,7 @@ def test_normalize_and_denormalize_are_inverse():
 
 def test_caption_drop_is_per_sample_and_at_the_configured_rate(straight):
     task, folder, _ = straight
-    rows = task.rows()
+    rows = task.subsets()[0].rows
     content = PayloadReader(folder).read(rows[0])
     batch = task.prepare([Sample(position, rows[0], content) for position in range(400)])
     dropped = (batch.caption.mask.sum(1) == 1).float().mean()
@@ -245,18 +243,18 @@ def test_caption_drop_is_per_sample_and_at_the_configured_rate(straight):
 
 def test_times_per_frame_belong_to_their_position(straight):
     task, folder, _ = straight
-    rows = task.rows()
+    rows = task.subsets()[0].rows
     content = PayloadReader(folder).read(rows[0])
     per_frame = replace(task, flow=task.flow.model_copy(update={"times_per": "frame"}))
     t = per_frame.prepare([Sample(position, rows[0], content) for position in range(400)]).t
-    assert t.shape == (400, 1, task.latent_shape[1])
+    assert t.shape == (400, 1, SHAPE[1])
     assert torch.equal(per_frame.prepare([Sample(7, rows[0], content)]).t, t[7:8])
     assert len(t.unique()) == t.numel()
 
 
 def test_an_unreadable_sample_is_skipped_counted_and_listed(straight, tmp_path, monkeypatch):
     task, _, whole = straight
-    bad, read = task.rows()[2].key, PayloadReader.read
+    bad, read = task.subsets()[0].rows[2].key, PayloadReader.read
 
     def refuse(self, row):
         if row.key == bad:

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 from groups import Job, run_jobs
-from test_training import CONFIG, make_task, write_latents
+from test_training import CONFIG, SMALL, make_task, write_latents
 
 import pipeline.zero
-from data.loader import Stream, Subset
+from data.loader import Stream
 from pipeline.train import learning_rate, read_metrics, train
 from pipeline.workers import Worker
 from pipeline.zero import share
@@ -35,9 +35,7 @@ def plain_losses(folder: Path) -> list[float]:
         {"params": [p for p in module.parameters() if p.ndim < 2], "weight_decay": 0.0},
     ]
     adam = torch.optim.AdamW(groups, betas=FIFTY_STEPS.betas, eps=1e-8)
-    stream = Stream(
-        [Subset(folder, task.rows(), "a")], {"a": FIFTY_STEPS.global_batch}, seed=task.seed, rank=0, world_size=1
-    )
+    stream = Stream(task.subsets(), {SMALL.name: FIFTY_STEPS.global_batch}, seed=task.seed, rank=0, world_size=1)
     losses = []
     for step, batch in zip(range(FIFTY_STEPS.steps), stream.batches(0, task.prepare), strict=False):
         for group in adam.param_groups:
