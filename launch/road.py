@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from data.publish import publish_text
@@ -22,11 +23,11 @@ from pipeline.encode import encode_shards, export_autoencoder, latents_that_stan
 from pipeline.evaluate import measure_adherence, measure_reconstruction, validate_judge
 from pipeline.lock import locked
 from pipeline.progress import bar
-from pipeline.prompts import Prompt, format_prompts, plan_requests, read_prompts
+from pipeline.prompts import Prompt, format_prompts, order_buckets, plan_requests, read_prompts
 from pipeline.report import Report, write_gallery, write_report
 from pipeline.requests import clear_requests, sigterm_stops
 from pipeline.resources import MemoryWatch, memory_watch
-from pipeline.sample import SAMPLES_NAME, bucket_names, read_samples, sample_clips
+from pipeline.sample import SAMPLES_NAME, read_samples, sample_clips
 from pipeline.shard import dataset_outputs, forget_quarantined, make_shards, shards_that_stand
 from pipeline.stage import Stage, StageRecord, begin, fingerprint, read_record
 from pipeline.synthesize import make_videos, video_path
@@ -165,8 +166,10 @@ class Road:
         }
 
         def standing() -> int:
-            export_autoencoder(open_checkpoint(self.dir / "autoencoder"), latents_dir / AUTOENCODER_NAME)
-            return latents_that_stand(clips_dir, latents_dir, latents_dir / AUTOENCODER_NAME, self.config.encode)
+            with TemporaryDirectory(prefix="reelflow-") as folder:
+                weights = Path(folder) / AUTOENCODER_NAME
+                export_autoencoder(open_checkpoint(self.dir / "autoencoder"), weights)
+                return latents_that_stand(clips_dir, latents_dir, weights, self.config.encode)
 
         with self._stage("encode", "latents", inputs, standing=standing) as stage:
             if stage is not None:
@@ -211,12 +214,13 @@ class Road:
             "scales": config.guidance_scales,
             "seed": self.config.seed,
         }
+        trained = [record.bucket.name for record in read_manifest(self.dir / "latents").buckets]
+        names = order_buckets(trained, config.bucket, prompts)
         with self._stage("sample", "samples", inputs) as stage:
             if stage is not None:
                 publish_text(stage.folder / "prompts.jsonl", format_prompts(prompts))
                 checkpoint = open_checkpoint(self.dir / "dit")
                 settings = f"{checkpoint.fingerprint} {config.sampler().model_dump_json(exclude={'batch'})}"
-                names = bucket_names(checkpoint, config.sampler())
                 requests = plan_requests(prompts, config.guidance_scales, self.config.seed, settings, names)
                 workers = self.config.cluster.workers
                 clips = sample_clips(checkpoint, requests, stage.folder, config.sampler(), workers)

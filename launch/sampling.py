@@ -9,9 +9,9 @@ from pydantic import Field, ValidationError
 from launch.cluster import connected
 from launch.config import ClusterConfig, ConfigError, SampleSection, Section, apply_override, check_writable, explain
 from pipeline.checkpoint import open_checkpoint
-from pipeline.prompts import plan_requests, read_prompts
+from pipeline.prompts import order_buckets, plan_requests, read_prompts
 from pipeline.report import write_gallery
-from pipeline.sample import bucket_names, sample_clips
+from pipeline.sample import sample_clips, trained_buckets
 
 
 class SamplingConfig(Section):
@@ -41,9 +41,8 @@ def sample_checkpoint(target: Path, output_dir: Path, overrides: Sequence[str], 
     prompts, warnings = read_prompts(config.sample.prompts)
     sampler = config.sample.sampler()
     settings = f"{checkpoint.fingerprint} {sampler.model_dump_json(exclude={'batch'})}"
-    requests = plan_requests(
-        prompts, config.sample.guidance_scales, config.seed, settings, bucket_names(checkpoint, sampler)
-    )
+    names = order_buckets([bucket.name for bucket in trained_buckets(checkpoint)], sampler.bucket, prompts)
+    requests = plan_requests(prompts, config.sample.guidance_scales, config.seed, settings, names)
     yield from (f"warning: {warning}" for warning in warnings)
     if dry_run:
         yield yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)

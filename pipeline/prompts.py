@@ -78,6 +78,21 @@ def read_prompts(path: Path) -> tuple[list[Prompt], list[str]]:
     return prompts, warnings
 
 
+def order_buckets(trained: Sequence[str], wanted: str | None, prompts: list[Prompt]) -> list[str]:
+    """The names of the shapes a network was trained on, the wanted one first.
+
+    Raises:
+        PromptError: it, or that of a prompt, is none of them.
+    """
+    known = ", ".join(trained)
+    if wanted is not None and wanted not in trained:
+        raise PromptError(f"sample.bucket is {wanted!r}, but the training was on {known}; choose one of them")
+    for prompt in prompts:
+        if prompt.bucket is not None and prompt.bucket not in trained:
+            raise PromptError(f"bucket {prompt.bucket} of prompt {prompt.prompt!r} was not trained; use {known}")
+    return sorted(trained, key=lambda name: name != wanted)
+
+
 def format_prompts(prompts: list[Prompt]) -> str:
     """JSONL text of prompts."""
     return "".join(prompt.model_dump_json(exclude_none=True) + "\n" for prompt in prompts)
@@ -93,16 +108,11 @@ def plan_requests(
     Args:
         settings: names everything else the pixels depend on (checkpoint, solver, steps).
         buckets: names of the shapes that can be made; a prompt that names none gets the first.
-
-    Raises:
-        PromptError: a prompt names another shape.
     """
     repeats: Counter[str] = Counter()
     requests = []
     for prompt in prompts:
         bucket = prompt.bucket or buckets[0]
-        if bucket not in buckets:
-            raise PromptError(f"bucket {bucket} of prompt {prompt.prompt!r} was not trained; use {', '.join(buckets)}")
         seed = prompt.seed
         if seed is None:  # the second of two equal lines is another clip
             address = f"{run_seed}\0{prompt.prompt}\0{repeats[prompt.prompt]}"

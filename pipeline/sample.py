@@ -98,22 +98,17 @@ class SampledClip(BaseModel):
     num_network_calls: int
 
 
-def bucket_names(checkpoint: Checkpoint, config: SampleConfig) -> list[str]:
-    """The shapes a checkpoint was trained on, the one to sample first.
+def trained_buckets(checkpoint: Checkpoint) -> list[Bucket]:
+    """The shapes a checkpoint was trained on, that with most clips first.
 
     Raises:
-        CheckpointError: it is not a DiT's, was made by an older program, or does not know the configured shape.
+        CheckpointError: it is not a DiT's, or was made by an older program.
     """
     if checkpoint.record.kind != "dit":
         raise CheckpointError(f"{checkpoint.folder} holds a {checkpoint.record.kind}; sampling takes a dit checkpoint")
     if "buckets" not in checkpoint.record.trained:
         raise CheckpointError(f"{checkpoint.folder} was made by an older reelflow, which kept one bucket; train again")
-    names = [Bucket(**bucket).name for bucket in checkpoint.record.trained["buckets"]]
-    if config.bucket is not None and config.bucket not in names:
-        raise CheckpointError(
-            f"sample.bucket is {config.bucket!r}, but {checkpoint.folder} was trained on {', '.join(names)}"
-        )
-    return sorted(names, key=lambda name: name != config.bucket)
+    return [Bucket(**fields) for fields in checkpoint.record.trained["buckets"]]
 
 
 class ClipSampler:
@@ -122,7 +117,7 @@ class ClipSampler:
     def __init__(self, checkpoint: Checkpoint, config: SampleConfig, device: torch.device) -> None:
         trained = checkpoint.record.trained
         self.config, self.device = config, device
-        self.buckets = {bucket.name: bucket for bucket in (Bucket(**fields) for fields in trained["buckets"])}
+        self.buckets = {bucket.name: bucket for bucket in trained_buckets(checkpoint)}
         self.flow = FlowSpec(**trained["flow"])
         self.stats = LatentStats(**trained["latent_stats"])
         self.network = DiT(DiTConfig(**trained["model"]), self.stats.num_channels)

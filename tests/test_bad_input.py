@@ -84,7 +84,7 @@ def test_missing_checkpoints(config, tmp_path):
 
 
 def test_prompts_files(tmp_path):
-    from pipeline.prompts import Prompt, PromptError, plan_requests, read_prompts
+    from pipeline.prompts import Prompt, PromptError, order_buckets, plan_requests, read_prompts
 
     path = tmp_path / "prompts.txt"
     with pytest.raises(PromptError, match="no such prompts file"):
@@ -113,7 +113,10 @@ def test_prompts_files(tmp_path):
     assert shaped[0].bucket == "b"
     assert shaped[0].id != requests[0].id
     with pytest.raises(PromptError, match=r"bucket c of prompt 'one' was not trained; use a, b"):
-        plan_requests([Prompt(prompt="one", bucket="c")], [3.0], 0, "settings", ["a", "b"])
+        order_buckets(["a", "b"], None, [Prompt(prompt="one", bucket="c")])
+    with pytest.raises(PromptError, match=r"sample.bucket is 'c', but the training was on a, b"):
+        order_buckets(["a", "b"], "c", [])
+    assert order_buckets(["a", "b"], "b", prompts) == ["b", "a"]
     assert {r.id for r in plan_requests(prompts, [3.0], 0, "other", ["a", "b"])}.isdisjoint(r.id for r in requests)
 
 
