@@ -29,6 +29,8 @@ from data.shards import (
 )
 
 MAX_BARS = 12
+LABEL_DIGITS = 3
+HAIR = 1e-6  # of a bar's width
 BATCH_ROWS = 2**16
 COLUMNS = pa.schema(
     [
@@ -152,6 +154,7 @@ def numeric_bars(values: np.ndarray) -> tuple[Bar, ...]:
     Args:
         values: (n,), finite; whole numbers as integers.
     """
+    values = values.round(LABEL_DIGITS)  # so that two bars never have one label
     distinct, counts = np.unique(values, return_counts=True)
     if len(distinct) <= MAX_BARS:
         return tuple(Bar(_number(value), int(count)) for value, count in zip(distinct, counts, strict=True))
@@ -159,9 +162,9 @@ def numeric_bars(values: np.ndarray) -> tuple[Bar, ...]:
     low, usual, high = float(distinct[0]), float(np.percentile(values, 99)), float(distinct[-1])
     top = usual if usual > low and high - low > 2 * (usual - low) else high
     step = _round_step((top - low) / (MAX_BARS - 2), whole)
-    first = floor(low / step)
-    edges = np.arange(first, floor(top / step) + 2) * step
-    places = np.maximum(np.searchsorted(edges, values, side="right") - 1, 0)  # an edge may round to above `low`
+    # Edges and values are rounded numbers: what is a hair below an edge lies on it.
+    edges = np.arange(floor(low / step + HAIR), floor(top / step + HAIR) + 2) * step
+    places = np.maximum(np.searchsorted(edges - HAIR * step, values, side="right") - 1, 0)
     totals = np.bincount(places, minlength=len(edges)).tolist()
     labels = [f"{_number(a)} to {_number(b - 1 if whole else b)}" for a, b in pairwise(edges)]
     bars = [Bar(label, count) for label, count in zip(labels, totals[:-1], strict=True)]
@@ -176,7 +179,7 @@ def _round_step(width: float, whole: bool) -> float:
 
 
 def _number(value: float) -> str:
-    return f"{round(float(value), 3):.12g}"
+    return f"{round(float(value), LABEL_DIGITS):.15g}"
 
 
 def _size_bars(index: pa.Table) -> tuple[Bar, ...]:

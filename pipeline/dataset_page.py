@@ -61,7 +61,8 @@ def write_dataset_page(survey: Survey, folder: Path, num_clips: int) -> list[Pat
     dataset_dir, manifest = survey.dataset_dir, survey.manifest
     rows = pick_rows(dataset_dir, num_clips)
     stats = manifest.latent_stats
-    clips = [_show(PayloadReader(dataset_dir, verify=True), row) for row in rows] if manifest.kind == "clips" else []
+    reader = PayloadReader(dataset_dir, verify=True)
+    clips = [_show(reader, row) for row in rows] if manifest.kind == "clips" else []
     channels = measure_channels(dataset_dir, rows, stats) if stats is not None else []
     clips_dir = clips_dir_of(dataset_dir)
     page = TEMPLATES.get_template("dataset.html").render(
@@ -112,8 +113,9 @@ def measure_channels(dataset_dir: Path, rows: list[IndexRow], stats: LatentStats
     reader, num_channels = PayloadReader(dataset_dir, verify=True), len(stats.mean)
     low, high = np.full(num_channels, np.inf), np.full(num_channels, -np.inf)
     for row in rows:
+        content = reader.read(row)
         try:
-            latent = load(reader.read(row))["mean"].reshape(num_channels, -1)  # (c, t h w)
+            latent = load(content)["mean"].reshape(num_channels, -1)  # (c, t h w)
         except (SafetensorError, KeyError, ValueError) as error:
             raise DatasetError(
                 f"{dataset_dir / row.shard}: sample {row.key} is no latent of {num_channels} channels ({error}); "
