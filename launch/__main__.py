@@ -248,16 +248,23 @@ def evaluate(config: Config, overrides: Overrides = None, dry_run: DryRun = Fals
 @app.command()
 def inspect(
     path: Annotated[Path, typer.Argument(help="A run, a dataset, a checkpoint, or a samples folder.")],
+    html: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Of a dataset: write a page and a contact sheet there.")
+    ] = None,
+    clips: Annotated[int, typer.Option(min=1, help="How many clips the page shows.")] = 24,
     debug: Debug = False,
 ) -> None:
-    """Say what a folder holds.
+    """Say what a folder holds, and show a dataset.
 
-    Example: `reelflow inspect runs/demo/clips`
+    Example: `reelflow inspect runs/demo/clips --html look`
     """
     with _errors_for_people(debug):
-        from launch.inspection import describe_folder
+        from launch.inspection import describe_folder, show_folder
 
         typer.echo(describe_folder(path))
+        if html is not None:
+            for file in show_folder(path, html, clips):
+                typer.echo(f"  wrote {file} ({file.stat().st_size / 1e6:.1f} MB)")
 
 
 @app.command()

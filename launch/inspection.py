@@ -4,19 +4,16 @@ from collections import Counter
 from math import prod
 from pathlib import Path
 
-from data.shards import (
-    FILTERED_NAME,
-    MANIFEST_NAME,
-    QUARANTINE_NAME,
-    Manifest,
-    read_index,
-    read_manifest,
-    read_rejections,
-)
+from data.shards import INDEX_NAME, MANIFEST_NAME
+from data.survey import Histogram, Survey, survey_dataset
 from launch.config import ConfigError
 from pipeline.checkpoint import LATEST_NAME, RECORD_NAME, open_checkpoint
+from pipeline.dataset_page import clips_dir_of, write_dataset_page
+from pipeline.pages import visible
 from pipeline.sample import SAMPLES_NAME, read_samples
 from pipeline.stage import read_record
+
+BAR_WIDTH, MAX_BUCKETS = 40, 20
 
 
 def describe_folder(path: Path) -> str:
@@ -24,8 +21,11 @@ def describe_folder(path: Path) -> str:
 
     Raises:
         ConfigError: the folder is none of ours.
+        DatasetError: it is a dataset, but an unfinished or damaged one.
     """
-    if (path / MANIFEST_NAME).is_file():
+    if not path.exists():
+        raise ConfigError(f"{path} does not exist; name a run, a dataset, a checkpoint or a folder of samples")
+    if _is_dataset(path):
         return _dataset(path)
     if (path / RECORD_NAME).is_file() or (path / LATEST_NAME).is_file():
         return _checkpoint(path)
@@ -39,6 +39,23 @@ def describe_folder(path: Path) -> str:
     raise ConfigError(f"{path} is not a run, a dataset, a checkpoint or a folder of samples")
 
 
+def show_folder(path: Path, page_dir: Path, num_clips: int) -> list[Path]:
+    """Write a page about a dataset into a folder, and say which files that made.
+
+    Raises:
+        ConfigError: the folder is no dataset.
+        DatasetError: it is an unfinished or damaged one.
+    """
+    if not _is_dataset(path):
+        raise ConfigError(f"{path} is no dataset, and a page shows only those; name a folder such as runs/NAME/clips")
+    return write_dataset_page(survey_dataset(path), page_dir, num_clips)
+
+
+def _is_dataset(path: Path) -> bool:
+    """A finished one, or what an interrupted start left of one."""
+    return any((path / name).is_file() for name in (MANIFEST_NAME, INDEX_NAME, "shard-00000.tar"))
+
+
 def _run(path: Path) -> str:
     lines = [f"{path}: a run"]
     for folder in sorted(path.iterdir()):
@@ -50,43 +67,70 @@ def _run(path: Path) -> str:
 
 
 def _dataset(path: Path) -> str:
-    manifest, rows = read_manifest(path), read_index(path)
-    megabytes = sum(shard.num_bytes for shard in manifest.shards) / 1e6
-    splits = Counter(row.split for row in rows)
-    captions = Counter(row.caption for row in rows)
-    examples = ", ".join(repr(caption) for caption, _ in captions.most_common(3))
+    survey = survey_dataset(path)
+    manifest = survey.manifest
+    examples = ", ".join(repr(caption) for caption in survey.captions)
     lines = [
-        f"{path}: {manifest.kind}, {manifest.num_samples} samples in {len(manifest.shards)} shards, {megabytes:.1f} MB",
-        *(
-            f"  bucket      {b.bucket.name}: {b.num_samples} samples, {b.num_train} to train on"
-            for b in manifest.buckets
-        ),
-        f"  splits      {', '.join(f'{name} {number}' for name, number in splits.items())}",
-        f"  captions    {len(captions)} different, for example {examples}",
-        *_ledger(path, manifest),
+        f"{path}: {manifest.kind}, {manifest.num_samples} samples in {len(manifest.shards)} shards, "
+        f"{survey.num_bytes / 1e6:.1f} MB",
+        f"  splits      {_counts(survey.splits)}",
+        f"  decoders    {_counts(survey.decoders)}",
+        f"  captions    {survey.num_captions} different, for example {examples}",
+        *_ledger(survey),
     ]
     if manifest.latent_stats is not None:
+        lines.append(f"  clips       {clips_dir_of(path) or 'in the folder clips of the run that encoded them'}")
         for name, values in (("mean", manifest.latent_stats.mean), ("std", manifest.latent_stats.std)):
             lines.append(f"  {name:11} {' '.join(f'{value:.3f}' for value in values)}")
-    return "\n".join(lines)
+    bars = [bar for histogram in survey.histograms for bar in histogram.bars]
+    names = [bucket.name for bucket in survey.buckets[:MAX_BUCKETS]] + [bar.label for bar in bars]
+    width = max(map(len, names), default=0)
+    lines += [*_buckets(survey, width), *(line for histogram in survey.histograms for line in _bars(histogram, width))]
+    return "\n".join(visible(line) for line in lines)
 
 
-def _ledger(path: Path, manifest: Manifest) -> list[str]:
+def _counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {number}" for name, number in counts.items())
+
+
+def _buckets(survey: Survey, width: int) -> list[str]:
+    """A table of the shapes, the largest first."""
+    lines = [f"  {'buckets':{width + 2}} {'clips':>11} {'share':>8} {'train':>11} {'validation':>11}"]
+    for bucket in survey.buckets[:MAX_BUCKETS]:
+        share = f"{100 * bucket.clips / survey.manifest.num_samples:.1f} %"
+        lines.append(
+            f"    {bucket.name:{width}} {bucket.clips:11,} {share:>8} {bucket.train:11,} {bucket.validation:11,}"
+        )
+    rest = survey.buckets[MAX_BUCKETS:]
+    if rest:
+        lines.append(f"    and {len(rest)} more buckets with {sum(bucket.clips for bucket in rest):,} clips")
+    return lines
+
+
+def _bars(histogram: Histogram, width: int) -> list[str]:
+    """A histogram as lines of text."""
+    longest = max((bar.count for bar in histogram.bars), default=0)
+    lines = [f"  {histogram.name:11} {histogram.measure}"]
+    for bar in histogram.bars:
+        blocks = "█" * round(BAR_WIDTH * bar.count / longest) or ("▏" if bar.count else "")
+        lines.append(f"    {bar.label:{width}} {bar.count:11,} {blocks}".rstrip())
+    return lines
+
+
+def _ledger(survey: Survey) -> list[str]:
     """Where the sources went, and a table by reason of what was left out."""
-    counts = manifest.ledger
+    counts = survey.manifest.ledger
     if counts is None:
         return []
-    lines = [
+    return [
         f"  sources     {counts.sources} = {counts.shards} in shards + {counts.filtered} filtered "
-        f"+ {counts.quarantine} in quarantine"
+        f"+ {counts.quarantine} in quarantine",
+        *(
+            f"    {entry.file:16} {entry.count:6} {entry.example.reason:14} "
+            f"such as {entry.example.source}: {entry.example.detail}"
+            for entry in survey.left_out
+        ),
     ]
-    for name in (FILTERED_NAME, QUARANTINE_NAME):
-        rejections = read_rejections(path / name)
-        by_reason = Counter(rejection.reason for rejection in rejections)
-        for reason, number in by_reason.most_common():
-            example = next(rejection for rejection in rejections if rejection.reason == reason)
-            lines.append(f"    {name:16} {number:6} {reason:14} such as {example.source}: {example.detail}")
-    return lines
 
 
 def _checkpoint(path: Path) -> str:

@@ -1,6 +1,5 @@
 """What people see: report.json, one self-contained report.html, a gallery, and a contact sheet."""
 
-import base64
 import io
 import json
 from dataclasses import dataclass, replace
@@ -8,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
@@ -16,10 +14,10 @@ from data.publish import publish_bytes, publish_text
 from data.shards import Manifest
 from data.video import decode_clip, encode_clip
 from pipeline.evaluate import ATTRIBUTES, Reconstructions, Share, Shown
+from pipeline.pages import LINE_COLOUR, TEMPLATES, svg_of, video_uri
 from pipeline.sample import SampledClip
 from pipeline.stage import StageRecord
 
-TEMPLATES = Environment(loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True)
 MAX_CLIPS_SHOWN = 24
 SHEET_ROWS, SHEET_FRAMES = 8, 9
 
@@ -102,14 +100,14 @@ def write_report(report: Report) -> list[Path]:
         reconstructions=[
             {
                 "caption": clip.caption,
-                "original": _video(encode_clip(clip.original, clip.fps)),
-                "made": _video(encode_clip(clip.reconstruction, clip.fps)),
+                "original": video_uri(encode_clip(clip.original, clip.fps)),
+                "made": video_uri(encode_clip(clip.reconstruction, clip.fps)),
             }
             for clip in report.shown
         ],
         clips=[
             {
-                "video": _video((samples_dir / clip.file).read_bytes()),
+                "video": video_uri((samples_dir / clip.file).read_bytes()),
                 "prompt": clip.request.prompt,
                 "seed": clip.request.seed,
                 "right": report.right.get(clip.file),
@@ -123,25 +121,18 @@ def write_report(report: Report) -> list[Path]:
     return [json_path, html_path, sheet_path]
 
 
-def _video(content: bytes) -> str:
-    return "data:video/mp4;base64," + base64.b64encode(content).decode()
-
-
 def loss_curve(rows: list[dict[str, float]]) -> str:
     """The training loss over steps, as SVG text."""
     figure = Figure(figsize=(6, 2.6), layout="constrained")
     axes = figure.subplots()
     steps, loss = [row["step"] for row in rows], np.array([row["total"] for row in rows])
-    axes.plot(steps, loss, linewidth=0.6, alpha=0.4, color="#2b6cb0")
+    axes.plot(steps, loss, linewidth=0.6, alpha=0.4, color=LINE_COLOUR)
     window = max(1, len(loss) // 30)
     smooth = np.convolve(np.pad(loss, (window // 2, window - 1 - window // 2), mode="edge"), np.ones(window) / window)
-    axes.plot(steps, smooth[window - 1 : window - 1 + len(loss)], linewidth=1.6, color="#2b6cb0")
+    axes.plot(steps, smooth[window - 1 : window - 1 + len(loss)], linewidth=1.6, color=LINE_COLOUR)
     axes.set(xlabel="step", ylabel="loss", yscale="log")
     axes.grid(alpha=0.25)
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg")
-    text = buffer.getvalue()
-    return text[text.index("<svg") :]
+    return svg_of(figure)
 
 
 def contact_sheet(samples_dir: Path, clips: list[SampledClip]) -> bytes:
