@@ -22,6 +22,7 @@ def made_up_clip(number: int, bucket: Bucket = SMALL) -> ClipRecord:
         dataset="",
         split="train",
         decoder="decord",
+        variant="",
         num_frames=bucket.num_frames,
         height=bucket.height,
         width=bucket.width,

@@ -28,6 +28,7 @@ class ClipRecord(BaseModel):
     dataset: str  # of a mix, the one its source belongs to
     split: Split
     decoder: Decoder
+    variant: str  # how it was augmented, such as flip; empty: not at all
     num_frames: int
     height: int
     width: int
@@ -39,12 +40,14 @@ class ClipRecord(BaseModel):
         return Bucket(num_frames=self.num_frames, height=self.height, width=self.width, fps=self.fps)
 
 
-def clip_key(source: str, start_seconds: float, bucket: Bucket) -> str:
-    """Address of a clip: the same source, span and shape always give the same 20 hex digits.
+def clip_key(source: str, start_seconds: float, bucket: Bucket, variant: str = "") -> str:
+    """Address of a clip: the same source, span, shape and augmentation always give the same 20 hex digits.
 
     Keys hold no dots, because WebDataset ends a key at the first one.
     """
     address = f"{source}\0{start_seconds:.6f}\0{bucket.model_dump_json()}"
+    if variant:
+        address += f"\0{variant}"
     return blake2b(address.encode(), digest_size=10).hexdigest()
 
 

@@ -115,6 +115,7 @@ class IndexRow:
     start_seconds: float  # of the clip in its source
     end_seconds: float
     decoder: Decoder
+    variant: str  # how it was augmented; empty: not at all
     num_frames: int
     height: int
     width: int
@@ -170,6 +171,7 @@ def write_shard(
             start_seconds=record.start_seconds,
             end_seconds=record.start_seconds + record.num_frames / record.fps,
             decoder=record.decoder,
+            variant=record.variant,
             num_frames=record.num_frames,
             height=record.height,
             width=record.width,

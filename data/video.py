@@ -9,14 +9,16 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
+from typing import Literal
 
 import av
 import decord
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
+from pydantic import BaseModel, ConfigDict
 
-from data.buckets import Bucket, SourceShape, bucket_for
+from data.buckets import Bucket, SourceShape, bucket_for, cropped_share
 from data.clip import Decoder
 from data.decoders import DECORD_ERRORS, Timeline, UnfitDecoderError, timelines
 from data.probe import VideoError, probe_video
@@ -25,6 +27,7 @@ from data.probe import VideoError, probe_video
 CONTAINERS = ("3gp", "avi", "flv", "m2ts", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "mts", "ogv", "ts", "webm", "wmv")
 VIDEO_SUFFIXES = frozenset(f".{name}" for name in CONTAINERS)
 IMAGE_SUFFIXES = frozenset((".jpeg", ".jpg", ".png", ".webp"))  # one-frame videos
+MIN_OVERHANG = 0.05  # share of the picture below which several crops would be nearly the same
 TIE_SECONDS = 5e-4  # time stamps are rounded numbers: a frame that begins this much late still begins "now"
 
 Frames = UInt8[np.ndarray, "t h w 3"]
@@ -36,8 +39,27 @@ class Span:
 
     start_seconds: float  # after the source's first frame
     bucket: Bucket
+    variant: str  # how it was augmented; empty: not at all
     frames: Frames
     decoder: Decoder
+
+
+class AugmentConfig(BaseModel):
+    """More clips from each span of the training split. Each is a sample of its own, encoded once."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    flip: bool = False  # also mirrored; for captions that name no left and right
+    crops: Literal[1, 3, 5] = 1  # of pictures that overhang their bucket: the centre, and from one end to the other
+
+    def crop_positions(self, shape: SourceShape, bucket: Bucket) -> list[float]:
+        """Where the crops lie on the overhanging side, from 0 to 1; only the centre where next to nothing overhangs."""
+        if self.crops == 1 or cropped_share(shape, bucket) < MIN_OVERHANG:
+            return [0.5]
+        return np.linspace(0, 1, self.crops).tolist()
+
+
+AS_IT_IS = AugmentConfig()
 
 
 @dataclass(frozen=True)
@@ -68,6 +90,7 @@ def read_spans(
     stretch: Stretch = WHOLE,
     min_side_pixels: int = 1,
     find_cuts: Callable[[Timeline], list[int]] | None = None,
+    augment: AugmentConfig = AS_IT_IS,
 ) -> list[Span]:
     """Cut up to `max_spans` consecutive, non-overlapping clips from a video, or the only one from an image.
 
@@ -80,6 +103,7 @@ def read_spans(
         stretch: the part of the video to cut from.
         min_side_pixels: videos whose shorter side has fewer are refused.
         find_cuts: gives the first frame of each scene but the first; no clip reaches across a cut.
+        augment: which clips are made of each span; `max_spans` counts spans.
 
     Raises:
         VideoError: the file cannot be decoded, holds no video, is too small, or is shorter than one clip.
@@ -89,14 +113,14 @@ def read_spans(
         height, width, _ = picture.shape
         _check_size(height, width, min_side_pixels)
         still = Timeline(np.zeros(1), lambda _: iter([picture]), "pillow")
-        return _cut(still, plan_spans(still.times_seconds, (height, width), buckets))
+        return _cut(still, plan_spans(still.times_seconds, (height, width), buckets), augment)
     probe = probe_video(path)
     _check_size(probe.height, probe.width, min_side_pixels)
     for timeline in timelines(path, probe):
         try:
             cuts = find_cuts(timeline) if find_cuts is not None else []
             planned = plan_spans(timeline.times_seconds, (probe.height, probe.width), buckets, cuts, stretch)
-            return _cut(timeline, planned[:max_spans])
+            return _cut(timeline, planned[:max_spans], augment)
         except UnfitDecoderError:
             continue
     raise VideoError("undecodable", "no decoder can read its frames")
@@ -139,17 +163,24 @@ def _check_size(height: int, width: int, min_side_pixels: int) -> None:
         raise VideoError("too_small", f"it is too small: {size} pixels, and the shorter side needs {min_side_pixels}")
 
 
-def _cut(timeline: Timeline, planned: list[PlannedSpan]) -> list[Span]:
+def _cut(timeline: Timeline, planned: list[PlannedSpan], augment: AugmentConfig) -> list[Span]:
     """Frames in the shape of their bucket; each is resized as it comes, so only one is held at full size."""
     spans = []
     for span in planned:
-        needed = sorted(set(span.indices))
-        resized = {
-            index: resize_and_crop(frame[None], span.bucket.height, span.bucket.width)[0]
-            for index, frame in zip(needed, timeline.read(needed), strict=True)
-        }
-        frames = np.stack([resized[index] for index in span.indices])
-        spans.append(Span(span.start_seconds, span.bucket, frames, timeline.decoder))
+        needed, bucket = sorted(set(span.indices)), span.bucket
+        crops: dict[float, dict[int, Frames]] = {}  # position -> index -> one frame
+        for index, frame in zip(needed, timeline.read(needed), strict=True):
+            height, width, _ = frame.shape
+            for position in augment.crop_positions(SourceShape(height, width, 0.0), bucket):
+                crop = resize_and_crop(frame[None], bucket.height, bucket.width, position)
+                crops.setdefault(position, {})[index] = crop
+        for position, frames_of in crops.items():
+            frames = np.concatenate([frames_of[index] for index in span.indices])
+            variant = "" if position == 0.5 else f"crop {position:g}"
+            spans.append(Span(span.start_seconds, bucket, variant, frames, timeline.decoder))
+            if augment.flip:
+                variant = f"{variant} flip".strip()
+                spans.append(Span(span.start_seconds, bucket, variant, frames[:, :, ::-1], timeline.decoder))
     return spans
 
 
@@ -209,12 +240,16 @@ def plan_spans(
     return spans
 
 
-def resize_and_crop(frames: Frames, height: int, width: int) -> Frames:
-    """Cover `height` x `width` keeping the aspect ratio, cutting the overhang equally on both sides."""
+def resize_and_crop(frames: Frames, height: int, width: int, position: float = 0.5) -> Frames:
+    """Cover `height` x `width` keeping the aspect ratio, cutting the overhang.
+
+    Args:
+        position: of what is kept, from 0 (left, top) to 1 (right, bottom).
+    """
     _, source_height, source_width, _ = frames.shape
     scale = max(height / source_height, width / source_width)
     crop_height, crop_width = height / scale, width / scale
-    left, top = (source_width - crop_width) / 2, (source_height - crop_height) / 2
+    left, top = (source_width - crop_width) * position, (source_height - crop_height) * position
     # Rounded sums may lie a hair outside the picture, which Pillow refuses.
     box = (max(left, 0), max(top, 0), min(left + crop_width, source_width), min(top + crop_height, source_height))
     images = (Image.fromarray(np.ascontiguousarray(frame)) for frame in frames)

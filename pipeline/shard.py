@@ -40,7 +40,15 @@ from data.shards import (
     write_shard,
 )
 from data.sources import Source, SourceError, listing_fingerprint, local_copy
-from data.video import IMAGE_SUFFIXES, VIDEO_SUFFIXES, encode_clip, measure_source, read_spans
+from data.video import (
+    AS_IT_IS,
+    IMAGE_SUFFIXES,
+    VIDEO_SUFFIXES,
+    AugmentConfig,
+    encode_clip,
+    measure_source,
+    read_spans,
+)
 from pipeline.pool import Done, run_jobs
 from pipeline.progress import bar
 from pipeline.stage import fingerprint
@@ -61,6 +69,7 @@ class ShardConfig(BaseModel):
     videos_per_shard: int = Field(default=256, ge=1)
     validation_fraction: float = Field(default=0.05, ge=0, lt=1)
     scene_detection: SceneDetection = "off"  # content: no clip reaches across a scene cut; needs PySceneDetect
+    augment: AugmentConfig = AugmentConfig()
     filters: FilterConfig = FilterConfig()
     decode_timeout_seconds: float = Field(default=120, gt=0)  # for one video; then its process is killed
 
@@ -98,7 +107,7 @@ class PreparedClip(BaseModel):
 
     key: str
     start_seconds: float
-    perceptual_hash: str | None = None  # hexadecimal, where duplicates are looked for
+    perceptual_hash: str | None = None  # hexadecimal, where duplicates are looked for; None for augmented clips
 
 
 class SourceReport(BaseModel):
@@ -147,6 +156,7 @@ def prepare_source(cut: CutConfig, source: Source) -> tuple[SourceReport, Clips]
     """Cut one video into clips. Never raises for a bad video: reports why there are none."""
     config = cut.config
     quarantine = partial(reject, source.name)
+    split = split_of(source.file, config.validation_fraction)
     try:
         given = source.caption
         caption = caption_of(source.root, source.file, cut.table) if given is None else clean_caption(given)
@@ -158,6 +168,7 @@ def prepare_source(cut: CutConfig, source: Source) -> tuple[SourceReport, Clips]
                 stretch=source.stretch,
                 min_side_pixels=config.filters.too_small_pixels or 1,
                 find_cuts=find_cuts if config.scene_detection == "content" else None,
+                augment=config.augment if split == "train" else AS_IT_IS,
             )
     except CaptionError as error:
         return SourceReport(source=source.name, quarantined=quarantine("caption", "bad_caption", str(error))), []
@@ -179,37 +190,43 @@ def prepare_source(cut: CutConfig, source: Source) -> tuple[SourceReport, Clips]
             filtered.append(quarantine("filter", *failed, start_seconds=span.start_seconds))
             continue
         record = ClipRecord(
-            key=clip_key(source.name, span.start_seconds, span.bucket),
+            key=clip_key(source.name, span.start_seconds, span.bucket, span.variant),
             source=source.name,
             start_seconds=span.start_seconds,
             caption=caption,
             dataset=source.dataset,
-            split=split_of(source.file, config.validation_fraction),
+            split=split,
             decoder=span.decoder,
+            variant=span.variant,
             num_frames=span.bucket.num_frames,
             height=span.bucket.height,
             width=span.bucket.width,
             fps=span.bucket.fps,
         )
         clips.append((record, encode_clip(span.frames, span.bucket.fps)))
-        digits = f"{perceptual_hash(span.frames):x}" if config.filters.duplicate_bits is not None else None
+        # Augmented clips stay or go with the one that they are made from.
+        is_compared = config.filters.duplicate_bits is not None and not span.variant
+        digits = f"{perceptual_hash(span.frames):x}" if is_compared else None
         prepared.append(PreparedClip(key=record.key, start_seconds=span.start_seconds, perceptual_hash=digits))
     return SourceReport(source=source.name, clips=prepared, filtered=filtered), clips
 
 
 def drop_duplicates(report: SourceReport, seen: Duplicates) -> SourceReport:
     """The report of a source without the clips that duplicate an earlier one; `seen` learns those that stay."""
-    kept, dropped = [], []
+    dropped: dict[float, Rejection] = {}  # by the start of the span
     for clip in report.clips:
-        value = int(clip.perceptual_hash or "0", 16)
+        if clip.perceptual_hash is None:
+            continue
+        value = int(clip.perceptual_hash, 16)
         original = seen.find(value)
         if original is None:
             seen.keep(value, report.source)
-            kept.append(clip)
         else:
             detail = f"it looks like a clip of {original}"
-            dropped.append(reject(report.source, "filter", "duplicate", detail, clip.start_seconds))
-    return report.model_copy(update={"clips": kept, "filtered": report.filtered + dropped})
+            start = clip.start_seconds
+            dropped[start] = reject(report.source, "filter", "duplicate", detail, start)
+    kept = [clip for clip in report.clips if clip.start_seconds not in dropped]
+    return report.model_copy(update={"clips": kept, "filtered": [*report.filtered, *dropped.values()]})
 
 
 def measure(source: Source) -> tuple[SourceShape | None, None]:

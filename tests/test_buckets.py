@@ -13,11 +13,20 @@ from pydantic import ValidationError
 from benchmarks.records import made_up_clip
 from data.buckets import Bucket, BucketChoice, SourceShape, batch_sizes, bucket_for, choose_buckets, cropped_share
 from data.clip import VIDEO_MEMBER
+from data.filters import FilterConfig
 from data.loader import Stream, subsets_of
 from data.plan import BatchPlan
 from data.shards import count_buckets, read_index, read_manifest, read_rejections, write_shard
 from data.sources import list_sources, of_dataset
-from data.video import IMAGE_SUFFIXES, VIDEO_SUFFIXES, decode_clip, encode_clip, measure_source, read_spans
+from data.video import (
+    IMAGE_SUFFIXES,
+    VIDEO_SUFFIXES,
+    AugmentConfig,
+    decode_clip,
+    encode_clip,
+    measure_source,
+    read_spans,
+)
 from pipeline.pool import run_jobs
 from pipeline.shard import ShardConfig, make_shards, read_commit, shards_that_stand
 
@@ -272,3 +281,32 @@ def test_the_cursor_counts_clips_of_unequal_batches(tmp_path):
 def test_impossible_buckets_are_refused(fields, message):
     with pytest.raises(ValidationError, match=message):
         ShardConfig(**fields)
+
+
+# ------------------------------------------------------------------ augmentation
+
+
+def test_crops_lie_from_one_end_to_the_other_and_flips_mirror_them(videos):
+    """A ramp from left to right: the crop at the left is darker by what the one at the right is brighter."""
+    kept = read_spans(videos / "a.mp4", [SQUARE], 1)
+    spans = read_spans(videos / "a.mp4", [SQUARE], 1, augment=AugmentConfig(flip=True, crops=3))
+    assert [span.variant for span in spans] == ["crop 0", "crop 0 flip", "", "flip", "crop 1", "crop 1 flip"]
+    assert np.array_equal(spans[2].frames, kept[0].frames)
+    for plain, flipped in zip(spans[::2], spans[1::2], strict=True):
+        assert np.array_equal(plain.frames[:, :, ::-1], flipped.frames)
+    left, centre, right = (span.frames.mean() for span in spans[::2])
+    assert left < centre < right
+    assert centre == pytest.approx((left + right) / 2, abs=0.5)
+    wide = read_spans(videos / "a.mp4", [WIDE], 1, augment=AugmentConfig(crops=3))
+    assert [span.variant for span in wide] == [""]  # nothing overhangs
+
+
+def test_only_the_training_split_is_augmented(cluster, videos, tmp_path):
+    augment, filters = AugmentConfig(flip=True), FilterConfig(duplicate_bits=0)
+    config = ShardConfig(buckets=(SQUARE,), augment=augment, validation_fraction=0.5, filters=filters)
+    ingest(videos, tmp_path, config)
+    rows = read_index(tmp_path)
+    assert len({row.key for row in rows}) == len(rows)
+    variants = {split: Counter(row.variant for row in rows if row.split == split) for split in ("train", "validation")}
+    assert variants["train"][""] == variants["train"]["flip"] > 0
+    assert set(variants["validation"]) == {""}
