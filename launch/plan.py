@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 
 from data.buckets import Bucket, batch_sizes
+from data.loader import Subset
 from launch.config import SYNTHETIC, RunConfig
 from pipeline.train import TrainConfig
 
@@ -41,6 +42,22 @@ def describe_plan(config: RunConfig, stages: tuple[str, ...]) -> str:
 def describe_buckets(buckets: Sequence[Bucket]) -> str:
     """Such as "17 frames, 64 x 64, 8 fps", for each."""
     return " and ".join(f"{b.num_frames} frames, {b.height} x {b.width}, {b.fps:g} fps" for b in buckets)
+
+
+def describe_batches(subsets: Sequence[Subset], train: TrainConfig) -> list[str]:
+    """What each bucket of a dataset holds, and its part of the training; nothing where there is one of weight 1.
+
+    An epoch leaves no clip and repeats none but by its weight: batches go on across the ends of epochs.
+    """
+    if len(subsets) == 1:
+        return []
+    sizes = batch_sizes([subset.bucket for subset in subsets], train.global_batch, train.batch_multiple)
+    steps = [subset.part().share / sizes[subset.bucket.name] for subset in subsets]
+    return [
+        f"  {subset.bucket.name:16} {subset.rows[0].dataset:12} {len(subset.rows):9,} clips, each {subset.weight:g} x "
+        f"an epoch, {sizes[subset.bucket.name]:5} a batch, {share / sum(steps):6.1%} of the steps"
+        for subset, share in zip(subsets, steps, strict=True)
+    ]
 
 
 def _training(config: RunConfig, train: TrainConfig) -> str:

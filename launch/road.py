@@ -17,7 +17,7 @@ from data.synthetic import held_out_combinations
 from launch.cluster import connected
 from launch.config import SYNTHETIC, RunConfig, check_writable, dump_config
 from launch.following import following, steps_done
-from launch.plan import STAGES
+from launch.plan import STAGES, describe_batches
 from pipeline.checkpoint import open_checkpoint
 from pipeline.encode import encode_shards, export_autoencoder, latents_that_stand
 from pipeline.evaluate import measure_adherence, measure_reconstruction, validate_judge
@@ -298,6 +298,8 @@ class Road:
         with self._stage(name, folder, inputs, continues) as stage:
             if stage is None:
                 return
+            for line in describe_batches(task.subsets(), config):
+                self._say(line)
             clear_requests(stage.folder)
             function = partial(train, task, config, stage.folder.resolve())
             with (

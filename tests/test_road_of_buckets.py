@@ -58,11 +58,11 @@ def run(tmp_path_factory):
     prompts.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     done = launch("run", str(path), "--set", f"sample.prompts={prompts}")
     assert done.returncode == 0, done.stderr
-    return path, folder / "runs" / "mixed"
+    return path, folder / "runs" / "mixed", done.stdout
 
 
 def test_every_stage_takes_every_shape(run):
-    _, run_dir = run
+    _, run_dir, _ = run
     clips, latents = read_manifest(run_dir / "clips"), read_manifest(run_dir / "latents")
     assert {record.bucket.name: record.num_train for record in clips.buckets} == {
         "9x32x64@8": 4,
@@ -78,8 +78,17 @@ def test_every_stage_takes_every_shape(run):
         assert [row["step"] for row in read_metrics(run_dir / kind)] == list(range(1, 7))
 
 
+def test_the_training_says_what_it_makes_of_each_bucket(run):
+    lines = [" ".join(line.split()) for line in run[2].splitlines() if " of the steps" in line]
+    assert lines == 2 * [
+        "5x48x48@8 short 3 clips, each 2 x an epoch, 4 a batch, 42.9% of the steps",
+        "9x32x64@8 long 4 clips, each 1 x an epoch, 4 a batch, 28.6% of the steps",
+        "9x64x32@8 long 4 clips, each 1 x an epoch, 4 a batch, 28.6% of the steps",
+    ]
+
+
 def test_each_prompt_gets_its_shape(run):
-    _, run_dir = run
+    _, run_dir, _ = run
     shapes = {
         clip.request.prompt: decode_clip((run_dir / "samples" / clip.file).read_bytes()).shape
         for clip in read_samples(run_dir / "samples")
@@ -89,14 +98,14 @@ def test_each_prompt_gets_its_shape(run):
 
 
 def test_an_unknown_shape_is_refused(run):
-    path, _ = run
+    path, _, _ = run
     done = launch("sample", str(path), "--set", "sample.bucket=9x48x48@8")
     assert done.returncode == 1
     assert "sample.bucket is '9x48x48@8', but the training was on 9x32x64@8, 9x64x32@8, 5x48x48@8" in done.stderr
 
 
 def test_a_changed_video_is_encoded_anew_and_no_other(cluster, run, tmp_path):
-    path, run_dir = run
+    path, run_dir, _ = run
     config = load_config(path)
     for folder in ("clips", "latents"):
         shutil.copytree(run_dir / folder, tmp_path / folder)
@@ -126,7 +135,7 @@ def test_a_changed_video_is_encoded_anew_and_no_other(cluster, run, tmp_path):
 
 
 def test_another_start_has_nothing_to_do(run):
-    path, run_dir = run
+    path, run_dir, _ = run
     prompts = run_dir.parent.parent / "prompts.jsonl"
     done = launch("run", str(path), "--set", f"sample.prompts={prompts}")
     assert done.returncode == 0, done.stderr
