@@ -47,9 +47,9 @@ from pipeline.checkpoint import (
     step_folders,
 )
 from pipeline.journal import read_events
+from pipeline.metrics import read_metrics
 from pipeline.stage import RECORD_NAME as STAGE_NAME
 from pipeline.stage import StageRecord
-from pipeline.train import read_metrics
 from pipeline.train_dit import AUTOENCODER_NAME, DiTTask, FlowBatch, FlowMatchingLoss
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -7,8 +7,8 @@ from threading import Event, Thread
 
 from pipeline.checkpoint import step_folders, whole
 from pipeline.journal import read_events
+from pipeline.metrics import read_metrics
 from pipeline.progress import Bar
-from pipeline.train import read_metrics
 
 
 def steps_done(run_dir: Path) -> int:

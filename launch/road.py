@@ -22,6 +22,7 @@ from pipeline.checkpoint import open_checkpoint
 from pipeline.encode import encode_shards, export_autoencoder, latents_that_stand
 from pipeline.evaluate import measure_adherence, measure_reconstruction, validate_judge
 from pipeline.lock import locked
+from pipeline.metrics import read_metrics
 from pipeline.progress import bar
 from pipeline.prompts import Prompt, format_prompts, order_buckets, plan_requests, read_prompts
 from pipeline.report import Report, write_gallery, write_report
@@ -31,7 +32,7 @@ from pipeline.sample import SAMPLES_NAME, read_samples, sample_clips
 from pipeline.shard import dataset_outputs, forget_quarantined, make_shards, shards_that_stand
 from pipeline.stage import Stage, StageRecord, begin, fingerprint, read_record
 from pipeline.synthesize import make_videos, video_path
-from pipeline.train import TrainConfig, TrainTask, read_metrics, train
+from pipeline.train import TrainConfig, TrainTask, train
 from pipeline.train_autoencoder import AutoencoderTask
 from pipeline.train_dit import AUTOENCODER_NAME, DiTTask
 from pipeline.workers import train_here, train_on_ray

@@ -4,36 +4,30 @@ Which samples, which noise, which times: everything is addressed by the cursor (
 has consumed), so the loop's whole state is the weights, the moments, the EMA and one integer.
 """
 
-import json
 import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
-import torch.distributed as dist
 from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor, nn
+from torch import nn
 
 from data.buckets import batch_sizes
-from data.loader import Sample, SkippedSample, Stream, Subset
-from data.publish import publish_text
+from data.loader import Sample, Stream, Subset
 from pipeline.agree import Flags, from_every_rank
 from pipeline.checkpoint import load_training_state
 from pipeline.ema import ShardedEma
 from pipeline.journal import Event, EventKind, append_event
+from pipeline.metrics import DataWait, MetricsWriter, mean_over_ranks
 from pipeline.requests import NOTHING, Requests
 from pipeline.resume import agree_on_resumption, alone_in
 from pipeline.saving import CheckpointSaver, Contents, Retention, check_space
 from pipeline.workers import Worker, WorldSizeError
 from pipeline.zero import ZeroStage, ZeroTrainer
-
-METRICS_NAME = "metrics.jsonl"
-SKIPPED_NAME = "skipped.jsonl"
 
 Precision = Literal["auto", "fp32", "bf16"]
 
@@ -263,77 +257,3 @@ def check_finite(kind: str, step: int, loss: float, gradient_norm: float, rate: 
             f"the {kind} loss is {loss} and its gradient {gradient_norm} at step {step}; lower train.learning_rate "
             f"(it is {rate:g}) and start again: the last checkpoint is intact"
         )
-
-
-def mean_over_ranks(losses: dict[str, Tensor], world_size: int) -> dict[str, float]:
-    """Average each loss over all workers; called by all."""
-    names = sorted(losses)
-    values = torch.stack([losses[name].float() for name in names])
-    dist.all_reduce(values)
-    return dict(zip(names, (values / world_size).tolist(), strict=True))
-
-
-class DataWait:
-    """Which share of the time this rank waits for its data."""
-
-    def __init__(self) -> None:
-        self._since, self._waited = time.monotonic(), 0.0
-
-    @contextmanager
-    def measured(self) -> Iterator[None]:
-        """The block waits for data."""
-        begun = time.monotonic()
-        yield
-        self._waited += time.monotonic() - begun
-
-    def share(self) -> float:
-        """The share since the last call."""
-        now = time.monotonic()
-        share = self._waited / (now - self._since)
-        self._since, self._waited = now, 0.0
-        return share
-
-
-class MetricsWriter:
-    """One JSON line per logged step, and the same numbers for TensorBoard."""
-
-    def __init__(self, run_dir: Path, first_step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._path = run_dir / METRICS_NAME
-        kept = [row for row in read_metrics(run_dir) if row["step"] <= first_step]  # later ones are run again
-        publish_text(self._path, "".join(json.dumps(row) + "\n" for row in kept))
-        self._file = self._path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=first_step + 1)
-
-    def write(self, step: int, values: dict[str, float]) -> None:
-        """Record one step."""
-        self._file.write(json.dumps({"step": step, "time": time.time(), **values}) + "\n")
-        self._file.flush()
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
-
-    def skip(self, samples: list[SkippedSample]) -> None:
-        """List samples that could not be read."""
-        if samples:
-            with self._path.with_name(SKIPPED_NAME).open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps(asdict(sample)) + "\n" for sample in samples)
-
-    def close(self) -> None:
-        """Flush everything."""
-        self._file.close()
-        self._board.close()
-
-
-def read_metrics(run_dir: Path) -> list[dict[str, float]]:
-    """What training has logged so far; a line that is being written is left out."""
-    path = run_dir / METRICS_NAME
-    if not path.is_file():
-        return []
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows

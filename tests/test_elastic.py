@@ -19,7 +19,8 @@ import pipeline.zero
 from data.loader import Sample
 from pipeline.agree import from_every_rank
 from pipeline.checkpoint import Checkpoint, load_training_state, open_checkpoint, rank_file
-from pipeline.train import build, read_metrics, train
+from pipeline.metrics import read_metrics
+from pipeline.train import build, train
 from pipeline.train_dit import DiTTask, FlowBatch
 from pipeline.workers import Worker
 

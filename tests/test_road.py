@@ -15,11 +15,11 @@ from data.publish import TEMPORARY_PREFIX
 from data.shards import read_index, read_manifest
 from data.video import decode_clip
 from pipeline.checkpoint import CheckpointError, open_checkpoint
+from pipeline.metrics import read_metrics
 from pipeline.progress import bar
 from pipeline.prompts import PromptRequest
 from pipeline.sample import ClipSampler, SampleConfig, canonical_batches, read_samples, sample_clips
 from pipeline.stage import read_record
-from pipeline.train import read_metrics
 from pipeline.workers import WorkersConfig
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -15,9 +15,9 @@ from data.video import decode_clip
 from launch.config import load_config
 from pipeline.checkpoint import open_checkpoint
 from pipeline.encode import encode_shards
+from pipeline.metrics import read_metrics
 from pipeline.sample import read_samples
 from pipeline.shard import make_shards
-from pipeline.train import read_metrics
 from pipeline.train_dit import AUTOENCODER_NAME
 
 TRAIN = {"steps": 6, "global_batch": 4, "batch_multiple": 2, "checkpoint_every_steps": 3, "log_every_steps": 1}

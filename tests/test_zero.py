@@ -11,7 +11,8 @@ from test_training import CONFIG, SMALL, make_task, write_latents
 
 import pipeline.zero
 from data.loader import Stream
-from pipeline.train import learning_rate, read_metrics, train
+from pipeline.metrics import read_metrics
+from pipeline.train import learning_rate, train
 from pipeline.workers import Worker
 from pipeline.zero import share
 

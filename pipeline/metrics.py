@@ -1,0 +1,92 @@
+"""What a training tells about itself: one line of `metrics.jsonl` per logged step, and the same in TensorBoard."""
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from data.loader import SkippedSample
+from data.publish import publish_text
+
+METRICS_NAME = "metrics.jsonl"
+SKIPPED_NAME = "skipped.jsonl"
+
+
+def mean_over_ranks(losses: dict[str, Tensor], world_size: int) -> dict[str, float]:
+    """Average each loss over all workers; called by all."""
+    names = sorted(losses)
+    values = torch.stack([losses[name].float() for name in names])
+    dist.all_reduce(values)
+    return dict(zip(names, (values / world_size).tolist(), strict=True))
+
+
+class DataWait:
+    """Which share of the time this rank waits for its data."""
+
+    def __init__(self) -> None:
+        self._since, self._waited = time.monotonic(), 0.0
+
+    @contextmanager
+    def measured(self) -> Iterator[None]:
+        """The block waits for data."""
+        begun = time.monotonic()
+        yield
+        self._waited += time.monotonic() - begun
+
+    def share(self) -> float:
+        """The share since the last call."""
+        now = time.monotonic()
+        share = self._waited / (now - self._since)
+        self._since, self._waited = now, 0.0
+        return share
+
+
+class MetricsWriter:
+    """One JSON line per logged step, and the same numbers for TensorBoard."""
+
+    def __init__(self, run_dir: Path, first_step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._path = run_dir / METRICS_NAME
+        kept = [row for row in read_metrics(run_dir) if row["step"] <= first_step]  # later ones are run again
+        publish_text(self._path, "".join(json.dumps(row) + "\n" for row in kept))
+        self._file = self._path.open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=first_step + 1)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Record one step."""
+        self._file.write(json.dumps({"step": step, "time": time.time(), **values}) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+
+    def skip(self, samples: list[SkippedSample]) -> None:
+        """List samples that could not be read."""
+        if samples:
+            with self._path.with_name(SKIPPED_NAME).open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(asdict(sample)) + "\n" for sample in samples)
+
+    def close(self) -> None:
+        """Flush everything."""
+        self._file.close()
+        self._board.close()
+
+
+def read_metrics(run_dir: Path) -> list[dict[str, float]]:
+    """What training has logged so far; a line that is being written is left out."""
+    path = run_dir / METRICS_NAME
+    if not path.is_file():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
