@@ -74,7 +74,7 @@ def measure(worker: Worker, steps: int, micro_batch: int) -> None:
         adam.step()
 
     def our_step() -> None:
-        trainer.step(batch, 1e-3)
+        trainer.step([batch], 1e-3)
         ema.update(1)
 
     kinds: dict[str, Callable[[], None]] = {

@@ -156,6 +156,11 @@ class Stream:
             for reader in opened:
                 reader.close()
 
+    def rows(self, step: int) -> list[IndexRow]:
+        """The samples of this rank's slice of a global batch, whether or not they can be read."""
+        slots = local_slots(self.plan.batch_size(step), self._rank, self._world_size)
+        return [self._subsets[address.part].rows[address.sample] for address in self.plan.addresses(step, slots)]
+
     def take_skipped(self) -> list[SkippedSample]:
         """What was skipped since the last call."""
         return [self._skipped.popleft() for _ in range(len(self._skipped))]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from models.attention import attention
-from models.layers import FeedForward, HeadNorm, RMSNorm, TimeEmbedder
+from models.layers import BlockStack, FeedForward, HeadNorm, RMSNorm, TimeEmbedder
 from models.rope import rope_angles, rotate
 from models.text import CaptionEncoder, CaptionTokens, TextConfig
 
@@ -133,7 +133,7 @@ class DiT(nn.Module):
         self.time = TimeEmbedder(config.width)
         self.text = CaptionEncoder(config.text)
         self.text_pooled = nn.Linear(config.text.width, config.width)
-        self.blocks = nn.ModuleList(DiTBlock(config) for _ in range(config.depth))
+        self.blocks = BlockStack(DiTBlock(config) for _ in range(config.depth))
         self.final_norm = nn.LayerNorm(config.width, elementwise_affine=False)
         self.final_modulation = nn.Linear(config.width, 2 * config.width)
         self.final = nn.Linear(config.width, patch_channels)
@@ -167,8 +167,7 @@ class DiT(nn.Module):
         tokens = self.patch(patchify(x, self.config.patch_size)) + torch.cat(
             [places.cos(), places.sin()], dim=-1
         )  # b n d
-        for block in self.blocks:
-            tokens = block(tokens, condition, text, caption.mask, angles)
+        tokens = self.blocks.run(tokens, condition, text, caption.mask, angles)
         shift, scale = self.final_modulation(condition).float().chunk(2, dim=-1)  # b f d
         tokens = self.final(modulate(self.final_norm(tokens), shift, scale))  # b n (c p q)
         return unpatchify(tokens, self.config.patch_size, grid)  # b c t h w

@@ -1,11 +1,13 @@
 """Small layers that more than one network uses."""
 
 import math
+from typing import cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import silu
+from torch.utils.checkpoint import checkpoint
 
 
 class RMSNorm(nn.Module):
@@ -74,3 +76,21 @@ class TimeEmbedder(nn.Module):
         # sqrt(d/2) undoes the unit norm: the MLP wants inputs of order one
         sinusoids = time_embedding(t, self.first.in_features) * math.sqrt(self.first.in_features / 2)
         return self.second(silu(self.first(sinusoids)))
+
+
+class BlockStack(nn.ModuleList):
+    """Blocks one after the other.
+
+    With `recompute` a block keeps nothing for backward but its input, and is computed again there (Chen et al. 2016).
+    """
+
+    recompute = False
+
+    def run(self, x: Tensor, *arguments: Tensor) -> Tensor:
+        """The output of the last block; each gets the output of the one before, and the arguments."""
+        for block in self:
+            if self.recompute and torch.is_grad_enabled():
+                x = cast(Tensor, checkpoint(block, x, *arguments, use_reentrant=False))
+            else:
+                x = block(x, *arguments)
+        return x

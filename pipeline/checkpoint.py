@@ -52,6 +52,17 @@ class FileRecord(BaseModel):
     sha256: str
 
 
+class Provenance(BaseModel):
+    """Where the weights come from."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    dataset: str  # SHA-256 of the dataset's index, which holds the checksum of every sample
+    code: str  # fingerprint of this program's source
+    versions: dict[str, str]  # of what it computes with
+    lineage: list[str]  # fingerprints of the checkpoints that trainings went on from, the first one first
+
+
 class CheckpointRecord(BaseModel):
     """checkpoint.json."""
 
@@ -65,6 +76,8 @@ class CheckpointRecord(BaseModel):
     zero_stage: int
     parameters: dict[str, list[int]]  # shapes
     files: dict[str, FileRecord]
+    num_skipped_updates: int = 0  # steps that changed nothing, which AdamW's bias correction does not count
+    provenance: Provenance | None = None  # None: saved by an older program
     trained: dict[str, Any]  # what was trained: model config, diffusion record, latent statistics, seed, ...
 
 
@@ -258,7 +271,8 @@ def load_training_state(checkpoint: Checkpoint, trainer: ZeroTrainer, ema: Shard
     for rank in range(checkpoint.record.world_size):
         with _rank_file(checkpoint, rank) as file:
             _load_file(file, json.loads(file.metadata()["starts"]), trainer, ema)
-    trainer.restore_step_count(checkpoint.record.step)
+    trainer.num_skipped = checkpoint.record.num_skipped_updates
+    trainer.restore_step_count(checkpoint.record.step - trainer.num_skipped)
     trainer.publish_master()
 
 

@@ -33,6 +33,7 @@ from pipeline.checkpoint import (
     CheckpointError,
     CheckpointRecord,
     FileRecord,
+    Provenance,
     checkpoint_name,
     rank_file,
     step_folders,
@@ -54,6 +55,7 @@ class Contents:
 
     kind: str
     trained: dict[str, Any]
+    provenance: Provenance
     attachments: list[Path]
 
 
@@ -77,6 +79,7 @@ class _Pending:
 
     step: int
     cursor: int
+    num_skipped: int
     folder: Path
     written: "Future[FileRecord]"
 
@@ -117,7 +120,7 @@ class CheckpointSaver:
         tensors, starts = _snapshot(self._trainer, self._ema)
         path = folder / rank_file(self._trainer.rank)
         written = self._executor.submit(write_tensors, path, tensors, {"starts": json.dumps(starts)})
-        self._pending = _Pending(step, cursor, folder, written)
+        self._pending = _Pending(step, cursor, self._trainer.num_skipped, folder, written)
 
     def commit(self) -> None:
         """Publish what every rank has written.
@@ -165,6 +168,8 @@ class CheckpointSaver:
             zero_stage=self._trainer.stage,
             parameters=self._trainer.shapes,
             files=files,
+            num_skipped_updates=pending.num_skipped,
+            provenance=self._contents.provenance,
             trained=self._contents.trained,
         )
         publish_text(pending.folder / RECORD_NAME, record.model_dump_json(indent=1))

@@ -6,8 +6,9 @@ has consumed), so the loop's whole state is the weights, the moments, the EMA an
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -18,14 +19,18 @@ from torch import nn
 
 from data.buckets import batch_sizes
 from data.loader import Sample, Stream, Subset
+from models.layers import BlockStack
 from pipeline.agree import Flags, from_every_rank
+from pipeline.bad_steps import BadSteps
 from pipeline.checkpoint import load_training_state
 from pipeline.ema import ShardedEma
 from pipeline.journal import Event, EventKind, append_event
 from pipeline.metrics import DataWait, MetricsWriter, mean_over_ranks
+from pipeline.provenance import provenance
 from pipeline.requests import NOTHING, Requests
 from pipeline.resume import agree_on_resumption, alone_in
 from pipeline.saving import CheckpointSaver, Contents, Retention, check_space
+from pipeline.watchdog import stall_watch
 from pipeline.workers import Worker, WorldSizeError
 from pipeline.zero import ZeroStage, ZeroTrainer
 
@@ -42,6 +47,7 @@ class TrainConfig(BaseModel):
     batch_multiple: int = Field(
         default=4, ge=1
     )  # batches of smaller buckets are multiples of it: workers must divide it
+    accumulate: int = Field(default=1, ge=1)  # each worker computes its part of a batch in so many pieces
     readers: int = Field(default=1, ge=0)  # threads that read ahead, of each worker
     learning_rate: float = Field(default=1e-3, gt=0, allow_inf_nan=False)
     warmup_steps: int = Field(default=50, ge=0)
@@ -49,14 +55,19 @@ class TrainConfig(BaseModel):
     weight_decay: float = Field(default=0.01, ge=0)
     betas: tuple[float, float] = (0.9, 0.99)
     clip_norm: float = Field(default=1.0, gt=0)
+    bad_steps: Literal["stop", "skip"] = "stop"  # whose loss or gradient is not finite, or beyond `max_norm`
+    max_norm: float | None = Field(default=None, gt=0)  # of a gradient before clipping, over all workers
     ema_decay: float = Field(default=0.995, ge=0, lt=1)
     precision: Precision = "auto"
+    activation_checkpointing: bool = False  # the DiT's blocks are computed again in backward, for their memory
+    compile: bool = False  # by torch.compile, once for each bucket; needs a compiler on every worker
     zero_stage: ZeroStage = 2
     checkpoint_every_steps: int = Field(default=250, ge=1)
     checkpoint_every_minutes: float | None = Field(default=None, gt=0)  # also, where steps are slow
     keep_checkpoints: int = Field(default=2, ge=2)  # the newest
     keep_every_steps: int | None = Field(default=None, ge=1)  # and for good those at multiples of this
     log_every_steps: int = Field(default=10, ge=1)
+    stall_minutes: float | None = Field(default=10, gt=0)  # without a step: every rank writes its stacks to stalls/
 
 
 class TrainTask(Protocol):
@@ -74,6 +85,11 @@ class TrainTask(Protocol):
 
     def build(self) -> nn.Module:
         """The network inside its loss: forward(batch) gives {"total": scalar, ...}."""
+        ...
+
+    @property
+    def dataset_dir(self) -> Path:
+        """Where the shards are."""
         ...
 
     def subsets(self) -> list[Subset]:
@@ -133,20 +149,29 @@ def build(task: TrainTask, config: TrainConfig, worker: Worker) -> tuple[ZeroTra
     Raises:
         WorldSizeError: the workers cannot share the global batch evenly.
     """
-    micro_batch, remainder = divmod(config.global_batch, worker.world_size)
+    num_pieces = worker.world_size * config.accumulate
+    micro_batch, remainder = divmod(config.global_batch, num_pieces)
     if remainder:
-        nearest = max(1, round(config.global_batch / worker.world_size)) * worker.world_size
+        nearest = max(1, round(config.global_batch / num_pieces)) * num_pieces
+        pieces = f", in {config.accumulate} pieces each (train.accumulate)" if config.accumulate > 1 else ""
         raise WorldSizeError(
-            f"train.global_batch is {config.global_batch}, but {worker.world_size} workers must divide it: "
+            f"train.global_batch is {config.global_batch}, but {worker.world_size} workers must divide it{pieces}: "
             f"use {nearest}"
         )
     torch.manual_seed(task.seed)  # initial weights; everything later is addressed
+    module = task.build().to(worker.device)
+    for stack in (part for part in module.modules() if isinstance(part, BlockStack)):
+        stack.recompute = config.activation_checkpointing
+    if config.compile:
+        module.compile()
     trainer = ZeroTrainer(
-        task.build().to(worker.device),
+        module,
         device=worker.device,
         dtype=autocast_dtype(config.precision, worker.device),
         stage=config.zero_stage,
         micro_batch=micro_batch,
+        accumulate=config.accumulate,
+        max_norm=(config.max_norm or math.inf) if config.bad_steps == "skip" else None,
         weight_decay=config.weight_decay,
         betas=config.betas,
         clip=config.clip_norm,
@@ -167,9 +192,11 @@ def train(task: TrainTask, config: TrainConfig, run_dir: Path, worker: Worker) -
     with ExitStack() as stack:
         stack.enter_context(alone_in(run_dir, worker.rank))
         trainer, ema = build(task, config, worker)
-        contents = Contents(task.kind, task.trained(), task.attachments())
-        retention = Retention(config.keep_checkpoints, config.keep_every_steps)
         resumption = agree_on_resumption(run_dir, worker.rank, worker.world_size)
+        contents = Contents(
+            task.kind, task.trained(), provenance(task.dataset_dir, resumption.checkpoint), task.attachments()
+        )
+        retention = Retention(config.keep_checkpoints, config.keep_every_steps)
         check_space(run_dir, trainer, contents, retention)
         step, cursor, note = 0, 0, ""
         if (checkpoint := resumption.checkpoint) is not None:
@@ -179,9 +206,10 @@ def train(task: TrainTask, config: TrainConfig, run_dir: Path, worker: Worker) -
         saver = stack.enter_context(closing(CheckpointSaver(run_dir, trainer, ema, contents, retention)))
         subsets = task.subsets()
         sizes = batch_sizes([subset.bucket for subset in subsets], config.global_batch, config.batch_multiple)
-        check_world(sizes, worker.world_size, config.batch_multiple)
+        check_world(sizes, worker.world_size * config.accumulate, config.batch_multiple)
         stream = Stream(subsets, sizes, seed=task.seed, rank=worker.rank, world_size=worker.world_size)
-        batches = stack.enter_context(closing(stream.batches(cursor, task.prepare, config.readers)))
+        prepare = partial(in_pieces, task.prepare, config.accumulate)
+        batches = stack.enter_context(closing(stream.batches(cursor, prepare, config.readers)))
         metrics = stack.enter_context(closing(MetricsWriter(run_dir, step))) if worker.rank == 0 else None
         requests = Requests(run_dir, config.checkpoint_every_minutes) if worker.rank == 0 else None
         flags = Flags()
@@ -191,15 +219,22 @@ def train(task: TrainTask, config: TrainConfig, run_dir: Path, worker: Worker) -
                 append_event(run_dir, Event.now(event, step, worker.world_size, config.zero_stage, note))
 
         happened("started", note)
+        limit = None if config.stall_minutes is None else 60 * config.stall_minutes
+        moved = stack.enter_context(stall_watch(run_dir, worker.rank, limit))
+        bad = BadSteps(run_dir, stream, config, worker.rank)
         begun, first, stop = time.monotonic(), cursor, False
         wait, num_skipped = DataWait(), 0
         while step < config.steps and not stop:
             rate = learning_rate(step, config)
             with wait.measured():
-                batch = next(batches).to(worker.device)
-            losses = trainer.step(batch, rate)
+                pieces = [piece.to(worker.device) for piece in next(batches)]
+            with memory_advice(config, worker, sizes[stream.plan.bucket(step)]):
+                losses = trainer.step(pieces, rate)
+            bad.note(step, losses["total"], trainer)
             step, cursor = step + 1, stream.plan.cursor(step + 1)
-            ema.update(step)
+            if not trainer.skipped:
+                ema.update(step)
+            moved()
 
             wish = requests.look() if requests is not None else NOTHING
             writing, asked, stop = flags.any_rank(saver.busy, wish.save, wish.stop)
@@ -208,7 +243,7 @@ def train(task: TrainTask, config: TrainConfig, run_dir: Path, worker: Worker) -
             if log or save:
                 values = mean_over_ranks(losses, worker.world_size)
                 norm = trainer.gradient_norm()
-                check_finite(task.kind, step, values["total"], norm, config.learning_rate)
+                bad.check(task.kind, values["total"], norm)
                 skipped = list(chain.from_iterable(from_every_rank(stream.take_skipped())))
                 num_skipped += len(skipped)
                 if metrics is not None and log:
@@ -218,6 +253,7 @@ def train(task: TrainTask, config: TrainConfig, run_dir: Path, worker: Worker) -
                         "samples_per_second": (cursor - first) / (time.monotonic() - begun),
                         "data_wait": wait.share(),
                         "skipped_samples": num_skipped,
+                        "skipped_updates": trainer.num_skipped,
                     }
                     metrics.write(step, values | pace)
                 if metrics is not None:
@@ -232,28 +268,43 @@ def train(task: TrainTask, config: TrainConfig, run_dir: Path, worker: Worker) -
         happened("finished" if step == config.steps else "stopped")
 
 
-def check_world(sizes: Mapping[str, int], world_size: int, multiple: int) -> None:
+def in_pieces(prepare: Callable[[list[Sample]], Any], num_pieces: int, samples: list[Sample]) -> list[Any]:
+    """A rank's part of a batch, prepared in equal pieces."""
+    size = len(samples) // num_pieces
+    return [prepare(samples[at : at + size]) for at in range(0, len(samples), size)]
+
+
+def check_world(sizes: Mapping[str, int], num_pieces: int, multiple: int) -> None:
     """Refuse a world that cannot share the batches of every bucket.
 
     Raises:
         WorldSizeError: names the bucket and the way out.
     """
     for bucket, size in sizes.items():
-        if size % world_size:
+        if size % num_pieces:
             raise WorldSizeError(
-                f"batches of bucket {bucket} hold {size} clips, but {world_size} workers must divide them: set "
-                f"train.batch_multiple (it is {multiple}) to {math.lcm(multiple, world_size)}"
+                f"batches of bucket {bucket} hold {size} clips, which do not divide over {num_pieces} workers (or "
+                f"pieces, with train.accumulate): set train.batch_multiple (it is {multiple}) to "
+                f"{math.lcm(multiple, num_pieces)}"
             )
 
 
-def check_finite(kind: str, step: int, loss: float, gradient_norm: float, rate: float) -> None:
-    """Refuse to go on, and above all to save, once the training has blown up.
+@contextmanager
+def memory_advice(config: TrainConfig, worker: Worker, batch_size: int) -> Iterator[None]:
+    """Say which knob to turn where a GPU has too little memory.
 
     Raises:
-        FloatingPointError: the loss or the gradient is infinite or not a number.
+        OutOfMemoryError: with the numbers.
     """
-    if not (math.isfinite(loss) and math.isfinite(gradient_norm) and gradient_norm >= 0):  # DeepSpeed's invalid is -1
-        raise FloatingPointError(
-            f"the {kind} loss is {loss} and its gradient {gradient_norm} at step {step}; lower train.learning_rate "
-            f"(it is {rate:g}) and start again: the last checkpoint is intact"
-        )
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        each = batch_size // worker.world_size // config.accumulate
+        knobs = [f"train.accumulate={2 * config.accumulate}"] if each > 1 else []
+        knobs += ["train.activation_checkpointing=true"] if not config.activation_checkpointing else []
+        knobs += [f"train.zero_stage={config.zero_stage + 1}"] if config.zero_stage < 3 else []
+        knobs += ["a smaller bucket or model"] if not knobs else []
+        raise torch.OutOfMemoryError(
+            f"rank {worker.rank} has too little memory for {each} clips at a time at ZeRO stage {config.zero_stage}; "
+            f"set {' or '.join(knobs)} ({str(error).splitlines()[0]})"
+        ) from error

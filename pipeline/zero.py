@@ -10,7 +10,9 @@ import importlib
 import logging
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Literal
 
 import torch
@@ -87,7 +89,8 @@ class _Autocast(nn.Module):
 class ZeroTrainer:
     """A DeepSpeed engine around a module whose forward returns a dictionary of losses with a "total".
 
-    Master weights are float32; with a `dtype` the forward pass computes in it under autocast.
+    Master weights are float32; with a `dtype` the forward pass computes in it under autocast. With a `max_norm`, a step
+    whose gradient, over all ranks and before clipping, is longer or not finite changes nothing.
 
     `holdings` is what this rank's memory holds, and `fragments` its share of that: the shares of all ranks
     tile every parameter exactly once. They differ only at stage 0, where every rank holds everything.
@@ -101,6 +104,8 @@ class ZeroTrainer:
         dtype: torch.dtype | None,
         stage: ZeroStage,
         micro_batch: int,
+        accumulate: int = 1,
+        max_norm: float | None = None,
         weight_decay: float,
         betas: tuple[float, float],
         clip: float,
@@ -109,6 +114,8 @@ class ZeroTrainer:
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.stage = stage
         self.clip = clip
+        self.max_norm = max_norm
+        self.num_skipped = 0  # updates that were left out
         self.shapes = {name: list(parameter.shape) for name, parameter in module.named_parameters()}
         decayed = [p for p in module.parameters() if p.ndim >= 2]
         others = [p for p in module.parameters() if p.ndim < 2]  # norms and biases
@@ -121,9 +128,9 @@ class ZeroTrainer:
             model=_Autocast(module, device, dtype),
             optimizer=self.adam,
             config={
-                "train_batch_size": micro_batch * self.world_size,
+                "train_batch_size": micro_batch * accumulate * self.world_size,
                 "train_micro_batch_size_per_gpu": micro_batch,
-                "gradient_accumulation_steps": 1,
+                "gradient_accumulation_steps": accumulate,
                 "gradient_clipping": clip if stage > 0 else 0.0,  # at stage 0 DeepSpeed keeps the norm to itself
                 "steps_per_print": 10**9,
                 "zero_optimization": {
@@ -142,18 +149,49 @@ class ZeroTrainer:
         self.fragments = self._shares()
         self._norm: float | Tensor = float("nan")
 
-    def step(self, batch: Any, learning_rate: float) -> dict[str, Tensor]:  # noqa: ANN401 - the module's own type
-        """Forward, backward, update; returns this rank's losses."""
+    def step(self, batches: Sequence[Any], learning_rate: float) -> dict[str, Tensor]:
+        """Forward and backward of each micro-batch, then one update; returns the mean of this rank's losses."""
         for group in self.zero.param_groups:
             group["lr"] = learning_rate
-        losses = self.engine(batch)
-        self.engine.backward(losses["total"])
-        if self.stage == 0:
-            self._norm = torch.nn.utils.clip_grad_norm_(self.engine.module.parameters(), self.clip)
-        self.engine.step()
-        if self.stage > 0:
+        sums: dict[str, Tensor] = {}
+        for number, batch in enumerate(batches, 1):
+            losses = self.engine(batch)
+            self.engine.backward(losses["total"])
+            if number == len(batches):
+                self._prepare_update()
+            self.engine.step()  # an update only after the last one
+            for name, loss in losses.items():
+                sums[name] = sums[name] + loss.detach() if name in sums else loss.detach()
+        self.adam.found_inf = None  # pyright: ignore[reportAttributeAccessIssue] - what GradScaler sets
+        if self.stage > 0 and self.max_norm is None:
             self._norm = self.engine.get_global_grad_norm()
-        return {name: loss.detach() for name, loss in losses.items()}
+        return {name: total / len(batches) if len(batches) > 1 else total for name, total in sums.items()}
+
+    @property
+    def skipped(self) -> bool:
+        """Whether the last step made no update, because its gradient's norm was not within `max_norm`."""
+        return self.max_norm is not None and not self._norm <= self.max_norm
+
+    def _prepare_update(self) -> None:
+        """Once the gradients of a step are there: their norm where it decides whether there is an update at all."""
+        if self.max_norm is not None:
+            squares = torch.stack([gradient.float().square().sum() for gradient in self._gradients()]).sum()
+            if self.stage > 0:
+                dist.all_reduce(squares)
+            self._norm = float(squares.sqrt())
+            # The flag of mixed-precision training: AdamW leaves weights, moments and its count as they are.
+            found = torch.tensor(float(self.skipped), device=squares.device)
+            self.adam.found_inf = found  # pyright: ignore[reportAttributeAccessIssue] - what GradScaler sets
+            self.num_skipped += self.skipped
+        if self.stage == 0:
+            norm = torch.nn.utils.clip_grad_norm_(self.engine.module.parameters(), self.clip)
+            self._norm = norm if self.max_norm is None else self._norm
+
+    def _gradients(self) -> list[Tensor]:
+        """The gradients that this rank is going to update with: of everything at stage 0, of its part beyond."""
+        if self.stage == 0:
+            return [p.grad for p in self.engine.module.parameters() if p.grad is not None]
+        return list(chain.from_iterable(self.zero.averaged_gradients.values()))
 
     def gradient_norm(self) -> float:
         """Norm of the last step's gradient before clipping, over all ranks."""
