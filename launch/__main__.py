@@ -93,6 +93,7 @@ def _run(
     debug: bool,
     on_ray: bool = True,
     retry: bool = False,
+    allowed_changes: list[str] | None = None,
 ) -> None:
     with _errors_for_people(debug):
         from launch.config import dump_config, load_config
@@ -105,7 +106,7 @@ def _run(
         warnings.filterwarnings("ignore", category=FutureWarning)  # of libraries; ours are errors in the tests
         from launch.road import Road
 
-        with Road(resolved, on_ray=on_ray, retry=retry, say=typer.echo) as road:
+        with Road(resolved, on_ray=on_ray, retry=retry, allowed_changes=allowed_changes, say=typer.echo) as road:
             road.run(stages)
 
 
@@ -153,20 +154,41 @@ def shard(
     _run(config, overrides, ("draw", "shard"), dry_run=dry_run, debug=debug, retry=retry)
 
 
-Resume = Annotated[bool, typer.Option("--resume", help="Insist on a checkpoint to go on from; fail without one.")]
+Resume = Annotated[
+    bool,
+    typer.Option("--resume", help="Insist on going on from a checkpoint; fail without one, or if settings changed."),
+]
+AllowChange = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow-change",
+        metavar="NAME",
+        help="Resume although this setting is not what the checkpoints were trained with; may be repeated.",
+    ),
+]
 Local = Annotated[bool, typer.Option("--local", help="Train in this process (or under torchrun), without Ray.")]
 
 
 def _train(
-    kind: str, config: Path, overrides: list[str] | None, *, dry_run: bool, debug: bool, resume: bool, local: bool
+    kind: str,
+    config: Path,
+    overrides: list[str] | None,
+    *,
+    dry_run: bool,
+    debug: bool,
+    resume: bool,
+    allow_change: list[str] | None,
+    local: bool,
 ) -> None:
-    if resume:
+    allowed = allow_change or ([] if resume else None)
+    if allowed is not None:
         with _errors_for_people(debug):
             from launch.config import load_config
             from pipeline.checkpoint import insist_on_checkpoint
 
             insist_on_checkpoint(load_config(config, overrides or []).run_dir / kind)
-    _run(config, overrides, (f"train {kind}",), dry_run=dry_run, debug=debug, on_ray=not local)
+    stages = (f"train {kind}",)
+    _run(config, overrides, stages, dry_run=dry_run, debug=debug, on_ray=not local, allowed_changes=allowed)
 
 
 @train_app.command()
@@ -174,6 +196,7 @@ def autoencoder(
     config: Config,
     overrides: Overrides = None,
     resume: Resume = False,
+    allow_change: AllowChange = None,
     local: Local = False,
     dry_run: DryRun = False,
     debug: Debug = False,
@@ -182,7 +205,16 @@ def autoencoder(
 
     Example: `reelflow train autoencoder demo --set autoencoder.train.steps=2000 --resume`
     """
-    _train("autoencoder", config, overrides, dry_run=dry_run, debug=debug, resume=resume, local=local)
+    _train(
+        "autoencoder",
+        config,
+        overrides,
+        dry_run=dry_run,
+        debug=debug,
+        resume=resume,
+        allow_change=allow_change,
+        local=local,
+    )
 
 
 @train_app.command()
@@ -190,6 +222,7 @@ def dit(
     config: Config,
     overrides: Overrides = None,
     resume: Resume = False,
+    allow_change: AllowChange = None,
     local: Local = False,
     dry_run: DryRun = False,
     debug: Debug = False,
@@ -198,7 +231,16 @@ def dit(
 
     Example: `reelflow train dit demo --set dit.train.steps=5000 --resume`
     """
-    _train("dit", config, overrides, dry_run=dry_run, debug=debug, resume=resume, local=local)
+    _train(
+        "dit",
+        config,
+        overrides,
+        dry_run=dry_run,
+        debug=debug,
+        resume=resume,
+        allow_change=allow_change,
+        local=local,
+    )
 
 
 @app.command()

@@ -12,10 +12,12 @@ from launch.road import StageOrderError
 from pipeline.checkpoint import CheckpointError
 from pipeline.lock import LockedError
 from pipeline.prompts import PromptError
+from pipeline.stage import ChangedError
 from pipeline.workers import TrainingError, WorldSizeError
 
 OURS = (
     CaptionError,
+    ChangedError,
     CheckpointError,
     ConfigError,
     DatasetError,

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -52,10 +52,17 @@ class Road:
     """One run: its configuration, its folder, and its stages as methods in the order they depend on each other."""
 
     def __init__(
-        self, config: RunConfig, *, on_ray: bool = True, retry: bool = False, say: Callable[[str], None] = print
+        self,
+        config: RunConfig,
+        *,
+        on_ray: bool = True,
+        retry: bool = False,
+        allowed_changes: Collection[str] | None = None,
+        say: Callable[[str], None] = print,
     ) -> None:
         self.config = config
         self._retry = retry  # what was put in quarantine
+        self._allowed_changes = allowed_changes  # None: a training whose inputs changed is made anew
         self.dir = config.run_dir
         self._on_ray = on_ray
         self._say = say
@@ -293,10 +300,21 @@ class Road:
 
     def _train(self, name: str, folder: str, task: TrainTask, config: TrainConfig, inputs: dict[str, Any]) -> None:
         continues = {"steps": config.steps}
-        pacing = {name for name in TrainConfig.model_fields if name.startswith(("checkpoint_", "keep_", "log_"))}
-        pacing |= {"steps", "zero_stage"}  # may change from one start to the next
+        pacing = {
+            name for name in TrainConfig.model_fields if name.startswith(("checkpoint_", "keep_", "log_", "stall_"))
+        }
+        # May change from one start to the next: none changes what is learnt, but for the order of a sum.
+        pacing |= {
+            "steps",
+            "zero_stage",
+            "accumulate",
+            "readers",
+            "activation_checkpointing",
+            "compile",
+            "stall_minutes",
+        }
         inputs = inputs | {"train": config.model_dump(exclude=pacing), "seed": self.config.seed}
-        with self._stage(name, folder, inputs, continues) as stage:
+        with self._stage(name, folder, inputs, continues, allowed_changes=self._allowed_changes) as stage:
             if stage is None:
                 return
             for line in describe_batches(task.subsets(), config):
@@ -328,9 +346,10 @@ class Road:
         inputs: dict[str, Any],
         continues: dict[str, Any] | None = None,
         standing: Callable[[], int] | None = None,
+        allowed_changes: Collection[str] | None = None,
     ) -> Iterator[Stage | None]:
         """Yield the stage if it has something to do, connected to the cluster; say what happens."""
-        stage = begin(self.dir / folder, name, inputs, continues, standing)
+        stage = begin(self.dir / folder, name, inputs, continues, standing, allowed_changes)
         if stage.complete:
             self._say(f"{name}: nothing to do ({_summary(stage.record)})")
             yield None

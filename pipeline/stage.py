@@ -10,7 +10,7 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -21,6 +21,27 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from data.publish import publish_text, remove_unpublished
 
 RECORD_NAME = "stage.json"
+
+
+@dataclass(frozen=True)
+class Change:
+    """One input that is not what it was."""
+
+    name: str  # such as train.learning_rate
+    text: str  # with both values
+
+
+class ChangedError(ValueError):
+    """A stage that was to go on was made from something else; the message lists every difference."""
+
+    def __init__(self, folder: Path, changes: list[Change]) -> None:
+        lines = "".join(f"\n  {change.text}" for change in changes)
+        names = " ".join(f"--allow-change {change.name}" for change in changes)
+        super().__init__(
+            f"{folder} was made from something else:{lines}\n"
+            f"set it back; or go on all the same with {names}; or leave out --resume to train anew "
+            "(the old folder is kept)"
+        )
 
 
 class StageRecord(BaseModel):
@@ -74,6 +95,7 @@ def begin(
     inputs: dict[str, Any],
     continues: dict[str, Any] | None = None,
     standing: Callable[[], int] | None = None,
+    allowed_changes: Collection[str] | None = None,
 ) -> Stage:
     """Look at what is in `folder` and decide: skip, go on, or start.
 
@@ -82,6 +104,11 @@ def begin(
         continues: settings that may change without making the old output wrong, only unfinished
             (how many steps to train): a change of one reopens a complete stage.
         standing: how many shards in the folder the new inputs would give again; the stage remakes the others in place.
+        allowed_changes: names of inputs that may differ and what is there still be gone on from; None: whatever
+            differs, the stage is made anew.
+
+    Raises:
+        ChangedError: other inputs differ.
     """
     inputs = json.loads(json.dumps({**inputs, "continues": continues or {}}))
     old = read_record(folder)
@@ -93,20 +120,27 @@ def begin(
             if old.complete and not missing and old.inputs.get("continues") == inputs["continues"]:
                 return Stage(folder, old, "nothing to do", time.monotonic())
             note = f"goes on: {missing[0]} is missing" if old.complete and missing else "goes on"
-            old.complete, old.inputs = False, inputs
-            if missing:
+            if old.complete:  # what was made from it is not made from what it will be
                 old.build = uuid.uuid4().hex[:12]
+            old.complete, old.inputs = False, inputs
             remove_unpublished(folder)
             return Stage(folder, old, note, time.monotonic())
+        if allowed_changes is not None:
+            refused = [change for change in changed if change.name not in allowed_changes]
+            if refused:
+                raise ChangedError(folder, refused)
+            old.complete, old.inputs, old.build = False, inputs, uuid.uuid4().hex[:12]
+            remove_unpublished(folder)
+            return Stage(folder, old, f"goes on although {_told(changed)}", time.monotonic())
         if standing is not None and (num_standing := standing()) > 0:
             old.complete, old.inputs, old.build = False, inputs, uuid.uuid4().hex[:12]
             remove_unpublished(folder)
-            note = f"{'; '.join(changed)}: {num_standing} shards stand, what depends on it is made again"
+            note = f"{_told(changed)}: {num_standing} shards stand, what depends on it is made again"
             stage = Stage(folder, old, note, time.monotonic())
             stage.save()
             return stage
         aside = _set_aside(folder)
-        note = f"{'; '.join(changed)}: made again, the old one is in {aside.name}"
+        note = f"{_told(changed)}: made again, the old one is in {aside.name}"
     elif folder.exists() and any(folder.iterdir()):
         aside = _set_aside(folder)
         note = f"the folder held something unknown, now in {aside.name}"
@@ -137,18 +171,23 @@ def _set_aside(folder: Path) -> Path:
     return aside
 
 
-def _changes(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """Which leaves differ, as "path: old -> new"; None in `new` is not compared."""
-    lines = []
+def _told(changes: list[Change]) -> str:
+    return "; ".join(change.text for change in changes)
+
+
+def _changes(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[Change]:
+    """Which leaves differ; None in `new` is not compared."""
+    changes = []
     for key in sorted(old.keys() | new.keys()):
         before, after = old.get(key), new.get(key)
         if key in new and after is None and key not in old:
             continue
         if isinstance(before, dict) and isinstance(after, dict):
-            lines += _changes(before, after, f"{prefix}{key}.")
+            changes += _changes(before, after, f"{prefix}{key}.")
         elif before != after:
-            lines.append(f"{prefix}{key} changed ({_short(before)} -> {_short(after)})")
-    return lines
+            text = f"{prefix}{key} changed ({_short(before)} -> {_short(after)})"
+            changes.append(Change(f"{prefix}{key}", text))
+    return changes
 
 
 def _short(value: Any) -> str:  # noqa: ANN401 - any JSON value

@@ -142,6 +142,35 @@ def test_more_steps_go_on_from_the_checkpoint(run):
     assert "resuming from step 6" in more.stdout
     assert [row["step"] for row in read_metrics(run_dir / "dit")] == list(range(1, 9))
     assert open_checkpoint(run_dir / "dit").record.step == 8
+    again = launch("sample", str(config))
+    assert "dit changed" in again.stdout  # what was sampled before came from fewer steps
+
+
+def test_a_changed_setting_is_shown_and_refused_unless_allowed_by_name(run, tmp_path):
+    config, run_dir, _ = run
+    for folder in ("videos", "clips", "autoencoder", "latents", "dit"):
+        shutil.copytree(run_dir / folder, tmp_path / "tiny" / folder)
+    settings = [
+        "dit.train.steps=9",
+        "dit.train.learning_rate=0.0005",
+        "dit.flow.caption_drop=0.2",
+        f"runs_dir={tmp_path}",
+    ]
+    command = ["train", "dit", str(config), "--local", *(part for setting in settings for part in ("--set", setting))]
+    refused = launch(*command, "--resume")
+    assert refused.returncode == 1
+    assert "train.learning_rate changed (0.001 -> 0.0005)" in refused.stderr
+    assert "flow.caption_drop changed (0.1 -> 0.2)" in refused.stderr
+    assert "--allow-change flow.caption_drop --allow-change train.learning_rate" in refused.stderr
+    half = launch(*command, "--allow-change", "train.learning_rate")
+    assert half.returncode == 1
+    assert "learning_rate" not in half.stderr
+    before = read_metrics(tmp_path / "tiny" / "dit")[-1]["step"]
+    allowed = launch(*command, "--allow-change", "train.learning_rate", "--allow-change", "flow.caption_drop")
+    assert allowed.returncode == 0, allowed.stderr
+    assert f"resuming from step {before}" in allowed.stdout
+    assert [row["step"] for row in read_metrics(tmp_path / "tiny" / "dit")] == list(range(1, 10))
+    assert not (tmp_path / "tiny" / "dit.superseded-1").exists()
 
 
 def test_a_checkpoint_alone_is_enough_to_sample(run, tmp_path):
