@@ -9,23 +9,25 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
-from itertools import chain
+from itertools import chain, dropwhile
 from pathlib import Path
 from typing import Literal
 
 import av
+import av.container
 import av.filter
 import decord
 import numpy as np
+from av.video.reformatter import VideoReformatter
 from decord._ffi.base import DECORDError
 from jaxtyping import UInt8
 
 from data.clip import Decoder
+from data.entries import Entry, Run, is_exact, plan_runs
 from data.probe import Probe, VideoError
 
 DECORD_ERRORS = (DECORDError, RuntimeError)  # the second where it cannot open a file at all
 DECORD_STAMP_SECONDS = 2e-3  # decord keeps time stamps in single precision
-BLOCK_BYTES = 2**26  # of pixels asked of decord in one call
 
 Frame = UInt8[np.ndarray, "h w 3"]
 Clock = Literal["pts", "dts"]  # when a frame is shown, or when it is decoded
@@ -73,12 +75,11 @@ def _decord_timeline(path: Path, probe: Probe) -> Timeline | None:
         return None
     if np.abs(stamps[:, 0] - probe.times_seconds).max() > DECORD_STAMP_SECONDS:
         return None
-    block = max(1, BLOCK_BYTES // (3 * probe.height * probe.width))
 
     def read(indices: list[int]) -> Iterator[Frame]:
         try:
-            for start in range(0, len(indices), block):
-                yield from reader.get_batch(indices[start : start + block]).asnumpy()
+            for index in indices:  # one by one: a batch is copied once more, into memory that is new each time
+                yield reader[index].asnumpy()
         except DECORD_ERRORS as error:  # frames whose width its padding does not divide, damage further on
             raise UnfitDecoderError(str(error)) from error
 
@@ -122,20 +123,32 @@ def _torchcodec_read(path: Path, probe: Probe, indices: list[int]) -> Iterator[F
 
 def _pyav_timeline(path: Path, probe: Probe, ticks: np.ndarray, clock: Clock) -> Timeline:
     def read(indices: list[int]) -> Iterator[Frame]:
-        wanted = iter(ticks[indices].tolist())
-        tick = next(wanted, None)
-        for frame, stamp in _pyav_frames(path, probe, clock):
-            if stamp is None or tick is None or stamp < tick:
-                continue
-            if stamp > tick:
-                break
-            yield probe.matrix.apply(frame.to_ndarray(format="rgb24"))
-            tick = next(wanted, None)
-            if tick is None:
-                return
-        raise UnfitDecoderError(f"no frame with the time stamp {tick} comes out of the decoder")
+        for run in plan_runs(ticks, indices, probe.entries if clock == "pts" else ()):
+            try:
+                yield from _pyav_run(path, probe, clock, run)
+            except _NoEntryError:  # before its first frame
+                yield from _pyav_run(path, probe, clock, Run(None, run.ticks))
 
     return Timeline(ticks * probe.seconds_per_tick, read, "pyav")
+
+
+def _pyav_run(path: Path, probe: Probe, clock: Clock, run: Run) -> Iterator[Frame]:
+    """The wanted frames of a run, in RGB, as they are shown."""
+    wanted, reformatter = iter(run.ticks), VideoReformatter()
+    tick = next(wanted)
+    for frame, stamp in _pyav_frames(path, probe, clock, run.entry):
+        if stamp is None or stamp < tick:
+            continue
+        if stamp > tick:
+            break
+        # One thread, set up once per run: both cost more than the conversion of a small frame.
+        picture = reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
+        yield probe.matrix.apply(picture)
+        try:
+            tick = next(wanted)
+        except StopIteration:
+            return
+    raise UnfitDecoderError(f"no frame with the time stamp {tick} comes out of the decoder")
 
 
 def _measured_timeline(path: Path, probe: Probe) -> Timeline:
@@ -151,20 +164,61 @@ def _measured_timeline(path: Path, probe: Probe) -> Timeline:
     raise VideoError("no_time_stamps", "its frames carry no usable time stamps")
 
 
-def _pyav_frames(path: Path, probe: Probe, clock: Clock) -> Iterator[tuple[av.VideoFrame, int | None]]:
-    """Every frame that is shown, in the order of decoding, deinterlaced, with its time stamp in ticks."""
+def _pyav_frames(
+    path: Path, probe: Probe, clock: Clock, entry: Entry | None = None
+) -> Iterator[tuple[av.VideoFrame, int | None]]:
+    """Every frame that is shown, in the order of decoding, deinterlaced, with its time stamp in ticks.
+
+    Args:
+        entry: where to begin; None: at the start of the file.
+    """
     try:
         with av.open(str(path.resolve())) as container:
             stream = container.streams[probe.stream_index]
             assert isinstance(stream, av.VideoStream)
             stream.codec_context.thread_count = 1  # more processes beat more threads
-            frames = container.decode(stream)
+            frames = container.decode(stream) if entry is None else _frames_from(entry, container, stream)
             for frame in _deinterlaced(frames, stream) if probe.is_interlaced else frames:
                 if (frame.height, frame.width) != probe.stored_size:
                     raise VideoError("size_changes", "its frame size changes in mid-stream")
                 yield frame, frame.dts if clock == "dts" else frame.pts
     except av.FFmpegError as error:
         raise VideoError("undecodable", f"it cannot be decoded (FFmpeg: {error.strerror})") from error
+
+
+class _NoEntryError(Exception):
+    """The file does not keep at an entry what its list of packets promised."""
+
+
+def _frames_from(
+    entry: Entry, container: av.container.InputContainer, stream: av.VideoStream
+) -> Iterator[av.VideoFrame]:
+    """The frames from an entry on.
+
+    Raises:
+        _NoEntryError: the container does not lead there, or the bitstream is not one to begin with at this place.
+    """
+    try:
+        # The first packet tells which encoder wrote the file, whose mistakes FFmpeg makes up for (4:4:4 of old x264).
+        next(container.demux(stream)).decode()
+        container.seek(entry.seek_tick, stream=stream)
+        packets = dropwhile(lambda packet: packet.pts != entry.tick, container.demux(stream))
+        first = next(packets, None)
+    except av.FFmpegError as error:
+        raise _NoEntryError from error
+    if first is None or not first.is_keyframe or not is_exact(stream.codec_context.codec.canonical_name, bytes(first)):
+        raise _NoEntryError
+    frames = (frame for packet in chain((first,), packets) for frame in packet.decode())
+    for frame in frames:
+        assert isinstance(frame, av.VideoFrame)
+        if frame.pts is not None and frame.pts >= entry.tick:
+            if frame.pts > entry.tick or not frame.key_frame:
+                raise _NoEntryError
+            yield frame
+            break
+    for frame in frames:
+        assert isinstance(frame, av.VideoFrame)
+        yield frame
 
 
 def _deinterlaced(frames: Iterator[av.VideoFrame], stream: av.VideoStream) -> Iterator[av.VideoFrame]:
