@@ -76,7 +76,7 @@ def test_a_late_clip_of_a_long_file_is_not_decoded_from_its_start(tmp_path, x264
     [
         "fixtures/cockatoo.mp4",  # 4:4:4 of an old x264: without the first packet's word on that, all colours differ
         "robust_torchcodec/h265_video.mp4",
-        "robust_androidx/sample_h265.ts",
+        "robust_androidx/iibbibb_editlist_videoonly.mp4",
         "robust_androidx/bbb_800x640_768kbps_30fps_avc_pyramid_3b.mp4",
         "robust_androidx/sample_portrait.mp4",
         "fixtures/Big_Buck_Bunny_180_10s.webm",
