@@ -78,7 +78,7 @@ def test_a_late_clip_of_a_long_file_is_not_decoded_from_its_start(tmp_path, x264
         "robust_torchcodec/h265_video.mp4",
         "robust_androidx/iibbibb_editlist_videoonly.mp4",
         "robust_androidx/bbb_800x640_768kbps_30fps_avc_pyramid_3b.mp4",
-        "robust_androidx/sample_portrait.mp4",
+        "fixtures/sync_test.mkv",
         "fixtures/Big_Buck_Bunny_180_10s.webm",
         "robust_androidx/sample_sef_super_slow_motion.mp4",
     ],
