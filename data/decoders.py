@@ -78,8 +78,10 @@ def _decord_timeline(path: Path, probe: Probe) -> Timeline | None:
 
     def read(indices: list[int]) -> Iterator[Frame]:
         try:
-            for index in indices:  # one by one: a batch is copied once more, into memory that is new each time
-                yield reader[index].asnumpy()
+            for index in indices:
+                # In batches of one: a larger one lies in memory that is new each time, and `reader[index]` does not
+                # notice padded rows.
+                yield reader.get_batch([index]).asnumpy()[0]
         except DECORD_ERRORS as error:  # frames whose width its padding does not divide, damage further on
             raise UnfitDecoderError(str(error)) from error
 
