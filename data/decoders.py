@@ -23,7 +23,7 @@ from decord._ffi.base import DECORDError
 from jaxtyping import UInt8
 
 from data.clip import Decoder
-from data.entries import Entry, Run, is_exact, plan_runs
+from data.entries import Entry, is_exact, plan_runs
 from data.probe import Probe, VideoError
 
 DECORD_ERRORS = (DECORDError, RuntimeError)  # the second where it cannot open a file at all
@@ -124,33 +124,62 @@ def _torchcodec_read(path: Path, probe: Probe, indices: list[int]) -> Iterator[F
 
 
 def _pyav_timeline(path: Path, probe: Probe, ticks: np.ndarray, clock: Clock) -> Timeline:
-    def read(indices: list[int]) -> Iterator[Frame]:
-        for run in plan_runs(ticks, indices, probe.entries if clock == "pts" else ()):
+    return Timeline(ticks * probe.seconds_per_tick, _PyavReader(path, probe, ticks, clock).read, "pyav")
+
+
+class _PyavReader:
+    """Reads on from where it stands, or from an entry, or again from the start, whichever is nearest."""
+
+    def __init__(self, path: Path, probe: Probe, ticks: np.ndarray, clock: Clock) -> None:
+        self._path, self._probe, self._ticks = path, probe, ticks
+        self._clock: Clock = clock
+        self._entries = probe.entries if clock == "pts" else ()
+        self._reformatter = VideoReformatter()
+        self._restart()
+
+    def _restart(self) -> None:
+        self._frames, self._at = _pyav_frames(self._path, self._probe, self._clock), 0
+        self._last: Frame | None = None  # frame `_at - 1`: of a slow video, the next clip begins with it as well
+
+    def read(self, indices: list[int]) -> Iterator[Frame]:
+        """Frames by index, which must increase.
+
+        Raises:
+            UnfitDecoderError: one does not come out of the decoder.
+            VideoError: the file cannot be decoded.
+        """
+        if indices and indices[0] == self._at - 1 and self._last is not None:
+            yield self._last
+            indices = indices[1:]
+        if indices and indices[0] < self._at:
+            self._restart()
+        for run in plan_runs(self._ticks, indices, self._entries, self._at):
+            if run.entry is not None:
+                self._frames = _pyav_frames(self._path, self._probe, self._clock, run.entry)
             try:
-                yield from _pyav_run(path, probe, clock, run)
+                yield from self._read_run(run.ticks)
             except _NoEntryError:  # before its first frame
-                yield from _pyav_run(path, probe, clock, Run(None, run.ticks))
+                self._restart()
+                yield from self._read_run(run.ticks)
 
-    return Timeline(ticks * probe.seconds_per_tick, read, "pyav")
-
-
-def _pyav_run(path: Path, probe: Probe, clock: Clock, run: Run) -> Iterator[Frame]:
-    """The wanted frames of a run, in RGB, as they are shown."""
-    wanted, reformatter = iter(run.ticks), VideoReformatter()
-    tick = next(wanted)
-    for frame, stamp in _pyav_frames(path, probe, clock, run.entry):
-        if stamp is None or stamp < tick:
-            continue
-        if stamp > tick:
-            break
-        # One thread, set up once per run: both cost more than the conversion of a small frame.
-        picture = reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
-        yield probe.matrix.apply(picture)
-        try:
-            tick = next(wanted)
-        except StopIteration:
-            return
-    raise UnfitDecoderError(f"no frame with the time stamp {tick} comes out of the decoder")
+    def _read_run(self, wanted: list[int]) -> Iterator[Frame]:
+        remaining = iter(wanted)
+        tick = next(remaining)
+        for frame, stamp in self._frames:
+            if stamp is None or stamp < tick:
+                continue
+            if stamp > tick:
+                break
+            # One thread, set up once: both cost more than the conversion of a small frame.
+            picture = self._reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
+            self._last = self._probe.matrix.apply(picture)
+            self._at = int(np.searchsorted(self._ticks, tick)) + 1
+            yield self._last
+            tick = next(remaining, None)
+            if tick is None:
+                return
+        self._restart()
+        raise UnfitDecoderError(f"no frame with the time stamp {tick} comes out of the decoder")
 
 
 def _measured_timeline(path: Path, probe: Probe) -> Timeline:

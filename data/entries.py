@@ -39,9 +39,9 @@ class Entry:
 
 @dataclass(frozen=True)
 class Run:
-    """Frames read one after the other from one place on."""
+    """Frames read one after the other."""
 
-    entry: Entry | None  # None: from the start of the file
+    entry: Entry | None  # where from; None: from where the decoder stands
     ticks: list[int]  # of the wanted frames, increasing
 
 
@@ -59,16 +59,17 @@ def entries_of(packets: Sequence[Packet]) -> tuple[Entry, ...]:
     return tuple(entries[1:])  # the first is the start of the file
 
 
-def plan_runs(ticks: np.ndarray, indices: Sequence[int], entries: Sequence[Entry]) -> list[Run]:
+def plan_runs(ticks: np.ndarray, indices: Sequence[int], entries: Sequence[Entry], at: int = 0) -> list[Run]:
     """Cut wanted frames into runs, where a seek skips at least `SEEK_FRAMES` frames.
 
     Args:
         ticks: when each frame of the file is shown, increasing.
         indices: the wanted frames, increasing.
         entries: in order.
+        at: the frame that the decoder would give next.
     """
     runs: list[Run] = []
-    places, at = [entry.tick for entry in entries], 0  # frame that the decoder has come to
+    places = [entry.tick for entry in entries]
     for index in indices:
         tick = int(ticks[index])
         found = bisect_right(places, tick) - 1

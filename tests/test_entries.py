@@ -118,6 +118,20 @@ def test_an_entry_has_everything_before_it_shown_before_it():
     assert entries_of([*packets(0, 1, 2, keys=(0, 1)), Packet(None, 3, False, False)]) == ()
 
 
+def test_clips_read_one_after_the_other_are_decoded_once(tmp_path, monkeypatch):
+    path = tmp_path / "long.mp4"
+    write_long(path, 8, f"scenecut=0:keyint={8 * FPS}")
+    probe = probe_video(path)
+    opened = []
+    monkeypatch.setattr("data.decoders._pyav_frames", lambda *args: opened.append(args) or _pyav_frames(*args))
+    timeline = _pyav_timeline(path, probe, probe.ticks, "pts")
+    clips = [list(range(0, 40, 3)), [39, 42, 45], [45, 46, 120], [121, 199], [5, 6]]
+    for wanted, number_opened in zip(clips, (1, 1, 1, 1, 2), strict=True):
+        read = list(timeline.read(wanted))
+        assert len(opened) == number_opened
+        np.testing.assert_array_equal(read, decoded_from_the_start(path, probe, wanted))
+
+
 def test_a_seek_is_worth_it_only_past_enough_frames():
     ticks = np.arange(200) * 10
     entries = [Entry(tick, tick) for tick in range(250, 2000, 250)]
@@ -129,4 +143,5 @@ def test_a_seek_is_worth_it_only_past_enough_frames():
     near = 25 - SEEK_FRAMES
     assert plan_runs(ticks, [near, 26], entries) == [Run(None, [near * 10, 260])]
     assert plan_runs(ticks, [near - 1, 26], entries) == [Run(None, [(near - 1) * 10]), Run(entries[0], [260])]
+    assert plan_runs(ticks, [30], entries, at=20) == [Run(None, [300])]
     assert plan_runs(ticks, [150, 199], []) == [Run(None, [1500, 1990])]
