@@ -28,6 +28,7 @@ from data.probe import Probe, VideoError
 
 DECORD_ERRORS = (DECORDError, RuntimeError)  # the second where it cannot open a file at all
 DECORD_STAMP_SECONDS = 2e-3  # decord keeps time stamps in single precision
+BLOCK_BYTES = 2**26  # of pixels asked of decord in one call; `reader[index]` does not notice padded rows
 
 Frame = UInt8[np.ndarray, "h w 3"]
 Clock = Literal["pts", "dts"]  # when a frame is shown, or when it is decoded
@@ -75,13 +76,12 @@ def _decord_timeline(path: Path, probe: Probe) -> Timeline | None:
         return None
     if np.abs(stamps[:, 0] - probe.times_seconds).max() > DECORD_STAMP_SECONDS:
         return None
+    block = max(1, BLOCK_BYTES // (3 * probe.height * probe.width))
 
     def read(indices: list[int]) -> Iterator[Frame]:
         try:
-            for index in indices:
-                # In batches of one: a larger one lies in memory that is new each time, and `reader[index]` does not
-                # notice padded rows.
-                yield reader.get_batch([index]).asnumpy()[0]
+            for start in range(0, len(indices), block):
+                yield from reader.get_batch(indices[start : start + block]).asnumpy()
         except DECORD_ERRORS as error:  # frames whose width its padding does not divide, damage further on
             raise UnfitDecoderError(str(error)) from error
 
