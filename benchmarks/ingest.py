@@ -6,11 +6,12 @@ Sources are drawn here: H.264 at 1080p with B-frames and a key frame every ten s
 work, and the demo's, where opening a file is. Each is cut by `prepare_source` (probe, time stamps, decode, resize,
 encode) and, in turn, read by decord alone, in the same process of a Ray worker, one thread each. Two ceilings:
 
-    asked   decord reads the frames that the clips consist of, one by one (its batches cost more)
+    asked   decord reads the frames that the clips consist of, one by one (batches of 1080p cost it more)
     all     decord reads every frame
 
 Figures are CPU time; a ratio is the median over rounds of (decord's time / ours). PyAV alone, reading the same frames,
-stands beside them. Memory is the proportional set size of every process, at its peak while the demo's stage runs.
+stands beside them. Memory is the proportional set size of every process, at its peak while the demo's stage
+runs; what a clip takes on disk besides its own bytes is measured there too.
 """
 
 import argparse
@@ -38,6 +39,7 @@ from scipy.ndimage import zoom
 from data.buckets import Bucket
 from data.probe import probe_video
 from data.publish import publish_text
+from data.shards import read_index
 from data.sources import Source, list_folder
 from data.video import plan_spans
 from launch.cluster import connected
@@ -231,20 +233,20 @@ def measure_stage(scratch: Path) -> dict[str, Any]:
         "videos": len(sources),
         "clips": manifest.num_samples,
         "wall_seconds": seconds,
-        "disk_bytes_per_clip": disk / manifest.num_samples,
-        "payload_bytes_per_clip": sum(shard.num_bytes for shard in manifest.shards) / manifest.num_samples,
+        "overhead_bytes_per_clip": (disk - sum(row.size for row in read_index(scratch / "clips")))
+        / manifest.num_samples,
         "peak_pss_mib": peak,
     }
 
 
-def estimate(cut: Cut) -> dict[str, float]:
+def estimate(cut: Cut, overhead_bytes: float) -> dict[str, float]:
     """A thousand hours of such video: see docs/scale.md for the formula."""
     clips_per_hour = cut.clips / (cut.source_seconds / 3600)
     return {
         "hours": HOURS,
         "clips": HOURS * clips_per_hour,
         "cpu_core_hours": HOURS / cut.source_hours_per_cpu_hour,
-        "disk_gib": HOURS * clips_per_hour * cut.clip_bytes / 2**30,
+        "disk_gib": HOURS * clips_per_hour * (cut.clip_bytes + overhead_bytes) / 2**30,
     }
 
 
@@ -276,7 +278,7 @@ def main() -> None:
             f"{cut.all_cpu_seconds:.2f} for all (ratio {cut.ratio_to_all:.2f}); PyAV alone "
             f"{cut.pyav_asked_cpu_seconds:.2f}; {cut.source_hours_per_cpu_hour:.0f} source-hours per CPU-hour"
         )
-    whole = estimate(cuts[1])
+    whole = estimate(cuts[1], stage["overhead_bytes_per_clip"])
     print(f"{HOURS} hours: {whole['cpu_core_hours']:.0f} core-hours, {whole['disk_gib']:.1f} GiB")
     print(f"stage: {stage['wall_seconds']:.1f} s, peak {stage['peak_pss_mib']}")
     figures = {
