@@ -9,23 +9,26 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
-from itertools import chain
+from itertools import chain, dropwhile
 from pathlib import Path
 from typing import Literal
 
 import av
+import av.container
 import av.filter
 import decord
 import numpy as np
+from av.video.reformatter import VideoReformatter
 from decord._ffi.base import DECORDError
 from jaxtyping import UInt8
 
 from data.clip import Decoder
+from data.entries import Entry, is_exact, plan_runs
 from data.probe import Probe, VideoError
 
 DECORD_ERRORS = (DECORDError, RuntimeError)  # the second where it cannot open a file at all
 DECORD_STAMP_SECONDS = 2e-3  # decord keeps time stamps in single precision
-BLOCK_BYTES = 2**26  # of pixels asked of decord in one call
+BLOCK_BYTES = 2**26  # of pixels asked of decord in one call; `reader[index]` does not notice padded rows
 
 Frame = UInt8[np.ndarray, "h w 3"]
 Clock = Literal["pts", "dts"]  # when a frame is shown, or when it is decoded
@@ -121,21 +124,62 @@ def _torchcodec_read(path: Path, probe: Probe, indices: list[int]) -> Iterator[F
 
 
 def _pyav_timeline(path: Path, probe: Probe, ticks: np.ndarray, clock: Clock) -> Timeline:
-    def read(indices: list[int]) -> Iterator[Frame]:
-        wanted = iter(ticks[indices].tolist())
-        tick = next(wanted, None)
-        for frame, stamp in _pyav_frames(path, probe, clock):
-            if stamp is None or tick is None or stamp < tick:
+    return Timeline(ticks * probe.seconds_per_tick, _PyavReader(path, probe, ticks, clock).read, "pyav")
+
+
+class _PyavReader:
+    """Reads on from where it stands, or from an entry, or again from the start, whichever is nearest."""
+
+    def __init__(self, path: Path, probe: Probe, ticks: np.ndarray, clock: Clock) -> None:
+        self._path, self._probe, self._ticks = path, probe, ticks
+        self._clock: Clock = clock
+        self._entries = probe.entries if clock == "pts" else ()
+        self._reformatter = VideoReformatter()
+        self._restart()
+
+    def _restart(self) -> None:
+        self._frames, self._at = _pyav_frames(self._path, self._probe, self._clock), 0
+        self._last: Frame | None = None  # frame `_at - 1`: of a slow video, the next clip begins with it as well
+
+    def read(self, indices: list[int]) -> Iterator[Frame]:
+        """Frames by index, which must increase.
+
+        Raises:
+            UnfitDecoderError: one does not come out of the decoder.
+            VideoError: the file cannot be decoded.
+        """
+        if indices and indices[0] == self._at - 1 and self._last is not None:
+            yield self._last
+            indices = indices[1:]
+        if indices and indices[0] < self._at:
+            self._restart()
+        for run in plan_runs(self._ticks, indices, self._entries, self._at):
+            if run.entry is not None:
+                self._frames = _pyav_frames(self._path, self._probe, self._clock, run.entry)
+            try:
+                yield from self._read_run(run.ticks)
+            except _NoEntryError:  # before its first frame
+                self._restart()
+                yield from self._read_run(run.ticks)
+
+    def _read_run(self, wanted: list[int]) -> Iterator[Frame]:
+        remaining = iter(wanted)
+        tick = next(remaining)
+        for frame, stamp in self._frames:
+            if stamp is None or stamp < tick:
                 continue
             if stamp > tick:
                 break
-            yield probe.matrix.apply(frame.to_ndarray(format="rgb24"))
-            tick = next(wanted, None)
+            # One thread, set up once: both cost more than the conversion of a small frame.
+            picture = self._reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
+            self._last = self._probe.matrix.apply(picture)
+            self._at = int(np.searchsorted(self._ticks, tick)) + 1
+            yield self._last
+            tick = next(remaining, None)
             if tick is None:
                 return
+        self._restart()
         raise UnfitDecoderError(f"no frame with the time stamp {tick} comes out of the decoder")
-
-    return Timeline(ticks * probe.seconds_per_tick, read, "pyav")
 
 
 def _measured_timeline(path: Path, probe: Probe) -> Timeline:
@@ -151,20 +195,61 @@ def _measured_timeline(path: Path, probe: Probe) -> Timeline:
     raise VideoError("no_time_stamps", "its frames carry no usable time stamps")
 
 
-def _pyav_frames(path: Path, probe: Probe, clock: Clock) -> Iterator[tuple[av.VideoFrame, int | None]]:
-    """Every frame that is shown, in the order of decoding, deinterlaced, with its time stamp in ticks."""
+def _pyav_frames(
+    path: Path, probe: Probe, clock: Clock, entry: Entry | None = None
+) -> Iterator[tuple[av.VideoFrame, int | None]]:
+    """Every frame that is shown, in the order of decoding, deinterlaced, with its time stamp in ticks.
+
+    Args:
+        entry: where to begin; None: at the start of the file.
+    """
     try:
         with av.open(str(path.resolve())) as container:
             stream = container.streams[probe.stream_index]
             assert isinstance(stream, av.VideoStream)
             stream.codec_context.thread_count = 1  # more processes beat more threads
-            frames = container.decode(stream)
+            frames = container.decode(stream) if entry is None else _frames_from(entry, container, stream)
             for frame in _deinterlaced(frames, stream) if probe.is_interlaced else frames:
                 if (frame.height, frame.width) != probe.stored_size:
                     raise VideoError("size_changes", "its frame size changes in mid-stream")
                 yield frame, frame.dts if clock == "dts" else frame.pts
     except av.FFmpegError as error:
         raise VideoError("undecodable", f"it cannot be decoded (FFmpeg: {error.strerror})") from error
+
+
+class _NoEntryError(Exception):
+    """The file does not keep at an entry what its list of packets promised."""
+
+
+def _frames_from(
+    entry: Entry, container: av.container.InputContainer, stream: av.VideoStream
+) -> Iterator[av.VideoFrame]:
+    """The frames from an entry on.
+
+    Raises:
+        _NoEntryError: the container does not lead there, or the bitstream is not one to begin with at this place.
+    """
+    try:
+        # The first packet tells which encoder wrote the file, whose mistakes FFmpeg makes up for (4:4:4 of old x264).
+        next(container.demux(stream)).decode()
+        container.seek(entry.seek_tick, stream=stream)
+        packets = dropwhile(lambda packet: packet.pts != entry.tick, container.demux(stream))
+        first = next(packets, None)
+    except av.FFmpegError as error:
+        raise _NoEntryError from error
+    if first is None or not first.is_keyframe or not is_exact(stream.codec_context.codec.canonical_name, bytes(first)):
+        raise _NoEntryError
+    frames = (frame for packet in chain((first,), packets) for frame in packet.decode())
+    for frame in frames:
+        assert isinstance(frame, av.VideoFrame)
+        if frame.pts is not None and frame.pts >= entry.tick:
+            if frame.pts > entry.tick or not frame.key_frame:
+                raise _NoEntryError
+            yield frame
+            break
+    for frame in frames:
+        assert isinstance(frame, av.VideoFrame)
+        yield frame
 
 
 def _deinterlaced(frames: Iterator[av.VideoFrame], stream: av.VideoStream) -> Iterator[av.VideoFrame]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import av
 import numpy as np
 
+from data.entries import ENTRY_CODECS, Entry, Packet, entries_of
 from data.ledger import Reason
 
 PROGRESSIVE = 1  # FFmpeg's AV_FIELD_PROGRESSIVE; 0 is unknown, higher ones are orders of fields
@@ -23,8 +24,6 @@ DECORD_PIXEL_FORMATS = frozenset(
     {"yuv420p", "yuvj420p"}
 )  # 10-bit colours differ from PyAV's at sharp edges, by up to 147 of 255
 NO_TICKS = np.empty(0, np.int64)
-
-Packet = tuple[int | None, bool, bool]  # time stamp, is a key frame, is not shown
 
 
 class VideoError(ValueError):
@@ -90,6 +89,7 @@ class Probe:
     is_interlaced: bool
     has_edit_list: bool  # some frames are decoded and not shown
     has_closed_groups: bool  # no frame is shown before the key frame that precedes it in the file
+    entries: tuple[Entry, ...]  # where decoding may begin as well as at the start
     is_damaged: bool  # FFmpeg complained on the way to the first frame
 
     @property
@@ -138,13 +138,14 @@ def probe_video(path: Path) -> Probe:
                 raise VideoError("no_video", "it holds no video stream")
             context = stream.codec_context
             context.thread_count = 1
-            packets, is_damaged = [], False
+            packets: list[Packet] = []
+            is_damaged = False
             first: av.VideoFrame | None = None
             for packet in container.demux(stream):
                 if packet.has_sidedata("encryption_info"):
                     raise VideoError("encrypted", "it is encrypted")
                 if packet.size > 0:  # the last one is empty: it asks the decoder for what it has kept
-                    packets.append((packet.pts, packet.is_keyframe, packet.is_discard))
+                    packets.append(Packet(packet.pts, packet.dts, packet.is_keyframe, packet.is_discard))
                 if first is None:
                     try:
                         first = next((frame for frame in packet.decode() if isinstance(frame, av.VideoFrame)), None)
@@ -158,20 +159,24 @@ def probe_video(path: Path) -> Probe:
             fields = context.field_order  # pyright: ignore[reportAttributeAccessIssue] - missing in PyAV's stubs
             is_interlaced = fields > PROGRESSIVE or first.interlaced_frame
             matrix = display_matrix(first)
+            ticks = _shown_ticks(packets) if containers & TIMED_CONTAINERS and not is_interlaced else NO_TICKS
+            codec = context.codec.canonical_name
+            can_enter = len(ticks) > 0 and codec in ENTRY_CODECS and not is_damaged
             return Probe(
                 stream_index=stream.index,
                 num_video_streams=len(container.streams.video),
                 containers=containers,
-                codec=context.codec.canonical_name,
+                codec=codec,
                 height=first.width if matrix.is_transposed else first.height,
                 width=first.height if matrix.is_transposed else first.width,
                 seconds_per_tick=float(stream.time_base or 0),
-                ticks=_shown_ticks(packets) if containers & TIMED_CONTAINERS and not is_interlaced else NO_TICKS,
+                ticks=ticks,
                 pixel_format=first.format.name,
                 matrix=matrix,
                 is_interlaced=is_interlaced,
-                has_edit_list=any(is_discard for _, _, is_discard in packets),
+                has_edit_list=any(packet.is_discard for packet in packets),
                 has_closed_groups=_are_groups_closed(packets),
+                entries=entries_of(packets) if can_enter else (),
                 is_damaged=is_damaged,
             )
     except av.FFmpegError as error:
@@ -193,7 +198,7 @@ def display_matrix(frame: av.VideoFrame) -> DisplayMatrix:
 
 def _shown_ticks(packets: list[Packet]) -> np.ndarray:
     """The time stamps of what is shown, in order; none if one is missing or given twice."""
-    ticks = [tick for tick, _, is_discard in packets if not is_discard]
+    ticks = [packet.tick for packet in packets if not packet.is_discard]
     if None in ticks or len(set(ticks)) < len(ticks):
         return NO_TICKS
     return np.sort(np.array(ticks, np.int64))
@@ -202,7 +207,7 @@ def _shown_ticks(packets: list[Packet]) -> np.ndarray:
 def _are_groups_closed(packets: list[Packet]) -> bool:
     """No frame that follows a key frame in the file is shown before it."""
     earliest = np.inf
-    for tick, is_keyframe, _ in reversed(packets):
+    for tick, _, is_keyframe, _ in reversed(packets):
         earliest = min(earliest, np.inf if tick is None else tick)
         if is_keyframe and tick is not None and earliest < tick:
             return False

@@ -23,7 +23,6 @@ from zlib import crc32
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
-from webdataset.writer import TarWriter
 
 from data.buckets import Bucket
 from data.clip import CAPTION_MEMBER, RECORD_MEMBER, ClipRecord, Decoder, Split
@@ -126,6 +125,8 @@ def write_shard(
     path: Path, samples: Iterable[tuple[ClipRecord, bytes]], payload_member: str
 ) -> tuple[ShardRecord, list[IndexRow]]:
     """Write one shard atomically and say where everything in it is. Equal samples give equal bytes."""
+    from webdataset.writer import TarWriter  # imports torch, 120 MiB that workers which only cut clips do without
+
     records: list[ClipRecord] = []
     checksums: list[int] = []
     with published(path) as temporary:

@@ -30,6 +30,8 @@ IMAGE_SUFFIXES = frozenset((".jpeg", ".jpg", ".png", ".webp"))  # one-frame vide
 MIN_OVERHANG = 0.05  # share of the picture below which several crops would be nearly the same
 TIE_SECONDS = 5e-4  # time stamps are rounded numbers: a frame that begins this much late still begins "now"
 
+REDUCING_GAP = 3.0  # the bicubic step still shrinks at least this much: within 3 of 255 of shrinking in one step
+
 Frames = UInt8[np.ndarray, "t h w 3"]
 
 
@@ -96,7 +98,7 @@ def read_spans(
 
     Frames are chosen by presentation time stamp (the one on screen at each wanted instant), never by
     index, so a variable frame rate keeps its timing. They are resized to cover the bucket and
-    centre-cropped in one antialiased step.
+    centre-cropped, antialiased.
 
     Args:
         buckets: the shapes there are; each scene takes the one that suits it (`bucket_for`).
@@ -253,7 +255,11 @@ def resize_and_crop(frames: Frames, height: int, width: int, position: float = 0
     # Rounded sums may lie a hair outside the picture, which Pillow refuses.
     box = (max(left, 0), max(top, 0), min(left + crop_width, source_width), min(top + crop_height, source_height))
     images = (Image.fromarray(np.ascontiguousarray(frame)) for frame in frames)
-    return np.stack([np.asarray(image.resize((width, height), Image.Resampling.BICUBIC, box=box)) for image in images])
+    # Pictures more than six times as large are averaged over whole pixels first: a fifth of the work at 1080p.
+    sized = (
+        image.resize((width, height), Image.Resampling.BICUBIC, box=box, reducing_gap=REDUCING_GAP) for image in images
+    )
+    return np.stack([np.asarray(image) for image in sized])
 
 
 def decode_clip(content: bytes) -> Frames:

@@ -6,6 +6,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from PIL import Image
 
 from data.buckets import Bucket
 from data.captions import CaptionError, caption_of, read_caption_table
@@ -156,6 +157,13 @@ def test_resize_covers_and_crops_the_middle():
     out = resize_and_crop(frames, 32, 32)
     assert out.shape == (1, 32, 32, 3)
     assert out[0, :, 2:-2].min() == 200
+
+
+def test_resizing_large_pictures_in_two_steps_shows_as_much_as_in_one():
+    frame = render(random_scene(0, 1, combinations()), 1, 1080)[0]
+    box = (0, 135, 1080, 945)
+    exact = np.asarray(Image.fromarray(frame).resize((128, 96), Image.Resampling.BICUBIC, box=box))
+    assert np.abs(resize_and_crop(frame[None], 96, 128)[0].astype(int) - exact).max() <= 3
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 5), (7, 13), (121, 161), (2160, 3840)])
