@@ -40,11 +40,11 @@ from data.buckets import Bucket
 from data.probe import probe_video
 from data.publish import publish_text
 from data.shards import read_index
-from data.sources import Source, list_folder
+from data.sources import list_folder
 from data.video import plan_spans
 from launch.cluster import connected
 from launch.config import ClusterConfig
-from pipeline.shard import ShardConfig, make_shards, prepare_source
+from pipeline.shard import CutConfig, ShardConfig, make_shards, prepare_source
 from pipeline.synthesize import SyntheticConfig, make_videos
 
 FPS, SECONDS, GROUP = 25, 10, 250
@@ -111,8 +111,9 @@ def draw_source(path: Path, height: int, width: int, seed: int) -> None:
 
 def frames_asked(path: Path, config: ShardConfig) -> list[int]:
     """The frames that the clips of a source consist of."""
-    spans = plan_spans(probe_video(path).times_seconds, config.bucket)[: config.max_clips_per_video]
-    return sorted({index for _, indices in spans for index in indices})
+    probe = probe_video(path)
+    spans = plan_spans(probe.times_seconds, (probe.height, probe.width), config.buckets)[: config.max_clips_per_video]
+    return sorted({index for span in spans for index in span.indices})
 
 
 def decord_asked(path: Path, indices: list[int]) -> None:
@@ -145,8 +146,8 @@ def cpu_seconds(work: Callable[[], object]) -> float:
 def measure(setting: Setting, rounds: int) -> Cut:
     """All ways in turn, in this process. Runs in a Ray worker, whose environment is the stage's."""
     decord.logging.set_level(decord.logging.QUIET)
-    config = setting.config
-    sources: list[Source] = list_folder(setting.folder).sources
+    config, sources = setting.config, list_folder(setting.folder)
+    cut = CutConfig(config.buckets, {}, config)
     paths = [Path(source.path) for source in sources]
     probes = [probe_video(path) for path in paths]
     asked = [frames_asked(path, config) for path in paths]
@@ -157,14 +158,14 @@ def measure(setting: Setting, rounds: int) -> Cut:
             reader(path, indices)
 
     ways = (
-        lambda: [prepare_source(setting.folder, {}, config, source) for source in sources],
+        lambda: [prepare_source(cut, source) for source in sources],
         lambda: read(decord_asked, asked),
         lambda: read(decord_asked, every),
         lambda: read(pyav_asked, asked),
     )
     times = [[cpu_seconds(way) for way in ways] for _ in range(rounds + 1)][1:]  # the first warms up
     ours, of_asked, of_all, of_pyav = (statistics.median(column) for column in zip(*times, strict=True))
-    clips = [clip for source in sources for clip in prepare_source(setting.folder, {}, config, source)[1]]
+    clips = [clip for source in sources for clip in prepare_source(cut, source)[1]]
     source_seconds = sum(float(np.median(np.diff(probe.times_seconds))) * len(probe.ticks) for probe in probes)
     return Cut(
         name=setting.name,
@@ -223,10 +224,10 @@ def measure_stage(scratch: Path) -> dict[str, Any]:
     """The demo's stage on two workers: time and memory."""
     folder = scratch / "stage"
     make_videos(folder, SyntheticConfig(num_videos=NUM_STAGE), seed=0)
-    sources = list_folder(folder).sources
+    sources = list_folder(folder)
     with watched_memory() as peak:
         begun = time.perf_counter()
-        manifest = make_shards(sources, folder, scratch / "clips", ShardConfig(max_clips_per_video=1), num_workers=2)
+        manifest = make_shards(sources, scratch / "clips", ShardConfig(max_clips_per_video=1), num_workers=2)
         seconds = time.perf_counter() - begun
     disk = sum(path.stat().st_size for path in (scratch / "clips").rglob("*") if path.is_file())
     return {
@@ -265,9 +266,11 @@ def main() -> None:
         make_videos(scratch / "demo", SyntheticConfig(num_videos=NUM_DEMO), seed=0)
         bucket = Bucket()
         settings = [
-            Setting("1080p, one clip per source", long, ShardConfig(bucket=bucket, max_clips_per_video=1)),
-            Setting("1080p, every clip that fits", long, ShardConfig(bucket=bucket, max_clips_per_video=1000)),
-            Setting("demo, one clip per source", scratch / "demo", ShardConfig(bucket=bucket, max_clips_per_video=1)),
+            Setting("1080p, one clip per source", long, ShardConfig(buckets=(bucket,), max_clips_per_video=1)),
+            Setting("1080p, every clip that fits", long, ShardConfig(buckets=(bucket,), max_clips_per_video=1000)),
+            Setting(
+                "demo, one clip per source", scratch / "demo", ShardConfig(buckets=(bucket,), max_clips_per_video=1)
+            ),
         ]
         measuring: Any = ray.remote(measure).options(num_cpus=1)
         cuts: list[Cut] = [ray.get(measuring.remote(setting, rounds)) for setting in settings]
