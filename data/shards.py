@@ -17,12 +17,12 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
-from zlib import crc32
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 from webdataset.writer import TarWriter
+from xxhash import xxh3_64_hexdigest
 
 from data.buckets import Bucket
 from data.clip import CAPTION_MEMBER, RECORD_MEMBER, ClipRecord, Decoder, Split
@@ -30,7 +30,7 @@ from data.ledger import LedgerCounts, Reason, Rejection
 from data.publish import publish_text, published
 from data.tarfiles import TarError, read_samples
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 MANIFEST_NAME = "manifest.json"
 INDEX_NAME = "index.parquet"
 QUARANTINE_NAME = "quarantine.jsonl"
@@ -87,7 +87,7 @@ class IndexRow:
     shard: str
     offset: int  # of the payload inside the shard, bytes
     size: int
-    crc32: int  # of the payload
+    xxh3: str  # of the payload: XXH3-64, as 16 hexadecimal digits
     caption_offset: int
     caption_size: int
     record_offset: int
@@ -109,7 +109,7 @@ def write_shard(
 ) -> tuple[ShardRecord, list[IndexRow]]:
     """Write one shard atomically and say where everything in it is. Equal samples give equal bytes."""
     records: list[ClipRecord] = []
-    checksums: list[int] = []
+    checksums: list[str] = []
     with published(path) as temporary:
         with TarWriter(str(temporary), mtime=0, user="reelflow", group="reelflow") as writer:
             for record, payload in samples:
@@ -121,7 +121,7 @@ def write_shard(
                 }
                 writer.write(sample)
                 records.append(record)
-                checksums.append(crc32(payload))
+                checksums.append(xxh3_64_hexdigest(payload))
         with tarfile.open(temporary) as tar:
             places = {member.name: (member.offset_data, member.size) for member in tar}
         shard = ShardRecord(
@@ -140,7 +140,7 @@ def write_shard(
             shard=path.name,
             offset=offset,
             size=size,
-            crc32=checksum,
+            xxh3=checksum,
             caption_offset=caption_offset,
             caption_size=caption_size,
             record_offset=record_offset,
@@ -281,7 +281,7 @@ class PayloadReader:
             raise DatasetError(
                 f"{self._dataset_dir / row.shard} is cut short at sample {row.key}; make {self._dataset_dir} again"
             )
-        if self._verify and crc32(content) != row.crc32:
+        if self._verify and xxh3_64_hexdigest(content) != row.xxh3:
             raise DatasetError(
                 f"{self._dataset_dir / row.shard} holds other bytes for sample {row.key} than were written "
                 f"(its checksum differs); make {self._dataset_dir} again"

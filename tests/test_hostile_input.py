@@ -112,7 +112,7 @@ def test_what_is_written_is_what_is_read(tmp_path):
 def test_a_manifest_or_index_that_points_elsewhere_is_refused(tmp_path):
     shard = ShardRecord(name="../other/shard.tar", num_samples=0, num_bytes=0, sha256="")
     bucket = {"num_frames": 5, "height": 32, "width": 32, "fps": 8}
-    content = {"schema_version": 2, "kind": "clips", "fingerprint": "", "bucket": bucket, "num_samples": 0}
+    content = {"schema_version": 3, "kind": "clips", "fingerprint": "", "bucket": bucket, "num_samples": 0}
     (tmp_path / "manifest.json").write_text(json.dumps({**content, "shards": [shard.model_dump()]}), encoding="utf-8")
     with pytest.raises(DatasetError, match=r"'\.\./other/shard\.tar' is not in"):
         read_manifest(tmp_path)
