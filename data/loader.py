@@ -12,6 +12,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TypeVar
 
+from data.buffers import BufferPool
 from data.plan import Address, BatchPlan, Part
 from data.shards import DatasetError, IndexRow, PayloadReader
 
@@ -25,7 +26,7 @@ class Sample:
 
     position: int  # global sample index since the start of the run; what randomness is addressed by
     row: IndexRow
-    payload: bytes
+    payload: bytes | memoryview  # of memory that is this batch's own
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,7 @@ class Stream:
         self._subsets = subsets
         self._rank, self._world_size = rank, world_size
         self.plan = BatchPlan([subset.part() for subset in subsets], dict(batch_sizes), seed)
+        self._memory = BufferPool()
         self._skipped: deque[SkippedSample] = deque()
 
     def batches(
@@ -144,21 +146,29 @@ class Stream:
         return [self._skipped.popleft() for _ in range(len(self._skipped))]
 
     def _read(self, readers: list[PayloadReader], step: int) -> list[Sample]:
+        """The samples of a batch, in one piece of memory in the order of their slots (but for substitutes)."""
         slots = local_slots(self.plan.batch_size(step), self._rank, self._world_size)
-        return [
-            self._read_or_substitute(readers, step, slot, address)
-            for slot, address in zip(slots, self.plan.addresses(step, slots), strict=True)
-        ]
+        addresses = self.plan.addresses(step, slots)
+        rows = [self._subsets[address.part].rows[address.sample] for address in addresses]
+        memory, samples = self._memory.take(sum(row.size for row in rows)), []
+        for slot, address, row in zip(slots, addresses, rows, strict=True):
+            payload, memory = memory[: row.size], memory[row.size :]
+            samples.append(self._read_or_substitute(readers, step, slot, address, payload))
+        return samples
 
-    def _read_or_substitute(self, readers: list[PayloadReader], step: int, slot: int, address: Address) -> Sample:
-        batch_size, position, reason = self.plan.batch_size(step), address.position, ""
+    def _read_or_substitute(
+        self, readers: list[PayloadReader], step: int, slot: int, address: Address, payload: memoryview
+    ) -> Sample:
+        position, reason = address.position, ""
         for _ in range(MAX_SUBSTITUTES):
             row = self._subsets[address.part].rows[address.sample]
             try:
-                return Sample(position, row, readers[address.part].read(row))
+                readers[address.part].read_into(row, payload)
+                return Sample(position, row, payload)
             except DatasetError as error:
                 reason = str(error)
                 self._skipped.append(SkippedSample(position, row.key, reason))
-            slot += batch_size
+            slot += self.plan.batch_size(step)
             (address,) = self.plan.addresses(step, range(slot, slot + 1))
+            payload = self._memory.take(self._subsets[address.part].rows[address.sample].size)
         raise DatasetError(f"{MAX_SUBSTITUTES} samples in a row cannot be read, the last one because {reason}")

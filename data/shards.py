@@ -260,6 +260,8 @@ class _OpenShard:
 class PayloadReader:
     """Reads any sample's payload with one positioned read, from any thread; keeps the shards of late open.
 
+    Not through a memory map: an error of the disk, or a shard that is cut while it is mapped, would end the process.
+
     Args:
         verify: compare each payload with its checksum in the index: a tar has none over its members.
     """
@@ -275,8 +277,22 @@ class PayloadReader:
         Raises:
             DatasetError: the shard is missing, shorter than the index says, or holds other bytes.
         """
-        shard = self._open(row.shard)
+        shard = self._open(row.shard)  # held: it may be closed under a mere descriptor
         content = os.pread(shard.descriptor, row.size, row.offset)
+        self._check(row, content)
+        return content
+
+    def read_into(self, row: IndexRow, buffer: memoryview) -> None:
+        """The same into memory of exactly `row.size` bytes, whose content is undefined after an error.
+
+        Raises:
+            DatasetError: see `read`.
+        """
+        shard = self._open(row.shard)
+        num_bytes = os.preadv(shard.descriptor, [buffer], row.offset)
+        self._check(row, buffer[:num_bytes])
+
+    def _check(self, row: IndexRow, content: bytes | memoryview) -> None:
         if len(content) != row.size:
             raise DatasetError(
                 f"{self._dataset_dir / row.shard} is cut short at sample {row.key}; make {self._dataset_dir} again"
@@ -286,7 +302,6 @@ class PayloadReader:
                 f"{self._dataset_dir / row.shard} holds other bytes for sample {row.key} than were written "
                 f"(its checksum differs); make {self._dataset_dir} again"
             )
-        return content
 
     def _open_shard(self, name: str) -> _OpenShard:
         if Path(name).name != name:

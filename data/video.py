@@ -150,7 +150,7 @@ def resize_and_crop(frames: Frames, height: int, width: int) -> Frames:
     return np.stack([np.asarray(image.resize((width, height), Image.Resampling.BICUBIC, box=box)) for image in images])
 
 
-def decode_clip(content: bytes) -> Frames:
+def decode_clip(content: bytes | memoryview) -> Frames:
     """All frames of a clip that `encode_clip` wrote.
 
     Raises:

@@ -7,10 +7,10 @@ from typing import Any, Literal, Self
 import torch
 from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 
 from data.buckets import Bucket
+from data.latents import read_latents
 from data.loader import Sample
 from data.shards import IndexRow, LatentStats, read_index
 from models.dit import DiT, DiTConfig
@@ -115,7 +115,7 @@ class DiTTask:
     def prepare(self, samples: list[Sample]) -> FlowBatch:
         """Read latents; noise, time and caption drop are functions of each sample's position in the run."""
         positions = [sample.position for sample in samples]
-        latents = torch.stack([load_safetensors(sample.payload)["mean"] for sample in samples]).float()
+        latents = read_latents([sample.payload for sample in samples]).float()
         dropped = seeds.uniform(self.seed, "caption-drop", positions) < self.flow.caption_drop
         captions = [
             self.flow.null_caption if drop else sample.row.caption
