@@ -5,9 +5,9 @@
 Loading: latents of 10 KiB and 512 KiB in shards of 100, fully shuffled, safetensors to a tensor of the batch; all read
 in turn, in this process, page cache warm; the figure is the median ratio of CPU time. WebDataset runs twice: with
 safetensors' own `load` and torch.stack, and with the parser our side has. Ours compares checksums too, and its batch is
-a view of the memory it read; once more it is copied into a contiguous tensor, as theirs is. Planning: what a batch costs
-out of indices up to 100 million samples, and what finding one's place in them costs. Memory: what this process holds
-after each of twenty epochs.
+a view of the memory it read; once more it is copied into a contiguous tensor, as theirs is. Planning: what a batch
+costs out of indices up to 100 million samples, and what finding one's place in them costs. Memory: what this process
+holds after each of twenty epochs.
 """
 
 import argparse
