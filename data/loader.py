@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from data.buffers import BufferPool
+from data.cache import CacheConfig, ShardCache
 from data.plan import Address, BatchPlan, Part
 from data.shards import DatasetError, IndexRow, PayloadReader
 
@@ -91,12 +92,20 @@ class Stream:
     which every rank can tell alone, and is told by `take_skipped`.
 
     Raises:
+        CacheError: see `ShardCache`.
         DatasetError: see `check_shards`.
         ValueError: a batch does not divide over the workers, or see `BatchPlan`.
     """
 
     def __init__(
-        self, subsets: Sequence[Subset], batch_sizes: Mapping[str, int], *, seed: int, rank: int, world_size: int
+        self,
+        subsets: Sequence[Subset],
+        batch_sizes: Mapping[str, int],
+        *,
+        seed: int,
+        rank: int,
+        world_size: int,
+        cache: CacheConfig | None = None,
     ) -> None:
         for subset in subsets:
             check_shards(subset)
@@ -105,6 +114,7 @@ class Stream:
         self._subsets = subsets
         self._rank, self._world_size = rank, world_size
         self.plan = BatchPlan([subset.part() for subset in subsets], dict(batch_sizes), seed)
+        self._cache = None if cache is None else ShardCache(cache.folder, cache.limit_bytes)
         self._memory = BufferPool()
         self._skipped: deque[SkippedSample] = deque()
 
@@ -119,7 +129,7 @@ class Stream:
             readers: threads; 0 reads in the caller's. ahead: batches kept ready.
         """
         step = self.plan.step(cursor)
-        opened = [PayloadReader(subset.dataset_dir, verify=True) for subset in self._subsets]
+        opened = [PayloadReader(subset.dataset_dir, verify=True, cache=self._cache) for subset in self._subsets]
 
         def make(number: int) -> T:
             return prepare(self._read(opened, number))

@@ -2,6 +2,7 @@
 
 import errno
 
+from data.cache import CacheError
 from data.captions import CaptionError
 from data.probe import VideoError
 from data.scenes import ScenesError
@@ -15,6 +16,7 @@ from pipeline.prompts import PromptError
 from pipeline.workers import TrainingError, WorldSizeError
 
 OURS = (
+    CacheError,
     CaptionError,
     CheckpointError,
     ConfigError,
