@@ -24,6 +24,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
 import psutil
 import torch
 from safetensors.torch import load, save
@@ -35,11 +39,12 @@ from data.latents import read_latents
 from data.loader import Sample, Stream, Subset
 from data.plan import BatchPlan, Part
 from data.publish import publish_text
-from data.shards import write_shard
+from data.shards import read_index, write_index, write_shard
 
 NUM_SHARDS, SHARD_SAMPLES, BATCH, ROUNDS, EPOCHS = 8, 100, 8, 7, 20
 SHAPES = ((8, 5, 8, 8), (16, 16, 16, 32))  # 10 KiB as in the demo, 512 KiB
 RESULT = Path(__file__).parent / "results" / "data.json"
+PLANNING_IMAGE = Path(__file__).resolve().parent.parent / "docs" / "images" / "planning.png"
 
 
 @dataclass(frozen=True)
@@ -147,17 +152,24 @@ def measure_loading(folder: Path, shape: tuple[int, ...]) -> Loading:
 
 
 def measure_planning(num_shards: int) -> Planning:
-    """Shards of a thousand, batches of 256."""
-    tracemalloc.start()
-    begun = time.perf_counter()
-    plan = BatchPlan([Part("a", (1000,) * num_shards)], {"a": 256}, seed=0)
-    built = time.perf_counter()
+    """Shards of a thousand, batches of 256; once for the times and once more for the memory."""
     far = 3 * num_shards  # into the first epoch of a large index, the fourth part of a small one
+
+    def build() -> BatchPlan:
+        return BatchPlan([Part("a", (1000,) * num_shards)], {"a": 256}, seed=0)
+
+    begun = time.perf_counter()
+    plan = build()
+    built = time.perf_counter()
     plan.addresses(far, range(256))
     resumed = time.perf_counter()
     for step in range(far + 1, far + 101):
         plan.addresses(step, range(256))
     done = time.perf_counter()
+    tracemalloc.start()
+    plan = build()
+    for step in range(far, far + 101):
+        plan.addresses(step, range(256))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     return Planning(
@@ -168,6 +180,34 @@ def measure_planning(num_shards: int) -> Planning:
         batch_milliseconds=10 * (done - resumed),
         peak_mib=peak / 2**20,
     )
+
+
+def draw_planning(rows: list[Planning]) -> None:
+    """Growth with the number of samples."""
+    figure, (times, memory) = plt.subplots(1, 2, figsize=(8, 3.2))
+    samples = [row.num_samples for row in rows]
+    times.loglog(samples, [1000 * row.build_seconds for row in rows], marker="o", label="build the plan")
+    times.loglog(samples, [1000 * row.resume_seconds for row in rows], marker="s", label="resume: first batch")
+    times.loglog(samples, [row.batch_milliseconds for row in rows], marker="^", label="each batch of 256 after it")
+    times.set(xlabel="samples", ylabel="milliseconds")
+    times.legend()
+    memory.loglog(samples, [row.peak_mib for row in rows], marker="o")
+    memory.set(xlabel="samples", ylabel="peak memory, MiB")
+    for axes in (times, memory):
+        axes.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(PLANNING_IMAGE, dpi=110)
+
+
+def index_bytes_per_sample(folder: Path) -> float:
+    """What a row of the index takes in memory."""
+    subset = write_dataset(folder, (1, 1, 1, 1))
+    write_index(folder, list(subset.rows))
+    tracemalloc.start()
+    rows = read_index(folder)
+    held = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    return held / len(rows)
 
 
 def resident_mib_by_epoch(subset: Subset) -> list[float]:
@@ -198,11 +238,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         loading = [measure_loading(Path(scratch) / str(number), shape) for number, shape in enumerate(SHAPES)]
         memory = resident_mib_by_epoch(write_dataset(Path(scratch) / "memory", SHAPES[0]))
+        index_bytes = index_bytes_per_sample(Path(scratch) / "index")
     planning = [measure_planning(num_shards) for num_shards in (100, 1000, 10_000, 100_000)]
     figures = {
         "loading": [asdict(row) for row in loading],
         "planning": [asdict(row) for row in planning],
         "epoch_of_100000_seconds": epoch_plan_seconds(),
+        "index_bytes_per_sample": index_bytes,
         "resident_mib_by_epoch": memory,
         "peak_resident_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "webdataset": version("webdataset"),
@@ -221,6 +263,8 @@ def main() -> None:
             f"{row.peak_mib:.1f} MiB"
         )
     print(f"all batches of an epoch of 100,000: {figures['epoch_of_100000_seconds']:.2f} s")
+    print(f"the index in memory: {index_bytes:.0f} bytes a sample")
+    draw_planning(planning)
     print(f"resident memory over {EPOCHS} epochs: {memory[0]:.0f} MiB after the first, {memory[-1]:.0f} after the last")
     publish_text(RESULT, json.dumps(figures, indent=1) + "\n")
 
