@@ -189,10 +189,10 @@ def draw_planning(rows: list[Planning]) -> None:
     times.loglog(samples, [1000 * row.build_seconds for row in rows], marker="o", label="build the plan")
     times.loglog(samples, [1000 * row.resume_seconds for row in rows], marker="s", label="resume: first batch")
     times.loglog(samples, [row.batch_milliseconds for row in rows], marker="^", label="each batch of 256 after it")
-    times.set(xlabel="samples", ylabel="milliseconds")
+    times.set(xlabel="samples", ylabel="milliseconds", ylim=(0.1, 100))
     times.legend()
     memory.loglog(samples, [row.peak_mib for row in rows], marker="o")
-    memory.set(xlabel="samples", ylabel="peak memory, MiB")
+    memory.set(xlabel="samples", ylabel="peak memory, MiB", ylim=(0.1, 10))
     for axes in (times, memory):
         axes.grid(alpha=0.3)
     figure.tight_layout()
