@@ -2,10 +2,12 @@
 
     python -m benchmarks.data
 
-Loading: latents of 10 KiB and 512 KiB in shards of 100, fully shuffled, parsed from safetensors either way; both read
-in turn, in this process, page cache warm; the figure is the median ratio of CPU time. Planning: what a batch costs out
-of indices up to 100 million samples, and what finding one's place in them costs. Memory: what this process holds after
-each of twenty epochs.
+Loading: latents of 10 KiB and 512 KiB in shards of 100, fully shuffled, safetensors to a tensor of the batch; all read
+in turn, in this process, page cache warm; the figure is the median ratio of CPU time. WebDataset runs twice: with
+safetensors' own `load` and torch.stack, and with the parser our side has. Ours compares checksums too, and its batch is
+a view of the memory it read; once more it is copied into a contiguous tensor, as theirs is. Planning: what a batch
+costs out of indices up to 100 million samples, and what finding one's place in them costs. Memory: what this process
+holds after each of twenty epochs.
 """
 
 import argparse
@@ -22,6 +24,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
 import psutil
 import torch
 from safetensors.torch import load, save
@@ -29,24 +35,30 @@ from webdataset.compat import WebDataset
 
 from benchmarks.records import SMALL, made_up_clip
 from data.clip import LATENT_MEMBER
+from data.latents import read_latents
 from data.loader import Sample, Stream, Subset
 from data.plan import BatchPlan, Part
 from data.publish import publish_text
-from data.shards import write_shard
+from data.shards import read_index, write_index, write_shard
 
 NUM_SHARDS, SHARD_SAMPLES, BATCH, ROUNDS, EPOCHS = 8, 100, 8, 7, 20
 SHAPES = ((8, 5, 8, 8), (16, 16, 16, 32))  # 10 KiB as in the demo, 512 KiB
 RESULT = Path(__file__).parent / "results" / "data.json"
+PLANNING_IMAGE = Path(__file__).resolve().parent.parent / "docs" / "images" / "planning.png"
 
 
 @dataclass(frozen=True)
 class Loading:
-    """One payload size: samples per CPU-second, ours and WebDataset's, and the median of the paired ratios."""
+    """One payload size: samples per CPU-second, and the medians of the paired ratios."""
 
     payload_kib: float
     ours: float
+    ours_contiguous: float
     webdataset: float
-    ratio: float
+    webdataset_our_parser: float
+    ratio: float  # ours to WebDataset's
+    ratio_our_parser: float  # ours to WebDataset's with our parser
+    ratio_contiguous: float  # both with our parser and a contiguous batch
 
 
 @dataclass(frozen=True)
@@ -75,7 +87,7 @@ def write_dataset(folder: Path, shape: tuple[int, ...]) -> Subset:
 
 def prepare(samples: list[Sample]) -> torch.Tensor:
     """Payloads to one batch."""
-    return torch.stack([load(sample.payload)["mean"] for sample in samples])
+    return read_latents([sample.payload for sample in samples])
 
 
 def ours(subset: Subset) -> Iterator[torch.Tensor]:
@@ -83,12 +95,28 @@ def ours(subset: Subset) -> Iterator[torch.Tensor]:
     return Stream([subset], {SMALL.name: BATCH}, seed=0, rank=0, world_size=1).batches(0, prepare, readers=0)
 
 
-def plain_webdataset(subset: Subset) -> Iterator[torch.Tensor]:
+def ours_contiguous(subset: Subset) -> Iterator[torch.Tensor]:
+    """The same, copied once more."""
+    stream = Stream([subset], {"a": BATCH}, seed=0, rank=0, world_size=1)
+    return stream.batches(0, lambda samples: prepare(samples).contiguous(), readers=0)
+
+
+def shuffled_webdataset(subset: Subset) -> Any:  # noqa: ANN401 - WebDataset's pipelines have no types
     """WebDataset as its documentation has it: shards shuffled, samples through a buffer that holds a whole epoch."""
     urls = [str(path) for path in sorted(subset.dataset_dir.glob("*.tar"))]
-    dataset = WebDataset(urls, shardshuffle=NUM_SHARDS, seed=0).shuffle(NUM_SHARDS * SHARD_SAMPLES)
-    parsed: Any = dataset.map(lambda sample: load(sample[LATENT_MEMBER])["mean"])
+    return WebDataset(urls, shardshuffle=NUM_SHARDS, seed=0).shuffle(NUM_SHARDS * SHARD_SAMPLES)
+
+
+def webdataset(subset: Subset) -> Iterator[torch.Tensor]:
+    """With the parser of safetensors."""
+    parsed = shuffled_webdataset(subset).map(lambda sample: load(sample[LATENT_MEMBER])["mean"])
     return iter(parsed.batched(BATCH, collation_fn=torch.stack))
+
+
+def webdataset_our_parser(subset: Subset) -> Iterator[torch.Tensor]:
+    """With ours, which copies each payload of a batch once."""
+    payloads = shuffled_webdataset(subset).map(lambda sample: sample[LATENT_MEMBER])
+    return iter(payloads.batched(BATCH, collation_fn=read_latents))
 
 
 def cpu_seconds(make: Callable[[Subset], Iterator[torch.Tensor]], subset: Subset) -> float:
@@ -100,30 +128,48 @@ def cpu_seconds(make: Callable[[Subset], Iterator[torch.Tensor]], subset: Subset
 
 
 def measure_loading(folder: Path, shape: tuple[int, ...]) -> Loading:
-    """Both loaders in turn."""
+    """All loaders in turn."""
     subset = write_dataset(folder, shape)
-    pairs = [(cpu_seconds(ours, subset), cpu_seconds(plain_webdataset, subset)) for _ in range(ROUNDS + 1)][1:]
-    num_samples = NUM_SHARDS * SHARD_SAMPLES
+    loaders = (ours, ours_contiguous, webdataset, webdataset_our_parser)
+    rounds = [[cpu_seconds(loader, subset) for loader in loaders] for _ in range(ROUNDS + 1)][1:]
+    mine, copied, theirs, lean = (
+        [NUM_SHARDS * SHARD_SAMPLES / seconds for seconds in column] for column in zip(*rounds, strict=True)
+    )
+
+    def ratio(one: list[float], other: list[float]) -> float:
+        return statistics.median(a / b for a, b in zip(one, other, strict=True))
+
     return Loading(
         payload_kib=subset.rows[0].size / 1024,
-        ours=num_samples / statistics.median(mine for mine, _ in pairs),
-        webdataset=num_samples / statistics.median(theirs for _, theirs in pairs),
-        ratio=statistics.median(theirs / mine for mine, theirs in pairs),
+        ours=statistics.median(mine),
+        ours_contiguous=statistics.median(copied),
+        webdataset=statistics.median(theirs),
+        webdataset_our_parser=statistics.median(lean),
+        ratio=ratio(mine, theirs),
+        ratio_our_parser=ratio(mine, lean),
+        ratio_contiguous=ratio(copied, lean),
     )
 
 
 def measure_planning(num_shards: int) -> Planning:
-    """Shards of a thousand, batches of 256."""
-    tracemalloc.start()
-    begun = time.perf_counter()
-    plan = BatchPlan([Part("a", (1000,) * num_shards)], {"a": 256}, seed=0)
-    built = time.perf_counter()
+    """Shards of a thousand, batches of 256; once for the times and once more for the memory."""
     far = 3 * num_shards  # into the first epoch of a large index, the fourth part of a small one
+
+    def build() -> BatchPlan:
+        return BatchPlan([Part("a", (1000,) * num_shards)], {"a": 256}, seed=0)
+
+    begun = time.perf_counter()
+    plan = build()
+    built = time.perf_counter()
     plan.addresses(far, range(256))
     resumed = time.perf_counter()
     for step in range(far + 1, far + 101):
         plan.addresses(step, range(256))
     done = time.perf_counter()
+    tracemalloc.start()
+    plan = build()
+    for step in range(far, far + 101):
+        plan.addresses(step, range(256))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     return Planning(
@@ -134,6 +180,34 @@ def measure_planning(num_shards: int) -> Planning:
         batch_milliseconds=10 * (done - resumed),
         peak_mib=peak / 2**20,
     )
+
+
+def draw_planning(rows: list[Planning]) -> None:
+    """Growth with the number of samples."""
+    figure, (times, memory) = plt.subplots(1, 2, figsize=(8, 3.2))
+    samples = [row.num_samples for row in rows]
+    times.loglog(samples, [1000 * row.build_seconds for row in rows], marker="o", label="build the plan")
+    times.loglog(samples, [1000 * row.resume_seconds for row in rows], marker="s", label="resume: first batch")
+    times.loglog(samples, [row.batch_milliseconds for row in rows], marker="^", label="each batch of 256 after it")
+    times.set(xlabel="samples", ylabel="milliseconds", ylim=(0.1, 100))
+    times.legend()
+    memory.loglog(samples, [row.peak_mib for row in rows], marker="o")
+    memory.set(xlabel="samples", ylabel="peak memory, MiB", ylim=(0.1, 10))
+    for axes in (times, memory):
+        axes.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(PLANNING_IMAGE, dpi=110)
+
+
+def index_bytes_per_sample(folder: Path) -> float:
+    """What a row of the index takes in memory."""
+    subset = write_dataset(folder, (1, 1, 1, 1))
+    write_index(folder, list(subset.rows))
+    tracemalloc.start()
+    rows = read_index(folder)
+    held = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    return held / len(rows)
 
 
 def resident_mib_by_epoch(subset: Subset) -> list[float]:
@@ -164,11 +238,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         loading = [measure_loading(Path(scratch) / str(number), shape) for number, shape in enumerate(SHAPES)]
         memory = resident_mib_by_epoch(write_dataset(Path(scratch) / "memory", SHAPES[0]))
+        index_bytes = index_bytes_per_sample(Path(scratch) / "index")
     planning = [measure_planning(num_shards) for num_shards in (100, 1000, 10_000, 100_000)]
     figures = {
         "loading": [asdict(row) for row in loading],
         "planning": [asdict(row) for row in planning],
         "epoch_of_100000_seconds": epoch_plan_seconds(),
+        "index_bytes_per_sample": index_bytes,
         "resident_mib_by_epoch": memory,
         "peak_resident_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "webdataset": version("webdataset"),
@@ -177,7 +253,8 @@ def main() -> None:
     for row in loading:
         print(
             f"payload {row.payload_kib:6.1f} KiB: {row.ours:6.0f} samples per CPU-second, "
-            f"WebDataset {row.webdataset:6.0f}, ratio {row.ratio:.2f}"
+            f"WebDataset {row.webdataset:6.0f}, ratio {row.ratio:.2f} "
+            f"(with our parser {row.ratio_our_parser:.2f}, and a contiguous batch {row.ratio_contiguous:.2f})"
         )
     for row in planning:
         print(
@@ -186,6 +263,8 @@ def main() -> None:
             f"{row.peak_mib:.1f} MiB"
         )
     print(f"all batches of an epoch of 100,000: {figures['epoch_of_100000_seconds']:.2f} s")
+    print(f"the index in memory: {index_bytes:.0f} bytes a sample")
+    draw_planning(planning)
     print(f"resident memory over {EPOCHS} epochs: {memory[0]:.0f} MiB after the first, {memory[-1]:.0f} after the last")
     publish_text(RESULT, json.dumps(figures, indent=1) + "\n")
 

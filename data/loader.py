@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from data.buckets import Bucket
+from data.buffers import BufferPool
+from data.cache import CacheConfig, ShardCache
 from data.plan import Address, BatchPlan, Part
 from data.shards import DatasetError, IndexRow, PayloadReader, shape_of
 
@@ -26,7 +28,7 @@ class Sample:
 
     position: int  # global sample index since the start of the run; what randomness is addressed by
     row: IndexRow
-    payload: bytes
+    payload: bytes | memoryview  # of memory that is this batch's own
 
 
 @dataclass(frozen=True)
@@ -107,12 +109,20 @@ class Stream:
     which every rank can tell alone, and is told by `take_skipped`.
 
     Raises:
+        CacheError: see `ShardCache`.
         DatasetError: see `check_shards`.
         ValueError: a batch does not divide over the workers, or see `BatchPlan`.
     """
 
     def __init__(
-        self, subsets: Sequence[Subset], batch_sizes: Mapping[str, int], *, seed: int, rank: int, world_size: int
+        self,
+        subsets: Sequence[Subset],
+        batch_sizes: Mapping[str, int],
+        *,
+        seed: int,
+        rank: int,
+        world_size: int,
+        cache: CacheConfig | None = None,
     ) -> None:
         for subset in subsets:
             check_shards(subset)
@@ -121,6 +131,8 @@ class Stream:
         self._subsets = subsets
         self._rank, self._world_size = rank, world_size
         self.plan = BatchPlan([subset.part() for subset in subsets], dict(batch_sizes), seed)
+        self._cache = None if cache is None else ShardCache(cache.folder, cache.limit_bytes)
+        self._memory = BufferPool()
         self._skipped: deque[SkippedSample] = deque()
 
     def batches(
@@ -134,7 +146,7 @@ class Stream:
             readers: threads; 0 reads in the caller's. ahead: batches kept ready.
         """
         step = self.plan.step(cursor)
-        opened = [PayloadReader(subset.dataset_dir, verify=True) for subset in self._subsets]
+        opened = [PayloadReader(subset.dataset_dir, verify=True, cache=self._cache) for subset in self._subsets]
 
         def make(number: int) -> T:
             return prepare(self._read(opened, number))
@@ -166,21 +178,29 @@ class Stream:
         return [self._skipped.popleft() for _ in range(len(self._skipped))]
 
     def _read(self, readers: list[PayloadReader], step: int) -> list[Sample]:
+        """The samples of a batch, in one piece of memory in the order of their slots (but for substitutes)."""
         slots = local_slots(self.plan.batch_size(step), self._rank, self._world_size)
-        return [
-            self._read_or_substitute(readers, step, slot, address)
-            for slot, address in zip(slots, self.plan.addresses(step, slots), strict=True)
-        ]
+        addresses = self.plan.addresses(step, slots)
+        rows = [self._subsets[address.part].rows[address.sample] for address in addresses]
+        memory, samples = self._memory.take(sum(row.size for row in rows)), []
+        for slot, address, row in zip(slots, addresses, rows, strict=True):
+            payload, memory = memory[: row.size], memory[row.size :]
+            samples.append(self._read_or_substitute(readers, step, slot, address, payload))
+        return samples
 
-    def _read_or_substitute(self, readers: list[PayloadReader], step: int, slot: int, address: Address) -> Sample:
-        batch_size, position, reason = self.plan.batch_size(step), address.position, ""
+    def _read_or_substitute(
+        self, readers: list[PayloadReader], step: int, slot: int, address: Address, payload: memoryview
+    ) -> Sample:
+        position, reason = address.position, ""
         for _ in range(MAX_SUBSTITUTES):
             row = self._subsets[address.part].rows[address.sample]
             try:
-                return Sample(position, row, readers[address.part].read(row))
+                readers[address.part].read_into(row, payload)
+                return Sample(position, row, payload)
             except DatasetError as error:
                 reason = str(error)
                 self._skipped.append(SkippedSample(position, row.key, reason))
-            slot += batch_size
+            slot += self.plan.batch_size(step)
             (address,) = self.plan.addresses(step, range(slot, slot + 1))
+            payload = self._memory.take(self._subsets[address.part].rows[address.sample].size)
         raise DatasetError(f"{MAX_SUBSTITUTES} samples in a row cannot be read, the last one because {reason}")

@@ -18,13 +18,14 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
-from zlib import crc32
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
+from xxhash import xxh3_64_hexdigest
 
 from data.buckets import Bucket
+from data.cache import ShardCache
 from data.clip import CAPTION_MEMBER, RECORD_MEMBER, ClipRecord, Decoder, Split
 from data.ledger import LedgerCounts, Reason, Rejection
 from data.publish import publish_text, published
@@ -36,6 +37,8 @@ INDEX_NAME = "index.parquet"
 QUARANTINE_NAME = "quarantine.jsonl"
 FILTERED_NAME = "filtered.jsonl"
 MAX_OPEN_SHARDS = 128
+MAX_OPEN_COPIES = 16  # those that are open cannot make room for others
+WRITE_BUFFER_BYTES = 4 << 20  # the page cache holds a file in pieces of the size of the writes: large ones read faster
 
 
 class DatasetError(ValueError):
@@ -101,7 +104,7 @@ class IndexRow:
     shard: str
     offset: int  # of the payload inside the shard, bytes
     size: int
-    crc32: int  # of the payload
+    xxh3: str  # of the payload: XXH3-64, as 16 hexadecimal digits
     caption_offset: int
     caption_size: int
     record_offset: int
@@ -128,9 +131,12 @@ def write_shard(
     from webdataset.writer import TarWriter  # imports torch, 120 MiB that workers which only cut clips do without
 
     records: list[ClipRecord] = []
-    checksums: list[int] = []
+    checksums: list[str] = []
     with published(path) as temporary:
-        with TarWriter(str(temporary), mtime=0, user="reelflow", group="reelflow") as writer:
+        with (
+            temporary.open("wb", buffering=WRITE_BUFFER_BYTES) as file,
+            TarWriter(file, mtime=0, user="reelflow", group="reelflow") as writer,
+        ):
             for record, payload in samples:
                 sample = {
                     "__key__": record.key,
@@ -140,7 +146,7 @@ def write_shard(
                 }
                 writer.write(sample)
                 records.append(record)
-                checksums.append(crc32(payload))
+                checksums.append(xxh3_64_hexdigest(payload))
         with tarfile.open(temporary) as tar:
             places = {member.name: (member.offset_data, member.size) for member in tar}
         shard = ShardRecord(
@@ -159,7 +165,7 @@ def write_shard(
             shard=path.name,
             offset=offset,
             size=size,
-            crc32=checksum,
+            xxh3=checksum,
             caption_offset=caption_offset,
             caption_size=caption_size,
             record_offset=record_offset,
@@ -295,8 +301,9 @@ def read_manifest(dataset_dir: Path) -> Manifest:
 class _OpenShard:
     """A descriptor that is closed when nobody holds it any more."""
 
-    def __init__(self, path: Path) -> None:
-        self.descriptor = os.open(path, os.O_RDONLY)
+    def __init__(self, descriptor: int, *, is_copy: bool) -> None:
+        self.descriptor = descriptor
+        self.is_copy = is_copy
 
     def __del__(self) -> None:
         os.close(self.descriptor)
@@ -305,14 +312,18 @@ class _OpenShard:
 class PayloadReader:
     """Reads any sample's payload with one positioned read, from any thread; keeps the shards of late open.
 
+    Not through a memory map: an error of the disk, or a shard that is cut while it is mapped, would end the process.
+
     Args:
         verify: compare each payload with its checksum in the index: a tar has none over its members.
+        cache: where to keep copies of the shards, if not to read them where they lie.
     """
 
-    def __init__(self, dataset_dir: Path, *, verify: bool = False) -> None:
+    def __init__(self, dataset_dir: Path, *, verify: bool = False, cache: ShardCache | None = None) -> None:
         self._dataset_dir = dataset_dir
         self._verify = verify
-        self._open = lru_cache(maxsize=MAX_OPEN_SHARDS)(self._open_shard)
+        self._cache = cache
+        self._open = lru_cache(maxsize=MAX_OPEN_SHARDS if cache is None else MAX_OPEN_COPIES)(self._open_shard)
 
     def read(self, row: IndexRow) -> bytes:
         """The payload bytes of one sample.
@@ -320,26 +331,54 @@ class PayloadReader:
         Raises:
             DatasetError: the shard is missing, shorter than the index says, or holds other bytes.
         """
+        content = bytearray(row.size)
+        self.read_into(row, memoryview(content))
+        return bytes(content)
+
+    def read_into(self, row: IndexRow, buffer: memoryview) -> None:
+        """The same into memory of exactly `row.size` bytes, whose content is undefined after an error.
+
+        Raises:
+            DatasetError: see `read`.
+        """
         shard = self._open(row.shard)
-        content = os.pread(shard.descriptor, row.size, row.offset)
-        if len(content) != row.size:
+        try:
+            self._read_from(shard, row, buffer)
+        except (DatasetError, OSError):
+            if self._cache is None or not shard.is_copy:
+                raise
+            self._read_from(
+                self._open_original(row.shard), row, buffer
+            )  # if it is damaged too, the copy is not to blame
+            self._cache.discard(self._dataset_dir / row.shard)
+            self._open.cache_clear()
+
+    def _read_from(self, shard: _OpenShard, row: IndexRow, buffer: memoryview) -> None:
+        if os.preadv(shard.descriptor, [buffer], row.offset) != row.size:
             raise DatasetError(
                 f"{self._dataset_dir / row.shard} is cut short at sample {row.key}; make {self._dataset_dir} again"
             )
-        if self._verify and crc32(content) != row.crc32:
+        if self._verify and xxh3_64_hexdigest(buffer) != row.xxh3:
             raise DatasetError(
                 f"{self._dataset_dir / row.shard} holds other bytes for sample {row.key} than were written "
                 f"(its checksum differs); make {self._dataset_dir} again"
             )
-        return content
 
     def _open_shard(self, name: str) -> _OpenShard:
+        path = self._path(name)
+        copy = self._cache.open(path) if self._cache is not None else None
+        return self._open_original(name) if copy is None else _OpenShard(copy, is_copy=True)
+
+    def _open_original(self, name: str) -> _OpenShard:
+        return _OpenShard(os.open(self._path(name), os.O_RDONLY), is_copy=False)
+
+    def _path(self, name: str) -> Path:
         if Path(name).name != name:
             raise DatasetError(f"{INDEX_NAME} names the shard {name!r}, which is not in {self._dataset_dir}")
         path = self._dataset_dir / name
         if not path.is_file():
             raise DatasetError(f"{path} is missing although the index names it; make {self._dataset_dir} again")
-        return _OpenShard(path)
+        return path
 
     def close(self) -> None:
         """Close every shard."""

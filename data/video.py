@@ -262,7 +262,7 @@ def resize_and_crop(frames: Frames, height: int, width: int, position: float = 0
     return np.stack([np.asarray(image) for image in sized])
 
 
-def decode_clip(content: bytes) -> Frames:
+def decode_clip(content: bytes | memoryview) -> Frames:
     """All frames of a clip that `encode_clip` wrote.
 
     Raises:

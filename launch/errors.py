@@ -2,6 +2,7 @@
 
 import errno
 
+from data.cache import CacheError
 from data.captions import CaptionError
 from data.probe import VideoError
 from data.scenes import ScenesError
@@ -16,6 +17,8 @@ from pipeline.stage import ChangedError
 from pipeline.workers import TrainingError, WorldSizeError
 
 OURS = (
+    CacheError,
+    CacheError,
     CaptionError,
     ChangedError,
     CheckpointError,

@@ -310,6 +310,7 @@ class Road:
             "accumulate",
             "readers",
             "activation_checkpointing",
+            "cache",
             "compile",
             "stall_minutes",
         }

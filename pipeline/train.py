@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 from data.buckets import batch_sizes
+from data.cache import CacheConfig
 from data.loader import Sample, Stream, Subset
 from models.layers import BlockStack
 from pipeline.agree import Flags, from_every_rank
@@ -49,6 +50,7 @@ class TrainConfig(BaseModel):
     )  # batches of smaller buckets are multiples of it: workers must divide it
     accumulate: int = Field(default=1, ge=1)  # each worker computes its part of a batch in so many pieces
     readers: int = Field(default=1, ge=0)  # threads that read ahead, of each worker
+    cache: CacheConfig | None = None  # copies of shards on a fast disk of each machine
     learning_rate: float = Field(default=1e-3, gt=0, allow_inf_nan=False)
     warmup_steps: int = Field(default=50, ge=0)
     schedule: Literal["constant", "cosine"] = "cosine"
@@ -183,6 +185,7 @@ def train(task: TrainTask, config: TrainConfig, run_dir: Path, worker: Worker) -
     """Train to `config.steps`, or until asked to stop, from the newest whole checkpoint in `run_dir`.
 
     Raises:
+        CacheError: the cache of shards cannot be written.
         CheckpointError: none can be used, there is no room for more, or one cannot be written.
         FloatingPointError: the loss or the gradient is not finite.
         LockedError: another training works in `run_dir`.
@@ -207,7 +210,9 @@ def train(task: TrainTask, config: TrainConfig, run_dir: Path, worker: Worker) -
         subsets = task.subsets()
         sizes = batch_sizes([subset.bucket for subset in subsets], config.global_batch, config.batch_multiple)
         check_world(sizes, worker.world_size * config.accumulate, config.batch_multiple)
-        stream = Stream(subsets, sizes, seed=task.seed, rank=worker.rank, world_size=worker.world_size)
+        stream = Stream(
+            subsets, sizes, seed=task.seed, rank=worker.rank, world_size=worker.world_size, cache=config.cache
+        )
         prepare = partial(in_pieces, task.prepare, config.accumulate)
         batches = stack.enter_context(closing(stream.batches(cursor, prepare, config.readers)))
         metrics = stack.enter_context(closing(MetricsWriter(run_dir, step))) if worker.rank == 0 else None

@@ -7,10 +7,10 @@ from typing import Any, Literal, Self
 import torch
 from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 
 from data.buckets import Bucket
+from data.latents import read_latents
 from data.loader import Sample, Subset
 from data.shards import LatentStats
 from models.dit import DiT, DiTConfig
@@ -116,7 +116,7 @@ class DiTTask:
     def prepare(self, samples: list[Sample]) -> FlowBatch:
         """Read latents, all of one shape; noise, time and caption drop are functions of each sample's position."""
         positions = [sample.position for sample in samples]
-        latents = torch.stack([load_safetensors(sample.payload)["mean"] for sample in samples]).float()
+        latents = read_latents([sample.payload for sample in samples]).float()
         dropped = seeds.uniform(self.seed, "caption-drop", positions) < self.flow.caption_drop
         captions = [
             self.flow.null_caption if drop else sample.row.caption

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from pydantic import BaseModel, ConfigDict, Field
 
+from data.cache import CacheError
 from data.publish import publish_text
 from pipeline.checkpoint import CheckpointError
 from pipeline.lock import LockedError
@@ -29,7 +30,7 @@ class WorldSizeError(ValueError):
 
 
 # What every rank raises at the same step for a reason that a restart would meet again.
-FINAL = (CheckpointError, FloatingPointError, LockedError, WorldSizeError)
+FINAL = (CacheError, CheckpointError, FloatingPointError, LockedError, WorldSizeError)
 
 
 class TrainingError(RuntimeError):

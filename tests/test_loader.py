@@ -236,15 +236,15 @@ def test_a_flipped_bit_is_found_skipped_and_replaced(subset):
 
 def test_an_unreadable_sample_is_replaced_alike_on_any_world(subset, monkeypatch):
     bad = {subset.rows[5].key, subset.rows[20].key}
-    read = PayloadReader.read
+    read = PayloadReader.read_into
 
-    def refuse(self, row):
+    def refuse(self, row, buffer):
         if row.key in bad:
             raise DatasetError(f"{row.key} is damaged")
-        return read(self, row)
+        return read(self, row, buffer)
 
     healthy = keys(subset, 0, 8)
-    monkeypatch.setattr(PayloadReader, "read", refuse)
+    monkeypatch.setattr(PayloadReader, "read_into", refuse)
     damaged = keys(subset, 0, 8)
     assert not bad & {key for batch in damaged for key in batch}
     changed = [

@@ -255,14 +255,14 @@ def test_times_per_frame_belong_to_their_position(straight):
 
 def test_an_unreadable_sample_is_skipped_counted_and_listed(straight, tmp_path, monkeypatch):
     task, _, whole = straight
-    bad, read = task.subsets()[0].rows[2].key, PayloadReader.read
+    bad, read = task.subsets()[0].rows[2].key, PayloadReader.read_into
 
-    def refuse(self, row):
+    def refuse(self, row, buffer):
         if row.key == bad:
             raise DatasetError(f"{row.key} is damaged")
-        return read(self, row)
+        return read(self, row, buffer)
 
-    monkeypatch.setattr(PayloadReader, "read", refuse)
+    monkeypatch.setattr(PayloadReader, "read_into", refuse)
     train_here(partial(train, task, CONFIG, tmp_path), 1)
     rows = read_metrics(tmp_path)
     listed = [json.loads(line) for line in (tmp_path / "skipped.jsonl").read_text().splitlines()]
