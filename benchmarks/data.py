@@ -97,7 +97,7 @@ def ours(subset: Subset) -> Iterator[torch.Tensor]:
 
 def ours_contiguous(subset: Subset) -> Iterator[torch.Tensor]:
     """The same, copied once more."""
-    stream = Stream([subset], {"a": BATCH}, seed=0, rank=0, world_size=1)
+    stream = Stream([subset], {SMALL.name: BATCH}, seed=0, rank=0, world_size=1)
     return stream.batches(0, lambda samples: prepare(samples).contiguous(), readers=0)
 
 

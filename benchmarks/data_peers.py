@@ -31,6 +31,7 @@ from streaming import StreamingDataset as MosaicDataset  # pyright: ignore[repor
 from torch.utils.data import DataLoader
 
 from benchmarks.data import BATCH, NUM_SHARDS, SHAPES, SHARD_SAMPLES, prepare, write_dataset
+from benchmarks.records import SMALL
 from data.latents import read_latents
 from data.loader import Stream, Subset
 from data.publish import publish_text
@@ -67,7 +68,7 @@ def endless(loader: DataLoader) -> Batches:
 
 def ours(subset: Subset, workers: int) -> Batches:
     """Our stream, read by threads."""
-    return Stream([subset], {"a": BATCH}, seed=0, rank=0, world_size=1).batches(0, prepare, readers=workers)
+    return Stream([subset], {SMALL.name: BATCH}, seed=0, rank=0, world_size=1).batches(0, prepare, readers=workers)
 
 
 def collate_mosaic(samples: list[dict[str, bytes]]) -> torch.Tensor:

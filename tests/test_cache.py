@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from benchmarks.records import made_up_clip
+from benchmarks.records import SMALL, made_up_clip
 from data.cache import CacheConfig, CacheError, ShardCache
 from data.clip import VIDEO_MEMBER
 from data.loader import Stream, Subset
@@ -26,7 +26,7 @@ def subset(tmp_path: Path) -> Subset:
     for shard in range(6):
         samples = [(made_up_clip(n), payload(n)) for n in range(shard * 4, shard * 4 + 4)]
         rows += write_shard(tmp_path / "data" / f"shard-{shard}.tar", samples, VIDEO_MEMBER)[1]
-    return Subset(tmp_path / "data", rows, "a")
+    return Subset(tmp_path / "data", rows, SMALL)
 
 
 @pytest.fixture
@@ -119,7 +119,7 @@ def test_a_shard_larger_than_the_limit_is_read_where_it_lies(subset, folder):
 
 def test_the_stream_is_the_same_with_a_cache_of_any_size(subset, folder):
     def batches(cache: CacheConfig | None) -> list[list[tuple[str, bytes]]]:
-        stream = Stream([subset], {"a": 4}, seed=3, rank=0, world_size=1, cache=cache)
+        stream = Stream([subset], {SMALL.name: 4}, seed=3, rank=0, world_size=1, cache=cache)
         made = stream.batches(0, lambda samples: [(s.row.key, bytes(s.payload)) for s in samples], readers=3)
         taken = [next(made) for _ in range(15)]
         made.close()
@@ -246,7 +246,7 @@ def test_a_folder_that_cannot_be_used_is_told_before_the_first_step(subset, tmp_
     with pytest.raises(CacheError, match=r"file cannot be written \(Not a directory\); name a folder of a local disk"):
         Stream(
             [subset],
-            {"a": 4},
+            {SMALL.name: 4},
             seed=0,
             rank=0,
             world_size=1,
@@ -255,7 +255,7 @@ def test_a_folder_that_cannot_be_used_is_told_before_the_first_step(subset, tmp_
     with pytest.raises(CacheError, match=r"may take 1000000000\.0 GiB, but its disk has room for"):
         Stream(
             [subset],
-            {"a": 4},
+            {SMALL.name: 4},
             seed=0,
             rank=0,
             world_size=1,
