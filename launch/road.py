@@ -35,6 +35,7 @@ from pipeline.synthesize import make_videos, video_path
 from pipeline.train import TrainConfig, TrainTask, train
 from pipeline.train_autoencoder import AutoencoderTask
 from pipeline.train_dit import AUTOENCODER_NAME, DiTTask
+from pipeline.watch import WatchConfig
 from pipeline.workers import train_here, train_on_ray
 
 LOCK_NAME = "run.lock"
@@ -294,7 +295,7 @@ class Road:
     def _train(self, name: str, folder: str, task: TrainTask, config: TrainConfig, inputs: dict[str, Any]) -> None:
         continues = {"steps": config.steps}
         pacing = {name for name in TrainConfig.model_fields if name.startswith(("checkpoint_", "keep_", "log_"))}
-        pacing |= {"steps", "zero_stage"}  # may change from one start to the next
+        pacing |= {"steps", "zero_stage", *WatchConfig.model_fields}  # may change from one start to the next
         inputs = inputs | {"train": config.model_dump(exclude=pacing), "seed": self.config.seed}
         with self._stage(name, folder, inputs, continues) as stage:
             if stage is None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -13,17 +14,18 @@ from torch import Tensor
 
 from data.loader import SkippedSample
 from data.publish import publish_text
+from pipeline.time_bins import bin_means
 
 METRICS_NAME = "metrics.jsonl"
 SKIPPED_NAME = "skipped.jsonl"
 
 
 def mean_over_ranks(losses: dict[str, Tensor], world_size: int) -> dict[str, float]:
-    """Average each loss over all workers; called by all."""
+    """Average each loss over all workers, and over the samples of each bin of time; called by all."""
     names = sorted(losses)
     values = torch.stack([losses[name].float() for name in names])
     dist.all_reduce(values)
-    return dict(zip(names, (values / world_size).tolist(), strict=True))
+    return bin_means(dict(zip(names, (values / world_size).tolist(), strict=True)))
 
 
 class DataWait:
@@ -63,6 +65,10 @@ class MetricsWriter:
         """Record one step."""
         self._file.write(json.dumps({"step": step, "time": time.time(), **values}) + "\n")
         self._file.flush()
+        self.show(step, values)
+
+    def show(self, step: int, values: dict[str, float]) -> None:
+        """Draw values that have a file of their own."""
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
 
@@ -80,7 +86,11 @@ class MetricsWriter:
 
 def read_metrics(run_dir: Path) -> list[dict[str, float]]:
     """What training has logged so far; a line that is being written is left out."""
-    path = run_dir / METRICS_NAME
+    return read_lines(run_dir / METRICS_NAME)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The JSON objects of a file, one a line, up to a line that is being written; none where there is no file."""
     if not path.is_file():
         return []
     rows = []

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 from torch import nn
 
 from data.buckets import batch_sizes
@@ -26,13 +26,14 @@ from pipeline.metrics import DataWait, MetricsWriter, mean_over_ranks
 from pipeline.requests import NOTHING, Requests
 from pipeline.resume import agree_on_resumption, alone_in
 from pipeline.saving import CheckpointSaver, Contents, Retention, check_space
+from pipeline.watch import Watch, WatchConfig, WatchedTask
 from pipeline.workers import Worker, WorldSizeError
 from pipeline.zero import ZeroStage, ZeroTrainer
 
 Precision = Literal["auto", "fp32", "bf16"]
 
 
-class TrainConfig(BaseModel):
+class TrainConfig(WatchConfig):
     """How a network is trained."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -59,7 +60,7 @@ class TrainConfig(BaseModel):
     log_every_steps: int = Field(default=10, ge=1)
 
 
-class TrainTask(Protocol):
+class TrainTask(WatchedTask, Protocol):
     """What the loop needs to know of a network; frozen records, pickled to the workers."""
 
     @property
@@ -183,6 +184,7 @@ def train(task: TrainTask, config: TrainConfig, run_dir: Path, worker: Worker) -
         stream = Stream(subsets, sizes, seed=task.seed, rank=worker.rank, world_size=worker.world_size)
         batches = stack.enter_context(closing(stream.batches(cursor, task.prepare, config.readers)))
         metrics = stack.enter_context(closing(MetricsWriter(run_dir, step))) if worker.rank == 0 else None
+        watch = Watch(task, config, trainer, ema, run_dir, metrics, first_step=step, last_step=config.steps)
         requests = Requests(run_dir, config.checkpoint_every_minutes) if worker.rank == 0 else None
         flags = Flags()
 
@@ -191,6 +193,7 @@ def train(task: TrainTask, config: TrainConfig, run_dir: Path, worker: Worker) -
                 append_event(run_dir, Event.now(event, step, worker.world_size, config.zero_stage, note))
 
         happened("started", note)
+        watch.begin()
         begun, first, stop = time.monotonic(), cursor, False
         wait, num_skipped = DataWait(), 0
         while step < config.steps and not stop:
@@ -222,6 +225,7 @@ def train(task: TrainTask, config: TrainConfig, run_dir: Path, worker: Worker) -
                     metrics.write(step, values | pace)
                 if metrics is not None:
                     metrics.skip(skipped)
+            watch.after(step)
             if saver.pending and not writing:
                 saver.commit()
             if save:

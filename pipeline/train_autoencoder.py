@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import l1_loss, mse_loss
 
 from data.loader import Sample, Subset, subsets_of
-from data.shards import DatasetError, read_index
+from data.shards import DatasetError, IndexRow, read_index
 from data.video import Frames, decode_clip
 from models.autoencoder import Autoencoder, AutoencoderConfig, latent_shape
 from pipeline import seeds
@@ -99,6 +99,12 @@ class AutoencoderTask:
         t, h, w = pixels.shape[2:]
         shape = latent_shape(self.model, t, h, w)
         return PixelBatch(pixels, seeds.normal(self.seed, "posterior", (sample.position for sample in samples), shape))
+
+    def validation_batch(self, row: IndexRow, payload: bytes) -> PixelBatch:
+        """One clip; its noise belongs to its key."""
+        pixels = to_pixels(decode_clip(payload))[None]
+        shape = latent_shape(self.model, *pixels.shape[2:])
+        return PixelBatch(pixels, seeds.normal(self.seed, "validation-posterior", [row.key], shape))
 
     def trained(self) -> dict[str, Any]:
         """The model's size."""

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from data.buckets import Bucket
 from data.loader import Sample, Subset
-from data.shards import LatentStats
+from data.shards import IndexRow, LatentStats
 from models.dit import DiT, DiTConfig
 from models.flow.objective import LossWeight, TimeLaw, matching_loss, stratified
 from models.flow.path import PathName, path_of
 from models.text import CaptionTokens
 from pipeline import seeds
+from pipeline.time_bins import NUM_TIME_BINS, binned
 from pipeline.train_autoencoder import Weights, training_subsets
 
 AUTOENCODER_NAME = "autoencoder.safetensors"
@@ -82,13 +83,13 @@ class FlowMatchingLoss(nn.Module):
         self.path = path_of(spec.path)
 
     def forward(self, batch: FlowBatch) -> dict[str, Tensor]:
-        """Mean squared error of the prediction."""
+        """Mean squared error of the prediction, and of the samples of each bin of time (see `binned`)."""
         x_t = self.path.at(batch.t, batch.x_1).point(batch.x_0, batch.x_1)
         predicted = self.network(x_t, batch.t, batch.caption)
         loss = matching_loss(
             self.path, self.spec.prediction, predicted, batch.x_0, batch.x_1, batch.t, self.spec.loss_weight
         )
-        return {"total": loss.mean()}
+        return {"total": loss.mean()} | binned(loss, batch.t)
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,19 @@ class DiTTask:
             x_0=seeds.normal(self.seed, "noise", positions, latents.shape[1:]),
             t=self._times(positions, num_frames=latents.shape[2]),
             caption=CaptionTokens.encode(captions, self.model.text.max_bytes),
+        )
+
+    def validation_batch(self, row: IndexRow, payload: bytes) -> FlowBatch:
+        """One clip with its caption, once in each bin of time; noise and times belong to its key."""
+        addresses = [f"{row.key} {number}" for number in range(NUM_TIME_BINS)]
+        latents = load_safetensors(payload)["mean"].float().expand(NUM_TIME_BINS, -1, -1, -1, -1)
+        of_one = (1, latents.shape[2]) if self.flow.times_per == "frame" else ()
+        start = torch.arange(NUM_TIME_BINS).reshape(-1, *(1 for _ in of_one))
+        return FlowBatch(
+            x_1=normalize(latents, self.latent_stats),
+            x_0=seeds.normal(self.seed, "validation-noise", addresses, latents.shape[1:]),
+            t=(start + seeds.uniform(self.seed, "validation-time", addresses, of_one)) / NUM_TIME_BINS,
+            caption=CaptionTokens.encode([row.caption] * NUM_TIME_BINS, self.model.text.max_bytes),
         )
 
     def _times(self, positions: list[int], num_frames: int) -> Tensor:

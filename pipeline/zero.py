@@ -107,7 +107,7 @@ class ZeroTrainer:
     ) -> None:
         deepspeed = import_deepspeed()
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
-        self.stage = stage
+        self.device, self.stage = device, stage
         self.clip = clip
         self.shapes = {name: list(parameter.shape) for name, parameter in module.named_parameters()}
         decayed = [p for p in module.parameters() if p.ndim >= 2]
@@ -154,6 +154,16 @@ class ZeroTrainer:
         if self.stage > 0:
             self._norm = self.engine.get_global_grad_norm()
         return {name: loss.detach() for name, loss in losses.items()}
+
+    @torch.no_grad()
+    def evaluate(self, batch: Any) -> dict[str, Tensor]:  # noqa: ANN401 - the module's own type
+        """Forward alone, in evaluation mode. At stage 3 the ranks call it equally often: it gathers the weights."""
+        module = self.engine.module
+        module.eval()
+        try:
+            return module(batch)
+        finally:
+            module.train()
 
     def gradient_norm(self) -> float:
         """Norm of the last step's gradient before clipping, over all ranks."""

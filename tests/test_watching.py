@@ -1,0 +1,238 @@
+"""Watching a training: what it tells is right, and nothing of what it does changes."""
+
+import json
+import shutil
+from collections import defaultdict
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from groups import Job, run_jobs
+from safetensors.torch import save, save_file
+from test_training import CONFIG, make_task
+
+import pipeline.zero
+from benchmarks.records import SMALL, made_up_clip
+from data.buckets import Bucket
+from data.clip import LATENT_MEMBER
+from data.loader import Stream
+from data.shards import PayloadReader, read_index, write_index, write_shard
+from pipeline import seeds
+from pipeline.agree import from_every_rank
+from pipeline.checkpoint import load_weights, open_checkpoint
+from pipeline.ema import averaged_weights
+from pipeline.metrics import read_metrics
+from pipeline.time_bins import bin_means, binned
+from pipeline.train import build, train
+from pipeline.validation import VALIDATION_NAME, ValidationRow, held_out, read_validation
+from pipeline.workers import Worker, train_here
+
+STILL = Bucket(num_frames=1, height=32, width=32, fps=8)
+STAGES = (0, 1, 2, 3)
+WATCHED = CONFIG.model_copy(update={"validate_every_steps": 3, "validation_clips": 7})
+
+
+def write_two_splits(folder: Path) -> None:
+    """Twenty latents of two shapes; every third clip is held out."""
+    folder.mkdir(parents=True)
+    samples = []
+    for number in range(20):
+        bucket = STILL if number % 4 == 0 else SMALL
+        split = "validation" if number % 3 == 0 else "train"
+        record = made_up_clip(number, bucket).model_copy(update={"split": split})
+        shape = (4, 1 if bucket == STILL else 2, 4, 4)
+        samples.append((record, save({"mean": seeds.normal(0, "test", [number], shape)[0]})))
+    _, rows = write_shard(folder / "shard-00000.tar", samples, LATENT_MEMBER)
+    write_index(folder, rows)
+    save_file({"x": torch.zeros(1)}, folder / "autoencoder.safetensors")
+
+
+def task_of(folder: Path):
+    return replace(make_task(folder), buckets=(SMALL, STILL))
+
+
+def train_watched(worker: Worker, data: Path, run_dir: Path, stage: int, config) -> None:
+    """The product's loop; stage 3 with every parameter cut, however small."""
+    pipeline.zero.PERSISTENT_PARAMETERS = 0
+    train(task_of(data), config.model_copy(update={"zero_stage": stage}), run_dir, worker)
+
+
+def whole_average(task, trainer, ema):
+    """A plain module with the averaged weights, put together from what every rank has of them."""
+    module = task.build()
+    parts = {fragment.name: (fragment.start, ema.values[fragment.name]) for fragment in trainer.fragments}
+    for own in from_every_rank(parts):
+        for name, (start, values) in own.items():
+            module.get_parameter(name).data.view(-1)[start : start + values.numel()] = values
+    return module
+
+
+class StopHereError(Exception):
+    """Raised on purpose."""
+
+
+def compare_average(worker: Worker, data: Path, stage: int) -> None:
+    """Inside the block the module is that of the averaged weights; afterwards nothing has changed, nor in training."""
+    pipeline.zero.PERSISTENT_PARAMETERS = 0
+    task = task_of(data)
+    trainer, ema = build(task, CONFIG.model_copy(update={"zero_stage": stage}), worker)
+    stream = Stream(
+        task.subsets(), {SMALL.name: 4, STILL.name: 4}, seed=7, rank=worker.rank, world_size=worker.world_size
+    )
+    batches = stream.batches(0, task.prepare, readers=0)
+    for step in range(1, 4):
+        trainer.step(next(batches), 3e-3)
+        ema.update(step)
+    probe = next(batches)
+    before = {held.name: held.master.clone() for held in trainer.holdings}
+    raw = trainer.evaluate(probe)
+    with torch.no_grad():
+        expected = whole_average(task, trainer, ema).eval()(probe)
+    with averaged_weights(trainer, ema):
+        average = trainer.evaluate(probe)
+    with pytest.raises(StopHereError), averaged_weights(trainer, ema):
+        raise StopHereError
+    again = trainer.evaluate(probe)
+    assert all(torch.equal(average[name], expected[name]) for name in expected)
+    assert not torch.equal(average["total"], raw["total"])
+    assert all(torch.equal(again[name], raw[name]) for name in raw)
+    assert all(torch.equal(held.master, before[held.name]) for held in trainer.holdings)
+    assert trainer.engine.module.training
+    batches.close()
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Trainings at every stage on two workers, watched and not, and watched ones on one worker."""
+    folder = tmp_path_factory.mktemp("watching")
+    data = folder / "data"
+    write_two_splits(data)
+    unwatched = CONFIG.model_copy(update={"validation_clips": 0})
+    jobs = [Job(2, train_watched, (data, folder / f"watched-{s}", s, WATCHED)) for s in STAGES]
+    jobs += [Job(2, train_watched, (data, folder / f"plain-{s}", s, unwatched)) for s in STAGES]
+    jobs += [Job(w, compare_average, (data, s)) for w in (1, 2) for s in STAGES]
+    jobs += [Job(1, train_watched, (data, folder / "alone", 2, WATCHED))]
+    run_jobs(jobs, folder)
+    return folder
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_watching_does_not_change_the_training_by_one_bit(runs, stage):
+    for which in ("master", "ema"):
+        plain, watched = (
+            load_weights(open_checkpoint(runs / f"{kind}-{stage}"), which) for kind in ("plain", "watched")
+        )
+        assert all(torch.equal(plain[name], watched[name]) for name in plain)
+    losses = [[row["total"] for row in read_metrics(runs / f"{kind}-{stage}")] for kind in ("plain", "watched")]
+    assert losses[0] == losses[1]
+    assert not (runs / f"plain-{stage}" / VALIDATION_NAME).exists()
+
+
+def test_validation_has_a_line_per_step_weights_bucket_and_bin(runs):
+    lines = read_validation(runs / "watched-2")
+    cells = [(line.step, line.weights, line.bucket, line.time_bin) for line in lines]
+    bins = (None, 0, 1, 2, 3)
+    expected = {
+        (step, weights, bucket.name, time_bin)
+        for step in (0, 3, 6, 8)
+        for weights in ("raw", "ema")
+        for bucket in (SMALL, STILL)
+        for time_bin in bins
+    }
+    assert len(cells) == len(expected)
+    assert set(cells) == expected
+    assert {line.bucket: line.num_clips for line in lines} == {SMALL.name: 5, STILL.name: 2}
+    for line in lines:
+        parts = [
+            part.loss for part in lines if replace(part, time_bin=None, loss=0) == replace(line, time_bin=None, loss=0)
+        ]
+        if line.time_bin is None:
+            assert line.loss == pytest.approx(sum(parts[1:]) / 4, rel=1e-6)
+
+
+def test_validation_is_that_of_the_saved_weights(runs):
+    """The lines after the last step, computed again by a plain module from the checkpoint."""
+    task, rows = task_of(runs / "data"), held_out(read_index(runs / "data", "validation"), 7)
+    assert all(row.split == "validation" for row in rows)
+    reader, checkpoint = PayloadReader(runs / "data"), open_checkpoint(runs / "watched-2")
+    for weights, saved in (("raw", "master"), ("ema", "ema")):
+        module = task.build()
+        module.load_state_dict(load_weights(checkpoint, saved))
+        losses = defaultdict(list)
+        for row in rows:
+            batch = task.validation_batch(row, reader.read(row))
+            assert (batch.t * 4).long().tolist() == [0, 1, 2, 3]
+            with torch.no_grad():
+                x_t = module.path.at(batch.t, batch.x_1).point(batch.x_0, batch.x_1)
+                error = (module.network(x_t, batch.t, batch.caption) - (batch.x_1 - batch.x_0)).square()
+            for time_bin, loss in enumerate(error.flatten(1).mean(1).tolist()):
+                losses[row.bucket, time_bin].append(loss)
+        lines = [line for line in read_validation(runs / "watched-2") if (line.step, line.weights) == (8, weights)]
+        for line in lines:
+            if line.time_bin is not None:
+                own = losses[line.bucket, line.time_bin]
+                assert line.loss == pytest.approx(sum(own) / len(own), rel=1e-5)
+
+
+def test_validation_knows_nothing_of_the_number_of_workers_and_the_stage(runs):
+    def of(run: str) -> list[ValidationRow]:
+        return read_validation(runs / run)
+
+    first = [line for line in of("alone") if line.step == 0]
+    for stage in STAGES:  # of the same weights, the same numbers
+        assert [line for line in of(f"watched-{stage}") if line.step == 0] == first
+        for one, two in zip(of("alone"), of(f"watched-{stage}"), strict=True):
+            assert replace(one, loss=0) == replace(two, loss=0)
+            assert one.loss == pytest.approx(two.loss, rel=1e-4)
+
+
+def test_after_a_fallback_the_lines_are_those_of_an_undisturbed_run(runs, tmp_path):
+    straight, resumed = runs / "alone", tmp_path / "resumed"
+    shutil.copytree(straight / "checkpoints" / "step_0000004", resumed / "checkpoints" / "step_0000004")
+    (resumed / "latest").write_text("step_0000004\n")
+    lines = (straight / VALIDATION_NAME).read_text().splitlines(keepends=True)
+    later = [json.dumps(json.loads(line) | {"loss": -1.0}) + "\n" for line in lines if json.loads(line)["step"] > 4]
+    kept = lines[: len(lines) - len(later)]
+    assert len(kept) == len(later) == 40
+    (resumed / VALIDATION_NAME).write_text("".join(kept + later) + '{"step": 9, "wei')
+    train_here(partial(train_watched, data=runs / "data", run_dir=resumed, stage=2, config=WATCHED), 1)
+    assert (resumed / VALIDATION_NAME).read_text() == "".join(lines)
+
+
+def test_held_out_clips_are_shared_out_over_the_buckets(runs):
+    rows = read_index(runs / "data", "validation")
+    chosen = held_out(reversed(rows), 4)
+    assert [row.bucket for row in chosen] == [STILL.name, SMALL.name, STILL.name, SMALL.name]
+    assert held_out(rows, 4) == chosen
+    assert len(held_out(rows, 100)) == len(rows) == 7
+
+
+def test_losses_by_time_are_means_over_the_samples_of_all_ranks(runs):
+    task = task_of(runs / "data")
+    stream = Stream(task.subsets(), {SMALL.name: 4, STILL.name: 32}, seed=7, rank=0, world_size=1)
+    row, batch = read_metrics(runs / "watched-2")[0], next(stream.batches(0, task.prepare, readers=0))
+    torch.manual_seed(7)
+    module = task.build()
+    x_t = module.path.at(batch.t, batch.x_1).point(batch.x_0, batch.x_1)
+    error = module.network(x_t, batch.t, batch.caption) - (batch.x_1 - batch.x_0)
+    losses, number = error.square().flatten(1).mean(1), (batch.t * 4).long()
+    for time_bin in range(4):
+        own = losses[number == time_bin]
+        if len(own):
+            assert row[f"loss_t{time_bin}"] == pytest.approx(own.mean().item(), rel=1e-5)
+        else:
+            assert f"loss_t{time_bin}" not in row
+    assert not [name for name in row if name.startswith("share_")]
+
+
+def test_bins_of_time():
+    loss, t = torch.tensor([1.0, 2.0, 5.0, 3.0]), torch.tensor([0.0, 0.24, 0.5, 1.0])
+    values = {name: value.item() for name, value in binned(loss, t).items()}
+    assert bin_means(values | {"total": 2.75}) == {"total": 2.75, "loss_t0": 1.5, "loss_t2": 5.0, "loss_t3": 3.0}
+    of_frames = torch.tensor([[0.0, 1.0], [0.9, 1.0]])[:, None]  # b 1 t
+    assert {n for n, v in binned(loss[:2], of_frames).items() if n.startswith("share") and v > 0} == {
+        "share_t2",
+        "share_t3",
+    }
