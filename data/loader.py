@@ -121,6 +121,7 @@ class Stream:
         self._subsets = subsets
         self._rank, self._world_size = rank, world_size
         self.plan = BatchPlan([subset.part() for subset in subsets], dict(batch_sizes), seed)
+        self.buckets = {subset.bucket.name: subset.bucket for subset in subsets}
         self._skipped: deque[SkippedSample] = deque()
 
     def batches(

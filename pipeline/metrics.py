@@ -33,13 +33,16 @@ class DataWait:
 
     def __init__(self) -> None:
         self._since, self._waited = time.monotonic(), 0.0
+        self.total_seconds = 0.0  # since it was made
 
     @contextmanager
     def measured(self) -> Iterator[None]:
         """The block waits for data."""
         begun = time.monotonic()
         yield
-        self._waited += time.monotonic() - begun
+        waited = time.monotonic() - begun
+        self._waited += waited
+        self.total_seconds += waited
 
     def share(self) -> float:
         """The share since the last call."""

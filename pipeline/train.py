@@ -184,7 +184,7 @@ def train(task: TrainTask, config: TrainConfig, run_dir: Path, worker: Worker) -
         stream = Stream(subsets, sizes, seed=task.seed, rank=worker.rank, world_size=worker.world_size)
         batches = stack.enter_context(closing(stream.batches(cursor, task.prepare, config.readers)))
         metrics = stack.enter_context(closing(MetricsWriter(run_dir, step))) if worker.rank == 0 else None
-        watch = Watch(task, config, trainer, ema, run_dir, metrics, first_step=step, last_step=config.steps)
+        watch = Watch(task, config, trainer, ema, run_dir, metrics, stream, first_step=step, last_step=config.steps)
         requests = Requests(run_dir, config.checkpoint_every_minutes) if worker.rank == 0 else None
         flags = Flags()
 
@@ -214,6 +214,7 @@ def train(task: TrainTask, config: TrainConfig, run_dir: Path, worker: Worker) -
                 check_finite(task.kind, step, values["total"], norm, config.learning_rate)
                 skipped = list(chain.from_iterable(from_every_rank(stream.take_skipped())))
                 num_skipped += len(skipped)
+                told = watch.pace(step, wait.total_seconds) if log else {}
                 if metrics is not None and log:
                     pace = {
                         "learning_rate": rate,
@@ -222,7 +223,7 @@ def train(task: TrainTask, config: TrainConfig, run_dir: Path, worker: Worker) -
                         "data_wait": wait.share(),
                         "skipped_samples": num_skipped,
                     }
-                    metrics.write(step, values | pace)
+                    metrics.write(step, values | pace | told)
                 if metrics is not None:
                     metrics.skip(skipped)
             watch.after(step)

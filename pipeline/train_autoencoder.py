@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import l1_loss, mse_loss
 
+from data.buckets import Bucket
 from data.loader import Sample, Subset, subsets_of
 from data.shards import DatasetError, IndexRow, read_index
 from data.video import Frames, decode_clip
@@ -105,6 +106,16 @@ class AutoencoderTask:
         pixels = to_pixels(decode_clip(payload))[None]
         shape = latent_shape(self.model, *pixels.shape[2:])
         return PixelBatch(pixels, seeds.normal(self.seed, "validation-posterior", [row.key], shape))
+
+    def num_tokens(self, bucket: Bucket) -> int:
+        """Positions of one clip's latent."""
+        return bucket.num_latents
+
+    def outline(self, bucket: Bucket) -> Tensor:
+        """The network inside its loss for one clip of the bucket."""
+        size = (bucket.num_frames, bucket.height, bucket.width)
+        batch = PixelBatch(torch.empty(1, 3, *size), torch.empty(1, *latent_shape(self.model, *size)))
+        return AutoencoderLoss(Autoencoder(self.model))(batch)["total"]
 
     def trained(self) -> dict[str, Any]:
         """The model's size."""

@@ -143,6 +143,18 @@ class DiTTask:
             caption=CaptionTokens.encode([row.caption] * NUM_TIME_BINS, self.model.text.max_bytes),
         )
 
+    def num_tokens(self, bucket: Bucket) -> int:
+        """Patches of one clip."""
+        return bucket.num_latents // self.model.patch_size**2
+
+    def outline(self, bucket: Bucket) -> Tensor:
+        """The network for one clip of the bucket."""
+        channels = self.latent_stats.num_channels
+        latent = torch.empty(1, channels, (bucket.num_frames - 1) // 4 + 1, bucket.height // 8, bucket.width // 8)
+        t = torch.zeros((1, 1, latent.shape[2]) if self.flow.times_per == "frame" else 1)
+        caption = CaptionTokens.encode([""], self.model.text.max_bytes)
+        return DiT(self.model, channels)(latent, t, caption.to(latent.device)).mean()
+
     def _times(self, positions: list[int], num_frames: int) -> Tensor:
         if self.flow.times_per == "frame":
             uniform = seeds.uniform(self.seed, "frame-times", positions, (1, num_frames))  # b 1 t

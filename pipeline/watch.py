@@ -5,8 +5,10 @@ from typing import Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from data.loader import Stream
 from pipeline.ema import ShardedEma
 from pipeline.metrics import MetricsWriter
+from pipeline.pace import Pace, PacedTask
 from pipeline.validation import ValidatedTask, Validation
 from pipeline.zero import ZeroTrainer
 
@@ -20,7 +22,7 @@ class WatchConfig(BaseModel):
     validation_clips: int = Field(default=64, ge=0)  # at most; 0 turns validation off
 
 
-class WatchedTask(ValidatedTask, Protocol):
+class WatchedTask(ValidatedTask, PacedTask, Protocol):
     """What watching needs to know of a network."""
 
 
@@ -35,11 +37,13 @@ class Watch:
         ema: ShardedEma,
         run_dir: Path,
         metrics: MetricsWriter | None,
+        stream: Stream,
         *,
         first_step: int,
         last_step: int,
     ) -> None:
         self._first_step = first_step
+        self._pace = Pace(task, trainer, ema, stream.plan, stream.buckets, first_step)
         self._validation = Validation(
             task,
             trainer,
@@ -56,8 +60,14 @@ class Watch:
         """Before the first step."""
         if self._first_step == 0:
             self.after(0)
+        self._pace.begin()
+
+    def pace(self, step: int, waited_seconds: float) -> dict[str, float]:
+        """See `Pace.look`."""
+        return self._pace.look(step, waited_seconds)
 
     def after(self, step: int) -> None:
         """What is due after `step` updates."""
         if self._validation.due(step):
-            self._validation.run(step)
+            with self._pace.paused():
+                self._validation.run(step)

@@ -19,13 +19,18 @@ from data.buckets import Bucket
 from data.clip import LATENT_MEMBER
 from data.loader import Stream
 from data.shards import PayloadReader, read_index, write_index, write_shard
+from models.autoencoder import AutoencoderConfig
+from models.dit import DiTConfig
+from models.text import CaptionTokens
 from pipeline import seeds
 from pipeline.agree import from_every_rank
 from pipeline.checkpoint import load_weights, open_checkpoint
 from pipeline.ema import averaged_weights
 from pipeline.metrics import read_metrics
+from pipeline.pace import RankPace, flops_per_clip, peak_flops_per_second, slowest
 from pipeline.time_bins import bin_means, binned
 from pipeline.train import build, train
+from pipeline.train_autoencoder import AutoencoderTask
 from pipeline.validation import VALIDATION_NAME, ValidationRow, held_out, read_validation
 from pipeline.workers import Worker, train_here
 
@@ -236,3 +241,64 @@ def test_bins_of_time():
         "share_t2",
         "share_t3",
     }
+
+
+def test_operations_of_a_clip_are_those_of_its_products_of_matrices():
+    """A linear layer of m rows costs 2 m in out forward and as much twice backward; attention 4 n m width, likewise."""
+    bucket = Bucket(num_frames=17, height=64, width=64, fps=8)
+    task = replace(make_task(Path()), model=DiTConfig(width=64, depth=2, heads=2))
+    network = task.build().network
+    counted = []
+
+    def count(layer, inputs, output):
+        counted.append(2 * output.numel() * layer.in_features)
+
+    for layer in network.modules():
+        if isinstance(layer, torch.nn.Linear):
+            layer.register_forward_hook(count)
+    caption = CaptionTokens.encode(["a"], task.model.text.max_bytes)
+    latent = torch.zeros(1, 4, 5, 8, 8)
+    network(latent, torch.zeros(1), caption)
+    tokens, words, text = task.num_tokens(bucket), caption.ids.shape[1], task.model.text
+    assert tokens == 5 * 4 * 4
+    scores = 2 * (4 * tokens * tokens * 64 + 4 * tokens * words * 64) + text.depth * 4 * words * words * text.width
+    expected = 3 * (sum(counted) + scores)
+    into = 2 * tokens * 16 * 64  # nobody asks for the gradient of the latent
+    assert flops_per_clip(task, bucket) == pytest.approx(expected - into, rel=0.01)
+
+
+def test_pace_is_counted_from_the_plan(runs):
+    task = task_of(runs / "data")
+    per_clip = {bucket: flops_per_clip(task, bucket) for bucket in (SMALL, STILL)}
+    assert (task.num_tokens(SMALL), task.num_tokens(STILL)) == (8, 4)
+    assert AutoencoderTask(AutoencoderConfig(), Path(), 0).num_tokens(SMALL) == 32
+    ratios = [per_clip[bucket] / task.num_tokens(bucket) for bucket in (SMALL, STILL)]
+    for row in read_metrics(runs / "watched-2"):  # of one step each, so of one bucket
+        ratio = row["flops_per_second"] / row["tokens_per_second"]
+        assert any(ratio == pytest.approx(expected) for expected in ratios)
+        assert row["tokens_per_second"] > 0
+        assert row["step_seconds"] > 0
+        assert row["slowest_own_seconds"] > 0
+        assert row["slowest_rank"] in (0, 1)
+        assert row["memory_bytes"] > 1e8
+        assert "mfu" not in row  # nobody knows what this processor could do
+
+
+def test_the_slowest_rank_is_the_one_the_others_wait_for():
+    ranks = [RankPace(1.0, 0.2, 5), RankPace(1.1, 0.9, 4), RankPace(1.0, 0.3, 9)]
+    assert slowest(ranks) == {"step_seconds": 1.1, "slowest_rank": 1, "slowest_own_seconds": 0.9, "memory_bytes": 9}
+
+
+def test_peaks_of_known_devices():
+    assert peak_flops_per_second("NVIDIA H100 80GB HBM3") == peak_flops_per_second("NVIDIA H200") == 989e12
+    assert peak_flops_per_second("NVIDIA H100 PCIe") == 756e12
+    assert peak_flops_per_second("NVIDIA A100-SXM4-80GB") == 312e12
+    assert peak_flops_per_second("NVIDIA GeForce GTX 1080") is None
+
+
+@pytest.mark.parametrize("run", ["alone", *(f"watched-{stage}" for stage in STAGES)])
+def test_distance_of_the_average_is_that_in_the_checkpoint(runs, run):
+    master, average = (load_weights(open_checkpoint(runs / run), which) for which in ("master", "ema"))
+    difference = sum((average[name] - master[name]).double().square().sum().item() for name in master) ** 0.5
+    size = sum(master[name].double().square().sum().item() for name in master) ** 0.5
+    assert read_metrics(runs / run)[-1]["ema_distance"] == pytest.approx(difference / size, rel=1e-4)
