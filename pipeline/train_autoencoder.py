@@ -1,5 +1,6 @@
 """What the training loop needs to know of the autoencoder."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -8,6 +9,7 @@ import numpy as np
 import torch
 from einops import rearrange
 from jaxtyping import Float
+from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn.functional import l1_loss, mse_loss
 
@@ -44,6 +46,14 @@ def training_subsets(dataset_dir: Path, weights: Weights) -> list[Subset]:
     if not subsets:
         raise DatasetError(f"{dataset_dir} has no samples to train on; lower data.validation_fraction or add videos")
     return subsets
+
+
+def load_autoencoder(path: Path) -> Autoencoder:
+    """What `encode.export_autoencoder` wrote, ready to use."""
+    with safe_open(path, framework="pt") as file:
+        network = Autoencoder(AutoencoderConfig(**json.loads(file.metadata()["config"])))
+        network.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 - not a dict
+    return network.eval().requires_grad_(False)
 
 
 @dataclass(frozen=True)
