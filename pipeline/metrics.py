@@ -75,6 +75,21 @@ class MetricsWriter:
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
 
+    def film(self, step: int, name: str, gif: bytes, shape: tuple[int, ...]) -> None:
+        """Show a moving picture.
+
+        Args:
+            shape: of the frames, (t h w c).
+        """
+        # SummaryWriter.add_video does the same through a package more
+        from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
+
+        _, height, width, channels = shape
+        image = Summary.Image(height=height, width=width, colorspace=channels, encoded_image_string=gif)
+        writer = self._board.file_writer
+        assert writer is not None
+        writer.add_summary(Summary(value=[Summary.Value(tag=name, image=image)]), step)
+
     def skip(self, samples: list[SkippedSample]) -> None:
         """List samples that could not be read."""
         if samples:

@@ -117,6 +117,9 @@ class AutoencoderTask:
         shape = latent_shape(self.model, *pixels.shape[2:])
         return PixelBatch(pixels, seeds.normal(self.seed, "validation-posterior", [row.key], shape))
 
+    def previewer(self, device: torch.device) -> None:
+        """It makes no clips of its own."""
+
     def num_tokens(self, bucket: Bucket) -> int:
         """Positions of one clip's latent."""
         return bucket.num_latents

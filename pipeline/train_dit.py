@@ -17,9 +17,10 @@ from models.flow.objective import matching_loss, stratified
 from models.flow.path import path_of
 from models.text import CaptionTokens
 from pipeline import seeds
+from pipeline.flow_preview import FlowPreviewer, FlowQuery
 from pipeline.flow_spec import FlowSpec, normalize
 from pipeline.time_bins import NUM_TIME_BINS, binned
-from pipeline.train_autoencoder import Weights, training_subsets
+from pipeline.train_autoencoder import Weights, load_autoencoder, training_subsets
 
 AUTOENCODER_NAME = "autoencoder.safetensors"
 
@@ -47,8 +48,13 @@ class FlowMatchingLoss(nn.Module):
         self.spec = spec
         self.path = path_of(spec.path)
 
-    def forward(self, batch: FlowBatch) -> dict[str, Tensor]:
-        """Mean squared error of the prediction, and of the samples of each bin of time (see `binned`)."""
+    def forward(self, batch: FlowBatch | FlowQuery) -> dict[str, Tensor]:
+        """Mean squared error of the prediction, and of the samples of each bin of time (see `binned`).
+
+        A `FlowQuery` is answered with the prediction itself.
+        """
+        if isinstance(batch, FlowQuery):
+            return {"predicted": self.network(batch.x_t, batch.t, batch.caption)}
         x_t = self.path.at(batch.t, batch.x_1).point(batch.x_0, batch.x_1)
         predicted = self.network(x_t, batch.t, batch.caption)
         loss = matching_loss(
@@ -107,6 +113,12 @@ class DiTTask:
             t=(start + seeds.uniform(self.seed, "validation-time", addresses, of_one)) / NUM_TIME_BINS,
             caption=CaptionTokens.encode([row.caption] * NUM_TIME_BINS, self.model.text.max_bytes),
         )
+
+    def previewer(self, device: torch.device) -> FlowPreviewer:
+        """Clips of the bucket that most clips have."""
+        autoencoder = load_autoencoder(self.autoencoder_path).to(device)
+        max_bytes = self.model.text.max_bytes
+        return FlowPreviewer(self.flow, self.latent_stats, self.buckets[0], max_bytes, autoencoder, device)
 
     def num_tokens(self, bucket: Bucket) -> int:
         """Patches of one clip."""

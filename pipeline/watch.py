@@ -9,6 +9,7 @@ from data.loader import Stream
 from pipeline.ema import ShardedEma
 from pipeline.metrics import MetricsWriter
 from pipeline.pace import Pace, PacedTask
+from pipeline.preview import PreviewedTask, Previews
 from pipeline.validation import ValidatedTask, Validation
 from pipeline.zero import ZeroTrainer
 
@@ -20,9 +21,10 @@ class WatchConfig(BaseModel):
 
     validate_every_steps: int | None = Field(default=None, ge=1)  # None: before the first step and after the last
     validation_clips: int = Field(default=64, ge=0)  # at most; 0 turns validation off
+    sample_every_steps: int | None = Field(default=None, ge=1)  # of the DiT; None: never
 
 
-class WatchedTask(ValidatedTask, PacedTask, Protocol):
+class WatchedTask(ValidatedTask, PacedTask, PreviewedTask, Protocol):
     """What watching needs to know of a network."""
 
 
@@ -44,6 +46,7 @@ class Watch:
     ) -> None:
         self._first_step = first_step
         self._pace = Pace(task, trainer, ema, stream.plan, stream.buckets, first_step)
+        self._previews = Previews(task, trainer, ema, run_dir, metrics, config.sample_every_steps)
         self._validation = Validation(
             task,
             trainer,
@@ -68,6 +71,7 @@ class Watch:
 
     def after(self, step: int) -> None:
         """What is due after `step` updates."""
-        if self._validation.due(step):
-            with self._pace.paused():
-                self._validation.run(step)
+        for show in (self._validation, self._previews):
+            if show.due(step):
+                with self._pace.paused():
+                    show.run(step)

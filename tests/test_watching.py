@@ -1,5 +1,6 @@
 """Watching a training: what it tells is right, and nothing of what it does changes."""
 
+import io
 import json
 import shutil
 from collections import defaultdict
@@ -7,10 +8,13 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from groups import Job, run_jobs
+from PIL import Image
 from safetensors.torch import save, save_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_training import CONFIG, make_task
 
 import pipeline.zero
@@ -19,15 +23,18 @@ from data.buckets import Bucket
 from data.clip import LATENT_MEMBER
 from data.loader import Stream
 from data.shards import PayloadReader, read_index, write_index, write_shard
-from models.autoencoder import AutoencoderConfig
+from data.video import decode_clip, encode_clip, encode_gif
+from models.autoencoder import Autoencoder, AutoencoderConfig
 from models.dit import DiTConfig
 from models.text import CaptionTokens
 from pipeline import seeds
 from pipeline.agree import from_every_rank
-from pipeline.checkpoint import load_weights, open_checkpoint
+from pipeline.checkpoint import Weights, load_weights, open_checkpoint
 from pipeline.ema import averaged_weights
+from pipeline.flow_preview import FlowQuery
 from pipeline.metrics import read_metrics
 from pipeline.pace import RankPace, flops_per_clip, peak_flops_per_second, slowest
+from pipeline.preview import fixed_prompts
 from pipeline.time_bins import bin_means, binned
 from pipeline.train import build, train
 from pipeline.train_autoencoder import AutoencoderTask
@@ -36,7 +43,7 @@ from pipeline.workers import Worker, train_here
 
 STILL = Bucket(num_frames=1, height=32, width=32, fps=8)
 STAGES = (0, 1, 2, 3)
-WATCHED = CONFIG.model_copy(update={"validate_every_steps": 3, "validation_clips": 7})
+WATCHED = CONFIG.model_copy(update={"validate_every_steps": 3, "validation_clips": 7, "sample_every_steps": 4})
 
 
 def write_two_splits(folder: Path) -> None:
@@ -51,7 +58,10 @@ def write_two_splits(folder: Path) -> None:
         samples.append((record, save({"mean": seeds.normal(0, "test", [number], shape)[0]})))
     _, rows = write_shard(folder / "shard-00000.tar", samples, LATENT_MEMBER)
     write_index(folder, rows)
-    save_file({"x": torch.zeros(1)}, folder / "autoencoder.safetensors")
+    torch.manual_seed(3)
+    config = AutoencoderConfig(latent_channels=4, width=8, deep_width=8)
+    weights = Autoencoder(config).state_dict()
+    save_file(weights, folder / "autoencoder.safetensors", metadata={"config": config.model_dump_json()})
 
 
 def task_of(folder: Path):
@@ -302,3 +312,66 @@ def test_distance_of_the_average_is_that_in_the_checkpoint(runs, run):
     difference = sum((average[name] - master[name]).double().square().sum().item() for name in master) ** 0.5
     size = sum(master[name].double().square().sum().item() for name in master) ** 0.5
     assert read_metrics(runs / run)[-1]["ema_distance"] == pytest.approx(difference / size, rel=1e-4)
+
+
+def sampling_module(task, run_dir: Path, which: Weights):
+    """A checkpoint's network, which answers in the precision it was trained in."""
+    module = task.build().eval()
+    module.load_state_dict(load_weights(open_checkpoint(run_dir), which))
+
+    def answer(query: FlowQuery):
+        with torch.autocast("cpu", enabled=False):
+            return module(query)
+
+    return answer
+
+
+def test_clips_are_sampled_with_the_averaged_weights(runs):
+    """Those after the last step, made again by a plain module from the checkpoint."""
+    task = task_of(runs / "data")
+    average, raw = (sampling_module(task, runs / "alone", which) for which in ("ema", "master"))
+    previewer = task.previewer(torch.device("cpu"))
+    prompts = fixed_prompts(runs / "data")
+    assert prompts == ["clip 0", "clip 3", "clip 6", "clip 9"]
+    for number, prompt in enumerate(prompts):
+        frames = previewer.clip(average, prompt, number)
+        assert frames.shape == (5, 32, 32, 3)
+        name = f"clip-{prompt[5:]}-{number:02}.mp4"
+        for run in ("alone", "watched-0"):
+            for step in (4, 8):
+                assert (runs / run / "samples" / f"step_{step:07}" / name).is_file()
+        written = (runs / "alone" / "samples" / "step_0000008" / name).read_bytes()
+        assert abs(decode_clip(written).astype(int) - decode_clip(encode_clip(frames, 8))).max() <= 1
+        assert (frames != previewer.clip(raw, prompt, number)).any()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_clips_on_two_workers_are_those_of_one(runs, stage):
+    of_step = [runs / run / "samples" / "step_0000004" for run in ("alone", f"watched-{stage}")]
+    names = [sorted(path.name for path in folder.iterdir()) for folder in of_step]
+    assert names[0] == names[1]
+    for name in names[0]:
+        one, two = (decode_clip((folder / name).read_bytes()).astype(int) for folder in of_step)
+        assert abs(one - two).max() <= 8  # of 255: the weights were summed in another order
+
+
+def test_tensorboard_has_the_curves_and_the_clips(runs):
+    reader = EventAccumulator(str(runs / "alone" / "tensorboard"), size_guidance={"images": 0, "scalars": 0})
+    tags = reader.Reload().Tags()
+    assert {"total", "tokens_per_second", f"validation_ema/{SMALL.name}/t0"} <= set(tags["scalars"])
+    values = [event.value for event in reader.Scalars(f"validation_ema/{SMALL.name}/all")]
+    lines = [line for line in read_validation(runs / "alone") if (line.weights, line.bucket) == ("ema", SMALL.name)]
+    assert values == pytest.approx([line.loss for line in lines if line.time_bin is None])
+    expected = [f"samples/{number:02} {prompt}" for number, prompt in enumerate(fixed_prompts(runs / "data"))]
+    assert sorted(tags["images"]) == expected
+    shown = reader.Images("samples/01 clip 3")
+    assert [event.step for event in shown] == [4, 8]
+    with Image.open(io.BytesIO(shown[0].encoded_image_string)) as picture:
+        assert (picture.format, picture.size) == ("GIF", (32, 32))
+
+
+def test_a_gif_has_all_frames_and_is_made_smaller():
+    frames = np.random.default_rng(0).integers(0, 255, (5, 32, 64, 3), dtype=np.uint8)
+    with Image.open(io.BytesIO(encode_gif(frames, fps=10, max_side=32))) as picture:
+        assert (picture.format, picture.n_frames, picture.size) == ("GIF", 5, (32, 16))
+        assert (picture.info["duration"], picture.info["loop"]) == (100, 0)
