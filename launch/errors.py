@@ -12,6 +12,7 @@ from launch.road import StageOrderError
 from pipeline.checkpoint import CheckpointError
 from pipeline.lock import LockedError
 from pipeline.prompts import PromptError
+from pipeline.wandb_run import WandbError
 from pipeline.workers import TrainingError, WorldSizeError
 
 OURS = (
@@ -27,6 +28,7 @@ OURS = (
     StageOrderError,
     TrainingError,
     VideoError,
+    WandbError,
     WorldSizeError,
 )
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from data.loader import SkippedSample
 from data.publish import publish_text
 from pipeline.time_bins import bin_means
+from pipeline.wandb_run import WandbRun
 
 METRICS_NAME = "metrics.jsonl"
 SKIPPED_NAME = "skipped.jsonl"
@@ -53,15 +54,16 @@ class DataWait:
 
 
 class MetricsWriter:
-    """One JSON line per logged step, and the same numbers for TensorBoard."""
+    """One JSON line per logged step, and the same numbers for TensorBoard and, where it is wanted, W&B."""
 
-    def __init__(self, run_dir: Path, first_step: int) -> None:
+    def __init__(self, run_dir: Path, first_step: int, wandb_run: WandbRun | None = None) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self._path = run_dir / METRICS_NAME
         kept = [row for row in read_metrics(run_dir) if row["step"] <= first_step]  # later ones are run again
         publish_text(self._path, "".join(json.dumps(row) + "\n" for row in kept))
         self._file = self._path.open("a", encoding="utf-8")
+        self._wandb_run = wandb_run
         self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=first_step + 1)
 
     def write(self, step: int, values: dict[str, float]) -> None:
@@ -74,6 +76,8 @@ class MetricsWriter:
         """Draw values that have a file of their own."""
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
+        if self._wandb_run is not None:
+            self._wandb_run.show(step, values)
 
     def film(self, step: int, name: str, gif: bytes, shape: tuple[int, ...]) -> None:
         """Show a moving picture.
@@ -89,6 +93,8 @@ class MetricsWriter:
         writer = self._board.file_writer
         assert writer is not None
         writer.add_summary(Summary(value=[Summary.Value(tag=name, image=image)]), step)
+        if self._wandb_run is not None:
+            self._wandb_run.film(step, name, gif)
 
     def skip(self, samples: list[SkippedSample]) -> None:
         """List samples that could not be read."""
@@ -100,6 +106,8 @@ class MetricsWriter:
         """Flush everything."""
         self._file.close()
         self._board.close()
+        if self._wandb_run is not None:
+            self._wandb_run.close()
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, float]]:

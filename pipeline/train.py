@@ -26,6 +26,7 @@ from pipeline.metrics import DataWait, MetricsWriter, mean_over_ranks
 from pipeline.requests import NOTHING, Requests
 from pipeline.resume import agree_on_resumption, alone_in
 from pipeline.saving import CheckpointSaver, Contents, Retention, check_space
+from pipeline.wandb_run import start_wandb
 from pipeline.watch import Watch, WatchConfig, WatchedTask
 from pipeline.workers import Worker, WorldSizeError
 from pipeline.zero import ZeroStage, ZeroTrainer
@@ -162,6 +163,7 @@ def train(task: TrainTask, config: TrainConfig, run_dir: Path, worker: Worker) -
         CheckpointError: none can be used, there is no room for more, or one cannot be written.
         FloatingPointError: the loss or the gradient is not finite.
         LockedError: another training works in `run_dir`.
+        WandbError: a W&B project is named, and W&B cannot be used.
         WorldSizeError: the workers cannot share the global batch evenly.
         Each is raised by every rank at the same step, so a restart would meet it again.
     """
@@ -183,7 +185,8 @@ def train(task: TrainTask, config: TrainConfig, run_dir: Path, worker: Worker) -
         check_world(sizes, worker.world_size, config.batch_multiple)
         stream = Stream(subsets, sizes, seed=task.seed, rank=worker.rank, world_size=worker.world_size)
         batches = stack.enter_context(closing(stream.batches(cursor, task.prepare, config.readers)))
-        metrics = stack.enter_context(closing(MetricsWriter(run_dir, step))) if worker.rank == 0 else None
+        wandb_run = start_wandb(config.wandb_project, run_dir, worker.rank)
+        metrics = stack.enter_context(closing(MetricsWriter(run_dir, step, wandb_run))) if worker.rank == 0 else None
         watch = Watch(task, config, trainer, ema, run_dir, metrics, stream, first_step=step, last_step=config.steps)
         requests = Requests(run_dir, config.checkpoint_every_minutes) if worker.rank == 0 else None
         flags = Flags()

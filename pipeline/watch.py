@@ -22,6 +22,7 @@ class WatchConfig(BaseModel):
     validate_every_steps: int | None = Field(default=None, ge=1)  # None: before the first step and after the last
     validation_clips: int = Field(default=64, ge=0)  # at most; 0 turns validation off
     sample_every_steps: int | None = Field(default=None, ge=1)  # of the DiT; None: never
+    wandb_project: str | None = Field(default=None, min_length=1)  # None: nothing goes to Weights & Biases
 
 
 class WatchedTask(ValidatedTask, PacedTask, PreviewedTask, Protocol):

@@ -3,6 +3,8 @@
 import io
 import json
 import shutil
+import struct
+import sys
 from collections import defaultdict
 from dataclasses import replace
 from functools import partial
@@ -32,6 +34,7 @@ from pipeline.agree import from_every_rank
 from pipeline.checkpoint import Weights, load_weights, open_checkpoint
 from pipeline.ema import averaged_weights
 from pipeline.flow_preview import FlowQuery
+from pipeline.journal import read_events
 from pipeline.metrics import read_metrics
 from pipeline.pace import RankPace, flops_per_clip, peak_flops_per_second, slowest
 from pipeline.preview import fixed_prompts
@@ -39,6 +42,7 @@ from pipeline.time_bins import bin_means, binned
 from pipeline.train import build, train
 from pipeline.train_autoencoder import AutoencoderTask
 from pipeline.validation import VALIDATION_NAME, ValidationRow, held_out, read_validation
+from pipeline.wandb_run import WandbError
 from pipeline.workers import Worker, train_here
 
 STILL = Bucket(num_frames=1, height=32, width=32, fps=8)
@@ -124,7 +128,7 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("watching")
     data = folder / "data"
     write_two_splits(data)
-    unwatched = CONFIG.model_copy(update={"validation_clips": 0})
+    unwatched = CONFIG.model_copy(update={"validation_clips": 0, "checkpoint_every_steps": 8})
     jobs = [Job(2, train_watched, (data, folder / f"watched-{s}", s, WATCHED)) for s in STAGES]
     jobs += [Job(2, train_watched, (data, folder / f"plain-{s}", s, unwatched)) for s in STAGES]
     jobs += [Job(w, compare_average, (data, s)) for w in (1, 2) for s in STAGES]
@@ -375,3 +379,46 @@ def test_a_gif_has_all_frames_and_is_made_smaller():
     with Image.open(io.BytesIO(encode_gif(frames, fps=10, max_side=32))) as picture:
         assert (picture.format, picture.n_frames, picture.size) == ("GIF", 5, (32, 16))
         assert (picture.info["duration"], picture.info["loop"]) == (100, 0)
+
+
+def test_wandb_without_its_package_is_an_error_before_the_first_step(runs, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    config = CONFIG.model_copy(update={"wandb_project": "clips"})
+    with pytest.raises(WandbError, match=r"wandb_project is 'clips', but the package wandb is not installed: run pip"):
+        train_here(partial(train_watched, data=runs / "data", run_dir=tmp_path, stage=2, config=config), 1)
+    assert read_events(tmp_path) == []
+
+
+@pytest.mark.wandb
+def test_wandb_offline_gets_every_step_of_one_run(runs, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    config = WATCHED.model_copy(update={"wandb_project": "clips", "steps": 4, "schedule": "constant"})
+    train_here(partial(train_watched, data=runs / "data", run_dir=tmp_path, stage=2, config=config), 1)
+    (log,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    assert (tmp_path / "wandb_id").read_text() in log.name
+    rows = list(wandb_history(log))
+    shown = [row["total"] for row in rows if "total" in row]
+    assert shown == pytest.approx([row["total"] for row in read_metrics(tmp_path)])
+    assert [row["step"] for row in rows if "total" in row] == [1, 2, 3, 4]
+    assert {row["step"] for row in rows if f"validation_raw/{SMALL.name}/all" in row} == {0, 3, 4}
+    assert len(list(tmp_path.glob("wandb/offline-run-*/files/media/videos/**/*.gif"))) == 4
+
+
+def wandb_history(path: Path):
+    """The logged rows of W&B's own file: LevelDB's log format, after seven bytes, with a protobuf in each record."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    content, at, record = path.read_bytes(), 7, b""
+    while at + 7 <= len(content):
+        left = 32768 - at % 32768  # of the block; a header is never cut in two
+        if left < 7:
+            at += left
+            continue
+        _, size, kind = struct.unpack_from("<IHB", content, at)
+        record += content[at + 7 : at + 7 + size]
+        at += 7 + size
+        if kind in (1, 4):  # whole, or the last part
+            row = Record.FromString(record)
+            if row.WhichOneof("record_type") == "history":
+                yield {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in row.history.item}
+            record = b""
