@@ -46,6 +46,7 @@ from pipeline.checkpoint import (
     rank_file,
     step_folders,
 )
+from pipeline.flow_preview import FlowQuery
 from pipeline.journal import read_events
 from pipeline.metrics import read_metrics
 from pipeline.stage import RECORD_NAME as STAGE_NAME
@@ -141,8 +142,9 @@ class FaultyLoss(FlowMatchingLoss):
         super().__init__(network, task.flow)
         self.task, self.num_calls = task, 0
 
-    def forward(self, batch: FlowBatch) -> dict[str, Tensor]:
+    def forward(self, batch: FlowBatch | FlowQuery) -> dict[str, Tensor]:
         """As ever, slower."""
+        assert isinstance(batch, FlowBatch)  # nothing is sampled here
         time.sleep(STEP_SECONDS)
         self.num_calls += 1
         rank = dist.get_rank()

@@ -44,11 +44,10 @@ from models.flow.path import CosinePath, Path, StraightPath, VarianceExplodingPa
 from models.flow.solver import ddim, ddim_eta
 from models.text import CaptionTokens, TextConfig
 from pipeline import seeds
-from pipeline.encode import load_autoencoder
+from pipeline.flow_spec import denormalize, normalize
 from pipeline.judge import judge_clip
 from pipeline.train import autocast
-from pipeline.train_autoencoder import to_frames
-from pipeline.train_dit import denormalize, normalize
+from pipeline.train_autoencoder import load_autoencoder, to_frames
 
 CALLS = (4, 8, 16, 32, 64)
 SEEDS = (0, 1, 2)

@@ -133,6 +133,7 @@ class Stream:
         self.plan = BatchPlan([subset.part() for subset in subsets], dict(batch_sizes), seed)
         self._cache = None if cache is None else ShardCache(cache.folder, cache.limit_bytes)
         self._memory = BufferPool()
+        self.buckets = {subset.bucket.name: subset.bucket for subset in subsets}
         self._skipped: deque[SkippedSample] = deque()
 
     def batches(

@@ -268,9 +268,10 @@ def read_rejections(path: Path) -> list[Rejection]:
     return [Rejection.model_validate_json(line) for line in lines if line]
 
 
-def read_index(dataset_dir: Path) -> list[IndexRow]:
-    """Every sample of a dataset, in order of the shards."""
-    return [IndexRow(**row) for row in pq.read_table(dataset_dir / INDEX_NAME).to_pylist()]
+def read_index(dataset_dir: Path, split: Split | None = None) -> list[IndexRow]:
+    """Every sample of a dataset, or of one split of it, in order of the shards."""
+    wanted = None if split is None else [("split", "=", split)]
+    return [IndexRow(**row) for row in pq.read_table(dataset_dir / INDEX_NAME, filters=wanted).to_pylist()]
 
 
 def read_manifest(dataset_dir: Path) -> Manifest:

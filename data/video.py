@@ -280,6 +280,17 @@ def decode_clip(content: bytes | memoryview) -> Frames:
         raise VideoError("undecodable", f"it cannot be decoded ({error})") from error
 
 
+def encode_gif(frames: Frames, fps: float, max_side: int = 256) -> bytes:
+    """An animated GIF that repeats for ever, made smaller where a side is longer than `max_side` pixels."""
+    pictures = [Image.fromarray(frame) for frame in frames]
+    for picture in pictures:
+        picture.thumbnail((max_side, max_side))
+    buffer = io.BytesIO()
+    duration = round(1000 / fps)  # milliseconds
+    pictures[0].save(buffer, "GIF", save_all=True, append_images=pictures[1:], duration=duration, loop=0)
+    return buffer.getvalue()
+
+
 def encode_clip(frames: Frames, fps: float, crf: int = 14) -> bytes:
     """H.264 in MP4 (yuv420p, which every browser plays), as bytes; equal frames give equal bytes."""
     buffer = io.BytesIO()

@@ -14,11 +14,11 @@ from models.autoencoder import AutoencoderConfig
 from models.dit import DiTConfig
 from pipeline.encode import EncodeConfig
 from pipeline.evaluate import EvaluateConfig
-from pipeline.sample import SampleConfig
+from pipeline.flow_spec import FlowSpec
+from pipeline.sampler import SampleConfig
 from pipeline.shard import ShardConfig
 from pipeline.synthesize import SyntheticConfig
 from pipeline.train import TrainConfig
-from pipeline.train_dit import FlowSpec
 from pipeline.workers import WorkersConfig
 
 PRESETS_DIR = Path(__file__).parent / "presets"

@@ -14,6 +14,7 @@ from pipeline.checkpoint import CheckpointError
 from pipeline.lock import LockedError
 from pipeline.prompts import PromptError
 from pipeline.stage import ChangedError
+from pipeline.wandb_run import WandbError
 from pipeline.workers import TrainingError, WorldSizeError
 
 OURS = (
@@ -32,6 +33,7 @@ OURS = (
     StageOrderError,
     TrainingError,
     VideoError,
+    WandbError,
     WorldSizeError,
 )
 

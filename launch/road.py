@@ -11,7 +11,7 @@ from typing import Any
 
 from data.publish import publish_text
 from data.scenes import check_scene_detection
-from data.shards import read_index, read_manifest
+from data.shards import SCHEMA_VERSION, read_index, read_manifest
 from data.sources import Source, list_sources, listing_fingerprint, of_dataset
 from data.synthetic import held_out_combinations
 from launch.cluster import connected
@@ -122,7 +122,7 @@ class Road:
             check_scene_detection()
         sources, origins = self._sources()
         settings = data.shard().model_dump(mode="json", exclude={"decode_timeout_seconds"})
-        inputs: dict[str, Any] = {"source": origins, "config": settings}
+        inputs: dict[str, Any] = {"source": origins, "config": settings, "schema": SCHEMA_VERSION}
         if data.captions is not None and data.captions.is_file():
             inputs["captions"] = fingerprint(data.captions.read_text(encoding="utf-8", errors="replace"))
         if self._retry:
@@ -171,6 +171,7 @@ class Road:
             "clips": self._build_of("clips", "shard"),
             "autoencoder": self._build_of("autoencoder", "train autoencoder"),
             "config": self.config.encode.model_dump(),
+            "schema": SCHEMA_VERSION,
         }
 
         def standing() -> int:
@@ -300,21 +301,7 @@ class Road:
 
     def _train(self, name: str, folder: str, task: TrainTask, config: TrainConfig, inputs: dict[str, Any]) -> None:
         continues = {"steps": config.steps}
-        pacing = {
-            name for name in TrainConfig.model_fields if name.startswith(("checkpoint_", "keep_", "log_", "stall_"))
-        }
-        # May change from one start to the next: none changes what is learnt, but for the order of a sum.
-        pacing |= {
-            "steps",
-            "zero_stage",
-            "accumulate",
-            "readers",
-            "activation_checkpointing",
-            "cache",
-            "compile",
-            "stall_minutes",
-        }
-        inputs = inputs | {"train": config.model_dump(exclude=pacing), "seed": self.config.seed}
+        inputs = inputs | {"train": config.model_dump(exclude=TrainConfig.pacing()), "seed": self.config.seed}
         with self._stage(name, folder, inputs, continues, allowed_changes=self._allowed_changes) as stage:
             if stage is None:
                 return

@@ -12,7 +12,6 @@ from typing import Any
 import ray
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from safetensors import safe_open
 from safetensors.torch import save, save_file
 from torch import Tensor
 
@@ -33,13 +32,12 @@ from data.shards import (
     write_shard,
 )
 from data.video import decode_clip
-from models.autoencoder import Autoencoder, AutoencoderConfig
 from pipeline.checkpoint import Checkpoint, load_weights
 from pipeline.progress import bar
 from pipeline.shard import COMMIT_SUFFIX, remove_other_shards
 from pipeline.stage import fingerprint
 from pipeline.train import Precision, autocast
-from pipeline.train_autoencoder import to_pixels
+from pipeline.train_autoencoder import load_autoencoder, to_pixels
 from pipeline.workers import WorkersConfig
 
 
@@ -71,14 +69,6 @@ def export_autoencoder(checkpoint: Checkpoint, path: Path) -> None:
     weights = {name.removeprefix(prefix): value for name, value in load_weights(checkpoint, "ema").items()}
     with published(path) as temporary:
         save_file(weights, temporary, metadata={"config": json.dumps(checkpoint.record.trained["model"])})
-
-
-def load_autoencoder(path: Path) -> Autoencoder:
-    """What `export_autoencoder` wrote, ready to use."""
-    with safe_open(path, framework="pt") as file:
-        network = Autoencoder(AutoencoderConfig(**json.loads(file.metadata()["config"])))
-        network.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 - not a dict
-    return network.eval().requires_grad_(False)
 
 
 class Encoder:

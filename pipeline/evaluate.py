@@ -13,13 +13,12 @@ from data.shards import IndexRow, PayloadReader, read_index
 from data.synthetic import Combination, combinations, random_scene, render
 from data.video import Frames, decode_clip, encode_clip, read_spans
 from models.autoencoder import psnr_db
-from pipeline.encode import load_autoencoder
 from pipeline.judge import judge_clip
 from pipeline.progress import bar
 from pipeline.sample import SampledClip
 from pipeline.synthesize import SyntheticConfig
 from pipeline.train import autocast
-from pipeline.train_autoencoder import to_frames, to_pixels
+from pipeline.train_autoencoder import load_autoencoder, to_frames, to_pixels
 
 ATTRIBUTES = ("colour", "direction", "shape", "all")
 

@@ -7,13 +7,11 @@ Each clip's noise belongs to its own seed, its file is published atomically unde
 import json
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import ray
 import torch
-from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor
+from pydantic import BaseModel, ConfigDict
 
 from data.buckets import Bucket
 from data.publish import publish_bytes, publish_text
@@ -21,71 +19,18 @@ from data.shards import LatentStats
 from data.video import Frames, encode_clip
 from models.autoencoder import latent_shape
 from models.dit import DiT, DiTConfig
-from models.flow.grid import autoregressive, pyramid, uniform_grid
-from models.flow.guidance import Apg, CfgZeroStar, Guidance, Plain, Rescaled, batched, guided
-from models.flow.path import path_of
-from models.flow.solver import Counted, OdeSolver, constant_diffusion, euler_maruyama, solver_of
-from models.text import CaptionTokens
-from pipeline import seeds
-from pipeline.checkpoint import Checkpoint, CheckpointError, Weights, load_weights, open_checkpoint
-from pipeline.encode import load_autoencoder
+from models.flow.solver import Counted
+from pipeline.checkpoint import Checkpoint, CheckpointError, load_weights, open_checkpoint
+from pipeline.flow_spec import FlowSpec, denormalize
 from pipeline.progress import bar
 from pipeline.prompts import PromptRequest
-from pipeline.train import Precision, autocast
-from pipeline.train_autoencoder import to_frames
-from pipeline.train_dit import AUTOENCODER_NAME, FlowSpec, denormalize
+from pipeline.sampler import SampleConfig, Wanted, sample_latents
+from pipeline.train import autocast
+from pipeline.train_autoencoder import load_autoencoder, to_frames
+from pipeline.train_dit import AUTOENCODER_NAME
 from pipeline.workers import WorkersConfig
 
 SAMPLES_NAME = "manifest.jsonl"
-
-
-GuidanceRule = Literal["plain", "cfg-zero-star", "apg", "rescaled"]
-
-
-def guidance_of(rule: GuidanceRule, scale: float) -> Guidance:
-    """The rule a configuration names."""
-    match rule:
-        case "plain":
-            return Plain(scale)
-        case "cfg-zero-star":
-            return CfgZeroStar(scale)
-        case "apg":
-            return Apg(scale)
-        case "rescaled":
-            return Rescaled(scale)
-
-
-Schedule = Literal["full_sequence", "pyramid", "autoregressive"]
-
-
-def schedule_of(name: Schedule, grid: Float[Tensor, " n"], num_frames: int) -> Tensor:
-    """The times of every latent frame, by the schedule a configuration names; (n) where all go together."""
-    match name:
-        case "full_sequence":
-            return grid
-        case "pyramid":
-            return pyramid(grid, num_frames)
-        case "autoregressive":
-            return autoregressive(grid, num_frames)
-
-
-class SampleConfig(BaseModel):
-    """How clips are sampled."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    solver: OdeSolver = "heun"
-    steps: int = Field(default=20, ge=1)
-    shift: float = Field(default=1.0, gt=0)
-    bucket: str | None = None  # shape of the clips, such as 17x64x64@8; None: that with most training clips
-    schedule: Schedule = "full_sequence"  # others need a DiT trained with flow.times_per: frame
-    guidance_scale: float = 3.0
-    guidance: GuidanceRule = "plain"
-    negative_prompt: str | None = None  # takes the null caption's place
-    sde_sigma: float = Field(default=0.0, ge=0)  # above 0: noise of this strength per unit of time, instead of `solver`
-    batch: int = Field(default=24, ge=1)
-    weights: Weights = "ema"
-    precision: Precision = "auto"
 
 
 class SampledClip(BaseModel):
@@ -130,33 +75,20 @@ class ClipSampler:
     @torch.inference_mode()
     def sample(self, requests: list[PromptRequest]) -> tuple[list[Frames], int]:
         """Clips for requests of one guidance scale and bucket, and the number of network calls."""
-        max_bytes = self.network.config.text.max_bytes
         bucket = self.buckets[requests[0].bucket]
         shape = latent_shape(self.autoencoder.config, bucket.num_frames, bucket.height, bucket.width)
-        noise = torch.cat([seeds.normal(r.seed, "sample", [0], shape) for r in requests])
-        caption = CaptionTokens.encode([request.prompt for request in requests], max_bytes)
-        negative = self.flow.null_caption if self.config.negative_prompt is None else self.config.negative_prompt
-        uncond = CaptionTokens.encode([negative] * len(requests), max_bytes)
         network = Counted(self.network)
-        branches = batched(
-            network,
-            caption.to(self.device),
-            uncond.to(self.device),
-            CaptionTokens.cat([caption, uncond]).to(self.device),
-        )
-        rule = guidance_of(self.config.guidance, requests[0].guidance_scale)
-        field = guided(branches, path_of(self.flow.path), self.flow.prediction, rule)
-        grid = schedule_of(self.config.schedule, uniform_grid(self.config.steps, self.config.shift), shape[1])
-        start = noise.to(self.device)
-
-        def fresh_noise(step: int) -> torch.Tensor:
-            return torch.cat([seeds.normal(r.seed, "sde", [step], shape) for r in requests])
-
         with autocast(self.config.precision, self.device):
-            if self.config.sde_sigma > 0:
-                latents = euler_maruyama(field, start, grid, constant_diffusion(self.config.sde_sigma), fresh_noise)
-            else:
-                latents = solver_of(self.config.solver)(field, start, grid)
+            latents = sample_latents(
+                network,
+                self.flow,
+                self.config,
+                [Wanted(request.prompt, request.seed) for request in requests],
+                guidance_scale=requests[0].guidance_scale,
+                shape=shape,
+                max_bytes=self.network.config.text.max_bytes,
+                device=self.device,
+            )
             pixels = self.autoencoder.decode(denormalize(latents, self.stats))
         return [to_frames(clip) for clip in pixels], network.calls
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 from torch import nn
 
 from data.buckets import batch_sizes
@@ -31,6 +31,8 @@ from pipeline.provenance import provenance
 from pipeline.requests import NOTHING, Requests
 from pipeline.resume import agree_on_resumption, alone_in
 from pipeline.saving import CheckpointSaver, Contents, Retention, check_space
+from pipeline.wandb_run import start_wandb
+from pipeline.watch import Watch, WatchConfig, WatchedTask
 from pipeline.watchdog import stall_watch
 from pipeline.workers import Worker, WorldSizeError
 from pipeline.zero import ZeroStage, ZeroTrainer
@@ -38,7 +40,7 @@ from pipeline.zero import ZeroStage, ZeroTrainer
 Precision = Literal["auto", "fp32", "bf16"]
 
 
-class TrainConfig(BaseModel):
+class TrainConfig(WatchConfig):
     """How a network is trained."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -71,8 +73,15 @@ class TrainConfig(BaseModel):
     log_every_steps: int = Field(default=10, ge=1)
     stall_minutes: float | None = Field(default=10, gt=0)  # without a step: every rank writes its stacks to stalls/
 
+    @classmethod
+    def pacing(cls) -> set[str]:
+        """Fields that may differ from one start to the next: what is learnt is the same, but for the order of sums."""
+        prefixes = ("checkpoint_", "keep_", "log_", "stall_")
+        pacing = {"steps", "zero_stage", "accumulate", "activation_checkpointing", "compile", "readers", "cache"}
+        return pacing | {*WatchConfig.model_fields} | {name for name in cls.model_fields if name.startswith(prefixes)}
 
-class TrainTask(Protocol):
+
+class TrainTask(WatchedTask, Protocol):
     """What the loop needs to know of a network; frozen records, pickled to the workers."""
 
     @property
@@ -189,6 +198,7 @@ def train(task: TrainTask, config: TrainConfig, run_dir: Path, worker: Worker) -
         CheckpointError: none can be used, there is no room for more, or one cannot be written.
         FloatingPointError: the loss or the gradient is not finite.
         LockedError: another training works in `run_dir`.
+        WandbError: a W&B project is named, and W&B cannot be used.
         WorldSizeError: the workers cannot share the global batch evenly.
         Each is raised by every rank at the same step, so a restart would meet it again.
     """
@@ -215,7 +225,9 @@ def train(task: TrainTask, config: TrainConfig, run_dir: Path, worker: Worker) -
         )
         prepare = partial(in_pieces, task.prepare, config.accumulate)
         batches = stack.enter_context(closing(stream.batches(cursor, prepare, config.readers)))
-        metrics = stack.enter_context(closing(MetricsWriter(run_dir, step))) if worker.rank == 0 else None
+        wandb_run = start_wandb(config.wandb_project, run_dir, worker.rank)
+        metrics = stack.enter_context(closing(MetricsWriter(run_dir, step, wandb_run))) if worker.rank == 0 else None
+        watch = Watch(task, config, trainer, ema, run_dir, metrics, stream, first_step=step, last_step=config.steps)
         requests = Requests(run_dir, config.checkpoint_every_minutes) if worker.rank == 0 else None
         flags = Flags()
 
@@ -227,6 +239,7 @@ def train(task: TrainTask, config: TrainConfig, run_dir: Path, worker: Worker) -
         limit = None if config.stall_minutes is None else 60 * config.stall_minutes
         moved = stack.enter_context(stall_watch(run_dir, worker.rank, limit))
         bad = BadSteps(run_dir, stream, config, worker.rank)
+        watch.begin()
         begun, first, stop = time.monotonic(), cursor, False
         wait, num_skipped = DataWait(), 0
         while step < config.steps and not stop:
@@ -251,6 +264,7 @@ def train(task: TrainTask, config: TrainConfig, run_dir: Path, worker: Worker) -
                 bad.check(task.kind, values["total"], norm)
                 skipped = list(chain.from_iterable(from_every_rank(stream.take_skipped())))
                 num_skipped += len(skipped)
+                told = watch.pace(step, wait.total_seconds) if log else {}
                 if metrics is not None and log:
                     pace = {
                         "learning_rate": rate,
@@ -260,9 +274,10 @@ def train(task: TrainTask, config: TrainConfig, run_dir: Path, worker: Worker) -
                         "skipped_samples": num_skipped,
                         "skipped_updates": trainer.num_skipped,
                     }
-                    metrics.write(step, values | pace)
+                    metrics.write(step, values | pace | told)
                 if metrics is not None:
                     metrics.skip(skipped)
+            watch.after(step)
             if saver.pending and not writing:
                 saver.commit()
             if save:

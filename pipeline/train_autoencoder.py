@@ -1,5 +1,6 @@
 """What the training loop needs to know of the autoencoder."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -8,11 +9,13 @@ import numpy as np
 import torch
 from einops import rearrange
 from jaxtyping import Float
+from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn.functional import l1_loss, mse_loss
 
+from data.buckets import Bucket
 from data.loader import Sample, Subset, subsets_of
-from data.shards import DatasetError, read_index
+from data.shards import DatasetError, IndexRow, read_index
 from data.video import Frames, decode_clip
 from models.autoencoder import Autoencoder, AutoencoderConfig, latent_shape
 from pipeline import seeds
@@ -43,6 +46,14 @@ def training_subsets(dataset_dir: Path, weights: Weights) -> list[Subset]:
     if not subsets:
         raise DatasetError(f"{dataset_dir} has no samples to train on; lower data.validation_fraction or add videos")
     return subsets
+
+
+def load_autoencoder(path: Path) -> Autoencoder:
+    """What `encode.export_autoencoder` wrote, ready to use."""
+    with safe_open(path, framework="pt") as file:
+        network = Autoencoder(AutoencoderConfig(**json.loads(file.metadata()["config"])))
+        network.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 - not a dict
+    return network.eval().requires_grad_(False)
 
 
 @dataclass(frozen=True)
@@ -99,6 +110,25 @@ class AutoencoderTask:
         t, h, w = pixels.shape[2:]
         shape = latent_shape(self.model, t, h, w)
         return PixelBatch(pixels, seeds.normal(self.seed, "posterior", (sample.position for sample in samples), shape))
+
+    def validation_batch(self, row: IndexRow, payload: bytes) -> PixelBatch:
+        """One clip; its noise belongs to its key."""
+        pixels = to_pixels(decode_clip(payload))[None]
+        shape = latent_shape(self.model, *pixels.shape[2:])
+        return PixelBatch(pixels, seeds.normal(self.seed, "validation-posterior", [row.key], shape))
+
+    def previewer(self, device: torch.device) -> None:
+        """It makes no clips of its own."""
+
+    def num_tokens(self, bucket: Bucket) -> int:
+        """Positions of one clip's latent."""
+        return bucket.num_latents
+
+    def outline(self, bucket: Bucket) -> Tensor:
+        """The network inside its loss for one clip of the bucket."""
+        size = (bucket.num_frames, bucket.height, bucket.width)
+        batch = PixelBatch(torch.empty(1, 3, *size), torch.empty(1, *latent_shape(self.model, *size)))
+        return AutoencoderLoss(Autoencoder(self.model))(batch)["total"]
 
     def trained(self) -> dict[str, Any]:
         """The model's size."""

@@ -2,60 +2,27 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import torch
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from data.buckets import Bucket
 from data.latents import read_latents
 from data.loader import Sample, Subset
-from data.shards import LatentStats
+from data.shards import IndexRow, LatentStats
 from models.dit import DiT, DiTConfig
-from models.flow.objective import LossWeight, TimeLaw, matching_loss, stratified
-from models.flow.path import PathName, path_of
+from models.flow.objective import matching_loss, stratified
+from models.flow.path import path_of
 from models.text import CaptionTokens
 from pipeline import seeds
-from pipeline.train_autoencoder import Weights, training_subsets
+from pipeline.flow_preview import FlowPreviewer, FlowQuery
+from pipeline.flow_spec import FlowSpec, normalize
+from pipeline.time_bins import NUM_TIME_BINS, binned
+from pipeline.train_autoencoder import Weights, load_autoencoder, training_subsets
 
 AUTOENCODER_NAME = "autoencoder.safetensors"
-
-
-class FlowSpec(BaseModel):
-    """Every choice of the diffusion that training, validation and sampling have to share."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    path: PathName = "straight"
-    prediction: Literal["velocity", "data", "noise"] = "velocity"
-    loss_weight: LossWeight = "plain"
-    times: TimeLaw = TimeLaw()
-    times_per: Literal["clip", "frame"] = "clip"  # "frame": each latent frame at its own time (Chen et al. 2024)
-    caption_drop: float = Field(default=0.1, ge=0, lt=1)  # share of samples trained without their caption
-    null_caption: str = ""
-
-    @model_validator(mode="after")
-    def _check(self) -> "FlowSpec":
-        if self.prediction == "noise" and self.path != "vp":
-            raise ValueError(
-                f"prediction is 'noise', but on the {self.path} path sampling starts where x is nothing but noise, "
-                "and its prediction says nothing of the data: use path 'vp', or prediction 'velocity' or 'data'"
-            )
-        return self
-
-
-def normalize(latents: Float[Tensor, "b c t h w"], stats: LatentStats) -> Float[Tensor, "b c t h w"]:
-    """Zero mean and unit variance per channel."""
-    mean, std = (torch.tensor(values, device=latents.device)[:, None, None, None] for values in (stats.mean, stats.std))
-    return (latents - mean) / std
-
-
-def denormalize(latents: Float[Tensor, "b c t h w"], stats: LatentStats) -> Float[Tensor, "b c t h w"]:
-    """The inverse of `normalize`."""
-    mean, std = (torch.tensor(values, device=latents.device)[:, None, None, None] for values in (stats.mean, stats.std))
-    return latents * std + mean
 
 
 @dataclass(frozen=True)
@@ -81,14 +48,19 @@ class FlowMatchingLoss(nn.Module):
         self.spec = spec
         self.path = path_of(spec.path)
 
-    def forward(self, batch: FlowBatch) -> dict[str, Tensor]:
-        """Mean squared error of the prediction."""
+    def forward(self, batch: FlowBatch | FlowQuery) -> dict[str, Tensor]:
+        """Mean squared error of the prediction, and of the samples of each bin of time (see `binned`).
+
+        A `FlowQuery` is answered with the prediction itself.
+        """
+        if isinstance(batch, FlowQuery):
+            return {"predicted": self.network(batch.x_t, batch.t, batch.caption)}
         x_t = self.path.at(batch.t, batch.x_1).point(batch.x_0, batch.x_1)
         predicted = self.network(x_t, batch.t, batch.caption)
         loss = matching_loss(
             self.path, self.spec.prediction, predicted, batch.x_0, batch.x_1, batch.t, self.spec.loss_weight
         )
-        return {"total": loss.mean()}
+        return {"total": loss.mean()} | binned(loss, batch.t)
 
 
 @dataclass(frozen=True)
@@ -128,6 +100,37 @@ class DiTTask:
             t=self._times(positions, num_frames=latents.shape[2]),
             caption=CaptionTokens.encode(captions, self.model.text.max_bytes),
         )
+
+    def validation_batch(self, row: IndexRow, payload: bytes) -> FlowBatch:
+        """One clip with its caption, once in each bin of time; noise and times belong to its key."""
+        addresses = [f"{row.key} {number}" for number in range(NUM_TIME_BINS)]
+        latents = read_latents([payload]).float().expand(NUM_TIME_BINS, -1, -1, -1, -1)
+        of_one = (1, latents.shape[2]) if self.flow.times_per == "frame" else ()
+        start = torch.arange(NUM_TIME_BINS).reshape(-1, *(1 for _ in of_one))
+        return FlowBatch(
+            x_1=normalize(latents, self.latent_stats),
+            x_0=seeds.normal(self.seed, "validation-noise", addresses, latents.shape[1:]),
+            t=(start + seeds.uniform(self.seed, "validation-time", addresses, of_one)) / NUM_TIME_BINS,
+            caption=CaptionTokens.encode([row.caption] * NUM_TIME_BINS, self.model.text.max_bytes),
+        )
+
+    def previewer(self, device: torch.device) -> FlowPreviewer:
+        """Clips of the bucket that most clips have."""
+        autoencoder = load_autoencoder(self.autoencoder_path).to(device)
+        max_bytes = self.model.text.max_bytes
+        return FlowPreviewer(self.flow, self.latent_stats, self.buckets[0], max_bytes, autoencoder, device)
+
+    def num_tokens(self, bucket: Bucket) -> int:
+        """Patches of one clip."""
+        return bucket.num_latents // self.model.patch_size**2
+
+    def outline(self, bucket: Bucket) -> Tensor:
+        """The network for one clip of the bucket."""
+        channels = self.latent_stats.num_channels
+        latent = torch.empty(1, channels, (bucket.num_frames - 1) // 4 + 1, bucket.height // 8, bucket.width // 8)
+        t = torch.zeros((1, 1, latent.shape[2]) if self.flow.times_per == "frame" else 1)
+        caption = CaptionTokens.encode([""], self.model.text.max_bytes)
+        return DiT(self.model, channels)(latent, t, caption.to(latent.device)).mean()
 
     def _times(self, positions: list[int], num_frames: int) -> Tensor:
         if self.flow.times_per == "frame":

@@ -20,6 +20,7 @@ from data.cache import CacheError
 from data.publish import publish_text
 from pipeline.checkpoint import CheckpointError
 from pipeline.lock import LockedError
+from pipeline.wandb_run import WandbError
 from pipeline.zero import leave_process_group
 
 COLLECTIVE_TIMEOUT_SECONDS = 300
@@ -30,7 +31,7 @@ class WorldSizeError(ValueError):
 
 
 # What every rank raises at the same step for a reason that a restart would meet again.
-FINAL = (CacheError, CheckpointError, FloatingPointError, LockedError, WorldSizeError)
+FINAL = (CacheError, CheckpointError, FloatingPointError, LockedError, WandbError, WorldSizeError)
 
 
 class TrainingError(RuntimeError):

@@ -112,7 +112,7 @@ class ZeroTrainer:
     ) -> None:
         deepspeed = import_deepspeed()
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
-        self.stage = stage
+        self.device, self.stage = device, stage
         self.clip = clip
         self.max_norm = max_norm
         self.num_skipped = 0  # updates that were left out
@@ -192,6 +192,16 @@ class ZeroTrainer:
         if self.stage == 0:
             return [p.grad for p in self.engine.module.parameters() if p.grad is not None]
         return list(chain.from_iterable(self.zero.averaged_gradients.values()))
+
+    @torch.no_grad()
+    def evaluate(self, batch: Any) -> dict[str, Tensor]:  # noqa: ANN401 - the module's own type
+        """Forward alone, in evaluation mode. At stage 3 the ranks call it equally often: it gathers the weights."""
+        module = self.engine.module
+        module.eval()
+        try:
+            return module(batch)
+        finally:
+            module.train()
 
     def gradient_norm(self) -> float:
         """Norm of the last step's gradient before clipping, over all ranks."""

@@ -18,7 +18,8 @@ from pipeline.checkpoint import CheckpointError, open_checkpoint
 from pipeline.metrics import read_metrics
 from pipeline.progress import bar
 from pipeline.prompts import PromptRequest
-from pipeline.sample import ClipSampler, SampleConfig, canonical_batches, read_samples, sample_clips
+from pipeline.sample import ClipSampler, canonical_batches, read_samples, sample_clips
+from pipeline.sampler import SampleConfig
 from pipeline.stage import read_record
 from pipeline.workers import WorkersConfig
 

@@ -23,9 +23,10 @@ from models.text import TextConfig
 from pipeline import seeds
 from pipeline.checkpoint import CheckpointError, load_weights, open_checkpoint
 from pipeline.ema import ema_decay
+from pipeline.flow_spec import FlowSpec, denormalize, normalize
 from pipeline.metrics import read_metrics
 from pipeline.train import TrainConfig, build, learning_rate, train
-from pipeline.train_dit import DiTTask, FlowSpec, denormalize, normalize
+from pipeline.train_dit import DiTTask
 from pipeline.workers import Worker, WorldSizeError, train_here
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -1,0 +1,68 @@
+"""Clips from a flow that is still being trained: its network answers through the training's engine."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from data.buckets import Bucket
+from data.shards import LatentStats
+from data.video import Frames
+from models.autoencoder import Autoencoder, latent_shape
+from models.text import CaptionTokens
+from pipeline.flow_spec import FlowSpec, denormalize
+from pipeline.sampler import SampleConfig, Wanted, sample_latents
+from pipeline.train import autocast
+from pipeline.train_autoencoder import to_frames
+
+PREVIEW = SampleConfig()
+
+
+@dataclass(frozen=True)
+class FlowQuery:
+    """What sampling asks the network, in the place of a batch: the way through the engine gathers its weights."""
+
+    x_t: Float[Tensor, "b c t h w"]
+    t: Tensor
+    caption: CaptionTokens
+
+    def to(self, device: torch.device) -> Self:
+        """The same question on another device."""
+        return type(self)(self.x_t.to(device), self.t.to(device), self.caption.to(device))
+
+
+@dataclass(frozen=True)
+class FlowPreviewer:
+    """Samples one clip at a time, so that it does not depend on how many are made together, or where."""
+
+    flow: FlowSpec
+    stats: LatentStats
+    bucket: Bucket
+    max_bytes: int
+    autoencoder: Autoencoder
+    device: torch.device
+
+    @torch.no_grad()
+    def clip(self, evaluate: Callable[[Any], dict[str, Tensor]], prompt: str, seed: int) -> Frames:
+        """The clip of a prompt and a seed, by a network that answers a `FlowQuery`."""
+
+        def network(x_t: Tensor, t: Tensor, caption: CaptionTokens) -> Tensor:
+            return evaluate(FlowQuery(x_t, t, caption))["predicted"]
+
+        size = (self.bucket.num_frames, self.bucket.height, self.bucket.width)
+        with autocast(PREVIEW.precision, self.device):
+            latents = sample_latents(
+                network,
+                self.flow,
+                PREVIEW,
+                [Wanted(prompt, seed)],
+                guidance_scale=PREVIEW.guidance_scale,
+                shape=latent_shape(self.autoencoder.config, *size),
+                max_bytes=self.max_bytes,
+                device=self.device,
+            )
+            (pixels,) = self.autoencoder.decode(denormalize(latents, self.stats))
+        return to_frames(pixels)

@@ -1,0 +1,111 @@
+"""Latents from noise with any network at hand: that of a checkpoint, or one that is still being trained."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from models.flow.grid import autoregressive, pyramid, uniform_grid
+from models.flow.guidance import Apg, CfgZeroStar, Guidance, Plain, Rescaled, batched, guided
+from models.flow.path import path_of
+from models.flow.solver import OdeSolver, constant_diffusion, euler_maruyama, solver_of
+from models.text import CaptionTokens
+from pipeline import seeds
+from pipeline.checkpoint import Weights
+from pipeline.flow_spec import FlowSpec
+from pipeline.train import Precision
+
+GuidanceRule = Literal["plain", "cfg-zero-star", "apg", "rescaled"]
+
+
+def guidance_of(rule: GuidanceRule, scale: float) -> Guidance:
+    """The rule a configuration names."""
+    match rule:
+        case "plain":
+            return Plain(scale)
+        case "cfg-zero-star":
+            return CfgZeroStar(scale)
+        case "apg":
+            return Apg(scale)
+        case "rescaled":
+            return Rescaled(scale)
+
+
+Schedule = Literal["full_sequence", "pyramid", "autoregressive"]
+
+
+def schedule_of(name: Schedule, grid: Float[Tensor, " n"], num_frames: int) -> Tensor:
+    """The times of every latent frame, by the schedule a configuration names; (n) where all go together."""
+    match name:
+        case "full_sequence":
+            return grid
+        case "pyramid":
+            return pyramid(grid, num_frames)
+        case "autoregressive":
+            return autoregressive(grid, num_frames)
+
+
+class SampleConfig(BaseModel):
+    """How clips are sampled."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    solver: OdeSolver = "heun"
+    steps: int = Field(default=20, ge=1)
+    shift: float = Field(default=1.0, gt=0)
+    bucket: str | None = None  # shape of the clips, such as 17x64x64@8; None: that with most training clips
+    schedule: Schedule = "full_sequence"  # others need a DiT trained with flow.times_per: frame
+    guidance_scale: float = 3.0
+    guidance: GuidanceRule = "plain"
+    negative_prompt: str | None = None  # takes the null caption's place
+    sde_sigma: float = Field(default=0.0, ge=0)  # above 0: noise of this strength per unit of time, instead of `solver`
+    batch: int = Field(default=24, ge=1)
+    weights: Weights = "ema"
+    precision: Precision = "auto"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A clip to make: what it shows, and the seed of its noise."""
+
+    prompt: str
+    seed: int
+
+
+def sample_latents(
+    network: Callable[[Tensor, Tensor, CaptionTokens], Tensor],
+    flow: FlowSpec,
+    config: SampleConfig,
+    wanted: Sequence[Wanted],
+    *,
+    guidance_scale: float,
+    shape: tuple[int, ...],
+    max_bytes: int,
+    device: torch.device,
+) -> Float[Tensor, "b c t h w"]:
+    """Normalised latents; each clip's noise belongs to its own seed.
+
+    Args:
+        network: (x_t, t, caption) to its prediction.
+        shape: of one latent, (c t h w).
+        max_bytes: of a caption.
+    """
+    noise = torch.cat([seeds.normal(one.seed, "sample", [0], shape) for one in wanted])
+    caption = CaptionTokens.encode([one.prompt for one in wanted], max_bytes)
+    negative = flow.null_caption if config.negative_prompt is None else config.negative_prompt
+    uncond = CaptionTokens.encode([negative] * len(wanted), max_bytes)
+    branches = batched(network, caption.to(device), uncond.to(device), CaptionTokens.cat([caption, uncond]).to(device))
+    field = guided(branches, path_of(flow.path), flow.prediction, guidance_of(config.guidance, guidance_scale))
+    grid = schedule_of(config.schedule, uniform_grid(config.steps, config.shift), shape[1])
+    start = noise.to(device)
+
+    def fresh_noise(step: int) -> Tensor:
+        return torch.cat([seeds.normal(one.seed, "sde", [step], shape) for one in wanted])
+
+    if config.sde_sigma > 0:
+        return euler_maruyama(field, start, grid, constant_diffusion(config.sde_sigma), fresh_noise)
+    return solver_of(config.solver)(field, start, grid)
