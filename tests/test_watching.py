@@ -102,7 +102,7 @@ def compare_average(worker: Worker, data: Path, stage: int) -> None:
     )
     batches = stream.batches(0, task.prepare, readers=0)
     for step in range(1, 4):
-        trainer.step(next(batches), 3e-3)
+        trainer.step([next(batches)], 3e-3)
         ema.update(step)
     probe = next(batches)
     before = {held.name: held.master.clone() for held in trainer.holdings}
