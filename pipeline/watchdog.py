@@ -48,6 +48,10 @@ def stalled_ranks(run_dir: Path) -> dict[int, Path]:
     """Ranks that have left their stacks, and where."""
     found = {}
     for path in sorted((run_dir / STALLS_NAME).glob("rank_*.txt")):
-        if path.read_bytes().count(b"\n") > 1:
+        try:
+            num_lines = path.read_bytes().count(b"\n")
+        except FileNotFoundError:  # its rank has just ended well
+            continue
+        if num_lines > 1:
             found[int(path.stem.removeprefix("rank_"))] = path
     return found

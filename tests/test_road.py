@@ -298,7 +298,7 @@ def test_training_without_ray(run, tmp_path):
 def test_inspect_tells_what_each_folder_holds(run):
     _, run_dir, _ = run
     assert "26 samples in 3 shards" in launch("inspect", str(run_dir / "clips")).stdout
-    assert "(c, t, h, w) = (4, 3, 4, 4)" in launch("inspect", str(run_dir / "latents")).stdout
+    assert "latents, 26 samples in 3 shards" in launch("inspect", str(run_dir / "latents")).stdout
     assert "2 workers, ZeRO stage 2" in launch("inspect", str(run_dir / "autoencoder")).stdout
     assert "sampled clips" in launch("inspect", str(run_dir / "samples")).stdout
     assert "complete" in launch("inspect", str(run_dir)).stdout
