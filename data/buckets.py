@@ -7,6 +7,7 @@ many clips make a batch from how many tokens they have (`batch_sizes`).
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from math import log
 from typing import Self
 
 import numpy as np
@@ -145,22 +146,31 @@ def choose_buckets(shapes: Sequence[SourceShape], choice: BucketChoice) -> tuple
     shortest, step = min(choice.num_frames), choice.side_multiple
     heights = range(step, choice.pixels // step + 1, step)
     sides = [(height, choice.pixels // height // step * step) for height in heights]
+    sides = [(height, width) for height, width in sides if width]
+    most = max(height * width for height, width in sides)  # what `pixels` leaves of multiples of the step
     candidates = [
         Bucket(num_frames=shortest, height=height, width=width, fps=choice.fps)
         for height, width in sides
-        if width and height * width >= MIN_FILL * choice.pixels
+        if height * width >= MIN_FILL * most
     ]
-    aspects = np.log([shape.width / shape.height for shape in shapes])
-    lost = np.ones(len(shapes))  # of each picture, by the best bucket so far
+    aspects, counts = np.unique([round(log(shape.width / shape.height), 6) for shape in shapes], return_counts=True)
+    lost = np.ones(len(aspects))  # of each picture, by the best bucket so far
+
+    def lost_with(candidate: Bucket) -> np.ndarray:
+        return np.minimum(lost, 1 - np.exp(-abs(aspects - log(candidate.width / candidate.height))))
+
+    def cost(candidate: Bucket) -> tuple[float, int, str]:
+        mean = float(np.average(lost_with(candidate), weights=counts))
+        return round(mean, 6), -candidate.height * candidate.width, candidate.name
+
     chosen: list[Bucket] = []
     while candidates and len(chosen) < choice.max_aspects:
-        cropped = {c: np.minimum(lost, 1 - np.exp(-abs(aspects - np.log(c.width / c.height)))) for c in candidates}
-        best = min(candidates, key=lambda c: (round(cropped[c].mean(), 6), -c.height * c.width, c.name))
-        if chosen and (lost - cropped[best]).mean() < MIN_GAIN:
+        best = min(candidates, key=cost)
+        if chosen and float(np.average(lost, weights=counts)) - cost(best)[0] < MIN_GAIN:
             break
         chosen.append(best)
         candidates.remove(best)
-        lost = cropped[best]
+        lost = lost_with(best)
     offered = [
         aspect.model_copy(update={"num_frames": length}) for aspect in chosen for length in sorted(choice.num_frames)
     ]
@@ -173,7 +183,8 @@ def batch_sizes(buckets: Iterable[Bucket], global_batch: int, multiple: int) -> 
 
     Args:
         global_batch: of the bucket with most tokens. The others hold as many clips as have no more tokens.
-        multiple: the others' batches are rounded down to multiples of it, so that workers can share them.
+        multiple: the others' batches are rounded down to multiples of it (or up to the first), so that workers can
+            share them.
     """
     by_name = {bucket.name: bucket for bucket in buckets}
     largest = max(bucket.num_latents for bucket in by_name.values())

@@ -10,6 +10,7 @@ import errno
 import fcntl
 import os
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,12 +90,12 @@ class ShardCache:
             OSError: the shard itself cannot be looked at.
         """
         copy = self._copy_path(shard)
-        if (descriptor := _open_locked(copy)) is not None:
-            return descriptor
         size = shard.stat().st_size
         if size > self._limit_bytes:
             return None
         try:
+            if (descriptor := _open_locked(copy)) is not None:
+                return descriptor
             with self._lock():
                 if not copy.exists():
                     remove_unpublished(self._folder)  # of processes that were killed while they copied
@@ -106,8 +107,8 @@ class ShardCache:
             return None
 
     def discard(self, shard: Path) -> None:
-        """Forget the copy of a shard: it was found to be damaged."""
-        with self._lock():
+        """Forget the copy of a shard: it was found to be damaged. On a disk that fails it may stay."""
+        with suppress(OSError), self._lock():
             self._copy_path(shard).unlink(missing_ok=True)
 
     def _copy_path(self, shard: Path) -> Path:
@@ -150,6 +151,9 @@ def _open_locked(copy: Path) -> int | None:
             return descriptor
     except BlockingIOError:  # being deleted
         pass
+    except OSError:
+        os.close(descriptor)
+        raise
     os.close(descriptor)
     return None
 

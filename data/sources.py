@@ -134,7 +134,11 @@ def _list_table(path: Path) -> list[Source]:
         if "://" in file:
             _filesystem(file, where)
         # The name of a stretch is a media fragment (W3C): video.mp4#t=1.5,4
-        fragment = "" if stretch == WHOLE else f"#t={stretch.start_seconds:g}" + ("" if end is None else f",{end:g}")
+        fragment = (
+            ""
+            if stretch == WHOLE
+            else f"#t={_exact(stretch.start_seconds)}" + ("" if end is None else f",{_exact(end)}")
+        )
         place = file if "://" in file else os.fspath(base / file)
         stamp = "" if "://" in file else _stamp(place)
         name = _printable(file)
@@ -183,6 +187,11 @@ def _seconds(value: object, where: str, column: str) -> float | None:
     if not 0 <= seconds < float("inf"):
         raise SourceError(f"{where}: {column} is {value!r}; it must be a number of seconds, 0 or more")
     return seconds
+
+
+def _exact(seconds: float) -> str:
+    """To the microsecond, without zeros at the end."""
+    return f"{seconds:.6f}".rstrip("0").rstrip(".")
 
 
 def _list_uri(place: str, suffixes: frozenset[str]) -> list[Source]:

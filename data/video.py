@@ -138,7 +138,9 @@ def measure_source(path: Path, stretch: Stretch = WHOLE) -> SourceShape:
         height, width = read_image(path).shape[:2]
         return SourceShape(height, width, 0.0)
     probe = probe_video(path)
-    _, end = _shown_part(probe.times_seconds, stretch) if len(probe.ticks) else (0.0, 0.0)
+    if len(probe.ticks) == 0:  # only decoding it tells; nothing says that it is short
+        return SourceShape(probe.height, probe.width, float("inf"))
+    _, end = _shown_part(probe.times_seconds, stretch)
     return SourceShape(probe.height, probe.width, max(0.0, end - min(stretch.start_seconds, end)))
 
 
@@ -150,13 +152,25 @@ def read_image(path: Path) -> UInt8[np.ndarray, "h w 3"]:
     """
     try:
         with Image.open(path) as image:
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+            return np.asarray(_eight_bits(ImageOps.exif_transpose(image)))
     except (UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
         raise VideoError("undecodable", f"it cannot be decoded ({error})") from error
     except OSError as error:
         if error.errno is not None:  # of the file system
             raise
         raise VideoError("undecodable", f"it cannot be decoded ({error})") from error
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """RGB: 16 bits of grey are scaled, not clipped, and what is transparent shows white."""
+    if image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers of unknown range")
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8))
+    if "A" in image.getbands() or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
 
 
 def _check_size(height: int, width: int, min_side_pixels: int) -> None:
@@ -218,6 +232,8 @@ def plan_spans(
     edges = [start, *(edge for edge in scenes if start < edge < end), end]
     spans = []
     for scene_start, scene_end in pairwise(edges):
+        if scene_start >= scene_end and shown > 0:  # a stretch beyond the end
+            continue
         # At the end of a scene the next frame is already another one, at the end of the video there is none.
         room = scene_end - scene_start - (0 if scene_end == shown else 2 * TIE_SECONDS)
         bucket = bucket_for(SourceShape(*size, room), buckets)

@@ -227,6 +227,10 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise ConfigError(f"--set {override}: write section.field=value, for example dit.train.steps=2000")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override}: {text!r} is not YAML; quote text that has brackets or colons") from error
     *sections, field = key.strip().split(".")
     node: Any = tree
     for section in sections:
@@ -234,7 +238,7 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
         if not isinstance(node, dict | list):
             raise ConfigError(f"--set {override}: {section} is not a section")
     place: Any = _place(override, field, node) if isinstance(node, list) else field
-    node[place] = yaml.safe_load(text)
+    node[place] = value
 
 
 def _place(override: str, number: str, items: list[Any]) -> int:

@@ -35,6 +35,7 @@ from pipeline.synthesize import make_videos, video_path
 from pipeline.train import TrainConfig, TrainTask, train
 from pipeline.train_autoencoder import AutoencoderTask
 from pipeline.train_dit import AUTOENCODER_NAME, DiTTask
+from pipeline.watchdog import clear_stalls
 from pipeline.workers import train_here, train_on_ray
 
 LOCK_NAME = "run.lock"
@@ -149,11 +150,12 @@ class Road:
         sources, origins = [], []
         for name, place in self.config.data.places.items():
             if place == SYNTHETIC:
-                origins.append(self._build_of("videos", "draw"))
+                origin = self._build_of("videos", "draw")
                 listed = list_sources(str(self.videos_dir))
             else:
                 listed = list_sources(place, self.config.data.suffixes)
-                origins.append(listing_fingerprint(listed))
+                origin = listing_fingerprint(listed)
+            origins.append(f"{name}={origin}" if name else origin)
             sources += of_dataset(name, listed) if name else listed
         return sources, " ".join(origins)
 
@@ -308,6 +310,7 @@ class Road:
             for line in describe_batches(task.subsets(), config):
                 self._say(line)
             clear_requests(stage.folder)
+            clear_stalls(stage.folder)
             function = partial(train, task, config, stage.folder.resolve())
             with (
                 bar(name, config.steps, "steps", start=steps_done(stage.folder)) as progress,

@@ -29,45 +29,47 @@ class BadSteps:
         self._stream = stream
         self._config = config
         self._rank = rank
-        self._losses: list[tuple[int, Tensor]] = []  # of this rank, since the last check
+        self._noted: list[
+            tuple[int, Tensor, float | Tensor]
+        ] = []  # step, loss of this rank, norm; since the last check
 
     def note(self, step: int, loss: Tensor, trainer: ZeroTrainer) -> None:
         """Remember a step (from 0); called by all after it."""
-        self._losses.append((step, loss))
+        self._noted.append((step, loss, trainer.norm))
         if trainer.skipped:
-            self._list(step, loss, trainer.gradient_norm(), "skipped")
+            self._list(step, float(loss), trainer.gradient_norm(), "skipped")
 
-    def check(self, kind: str, loss: float, norm: float) -> None:
+    def check(self, kind: str) -> None:
         """Refuse to go on, and above all to save, once the training has blown up; called by all at the same step.
 
-        Args:
-            loss, norm: of the last step, over all ranks.
-
         Raises:
-            FloatingPointError: on every rank; names the step and where its samples are listed.
+            FloatingPointError: on every rank; names the first bad step and where its samples are listed.
         """
-        noted, self._losses = self._losses, []
+        noted, self._noted = self._noted, []
         if self._config.bad_steps == "skip":
             return
-        own = next((step for step, value in noted if not math.isfinite(value)), None)
-        first = min((step for step in from_every_rank(-1 if own is None else own) if step >= 0), default=None)
-        last = noted[-1][0]
         limit = self._config.max_norm or math.inf
-        if first is None and math.isfinite(loss) and 0 <= norm <= limit:  # DeepSpeed's invalid norm is -1
+        bad = {
+            step: (float(loss), float(norm))
+            for step, loss, norm in noted
+            if not (math.isfinite(loss) and math.isfinite(norm) and 0 <= norm <= limit)  # DeepSpeed's invalid is -1
+        }
+        first = min((step for step in from_every_rank(min(bad, default=-1)) if step >= 0), default=None)
+        if first is None:
             return
-        first = last if first is None else first
-        own_loss = next(value for step, value in noted if step == first)
-        self._list(first, own_loss, norm, "stopped")
+        loss, norm = next((float(loss), float(norm)) for step, loss, norm in noted if step == first)
+        self._list(first, loss, norm, "stopped")
         limits = f", beyond train.max_norm {limit:g}" if norm > limit and math.isfinite(norm) else ""
         raise FloatingPointError(
-            f"the {kind} loss is {loss} and its gradient {norm}{limits} at step {last + 1}, first at step {first + 1}; "
-            f"its samples are in {self._path}. Lower train.learning_rate (it is {self._config.learning_rate:g}), or "
-            "set train.bad_steps=skip, and start again: the last checkpoint is intact"
+            f"the {kind} loss is {loss} and its gradient {norm}{limits} at step {first + 1}; its samples are in "
+            f"{self._path}. The last checkpoint is intact: set train.bad_steps=skip and start again, or lower "
+            f"train.learning_rate (it is {self._config.learning_rate:g}) and go on with --allow-change "
+            "train.learning_rate"
         )
 
-    def _list(self, step: int, loss: Tensor, norm: float, outcome: str) -> None:
+    def _list(self, step: int, loss: float, norm: float, outcome: str) -> None:
         """Append the samples that this rank had at a step."""
         keys = [row.key for row in self._stream.rows(step)]
-        line = {"step": step + 1, "rank": self._rank, "loss": float(loss), "gradient_norm": norm, "outcome": outcome}
+        line = {"step": step + 1, "rank": self._rank, "loss": loss, "gradient_norm": norm, "outcome": outcome}
         with self._path.open("a", encoding="utf-8") as file:  # one short write: lines of several ranks stay whole
             file.write(json.dumps(line | {"keys": keys}) + "\n")

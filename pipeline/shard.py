@@ -96,7 +96,8 @@ class ChosenBuckets(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    made_from: str  # fingerprint of the sources and of how to choose
+    made_from: str  # fingerprint of the sources
+    choice: BucketChoice
     buckets: tuple[Bucket, ...]
 
 
@@ -183,11 +184,13 @@ def prepare_source(cut: CutConfig, source: Source) -> tuple[SourceReport, Clips]
             raise
         detail = f"it cannot be read: {error.strerror}"
         return SourceReport(source=source.name, quarantined=quarantine("read", "unreadable", detail)), []
-    clips, prepared, filtered = [], [], []
-    for span in spans:
-        failed = failed_filter(span.frames, config.filters)
+    clips, prepared, filtered = [], [], {}
+    for span in spans:  # augmented clips stay or go with the one they are made from
+        failed = failed_filter(span.frames, config.filters) if not span.variant else None
         if failed is not None:
-            filtered.append(quarantine("filter", *failed, start_seconds=span.start_seconds))
+            filtered[span.start_seconds] = quarantine("filter", *failed, start_seconds=span.start_seconds)
+    for span in spans:
+        if span.start_seconds in filtered:
             continue
         record = ClipRecord(
             key=clip_key(source.name, span.start_seconds, span.bucket, span.variant),
@@ -204,11 +207,10 @@ def prepare_source(cut: CutConfig, source: Source) -> tuple[SourceReport, Clips]
             fps=span.bucket.fps,
         )
         clips.append((record, encode_clip(span.frames, span.bucket.fps)))
-        # Augmented clips stay or go with the one that they are made from.
         is_compared = config.filters.duplicate_bits is not None and not span.variant
         digits = f"{perceptual_hash(span.frames):x}" if is_compared else None
         prepared.append(PreparedClip(key=record.key, start_seconds=span.start_seconds, perceptual_hash=digits))
-    return SourceReport(source=source.name, clips=prepared, filtered=filtered), clips
+    return SourceReport(source=source.name, clips=prepared, filtered=list(filtered.values())), clips
 
 
 def drop_duplicates(report: SourceReport, seen: Duplicates) -> SourceReport:
@@ -329,12 +331,10 @@ def settle_buckets(
     """
     if config.choose_buckets is None:
         return config.buckets
-    inputs = fingerprint([config.choose_buckets.model_dump(mode="json"), listing_fingerprint(sources)])
-    path = output_dir / BUCKETS_NAME
-    if path.is_file():
-        known = ChosenBuckets.model_validate_json(path.read_text(encoding="utf-8"))
-        if known.made_from == inputs:
-            return known.buckets
+    inputs = listing_fingerprint(sources)
+    known = _read_choice(output_dir, config.choose_buckets)
+    if known is not None and known.made_from == inputs:
+        return known.buckets
     shapes: dict[str, SourceShape] = {}
     with bar("measure", len(sources), "videos") as progress:
         for number, result in enumerate(run_jobs(measure, sources, num_workers, config.decode_timeout_seconds), 1):
@@ -347,8 +347,18 @@ def settle_buckets(
             f"{sources[0].name}; check data.source, or give data.buckets to see what is wrong with each"
         )
     chosen = choose_buckets([shapes[source.name] for source in sources if source.name in shapes], config.choose_buckets)
-    publish_text(path, ChosenBuckets(made_from=inputs, buckets=chosen).model_dump_json(indent=1))
+    record = ChosenBuckets(made_from=inputs, choice=config.choose_buckets, buckets=chosen)
+    publish_text(output_dir / BUCKETS_NAME, record.model_dump_json(indent=1))
     return chosen
+
+
+def _read_choice(output_dir: Path, choice: BucketChoice) -> ChosenBuckets | None:
+    """What was chosen by the same rule before, or None."""
+    try:
+        known = ChosenBuckets.model_validate_json((output_dir / BUCKETS_NAME).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValidationError):
+        return None
+    return known if known.choice == choice else None
 
 
 def _plan(sources: Sequence[Source], output_dir: Path, cut: CutConfig) -> list[_Group]:
@@ -366,13 +376,13 @@ def _plan(sources: Sequence[Source], output_dir: Path, cut: CutConfig) -> list[_
 
 def shards_that_stand(sources: Sequence[Source], output_dir: Path, config: ShardConfig) -> int:
     """How many shards in a folder are what these sources and settings would give again."""
-    if config.choose_buckets is not None and not (output_dir / BUCKETS_NAME).is_file():
-        return 0
-    table = {} if config.captions is None else read_caption_table(config.captions)
     buckets = config.buckets
     if config.choose_buckets is not None:
-        content = (output_dir / BUCKETS_NAME).read_text(encoding="utf-8")
-        buckets = ChosenBuckets.model_validate_json(content).buckets
+        known = _read_choice(output_dir, config.choose_buckets)
+        if known is None:
+            return 0
+        buckets = known.buckets
+    table = {} if config.captions is None else read_caption_table(config.captions)
     return sum(group.commit() is not None for group in _plan(sources, output_dir, CutConfig(buckets, table, config)))
 
 

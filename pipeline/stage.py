@@ -32,16 +32,7 @@ class Change:
 
 
 class ChangedError(ValueError):
-    """A stage that was to go on was made from something else; the message lists every difference."""
-
-    def __init__(self, folder: Path, changes: list[Change]) -> None:
-        lines = "".join(f"\n  {change.text}" for change in changes)
-        names = " ".join(f"--allow-change {change.name}" for change in changes)
-        super().__init__(
-            f"{folder} was made from something else:{lines}\n"
-            f"set it back; or go on all the same with {names}; or leave out --resume to train anew "
-            "(the old folder is kept)"
-        )
+    """A stage that was to go on was made from something else, or from nobody knows what."""
 
 
 class StageRecord(BaseModel):
@@ -123,24 +114,24 @@ def begin(
             if old.complete:  # what was made from it is not made from what it will be
                 old.build = uuid.uuid4().hex[:12]
             old.complete, old.inputs = False, inputs
-            remove_unpublished(folder)
-            return Stage(folder, old, note, time.monotonic())
+            return _reopened(folder, old, note)
         if allowed_changes is not None:
             refused = [change for change in changed if change.name not in allowed_changes]
             if refused:
-                raise ChangedError(folder, refused)
+                raise ChangedError(_refusal(folder, refused))
             old.complete, old.inputs, old.build = False, inputs, uuid.uuid4().hex[:12]
-            remove_unpublished(folder)
-            return Stage(folder, old, f"goes on although {_told(changed)}", time.monotonic())
+            return _reopened(folder, old, f"goes on although {_told(changed)}")
         if standing is not None and (num_standing := standing()) > 0:
             old.complete, old.inputs, old.build = False, inputs, uuid.uuid4().hex[:12]
-            remove_unpublished(folder)
             note = f"{_told(changed)}: {num_standing} shards stand, what depends on it is made again"
-            stage = Stage(folder, old, note, time.monotonic())
-            stage.save()
-            return stage
+            return _reopened(folder, old, note)
         aside = _set_aside(folder)
         note = f"{_told(changed)}: made again, the old one is in {aside.name}"
+    elif allowed_changes is not None:
+        raise ChangedError(
+            f"{folder} holds no readable {RECORD_NAME}, so what it was made from is not known; restore it, or leave "
+            "out --resume to train anew (the old folder is kept)"
+        )
     elif folder.exists() and any(folder.iterdir()):
         aside = _set_aside(folder)
         note = f"the folder held something unknown, now in {aside.name}"
@@ -169,6 +160,24 @@ def _set_aside(folder: Path) -> Path:
         number += 1
     folder.rename(aside)
     return aside
+
+
+def _reopened(folder: Path, record: StageRecord, note: str) -> Stage:
+    """A stage that goes on in its folder; that it is not complete is on the disk before anything changes there."""
+    remove_unpublished(folder)
+    stage = Stage(folder, record, note, time.monotonic())
+    stage.save()
+    return stage
+
+
+def _refusal(folder: Path, changes: list[Change]) -> str:
+    """Every difference, and the ways out."""
+    lines = "".join(f"\n  {change.text}" for change in changes)
+    names = " ".join(f"--allow-change {change.name}" for change in changes)
+    return (
+        f"{folder} was made from something else:{lines}\nset it back; or go on all the same with {names}; or leave out "
+        "--resume to train anew (the old folder is kept)"
+    )
 
 
 def _told(changes: list[Change]) -> str:

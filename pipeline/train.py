@@ -23,7 +23,7 @@ from data.loader import Sample, Stream, Subset
 from models.layers import BlockStack
 from pipeline.agree import Flags, from_every_rank
 from pipeline.bad_steps import BadSteps
-from pipeline.checkpoint import load_training_state
+from pipeline.checkpoint import CheckpointError, load_training_state
 from pipeline.ema import ShardedEma
 from pipeline.journal import Event, EventKind, append_event
 from pipeline.metrics import DataWait, MetricsWriter, mean_over_ranks
@@ -78,6 +78,7 @@ class TrainConfig(WatchConfig):
         """Fields that may differ from one start to the next: what is learnt is the same, but for the order of sums."""
         prefixes = ("checkpoint_", "keep_", "log_", "stall_")
         pacing = {"steps", "zero_stage", "accumulate", "activation_checkpointing", "compile", "readers", "cache"}
+        pacing |= {"bad_steps", "max_norm"}  # steps that went well stay as they were
         return pacing | {*WatchConfig.model_fields} | {name for name in cls.model_fields if name.startswith(prefixes)}
 
 
@@ -223,6 +224,7 @@ def train(task: TrainTask, config: TrainConfig, run_dir: Path, worker: Worker) -
         stream = Stream(
             subsets, sizes, seed=task.seed, rank=worker.rank, world_size=worker.world_size, cache=config.cache
         )
+        check_cursor(stream, step, cursor, run_dir)
         prepare = partial(in_pieces, task.prepare, config.accumulate)
         batches = stack.enter_context(closing(stream.batches(cursor, prepare, config.readers)))
         wandb_run = start_wandb(config.wandb_project, run_dir, worker.rank)
@@ -261,7 +263,7 @@ def train(task: TrainTask, config: TrainConfig, run_dir: Path, worker: Worker) -
             if log or save:
                 values = mean_over_ranks(losses, worker.world_size)
                 norm = trainer.gradient_norm()
-                bad.check(task.kind, values["total"], norm)
+                bad.check(task.kind)
                 skipped = list(chain.from_iterable(from_every_rank(stream.take_skipped())))
                 num_skipped += len(skipped)
                 told = watch.pace(step, wait.total_seconds) if log else {}
@@ -307,6 +309,20 @@ def check_world(sizes: Mapping[str, int], num_pieces: int, multiple: int) -> Non
                 f"pieces, with train.accumulate): set train.batch_multiple (it is {multiple}) to "
                 f"{math.lcm(multiple, num_pieces)}"
             )
+
+
+def check_cursor(stream: Stream, step: int, cursor: int, run_dir: Path) -> None:
+    """Refuse to go on with other batches than those that were counted.
+
+    Raises:
+        CheckpointError: says what to restore.
+    """
+    if (expected := stream.plan.cursor(step)) != cursor:
+        raise CheckpointError(
+            f"{run_dir} was saved after {step} steps and {cursor} samples, but batches as they are now would have "
+            f"taken {expected}: restore train.global_batch, train.batch_multiple, data.mix and the data, or train in a "
+            "new run"
+        )
 
 
 @contextmanager

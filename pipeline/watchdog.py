@@ -44,6 +44,12 @@ def stall_watch(run_dir: Path, rank: int, limit_seconds: float | None) -> Iterat
                 path.unlink()
 
 
+def clear_stalls(run_dir: Path) -> None:
+    """Forget the stalls of earlier starts."""
+    for path in (run_dir / STALLS_NAME).glob("rank_*.txt"):
+        path.unlink(missing_ok=True)
+
+
 def stalled_ranks(run_dir: Path) -> dict[int, Path]:
     """Ranks that have left their stacks, and where."""
     found = {}

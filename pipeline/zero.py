@@ -8,6 +8,7 @@ fragments: no rank ever gathers another's state.
 
 import importlib
 import logging
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -170,7 +171,7 @@ class ZeroTrainer:
     @property
     def skipped(self) -> bool:
         """Whether the last step made no update, because its gradient's norm was not within `max_norm`."""
-        return self.max_norm is not None and not self._norm <= self.max_norm
+        return self.max_norm is not None and not (math.isfinite(self._norm) and self._norm <= self.max_norm)
 
     def _prepare_update(self) -> None:
         """Once the gradients of a step are there: their norm where it decides whether there is an update at all."""
@@ -202,6 +203,11 @@ class ZeroTrainer:
             return module(batch)
         finally:
             module.train()
+
+    @property
+    def norm(self) -> float | Tensor:
+        """Norm of the last step's gradient before clipping, over all ranks; a tensor where nobody has waited for it."""
+        return self._norm
 
     def gradient_norm(self) -> float:
         """Norm of the last step's gradient before clipping, over all ranks."""

@@ -3,6 +3,7 @@
 import shutil
 from collections import Counter
 
+import av
 import numpy as np
 import pytest
 from hypothesis import given
@@ -16,15 +17,19 @@ from data.clip import VIDEO_MEMBER
 from data.filters import FilterConfig
 from data.loader import Stream, subsets_of
 from data.plan import BatchPlan
+from data.probe import VideoError
 from data.shards import count_buckets, read_index, read_manifest, read_rejections, write_shard
 from data.sources import list_sources, of_dataset
 from data.video import (
     IMAGE_SUFFIXES,
     VIDEO_SUFFIXES,
     AugmentConfig,
+    Stretch,
     decode_clip,
     encode_clip,
     measure_source,
+    plan_spans,
+    read_image,
     read_spans,
 )
 from pipeline.pool import run_jobs
@@ -96,6 +101,39 @@ def test_chosen_buckets_are_within_bounds_and_never_worse_than_a_square(sources,
     square = Bucket(num_frames=1, height=128, width=128)
     lost = [min(cropped_share(shape, bucket) for bucket in chosen) for shape in shapes]
     assert np.mean(lost) <= np.mean([cropped_share(shape, square) for shape in shapes]) + 1e-6
+
+
+def test_a_pixel_count_that_no_multiple_fills_still_has_buckets():
+    for pixels, multiple, size in ((400, 16, (16, 16)), (25000, 128, (128, 128)), (6000, 64, (64, 64))):
+        choice = BucketChoice(pixels=pixels, side_multiple=multiple, max_aspects=1)
+        (bucket,) = choose_buckets([SourceShape(100, 100, 9)], choice)
+        assert (bucket.height, bucket.width) == size
+
+
+def test_a_video_of_unknown_length_is_not_taken_for_an_image(tmp_path):
+    frames = np.zeros((12, 64, 64, 3), np.uint8)
+    with av.open(str(tmp_path / "a.avi"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=8)
+        stream.height = stream.width = 64
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    shape = measure_source(tmp_path / "a.avi")
+    assert shape.seconds == float("inf")
+    assert [b.num_frames for b in choose_buckets([shape], BucketChoice(num_frames=(1, 9)))] == [9]
+
+
+def test_pictures_of_sixteen_bits_and_transparent_ones(tmp_path):
+    ramp = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
+    Image.fromarray(ramp).save(tmp_path / "deep.png")
+    assert np.array_equal(read_image(tmp_path / "deep.png")[..., 0], ramp >> 8)
+    Image.new("RGBA", (64, 64), (255, 0, 0, 0)).save(tmp_path / "clear.png")
+    assert (read_image(tmp_path / "clear.png") == 255).all()
+
+
+def test_a_stretch_beyond_the_end_gives_no_clip():
+    with pytest.raises(VideoError, match="too short"):
+        plan_spans(np.arange(80) / 8, (64, 64), [STILL], stretch=Stretch(100, 200))
 
 
 def test_batches_have_equal_tokens():
@@ -176,6 +214,10 @@ def test_chosen_once_and_then_kept(cluster, videos, tmp_path, monkeypatch):
     sides = {(record.bucket.height, record.bucket.width) for record in first.buckets}
     assert sides == {(32, 64), (64, 32), (48, 48)}
     assert first.num_samples == sum(record.num_samples for record in first.buckets) == 8
+    sources = list_sources(str(videos), config.suffixes)
+    assert shards_that_stand(sources, tmp_path, config) == 1
+    other = config.model_copy(update={"choose_buckets": BucketChoice(pixels=9216, num_frames=(1, 5, 9))})
+    assert shards_that_stand(sources, tmp_path, other) == 0
     measured = []
     monkeypatch.setattr("pipeline.shard.run_jobs", lambda f, jobs, *a: measured.append(f) or run_jobs(f, jobs, *a))
     assert ingest(videos, tmp_path, config) == first

@@ -57,6 +57,7 @@ def test_a_mix_takes_the_place_of_the_source():
         ("data.mix={Big: {source: x}}", "data.mix.Big.*should match pattern"),
         ("data.mix={a: {sauce: x}}", "data.mix.a.sauce: there is no such field; did you mean source"),
         ("dit.model.patch_size=3", "data.buckets.0.height is 64.*does not split into patches"),
+        ("data.source=[a", r"'\[a' is not YAML"),
         ("dit.model.heads=5", "dit.model: heads is 5.*use 4 heads"),
         ("dit.train.global_batch=33", "dit.train.global_batch is 33.*use 32"),
         ("autoencoder.model.deep_width=100", "deep_width is 100.*use 96"),

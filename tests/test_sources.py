@@ -147,6 +147,12 @@ def test_names_that_are_no_unicode_are_written_in_hexadecimal(tmp_path):
     assert report.model_validate_json(report.model_dump_json()) == report
 
 
+def test_spans_a_millisecond_apart_are_two_sources(folder):
+    rows = [{"path": "a.mp4", "start": start} for start in (1234.561, 1234.564, 0.5)]
+    (folder / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    assert names(folder / "t.jsonl") == ["a.mp4#t=1234.561", "a.mp4#t=1234.564", "a.mp4#t=0.5"]
+
+
 def test_a_stretch_is_part_of_the_key(folder):
     whole, part = (
         Source("a.mp4", str(folder / "a.mp4"), "a.mp4", folder, ""),

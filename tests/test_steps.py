@@ -17,7 +17,7 @@ from data.loader import Stream
 from data.shards import file_sha256
 from launch.following import following
 from models.dit import DiT
-from pipeline.checkpoint import open_checkpoint
+from pipeline.checkpoint import CheckpointError, open_checkpoint
 from pipeline.metrics import read_metrics
 from pipeline.progress import bar
 from pipeline.train import TrainConfig, build, memory_advice, train
@@ -82,6 +82,9 @@ def nothing_moves(worker: Worker, data: Path, stage: int) -> None:
         assert all(same) == trainer.skipped
     assert trainer.num_skipped == 1
     assert np.isfinite(trainer.gradient_norm())
+    for norm, skipped in ((float("inf"), True), (float("nan"), True), (1e30, False)):
+        trainer._norm = norm
+        assert trainer.skipped == skipped
     batches.close()
 
 
@@ -178,7 +181,7 @@ def test_a_run_that_skipped_resumes_bit_for_bit(runs, tmp_path):
 def test_stopping_names_the_first_bad_step_and_its_samples(runs, tmp_path):
     data, _ = runs
     config = STEPS.model_copy(update={"log_every_steps": 4})
-    with pytest.raises(FloatingPointError, match=r"at step 4, first at step 3; its samples are in .*bad_steps\.jsonl"):
+    with pytest.raises(FloatingPointError, match=r"at step 3; its samples are in .*bad_steps\.jsonl"):
         train_here(partial(train, poisoned(data), config, tmp_path), 1)
     (line,) = [json.loads(line) for line in (tmp_path / "bad_steps.jsonl").read_text().splitlines()]
     assert (line["step"], line["outcome"], len(line["keys"])) == (3, "stopped", 4)
@@ -193,6 +196,22 @@ def test_a_gradient_beyond_the_limit_is_bad(runs, tmp_path):
         FloatingPointError, match=rf"beyond train\.max_norm {limit:g} at step {norms.index(max(norms)) + 1}"
     ):
         train_here(partial(train, make_task(data), STEPS.model_copy(update={"max_norm": limit}), tmp_path), 1)
+
+
+def test_a_bad_step_between_two_logged_ones_is_not_passed_over(runs, tmp_path):
+    data, folders = runs
+    norms = column(folders["plain", 0], "gradient_norm")
+    worst = norms.index(max(norms[:3])) + 1  # of the first three; the log looks at the fourth
+    config = STEPS.model_copy(update={"log_every_steps": 4, "max_norm": max(norms[:3]) * 0.999})
+    with pytest.raises(FloatingPointError, match=rf"at step {worst}; its samples"):
+        train_here(partial(train, make_task(data), config, tmp_path), 1)
+
+
+def test_other_batches_than_those_that_were_counted_are_refused(runs, tmp_path):
+    data, _ = runs
+    train_here(partial(train, make_task(data), STEPS.model_copy(update={"steps": 4}), tmp_path), 1)
+    with pytest.raises(CheckpointError, match=r"after 4 steps and 16 samples, but .* taken 32: restore train.global"):
+        train_here(partial(train, make_task(data), STEPS.model_copy(update={"global_batch": 8}), tmp_path), 1)
 
 
 def test_pieces_that_do_not_divide_are_refused(runs):

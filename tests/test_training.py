@@ -192,7 +192,7 @@ def test_only_the_newest_checkpoints_are_kept(straight, tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_with_advice(straight, tmp_path):
     task, _, _ = straight
-    with pytest.raises(FloatingPointError, match=r"first at step 2; .* Lower train\.learning_rate"):
+    with pytest.raises(FloatingPointError, match=r"at step 2; its samples .* lower train\.learning_rate"):
         train_here(partial(train, task, CONFIG.model_copy(update={"learning_rate": 1e30}), tmp_path), 1)
 
 
