@@ -45,11 +45,11 @@ def submit(stage: str, config_path: Path, overrides: Sequence[str], address: str
     job_id = f"{config.name}-{stage.replace(' ', '-')}-{uuid.uuid4().hex[:6]}"
     client = _client(address)
     # The resolved config travels inside the command: the job needs no file that only this machine has.
-    script = f"printf %s {shlex.quote(dump_config(config))} > job.yaml && python -m launch {{}} job.yaml"
     command = "run" if stage == "demo" else stage
+    script = f"printf %s {shlex.quote(dump_config(config))} > job.yaml && python -m launch {command} job.yaml"
     try:
         return client.submit_job(
-            entrypoint=script.format(command),
+            entrypoint=script,
             submission_id=job_id,
             runtime_env={"working_dir": str(PROJECT_DIR), "excludes": NOT_SHIPPED},
             metadata={"run": config.name, "stage": stage},
@@ -58,19 +58,24 @@ def submit(stage: str, config_path: Path, overrides: Sequence[str], address: str
         raise ClusterError(f"the cluster at {address} refused the job: {str(error).splitlines()[0]}") from error
 
 
+def _absolute(place: str) -> str:
+    """A folder, glob or table from the root on; a URI as it is."""
+    return place if place == SYNTHETIC or "://" in place else str(Path(place).absolute())
+
+
 def absolute_paths(config: RunConfig) -> RunConfig:
     """The same configuration with every path absolute: a job runs in a folder of its own.
 
     Paths must mean the same on the cluster's machines (a shared file system) as here.
     """
     data, sample = config.data, config.sample
-    source = data.source if data.source == SYNTHETIC else str(Path(data.source).resolve())
+    mix = {name: part.model_copy(update={"source": _absolute(part.source)}) for name, part in data.mix.items()}
     captions = None if data.captions is None else data.captions.resolve()
     prompts = None if sample.prompts is None else sample.prompts.resolve()
     return config.model_copy(
         update={
             "runs_dir": config.runs_dir.resolve(),
-            "data": data.model_copy(update={"source": source, "captions": captions}),
+            "data": data.model_copy(update={"source": _absolute(data.source), "mix": mix, "captions": captions}),
             "sample": sample.model_copy(update={"prompts": prompts}),
         }
     )

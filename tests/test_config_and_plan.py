@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from launch.config import PRESETS_DIR, ConfigError, RunConfig, dump_config, find_config, load_config
+from launch.jobs import absolute_paths
 from launch.plan import STAGES, describe_plan
 
 
@@ -100,6 +101,12 @@ def test_overrides_reach_any_depth_and_the_file_on_disk_comes_first(tmp_path, mo
 
 def test_the_default_tree_is_valid():
     assert yaml.safe_load(dump_config(RunConfig(name="x")))["dit"]["train"]["zero_stage"] == 2
+
+
+def test_a_job_is_told_places_that_do_not_depend_on_where_it_was_submitted():
+    mix = "data.mix={a: {source: x/*.mp4}, b: {source: s3://bucket/y}, c: {source: synthetic}}"
+    sources = {name: part.source for name, part in absolute_paths(load_config(Path("demo"), [mix])).data.mix.items()}
+    assert sources == {"a": str(Path("x/*.mp4").absolute()), "b": "s3://bucket/y", "c": "synthetic"}
 
 
 def test_the_plan_names_every_stage_and_the_sizes():

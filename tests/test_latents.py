@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
-from benchmarks.records import made_up_clip
+from benchmarks.records import SMALL, made_up_clip
 from data.buffers import BufferPool
 from data.clip import LATENT_MEMBER
 from data.latents import read_latents
@@ -91,8 +91,8 @@ def test_memory_is_lent_again_only_when_nothing_refers_to_it():
 
 def test_batches_that_are_kept_stay_as_they_were_read(tmp_path):
     samples = [(made_up_clip(n), save({"mean": latent(n)})) for n in range(24)]
-    subset = Subset(tmp_path, write_shard(tmp_path / "shard-0.tar", samples, LATENT_MEMBER)[1], "a")
-    stream = Stream([subset], {"a": 4}, seed=0, rank=0, world_size=1)
+    subset = Subset(tmp_path, write_shard(tmp_path / "shard-0.tar", samples, LATENT_MEMBER)[1], SMALL)
+    stream = Stream([subset], {SMALL.name: 4}, seed=0, rank=0, world_size=1)
     batches = stream.batches(0, lambda read: (read, read_latents([sample.payload for sample in read])), readers=2)
     kept = [next(batches) for _ in range(20)]
     batches.close()
