@@ -1,6 +1,7 @@
 """models/flow against closed forms, in float64."""
 
 import math
+import tracemalloc
 from dataclasses import dataclass
 from functools import partial
 
@@ -540,7 +541,7 @@ def test_the_reverse_vp_sde_is_the_member_with_sigma_squared_beta():
     path = VariancePreservingPath()
     data, x, t = GaussianData(path, 0.7, 0.6), numbers(5, 1), steps(4, 0.1, 1.0)
     beta, score = path.rate(t)[:, None], data.field.score(x, t)
-    assert torch.equal(vp_diffusion(path)(t)[:, None] ** 2, vp_diffusion(path)(t)[:, None].square())
+    torch.testing.assert_close(vp_diffusion(path)(t) ** 2, path.rate(t), rtol=1e-12, atol=0)
     ours = data.velocity(x, t) + vp_diffusion(path)(t)[:, None] ** 2 / 2 * score
     torch.testing.assert_close(ours, beta * x / 2 + beta * score, rtol=1e-9, atol=1e-9)
 
@@ -551,6 +552,28 @@ def test_ddim_with_noise_keeps_the_variance(eta):
     mean, variance = affine_moments(lambda x, z: ddim_eta(data.field, x, steps(num_steps), eta, z), num_steps)
     assert mean == pytest.approx(0.7, abs=5e-3)
     assert variance == pytest.approx(0.77**2, abs=8e-3)
+
+
+@pytest.mark.parametrize("solver", [euler, ab2, dpmpp_2m])
+def test_memory_does_not_grow_with_the_number_of_steps(solver):
+    """Objects of Python and of torch: nothing is kept for each step."""
+    field, peaks = Field(lambda x, t: x, CosinePath()), []
+    for num_steps in (200, 2000):
+        grid = steps(num_steps)
+        solver(field, numbers(1, 1), grid)  # whatever is made once
+        tracemalloc.start()
+        solver(field, numbers(1, 1), grid)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.2 * peaks[0], peaks
+
+
+def test_steps_are_the_same_in_one_block_or_in_many(monkeypatch):
+    data, ends = GaussianData(CosinePath(), 0.7, 0.6), []
+    for size in (1, 3, 64):
+        monkeypatch.setattr("models.flow.solver.BLOCK_STEPS", size)
+        ends.append([solver(data.field, numbers(4, 1), steps(20)) for solver in (euler, ab2, dpmpp_2m, unipc)])
+    assert all(torch.equal(a, b) for other in ends[:2] for a, b in zip(other, ends[2], strict=True))
 
 
 def test_state_stays_wide_whatever_the_network_computes_in():

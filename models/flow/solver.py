@@ -20,6 +20,8 @@ from models.flow.field import Field
 from models.flow.grid import check_grid
 from models.flow.path import Coefficients, VariancePreservingPath, expand, nonzero, posterior
 
+BLOCK_STEPS = 64
+
 OdeSolver = Literal["euler", "midpoint", "heun", "rk4", "ab2", "dpmpp_2m", "unipc", "ddim"]
 Solver = Callable[[Field, Tensor, Tensor], Tensor]
 Noise = Callable[[int], Tensor]  # step number -> standard normal of the state's shape
@@ -42,19 +44,20 @@ class Counted:
 def _steps(grid: Tensor, x: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Each step: its two times, which broadcast from the left over x, and its length h, which multiplies x.
 
-    All are made at once, so that a step itself costs next to nothing.
+    Made a block at a time: so a step itself costs next to nothing, and memory does not grow with their number.
     """
     check_grid(grid)
-    grid = grid.to(device=x.device, dtype=x.dtype)
-    if grid.ndim == 1:
-        times = grid[:, None].expand(-1, len(x)).unbind()  # (b) each
-        lengths = list(grid.diff().unbind())
-    else:
-        if x.ndim < 3 or x.shape[2] != grid.shape[1]:
-            raise ValueError(f"a schedule of {grid.shape[1]} frames does not fit a state of shape {tuple(x.shape)}")
-        times = grid[:, None, None].expand(-1, len(x), 1, -1).unbind()  # (b 1 frames) each
-        lengths = [expand(h[None, None], x) for h in grid.diff(dim=0)]
-    return zip(times[:-1], times[1:], lengths, strict=True)
+    if grid.ndim > 1 and (x.ndim < 3 or x.shape[2] != grid.shape[1]):
+        raise ValueError(f"a schedule of {grid.shape[1]} frames does not fit a state of shape {tuple(x.shape)}")
+    for start in range(0, len(grid) - 1, BLOCK_STEPS):
+        block = grid[start : start + BLOCK_STEPS + 1].to(device=x.device, dtype=x.dtype)
+        if grid.ndim == 1:
+            times = block[:, None].expand(-1, len(x)).unbind()  # (b) each
+            lengths = block.diff().unbind()
+        else:
+            times = block[:, None, None].expand(-1, len(x), 1, -1).unbind()  # (b 1 frames) each
+            lengths = [expand(h[None, None], x) for h in block.diff(dim=0)]
+        yield from zip(times[:-1], times[1:], lengths, strict=True)
 
 
 def euler(field: Field, x: Float[Tensor, "b ..."], grid: Tensor) -> Float[Tensor, "b ..."]:
