@@ -93,7 +93,6 @@ def test_no_clip_reaches_across_a_cut_or_out_of_its_stretch():
         plan_spans(times, (64, 64), [bucket], stretch=Stretch(1.0, 1.9))
 
 
-@pytest.mark.scenes
 def test_scene_cuts_of_a_film_made_of_two(tmp_path):
     scenes = [np.full((length, 64, 64, 3), level, np.uint8) for length, level in ((12, 20), (9, 130), (9, 240))]
     path = tmp_path / "two.mp4"
