@@ -18,7 +18,9 @@ from torch import Tensor
 from data.shards import DatasetError
 
 LATENT_TENSOR = "mean"
-DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+TEXT_TENSOR = "text"  # of a pretrained encoder: (max_tokens, width), zero behind the caption's last token
+TEXT_LENGTH_TENSOR = "text_length"  # (1): tokens of the caption
+DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64}
 
 
 @dataclass(frozen=True)
@@ -32,18 +34,23 @@ class _Layout:
 
 
 def read_latents(payloads: Sequence[bytes | memoryview]) -> Shaped[Tensor, "b c t h w"]:
-    """The latents of some payloads of one shape, as they were written.
+    """The latents of some payloads of one shape; see `read_tensors`."""
+    return read_tensors(payloads, LATENT_TENSOR)
+
+
+def read_tensors(payloads: Sequence[bytes | memoryview], name: str) -> Shaped[Tensor, "b ..."]:
+    """The tensor of that name in each of some payloads of one shape, as they were written.
 
     Payloads that follow each other in one writable buffer, as a batch of the loader does, are not copied: the tensor is
     a view of them (its rows lie a payload apart) and keeps their memory. Others are copied into one tensor.
 
     Raises:
-        DatasetError: a payload is not the safetensors of a latent, or shapes differ.
+        DatasetError: a payload is not safetensors, has no such tensor, or shapes differ.
     """
-    layouts = {_layout(_header(payload)) for payload in payloads}
+    layouts = {_layout(_header(payload), name) for payload in payloads}
     sizes = {len(payload) for payload in payloads}
     if len(layouts) != 1 or len(sizes) != 1:
-        raise DatasetError("a batch mixes latents of several shapes; encode the dataset again")
+        raise DatasetError(f"a batch mixes {name} tensors of several shapes; encode the dataset again")
     (layout,), (size,) = layouts, sizes
     if size < layout.end:
         raise DatasetError(f"a latent's payload has {size} bytes, its header needs {layout.end}; encode it again")
@@ -79,9 +86,9 @@ def _header(payload: bytes | memoryview) -> bytes:
 
 
 @lru_cache(maxsize=64)
-def _layout(header: bytes) -> _Layout:
+def _layout(header: bytes, name: str) -> _Layout:
     try:
-        entry = json.loads(header[8:])[LATENT_TENSOR]
+        entry = json.loads(header[8:])[name]
         begin, end = entry["data_offsets"]
         layout = _Layout(len(header) + begin, len(header) + end, DTYPES[entry["dtype"]], tuple(entry["shape"]))
         fits = layout.shape and begin >= 0 and end - begin == layout.dtype.itemsize * prod(layout.shape)

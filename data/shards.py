@@ -70,6 +70,17 @@ class LatentStats(BaseModel):
         return len(self.mean)
 
 
+class TextEncoderRecord(BaseModel):
+    """The frozen encoder that has read the captions of a latent dataset."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    folder: str  # where it was
+    fingerprint: str  # of its files
+    max_tokens: int
+    width: int  # of an embedding
+
+
 class BucketRecord(BaseModel):
     """How many samples have one shape."""
 
@@ -94,6 +105,8 @@ class Manifest(BaseModel):
     ledger: LedgerCounts | None = None  # of clips: what became of their sources
     filtered: dict[Reason, int] = {}  # clips and whole sources left out, by filter
     latent_stats: LatentStats | None = None
+    text_encoder: TextEncoderRecord | None = None  # of latents; None: captions are read by the DiT, as bytes
+    num_cut_captions: int = 0  # by the text encoder, which reads the first max_tokens
 
 
 @dataclass(frozen=True)

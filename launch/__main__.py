@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -84,29 +85,37 @@ def _errors_for_people(debug: bool) -> Iterator[None]:
         raise typer.Exit(1) from None
 
 
-def _run(
-    config: Path,
-    overrides: list[str] | None,
-    stages: tuple[str, ...],
-    *,
-    dry_run: bool,
-    debug: bool,
-    on_ray: bool = True,
-    retry: bool = False,
-    allowed_changes: list[str] | None = None,
-) -> None:
-    with _errors_for_people(debug):
+@dataclass(frozen=True)
+class _Start:
+    """How a command was started."""
+
+    overrides: list[str] | None
+    dry_run: bool
+    debug: bool
+    on_ray: bool = True
+    retry: bool = False
+    allowed_changes: list[str] | None = None
+
+
+def _run(config: Path, stages: tuple[str, ...], start: _Start) -> None:
+    with _errors_for_people(start.debug):
         from launch.config import dump_config, load_config
 
-        resolved = load_config(config, overrides or [])
-        if dry_run:
+        resolved = load_config(config, start.overrides or [])
+        if start.dry_run:
             typer.echo(dump_config(resolved))
             typer.echo(_plan(resolved, stages))
             return
         warnings.filterwarnings("ignore", category=FutureWarning)  # of libraries; ours are errors in the tests
         from launch.road import Road
 
-        with Road(resolved, on_ray=on_ray, retry=retry, allowed_changes=allowed_changes, say=typer.echo) as road:
+        with Road(
+            resolved,
+            on_ray=start.on_ray,
+            retry=start.retry,
+            allowed_changes=start.allowed_changes,
+            say=typer.echo,
+        ) as road:
             road.run(stages)
 
 
@@ -133,7 +142,7 @@ def run(config: Config, overrides: Overrides = None, dry_run: DryRun = False, de
     """
     from launch.plan import STAGES
 
-    _run(config, overrides, STAGES, dry_run=dry_run, debug=debug)
+    _run(config, STAGES, _Start(overrides, dry_run, debug))
     if not dry_run:
         from launch.plan import closing_summary
 
@@ -151,7 +160,7 @@ def shard(
 
     Example: `reelflow shard real-tiny --set data.source=my/videos`
     """
-    _run(config, overrides, ("draw", "shard"), dry_run=dry_run, debug=debug, retry=retry)
+    _run(config, ("draw", "shard"), _Start(overrides, dry_run, debug, retry=retry))
 
 
 Resume = Annotated[
@@ -169,26 +178,14 @@ AllowChange = Annotated[
 Local = Annotated[bool, typer.Option("--local", help="Train in this process (or under torchrun), without Ray.")]
 
 
-def _train(
-    kind: str,
-    config: Path,
-    overrides: list[str] | None,
-    *,
-    dry_run: bool,
-    debug: bool,
-    resume: bool,
-    allow_change: list[str] | None,
-    local: bool,
-) -> None:
-    allowed = allow_change or ([] if resume else None)
-    if allowed is not None:
-        with _errors_for_people(debug):
+def _train(kind: str, config: Path, start: _Start) -> None:
+    if start.allowed_changes is not None:
+        with _errors_for_people(start.debug):
             from launch.config import load_config
             from pipeline.checkpoint import insist_on_checkpoint
 
-            insist_on_checkpoint(load_config(config, overrides or []).run_dir / kind)
-    stages = (f"train {kind}",)
-    _run(config, overrides, stages, dry_run=dry_run, debug=debug, on_ray=not local, allowed_changes=allowed)
+            insist_on_checkpoint(load_config(config, start.overrides or []).run_dir / kind)
+    _run(config, (f"train {kind}",), start)
 
 
 @train_app.command()
@@ -205,16 +202,8 @@ def autoencoder(
 
     Example: `reelflow train autoencoder demo --set autoencoder.train.steps=2000 --resume`
     """
-    _train(
-        "autoencoder",
-        config,
-        overrides,
-        dry_run=dry_run,
-        debug=debug,
-        resume=resume,
-        allow_change=allow_change,
-        local=local,
-    )
+    allowed = allow_change or ([] if resume else None)
+    _train("autoencoder", config, _Start(overrides, dry_run, debug, on_ray=not local, allowed_changes=allowed))
 
 
 @train_app.command()
@@ -231,16 +220,8 @@ def dit(
 
     Example: `reelflow train dit demo --set dit.train.steps=5000 --resume`
     """
-    _train(
-        "dit",
-        config,
-        overrides,
-        dry_run=dry_run,
-        debug=debug,
-        resume=resume,
-        allow_change=allow_change,
-        local=local,
-    )
+    allowed = allow_change or ([] if resume else None)
+    _train("dit", config, _Start(overrides, dry_run, debug, on_ray=not local, allowed_changes=allowed))
 
 
 @app.command()
@@ -249,7 +230,7 @@ def encode(config: Config, overrides: Overrides = None, dry_run: DryRun = False,
 
     Example: `reelflow encode demo`
     """
-    _run(config, overrides, ("encode",), dry_run=dry_run, debug=debug)
+    _run(config, ("encode",), _Start(overrides, dry_run, debug))
 
 
 @app.command()
@@ -267,7 +248,7 @@ def sample(
     """
     given = [*(overrides or []), *([f"sample.prompts={prompts}"] if prompts else [])]
     if not target.is_dir():
-        _run(target, given, ("sample",), dry_run=dry_run, debug=debug)
+        _run(target, ("sample",), _Start(given, dry_run, debug))
         return
     with _errors_for_people(debug):
         from launch.sampling import sample_checkpoint
@@ -284,7 +265,7 @@ def evaluate(config: Config, overrides: Overrides = None, dry_run: DryRun = Fals
 
     Example: `reelflow evaluate demo`
     """
-    _run(config, overrides, ("evaluate",), dry_run=dry_run, debug=debug)
+    _run(config, ("evaluate",), _Start(overrides, dry_run, debug))
 
 
 @app.command()

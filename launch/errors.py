@@ -10,6 +10,7 @@ from data.shards import DatasetError
 from data.sources import SourceError
 from launch.config import ConfigError
 from launch.road import StageOrderError
+from models.pretrained_text import TextEncoderError
 from pipeline.checkpoint import CheckpointError
 from pipeline.lock import LockedError
 from pipeline.prompts import PromptError
@@ -18,7 +19,6 @@ from pipeline.wandb_run import WandbError
 from pipeline.workers import TrainingError, WorldSizeError
 
 OURS = (
-    CacheError,
     CacheError,
     CaptionError,
     ChangedError,
@@ -31,6 +31,7 @@ OURS = (
     ScenesError,
     SourceError,
     StageOrderError,
+    TextEncoderError,
     TrainingError,
     VideoError,
     WandbError,

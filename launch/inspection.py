@@ -82,6 +82,12 @@ def _dataset(path: Path) -> str:
         lines.append(f"  clips       {clips_dir_of(path) or 'in the folder clips of the run that encoded them'}")
         for name, values in (("mean", manifest.latent_stats.mean), ("std", manifest.latent_stats.std)):
             lines.append(f"  {name:11} {' '.join(f'{value:.3f}' for value in values)}")
+    if manifest.text_encoder is not None:
+        encoder = manifest.text_encoder
+        lines.append(
+            f"  text        {encoder.max_tokens} x {encoder.width} embeddings by {encoder.folder} "
+            f"({manifest.num_cut_captions} captions were cut)"
+        )
     bars = [bar for histogram in survey.histograms for bar in histogram.bars]
     names = [bucket.name for bucket in survey.buckets[:MAX_BUCKETS]] + [bar.label for bar in bars]
     width = max(map(len, names), default=0)

@@ -11,15 +11,17 @@ from typing import Any
 
 from data.publish import publish_text
 from data.scenes import check_scene_detection
-from data.shards import SCHEMA_VERSION, read_index, read_manifest
+from data.shards import SCHEMA_VERSION, Manifest, read_index, read_manifest
 from data.sources import Source, list_sources, listing_fingerprint, of_dataset
 from data.synthetic import held_out_combinations
 from launch.cluster import connected
 from launch.config import SYNTHETIC, RunConfig, check_writable, dump_config
 from launch.following import following, steps_done
 from launch.plan import STAGES, describe_batches
+from models.pretrained_text import check_text_encoder
+from pipeline.captions import NULL_CAPTION_NAME
 from pipeline.checkpoint import open_checkpoint
-from pipeline.encode import encode_shards, export_autoencoder, latents_that_stand
+from pipeline.encode import encode_shards, encoding_inputs, export_autoencoder, latents_that_stand
 from pipeline.evaluate import measure_adherence, measure_reconstruction, validate_judge
 from pipeline.lock import locked
 from pipeline.metrics import read_metrics
@@ -29,6 +31,7 @@ from pipeline.report import Report, write_gallery, write_report
 from pipeline.requests import clear_requests, sigterm_stops
 from pipeline.resources import MemoryWatch, memory_watch
 from pipeline.sample import SAMPLES_NAME, read_samples, sample_clips
+from pipeline.sampler import NOT_OF_A_CLIP
 from pipeline.shard import dataset_outputs, forget_quarantined, make_shards, shards_that_stand
 from pipeline.stage import Stage, StageRecord, begin, fingerprint, read_record
 from pipeline.synthesize import make_videos, video_path
@@ -93,6 +96,8 @@ class Road:
             "sample": self.sample,
             "evaluate": self.evaluate,
         }
+        if self.config.encode.text is not None and "encode" in stages:
+            check_text_encoder(self.config.encode.text.folder)  # now, not after the autoencoder's training
         for name in STAGES:
             if name in stages:
                 methods[name]()
@@ -168,27 +173,32 @@ class Road:
 
     def encode(self) -> None:
         """Encode the clips with the trained autoencoder."""
-        clips_dir, latents_dir = self.dir / "clips", self.dir / "latents"
+        clips_dir, latents_dir, config = self.dir / "clips", self.dir / "latents", self.config.encode
         inputs = {
             "clips": self._build_of("clips", "shard"),
             "autoencoder": self._build_of("autoencoder", "train autoencoder"),
-            "config": self.config.encode.model_dump(),
+            "config": encoding_inputs(config),
             "schema": SCHEMA_VERSION,
         }
+        null_caption = self.config.dit.flow.null_caption
+        if config.text is not None:
+            inputs["null_caption"] = null_caption
 
         def standing() -> int:
             with TemporaryDirectory(prefix="reelflow-") as folder:
                 weights = Path(folder) / AUTOENCODER_NAME
                 export_autoencoder(open_checkpoint(self.dir / "autoencoder"), weights)
-                return latents_that_stand(clips_dir, latents_dir, weights, self.config.encode)
+                return latents_that_stand(clips_dir, latents_dir, weights, config)
 
         with self._stage("encode", "latents", inputs, standing=standing) as stage:
             if stage is not None:
                 weights = stage.folder / AUTOENCODER_NAME
                 export_autoencoder(open_checkpoint(self.dir / "autoencoder"), weights)
                 workers = self.config.cluster.workers
-                manifest = encode_shards(clips_dir, stage.folder, weights, self.config.encode, workers)
+                manifest = encode_shards(clips_dir, stage.folder, weights, config, workers, null_caption)
                 outputs = [weights, *dataset_outputs(stage.folder, manifest)]
+                if manifest.text_encoder is not None:
+                    outputs.append(stage.folder / NULL_CAPTION_NAME)
                 stage.finish(outputs, {"clips": manifest.num_samples}, self._peak())
 
     def train_dit(self) -> None:
@@ -199,8 +209,8 @@ class Road:
             "model": section.model.model_dump(),
             "flow": section.flow.model_dump(),
         } | self._weights()
-        self._warn_of_cut_captions([row.caption for row in read_index(latents_dir)])
         manifest = read_manifest(latents_dir)
+        self._warn_of_cut_captions(manifest)
         assert manifest.latent_stats is not None
         task = DiTTask(
             model=section.model,
@@ -211,6 +221,7 @@ class Road:
             autoencoder_path=(latents_dir / AUTOENCODER_NAME).resolve(),
             seed=self.config.seed,
             weights=self.config.data.weights,
+            text_encoder=manifest.text_encoder,
         )
         self._train("train dit", "dit", task, section.train, inputs)
 
@@ -220,7 +231,7 @@ class Road:
         prompts = self._prompts()
         inputs = {
             "dit": self._build_of("dit", "train dit"),
-            "sampler": config.sampler().model_dump(),
+            "sampler": config.sampler().model_dump(mode="json", exclude=NOT_OF_A_CLIP),
             "prompts": fingerprint([prompt.model_dump() for prompt in prompts]),
             "scales": config.guidance_scales,
             "seed": self.config.seed,
@@ -231,7 +242,7 @@ class Road:
             if stage is not None:
                 publish_text(stage.folder / "prompts.jsonl", format_prompts(prompts))
                 checkpoint = open_checkpoint(self.dir / "dit")
-                settings = f"{checkpoint.fingerprint} {config.sampler().model_dump_json(exclude={'batch'})}"
+                settings = f"{checkpoint.fingerprint} {config.sampler().model_dump_json(exclude=NOT_OF_A_CLIP)}"
                 requests = plan_requests(prompts, config.guidance_scales, self.config.seed, settings, names)
                 workers = self.config.cluster.workers
                 clips = sample_clips(checkpoint, requests, stage.folder, config.sampler(), workers)
@@ -365,7 +376,16 @@ class Road:
         """The weights of a mix, as an input of a training."""
         return {"weights": dict(self.config.data.weights)} if self.config.data.mix else {}
 
-    def _warn_of_cut_captions(self, captions: list[str]) -> None:
+    def _warn_of_cut_captions(self, manifest: Manifest) -> None:
+        if manifest.text_encoder is not None:
+            if manifest.num_cut_captions:
+                self._say(
+                    f"  warning: {manifest.num_cut_captions} of {manifest.num_samples} captions have more than "
+                    f"{manifest.text_encoder.max_tokens} tokens and are cut there: raise encode.text.max_tokens to "
+                    "keep them whole"
+                )
+            return
+        captions = [row.caption for row in read_index(self.dir / "latents")]
         limit = self.config.dit.model.text.max_bytes
         lengths = [len(caption.encode()) for caption in captions]
         num_cut = sum(length > limit for length in lengths)

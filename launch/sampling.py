@@ -12,6 +12,7 @@ from pipeline.checkpoint import open_checkpoint
 from pipeline.prompts import order_buckets, plan_requests, read_prompts
 from pipeline.report import write_gallery
 from pipeline.sample import sample_clips, trained_buckets
+from pipeline.sampler import NOT_OF_A_CLIP
 
 
 class SamplingConfig(Section):
@@ -40,7 +41,7 @@ def sample_checkpoint(target: Path, output_dir: Path, overrides: Sequence[str], 
     checkpoint = open_checkpoint(target)
     prompts, warnings = read_prompts(config.sample.prompts)
     sampler = config.sample.sampler()
-    settings = f"{checkpoint.fingerprint} {sampler.model_dump_json(exclude={'batch'})}"
+    settings = f"{checkpoint.fingerprint} {sampler.model_dump_json(exclude=NOT_OF_A_CLIP)}"
     names = order_buckets([bucket.name for bucket in trained_buckets(checkpoint)], sampler.bucket, prompts)
     requests = plan_requests(prompts, config.sample.guidance_scales, config.seed, settings, names)
     yield from (f"warning: {warning}" for warning in warnings)

@@ -15,7 +15,7 @@ from torch.nn.functional import silu
 from models.attention import attention
 from models.layers import BlockStack, FeedForward, HeadNorm, RMSNorm, TimeEmbedder
 from models.rope import rope_angles, rotate
-from models.text import CaptionEncoder, CaptionTokens, TextConfig
+from models.text import Caption, CaptionEncoder, EmbeddedCaptionEncoder, TextConfig
 
 
 class DiTConfig(BaseModel):
@@ -123,15 +123,23 @@ class DiTBlock(nn.Module):
 
 
 class DiT(nn.Module):
-    """Velocity network v(x_t, t, caption) on normalised latents of `channels`, of any length, height and width."""
+    """Velocity network v(x_t, t, caption) on normalised latents of `channels`, of any length, height and width.
 
-    def __init__(self, config: DiTConfig, channels: int) -> None:
+    Args:
+        embedding_width: of captions that arrive as embeddings of a pretrained encoder; None: they arrive as bytes.
+    """
+
+    def __init__(self, config: DiTConfig, channels: int, embedding_width: int | None = None) -> None:
         super().__init__()
         self.config = config
         patch_channels = channels * config.patch_size**2
         self.patch = nn.Linear(patch_channels, config.width)
         self.time = TimeEmbedder(config.width)
-        self.text = CaptionEncoder(config.text)
+        self.text = (
+            CaptionEncoder(config.text)
+            if embedding_width is None
+            else EmbeddedCaptionEncoder(config.text, embedding_width)
+        )
         self.text_pooled = nn.Linear(config.text.width, config.width)
         self.blocks = BlockStack(DiTBlock(config) for _ in range(config.depth))
         self.final_norm = nn.LayerNorm(config.width, elementwise_affine=False)
@@ -145,7 +153,7 @@ class DiT(nn.Module):
         self,
         x: Float[Tensor, "b c t h w"],
         t: Float[Tensor, " b"] | Float[Tensor, "b 1 t"],
-        caption: CaptionTokens,
+        caption: Caption,
     ) -> Float[Tensor, "b c t h w"]:
         """Predict the velocity at x_t = `x`.
 

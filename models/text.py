@@ -1,10 +1,11 @@
-"""Captions as bytes, and a small transformer that reads them, trained together with the DiT.
+"""What the DiT knows of a caption, read by a small transformer that is trained together with it.
 
-Nothing is downloaded: UTF-8 has 256 values, two more mark the end of a caption and the padding. Words
-are found through hashed n-grams of bytes (Pagnoni et al. 2024, "Byte Latent Transformer", section 3.2.1).
+A caption arrives as bytes: nothing is downloaded, UTF-8 has 256 values, two more mark the end of a caption and the
+padding, and words are found through hashed n-grams of bytes (Pagnoni et al. 2024, "Byte Latent Transformer", section
+3.2.1). Or it arrives as the embeddings of a frozen, pretrained encoder (`models/pretrained_text.py`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +22,7 @@ NGRAM_LENGTHS = (3, 5)
 
 
 class TextConfig(BaseModel):
-    """Size of the caption encoder."""
+    """Size of the caption encoder. The last two are of captions that arrive as bytes."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -59,6 +60,44 @@ class CaptionTokens:
     def to(self, device: torch.device | str) -> "CaptionTokens":
         """The same captions on another device."""
         return CaptionTokens(self.ids.to(device), self.mask.to(device))
+
+
+@dataclass(frozen=True)
+class CaptionEmbeddings:
+    """A batch of captions as a pretrained encoder understood them."""
+
+    values: Float[Tensor, "b n e"]  # zero at padding
+    mask: Bool[Tensor, "b n"]  # True at real tokens
+
+    @staticmethod
+    def cat(batches: Sequence["CaptionEmbeddings"]) -> "CaptionEmbeddings":
+        """One batch out of several of equal padded length."""
+        return CaptionEmbeddings(torch.cat([b.values for b in batches]), torch.cat([b.mask for b in batches]))
+
+    def replaced(self, where: Bool[Tensor, " b"], other: "CaptionEmbeddings") -> "CaptionEmbeddings":
+        """These captions, with one other in the place of some."""
+        return CaptionEmbeddings(
+            torch.where(where[:, None, None], other.values, self.values),
+            torch.where(where[:, None], other.mask, self.mask),
+        )
+
+    def to(self, device: torch.device | str) -> "CaptionEmbeddings":
+        """The same captions on another device."""
+        return CaptionEmbeddings(self.values.to(device), self.mask.to(device))
+
+
+Caption = CaptionTokens | CaptionEmbeddings
+CaptionReader = Callable[[Sequence[str]], Caption]
+
+
+def joined(first: Caption, second: Caption) -> Caption:
+    """One batch out of two of one kind."""
+    match first, second:
+        case CaptionTokens(), CaptionTokens():
+            return CaptionTokens.cat([first, second])
+        case CaptionEmbeddings(), CaptionEmbeddings():
+            return CaptionEmbeddings.cat([first, second])
+    raise TypeError("captions as bytes and captions as embeddings cannot share a batch")
 
 
 def ngram_hashes(ids: Int[Tensor, "b n"], length: int, buckets: int) -> Int[Tensor, "b n"]:
@@ -112,6 +151,27 @@ class CaptionEncoder(nn.Module):
         x = self.embed(caption.ids) + self.position
         for length, table in zip(NGRAM_LENGTHS, self.ngrams, strict=True):
             x = x + table(ngram_hashes(caption.ids, length, self.ngram_buckets))
+        for block in self.blocks:
+            x = block(x, caption.mask)
+        return self.norm(x)
+
+
+class EmbeddedCaptionEncoder(nn.Module):
+    """Embeddings of a pretrained encoder to one vector per token, as the DiT wants them.
+
+    The blocks let the DiT's training bend what the frozen encoder understood to what a video shows.
+    """
+
+    def __init__(self, config: TextConfig, embedding_width: int) -> None:
+        super().__init__()
+        self.input_norm = RMSNorm(embedding_width)  # encoders differ in scale by orders of magnitude
+        self.project = nn.Linear(embedding_width, config.width)
+        self.blocks = nn.ModuleList(TextBlock(config.width, config.heads) for _ in range(config.depth))
+        self.norm = RMSNorm(config.width)
+
+    def forward(self, caption: CaptionEmbeddings) -> Float[Tensor, "b n d"]:
+        """Encode; vectors at padding carry no meaning and must be masked by whoever reads them."""
+        x = self.project(self.input_norm(caption.values.float()))
         for block in self.blocks:
             x = block(x, caption.mask)
         return self.norm(x)

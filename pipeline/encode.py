@@ -1,7 +1,7 @@
 """Stage 3: clip shards become latent shards, with the statistics of each latent channel.
 
-One actor per worker holds the autoencoder; one task turns one clip shard into one latent shard and
-commits it, so a second start encodes only the shards that are missing.
+One actor per worker holds the autoencoder, and the text encoder if there is one; one task turns one clip shard into one
+latent shard and commits it, so a second start encodes only the shards that are missing.
 """
 
 import json
@@ -16,6 +16,7 @@ from safetensors.torch import save, save_file
 from torch import Tensor
 
 from data.clip import LATENT_MEMBER, VIDEO_MEMBER, ClipRecord
+from data.latents import LATENT_TENSOR
 from data.publish import publish_text, published
 from data.shards import (
     MANIFEST_NAME,
@@ -32,6 +33,8 @@ from data.shards import (
     write_shard,
 )
 from data.video import decode_clip
+from models.pretrained_text import PretrainedTextEncoder, check_text_encoder, text_encoder_fingerprint
+from pipeline.captions import TextEncoderConfig, store_null_caption, text_tensors
 from pipeline.checkpoint import Checkpoint, load_weights
 from pipeline.progress import bar
 from pipeline.shard import COMMIT_SUFFIX, remove_other_shards
@@ -48,6 +51,7 @@ class EncodeConfig(BaseModel):
 
     batch: int = Field(default=16, ge=1)  # clips per call
     precision: Precision = "auto"
+    text: TextEncoderConfig | None = None  # None: captions stay bytes, which the DiT learns to read
 
 
 class EncodedShard(BaseModel):
@@ -61,6 +65,7 @@ class EncodedShard(BaseModel):
     count: int  # values per channel, training split only
     total: list[float]  # per channel
     total_squares: list[float]
+    num_cut_captions: int = 0  # by the text encoder, at max_tokens
 
 
 def export_autoencoder(checkpoint: Checkpoint, path: Path) -> None:
@@ -72,31 +77,34 @@ def export_autoencoder(checkpoint: Checkpoint, path: Path) -> None:
 
 
 class Encoder:
-    """An actor: holds the autoencoder and encodes one shard per call."""
+    """An actor: holds the autoencoder and the text encoder, and encodes one shard per call."""
 
     def __init__(self, autoencoder_path: Path, config: EncodeConfig, num_threads: int) -> None:
         torch.set_num_threads(num_threads)
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._network = load_autoencoder(autoencoder_path).to(self._device)
         self._config = config
+        text = config.text
+        self._text = None if text is None else PretrainedTextEncoder(text.folder, text.max_tokens, self._device)
 
     def encode(self, source: Path, shard: ShardRecord, target: Path, made_from: str) -> int:
         """Encode a shard, write it and commit it; returns how many clips it holds."""
         channels = self._network.config.latent_channels
         count, total, squares = 0, torch.zeros(channels).double(), torch.zeros(channels).double()
         clips = list(read_shard(source, VIDEO_MEMBER, shard))
-        latents: dict[str, bytes] = {}
+        payloads: dict[str, bytes] = {}
         for batch in same_shape_batches(clips, self._config.batch):
             means = self._means(torch.stack([to_pixels(decode_clip(content)) for _, content in batch]))
-            for (record, _), mean in zip(batch, means, strict=True):
-                latents[record.key] = save({"mean": mean.contiguous()})
+            texts = self._texts([record.caption for record, _ in batch])
+            for (record, _), mean, text in zip(batch, means, texts, strict=True):
+                payloads[record.key] = save({LATENT_TENSOR: mean.contiguous(), **text})
                 if record.split == "train":
                     values = mean.double().flatten(1)
                     count += values.shape[1]
                     total += values.sum(1)
                     squares += values.square().sum(1)
         target.with_suffix(COMMIT_SUFFIX).unlink(missing_ok=True)  # of a shard made from something else
-        samples = [(record, latents[record.key]) for record, _ in clips]
+        samples = [(record, payloads[record.key]) for record, _ in clips]
         written, rows = write_shard(target, samples, LATENT_MEMBER)
         commit = EncodedShard(
             made_from=made_from,
@@ -105,6 +113,7 @@ class Encoder:
             count=count,
             total=total.tolist(),
             total_squares=squares.tolist(),
+            num_cut_captions=0 if self._text is None else self._text.num_cut([record.caption for record, _ in clips]),
         )
         publish_text(target.with_suffix(COMMIT_SUFFIX), commit.model_dump_json())
         return len(samples)
@@ -113,6 +122,10 @@ class Encoder:
     def _means(self, pixels: Tensor) -> Tensor:
         with autocast(self._config.precision, self._device):
             return self._network.encode(pixels.to(self._device)).mean.float().cpu()
+
+    def _texts(self, captions: list[str]) -> list[dict[str, Tensor]]:
+        """What is stored of each caption; nothing without a text encoder."""
+        return [{} for _ in captions] if self._text is None else text_tensors(self._text(captions))
 
 
 def latent_statistics(shards: list[EncodedShard]) -> LatentStats:
@@ -133,11 +146,21 @@ def same_shape_batches(clips: list[tuple[ClipRecord, bytes]], size: int) -> Iter
 
 def expected_shards(clips: Manifest, output_dir: Path, autoencoder_path: Path, config: EncodeConfig) -> dict[Path, str]:
     """Where the latents of each clip shard belong, and the fingerprint of what they are made from."""
-    weights = file_sha256(autoencoder_path)
-    return {
-        (output_dir / shard.name).resolve(): fingerprint([shard.sha256, weights, config.model_dump()])
-        for shard in clips.shards
-    }
+    settings = [file_sha256(autoencoder_path), encoding_inputs(config)]
+    return {(output_dir / shard.name).resolve(): fingerprint([shard.sha256, *settings]) for shard in clips.shards}
+
+
+def encoding_inputs(config: EncodeConfig) -> dict[str, Any]:
+    """What of the settings changes a latent shard; a text encoder by what it is, not by where it lies.
+
+    Raises:
+        TextEncoderError: there is no text encoder in that folder.
+    """
+    inputs = config.model_dump(mode="json")
+    if config.text is not None:
+        check_text_encoder(config.text.folder)
+        inputs["text"] = [text_encoder_fingerprint(config.text.folder), config.text.max_tokens]
+    return inputs
 
 
 def read_encoded(path: Path, made_from: str) -> EncodedShard | None:
@@ -156,12 +179,24 @@ def latents_that_stand(clips_dir: Path, output_dir: Path, autoencoder_path: Path
 
 
 def encode_shards(
-    clips_dir: Path, output_dir: Path, autoencoder_path: Path, config: EncodeConfig, workers: WorkersConfig
+    clips_dir: Path,
+    output_dir: Path,
+    autoencoder_path: Path,
+    config: EncodeConfig,
+    workers: WorkersConfig,
+    null_caption: str = "",
 ) -> Manifest:
-    """Run the stage on the connected Ray cluster; shards that were made from the same stay."""
+    """Run the stage on the connected Ray cluster; shards that were made from the same stay.
+
+    Raises:
+        TextEncoderError: the text encoder cannot be used.
+    """
     clips = read_manifest(clips_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     (output_dir / MANIFEST_NAME).unlink(missing_ok=True)  # no dataset until all of it is
+    if config.text is not None:
+        config = config.model_copy(update={"text": config.text.resolved()})
+    text_encoder = None if config.text is None else store_null_caption(output_dir, config.text, null_caption)
     targets = expected_shards(clips, output_dir, autoencoder_path, config)
     by_name = {path.name: (path, made_from) for path, made_from in targets.items()}
     missing = [shard for shard in clips.shards if read_encoded(*by_name[shard.name]) is None]
@@ -197,6 +232,8 @@ def encode_shards(
         num_samples=clips.num_samples,
         shards=[shard.shard for shard in encoded],
         latent_stats=latent_statistics(encoded),
+        text_encoder=text_encoder,
+        num_cut_captions=sum(shard.num_cut_captions for shard in encoded),
     )
     publish_text(output_dir / MANIFEST_NAME, manifest.model_dump_json(indent=1))
     return manifest

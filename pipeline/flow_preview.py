@@ -12,7 +12,7 @@ from data.buckets import Bucket
 from data.shards import LatentStats
 from data.video import Frames
 from models.autoencoder import Autoencoder, latent_shape
-from models.text import CaptionTokens
+from models.text import Caption, CaptionReader
 from pipeline.flow_spec import FlowSpec, denormalize
 from pipeline.sampler import SampleConfig, Wanted, sample_latents
 from pipeline.train import autocast
@@ -27,7 +27,7 @@ class FlowQuery:
 
     x_t: Float[Tensor, "b c t h w"]
     t: Tensor
-    caption: CaptionTokens
+    caption: Caption
 
     def to(self, device: torch.device) -> Self:
         """The same question on another device."""
@@ -41,7 +41,7 @@ class FlowPreviewer:
     flow: FlowSpec
     stats: LatentStats
     bucket: Bucket
-    max_bytes: int
+    read_captions: CaptionReader
     autoencoder: Autoencoder
     device: torch.device
 
@@ -49,7 +49,7 @@ class FlowPreviewer:
     def clip(self, evaluate: Callable[[Any], dict[str, Tensor]], prompt: str, seed: int) -> Frames:
         """The clip of a prompt and a seed, by a network that answers a `FlowQuery`."""
 
-        def network(x_t: Tensor, t: Tensor, caption: CaptionTokens) -> Tensor:
+        def network(x_t: Tensor, t: Tensor, caption: Caption) -> Tensor:
             return evaluate(FlowQuery(x_t, t, caption))["predicted"]
 
         size = (self.bucket.num_frames, self.bucket.height, self.bucket.width)
@@ -61,7 +61,7 @@ class FlowPreviewer:
                 [Wanted(prompt, seed)],
                 guidance_scale=PREVIEW.guidance_scale,
                 shape=latent_shape(self.autoencoder.config, *size),
-                max_bytes=self.max_bytes,
+                read_captions=self.read_captions,
                 device=self.device,
             )
             (pixels,) = self.autoencoder.decode(denormalize(latents, self.stats))

@@ -15,11 +15,13 @@ from pydantic import BaseModel, ConfigDict
 
 from data.buckets import Bucket
 from data.publish import publish_bytes, publish_text
-from data.shards import LatentStats
+from data.shards import LatentStats, TextEncoderRecord
 from data.video import Frames, encode_clip
 from models.autoencoder import latent_shape
 from models.dit import DiT, DiTConfig
 from models.flow.solver import Counted
+from models.pretrained_text import PretrainedTextEncoder
+from pipeline.captions import byte_captions, check_same_encoder
 from pipeline.checkpoint import Checkpoint, CheckpointError, load_weights, open_checkpoint
 from pipeline.flow_spec import FlowSpec, denormalize
 from pipeline.progress import bar
@@ -56,8 +58,22 @@ def trained_buckets(checkpoint: Checkpoint) -> list[Bucket]:
     return [Bucket(**fields) for fields in checkpoint.record.trained["buckets"]]
 
 
+def text_encoder_of(checkpoint: Checkpoint) -> TextEncoderRecord | None:
+    """The frozen encoder that a DiT was trained with; None: it reads captions itself."""
+    fields = checkpoint.record.trained.get("text_encoder")
+    return None if fields is None else TextEncoderRecord(**fields)
+
+
+def folder_of(encoder: TextEncoderRecord, config: SampleConfig) -> Path:
+    """Where that encoder is."""
+    return Path(encoder.folder) if config.text_encoder is None else config.text_encoder.expanduser().resolve()
+
+
 class ClipSampler:
-    """A checkpoint, loaded: latents from noise, pixels from latents. Needs nothing but the checkpoint."""
+    """A checkpoint, loaded: latents from noise, pixels from latents. Needs nothing but the checkpoint.
+
+    A frozen text encoder is too large to travel with every checkpoint: it is read from its own folder.
+    """
 
     def __init__(self, checkpoint: Checkpoint, config: SampleConfig, device: torch.device) -> None:
         trained = checkpoint.record.trained
@@ -65,7 +81,13 @@ class ClipSampler:
         self.buckets = {bucket.name: bucket for bucket in trained_buckets(checkpoint)}
         self.flow = FlowSpec(**trained["flow"])
         self.stats = LatentStats(**trained["latent_stats"])
-        self.network = DiT(DiTConfig(**trained["model"]), self.stats.num_channels)
+        encoder = text_encoder_of(checkpoint)
+        width = None if encoder is None else encoder.width
+        self.network = DiT(DiTConfig(**trained["model"]), self.stats.num_channels, width)
+        if encoder is None:
+            self.read_captions = byte_captions(self.network.config.text.max_bytes)
+        else:
+            self.read_captions = PretrainedTextEncoder(folder_of(encoder, config), encoder.max_tokens, device)
         prefix = "network."
         weights = {name.removeprefix(prefix): w for name, w in load_weights(checkpoint, config.weights).items()}
         self.network.load_state_dict(weights)
@@ -86,7 +108,7 @@ class ClipSampler:
                 [Wanted(request.prompt, request.seed) for request in requests],
                 guidance_scale=requests[0].guidance_scale,
                 shape=shape,
-                max_bytes=self.network.config.text.max_bytes,
+                read_captions=self.read_captions,
                 device=self.device,
             )
             pixels = self.autoencoder.decode(denormalize(latents, self.stats))
@@ -124,7 +146,11 @@ def sample_clips(
 
     Raises:
         CheckpointError: the checkpoint was not trained for the schedule.
+        TextEncoderError: its text encoder is not there.
     """
+    encoder = text_encoder_of(checkpoint)
+    if encoder is not None:
+        check_same_encoder(encoder, folder_of(encoder, config))
     if config.schedule != "full_sequence" and FlowSpec(**checkpoint.record.trained["flow"]).times_per != "frame":
         raise CheckpointError(
             f"sample.schedule is {config.schedule!r}, but {checkpoint.folder} was trained with one time for all "

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -13,7 +14,7 @@ from models.flow.grid import autoregressive, pyramid, uniform_grid
 from models.flow.guidance import Apg, CfgZeroStar, Guidance, Plain, Rescaled, batched, guided
 from models.flow.path import path_of
 from models.flow.solver import OdeSolver, constant_diffusion, euler_maruyama, solver_of
-from models.text import CaptionTokens
+from models.text import Caption, CaptionReader, joined
 from pipeline import seeds
 from pipeline.checkpoint import Weights
 from pipeline.flow_spec import FlowSpec
@@ -35,6 +36,7 @@ def guidance_of(rule: GuidanceRule, scale: float) -> Guidance:
             return Rescaled(scale)
 
 
+NOT_OF_A_CLIP = {"batch", "text_encoder"}  # settings that change no clip
 Schedule = Literal["full_sequence", "pyramid", "autoregressive"]
 
 
@@ -66,6 +68,7 @@ class SampleConfig(BaseModel):
     batch: int = Field(default=24, ge=1)
     weights: Weights = "ema"
     precision: Precision = "auto"
+    text_encoder: Path | None = None  # where the one that the DiT was trained with is now; None: where it was then
 
 
 @dataclass(frozen=True)
@@ -77,14 +80,14 @@ class Wanted:
 
 
 def sample_latents(
-    network: Callable[[Tensor, Tensor, CaptionTokens], Tensor],
+    network: Callable[[Tensor, Tensor, Caption], Tensor],
     flow: FlowSpec,
     config: SampleConfig,
     wanted: Sequence[Wanted],
     *,
     guidance_scale: float,
     shape: tuple[int, ...],
-    max_bytes: int,
+    read_captions: CaptionReader,
     device: torch.device,
 ) -> Float[Tensor, "b c t h w"]:
     """Normalised latents; each clip's noise belongs to its own seed.
@@ -92,13 +95,13 @@ def sample_latents(
     Args:
         network: (x_t, t, caption) to its prediction.
         shape: of one latent, (c t h w).
-        max_bytes: of a caption.
+        read_captions: as the network was trained.
     """
     noise = torch.cat([seeds.normal(one.seed, "sample", [0], shape) for one in wanted])
-    caption = CaptionTokens.encode([one.prompt for one in wanted], max_bytes)
+    caption = read_captions([one.prompt for one in wanted]).to("cpu")
     negative = flow.null_caption if config.negative_prompt is None else config.negative_prompt
-    uncond = CaptionTokens.encode([negative] * len(wanted), max_bytes)
-    branches = batched(network, caption.to(device), uncond.to(device), CaptionTokens.cat([caption, uncond]).to(device))
+    uncond = read_captions([negative] * len(wanted))
+    branches = batched(network, caption.to(device), uncond.to(device), joined(caption, uncond).to(device))
     field = guided(branches, path_of(flow.path), flow.prediction, guidance_of(config.guidance, guidance_scale))
     grid = schedule_of(config.schedule, uniform_grid(config.steps, config.shift), shape[1])
     start = noise.to(device)

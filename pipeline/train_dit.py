@@ -1,22 +1,24 @@
 """What the training loop needs to know of the DiT: conditional flow matching on latents."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from data.buckets import Bucket
 from data.latents import read_latents
 from data.loader import Sample, Subset
-from data.shards import IndexRow, LatentStats
+from data.shards import IndexRow, LatentStats, TextEncoderRecord
 from models.dit import DiT, DiTConfig
 from models.flow.objective import matching_loss, stratified
 from models.flow.path import path_of
-from models.text import CaptionTokens
+from models.text import Caption, CaptionEmbeddings, CaptionTokens
 from pipeline import seeds
+from pipeline.captions import StoredCaptions, byte_captions, read_embeddings
 from pipeline.flow_preview import FlowPreviewer, FlowQuery
 from pipeline.flow_spec import FlowSpec, normalize
 from pipeline.time_bins import NUM_TIME_BINS, binned
@@ -32,7 +34,7 @@ class FlowBatch:
     x_1: Float[Tensor, "b c t h w"]
     x_0: Float[Tensor, "b c t h w"]
     t: Float[Tensor, " b"] | Float[Tensor, "b 1 t"]
-    caption: CaptionTokens
+    caption: Caption
 
     def to(self, device: torch.device) -> Self:
         """The same batch on another device."""
@@ -75,11 +77,16 @@ class DiTTask:
     autoencoder_path: Path  # exported weights; they travel with every checkpoint
     seed: int
     weights: Weights = ()
+    text_encoder: TextEncoderRecord | None = None  # None: captions are read as bytes
     kind: str = "dit"
 
     def build(self) -> nn.Module:
         """The DiT inside its loss."""
-        return FlowMatchingLoss(DiT(self.model, self.latent_stats.num_channels), self.flow)
+        return FlowMatchingLoss(self._network(), self.flow)
+
+    def _network(self) -> DiT:
+        width = None if self.text_encoder is None else self.text_encoder.width
+        return DiT(self.model, self.latent_stats.num_channels, width)
 
     def subsets(self) -> list[Subset]:
         """The training split."""
@@ -88,37 +95,52 @@ class DiTTask:
     def prepare(self, samples: list[Sample]) -> FlowBatch:
         """Read latents, all of one shape; noise, time and caption drop are functions of each sample's position."""
         positions = [sample.position for sample in samples]
-        latents = read_latents([sample.payload for sample in samples]).float()
+        payloads = [sample.payload for sample in samples]
+        latents = read_latents(payloads).float()
         dropped = seeds.uniform(self.seed, "caption-drop", positions) < self.flow.caption_drop
-        captions = [
-            self.flow.null_caption if drop else sample.row.caption
-            for sample, drop in zip(samples, dropped.tolist(), strict=True)
-        ]
         return FlowBatch(
             x_1=normalize(latents, self.latent_stats),
             x_0=seeds.normal(self.seed, "noise", positions, latents.shape[1:]),
             t=self._times(positions, num_frames=latents.shape[2]),
-            caption=CaptionTokens.encode(captions, self.model.text.max_bytes),
+            caption=self._captions([sample.row.caption for sample in samples], payloads, dropped),
         )
+
+    def _captions(
+        self, captions: list[str], payloads: Sequence[bytes | memoryview], dropped: Bool[Tensor, " b"]
+    ) -> Caption:
+        """The captions of samples, the null caption where they are dropped."""
+        if self.text_encoder is not None:
+            return read_embeddings(payloads).replaced(dropped, self._stored_captions().null())
+        kept = [
+            self.flow.null_caption if drop else caption
+            for caption, drop in zip(captions, dropped.tolist(), strict=True)
+        ]
+        return CaptionTokens.encode(kept, self.model.text.max_bytes)
+
+    def _stored_captions(self) -> StoredCaptions:
+        return StoredCaptions(self.dataset_dir, self.flow.null_caption)
 
     def validation_batch(self, row: IndexRow, payload: bytes) -> FlowBatch:
         """One clip with its caption, once in each bin of time; noise and times belong to its key."""
         addresses = [f"{row.key} {number}" for number in range(NUM_TIME_BINS)]
-        latents = read_latents([payload]).float().expand(NUM_TIME_BINS, -1, -1, -1, -1)
+        payloads = [payload] * NUM_TIME_BINS
+        latents = read_latents(payloads).float()
         of_one = (1, latents.shape[2]) if self.flow.times_per == "frame" else ()
         start = torch.arange(NUM_TIME_BINS).reshape(-1, *(1 for _ in of_one))
         return FlowBatch(
             x_1=normalize(latents, self.latent_stats),
             x_0=seeds.normal(self.seed, "validation-noise", addresses, latents.shape[1:]),
             t=(start + seeds.uniform(self.seed, "validation-time", addresses, of_one)) / NUM_TIME_BINS,
-            caption=CaptionTokens.encode([row.caption] * NUM_TIME_BINS, self.model.text.max_bytes),
+            caption=self._captions(
+                [row.caption] * NUM_TIME_BINS, payloads, torch.zeros(NUM_TIME_BINS, dtype=torch.bool)
+            ),
         )
 
     def previewer(self, device: torch.device) -> FlowPreviewer:
         """Clips of the bucket that most clips have."""
         autoencoder = load_autoencoder(self.autoencoder_path).to(device)
-        max_bytes = self.model.text.max_bytes
-        return FlowPreviewer(self.flow, self.latent_stats, self.buckets[0], max_bytes, autoencoder, device)
+        read = byte_captions(self.model.text.max_bytes) if self.text_encoder is None else self._stored_captions()
+        return FlowPreviewer(self.flow, self.latent_stats, self.buckets[0], read, autoencoder, device)
 
     def num_tokens(self, bucket: Bucket) -> int:
         """Patches of one clip."""
@@ -129,8 +151,13 @@ class DiTTask:
         channels = self.latent_stats.num_channels
         latent = torch.empty(1, channels, (bucket.num_frames - 1) // 4 + 1, bucket.height // 8, bucket.width // 8)
         t = torch.zeros((1, 1, latent.shape[2]) if self.flow.times_per == "frame" else 1)
-        caption = CaptionTokens.encode([""], self.model.text.max_bytes)
-        return DiT(self.model, channels)(latent, t, caption.to(latent.device)).mean()
+        return self._network()(latent, t, self._outlined_caption().to(latent.device)).mean()
+
+    def _outlined_caption(self) -> Caption:
+        if self.text_encoder is None:
+            return CaptionTokens.encode([""], self.model.text.max_bytes)
+        shape = (1, self.text_encoder.max_tokens)
+        return CaptionEmbeddings(torch.zeros(*shape, self.text_encoder.width), torch.ones(shape, dtype=torch.bool))
 
     def _times(self, positions: list[int], num_frames: int) -> Tensor:
         if self.flow.times_per == "frame":
@@ -146,6 +173,7 @@ class DiTTask:
             "flow": self.flow.model_dump(),
             "buckets": [bucket.model_dump() for bucket in self.buckets],
             "latent_stats": self.latent_stats.model_dump(),
+            "text_encoder": None if self.text_encoder is None else self.text_encoder.model_dump(),
             "seed": self.seed,
         }
 
