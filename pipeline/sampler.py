@@ -98,7 +98,7 @@ def sample_latents(
         read_captions: as the network was trained.
     """
     noise = torch.cat([seeds.normal(one.seed, "sample", [0], shape) for one in wanted])
-    caption = read_captions([one.prompt for one in wanted]).to("cpu")
+    caption = read_captions([one.prompt for one in wanted])
     negative = flow.null_caption if config.negative_prompt is None else config.negative_prompt
     uncond = read_captions([negative] * len(wanted))
     branches = batched(network, caption.to(device), uncond.to(device), joined(caption, uncond).to(device))
