@@ -172,7 +172,7 @@ class Road:
         inputs = {
             "clips": self._build_of("clips", "shard"),
             "autoencoder": self._build_of("autoencoder", "train autoencoder"),
-            "config": self.config.encode.model_dump(),
+            "config": self.config.encode.deciding(record.bucket for record in read_manifest(clips_dir).buckets),
             "schema": SCHEMA_VERSION,
         }
 

@@ -21,12 +21,13 @@ from models.autoencoder import latent_shape
 from models.dit import DiT, DiTConfig
 from models.flow.solver import Counted
 from pipeline.checkpoint import Checkpoint, CheckpointError, load_weights, open_checkpoint
+from pipeline.chunks import decode_clips
 from pipeline.flow_spec import FlowSpec, denormalize
 from pipeline.progress import bar
 from pipeline.prompts import PromptRequest
 from pipeline.sampler import SampleConfig, Wanted, sample_latents
 from pipeline.train import autocast
-from pipeline.train_autoencoder import load_autoencoder, to_frames
+from pipeline.train_autoencoder import load_autoencoder
 from pipeline.train_dit import AUTOENCODER_NAME
 from pipeline.workers import WorkersConfig
 
@@ -89,8 +90,8 @@ class ClipSampler:
                 max_bytes=self.network.config.text.max_bytes,
                 device=self.device,
             )
-            pixels = self.autoencoder.decode(denormalize(latents, self.stats))
-        return [to_frames(clip) for clip in pixels], network.calls
+            clips = decode_clips(self.autoencoder, denormalize(latents, self.stats))
+        return clips, network.calls
 
 
 class SamplerActor:
