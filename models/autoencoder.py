@@ -318,9 +318,8 @@ class Autoencoder(nn.Module):
         patches = self.decoder(latents, past).float()
         return rearrange(patches, "b (c p q) t h w -> b c t (h p) (w q)", p=4, q=4)
 
-    @torch.no_grad()
-    def encode_frames(self, chunks: Iterable[Float[Tensor, "b 3 t h w"]]) -> Iterator[Float[Tensor, "b c s i j"]]:
-        """The means of the latents of a clip that comes in chunks, in the memory that one chunk takes.
+    def encode_frames(self, chunks: Iterable[Float[Tensor, "b 3 _ h w"]]) -> Iterator[Float[Tensor, "b c _ i j"]]:
+        """The means of the latents of a clip that comes in chunks, in the memory of one chunk; without gradients.
 
         They are those of `encode`, but for the rounding of kernels, which depends on the length of what they are given;
         for a clip of a single chunk they are the same bits.
@@ -336,11 +335,12 @@ class Autoencoder(nn.Module):
         """
         past = Past()
         for pixels in chunks:
-            yield self.encode(pixels, past).mean
+            with torch.no_grad():
+                mean = self.encode(pixels, past).mean
+            yield mean
 
-    @torch.no_grad()
-    def decode_latents(self, chunks: Iterable[Float[Tensor, "b c t h w"]]) -> Iterator[Float[Tensor, "b 3 s i j"]]:
-        """The pixels of latents that come in chunks, in the memory that one chunk takes; as exact as `encode_frames`.
+    def decode_latents(self, chunks: Iterable[Float[Tensor, "b c _ h w"]]) -> Iterator[Float[Tensor, "b 3 _ i j"]]:
+        """The pixels of latents that come in chunks, as `encode_frames` makes latents: as little memory, as exact.
 
         Args:
             chunks: k + 1 latent frames, then any number of chunks, each of a k of its own.
@@ -350,7 +350,9 @@ class Autoencoder(nn.Module):
         """
         past = Past()
         for latents in chunks:
-            yield self.decode(latents, past)
+            with torch.no_grad():
+                pixels = self.decode(latents, past)
+            yield pixels
 
 
 def squared_error(pixels: Float[Tensor, "b ..."], reconstruction: Float[Tensor, "b ..."]) -> Float[Tensor, " b"]:

@@ -8,8 +8,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from data.buckets import Bucket
 from data.video import Frames, decode_chunks
-from models.autoencoder import Autoencoder, chunk_lengths, num_latent_frames, num_pixel_frames
+from models.autoencoder import (
+    SPATIAL_FACTOR,
+    Autoencoder,
+    chunk_lengths,
+    latent_shape,
+    num_latent_frames,
+    num_pixel_frames,
+)
 from pipeline.train_autoencoder import to_frames, to_pixels
 
 CALL_FRAMES = 512  # of pixels, in one call; more gain no speed
@@ -41,15 +49,39 @@ def reconstructed(
     return zip(originals, network.decode_latents(network.encode_frames(encoded)), strict=True)
 
 
+def encode_clips(
+    network: Autoencoder, contents: Sequence[bytes | memoryview], bucket: Bucket, most_frames: int = CALL_FRAMES
+) -> Float[Tensor, "b c t h w"]:
+    """Means of the latents of some clips of one shape, on the CPU, in the memory of `most_frames` in the network.
+
+    Raises:
+        VideoError: a clip cannot be decoded, or is not of the bucket's length.
+    """
+    device = next(network.parameters()).device
+    shape = latent_shape(network.config, bucket.num_frames, bucket.height, bucket.width)
+    # Filled as they come: pieces, kept while larger tensors come and go, would lie scattered over a growing heap.
+    means, begin = torch.empty(len(contents), *shape), 0
+    pixels = (chunk.to(device) for chunk in pixel_chunks(contents, bucket.num_frames, most_frames))
+    for chunk in network.encode_frames(pixels):
+        end = begin + chunk.shape[2]
+        means[:, :, begin:end] = chunk
+        begin = end
+    return means
+
+
 def decode_clips(
     network: Autoencoder, latents: Float[Tensor, "b c t h w"], most_frames: int = CALL_FRAMES
 ) -> list[Frames]:
     """What latents show, clip by clip, in the memory of the clips themselves and of `most_frames` in the network."""
     num_frames = num_pixel_frames(latents.shape[2])
+    height, width = (SPATIAL_FACTOR * side for side in latents.shape[3:])
     lengths = [num_latent_frames(length) for length in chunk_lengths(num_frames, most_frames)]
-    clips = []
-    for together in latents.split(clips_per_call(num_frames, most_frames)):
-        chunks = network.decode_latents(together.split(lengths, dim=2))
-        parts = [[to_frames(clip) for clip in pixels] for pixels in chunks]
-        clips += [np.concatenate(clip) for clip in zip(*parts, strict=True)]
-    return clips
+    clips = np.empty((len(latents), num_frames, height, width, 3), np.uint8)
+    for first in range(0, len(latents), size := clips_per_call(num_frames, most_frames)):
+        begin = 0
+        for pixels in network.decode_latents(latents[first : first + size].split(lengths, dim=2)):
+            end = begin + pixels.shape[2]
+            for clip, shown in zip(clips[first : first + size], pixels, strict=True):
+                clip[begin:end] = to_frames(shown)
+            begin = end
+    return list(clips)

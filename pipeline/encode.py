@@ -33,7 +33,7 @@ from data.shards import (
     write_shard,
 )
 from pipeline.checkpoint import Checkpoint, load_weights
-from pipeline.chunks import CALL_FRAMES, clips_per_call, pixel_chunks
+from pipeline.chunks import CALL_FRAMES, clips_per_call, encode_clips
 from pipeline.progress import bar
 from pipeline.shard import COMMIT_SUFFIX, remove_other_shards
 from pipeline.stage import fingerprint
@@ -121,11 +121,9 @@ class Encoder:
 
     @torch.inference_mode()
     def _means(self, batch: list[tuple[ClipRecord, bytes]]) -> Tensor:
-        record, _ = batch[0]
-        chunks = pixel_chunks([content for _, content in batch], record.num_frames, self._config.chunk_frames)
+        bucket, contents = batch[0][0].bucket, [content for _, content in batch]
         with autocast(self._config.precision, self._device):
-            means = self._network.encode_frames(pixels.to(self._device) for pixels in chunks)
-            return torch.cat([mean.cpu() for mean in means], dim=2)
+            return encode_clips(self._network, contents, bucket, self._config.chunk_frames)
 
 
 def latent_statistics(shards: list[EncodedShard]) -> LatentStats:
