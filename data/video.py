@@ -4,10 +4,10 @@ Pixels here are uint8 (t h w c), RGB. Which decoder reads a source is decided in
 """
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import pairwise
+from itertools import chain, islice, pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -31,6 +31,7 @@ MIN_OVERHANG = 0.05  # share of the picture below which several crops would be n
 TIE_SECONDS = 5e-4  # time stamps are rounded numbers: a frame that begins this much late still begins "now"
 
 REDUCING_GAP = 3.0  # the bicubic step still shrinks at least this much: within 3 of 255 of shrinking in one step
+FRAMES_AHEAD = 8  # asked of decord in one call; one by one it does not notice padded rows
 
 Frames = UInt8[np.ndarray, "t h w 3"]
 
@@ -284,14 +285,48 @@ def decode_clip(content: bytes | memoryview) -> Frames:
     Raises:
         VideoError: the bytes are not a readable video.
     """
+    blocks = list(_decode_blocks(content, None))
+    if not blocks:
+        raise VideoError("undecodable", "it cannot be decoded (it holds no frames)")
+    return np.concatenate(blocks)
+
+
+def decode_chunks(content: bytes | memoryview, lengths: Sequence[int]) -> Iterator[Frames]:
+    """The frames of `decode_clip`, so many at a time: they are decoded when they are asked for, and not kept.
+
+    Raises:
+        VideoError: on the way: as `decode_clip`, or the clip has not as many frames as `lengths` together.
+    """
+    frames = chain.from_iterable(_decode_blocks(content, FRAMES_AHEAD))
+    num_found = 0
+    for length in lengths:
+        chunk = list(islice(frames, length))
+        num_found += len(chunk)
+        if len(chunk) < length:
+            break
+        yield np.stack(chunk)
+    num_found += sum(1 for _ in frames)
+    if num_found != sum(lengths):
+        raise VideoError("undecodable", f"it has {num_found} frames and not the {sum(lengths)} of its record")
+
+
+def _decode_blocks(content: bytes | memoryview, most: int | None) -> Iterator[Frames]:
+    """The frames of a clip, at most so many at once; None: all."""
+    num_given = 0
     try:
         reader = decord.VideoReader(io.BytesIO(content), ctx=decord.cpu(0), num_threads=1)
-        return reader.get_batch(range(len(reader))).asnumpy()
+        while num_given < len(reader):
+            end = len(reader) if most is None else min(num_given + most, len(reader))
+            yield reader.get_batch(range(num_given, end)).asnumpy()
+            num_given = end
     except DECORD_ERRORS:  # some widths, which its padding does not divide
         pass
+    else:
+        return
     try:
         with av.open(io.BytesIO(content), mode="r") as container:
-            return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+            for frame in islice(container.decode(video=0), num_given, None):
+                yield frame.to_ndarray(format="rgb24")[None]
     except (av.FFmpegError, IndexError, ValueError) as error:
         raise VideoError("undecodable", f"it cannot be decoded ({error})") from error
 

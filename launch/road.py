@@ -21,7 +21,7 @@ from launch.plan import STAGES, describe_batches
 from models.pretrained_text import check_text_encoder
 from pipeline.captions import NULL_CAPTION_NAME
 from pipeline.checkpoint import open_checkpoint
-from pipeline.encode import encode_shards, encoding_inputs, export_autoencoder, latents_that_stand
+from pipeline.encode import encode_shards, export_autoencoder, latents_that_stand
 from pipeline.evaluate import measure_adherence, measure_reconstruction, validate_judge
 from pipeline.lock import locked
 from pipeline.metrics import read_metrics
@@ -177,7 +177,7 @@ class Road:
         inputs = {
             "clips": self._build_of("clips", "shard"),
             "autoencoder": self._build_of("autoencoder", "train autoencoder"),
-            "config": encoding_inputs(config),
+            "config": config.deciding(record.bucket for record in read_manifest(clips_dir).buckets),
             "schema": SCHEMA_VERSION,
         }
         null_caption = self.config.dit.flow.null_caption

@@ -2,11 +2,13 @@
 
 No output depends on a later frame: time is padded on the left only and nothing is normalised across
 time. So the first frame stands alone (an image is a clip of one frame), the others come in fours, and
-a clip encodes the same however long it goes on. The latent is Gaussian with a small Kullback-Leibler
-price (Kingma & Welling 2013, appendix B).
+a clip encodes the same however long it goes on: in chunks, if it is too long to be held, with the few
+frames that each chunk needs of those before it (`Past`). The latent is Gaussian with a small
+Kullback-Leibler price (Kingma & Welling 2013, appendix B).
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 
 import torch
 from einops import rearrange, reduce, repeat
@@ -60,6 +62,36 @@ def latent_shape(config: AutoencoderConfig, num_frames: int, height: int, width:
     )
 
 
+def chunk_lengths(num_frames: int, most: int) -> list[int]:
+    """Frames of each chunk of a clip, none above `most`: 4k + 1 in the first, multiples of 4 in the others.
+
+    Args:
+        num_frames: of the clip, 4k + 1.
+        most: a multiple of 4.
+
+    Raises:
+        ValueError: either is of another form.
+    """
+    if num_frames % TEMPORAL_FACTOR != 1 or most % TEMPORAL_FACTOR or most < TEMPORAL_FACTOR:
+        raise ValueError(
+            f"{num_frames} frames cannot be cut into chunks of at most {most}: "
+            f"it takes {TEMPORAL_FACTOR}k + 1 frames and a multiple of {TEMPORAL_FACTOR}"
+        )
+    first = min(num_frames, most - TEMPORAL_FACTOR + 1)
+    whole, rest = divmod(num_frames - first, most)
+    return [first, *[most] * whole, *([rest] if rest else [])]
+
+
+def num_latent_frames(num_frames: int) -> int:
+    """Latent frames of a clip or a chunk: the first frame of a clip stands alone, the others come in fours."""
+    return -(-num_frames // TEMPORAL_FACTOR)
+
+
+def num_pixel_frames(num_latents: int) -> int:
+    """Frames of a clip of so many latent frames."""
+    return TEMPORAL_FACTOR * (num_latents - 1) + 1
+
+
 @dataclass(frozen=True)
 class Posterior:
     """A diagonal Gaussian over latents."""
@@ -77,18 +109,45 @@ class Posterior:
         return 0.5 * terms.flatten(1).mean(1)
 
 
+@dataclass
+class Past:
+    """What a chunk of a clip needs of the chunks before it; one for each clip and network, empty before the first.
+
+    It holds two frames for each convolution over time, however many frames have passed.
+    """
+
+    is_empty: bool = True
+    frames: dict[nn.Module, Float[Tensor, "b c t h w"]] = field(default_factory=dict)  # the last that each layer saw
+
+    def before(self, layer: nn.Module, x: Float[Tensor, "b c t h w"], num: int) -> Float[Tensor, "b c s h w"]:
+        """`x` with the `num` frames before it, which the first chunk makes up; remembers the last `num`."""
+        x = repeat_first(x, num) if self.is_empty else torch.cat([self.frames[layer], x], dim=2)
+        self.frames[layer] = x[:, :, -num:].clone()  # a view would keep the whole chunk
+        return x
+
+
+def starts(past: Past | None) -> bool:
+    """Whether what comes with this past starts a clip: all of it, or its first chunk."""
+    return past is None or past.is_empty
+
+
+def repeat_first(x: Float[Tensor, "b c t h w"], num: int) -> Float[Tensor, "b c s h w"]:
+    """Put `num` copies of the first frame before it."""
+    return pad(x, (0, 0, 0, 0, num, 0), mode="replicate")
+
+
 class CausalConv3d(nn.Module):
     """3D convolution that sees the present and the past: the first frame is repeated to the left."""
 
     def __init__(self, channels_in: int, channels_out: int, kernel: tuple[int, int, int]) -> None:
         super().__init__()
-        self.past = kernel[0] - 1
+        self.reach = kernel[0] - 1  # into the past, in frames
         self.conv = nn.Conv3d(channels_in, channels_out, kernel, padding=(0, kernel[1] // 2, kernel[2] // 2))
 
-    def forward(self, x: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b d t h w"]:
-        """Convolve."""
-        if self.past:
-            x = pad(x, (0, 0, 0, 0, self.past, 0), mode="replicate")
+    def forward(self, x: Float[Tensor, "b c t h w"], past: Past | None = None) -> Float[Tensor, "b d t h w"]:
+        """Convolve a clip, or a chunk of one."""
+        if self.reach:
+            x = repeat_first(x, self.reach) if past is None else past.before(self, x, self.reach)
         return self.conv(x)
 
 
@@ -116,9 +175,9 @@ class ResidualBlock(nn.Module):
         self.conv_2 = CausalConv3d(channels, channels, (1, 3, 3))
         start_at_zero(self.conv_2)
 
-    def forward(self, x: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b c t h w"]:
+    def forward(self, x: Float[Tensor, "b c t h w"], past: Past | None = None) -> Float[Tensor, "b c t h w"]:
         """Refine."""
-        return x + self.conv_2(silu(self.conv_1(silu(self.norm(x)))))
+        return x + self.conv_2(silu(self.conv_1(silu(self.norm(x)), past)))
 
 
 def start_at_zero(layer: CausalConv3d) -> None:
@@ -128,18 +187,23 @@ def start_at_zero(layer: CausalConv3d) -> None:
         nn.init.zeros_(layer.conv.bias)
 
 
-def fold(x: Float[Tensor, "b c t h w"], space: int) -> Float[Tensor, "b d s i j"]:
+def fold(x: Float[Tensor, "b c t h w"], space: int, *, starts: bool) -> Float[Tensor, "b d s i j"]:
     """Move pairs of frames, and squares of `space` x `space` pixels, into channels: 2k + 1 frames to k + 1.
 
     The first frame is paired with itself, so no pair reaches into the future.
+
+    Args:
+        starts: `x` starts its clip; otherwise it goes on, and 2k frames become k.
     """
-    x = torch.cat([x[:, :, :1], x], dim=2)
+    if starts:
+        x = torch.cat([x[:, :, :1], x], dim=2)
     return rearrange(x, "b c (t s) (h p) (w q) -> b (c p q s) t h w", s=2, p=space, q=space)
 
 
-def unfold(x: Float[Tensor, "b c t h w"], space: int) -> Float[Tensor, "b d s i j"]:
-    """The inverse of `fold`: k + 1 frames to 2k + 1; the first frame's double is dropped."""
-    return rearrange(x, "b (c p q s) t h w -> b c (t s) (h p) (w q)", s=2, p=space, q=space)[:, :, 1:]
+def unfold(x: Float[Tensor, "b c t h w"], space: int, *, starts: bool) -> Float[Tensor, "b d s i j"]:
+    """The inverse of `fold`: k + 1 frames to 2k + 1, where the first frame's double is dropped, or k to 2k."""
+    x = rearrange(x, "b (c p q s) t h w -> b c (t s) (h p) (w q)", s=2, p=space, q=space)
+    return x[:, :, 1:] if starts else x
 
 
 class Downsample(nn.Module):
@@ -154,9 +218,9 @@ class Downsample(nn.Module):
         self.conv = CausalConv3d(channels_in * space**2 * 2, channels_out, (1, 3, 3))
         start_at_zero(self.conv)
 
-    def forward(self, x: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b d s i j"]:
+    def forward(self, x: Float[Tensor, "b c t h w"], past: Past | None = None) -> Float[Tensor, "b d s i j"]:
         """Fold, then convolve."""
-        folded = fold(x, self.space)
+        folded = fold(x, self.space, starts=starts(past))
         return self.conv(folded) + reduce(folded, "b (c g) t h w -> b c t h w", "mean", c=self.channels_out)
 
 
@@ -171,10 +235,25 @@ class Upsample(nn.Module):
         self.conv = CausalConv3d(channels_in, folded, (1, 3, 3))
         start_at_zero(self.conv)
 
-    def forward(self, x: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b d s i j"]:
+    def forward(self, x: Float[Tensor, "b c t h w"], past: Past | None = None) -> Float[Tensor, "b d s i j"]:
         """Convolve, then unfold."""
         shortcut = repeat(x, "b c t h w -> b (c g) t h w", g=self.repeats)
-        return unfold(self.conv(x) + shortcut, self.space)
+        return unfold(self.conv(x) + shortcut, self.space, starts=starts(past))
+
+
+class CausalStack(nn.ModuleList):
+    """Causal layers one after the other."""
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__(layers)
+
+    def forward(self, x: Float[Tensor, "b c t h w"], past: Past | None = None) -> Float[Tensor, "b d s i j"]:
+        """The output of the last one, for a clip, or for the chunk that follows those of `past`."""
+        for layer in self:
+            x = layer(x, past)
+        if past is not None:
+            past.is_empty = False
+        return x
 
 
 class Autoencoder(nn.Module):
@@ -188,7 +267,7 @@ class Autoencoder(nn.Module):
         def blocks(width: int, kernel: tuple[int, int, int]) -> list[nn.Module]:
             return [ResidualBlock(width, kernel) for _ in range(config.num_blocks)]
 
-        self.encoder = nn.Sequential(  # c    t     h    w
+        self.encoder = CausalStack(  # c    t     h    w
             CausalConv3d(3 * 16, near, (1, 3, 3)),  # near 4k+1  H/4  W/4
             *blocks(near, (1, 3, 3)),
             Downsample(near, deep, space=2),  # deep 2k+1  H/8  W/8
@@ -197,7 +276,7 @@ class Autoencoder(nn.Module):
             *blocks(deep, (3, 3, 3)),
             CausalConv3d(deep, 2 * channels, (1, 1, 1)),
         )
-        self.decoder = nn.Sequential(
+        self.decoder = CausalStack(
             CausalConv3d(channels, deep, (1, 1, 1)),  # deep k+1   H/8  W/8
             *blocks(deep, (3, 3, 3)),
             Upsample(deep, deep, space=1),  # deep 2k+1  H/8  W/8
@@ -207,20 +286,80 @@ class Autoencoder(nn.Module):
             CausalConv3d(near, 3 * 16, (1, 3, 3)),
         )
 
-    def encode(self, pixels: Float[Tensor, "b 3 t h w"]) -> Posterior:
-        """Pixels of 4k + 1 frames to a distribution over latents of k + 1 frames."""
-        latent_shape(self.config, *pixels.shape[2:])  # raises for a clip that does not fit
+    def encode(self, pixels: Float[Tensor, "b 3 t h w"], past: Past | None = None) -> Posterior:
+        """Pixels of 4k + 1 frames to a distribution over latents of k + 1 frames.
+
+        Args:
+            past: of the chunks before, where `pixels` are a chunk of a clip: 4k + 1 frames if it is the first, else 4k
+                frames, which become k latent frames.
+
+        Raises:
+            ValueError: the frames are of another number, or not of multiples of 8 pixels.
+        """
+        num_frames, height, width = pixels.shape[2:]
+        if starts(past):
+            latent_shape(self.config, num_frames, height, width)  # raises for a clip that does not fit
+        elif num_frames % TEMPORAL_FACTOR or not num_frames:
+            raise ValueError(
+                f"a chunk of {num_frames} frames cannot follow others: all but the first of a clip take "
+                f"{TEMPORAL_FACTOR}k frames, so that the clip has {TEMPORAL_FACTOR}k + 1"
+            )
         patches = rearrange(pixels, "b c t (h p) (w q) -> b (c p q) t h w", p=4, q=4)
-        mean, log_variance = self.encoder(patches).float().chunk(2, dim=1)
+        mean, log_variance = self.encoder(patches, past).float().chunk(2, dim=1)
         return Posterior(mean, (log_variance + INITIAL_LOG_VARIANCE).clamp(-20, 10))
 
-    def decode(self, latents: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b 3 s i j"]:
-        """Latents to pixels; values may stray a little outside [-1, 1]."""
-        patches = self.decoder(latents).float()
+    def decode(self, latents: Float[Tensor, "b c t h w"], past: Past | None = None) -> Float[Tensor, "b 3 s i j"]:
+        """Latents of k + 1 frames to pixels of 4k + 1; values may stray a little outside [-1, 1].
+
+        Args:
+            past: of the chunks before, where `latents` are a chunk of a clip. Of all but the first, k latent frames
+                become 4k frames.
+        """
+        patches = self.decoder(latents, past).float()
         return rearrange(patches, "b (c p q) t h w -> b c t (h p) (w q)", p=4, q=4)
 
+    def encode_frames(self, chunks: Iterable[Float[Tensor, "b 3 _ h w"]]) -> Iterator[Float[Tensor, "b c _ i j"]]:
+        """The means of the latents of a clip that comes in chunks, in the memory of one chunk; without gradients.
 
-def psnr_db(pixels: Float[Tensor, "b ..."], reconstruction: Float[Tensor, "b ..."]) -> Float[Tensor, " b"]:
-    """Peak signal-to-noise ratio of each clip in decibels, for pixels in [-1, 1] (peak to peak 2)."""
-    error = (pixels - reconstruction.clamp(-1, 1)).square().flatten(1).mean(1)
+        They are those of `encode`, but for the rounding of kernels, which depends on the length of what they are given;
+        for a clip of a single chunk they are the same bits.
+
+        Args:
+            chunks: 4k + 1 frames, then any number of chunks of 4k frames, each of a k of its own.
+
+        Yields:
+            k + 1 latent frames, then k for each chunk, as it comes.
+
+        Raises:
+            ValueError: a chunk does not fit.
+        """
+        past = Past()
+        for pixels in chunks:
+            with torch.no_grad():
+                mean = self.encode(pixels, past).mean
+            yield mean
+
+    def decode_latents(self, chunks: Iterable[Float[Tensor, "b c _ h w"]]) -> Iterator[Float[Tensor, "b 3 _ i j"]]:
+        """The pixels of latents that come in chunks, as `encode_frames` makes latents: as little memory, as exact.
+
+        Args:
+            chunks: k + 1 latent frames, then any number of chunks, each of a k of its own.
+
+        Yields:
+            4k + 1 frames, then 4k for each chunk, as it comes.
+        """
+        past = Past()
+        for latents in chunks:
+            with torch.no_grad():
+                pixels = self.decode(latents, past)
+            yield pixels
+
+
+def squared_error(pixels: Float[Tensor, "b ..."], reconstruction: Float[Tensor, "b ..."]) -> Float[Tensor, " b"]:
+    """Mean squared error of each clip, for pixels in [-1, 1]."""
+    return (pixels - reconstruction.clamp(-1, 1)).square().flatten(1).mean(1)
+
+
+def psnr_db(error: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+    """Peak signal-to-noise ratio in decibels of a mean squared error of pixels in [-1, 1] (peak to peak 2)."""
     return 10 * torch.log10(4 / error.clamp_min(1e-10))

@@ -5,7 +5,7 @@ latent shard and commits it, so a second start encodes only the shards that are 
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors.torch import save, save_file
 from torch import Tensor
 
+from data.buckets import Bucket
 from data.clip import LATENT_MEMBER, VIDEO_MEMBER, ClipRecord
 from data.latents import LATENT_TENSOR
 from data.publish import publish_text, published
@@ -32,15 +33,15 @@ from data.shards import (
     write_index,
     write_shard,
 )
-from data.video import decode_clip
 from models.pretrained_text import PretrainedTextEncoder, check_text_encoder, text_encoder_fingerprint
 from pipeline.captions import TextEncoderConfig, store_null_caption, text_tensors
 from pipeline.checkpoint import Checkpoint, load_weights
+from pipeline.chunks import CALL_FRAMES, clips_per_call, encode_clips
 from pipeline.progress import bar
 from pipeline.shard import COMMIT_SUFFIX, remove_other_shards
 from pipeline.stage import fingerprint
 from pipeline.train import Precision, autocast
-from pipeline.train_autoencoder import load_autoencoder, to_pixels
+from pipeline.train_autoencoder import load_autoencoder
 from pipeline.workers import WorkersConfig
 
 
@@ -50,8 +51,25 @@ class EncodeConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     batch: int = Field(default=16, ge=1)  # clips per call
+    chunk_frames: int = Field(default=CALL_FRAMES, ge=4, multiple_of=4)  # per call: longer clips come alone, in chunks
     precision: Precision = "auto"
     text: TextEncoderConfig | None = None  # None: captions stay bytes, which the DiT learns to read
+
+    def deciding(self, buckets: Iterable[Bucket]) -> dict[str, Any]:
+        """The settings that the latents of clips of these shapes depend on.
+
+        Kernels round by the shape of what they are given: `chunk_frames` is one of them where it makes calls smaller. A
+        text encoder counts by what it is, not by where it lies.
+
+        Raises:
+            TextEncoderError: there is no text encoder in that folder.
+        """
+        bounds = any(self.batch * bucket.num_frames > self.chunk_frames for bucket in buckets)
+        settings = self.model_dump(mode="json", exclude=set() if bounds else {"chunk_frames"})
+        if self.text is not None:
+            check_text_encoder(self.text.folder)
+            settings["text"] = [text_encoder_fingerprint(self.text.folder), self.text.max_tokens]
+        return settings
 
 
 class EncodedShard(BaseModel):
@@ -93,8 +111,8 @@ class Encoder:
         count, total, squares = 0, torch.zeros(channels).double(), torch.zeros(channels).double()
         clips = list(read_shard(source, VIDEO_MEMBER, shard))
         payloads: dict[str, bytes] = {}
-        for batch in same_shape_batches(clips, self._config.batch):
-            means = self._means(torch.stack([to_pixels(decode_clip(content)) for _, content in batch]))
+        for batch in same_shape_batches(clips, self._config):
+            means = self._means(batch)
             texts = self._texts([record.caption for record, _ in batch])
             for (record, _), mean, text in zip(batch, means, texts, strict=True):
                 payloads[record.key] = save({LATENT_TENSOR: mean.contiguous(), **text})
@@ -119,9 +137,10 @@ class Encoder:
         return len(samples)
 
     @torch.inference_mode()
-    def _means(self, pixels: Tensor) -> Tensor:
+    def _means(self, batch: list[tuple[ClipRecord, bytes]]) -> Tensor:
+        bucket, contents = batch[0][0].bucket, [content for _, content in batch]
         with autocast(self._config.precision, self._device):
-            return self._network.encode(pixels.to(self._device)).mean.float().cpu()
+            return encode_clips(self._network, contents, bucket, self._config.chunk_frames)
 
     def _texts(self, captions: list[str]) -> list[dict[str, Tensor]]:
         """What is stored of each caption; nothing without a text encoder."""
@@ -136,31 +155,24 @@ def latent_statistics(shards: list[EncodedShard]) -> LatentStats:
     return LatentStats(mean=mean.tolist(), std=(power - mean.square()).clamp_min(1e-12).sqrt().tolist())
 
 
-def same_shape_batches(clips: list[tuple[ClipRecord, bytes]], size: int) -> Iterator[list[tuple[ClipRecord, bytes]]]:
-    """Clips of one bucket at a time, in the order of the shard."""
+def same_shape_batches(
+    clips: list[tuple[ClipRecord, bytes]], config: EncodeConfig
+) -> Iterator[list[tuple[ClipRecord, bytes]]]:
+    """The clips of a call each: of one bucket, in the order of the shard, and fewer the longer they are."""
     buckets = {record.bucket: None for record, _ in clips}  # each once, in order
     for bucket in buckets:
         same = [clip for clip in clips if clip[0].bucket == bucket]
+        size = min(config.batch, clips_per_call(bucket.num_frames, config.chunk_frames))
         yield from (same[at : at + size] for at in range(0, len(same), size))
 
 
 def expected_shards(clips: Manifest, output_dir: Path, autoencoder_path: Path, config: EncodeConfig) -> dict[Path, str]:
     """Where the latents of each clip shard belong, and the fingerprint of what they are made from."""
-    settings = [file_sha256(autoencoder_path), encoding_inputs(config)]
-    return {(output_dir / shard.name).resolve(): fingerprint([shard.sha256, *settings]) for shard in clips.shards}
-
-
-def encoding_inputs(config: EncodeConfig) -> dict[str, Any]:
-    """What of the settings changes a latent shard; a text encoder by what it is, not by where it lies.
-
-    Raises:
-        TextEncoderError: there is no text encoder in that folder.
-    """
-    inputs = config.model_dump(mode="json")
-    if config.text is not None:
-        check_text_encoder(config.text.folder)
-        inputs["text"] = [text_encoder_fingerprint(config.text.folder), config.text.max_tokens]
-    return inputs
+    weights = file_sha256(autoencoder_path)
+    settings = config.deciding(record.bucket for record in clips.buckets)
+    return {
+        (output_dir / shard.name).resolve(): fingerprint([shard.sha256, weights, settings]) for shard in clips.shards
+    }
 
 
 def read_encoded(path: Path, made_from: str) -> EncodedShard | None:

@@ -12,13 +12,14 @@ from data.buckets import Bucket
 from data.shards import IndexRow, PayloadReader, read_index
 from data.synthetic import Combination, combinations, random_scene, render
 from data.video import Frames, decode_clip, encode_clip, read_spans
-from models.autoencoder import psnr_db
+from models.autoencoder import psnr_db, squared_error
+from pipeline.chunks import pixel_chunks, reconstructed
 from pipeline.judge import judge_clip
 from pipeline.progress import bar
 from pipeline.sample import SampledClip
 from pipeline.synthesize import SyntheticConfig
 from pipeline.train import autocast
-from pipeline.train_autoencoder import load_autoencoder, to_frames, to_pixels
+from pipeline.train_autoencoder import load_autoencoder, to_frames
 
 ATTRIBUTES = ("colour", "direction", "shape", "all")
 
@@ -87,13 +88,15 @@ def measure_reconstruction(
     values, shown = [], []
     with bar("reconstruct", len(rows), "clips") as progress, torch.inference_mode():
         for number, row in enumerate(rows, 1):
-            original = decode_clip(reader.read(row))
-            pixels = to_pixels(original)[None]
+            content, errors, frames = reader.read(row), 0.0, []
             with autocast("auto", torch.device("cpu")):
-                reconstruction = network.decode(network.encode(pixels).mean)
-            values.append(float(psnr_db(pixels, reconstruction)))
-            if len(shown) < num_shown:
-                shown.append(Shown(row.caption, row.fps, original, to_frames(reconstruction[0])))
+                for pixels, reconstruction in reconstructed(network, pixel_chunks([content], row.num_frames)):
+                    errors += pixels.shape[2] * float(squared_error(pixels, reconstruction))
+                    if len(shown) < num_shown:
+                        frames.append(to_frames(reconstruction[0]))
+            values.append(float(psnr_db(torch.tensor(errors / row.num_frames))))
+            if frames:
+                shown.append(Shown(row.caption, row.fps, decode_clip(content), np.concatenate(frames)))
             progress.update(number)
     reader.close()
     result = Reconstructions(num_clips=len(values), psnr_db=float(np.mean(values)), psnr_db_min=min(values))

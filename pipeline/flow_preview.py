@@ -13,10 +13,10 @@ from data.shards import LatentStats
 from data.video import Frames
 from models.autoencoder import Autoencoder, latent_shape
 from models.text import Caption, CaptionReader
+from pipeline.chunks import decode_clips
 from pipeline.flow_spec import FlowSpec, denormalize
 from pipeline.sampler import SampleConfig, Wanted, sample_latents
 from pipeline.train import autocast
-from pipeline.train_autoencoder import to_frames
 
 PREVIEW = SampleConfig()
 
@@ -64,5 +64,5 @@ class FlowPreviewer:
                 read_captions=self.read_captions,
                 device=self.device,
             )
-            (pixels,) = self.autoencoder.decode(denormalize(latents, self.stats))
-        return to_frames(pixels)
+            (frames,) = decode_clips(self.autoencoder, denormalize(latents, self.stats))
+        return frames

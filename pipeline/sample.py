@@ -23,12 +23,13 @@ from models.flow.solver import Counted
 from models.pretrained_text import PretrainedTextEncoder
 from pipeline.captions import byte_captions, check_same_encoder
 from pipeline.checkpoint import Checkpoint, CheckpointError, load_weights, open_checkpoint
+from pipeline.chunks import decode_clips
 from pipeline.flow_spec import FlowSpec, denormalize
 from pipeline.progress import bar
 from pipeline.prompts import PromptRequest
 from pipeline.sampler import SampleConfig, Wanted, sample_latents
 from pipeline.train import autocast
-from pipeline.train_autoencoder import load_autoencoder, to_frames
+from pipeline.train_autoencoder import load_autoencoder
 from pipeline.train_dit import AUTOENCODER_NAME
 from pipeline.workers import WorkersConfig
 
@@ -111,8 +112,8 @@ class ClipSampler:
                 read_captions=self.read_captions,
                 device=self.device,
             )
-            pixels = self.autoencoder.decode(denormalize(latents, self.stats))
-        return [to_frames(clip) for clip in pixels], network.calls
+            clips = decode_clips(self.autoencoder, denormalize(latents, self.stats))
+        return clips, network.calls
 
 
 class SamplerActor:

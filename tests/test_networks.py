@@ -5,7 +5,7 @@ import torch
 from torch.distributions import Normal, kl_divergence
 
 from models.attention import MATMUL_MAX_SCORES, attention, choose_backend
-from models.autoencoder import Autoencoder, AutoencoderConfig, Posterior, latent_shape, psnr_db
+from models.autoencoder import Autoencoder, AutoencoderConfig, Posterior, latent_shape, psnr_db, squared_error
 from models.dit import DiT, DiTConfig, patchify, unpatchify
 from models.layers import HeadNorm, RMSNorm, time_embedding
 from models.rope import axis_widths, rope_angles, rotate
@@ -243,4 +243,4 @@ def test_kl_against_torch():
 
 def test_psnr():
     """An error of a tenth of the range is 20 dB."""
-    assert psnr_db(torch.zeros(1, 8), torch.full((1, 8), 0.2)).item() == pytest.approx(20.0, abs=1e-4)
+    assert psnr_db(squared_error(torch.zeros(1, 8), torch.full((1, 8), 0.2))).item() == pytest.approx(20.0, abs=1e-4)

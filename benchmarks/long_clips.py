@@ -1,0 +1,76 @@
+"""What memory the encode stage takes by the length of a clip, in chunks and as a whole.
+
+python -m benchmarks.long_clips
+
+Each figure is the peak of a process of its own, the libraries included, with the default autoencoder.
+"""
+
+import json
+import os
+import re
+import sys
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from unittest.mock import patch
+
+import torch
+from safetensors.torch import save_file
+
+from benchmarks.records import made_up_clip
+from data.buckets import Bucket
+from data.clip import VIDEO_MEMBER
+from data.shards import ShardRecord, write_shard
+from data.synthetic import combinations, random_scene, render
+from data.video import encode_clip
+from models.autoencoder import Autoencoder, AutoencoderConfig
+from pipeline.encode import EncodeConfig, Encoder
+from pipeline.train_dit import AUTOENCODER_NAME
+
+RESULT = Path(__file__).parent / "results" / "long_clips.json"
+LENGTHS, SIDE, CHUNK_FRAMES = (101, 401, 1601), 128, 100
+
+
+def peaks_mib(folder: Path, runs: list[tuple[ShardRecord, EncodeConfig]]) -> list[float]:
+    """The most memory this process has had, after each of some shards is encoded."""
+    peaks = []
+    for shard, config in runs:
+        encoder = Encoder(folder / AUTOENCODER_NAME, config, 1)
+        encoder.encode(folder / shard.name, shard, folder / f"latents-{shard.name}", "memory")
+        found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"))
+        assert found is not None
+        peaks.append(int(found[1]) / 1024)
+    return peaks
+
+
+def peaks_of_new_process(folder: Path, runs: list[tuple[ShardRecord, EncodeConfig]]) -> list[float]:
+    """`peaks_mib` where nothing has run before, and where what is freed goes back to the system at once."""
+    at_once = patch.dict(os.environ, MALLOC_MMAP_THRESHOLD_=str(2**17))
+    with at_once, ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        return pool.submit(peaks_mib, folder, runs).result()
+
+
+def main() -> None:
+    """Measure, print and write."""
+    with tempfile.TemporaryDirectory(prefix="reelflow-") as name:
+        folder, rows = Path(name), []
+        network = Autoencoder(AutoencoderConfig())
+        metadata = {"config": network.config.model_dump_json()}
+        save_file(network.state_dict(), folder / AUTOENCODER_NAME, metadata=metadata)
+        for num_frames in LENGTHS:
+            bucket = Bucket(num_frames=num_frames, height=SIDE, width=SIDE, fps=8)
+            content = encode_clip(render(random_scene(0, 0, combinations()), num_frames, SIDE), 8)
+            shard, _ = write_shard(folder / f"{num_frames}.tar", [(made_up_clip(0, bucket), content)], VIDEO_MEMBER)
+            row: dict[str, float] = {"num_frames": num_frames}
+            for label, most in (("chunks_mib", CHUNK_FRAMES), ("whole_mib", num_frames + 3)):
+                (peak,) = peaks_of_new_process(folder, [(shard, EncodeConfig(chunk_frames=most, precision="fp32"))])
+                row[label] = round(peak)
+            rows.append(row)
+            sys.stdout.write(f"{row}\n")
+    figures = {"side": SIDE, "chunk_frames": CHUNK_FRAMES, "torch": torch.__version__, "peaks": rows}
+    RESULT.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
