@@ -8,6 +8,7 @@ from data.probe import VideoError
 from data.scenes import ScenesError
 from data.shards import DatasetError
 from data.sources import SourceError
+from data.text_area import TextDetectionError
 from launch.config import ConfigError
 from launch.road import StageOrderError
 from pipeline.checkpoint import CheckpointError
@@ -18,7 +19,6 @@ from pipeline.wandb_run import WandbError
 from pipeline.workers import TrainingError, WorldSizeError
 
 OURS = (
-    CacheError,
     CacheError,
     CaptionError,
     ChangedError,
@@ -31,6 +31,7 @@ OURS = (
     ScenesError,
     SourceError,
     StageOrderError,
+    TextDetectionError,
     TrainingError,
     VideoError,
     WandbError,

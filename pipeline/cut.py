@@ -20,6 +20,7 @@ from data.ledger import Filter, Rejection, reject
 from data.probe import VideoError
 from data.scenes import SceneDetection, find_cuts
 from data.sources import Source, local_copy
+from data.text_area import text_fraction
 from data.video import (
     AS_IT_IS,
     IMAGE_SUFFIXES,
@@ -122,6 +123,7 @@ def prepare_source(cut: CutConfig, source: Source) -> tuple[SourceReport, Clips]
                 stretch=source.stretch,
                 min_side_pixels=config.filters.too_small_pixels or 1,
                 find_cuts=find_cuts if config.scene_detection == "content" else None,
+                text_fraction=text_fraction if config.filters.text_fraction is not None else None,
                 augment=config.augment if split == "train" else AS_IT_IS,
             )
     except CaptionError as error:
@@ -139,7 +141,7 @@ def prepare_source(cut: CutConfig, source: Source) -> tuple[SourceReport, Clips]
         return SourceReport(source=source.name, quarantined=quarantine("read", "unreadable", detail)), []
     clips, prepared, filtered = [], [], {}
     for span in spans:  # augmented clips stay or go with the one they are made from
-        failed = failed_filter(span.frames, config.filters) if not span.variant else None
+        failed = failed_filter(span.frames, config.filters, span.text_fraction) if not span.variant else None
         if failed is not None:
             filtered[span.start_seconds] = quarantine("filter", *failed, start_seconds=span.start_seconds)
     for span in spans:
