@@ -44,7 +44,8 @@ from data.sources import list_folder
 from data.video import plan_spans
 from launch.cluster import connected
 from launch.config import ClusterConfig
-from pipeline.shard import CutConfig, ShardConfig, make_shards, prepare_source
+from pipeline.cut import CutConfig, ShardConfig, prepare_source
+from pipeline.shard import make_shards
 from pipeline.synthesize import SyntheticConfig, make_videos
 
 FPS, SECONDS, GROUP = 25, 10, 250

@@ -27,11 +27,21 @@ class FilterConfig(BaseModel):
     static_difference: float | None = Field(default=None, ge=0, le=255)  # mean change between frames is at most this
     black_luma: float | None = Field(default=None, ge=0, le=255)  # mean brightness is at most this
     letter_boxed_share: float | None = Field(default=None, ge=0, lt=1)  # more of the picture than this is bars
+    text_fraction: float | None = Field(default=None, ge=0, lt=1)  # more of the picture is text; needs RapidOCR
     duplicate_bits: int | None = Field(default=None, ge=0, le=32)  # differs from an earlier clip in at most this many
 
 
-def failed_filter(frames: Frames, config: FilterConfig) -> tuple[Filter, str] | None:
-    """The first filter that a clip does not pass, and why in a sentence; None if it passes."""
+def failed_filter(
+    frames: Frames, config: FilterConfig, text_fraction: float | None = None
+) -> tuple[Filter, str] | None:
+    """The first filter that a clip does not pass, and why in a sentence; None if it passes.
+
+    Args:
+        text_fraction: how much of its picture is text, where that has been measured (`data/text_area.py`).
+    """
+    limit = config.text_fraction
+    if limit is not None and text_fraction is not None and text_fraction > limit:
+        return "text_heavy", f"{text_fraction:.1%} of its picture is text, more than {100 * limit:g}%"
     if config.black_luma is config.static_difference is config.letter_boxed_share is None:
         return None
     luma = frames.astype(np.float32) @ LUMA  # (t, h, w)

@@ -26,7 +26,7 @@ Fault = Literal[
     "undecodable",
     "unreadable",
 ]
-Filter = Literal["too_short", "too_small", "static", "black", "letter_boxed", "duplicate"]
+Filter = Literal["too_short", "too_small", "static", "black", "letter_boxed", "text_heavy", "duplicate"]
 Reason = Fault | Filter
 
 _MEND = "mend or replace the file, then run `shard` with --retry"
@@ -50,6 +50,7 @@ RETRY: dict[Reason, str] = {
     "static": _SETTING.format("data.filters.static_difference lower"),
     "black": _SETTING.format("data.filters.black_luma lower"),
     "letter_boxed": _SETTING.format("data.filters.letter_boxed_share higher"),
+    "text_heavy": _SETTING.format("data.filters.text_fraction higher"),
     "duplicate": _SETTING.format("data.filters.duplicate_bits lower"),
 }
 

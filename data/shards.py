@@ -90,6 +90,11 @@ class BucketRecord(BaseModel):
     num_samples: int
     num_train: int  # of them, in the training split
 
+    @property
+    def num_validation(self) -> int:
+        """Of them, in the validation split."""
+        return self.num_samples - self.num_train
+
 
 class Manifest(BaseModel):
     """What a dataset folder holds."""

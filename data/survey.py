@@ -35,7 +35,6 @@ COLUMNS = pa.schema(
     [
         pa.field("caption", pa.large_string(), nullable=False),
         pa.field("caption_size", pa.int64(), nullable=False),
-        pa.field("bucket", pa.string(), nullable=False),
         pa.field("split", pa.string(), nullable=False),
         pa.field("decoder", pa.string(), nullable=False),
         pa.field("num_frames", pa.int64(), nullable=False),
@@ -64,16 +63,6 @@ class Histogram:
 
 
 @dataclass(frozen=True)
-class BucketCount:
-    """How many clips have one shape."""
-
-    name: str  # such as 17x64x64@8
-    clips: int
-    train: int
-    validation: int
-
-
-@dataclass(frozen=True)
 class LeftOut:
     """What one file of the ledger lists under one reason."""
 
@@ -93,7 +82,6 @@ class Survey:
     captions: dict[str, int]  # the commonest few
     num_captions: int  # different ones
     histograms: tuple[Histogram, ...]
-    buckets: tuple[BucketCount, ...]  # the largest first
     left_out: tuple[LeftOut, ...]  # by file, the commonest reason first
 
     @property
@@ -123,7 +111,6 @@ def survey_dataset(dataset_dir: Path) -> Survey:
             Histogram("size", "height x width in pixels", _size_bars(index)),
             Histogram("caption", "length in bytes", numeric_bars(index["caption_size"].to_numpy())),
         ),
-        buckets=_bucket_counts(index),
         left_out=(*_left_out(dataset_dir, FILTERED_NAME), *_left_out(dataset_dir, QUARANTINE_NAME)),
     )
 
@@ -195,18 +182,6 @@ def _size_bars(index: pa.Table) -> tuple[Bar, ...]:
     if rest:
         bars.append(Bar(f"{len(rest)} others", sum(group["count_all"] for group in rest)))
     return tuple(bars)
-
-
-def _bucket_counts(index: pa.Table) -> tuple[BucketCount, ...]:
-    groups = index.group_by(["bucket", "split"]).aggregate([([], "count_all")]).to_pylist()
-    count = {(group["bucket"], group["split"]): group["count_all"] for group in groups}
-    clips = Counter[str]()
-    for (bucket, _), number in count.items():
-        clips[bucket] += number
-    return tuple(
-        BucketCount(bucket, clips[bucket], count.get((bucket, "train"), 0), count.get((bucket, "validation"), 0))
-        for bucket in sorted(clips, key=lambda bucket: (-clips[bucket], bucket))
-    )
 
 
 def _commonest(column: pa.ChunkedArray, limit: int | None = None) -> tuple[int, dict[str, int]]:

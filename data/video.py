@@ -34,6 +34,8 @@ REDUCING_GAP = 3.0  # the bicubic step still shrinks at least this much: within 
 FRAMES_AHEAD = 8  # asked of decord in one call; one by one it does not notice padded rows
 
 Frames = UInt8[np.ndarray, "t h w 3"]
+Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels
+TextMeasure = Callable[[UInt8[np.ndarray, "h w 3"], Box], float]
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class Span:
     variant: str  # how it was augmented; empty: not at all
     frames: Frames
     decoder: Decoder
+    text_fraction: float | None = None  # of its picture; None: not measured
 
 
 class AugmentConfig(BaseModel):
@@ -93,6 +96,7 @@ def read_spans(
     stretch: Stretch = WHOLE,
     min_side_pixels: int = 1,
     find_cuts: Callable[[Timeline], list[int]] | None = None,
+    text_fraction: TextMeasure | None = None,
     augment: AugmentConfig = AS_IT_IS,
 ) -> list[Span]:
     """Cut up to `max_spans` consecutive, non-overlapping clips from a video, or the only one from an image.
@@ -106,6 +110,7 @@ def read_spans(
         stretch: the part of the video to cut from.
         min_side_pixels: videos whose shorter side has fewer are refused.
         find_cuts: gives the first frame of each scene but the first; no clip reaches across a cut.
+        text_fraction: measures how much of a part of a picture is text; asked at full size, before anything is resized.
         augment: which clips are made of each span; `max_spans` counts spans.
 
     Raises:
@@ -116,14 +121,14 @@ def read_spans(
         height, width, _ = picture.shape
         _check_size(height, width, min_side_pixels)
         still = Timeline(np.zeros(1), lambda _: iter([picture]), "pillow")
-        return _cut(still, plan_spans(still.times_seconds, (height, width), buckets), augment)
+        return _cut(still, plan_spans(still.times_seconds, (height, width), buckets), augment, text_fraction)
     probe = probe_video(path)
     _check_size(probe.height, probe.width, min_side_pixels)
     for timeline in timelines(path, probe):
         try:
             cuts = find_cuts(timeline) if find_cuts is not None else []
             planned = plan_spans(timeline.times_seconds, (probe.height, probe.width), buckets, cuts, stretch)
-            return _cut(timeline, planned[:max_spans], augment)
+            return _cut(timeline, planned[:max_spans], augment, text_fraction)
         except UnfitDecoderError:
             continue
     raise VideoError("undecodable", "no decoder can read its frames")
@@ -180,24 +185,33 @@ def _check_size(height: int, width: int, min_side_pixels: int) -> None:
         raise VideoError("too_small", f"it is too small: {size} pixels, and the shorter side needs {min_side_pixels}")
 
 
-def _cut(timeline: Timeline, planned: list[PlannedSpan], augment: AugmentConfig) -> list[Span]:
+def _cut(
+    timeline: Timeline, planned: list[PlannedSpan], augment: AugmentConfig, text_fraction: TextMeasure | None
+) -> list[Span]:
     """Frames in the shape of their bucket; each is resized as it comes, so only one is held at full size."""
     spans = []
     for span in planned:
         needed, bucket = sorted(set(span.indices)), span.bucket
+        looked_at = [span.indices[0], span.indices[len(span.indices) // 2], span.indices[-1]]
         crops: dict[float, dict[int, Frames]] = {}  # position -> index -> one frame
+        fractions: dict[int, float] = {}  # index -> how much of what the central crop keeps is text
         for index, frame in zip(needed, timeline.read(needed), strict=True):
             height, width, _ = frame.shape
+            if text_fraction is not None and index in looked_at:
+                fractions[index] = text_fraction(frame, crop_box(height, width, bucket.height, bucket.width))
             for position in augment.crop_positions(SourceShape(height, width, 0.0), bucket):
                 crop = resize_and_crop(frame[None], bucket.height, bucket.width, position)
                 crops.setdefault(position, {})[index] = crop
+        # The median: two of the three have to show text. With the largest, or the mean, one false alarm or a title
+        # that fades out in the first frames could decide alone.
+        text = float(np.median([fractions[index] for index in looked_at])) if fractions else None
         for position, frames_of in crops.items():
             frames = np.concatenate([frames_of[index] for index in span.indices])
             variant = "" if position == 0.5 else f"crop {position:g}"
-            spans.append(Span(span.start_seconds, bucket, variant, frames, timeline.decoder))
+            spans.append(Span(span.start_seconds, bucket, variant, frames, timeline.decoder, text))
             if augment.flip:
                 variant = f"{variant} flip".strip()
-                spans.append(Span(span.start_seconds, bucket, variant, frames[:, :, ::-1], timeline.decoder))
+                spans.append(Span(span.start_seconds, bucket, variant, frames[:, :, ::-1], timeline.decoder, text))
     return spans
 
 
@@ -259,6 +273,15 @@ def plan_spans(
     return spans
 
 
+def crop_box(source_height: int, source_width: int, height: int, width: int, position: float = 0.5) -> Box:
+    """The part of a picture that is kept when it is to cover `height` x `width` at `position` (`resize_and_crop`)."""
+    scale = max(height / source_height, width / source_width)
+    crop_height, crop_width = height / scale, width / scale
+    left, top = (source_width - crop_width) * position, (source_height - crop_height) * position
+    # Rounded sums may lie a hair outside the picture, which Pillow refuses.
+    return max(left, 0), max(top, 0), min(left + crop_width, source_width), min(top + crop_height, source_height)
+
+
 def resize_and_crop(frames: Frames, height: int, width: int, position: float = 0.5) -> Frames:
     """Cover `height` x `width` keeping the aspect ratio, cutting the overhang.
 
@@ -266,11 +289,7 @@ def resize_and_crop(frames: Frames, height: int, width: int, position: float = 0
         position: of what is kept, from 0 (left, top) to 1 (right, bottom).
     """
     _, source_height, source_width, _ = frames.shape
-    scale = max(height / source_height, width / source_width)
-    crop_height, crop_width = height / scale, width / scale
-    left, top = (source_width - crop_width) * position, (source_height - crop_height) * position
-    # Rounded sums may lie a hair outside the picture, which Pillow refuses.
-    box = (max(left, 0), max(top, 0), min(left + crop_width, source_width), min(top + crop_height, source_height))
+    box = crop_box(source_height, source_width, height, width, position)
     images = (Image.fromarray(np.ascontiguousarray(frame)) for frame in frames)
     # Pictures more than six times as large are averaged over whole pixels first: a fifth of the work at 1080p.
     sized = (

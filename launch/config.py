@@ -12,11 +12,11 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from models.autoencoder import AutoencoderConfig
 from models.dit import DiTConfig
+from pipeline.cut import ShardConfig
 from pipeline.encode import EncodeConfig
 from pipeline.evaluate import EvaluateConfig
 from pipeline.flow_spec import FlowSpec
 from pipeline.sampler import SampleConfig
-from pipeline.shard import ShardConfig
 from pipeline.synthesize import SyntheticConfig
 from pipeline.train import TrainConfig
 from pipeline.workers import WorkersConfig

@@ -8,6 +8,7 @@ from data.probe import VideoError
 from data.scenes import ScenesError
 from data.shards import DatasetError
 from data.sources import SourceError
+from data.text_area import TextDetectionError
 from launch.config import ConfigError
 from launch.road import StageOrderError
 from models.pretrained_text import TextEncoderError
@@ -31,6 +32,7 @@ OURS = (
     ScenesError,
     SourceError,
     StageOrderError,
+    TextDetectionError,
     TextEncoderError,
     TrainingError,
     VideoError,

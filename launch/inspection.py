@@ -4,7 +4,7 @@ from collections import Counter
 from math import prod
 from pathlib import Path
 
-from data.shards import INDEX_NAME, MANIFEST_NAME
+from data.shards import INDEX_NAME, MANIFEST_NAME, Manifest
 from data.survey import Histogram, Survey, survey_dataset
 from launch.config import ConfigError
 from pipeline.checkpoint import LATEST_NAME, RECORD_NAME, open_checkpoint
@@ -89,9 +89,12 @@ def _dataset(path: Path) -> str:
             f"({manifest.num_cut_captions} captions were cut)"
         )
     bars = [bar for histogram in survey.histograms for bar in histogram.bars]
-    names = [bucket.name for bucket in survey.buckets[:MAX_BUCKETS]] + [bar.label for bar in bars]
+    names = [record.bucket.name for record in manifest.buckets[:MAX_BUCKETS]] + [bar.label for bar in bars]
     width = max(map(len, names), default=0)
-    lines += [*_buckets(survey, width), *(line for histogram in survey.histograms for line in _bars(histogram, width))]
+    lines += [
+        *_buckets(manifest, width),
+        *(line for histogram in survey.histograms for line in _bars(histogram, width)),
+    ]
     return "\n".join(visible(line) for line in lines)
 
 
@@ -99,17 +102,16 @@ def _counts(counts: dict[str, int]) -> str:
     return ", ".join(f"{name} {number}" for name, number in counts.items())
 
 
-def _buckets(survey: Survey, width: int) -> list[str]:
+def _buckets(manifest: Manifest, width: int) -> list[str]:
     """A table of the shapes, the largest first."""
     lines = [f"  {'buckets':{width + 2}} {'clips':>11} {'share':>8} {'train':>11} {'validation':>11}"]
-    for bucket in survey.buckets[:MAX_BUCKETS]:
-        share = f"{100 * bucket.clips / survey.manifest.num_samples:.1f} %"
-        lines.append(
-            f"    {bucket.name:{width}} {bucket.clips:11,} {share:>8} {bucket.train:11,} {bucket.validation:11,}"
-        )
-    rest = survey.buckets[MAX_BUCKETS:]
+    for record in manifest.buckets[:MAX_BUCKETS]:
+        share = f"{100 * record.num_samples / manifest.num_samples:.1f} %"
+        splits = f"{record.num_train:11,} {record.num_validation:11,}"
+        lines.append(f"    {record.bucket.name:{width}} {record.num_samples:11,} {share:>8} {splits}")
+    rest = manifest.buckets[MAX_BUCKETS:]
     if rest:
-        lines.append(f"    and {len(rest)} more buckets with {sum(bucket.clips for bucket in rest):,} clips")
+        lines.append(f"    and {len(rest)} more buckets with {sum(record.num_samples for record in rest):,} clips")
     return lines
 
 

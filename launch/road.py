@@ -14,6 +14,7 @@ from data.scenes import check_scene_detection
 from data.shards import SCHEMA_VERSION, Manifest, read_index, read_manifest
 from data.sources import Source, list_sources, listing_fingerprint, of_dataset
 from data.synthetic import held_out_combinations
+from data.text_area import check_text_detection
 from launch.cluster import connected
 from launch.config import SYNTHETIC, RunConfig, check_writable, dump_config
 from launch.following import following, steps_done
@@ -126,6 +127,8 @@ class Road:
         data, clips_dir = self.config.data, self.dir / "clips"
         if data.scene_detection != "off":
             check_scene_detection()
+        if data.filters.text_fraction is not None:
+            check_text_detection()
         sources, origins = self._sources()
         settings = data.shard().model_dump(mode="json", exclude={"decode_timeout_seconds"})
         inputs: dict[str, Any] = {"source": origins, "config": settings, "schema": SCHEMA_VERSION}

@@ -32,8 +32,9 @@ from data.video import (
     read_image,
     read_spans,
 )
+from pipeline.cut import ShardConfig
 from pipeline.pool import run_jobs
-from pipeline.shard import ShardConfig, make_shards, read_commit, shards_that_stand
+from pipeline.shard import make_shards, read_commit, shards_that_stand
 
 WIDE = Bucket(num_frames=9, height=32, width=64, fps=8)
 TALL = Bucket(num_frames=9, height=64, width=32, fps=8)

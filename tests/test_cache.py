@@ -243,24 +243,15 @@ def test_a_full_disk_is_no_reason_to_stop(subset, folder, monkeypatch):
 
 def test_a_folder_that_cannot_be_used_is_told_before_the_first_step(subset, tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(CacheError, match=r"file cannot be written \(Not a directory\); name a folder of a local disk"):
-        Stream(
-            [subset],
-            {SMALL.name: 4},
-            seed=0,
-            rank=0,
-            world_size=1,
-            cache=CacheConfig(folder=tmp_path / "file", limit_gib=1),
-        )
-    with pytest.raises(CacheError, match=r"may take 1000000000\.0 GiB, but its disk has room for"):
-        Stream(
-            [subset],
-            {SMALL.name: 4},
-            seed=0,
-            rank=0,
-            world_size=1,
-            cache=CacheConfig(folder=tmp_path / "cache", limit_gib=1e9),
-        )
+    for cache, reason in (
+        (
+            CacheConfig(folder=tmp_path / "file", limit_gib=1),
+            r"file cannot be written \(Not a directory\); name a folder",
+        ),
+        (CacheConfig(folder=tmp_path / "cache", limit_gib=1e9), r"may take 1000000000\.0 GiB, but its disk has room"),
+    ):
+        with pytest.raises(CacheError, match=reason):
+            Stream([subset], {SMALL.name: 4}, seed=0, rank=0, world_size=1, cache=cache)
     with pytest.raises(CacheError, match="cannot be written"):
         ShardCache(Path("/proc/reelflow"), 1000)
     with pytest.raises(ValidationError, match="greater than 0"):

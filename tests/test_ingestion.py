@@ -18,7 +18,8 @@ from data.sources import list_folder
 from data.synthetic import combinations, random_scene, render
 from data.video import encode_clip
 from launch.inspection import describe_folder
-from pipeline.shard import ShardConfig, make_shards
+from pipeline.cut import ShardConfig
+from pipeline.shard import make_shards
 
 
 def ingest(source_dir: Path, output_dir: Path, config: ShardConfig) -> Manifest:

@@ -154,9 +154,9 @@ def test_every_count_adds_up(mixed):
     survey = survey_dataset(mixed)
     rows = read_index(mixed)
     assert survey.manifest.num_samples == len(rows) == 40
-    assert [(b.name, b.clips, b.train, b.validation) for b in survey.buckets] == [
-        (SMALL.name, 32, 24, 8),
-        (WIDE.name, 8, 6, 2),
+    assert [(b.bucket, b.num_samples, b.num_train, b.num_validation) for b in survey.manifest.buckets] == [
+        (SMALL, 32, 24, 8),
+        (WIDE, 8, 6, 2),
     ]
     for histogram in survey.histograms:
         assert sum(bar.count for bar in histogram.bars) == 40, histogram.name
@@ -355,7 +355,7 @@ def test_nothing_left_out_is_said(tmp_path):
 def test_a_dataset_without_samples_can_be_looked_at(tmp_path):
     folder = write_dataset(tmp_path / "clips", [], (reject("a.mp4", "read", "empty_file", "the file is empty"),))
     survey = survey_dataset(folder)
-    assert (survey.buckets, survey.splits, survey.num_captions) == ((), {}, 0)
+    assert (survey.manifest.buckets, survey.splits, survey.num_captions) == ([], {}, 0)
     assert "0 samples" in describe_folder(folder)
     assert "1 sources = 0 in shards" in Page(show_folder(folder, tmp_path / "look", 24)[0]).text
 

@@ -14,7 +14,7 @@ from data.probe import VideoError
 from data.sources import Source, SourceError, list_sources, listing_fingerprint, local_copy
 from data.synthetic import combinations, random_scene, render
 from data.video import Stretch, encode_clip
-from pipeline.shard import CutConfig, ShardConfig, prepare_source
+from pipeline.cut import CutConfig, ShardConfig, prepare_source
 
 BUCKETS = (Bucket(num_frames=5, height=32, width=32, fps=8),)
 CUT = CutConfig(BUCKETS, {}, ShardConfig(buckets=BUCKETS, max_clips_per_video=9))
