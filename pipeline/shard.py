@@ -86,12 +86,20 @@ def read_commit(path: Path) -> ShardCommit | None:
 
 
 def forget_quarantined(output_dir: Path) -> None:
-    """Undo the shards that sources are missing from, so that the next start tries those again."""
+    """Undo the shards that sources are missing from, so that the next start tries those again.
+
+    And those after them, where duplicates are looked for: which clips they keep depends on the clips before.
+    """
+    is_undone = False
     for path in sorted(output_dir.glob("shard-*.tar")):
         commit = read_commit(path)
-        if commit is not None and any(report.quarantined is not None for report in commit.reports):
+        if commit is None:
+            continue
+        compares = any(clip.perceptual_hash is not None for report in commit.reports for clip in report.clips)
+        if (compares and is_undone) or any(report.quarantined is not None for report in commit.reports):
             path.with_suffix(COMMIT_SUFFIX).unlink()
             (output_dir / MANIFEST_NAME).unlink(missing_ok=True)
+            is_undone = True
 
 
 @dataclass

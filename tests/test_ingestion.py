@@ -12,14 +12,14 @@ import pytest
 
 from data.buckets import Bucket
 from data.filters import FilterConfig
-from data.ledger import LedgerError, balance
+from data.ledger import LedgerError, balance, reject
 from data.shards import QUARANTINE_NAME, Manifest, read_index, read_manifest, read_rejections
 from data.sources import list_folder
 from data.synthetic import combinations, random_scene, render
 from data.video import encode_clip
 from launch.inspection import describe_folder
-from pipeline.cut import ShardConfig
-from pipeline.shard import make_shards
+from pipeline.cut import ShardConfig, SourceReport
+from pipeline.shard import COMMIT_SUFFIX, commit_shard, forget_quarantined, make_shards, read_commit
 
 
 def ingest(source_dir: Path, output_dir: Path, config: ShardConfig) -> Manifest:
@@ -138,3 +138,29 @@ def test_what_is_filtered_does_not_depend_on_who_was_quicker(cluster, tmp_path):
         (output / name).with_suffix(".commit.json").unlink()
         again = make_shards(list_folder(videos), output, config, 2)
         assert again.model_dump() == manifests[0].model_dump()
+
+
+def test_a_retried_source_takes_its_duplicates_out_of_later_shards(cluster, tmp_path):
+    """It was lost at first, so that a later copy was kept in its place."""
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    for number, scene in enumerate((0, 1, 0, 2)):
+        clip = np.clip(render(random_scene(0, scene, combinations()), 12, 96).astype(int) + 30, 0, 255)
+        (videos / f"{number}.mp4").write_bytes(encode_clip(clip.astype(np.uint8), 8, crf=14 + number))
+    config = ShardConfig(
+        buckets=(Bucket(num_frames=9, height=32, width=32, fps=8),),
+        videos_per_shard=1,
+        filters=FilterConfig(duplicate_bits=6),
+    )
+    clips_dir = tmp_path / "clips"
+    undisturbed = ingest(videos, clips_dir, config)
+    assert [row.source for row in read_index(clips_dir)] == ["0.mp4", "1.mp4", "3.mp4"]
+    first, *later = sorted(clips_dir.glob("shard-*.tar"))
+    lost = SourceReport(source="0.mp4", quarantined=reject("0.mp4", "decode", "crashed", "it crashed 3 workers"))
+    commit_shard(first, read_commit(first).made_from, [lost])  # as if its decoder had been killed
+    for path in later:
+        path.with_suffix(COMMIT_SUFFIX).unlink()
+    ingest(videos, clips_dir, config)
+    assert [row.source for row in read_index(clips_dir)] == ["1.mp4", "2.mp4", "3.mp4"]
+    forget_quarantined(clips_dir)
+    assert ingest(videos, clips_dir, config) == undisturbed
