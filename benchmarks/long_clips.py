@@ -29,7 +29,7 @@ from pipeline.encode import EncodeConfig, Encoder
 from pipeline.train_dit import AUTOENCODER_NAME
 
 RESULT = Path(__file__).parent / "results" / "long_clips.json"
-LENGTHS, SIDE, CHUNK_FRAMES = (101, 401, 1601), 128, 100
+LENGTHS, SIDE, CHUNK_FRAMES = (401, 801, 1601), 128, 100
 
 
 def peaks_mib(folder: Path, runs: list[tuple[ShardRecord, EncodeConfig]]) -> list[float]:

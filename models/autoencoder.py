@@ -111,7 +111,7 @@ class Posterior:
 
 @dataclass
 class Past:
-    """What a chunk of a clip needs of the chunks before it; one for each clip and network, empty before the first.
+    """What a chunk needs of the chunks before it; one for each clip that is encoded or decoded, empty before the first.
 
     It holds two frames for each convolution over time, however many frames have passed.
     """
