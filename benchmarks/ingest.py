@@ -236,8 +236,7 @@ def measure_stage(scratch: Path) -> dict[str, Any]:
         "videos": len(sources),
         "clips": manifest.num_samples,
         "wall_seconds": seconds,
-        "overhead_bytes_per_clip": (disk - sum(row.size for row in read_index(scratch / "clips")))
-        / manifest.num_samples,
+        "overhead_bytes_per_clip": (disk - sum(read_index(scratch / "clips").values("size"))) / manifest.num_samples,
         "peak_pss_mib": peak,
     }
 

@@ -199,7 +199,7 @@ class Road:
             "model": section.model.model_dump(),
             "flow": section.flow.model_dump(),
         } | self._weights()
-        self._warn_of_cut_captions([row.caption for row in read_index(latents_dir)])
+        self._warn_of_cut_captions(read_index(latents_dir).values("caption"))
         manifest = read_manifest(latents_dir)
         assert manifest.latent_stats is not None
         task = DiTTask(
@@ -298,7 +298,7 @@ class Road:
                 for c in held_out_combinations()
                 for number in range(config.evaluate.prompts_per_combination)
             ]
-        captions = sorted({row.caption for row in read_index(self.dir / "clips")})[:32]
+        captions = sorted(set(read_index(self.dir / "clips").values("caption")))[:32]
         return [Prompt(prompt=caption, seed=number) for caption in captions for number in range(2)]
 
     def _train(self, name: str, folder: str, task: TrainTask, config: TrainConfig, inputs: dict[str, Any]) -> None:
