@@ -29,6 +29,8 @@ import matplotlib as mpl
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from safetensors.torch import load, save
 from webdataset.compat import WebDataset
@@ -39,9 +41,10 @@ from data.latents import read_latents
 from data.loader import Sample, Stream, Subset
 from data.plan import BatchPlan, Part
 from data.publish import publish_text
-from data.shards import read_index, write_index, write_shard
+from data.shards import INDEX_NAME, read_index, write_index, write_shard
 
 NUM_SHARDS, SHARD_SAMPLES, BATCH, ROUNDS, EPOCHS = 8, 100, 8, 7, 20
+NUM_INDEX_ROWS = 1_000_000
 SHAPES = ((8, 5, 8, 8), (16, 16, 16, 32))  # 10 KiB as in the demo, 512 KiB
 RESULT = Path(__file__).parent / "results" / "data.json"
 PLANNING_IMAGE = Path(__file__).resolve().parent.parent / "docs" / "images" / "planning.png"
@@ -71,6 +74,17 @@ class Planning:
     resume_seconds: float  # the first batch at a far cursor
     batch_milliseconds: float  # each of the next 100 batches of 256, across blocks
     peak_mib: float
+
+
+@dataclass(frozen=True)
+class IndexCost:
+    """The index in memory."""
+
+    num_samples: int
+    read_cpu_seconds: float
+    bytes_per_sample: float  # of them:
+    caption_bytes_per_sample: float
+    row_microseconds: float  # CPU time to make one row
 
 
 def write_dataset(folder: Path, shape: tuple[int, ...]) -> Subset:
@@ -199,15 +213,33 @@ def draw_planning(rows: list[Planning]) -> None:
     figure.savefig(PLANNING_IMAGE, dpi=110)
 
 
-def index_bytes_per_sample(folder: Path) -> float:
-    """What a row of the index takes in memory."""
-    subset = write_dataset(folder, (1, 1, 1, 1))
-    write_index(folder, list(subset.rows))
+def measure_index(folder: Path) -> IndexCost:
+    """An index of a million rows: those of a small dataset, again and again."""
+    write_index(folder, write_dataset(folder, (1, 1, 1, 1)).rows)
+    table = pq.read_table(folder / INDEX_NAME)
+    table = pa.concat_tables([table] * (NUM_INDEX_ROWS // table.num_rows))
+    pq.write_table(table, folder / INDEX_NAME)
+    del table
+    begun = time.process_time()
+    read_index(folder)
+    seconds = time.process_time() - begun
+    arrow = pa.total_allocated_bytes()
     tracemalloc.start()
-    rows = read_index(folder)
-    held = tracemalloc.get_traced_memory()[0]
+    index = read_index(folder)
+    held = tracemalloc.get_traced_memory()[0] + pa.total_allocated_bytes() - arrow
     tracemalloc.stop()
-    return held / len(rows)
+    begun = time.process_time()
+    for number in range(0, len(index), 100):
+        index[number]
+    made = time.process_time() - begun
+    captions = sum(map(len, index.values("caption")))
+    return IndexCost(
+        num_samples=len(index),
+        read_cpu_seconds=seconds,
+        bytes_per_sample=held / len(index),
+        caption_bytes_per_sample=captions / len(index),
+        row_microseconds=1e6 * made / (len(index) / 100),
+    )
 
 
 def resident_mib_by_epoch(subset: Subset) -> list[float]:
@@ -238,13 +270,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         loading = [measure_loading(Path(scratch) / str(number), shape) for number, shape in enumerate(SHAPES)]
         memory = resident_mib_by_epoch(write_dataset(Path(scratch) / "memory", SHAPES[0]))
-        index_bytes = index_bytes_per_sample(Path(scratch) / "index")
+        index = measure_index(Path(scratch) / "index")
     planning = [measure_planning(num_shards) for num_shards in (100, 1000, 10_000, 100_000)]
     figures = {
         "loading": [asdict(row) for row in loading],
         "planning": [asdict(row) for row in planning],
         "epoch_of_100000_seconds": epoch_plan_seconds(),
-        "index_bytes_per_sample": index_bytes,
+        "index": asdict(index),
         "resident_mib_by_epoch": memory,
         "peak_resident_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "webdataset": version("webdataset"),
@@ -263,7 +295,10 @@ def main() -> None:
             f"{row.peak_mib:.1f} MiB"
         )
     print(f"all batches of an epoch of 100,000: {figures['epoch_of_100000_seconds']:.2f} s")
-    print(f"the index in memory: {index_bytes:.0f} bytes a sample")
+    print(
+        f"an index of {index.num_samples:,}: read in {index.read_cpu_seconds:.1f} CPU s, {index.bytes_per_sample:.0f} "
+        f"bytes a sample ({index.caption_bytes_per_sample:.0f} its caption), {index.row_microseconds:.1f} us a row"
+    )
     draw_planning(planning)
     print(f"resident memory over {EPOCHS} epochs: {memory[0]:.0f} MiB after the first, {memory[-1]:.0f} after the last")
     publish_text(RESULT, json.dumps(figures, indent=1) + "\n")

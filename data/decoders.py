@@ -11,7 +11,7 @@ from functools import lru_cache
 from importlib.util import find_spec
 from itertools import chain, dropwhile
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import av
 import av.container
@@ -28,7 +28,6 @@ from data.probe import Probe, VideoError
 
 DECORD_ERRORS = (DECORDError, RuntimeError)  # the second where it cannot open a file at all
 DECORD_STAMP_SECONDS = 2e-3  # decord keeps time stamps in single precision
-BLOCK_BYTES = 2**26  # of pixels asked of decord in one call; `reader[index]` does not notice padded rows
 
 Frame = UInt8[np.ndarray, "h w 3"]
 Clock = Literal["pts", "dts"]  # when a frame is shown, or when it is decoded
@@ -76,16 +75,42 @@ def _decord_timeline(path: Path, probe: Probe) -> Timeline | None:
         return None
     if np.abs(stamps[:, 0] - probe.times_seconds).max() > DECORD_STAMP_SECONDS:
         return None
-    block = max(1, BLOCK_BYTES // (3 * probe.height * probe.width))
 
     def read(indices: list[int]) -> Iterator[Frame]:
-        try:
-            for start in range(0, len(indices), block):
-                yield from reader.get_batch(indices[start : start + block]).asnumpy()
-        except DECORD_ERRORS as error:  # frames whose width its padding does not divide, damage further on
-            raise UnfitDecoderError(str(error)) from error
+        for index in indices:
+            yield _decord_frame(reader, index, (probe.height, probe.width, 3))
 
     return Timeline(probe.times_seconds, read, "decord")
+
+
+class _Lent:
+    """An array of decord's for numpy to look into: `asnumpy` copies it, `get_batch` even twice."""
+
+    def __init__(self, array: decord.ndarray.NDArray) -> None:
+        self._array = array
+
+    def __dlpack__(self, **_: object) -> Any:  # noqa: ANN401 - a capsule, which has no type before Python 3.13
+        return self._array.to_dlpack()
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 1, 0  # DLPack's number for the CPU
+
+
+def _decord_frame(reader: decord.VideoReader, index: int, shape: tuple[int, int, int]) -> Frame:
+    """One frame in decord's own memory, which lives as long as the array; not to be written to.
+
+    Raises:
+        UnfitDecoderError: it cannot be read.
+    """
+    try:
+        frame = np.from_dlpack(_Lent(reader[index]))
+    except StopIteration as error:  # fewer frames come out than there are packets
+        raise UnfitDecoderError(f"no frame {index} comes out of decord") from error
+    except DECORD_ERRORS as error:  # damage further on
+        raise UnfitDecoderError(str(error)) from error
+    if frame.shape != shape:  # padded rows count as more colours
+        raise UnfitDecoderError(f"decord gives a frame of {frame.shape}, not {shape}")
+    return frame
 
 
 @lru_cache(maxsize=1)

@@ -5,18 +5,20 @@ samples on one worker or on sixty-four, with one reader or many, before and afte
 """
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import TypeVar
 
 from data.buckets import Bucket
 from data.buffers import BufferPool
 from data.cache import CacheConfig, ShardCache
+from data.index import IndexRow, chosen, values
 from data.plan import Address, BatchPlan, Part
-from data.shards import DatasetError, IndexRow, PayloadReader, shape_of
+from data.shards import DatasetError, PayloadReader, shape_of
 
 T = TypeVar("T")
 MAX_SUBSTITUTES = 8
@@ -42,22 +44,22 @@ class Subset:
 
     def part(self) -> Part:
         """What the plan needs to know."""
-        sizes = tuple(sum(1 for _ in rows) for _, rows in groupby(self.rows, key=lambda row: row.shard))
+        sizes = tuple(sum(1 for _ in shard) for _, shard in groupby(values(self.rows, "shard")))
         return Part(self.bucket.name, sizes, self.weight * len(self.rows))
 
 
-def subsets_of(dataset_dir: Path, rows: Iterable[IndexRow], weights: Mapping[str, float]) -> list[Subset]:
+def subsets_of(dataset_dir: Path, rows: Sequence[IndexRow], weights: Mapping[str, float]) -> list[Subset]:
     """Samples of a dataset by shape and, in a mix, by the dataset they come from.
 
     Args:
         rows: in order of the shards.
         weights: of the datasets of the mix, by name; 1 where none is given.
     """
-    groups: dict[tuple[str, str], list[IndexRow]] = {}
-    for row in rows:
-        groups.setdefault((row.bucket, row.dataset), []).append(row)
+    groups: dict[tuple[str, str], list[int]] = {}
+    for number, group in enumerate(zip(values(rows, "bucket"), values(rows, "dataset"), strict=True)):
+        groups.setdefault(group, []).append(number)
     return [
-        Subset(dataset_dir, groups[group], shape_of(groups[group][0]), weights.get(group[1], 1.0))
+        Subset(dataset_dir, chosen(rows, groups[group]), shape_of(rows[groups[group][0]]), weights.get(group[1], 1.0))
         for group in sorted(groups)
     ]
 
@@ -91,8 +93,9 @@ def check_shards(subset: Subset) -> None:
     """
     if not subset.rows:
         raise DatasetError(f"{subset.dataset_dir} has no samples to train on")
-    for shard, rows in groupby(subset.rows, key=lambda row: row.shard):
-        path, needed = subset.dataset_dir / shard, max(row.offset + row.size for row in rows)
+    places = zip(*(values(subset.rows, name) for name in ("shard", "offset", "size")), strict=True)
+    for shard, here in groupby(places, key=itemgetter(0)):
+        path, needed = subset.dataset_dir / shard, max(offset + size for _, offset, size in here)
         if not path.is_file():
             raise DatasetError(f"{path} is missing although the index names it; make {subset.dataset_dir} again")
         if path.stat().st_size < needed:
@@ -186,15 +189,20 @@ class Stream:
         memory, samples = self._memory.take(sum(row.size for row in rows)), []
         for slot, address, row in zip(slots, addresses, rows, strict=True):
             payload, memory = memory[: row.size], memory[row.size :]
-            samples.append(self._read_or_substitute(readers, step, slot, address, payload))
+            samples.append(self._read_or_substitute(readers, step, slot, address, row, payload))
         return samples
 
     def _read_or_substitute(
-        self, readers: list[PayloadReader], step: int, slot: int, address: Address, payload: memoryview
+        self,
+        readers: list[PayloadReader],
+        step: int,
+        slot: int,
+        address: Address,
+        row: IndexRow,
+        payload: memoryview,
     ) -> Sample:
         position, reason = address.position, ""
         for _ in range(MAX_SUBSTITUTES):
-            row = self._subsets[address.part].rows[address.sample]
             try:
                 readers[address.part].read_into(row, payload)
                 return Sample(position, row, payload)
@@ -203,5 +211,6 @@ class Stream:
                 self._skipped.append(SkippedSample(position, row.key, reason))
             slot += self.plan.batch_size(step)
             (address,) = self.plan.addresses(step, range(slot, slot + 1))
-            payload = self._memory.take(self._subsets[address.part].rows[address.sample].size)
+            row = self._subsets[address.part].rows[address.sample]
+            payload = self._memory.take(row.size)
         raise DatasetError(f"{MAX_SUBSTITUTES} samples in a row cannot be read, the last one because {reason}")

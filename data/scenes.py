@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from data.decoders import Timeline
-from data.video import resize_and_crop
+from data.resize import resize_and_crop
 
 SceneDetection = Literal["off", "content"]
 DETECT_HEIGHT, DETECT_WIDTH = 144, 256  # cuts show at this size as well, at a fraction of the work

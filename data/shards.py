@@ -14,7 +14,7 @@ import os
 import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
@@ -26,7 +26,8 @@ from xxhash import xxh3_64_hexdigest
 
 from data.buckets import Bucket
 from data.cache import ShardCache
-from data.clip import CAPTION_MEMBER, RECORD_MEMBER, ClipRecord, Decoder, Split
+from data.clip import CAPTION_MEMBER, RECORD_MEMBER, ClipRecord, Split
+from data.index import Index, IndexRow
 from data.ledger import LedgerCounts, Reason, Rejection
 from data.publish import publish_text, published
 from data.tarfiles import TarError, read_samples
@@ -112,34 +113,6 @@ class Manifest(BaseModel):
     latent_stats: LatentStats | None = None
     text_encoder: TextEncoderRecord | None = None  # of latents; None: captions are read by the DiT, as bytes
     num_cut_captions: int = 0  # by the text encoder, which reads the first max_tokens
-
-
-@dataclass(frozen=True)
-class IndexRow:
-    """One sample of a dataset: its address and its metadata."""
-
-    key: str
-    shard: str
-    offset: int  # of the payload inside the shard, bytes
-    size: int
-    xxh3: str  # of the payload: XXH3-64, as 16 hexadecimal digits
-    caption_offset: int
-    caption_size: int
-    record_offset: int
-    record_size: int
-    caption: str
-    dataset: str  # of a mix, the one its source belongs to
-    bucket: str  # name of its shape
-    split: Split
-    source: str
-    start_seconds: float  # of the clip in its source
-    end_seconds: float
-    decoder: Decoder
-    variant: str  # how it was augmented; empty: not at all
-    num_frames: int
-    height: int
-    width: int
-    fps: float
 
 
 def write_shard(
@@ -268,7 +241,7 @@ def content_fingerprint(shards: Iterable[ShardRecord]) -> str:
     return sha256("\n".join(shard.sha256 for shard in shards).encode()).hexdigest()[:20]
 
 
-def write_index(dataset_dir: Path, rows: list[IndexRow]) -> None:
+def write_index(dataset_dir: Path, rows: Iterable[IndexRow]) -> None:
     """Publish the index of a dataset."""
     table = pa.Table.from_pylist([asdict(row) for row in rows])
     with published(dataset_dir / INDEX_NAME) as temporary:
@@ -286,10 +259,10 @@ def read_rejections(path: Path) -> list[Rejection]:
     return [Rejection.model_validate_json(line) for line in lines if line]
 
 
-def read_index(dataset_dir: Path, split: Split | None = None) -> list[IndexRow]:
+def read_index(dataset_dir: Path, split: Split | None = None) -> Index:
     """Every sample of a dataset, or of one split of it, in order of the shards."""
     wanted = None if split is None else [("split", "=", split)]
-    return [IndexRow(**row) for row in pq.read_table(dataset_dir / INDEX_NAME, filters=wanted).to_pylist()]
+    return Index.of(pq.read_table(dataset_dir / INDEX_NAME, filters=wanted))
 
 
 def read_manifest(dataset_dir: Path) -> Manifest:

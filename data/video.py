@@ -22,6 +22,7 @@ from data.buckets import Bucket, SourceShape, bucket_for, cropped_share
 from data.clip import Decoder
 from data.decoders import DECORD_ERRORS, Timeline, UnfitDecoderError, timelines
 from data.probe import VideoError, probe_video
+from data.resize import Box, crop_box, resize_and_crop
 
 # What a source folder is searched for.
 CONTAINERS = ("3gp", "avi", "flv", "m2ts", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "mts", "ogv", "ts", "webm", "wmv")
@@ -30,11 +31,9 @@ IMAGE_SUFFIXES = frozenset((".jpeg", ".jpg", ".png", ".webp"))  # one-frame vide
 MIN_OVERHANG = 0.05  # share of the picture below which several crops would be nearly the same
 TIE_SECONDS = 5e-4  # time stamps are rounded numbers: a frame that begins this much late still begins "now"
 
-REDUCING_GAP = 3.0  # the bicubic step still shrinks at least this much: within 3 of 255 of shrinking in one step
 FRAMES_AHEAD = 8  # asked of decord in one call; one by one it does not notice padded rows
 
 Frames = UInt8[np.ndarray, "t h w 3"]
-Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels
 TextMeasure = Callable[[UInt8[np.ndarray, "h w 3"], Box], float]
 
 
@@ -271,31 +270,6 @@ def plan_spans(
             f"{shortest.num_frames} frames at {shortest.fps:g} fps needs {shortest.duration_seconds:.2f} s",
         )
     return spans
-
-
-def crop_box(source_height: int, source_width: int, height: int, width: int, position: float = 0.5) -> Box:
-    """The part of a picture that is kept when it is to cover `height` x `width` at `position` (`resize_and_crop`)."""
-    scale = max(height / source_height, width / source_width)
-    crop_height, crop_width = height / scale, width / scale
-    left, top = (source_width - crop_width) * position, (source_height - crop_height) * position
-    # Rounded sums may lie a hair outside the picture, which Pillow refuses.
-    return max(left, 0), max(top, 0), min(left + crop_width, source_width), min(top + crop_height, source_height)
-
-
-def resize_and_crop(frames: Frames, height: int, width: int, position: float = 0.5) -> Frames:
-    """Cover `height` x `width` keeping the aspect ratio, cutting the overhang.
-
-    Args:
-        position: of what is kept, from 0 (left, top) to 1 (right, bottom).
-    """
-    _, source_height, source_width, _ = frames.shape
-    box = crop_box(source_height, source_width, height, width, position)
-    images = (Image.fromarray(np.ascontiguousarray(frame)) for frame in frames)
-    # Pictures more than six times as large are averaged over whole pixels first: a fifth of the work at 1080p.
-    sized = (
-        image.resize((width, height), Image.Resampling.BICUBIC, box=box, reducing_gap=REDUCING_GAP) for image in images
-    )
-    return np.stack([np.asarray(image) for image in sized])
 
 
 def decode_clip(content: bytes | memoryview) -> Frames:

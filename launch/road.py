@@ -312,7 +312,7 @@ class Road:
                 for c in held_out_combinations()
                 for number in range(config.evaluate.prompts_per_combination)
             ]
-        captions = sorted({row.caption for row in read_index(self.dir / "clips")})[:32]
+        captions = sorted(set(read_index(self.dir / "clips").values("caption")))[:32]
         return [Prompt(prompt=caption, seed=number) for caption in captions for number in range(2)]
 
     def _train(self, name: str, folder: str, task: TrainTask, config: TrainConfig, inputs: dict[str, Any]) -> None:
@@ -388,7 +388,7 @@ class Road:
                     "keep them whole"
                 )
             return
-        captions = [row.caption for row in read_index(self.dir / "latents")]
+        captions = read_index(self.dir / "latents").values("caption")
         limit = self.config.dit.model.text.max_bytes
         lengths = [len(caption.encode()) for caption in captions]
         num_cut = sum(length > limit for length in lengths)

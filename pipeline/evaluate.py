@@ -74,8 +74,8 @@ def count(verdicts: list[dict[str, bool]]) -> Share:
 
 def held_out_rows(dataset_dir: Path, limit: int) -> list[IndexRow]:
     """Clips of the validation split, or of the training split of a dataset too small to have one."""
-    rows = read_index(dataset_dir)
-    return ([row for row in rows if row.split == "validation"] or rows)[:limit]
+    rows = read_index(dataset_dir, "validation") or read_index(dataset_dir)
+    return list(rows[:limit])
 
 
 def measure_reconstruction(

@@ -52,7 +52,7 @@ class PreviewedTask(Protocol):
 def fixed_prompts(dataset_dir: Path) -> list[str]:
     """The first few different captions of the held-out clips, or where none are held out, of all."""
     rows = read_index(dataset_dir, "validation") or read_index(dataset_dir, "train")
-    return list(dict.fromkeys(row.caption for row in rows))[:NUM_PROMPTS]
+    return list(dict.fromkeys(rows.values("caption")))[:NUM_PROMPTS]
 
 
 class Previews:

@@ -41,8 +41,7 @@ def training_subsets(dataset_dir: Path, weights: Weights) -> list[Subset]:
     Raises:
         DatasetError: it is empty.
     """
-    rows = (row for row in read_index(dataset_dir) if row.split == "train")
-    subsets = subsets_of(dataset_dir, rows, dict(weights))
+    subsets = subsets_of(dataset_dir, read_index(dataset_dir, "train"), dict(weights))
     if not subsets:
         raise DatasetError(f"{dataset_dir} has no samples to train on; lower data.validation_fraction or add videos")
     return subsets

@@ -6,16 +6,17 @@ computed alone, and the sums are taken in the order of the clips, so the number 
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import chain, zip_longest
+from itertools import chain, islice, zip_longest
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
 
+from data.index import IndexRow, values
 from data.publish import publish_text
-from data.shards import DatasetError, IndexRow, PayloadReader, read_index
+from data.shards import DatasetError, PayloadReader, read_index
 from pipeline.agree import from_every_rank, from_rank_zero
 from pipeline.ema import ShardedEma, averaged_weights
 from pipeline.metrics import MetricsWriter, read_lines
@@ -50,13 +51,14 @@ class ValidationRow:
     num_clips: int
 
 
-def held_out(rows: Iterable[IndexRow], max_clips: int) -> list[IndexRow]:
+def held_out(rows: Sequence[IndexRow], max_clips: int) -> list[IndexRow]:
     """The clips to validate on: the first of every bucket by key, then the second of each, and so on."""
-    buckets: dict[str, list[IndexRow]] = defaultdict(list)
-    for row in sorted(rows, key=lambda row: (row.bucket, row.key)):
-        buckets[row.bucket].append(row)
+    buckets: dict[str, list[int]] = defaultdict(list)
+    places = zip(values(rows, "bucket"), values(rows, "key"), range(len(rows)), strict=True)
+    for bucket, _, number in sorted(places):
+        buckets[bucket].append(number)
     turns = chain.from_iterable(zip_longest(*buckets.values()))
-    return [row for row in turns if row is not None][:max_clips]
+    return [rows[number] for number in islice((turn for turn in turns if turn is not None), max_clips)]
 
 
 def read_validation(run_dir: Path) -> list[ValidationRow]:

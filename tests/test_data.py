@@ -166,6 +166,17 @@ def test_resizing_large_pictures_in_two_steps_shows_as_much_as_in_one():
     assert np.abs(resize_and_crop(frame[None], 96, 128)[0].astype(int) - exact).max() <= 3
 
 
+@pytest.mark.parametrize(("shape", "position"), [((1080, 1920), 0.5), ((1080, 1920), 0.3), ((777, 433), 1.0)])
+def test_resizing_copies_only_what_it_needs_and_changes_no_bit(shape, position):
+    height, width = shape
+    frame = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    side = min(shape)
+    left, top = (width - side) * position, (height - side) * position
+    box = (left, top, min(left + side, width), min(top + side, height))
+    whole = Image.fromarray(frame).resize((64, 64), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0)
+    np.testing.assert_array_equal(resize_and_crop(frame[None], 64, 64, position)[0], np.asarray(whole))
+
+
 @pytest.mark.parametrize("size", [(1, 1), (3, 5), (7, 13), (121, 161), (2160, 3840)])
 def test_resize_takes_pictures_of_any_size(size):
     for height, width in ((32, 32), (48, 32), (64, 112)):

@@ -1,0 +1,149 @@
+"""The index of a dataset in memory: columns, from which a row is made when it is asked for.
+
+A million samples take some two hundred bytes each and their captions, where a record of each would take 1.5 kB.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Self, cast, get_type_hints, overload
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Int
+
+from data.clip import Decoder, Split
+
+
+@dataclass(frozen=True)
+class IndexRow:
+    """One sample of a dataset: its address and its metadata."""
+
+    key: str
+    shard: str
+    offset: int  # of the payload inside the shard, bytes
+    size: int
+    xxh3: str  # of the payload: XXH3-64, as 16 hexadecimal digits
+    caption_offset: int
+    caption_size: int
+    record_offset: int
+    record_size: int
+    caption: str
+    dataset: str  # of a mix, the one its source belongs to
+    bucket: str  # name of its shape
+    split: Split
+    source: str
+    start_seconds: float  # of the clip in its source
+    end_seconds: float
+    decoder: Decoder
+    variant: str  # how it was augmented; empty: not at all
+    num_frames: int
+    height: int
+    width: int
+    fps: float
+
+
+NAMES = tuple(field.name for field in fields(IndexRow))
+NUMBERS = {name: kind for name, kind in get_type_hints(IndexRow).items() if kind in (int, float)}
+OWN_TEXTS = frozenset({"key", "xxh3", "caption", "source"})  # of each row its own; the others are a few, repeated
+
+
+@dataclass(frozen=True)
+class Labels:
+    """A column of a few texts, repeated."""
+
+    names: list[str]
+    codes: Int[np.ndarray, " n"]  # index into `names`
+
+    def item(self, number: int) -> str:
+        """The text of a row."""
+        return self.names[self.codes.item(number)]
+
+
+@dataclass(frozen=True)
+class Texts:
+    """A column of texts of their own."""
+
+    array: pa.LargeStringArray
+
+    def item(self, number: int) -> str:
+        """The text of a row."""
+        return cast("str", self.array[number].as_py())
+
+
+Column = np.ndarray | Labels | Texts
+
+
+class Index(Sequence[IndexRow]):
+    """Rows by number, and whole columns without making rows."""
+
+    def __init__(self, columns: dict[str, Column], length: int) -> None:
+        self._columns, self._length = columns, length
+
+    @classmethod
+    def of(cls, table: pa.Table) -> Self:
+        """The rows of a table with a column for each field of `IndexRow`; an empty one may have no columns."""
+        if table.num_rows == 0:
+            return cls({}, 0)
+        return cls({name: _column(name, table.column(name)) for name in NAMES}, table.num_rows)
+
+    def __len__(self) -> int:
+        return self._length
+
+    @overload
+    def __getitem__(self, number: int) -> IndexRow: ...
+    @overload
+    def __getitem__(self, number: slice) -> Self: ...
+    def __getitem__(self, number: int | slice) -> IndexRow | Self:
+        if isinstance(number, slice):
+            return self.take(np.arange(self._length)[number])
+        if not -self._length <= number < self._length:
+            raise IndexError(f"no row {number} in an index of {self._length}")
+        number %= self._length
+        cells: list[Any] = [column.item(number) for column in self._columns.values()]
+        return IndexRow(*cells)
+
+    def take(self, numbers: Int[np.ndarray, " m"]) -> Self:
+        """Some rows, in the order given."""
+        return type(self)({name: _taken(column, numbers) for name, column in self._columns.items()}, len(numbers))
+
+    def values(self, name: str) -> list[Any]:
+        """A field of every row."""
+        if self._length == 0:
+            return []
+        column = self._columns[name]
+        if isinstance(column, Labels):
+            return np.array(column.names, object)[column.codes].tolist()
+        return column.array.to_pylist() if isinstance(column, Texts) else column.tolist()
+
+
+def values(rows: Sequence[IndexRow], name: str) -> list[Any]:
+    """A field of every row, of an index without making rows."""
+    return rows.values(name) if isinstance(rows, Index) else [getattr(row, name) for row in rows]
+
+
+def chosen(rows: Sequence[IndexRow], numbers: Iterable[int]) -> Sequence[IndexRow]:
+    """Some rows, in the order given: of an index an index, of a list a list."""
+    if isinstance(rows, Index):
+        return rows.take(np.fromiter(numbers, np.int64))
+    return [rows[number] for number in numbers]
+
+
+def _column(name: str, values: pa.ChunkedArray) -> Column:
+    if name in NUMBERS:
+        return values.to_numpy().astype(NUMBERS[name], copy=False)
+    if name in OWN_TEXTS:
+        return Texts(_joined(values.cast(pa.large_string())))
+    labels = cast("pa.DictionaryArray", _joined(values.dictionary_encode()))
+    return Labels(labels.dictionary.to_pylist(), labels.indices.to_numpy().astype(np.int32))
+
+
+def _taken(column: Column, numbers: Int[np.ndarray, " m"]) -> Column:
+    if isinstance(column, Labels):
+        return Labels(column.names, column.codes[numbers])
+    return Texts(column.array.take(pa.array(numbers))) if isinstance(column, Texts) else column[numbers]
+
+
+def _joined(values: pa.ChunkedArray) -> pa.Array:
+    """In one piece."""
+    joined = values.combine_chunks()
+    return pa.concat_arrays(joined.chunks) if isinstance(joined, pa.ChunkedArray) else joined
