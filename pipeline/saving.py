@@ -42,7 +42,7 @@ from pipeline.checkpoint import (
 from pipeline.ema import ShardedEma
 from pipeline.zero import ZeroTrainer
 
-BYTES_PER_VALUE = 4 * 4  # master weight, two moments and EMA, float32
+BYTES_PER_VALUE = 4  # float32
 
 
 class SaveError(CheckpointError):
@@ -167,6 +167,7 @@ class CheckpointSaver:
             world_size=self._trainer.world_size,
             zero_stage=self._trainer.stage,
             parameters=self._trainer.shapes,
+            averages=list(self._ema.averages),
             files=files,
             num_skipped_updates=pending.num_skipped,
             provenance=self._contents.provenance,
@@ -194,7 +195,7 @@ def _snapshot(trainer: ZeroTrainer, ema: ShardedEma) -> tuple[dict[str, Tensor],
     """Copies in host memory of this rank's fragments, and where in its parameter each begins."""
     tensors = {}
     for fragment in trainer.fragments:
-        views = fragment.tensors() | {"ema": ema.values[fragment.name]}
+        views = fragment.tensors() | {name: average[fragment.name] for name, average in ema.averages.items()}
         tensors |= {f"{kind}/{fragment.name}": view.to("cpu", copy=True) for kind, view in views.items()}
     return tensors, {fragment.name: fragment.start for fragment in trainer.fragments}
 
@@ -259,13 +260,14 @@ def remove_superseded(run_dir: Path, newest_step: int, retention: Retention) -> 
         remove_folder(folder)
 
 
-def check_space(run_dir: Path, trainer: ZeroTrainer, contents: Contents, retention: Retention) -> None:
+def check_space(run_dir: Path, trainer: ZeroTrainer, ema: ShardedEma, contents: Contents, retention: Retention) -> None:
     """Refuse a training whose checkpoints will not fit, before its first step; called by all ranks.
 
     Raises:
         CheckpointError: the disk has no room for the checkpoints that are kept and the one being written.
     """
-    each = sum(prod(shape) for shape in trainer.shapes.values()) * BYTES_PER_VALUE
+    kinds = 3 + len(ema.averages)  # master weight, two moments, averages
+    each = sum(prod(shape) for shape in trainer.shapes.values()) * kinds * BYTES_PER_VALUE
     each += sum(path.stat().st_size for path in contents.attachments)
     problem = _lack_of_space(run_dir, each, retention.keep_last) if trainer.rank == 0 else None
     if (problem := from_rank_zero(problem)) is not None:

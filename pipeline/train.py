@@ -11,10 +11,10 @@ from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, Self
 
 import torch
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, model_validator
 from torch import nn
 
 from data.buckets import batch_sizes
@@ -24,13 +24,15 @@ from models.layers import BlockStack
 from pipeline.agree import Flags, from_every_rank
 from pipeline.bad_steps import BadSteps
 from pipeline.checkpoint import CheckpointError, load_training_state
-from pipeline.ema import ShardedEma
+from pipeline.ema import FIRST, ShardedEma
+from pipeline.ema_profile import EmaProfiles, FixedDecay, profile_names
 from pipeline.journal import Event, EventKind, append_event
 from pipeline.metrics import DataWait, MetricsWriter, mean_over_ranks
 from pipeline.provenance import provenance
 from pipeline.requests import NOTHING, Requests
 from pipeline.resume import agree_on_resumption, alone_in
 from pipeline.saving import CheckpointSaver, Contents, Retention, check_space
+from pipeline.validation import RAW
 from pipeline.wandb_run import start_wandb
 from pipeline.watch import Watch, WatchConfig, WatchedTask
 from pipeline.watchdog import stall_watch
@@ -61,7 +63,7 @@ class TrainConfig(WatchConfig):
     clip_norm: float = Field(default=1.0, gt=0)
     bad_steps: Literal["stop", "skip"] = "stop"  # whose loss or gradient is not finite, or beyond `max_norm`
     max_norm: float | None = Field(default=None, gt=0)  # of a gradient before clipping, over all workers
-    ema_decay: float = Field(default=0.995, ge=0, lt=1)
+    ema: EmaProfiles = (FixedDecay(decay=0.995),)  # averages of the weights; a number is a fixed decay
     precision: Precision = "auto"
     activation_checkpointing: bool = False  # the DiT's blocks are computed again in backward, for their memory
     compile: bool = False  # by torch.compile, once for each bucket; needs a compiler on every worker
@@ -72,6 +74,24 @@ class TrainConfig(WatchConfig):
     keep_every_steps: int | None = Field(default=None, ge=1)  # and for good those at multiples of this
     log_every_steps: int = Field(default=10, ge=1)
     stall_minutes: float | None = Field(default=10, gt=0)  # without a step: every rank writes its stacks to stalls/
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_old_name(cls, fields: Any) -> Any:  # noqa: ANN401 - what a configuration may hold
+        if isinstance(fields, dict) and "ema_decay" in fields:
+            old = fields["ema_decay"]
+            return {name: value for name, value in fields.items() if name != "ema_decay"} | {"ema": old}
+        return fields
+
+    @model_validator(mode="after")
+    def _check_averages(self) -> Self:
+        names = [FIRST, *profile_names(self.ema)]
+        for field, known in (("validate_weights", [RAW, *names]), ("sample_weights", names)):
+            chosen = getattr(self, field)
+            for name in (chosen,) if isinstance(chosen, str) else chosen:
+                if name not in known:
+                    raise ValueError(f"{field} names {name!r}, but ema gives {', '.join(known)}")
+        return self
 
     @classmethod
     def pacing(cls) -> set[str]:
@@ -188,7 +208,7 @@ def build(task: TrainTask, config: TrainConfig, worker: Worker) -> tuple[ZeroTra
         betas=config.betas,
         clip=config.clip_norm,
     )
-    return trainer, ShardedEma(trainer.fragments, config.ema_decay)
+    return trainer, ShardedEma(trainer.fragments, config.ema)
 
 
 def train(task: TrainTask, config: TrainConfig, run_dir: Path, worker: Worker) -> None:
@@ -211,12 +231,12 @@ def train(task: TrainTask, config: TrainConfig, run_dir: Path, worker: Worker) -
             task.kind, task.trained(), provenance(task.dataset_dir, resumption.checkpoint), task.attachments()
         )
         retention = Retention(config.keep_checkpoints, config.keep_every_steps)
-        check_space(run_dir, trainer, contents, retention)
+        check_space(run_dir, trainer, ema, contents, retention)
         step, cursor, note = 0, 0, ""
         if (checkpoint := resumption.checkpoint) is not None:
-            load_training_state(checkpoint, trainer, ema)
+            begun = [f"the average {name} begins here" for name in load_training_state(checkpoint, trainer, ema)]
             step, cursor = checkpoint.record.step, checkpoint.record.cursor
-            note = "; ".join([*resumption.problems, f"resuming from step {step}"])
+            note = "; ".join([*resumption.problems, *begun, f"resuming from step {step}"])
         saver = stack.enter_context(closing(CheckpointSaver(run_dir, trainer, ema, contents, retention)))
         subsets = task.subsets()
         sizes = batch_sizes([subset.bucket for subset in subsets], config.global_batch, config.batch_multiple)
@@ -253,7 +273,7 @@ def train(task: TrainTask, config: TrainConfig, run_dir: Path, worker: Worker) -
             bad.note(step, losses["total"], trainer)
             step, cursor = step + 1, stream.plan.cursor(step + 1)
             if not trainer.skipped:
-                ema.update(step)
+                ema.update(step - trainer.num_skipped)
             moved()
 
             wish = requests.look() if requests is not None else NOTHING
