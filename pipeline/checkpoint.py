@@ -27,6 +27,7 @@ from torch import Tensor
 
 from data.shards import file_sha256
 from pipeline.ema import FIRST, ShardedEma
+from pipeline.loss_scale import LossScalerState
 from pipeline.zero import ZeroTrainer
 
 SCHEMA_VERSION = 1
@@ -79,6 +80,8 @@ class CheckpointRecord(BaseModel):
     averages: list[str] = [FIRST]  # their names, the first one first; an older program had one, of this name
     files: dict[str, FileRecord]
     num_skipped_updates: int = 0  # steps that changed nothing, which AdamW's bias correction does not count
+    num_overflows: int = 0  # of float16, which changed nothing either
+    loss_scaler: LossScalerState | None = None  # None: it was not float16
     provenance: Provenance | None = None  # None: saved by an older program
     trained: dict[str, Any]  # what was trained: model config, diffusion record, latent statistics, seed, ...
 
@@ -301,8 +304,11 @@ def load_training_state(checkpoint: Checkpoint, trainer: ZeroTrainer, ema: Shard
     for rank in range(checkpoint.record.world_size):
         with _rank_file(checkpoint, rank) as file:
             _load_file(file, json.loads(file.metadata()["starts"]), trainer, averages)
-    trainer.num_skipped = checkpoint.record.num_skipped_updates
-    trainer.restore_step_count(checkpoint.record.step - trainer.num_skipped)
+    record = checkpoint.record
+    trainer.num_skipped, trainer.num_overflows = record.num_skipped_updates, record.num_overflows
+    trainer.restore_step_count(trainer.num_updates(record.step))
+    if trainer.loss_scaler is not None and record.loss_scaler is not None:
+        trainer.loss_scaler.state = record.loss_scaler
     trainer.publish_master()
     loaded = {id(average) for average in averages.values()}
     new = [name for name, average in ema.averages.items() if id(average) not in loaded]

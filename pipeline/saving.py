@@ -40,6 +40,7 @@ from pipeline.checkpoint import (
     whole,
 )
 from pipeline.ema import ShardedEma
+from pipeline.loss_scale import LossScalerState
 from pipeline.zero import ZeroTrainer
 
 BYTES_PER_VALUE = 4  # float32
@@ -80,6 +81,8 @@ class _Pending:
     step: int
     cursor: int
     num_skipped: int
+    num_overflows: int
+    loss_scaler: LossScalerState | None
     folder: Path
     written: "Future[FileRecord]"
 
@@ -120,7 +123,9 @@ class CheckpointSaver:
         tensors, starts = _snapshot(self._trainer, self._ema)
         path = folder / rank_file(self._trainer.rank)
         written = self._executor.submit(write_tensors, path, tensors, {"starts": json.dumps(starts)})
-        self._pending = _Pending(step, cursor, self._trainer.num_skipped, folder, written)
+        trainer, scaler = self._trainer, self._trainer.loss_scaler
+        state = None if scaler is None else scaler.state
+        self._pending = _Pending(step, cursor, trainer.num_skipped, trainer.num_overflows, state, folder, written)
 
     def commit(self) -> None:
         """Publish what every rank has written.
@@ -170,6 +175,8 @@ class CheckpointSaver:
             averages=list(self._ema.averages),
             files=files,
             num_skipped_updates=pending.num_skipped,
+            num_overflows=pending.num_overflows,
+            loss_scaler=pending.loss_scaler,
             provenance=self._contents.provenance,
             trained=self._contents.trained,
         )

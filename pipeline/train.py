@@ -27,6 +27,7 @@ from pipeline.checkpoint import CheckpointError, load_training_state
 from pipeline.ema import FIRST, ShardedEma
 from pipeline.ema_profile import EmaProfiles, FixedDecay, profile_names
 from pipeline.journal import Event, EventKind, append_event
+from pipeline.loss_scale import LossScaling
 from pipeline.metrics import DataWait, MetricsWriter, mean_over_ranks
 from pipeline.provenance import provenance
 from pipeline.requests import NOTHING, Requests
@@ -39,7 +40,7 @@ from pipeline.watchdog import stall_watch
 from pipeline.workers import Worker, WorldSizeError
 from pipeline.zero import ZeroStage, ZeroTrainer
 
-Precision = Literal["auto", "fp32", "bf16"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
 class TrainConfig(WatchConfig):
@@ -65,6 +66,7 @@ class TrainConfig(WatchConfig):
     max_norm: float | None = Field(default=None, gt=0)  # of a gradient before clipping, over all workers
     ema: EmaProfiles = (FixedDecay(decay=0.995),)  # averages of the weights; a number is a fixed decay
     precision: Precision = "auto"
+    loss_scaling: LossScaling = LossScaling()  # of fp16
     activation_checkpointing: bool = False  # the DiT's blocks are computed again in backward, for their memory
     compile: bool = False  # by torch.compile, once for each bucket; needs a compiler on every worker
     zero_stage: ZeroStage = 2
@@ -157,7 +159,7 @@ def autocast_dtype(precision: Precision, device: torch.device) -> torch.dtype | 
     if precision == "auto":
         fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else _cpu_multiplies_bf16()
         return torch.bfloat16 if fast else None
-    return torch.bfloat16 if precision == "bf16" else None
+    return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
 
 def _cpu_multiplies_bf16() -> bool:
@@ -204,6 +206,7 @@ def build(task: TrainTask, config: TrainConfig, worker: Worker) -> tuple[ZeroTra
         micro_batch=micro_batch,
         accumulate=config.accumulate,
         max_norm=(config.max_norm or math.inf) if config.bad_steps == "skip" else None,
+        loss_scaling=config.loss_scaling if config.precision == "fp16" else None,
         weight_decay=config.weight_decay,
         betas=config.betas,
         clip=config.clip_norm,
@@ -272,8 +275,8 @@ def train(task: TrainTask, config: TrainConfig, run_dir: Path, worker: Worker) -
                 losses = trainer.step(pieces, rate)
             bad.note(step, losses["total"], trainer)
             step, cursor = step + 1, stream.plan.cursor(step + 1)
-            if not trainer.skipped:
-                ema.update(step - trainer.num_skipped)
+            if not (trainer.skipped or trainer.overflowed):
+                ema.update(trainer.num_updates(step))
             moved()
 
             wish = requests.look() if requests is not None else NOTHING
@@ -296,6 +299,8 @@ def train(task: TrainTask, config: TrainConfig, run_dir: Path, worker: Worker) -
                         "skipped_samples": num_skipped,
                         "skipped_updates": trainer.num_skipped,
                     }
+                    if trainer.loss_scaler is not None:
+                        pace |= {"loss_scale": trainer.loss_scaler.scale, "overflows": trainer.num_overflows}
                     metrics.write(step, values | pace | told)
                 if metrics is not None:
                     metrics.skip(skipped)
