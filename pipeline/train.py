@@ -38,7 +38,7 @@ from pipeline.wandb_run import start_wandb
 from pipeline.watch import Watch, WatchConfig, WatchedTask
 from pipeline.watchdog import stall_watch
 from pipeline.workers import Worker, WorldSizeError
-from pipeline.zero import ZeroStage, ZeroTrainer
+from pipeline.zero import Offload, ZeroStage, ZeroTrainer
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
@@ -70,6 +70,7 @@ class TrainConfig(WatchConfig):
     activation_checkpointing: bool = False  # the DiT's blocks are computed again in backward, for their memory
     compile: bool = False  # by torch.compile, once for each bucket; needs a compiler on every worker
     zero_stage: ZeroStage = 2
+    offload: Offload = "none"  # what lies in host memory; at ZeRO 2 and 3, the parameters at 3
     checkpoint_every_steps: int = Field(default=250, ge=1)
     checkpoint_every_minutes: float | None = Field(default=None, gt=0)  # also, where steps are slow
     keep_checkpoints: int = Field(default=2, ge=2)  # the newest
@@ -86,6 +87,16 @@ class TrainConfig(WatchConfig):
         return fields
 
     @model_validator(mode="after")
+    def _check_offload(self) -> Self:
+        least = {"none": 0, "optimizer": 2, "optimizer_and_parameters": 3}[self.offload]
+        if self.zero_stage < least:
+            raise ValueError(
+                f"offload is {self.offload!r}, which takes ZeRO {least}{' or 3' if least < 3 else ''}, but zero_stage "
+                f"is {self.zero_stage}: set zero_stage to {least}, or offload to none"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_averages(self) -> Self:
         names = [FIRST, *profile_names(self.ema)]
         for field, known in (("validate_weights", [RAW, *names]), ("sample_weights", names)):
@@ -99,7 +110,16 @@ class TrainConfig(WatchConfig):
     def pacing(cls) -> set[str]:
         """Fields that may differ from one start to the next: what is learnt is the same, but for the order of sums."""
         prefixes = ("checkpoint_", "keep_", "log_", "stall_")
-        pacing = {"steps", "zero_stage", "accumulate", "activation_checkpointing", "compile", "readers", "cache"}
+        pacing = {
+            "steps",
+            "zero_stage",
+            "offload",
+            "accumulate",
+            "activation_checkpointing",
+            "compile",
+            "readers",
+            "cache",
+        }
         pacing |= {"bad_steps", "max_norm"}  # steps that went well stay as they were
         return pacing | {*WatchConfig.model_fields} | {name for name in cls.model_fields if name.startswith(prefixes)}
 
@@ -203,6 +223,7 @@ def build(task: TrainTask, config: TrainConfig, worker: Worker) -> tuple[ZeroTra
         device=worker.device,
         dtype=autocast_dtype(config.precision, worker.device),
         stage=config.zero_stage,
+        offload=config.offload,
         micro_batch=micro_batch,
         accumulate=config.accumulate,
         max_norm=(config.max_norm or math.inf) if config.bad_steps == "skip" else None,
@@ -364,6 +385,7 @@ def memory_advice(config: TrainConfig, worker: Worker, batch_size: int) -> Itera
         knobs = [f"train.accumulate={2 * config.accumulate}"] if each > 1 else []
         knobs += ["train.activation_checkpointing=true"] if not config.activation_checkpointing else []
         knobs += [f"train.zero_stage={config.zero_stage + 1}"] if config.zero_stage < 3 else []
+        knobs += ["train.offload=optimizer"] if config.zero_stage >= 2 and config.offload == "none" else []
         knobs += ["a smaller bucket or model"] if not knobs else []
         raise torch.OutOfMemoryError(
             f"rank {worker.rank} has too little memory for {each} clips at a time at ZeRO stage {config.zero_stage}; "

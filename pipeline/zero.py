@@ -26,6 +26,7 @@ BUCKET_PARAMETERS = 200_000_000  # how many values one collective carries at mos
 PERSISTENT_PARAMETERS = 100_000  # stage 3 keeps a parameter whole on every rank up to this many values
 
 ZeroStage = Literal[0, 1, 2, 3]
+Offload = Literal["none", "optimizer", "optimizer_and_parameters"]
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,13 @@ def leave_process_group() -> None:
         dist.destroy_process_group()
 
 
+def _places(offload: Offload, *, pin_memory: bool) -> dict[str, Any]:
+    """What DeepSpeed is to keep in host memory."""
+    host = {"device": "cpu", "pin_memory": pin_memory}
+    parts = {"none": (), "optimizer": ("optimizer",), "optimizer_and_parameters": ("optimizer", "param")}[offload]
+    return {f"offload_{part}": host for part in parts}
+
+
 class _Autocast(nn.Module):
     """The module, computing in `dtype`. Inside the engine, because DeepSpeed turns an autocast around it off."""
 
@@ -96,6 +104,9 @@ class ZeroTrainer:
     whose gradient, over all ranks and before clipping, is longer or not finite changes nothing. With a `loss_scaling`,
     which float16 needs, nor does one that overflows: whose gradient is not finite while a smaller scale is left.
 
+    With `offload`, host memory holds the master weights, their moments and averages, and updates them (ZeRO-Offload,
+    Ren et al. 2021; stages 2 and 3); at stage 3 also the parameters between their uses.
+
     `holdings` is what this rank's memory holds, and `fragments` its share of that: the shares of all ranks
     tile every parameter exactly once. They differ only at stage 0, where every rank holds everything.
     """
@@ -107,6 +118,7 @@ class ZeroTrainer:
         device: torch.device,
         dtype: torch.dtype | None,
         stage: ZeroStage,
+        offload: Offload = "none",
         micro_batch: int,
         accumulate: int = 1,
         max_norm: float | None = None,
@@ -117,7 +129,7 @@ class ZeroTrainer:
     ) -> None:
         deepspeed = import_deepspeed()
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
-        self.device, self.stage = device, stage
+        self.device, self.stage, self.offload = device, stage, offload
         self.clip = clip
         self.max_norm = max_norm
         self.num_skipped = 0  # updates that were left out because the step was bad
@@ -147,8 +159,10 @@ class ZeroTrainer:
                     "reduce_bucket_size": min(num_parameters, BUCKET_PARAMETERS),
                     "allgather_bucket_size": min(num_parameters, BUCKET_PARAMETERS),
                     "stage3_param_persistence_threshold": PERSISTENT_PARAMETERS,
+                    **_places(offload, pin_memory=device.type == "cuda"),
                 },
                 "zero_allow_untested_optimizer": True,
+                "zero_force_ds_cpu_optimizer": False,
             },
         )
         self.zero = self.engine.optimizer
@@ -199,6 +213,7 @@ class ZeroTrainer:
             torch._foreach_div_(self._gradients(), scale)  # beyond, DeepSpeed does
         if self.max_norm is not None:
             squares = torch.stack([gradient.float().square().sum() for gradient in self._gradients()]).sum()
+            squares = squares.to(self.device)
             if self.stage > 0:
                 dist.all_reduce(squares)
             self._norm = float(squares.sqrt()) / (scale if self.stage > 0 else 1)
@@ -208,7 +223,7 @@ class ZeroTrainer:
         if self.max_norm is not None or (self.stage == 0 and self.loss_scaler is not None):
             update = self._within_limit() and (self.loss_scaler is None or math.isfinite(self._norm))
             # The flag of mixed-precision training: AdamW leaves weights, moments and its count as they are.
-            found = torch.tensor(float(not update), device=self.device)
+            found = torch.tensor(float(not update), device=self.device if self.offload == "none" else "cpu")
             self.adam.found_inf = found  # pyright: ignore[reportAttributeAccessIssue] - what GradScaler sets
 
     def _note_outcome(self, scale: float) -> None:
@@ -224,6 +239,11 @@ class ZeroTrainer:
         """The gradients that this rank is going to update with: of everything at stage 0, of its part beyond."""
         if self.stage == 0:
             return [p.grad for p in self.engine.module.parameters() if p.grad is not None]
+        if self.offload != "none":
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)  # they are copied to the host beside the backward pass
+            masters = self.zero.fp32_partitioned_groups_flat if self.stage == 3 else None
+            return [flat.grad for flat in masters or self.zero.single_partition_of_fp32_groups]
         return list(chain.from_iterable(self.zero.averaged_gradients.values()))
 
     @torch.no_grad()

@@ -11,7 +11,7 @@ from test_training import CONFIG, losses, make_task, write_latents
 from models.attention import attention, choose_backend
 from pipeline.checkpoint import open_checkpoint
 from pipeline.loss_scale import LossScaling
-from pipeline.train import train
+from pipeline.train import build, train
 from pipeline.workers import train_here
 
 pytestmark = pytest.mark.gpu
@@ -48,6 +48,24 @@ def test_float16_on_the_gpu(tmp_path, stage):
     one, other = (open_checkpoint(tmp_path / run).record for run in ("straight", "resumed"))
     assert 0 < one.num_overflows < 24
     assert one.loss_scaler == other.loss_scaler
+    assert losses(tmp_path / "straight") == losses(tmp_path / "resumed")
+
+
+@pytest.mark.parametrize(("stage", "offload"), [(2, "optimizer"), (3, "optimizer"), (3, "optimizer_and_parameters")])
+def test_offload_from_the_gpu(tmp_path, stage, offload):
+    """Never run: the master weights lie in host memory, and going on changes no bit."""
+    write_latents(tmp_path)
+    config = CONFIG.model_copy(
+        update={"zero_stage": stage, "offload": offload, "schedule": "constant", "bad_steps": "skip"}
+    )
+    trainers = []
+    train_here(lambda worker: trainers.append(build(make_task(tmp_path), config, worker)[0]), 1)
+    assert {fragment.master.device.type for fragment in trainers[0].fragments} == {"cpu"}
+    for run, stops in (("straight", (8,)), ("resumed", (3, 8))):
+        for steps in stops:
+            train_here(
+                partial(train, make_task(tmp_path), config.model_copy(update={"steps": steps}), tmp_path / run), 1
+            )
     assert losses(tmp_path / "straight") == losses(tmp_path / "resumed")
 
 
