@@ -93,8 +93,8 @@ def lapped() -> Iterator[Laps]:
     """Count the steps of `train` from outside."""
     laps, update = Laps(), ShardedEma.update
 
-    def updated(self: ShardedEma, num_steps: int) -> None:
-        update(self, num_steps)
+    def updated(self: ShardedEma, num_updates: int) -> None:
+        update(self, num_updates)
         laps.lap()
 
     ShardedEma.update = updated

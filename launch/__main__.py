@@ -295,6 +295,9 @@ def export(
     checkpoint: Annotated[Path, typer.Argument(help="A checkpoint, or a folder with checkpoints, as runs/NAME/dit.")],
     output: Annotated[Path, typer.Argument(help="The safetensors file to write; a .json goes beside it.")],
     raw: Annotated[bool, typer.Option("--raw", help="The weights as trained, not their average.")] = False,
+    average: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Another than the first average, such as power-0.10.")
+    ] = None,
     debug: Debug = False,
 ) -> None:
     """Write a checkpoint's weights as one safetensors file.
@@ -302,11 +305,14 @@ def export(
     Example: `reelflow export runs/demo/dit dit.safetensors`
     """
     with _errors_for_people(debug):
-        from pipeline.checkpoint import open_checkpoint
+        from pipeline.checkpoint import MASTER, open_checkpoint
+        from pipeline.ema import FIRST
         from pipeline.export import export_weights
 
+        if raw and average is not None:
+            raise typer.BadParameter("--raw and --average name different weights; give one of them")
         found = open_checkpoint(checkpoint)
-        description = export_weights(found, output, "master" if raw else "ema")
+        description = export_weights(found, output, MASTER if raw else average or FIRST)
         typer.echo(f"wrote {output} and {description} from {found.folder}")
 
 

@@ -12,7 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from models.autoencoder import AutoencoderConfig
 from models.dit import DiTConfig
+from pipeline.checkpoint import MASTER
 from pipeline.cut import ShardConfig
+from pipeline.ema import FIRST
 from pipeline.encode import EncodeConfig
 from pipeline.evaluate import EvaluateConfig
 from pipeline.flow_spec import FlowSpec
@@ -169,6 +171,9 @@ class RunConfig(Section):
                         f"data.buckets.{number}.{side} is {pixels}: its latent of {pixels // 8} does not split into "
                         f"patches of dit.model.patch_size {patch}"
                     )
+        known = [FIRST, MASTER, *(profile.name for profile in self.dit.train.ema)]
+        if self.sample.weights not in known:
+            raise ValueError(f"sample.weights is {self.sample.weights!r}, but dit.train.ema gives {', '.join(known)}")
         if self.sample.schedule != "full_sequence" and self.dit.flow.times_per != "frame":
             raise ValueError(
                 f"sample.schedule is {self.sample.schedule!r}, but dit.flow.times_per is 'clip': a network that learns "

@@ -41,6 +41,7 @@ def sample_checkpoint(target: Path, output_dir: Path, overrides: Sequence[str], 
     checkpoint = open_checkpoint(target)
     prompts, warnings = read_prompts(config.sample.prompts)
     sampler = config.sample.sampler()
+    checkpoint.kind_of(sampler.weights)  # refused now rather than in every worker
     settings = f"{checkpoint.fingerprint} {sampler.model_dump_json(exclude=NOT_OF_A_CLIP)}"
     names = order_buckets([bucket.name for bucket in trained_buckets(checkpoint)], sampler.bucket, prompts)
     requests = plan_requests(prompts, config.sample.guidance_scales, config.seed, settings, names)

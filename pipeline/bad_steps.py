@@ -34,7 +34,9 @@ class BadSteps:
         ] = []  # step, loss of this rank, norm; since the last check
 
     def note(self, step: int, loss: Tensor, trainer: ZeroTrainer) -> None:
-        """Remember a step (from 0); called by all after it."""
+        """Remember a step (from 0); called by all after it. One that overflowed was none: the scale was too great."""
+        if trainer.overflowed:
+            return
         self._noted.append((step, loss, trainer.norm))
         if trainer.skipped:
             self._list(step, float(loss), trainer.gradient_norm(), "skipped")

@@ -1,7 +1,7 @@
 """Sharded checkpoints: safetensors and JSON, readable without DeepSpeed or Ray, by any number of workers.
 
     checkpoints/step_0001000/
-        rank_00000.safetensors ...   each rank's fragments of master weights, AdamW moments and EMA
+        rank_00000.safetensors ...   each rank's fragments of master weights, AdamW moments and averages
         ...                          attachments (the autoencoder beside a DiT)
         checkpoint.json              step, cursor, shapes, checksums, what was trained; written last
     latest                           the name of the newest one, moved after that
@@ -18,7 +18,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -26,15 +26,17 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from data.shards import file_sha256
-from pipeline.ema import ShardedEma
+from pipeline.ema import FIRST, ShardedEma
+from pipeline.loss_scale import LossScalerState
 from pipeline.zero import ZeroTrainer
 
 SCHEMA_VERSION = 1
 RECORD_NAME = "checkpoint.json"
 LATEST_NAME = "latest"
 FOLDER_NAME = "checkpoints"
+MASTER = "master"  # the weights as trained
 
-Weights = Literal["master", "ema"]
+Weights = str  # "master", "ema" (the first average) or the name of an average
 
 _STEP = re.compile(r"step_\d{7,}").fullmatch
 
@@ -75,8 +77,11 @@ class CheckpointRecord(BaseModel):
     world_size: int
     zero_stage: int
     parameters: dict[str, list[int]]  # shapes
+    averages: list[str] = [FIRST]  # their names, the first one first; an older program had one, of this name
     files: dict[str, FileRecord]
     num_skipped_updates: int = 0  # steps that changed nothing, which AdamW's bias correction does not count
+    num_overflows: int = 0  # of float16, which changed nothing either
+    loss_scaler: LossScalerState | None = None  # None: it was not float16
     provenance: Provenance | None = None  # None: saved by an older program
     trained: dict[str, Any]  # what was trained: model config, diffusion record, latent statistics, seed, ...
 
@@ -92,6 +97,22 @@ class Checkpoint:
     def fingerprint(self) -> str:
         """One name for its contents."""
         return self.record.files[rank_file(0)].sha256[:16] + f"-{self.record.step}"
+
+    def kind_of(self, which: Weights) -> str:
+        """What the tensors of these weights are filed under.
+
+        Raises:
+            CheckpointError: there is no average of that name; says which there are.
+        """
+        averages = self.record.averages
+        if which == FIRST:
+            return averages[0]
+        if which not in (MASTER, *averages):
+            raise CheckpointError(
+                f"{self.folder} holds no weights named {which!r}: there are {', '.join((MASTER, *averages))} "
+                f"({FIRST} means {averages[0]})"
+            )
+        return which
 
 
 def checkpoint_name(step: int) -> str:
@@ -240,8 +261,13 @@ def _rank_file(checkpoint: Checkpoint, rank: int) -> Any:  # noqa: ANN401 - safe
         raise CheckpointError(f"{path} is damaged: {error}") from error
 
 
-def stream_weights(checkpoint: Checkpoint, which: Weights = "ema") -> Iterator[tuple[str, Tensor]]:
-    """Whole weights by parameter name, put together from every rank's fragments, one in memory at a time."""
+def stream_weights(checkpoint: Checkpoint, which: Weights = FIRST) -> Iterator[tuple[str, Tensor]]:
+    """Whole weights by parameter name, put together from every rank's fragments, one in memory at a time.
+
+    Raises:
+        CheckpointError: there are no such weights; names those there are.
+    """
+    kind = checkpoint.kind_of(which)
     with ExitStack() as opened:
         files = [opened.enter_context(_rank_file(checkpoint, rank)) for rank in range(checkpoint.record.world_size)]
         starts = [json.loads(file.metadata()["starts"]) for file in files]
@@ -249,42 +275,63 @@ def stream_weights(checkpoint: Checkpoint, which: Weights = "ema") -> Iterator[t
             flat = torch.full((prod(shape),), float("nan"))
             for file, here in zip(files, starts, strict=True):
                 if name in here:
-                    part = file.get_tensor(f"{which}/{name}")
+                    part = file.get_tensor(f"{kind}/{name}")
                     flat[here[name] : here[name] + part.numel()] = part
             yield name, flat.reshape(shape)
 
 
-def load_weights(checkpoint: Checkpoint, which: Weights = "ema") -> dict[str, Tensor]:
+def load_weights(checkpoint: Checkpoint, which: Weights = FIRST) -> dict[str, Tensor]:
     """All of them."""
     return dict(stream_weights(checkpoint, which))
 
 
-def load_training_state(checkpoint: Checkpoint, trainer: ZeroTrainer, ema: ShardedEma) -> None:
+def load_training_state(checkpoint: Checkpoint, trainer: ZeroTrainer, ema: ShardedEma) -> list[str]:
     """Fill this rank's fragments, reading only the stretches it needs from whichever files hold them.
 
     The number of workers and the ZeRO stage may differ from those that saved.
+
+    Returns:
+        Names of the averages that the checkpoint does not hold: they begin with its weights.
 
     Raises:
         CheckpointError: the checkpoint is of another architecture; names the first difference.
     """
     _check_architecture(checkpoint, trainer.shapes)
+    saved = checkpoint.record.averages
+    averages = {name: ema.averages[name] for name in ema.averages if name in saved}
+    if saved == [FIRST]:
+        averages = {FIRST: ema.of(FIRST)}
     for rank in range(checkpoint.record.world_size):
         with _rank_file(checkpoint, rank) as file:
-            _load_file(file, json.loads(file.metadata()["starts"]), trainer, ema)
-    trainer.num_skipped = checkpoint.record.num_skipped_updates
-    trainer.restore_step_count(checkpoint.record.step - trainer.num_skipped)
+            _load_file(file, json.loads(file.metadata()["starts"]), trainer, averages)
+    record = checkpoint.record
+    trainer.num_skipped, trainer.num_overflows = record.num_skipped_updates, record.num_overflows
+    trainer.restore_step_count(trainer.num_updates(record.step))
+    if trainer.loss_scaler is not None and record.loss_scaler is not None:
+        trainer.loss_scaler.state = record.loss_scaler
     trainer.publish_master()
+    loaded = {id(average) for average in averages.values()}
+    new = [name for name, average in ema.averages.items() if id(average) not in loaded]
+    for name in new:
+        ema.begin(name)
+    return new
 
 
-def _load_file(file: Any, starts: dict[str, int], trainer: ZeroTrainer, ema: ShardedEma) -> None:  # noqa: ANN401
+def _load_file(
+    file: Any,  # noqa: ANN401 - safetensors is untyped
+    starts: dict[str, int],
+    trainer: ZeroTrainer,
+    averages: dict[str, dict[str, Tensor]],
+) -> None:
     for held in trainer.holdings:
         if held.name in starts:
             for kind, target in held.tensors().items():
                 _fill(target, held.start, file.get_slice(f"{kind}/{held.name}"), starts[held.name])
     for fragment in trainer.fragments:
         if fragment.name in starts:
-            target = ema.values[fragment.name]
-            _fill(target, fragment.start, file.get_slice(f"ema/{fragment.name}"), starts[fragment.name])
+            for kind, average in averages.items():
+                saved = file.get_slice(f"{kind}/{fragment.name}")
+                _fill(average[fragment.name], fragment.start, saved, starts[fragment.name])
 
 
 def _fill(target: Tensor, start: int, saved: Any, saved_start: int) -> None:  # noqa: ANN401 - a slice of safetensors

@@ -89,7 +89,7 @@ class EncodedShard(BaseModel):
 def export_autoencoder(checkpoint: Checkpoint, path: Path) -> None:
     """The averaged weights and the configuration of an autoencoder, as one safetensors file."""
     prefix = "network."
-    weights = {name.removeprefix(prefix): value for name, value in load_weights(checkpoint, "ema").items()}
+    weights = {name.removeprefix(prefix): value for name, value in load_weights(checkpoint).items()}
     with published(path) as temporary:
         save_file(weights, temporary, metadata={"config": json.dumps(checkpoint.record.trained["model"])})
 

@@ -5,22 +5,26 @@ from pathlib import Path
 
 from data.publish import publish_text, published
 from pipeline.checkpoint import Checkpoint, Weights, stream_weights
+from pipeline.ema import FIRST
 from pipeline.saving import stream_tensors
 
 PREFIX = "network."  # where a task's loss keeps its network
 
 
-def export_weights(checkpoint: Checkpoint, path: Path, which: Weights = "ema") -> Path:
-    """Write the averaged or the raw weights to `path`, one parameter in memory at a time.
+def export_weights(checkpoint: Checkpoint, path: Path, which: Weights = FIRST) -> Path:
+    """Write averaged or raw weights to `path`, one parameter in memory at a time.
 
     Returns:
         The JSON beside it: what was trained, for how many steps, and which weights these are.
+
+    Raises:
+        CheckpointError: there are no such weights; names those there are.
     """
     record = checkpoint.record
     shapes = {name.removeprefix(PREFIX): shape for name, shape in record.parameters.items()}
     about = {
         "kind": record.kind,
-        "weights": which,
+        "weights": checkpoint.kind_of(which),
         "step": record.step,
         "cursor": record.cursor,
         "checkpoint": checkpoint.fingerprint,

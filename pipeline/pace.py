@@ -108,10 +108,10 @@ def slowest(ranks: list[RankPace]) -> dict[str, float]:
 
 @torch.no_grad()
 def ema_distance(trainer: ZeroTrainer, ema: ShardedEma) -> float:
-    """|average - weights| / |weights| over all parameters; called by all."""
-    squares = torch.zeros(2, dtype=torch.float64, device=trainer.device)
+    """|first average - weights| / |weights| over all parameters; called by all."""
+    squares, average = torch.zeros(2, dtype=torch.float64, device=trainer.device), ema.of()
     for fragment in trainer.fragments:
-        squares[0] += torch.linalg.vector_norm(ema.values[fragment.name] - fragment.master).double().square()
+        squares[0] += torch.linalg.vector_norm(average[fragment.name] - fragment.master).double().square()
         squares[1] += torch.linalg.vector_norm(fragment.master).double().square()
     dist.all_reduce(squares)
     difference, size = squares.sqrt().tolist()

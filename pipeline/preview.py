@@ -60,6 +60,7 @@ class Previews:
 
     Args:
         every_steps: None turns previews off.
+        weights: the average that clips are made with.
     """
 
     def __init__(
@@ -70,8 +71,9 @@ class Previews:
         run_dir: Path,
         metrics: MetricsWriter | None,
         every_steps: int | None,
+        weights: str,
     ) -> None:
-        self._trainer, self._ema, self._metrics = trainer, ema, metrics
+        self._trainer, self._ema, self._metrics, self._weights = trainer, ema, metrics, weights
         self._folder, self._every_steps = run_dir / PREVIEWS_NAME, every_steps
         self._previewer = None if every_steps is None else task.previewer(trainer.device)
         self._prompts = [] if self._previewer is None else fixed_prompts(task.dataset_dir)
@@ -81,11 +83,11 @@ class Previews:
         return bool(self._prompts) and self._every_steps is not None and step > 0 and step % self._every_steps == 0
 
     def run(self, step: int) -> None:
-        """Sample with the averaged weights; rank 0 writes what all have made."""
+        """Sample with averaged weights; rank 0 writes what all have made."""
         assert self._previewer is not None
         rank, world_size, num_prompts = self._trainer.rank, self._trainer.world_size, len(self._prompts)
         own: list[tuple[int, Frames]] = []
-        with averaged_weights(self._trainer, self._ema):
+        with averaged_weights(self._trainer, self._ema, self._weights):
             # Equally many on every rank, though a clip be made twice: at stage 3 a forward pass is for all.
             for turn in range(rank, -(-num_prompts // world_size) * world_size, world_size):
                 number = turn % num_prompts

@@ -17,6 +17,7 @@ from models.flow.solver import OdeSolver, constant_diffusion, euler_maruyama, so
 from models.text import Caption, CaptionReader, joined
 from pipeline import seeds
 from pipeline.checkpoint import Weights
+from pipeline.ema import FIRST
 from pipeline.flow_spec import FlowSpec
 from pipeline.train import Precision
 
@@ -66,7 +67,7 @@ class SampleConfig(BaseModel):
     negative_prompt: str | None = None  # takes the null caption's place
     sde_sigma: float = Field(default=0.0, ge=0)  # above 0: noise of this strength per unit of time, instead of `solver`
     batch: int = Field(default=24, ge=1)
-    weights: Weights = "ema"
+    weights: Weights = FIRST  # or "master", those as trained, or the name of an average
     precision: Precision = "auto"
     text_encoder: Path | None = None  # where the one that the DiT was trained with is now; None: where it was then
 

@@ -40,9 +40,10 @@ from pipeline.checkpoint import (
     whole,
 )
 from pipeline.ema import ShardedEma
+from pipeline.loss_scale import LossScalerState
 from pipeline.zero import ZeroTrainer
 
-BYTES_PER_VALUE = 4 * 4  # master weight, two moments and EMA, float32
+BYTES_PER_VALUE = 4  # float32
 
 
 class SaveError(CheckpointError):
@@ -80,6 +81,8 @@ class _Pending:
     step: int
     cursor: int
     num_skipped: int
+    num_overflows: int
+    loss_scaler: LossScalerState | None
     folder: Path
     written: "Future[FileRecord]"
 
@@ -120,7 +123,9 @@ class CheckpointSaver:
         tensors, starts = _snapshot(self._trainer, self._ema)
         path = folder / rank_file(self._trainer.rank)
         written = self._executor.submit(write_tensors, path, tensors, {"starts": json.dumps(starts)})
-        self._pending = _Pending(step, cursor, self._trainer.num_skipped, folder, written)
+        trainer, scaler = self._trainer, self._trainer.loss_scaler
+        state = None if scaler is None else scaler.state
+        self._pending = _Pending(step, cursor, trainer.num_skipped, trainer.num_overflows, state, folder, written)
 
     def commit(self) -> None:
         """Publish what every rank has written.
@@ -167,8 +172,11 @@ class CheckpointSaver:
             world_size=self._trainer.world_size,
             zero_stage=self._trainer.stage,
             parameters=self._trainer.shapes,
+            averages=list(self._ema.averages),
             files=files,
             num_skipped_updates=pending.num_skipped,
+            num_overflows=pending.num_overflows,
+            loss_scaler=pending.loss_scaler,
             provenance=self._contents.provenance,
             trained=self._contents.trained,
         )
@@ -194,7 +202,7 @@ def _snapshot(trainer: ZeroTrainer, ema: ShardedEma) -> tuple[dict[str, Tensor],
     """Copies in host memory of this rank's fragments, and where in its parameter each begins."""
     tensors = {}
     for fragment in trainer.fragments:
-        views = fragment.tensors() | {"ema": ema.values[fragment.name]}
+        views = fragment.tensors() | {name: average[fragment.name] for name, average in ema.averages.items()}
         tensors |= {f"{kind}/{fragment.name}": view.to("cpu", copy=True) for kind, view in views.items()}
     return tensors, {fragment.name: fragment.start for fragment in trainer.fragments}
 
@@ -259,13 +267,14 @@ def remove_superseded(run_dir: Path, newest_step: int, retention: Retention) -> 
         remove_folder(folder)
 
 
-def check_space(run_dir: Path, trainer: ZeroTrainer, contents: Contents, retention: Retention) -> None:
+def check_space(run_dir: Path, trainer: ZeroTrainer, ema: ShardedEma, contents: Contents, retention: Retention) -> None:
     """Refuse a training whose checkpoints will not fit, before its first step; called by all ranks.
 
     Raises:
         CheckpointError: the disk has no room for the checkpoints that are kept and the one being written.
     """
-    each = sum(prod(shape) for shape in trainer.shapes.values()) * BYTES_PER_VALUE
+    kinds = 3 + len(ema.averages)  # master weight, two moments, averages
+    each = sum(prod(shape) for shape in trainer.shapes.values()) * kinds * BYTES_PER_VALUE
     each += sum(path.stat().st_size for path in contents.attachments)
     problem = _lack_of_space(run_dir, each, retention.keep_last) if trainer.rank == 0 else None
     if (problem := from_rank_zero(problem)) is not None:

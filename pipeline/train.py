@@ -11,10 +11,10 @@ from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, Self
 
 import torch
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, model_validator
 from torch import nn
 
 from data.buckets import batch_sizes
@@ -24,20 +24,23 @@ from models.layers import BlockStack
 from pipeline.agree import Flags, from_every_rank
 from pipeline.bad_steps import BadSteps
 from pipeline.checkpoint import CheckpointError, load_training_state
-from pipeline.ema import ShardedEma
+from pipeline.ema import FIRST, ShardedEma
+from pipeline.ema_profile import EmaProfiles, FixedDecay, profile_names
 from pipeline.journal import Event, EventKind, append_event
+from pipeline.loss_scale import LossScaling
 from pipeline.metrics import DataWait, MetricsWriter, mean_over_ranks
 from pipeline.provenance import provenance
 from pipeline.requests import NOTHING, Requests
 from pipeline.resume import agree_on_resumption, alone_in
 from pipeline.saving import CheckpointSaver, Contents, Retention, check_space
+from pipeline.validation import RAW
 from pipeline.wandb_run import start_wandb
 from pipeline.watch import Watch, WatchConfig, WatchedTask
 from pipeline.watchdog import stall_watch
 from pipeline.workers import Worker, WorldSizeError
-from pipeline.zero import ZeroStage, ZeroTrainer
+from pipeline.zero import Offload, ZeroStage, ZeroTrainer
 
-Precision = Literal["auto", "fp32", "bf16"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
 class TrainConfig(WatchConfig):
@@ -61,11 +64,13 @@ class TrainConfig(WatchConfig):
     clip_norm: float = Field(default=1.0, gt=0)
     bad_steps: Literal["stop", "skip"] = "stop"  # whose loss or gradient is not finite, or beyond `max_norm`
     max_norm: float | None = Field(default=None, gt=0)  # of a gradient before clipping, over all workers
-    ema_decay: float = Field(default=0.995, ge=0, lt=1)
+    ema: EmaProfiles = (FixedDecay(decay=0.995),)  # averages of the weights; a number is a fixed decay
     precision: Precision = "auto"
+    loss_scaling: LossScaling = LossScaling()  # of fp16
     activation_checkpointing: bool = False  # the DiT's blocks are computed again in backward, for their memory
     compile: bool = False  # by torch.compile, once for each bucket; needs a compiler on every worker
     zero_stage: ZeroStage = 2
+    offload: Offload = "none"  # what lies in host memory; at ZeRO 2 and 3, the parameters at 3
     checkpoint_every_steps: int = Field(default=250, ge=1)
     checkpoint_every_minutes: float | None = Field(default=None, gt=0)  # also, where steps are slow
     keep_checkpoints: int = Field(default=2, ge=2)  # the newest
@@ -73,11 +78,48 @@ class TrainConfig(WatchConfig):
     log_every_steps: int = Field(default=10, ge=1)
     stall_minutes: float | None = Field(default=10, gt=0)  # without a step: every rank writes its stacks to stalls/
 
+    @model_validator(mode="before")
+    @classmethod
+    def _take_old_name(cls, fields: Any) -> Any:  # noqa: ANN401 - what a configuration may hold
+        if isinstance(fields, dict) and "ema_decay" in fields:
+            old = fields["ema_decay"]
+            return {name: value for name, value in fields.items() if name != "ema_decay"} | {"ema": old}
+        return fields
+
+    @model_validator(mode="after")
+    def _check_offload(self) -> Self:
+        least = {"none": 0, "optimizer": 2, "optimizer_and_parameters": 3}[self.offload]
+        if self.zero_stage < least:
+            raise ValueError(
+                f"offload is {self.offload!r}, which takes ZeRO {least}{' or 3' if least < 3 else ''}, but zero_stage "
+                f"is {self.zero_stage}: set zero_stage to {least}, or offload to none"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_averages(self) -> Self:
+        names = [FIRST, *profile_names(self.ema)]
+        for field, known in (("validate_weights", [RAW, *names]), ("sample_weights", names)):
+            chosen = getattr(self, field)
+            for name in (chosen,) if isinstance(chosen, str) else chosen:
+                if name not in known:
+                    raise ValueError(f"{field} names {name!r}, but ema gives {', '.join(known)}")
+        return self
+
     @classmethod
     def pacing(cls) -> set[str]:
         """Fields that may differ from one start to the next: what is learnt is the same, but for the order of sums."""
         prefixes = ("checkpoint_", "keep_", "log_", "stall_")
-        pacing = {"steps", "zero_stage", "accumulate", "activation_checkpointing", "compile", "readers", "cache"}
+        pacing = {
+            "steps",
+            "zero_stage",
+            "offload",
+            "accumulate",
+            "activation_checkpointing",
+            "compile",
+            "readers",
+            "cache",
+        }
         pacing |= {"bad_steps", "max_norm"}  # steps that went well stay as they were
         return pacing | {*WatchConfig.model_fields} | {name for name in cls.model_fields if name.startswith(prefixes)}
 
@@ -137,7 +179,7 @@ def autocast_dtype(precision: Precision, device: torch.device) -> torch.dtype | 
     if precision == "auto":
         fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else _cpu_multiplies_bf16()
         return torch.bfloat16 if fast else None
-    return torch.bfloat16 if precision == "bf16" else None
+    return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
 
 def _cpu_multiplies_bf16() -> bool:
@@ -181,14 +223,16 @@ def build(task: TrainTask, config: TrainConfig, worker: Worker) -> tuple[ZeroTra
         device=worker.device,
         dtype=autocast_dtype(config.precision, worker.device),
         stage=config.zero_stage,
+        offload=config.offload,
         micro_batch=micro_batch,
         accumulate=config.accumulate,
         max_norm=(config.max_norm or math.inf) if config.bad_steps == "skip" else None,
+        loss_scaling=config.loss_scaling if config.precision == "fp16" else None,
         weight_decay=config.weight_decay,
         betas=config.betas,
         clip=config.clip_norm,
     )
-    return trainer, ShardedEma(trainer.fragments, config.ema_decay)
+    return trainer, ShardedEma(trainer.fragments, config.ema)
 
 
 def train(task: TrainTask, config: TrainConfig, run_dir: Path, worker: Worker) -> None:
@@ -211,12 +255,12 @@ def train(task: TrainTask, config: TrainConfig, run_dir: Path, worker: Worker) -
             task.kind, task.trained(), provenance(task.dataset_dir, resumption.checkpoint), task.attachments()
         )
         retention = Retention(config.keep_checkpoints, config.keep_every_steps)
-        check_space(run_dir, trainer, contents, retention)
+        check_space(run_dir, trainer, ema, contents, retention)
         step, cursor, note = 0, 0, ""
         if (checkpoint := resumption.checkpoint) is not None:
-            load_training_state(checkpoint, trainer, ema)
+            begun = [f"the average {name} begins here" for name in load_training_state(checkpoint, trainer, ema)]
             step, cursor = checkpoint.record.step, checkpoint.record.cursor
-            note = "; ".join([*resumption.problems, f"resuming from step {step}"])
+            note = "; ".join([*resumption.problems, *begun, f"resuming from step {step}"])
         saver = stack.enter_context(closing(CheckpointSaver(run_dir, trainer, ema, contents, retention)))
         subsets = task.subsets()
         sizes = batch_sizes([subset.bucket for subset in subsets], config.global_batch, config.batch_multiple)
@@ -252,8 +296,8 @@ def train(task: TrainTask, config: TrainConfig, run_dir: Path, worker: Worker) -
                 losses = trainer.step(pieces, rate)
             bad.note(step, losses["total"], trainer)
             step, cursor = step + 1, stream.plan.cursor(step + 1)
-            if not trainer.skipped:
-                ema.update(step)
+            if not (trainer.skipped or trainer.overflowed):
+                ema.update(trainer.num_updates(step))
             moved()
 
             wish = requests.look() if requests is not None else NOTHING
@@ -276,6 +320,8 @@ def train(task: TrainTask, config: TrainConfig, run_dir: Path, worker: Worker) -
                         "skipped_samples": num_skipped,
                         "skipped_updates": trainer.num_skipped,
                     }
+                    if trainer.loss_scaler is not None:
+                        pace |= {"loss_scale": trainer.loss_scaler.scale, "overflows": trainer.num_overflows}
                     metrics.write(step, values | pace | told)
                 if metrics is not None:
                     metrics.skip(skipped)
@@ -339,6 +385,7 @@ def memory_advice(config: TrainConfig, worker: Worker, batch_size: int) -> Itera
         knobs = [f"train.accumulate={2 * config.accumulate}"] if each > 1 else []
         knobs += ["train.activation_checkpointing=true"] if not config.activation_checkpointing else []
         knobs += [f"train.zero_stage={config.zero_stage + 1}"] if config.zero_stage < 3 else []
+        knobs += ["train.offload=optimizer"] if config.zero_stage >= 2 and config.offload == "none" else []
         knobs += ["a smaller bucket or model"] if not knobs else []
         raise torch.OutOfMemoryError(
             f"rank {worker.rank} has too little memory for {each} clips at a time at ZeRO stage {config.zero_stage}; "

@@ -1,16 +1,17 @@
 """Validation while training: held-out clips, each with noise, times and a caption of its own that never change.
 
-`validation.jsonl` gets a line per bucket and bin of time, of the raw weights and of their average. A clip is always
+`validation.jsonl` gets a line per bucket and bin of time, of the raw weights and of their averages. A clip is always
 computed alone, and the sums are taken in the order of the clips, so the number of workers plays no part.
 """
 
 import json
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from itertools import chain, islice, zip_longest
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -24,6 +25,7 @@ from pipeline.time_bins import NUM_TIME_BINS, bin_means
 from pipeline.zero import ZeroTrainer
 
 VALIDATION_NAME = "validation.jsonl"
+RAW = "raw"  # the weights as trained
 
 
 class ValidatedTask(Protocol):
@@ -44,7 +46,7 @@ class ValidationRow:
     """One line of validation.jsonl."""
 
     step: int
-    weights: Literal["raw", "ema"]
+    weights: str  # "raw", "ema" (the first average) or an average's name
     bucket: str
     time_bin: int | None  # None: at all times; of a flow, uniform ones
     loss: float
@@ -73,6 +75,7 @@ class Validation:
 
     Args:
         every_steps: None means only before the first step and after the last.
+        weights: which ones to validate.
     """
 
     def __init__(
@@ -87,9 +90,10 @@ class Validation:
         last_step: int,
         every_steps: int | None,
         max_clips: int,
+        weights: Sequence[str],
     ) -> None:
         self._task, self._trainer, self._ema = task, trainer, ema
-        self._last_step, self._every_steps = last_step, every_steps
+        self._last_step, self._every_steps, self._weights = last_step, every_steps, weights
         self._path, self._metrics = run_dir / VALIDATION_NAME, metrics
         rows = held_out(read_index(task.dataset_dir, "validation"), max_clips)
         rank, world_size = trainer.rank, trainer.world_size
@@ -118,16 +122,18 @@ class Validation:
         return step == self._last_step or (self._every_steps is not None and step % self._every_steps == 0)
 
     def run(self, step: int) -> None:
-        """Validate both weights and write the lines, all at once."""
-        lines = self._measure(step, "raw")
-        with averaged_weights(self._trainer, self._ema):
-            lines += self._measure(step, "ema")
+        """Validate all weights and write the lines, all at once."""
+        lines = []
+        for weights in self._weights:
+            place = nullcontext() if weights == RAW else averaged_weights(self._trainer, self._ema, weights)
+            with place:
+                lines += self._measure(step, weights)
         if self._metrics is not None:
             self._lines += lines
             self._publish()
             self._metrics.show(step, {_tag(line): line.loss for line in lines})
 
-    def _measure(self, step: int, weights: Literal["raw", "ema"]) -> list[ValidationRow]:
+    def _measure(self, step: int, weights: str) -> list[ValidationRow]:
         own = []
         for turn, row in self._clips:
             batch = self._task.validation_batch(row, self._payloads[row.key]).to(self._trainer.device)

@@ -6,11 +6,11 @@ from typing import Protocol
 from pydantic import BaseModel, ConfigDict, Field
 
 from data.loader import Stream
-from pipeline.ema import ShardedEma
+from pipeline.ema import FIRST, ShardedEma
 from pipeline.metrics import MetricsWriter
 from pipeline.pace import Pace, PacedTask
 from pipeline.preview import PreviewedTask, Previews
-from pipeline.validation import ValidatedTask, Validation
+from pipeline.validation import RAW, ValidatedTask, Validation
 from pipeline.zero import ZeroTrainer
 
 
@@ -20,8 +20,10 @@ class WatchConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     validate_every_steps: int | None = Field(default=None, ge=1)  # None: before the first step and after the last
+    validate_weights: tuple[str, ...] = (RAW, FIRST)  # as trained, the first average, or an average by name
     validation_clips: int = Field(default=64, ge=0)  # at most; 0 turns validation off
     sample_every_steps: int | None = Field(default=None, ge=1)  # of the DiT; None: never
+    sample_weights: str = FIRST  # the first average, or one by name
     wandb_project: str | None = Field(default=None, min_length=1)  # None: nothing goes to Weights & Biases
 
 
@@ -47,7 +49,9 @@ class Watch:
     ) -> None:
         self._first_step = first_step
         self._pace = Pace(task, trainer, ema, stream.plan, stream.buckets, first_step)
-        self._previews = Previews(task, trainer, ema, run_dir, metrics, config.sample_every_steps)
+        self._previews = Previews(
+            task, trainer, ema, run_dir, metrics, config.sample_every_steps, config.sample_weights
+        )
         self._validation = Validation(
             task,
             trainer,
@@ -57,6 +61,7 @@ class Watch:
             first_step=first_step,
             last_step=last_step,
             every_steps=config.validate_every_steps,
+            weights=config.validate_weights,
             max_clips=config.validation_clips,
         )
 

@@ -20,10 +20,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from pipeline.loss_scale import SMALLEST_SCALE, LossScaler, LossScaling
+
 BUCKET_PARAMETERS = 200_000_000  # how many values one collective carries at most
 PERSISTENT_PARAMETERS = 100_000  # stage 3 keeps a parameter whole on every rank up to this many values
 
 ZeroStage = Literal[0, 1, 2, 3]
+Offload = Literal["none", "optimizer", "optimizer_and_parameters"]
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,13 @@ def leave_process_group() -> None:
         dist.destroy_process_group()
 
 
+def _places(offload: Offload, *, pin_memory: bool) -> dict[str, Any]:
+    """What DeepSpeed is to keep in host memory."""
+    host = {"device": "cpu", "pin_memory": pin_memory}
+    parts = {"none": (), "optimizer": ("optimizer",), "optimizer_and_parameters": ("optimizer", "param")}[offload]
+    return {f"offload_{part}": host for part in parts}
+
+
 class _Autocast(nn.Module):
     """The module, computing in `dtype`. Inside the engine, because DeepSpeed turns an autocast around it off."""
 
@@ -91,7 +101,11 @@ class ZeroTrainer:
     """A DeepSpeed engine around a module whose forward returns a dictionary of losses with a "total".
 
     Master weights are float32; with a `dtype` the forward pass computes in it under autocast. With a `max_norm`, a step
-    whose gradient, over all ranks and before clipping, is longer or not finite changes nothing.
+    whose gradient, over all ranks and before clipping, is longer or not finite changes nothing. With a `loss_scaling`,
+    which float16 needs, nor does one that overflows: whose gradient is not finite while a smaller scale is left.
+
+    With `offload`, host memory holds the master weights, their moments and averages, and updates them (ZeRO-Offload,
+    Ren et al. 2021; stages 2 and 3); at stage 3 also the parameters between their uses.
 
     `holdings` is what this rank's memory holds, and `fragments` its share of that: the shares of all ranks
     tile every parameter exactly once. They differ only at stage 0, where every rank holds everything.
@@ -104,19 +118,23 @@ class ZeroTrainer:
         device: torch.device,
         dtype: torch.dtype | None,
         stage: ZeroStage,
+        offload: Offload = "none",
         micro_batch: int,
         accumulate: int = 1,
         max_norm: float | None = None,
+        loss_scaling: LossScaling | None = None,
         weight_decay: float,
         betas: tuple[float, float],
         clip: float,
     ) -> None:
         deepspeed = import_deepspeed()
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
-        self.device, self.stage = device, stage
+        self.device, self.stage, self.offload = device, stage, offload
         self.clip = clip
         self.max_norm = max_norm
-        self.num_skipped = 0  # updates that were left out
+        self.num_skipped = 0  # updates that were left out because the step was bad
+        self.num_overflows = 0  # and because the loss was scaled too much
+        self.overflowed = False  # the last step
         self.shapes = {name: list(parameter.shape) for name, parameter in module.named_parameters()}
         decayed = [p for p in module.parameters() if p.ndim >= 2]
         others = [p for p in module.parameters() if p.ndim < 2]  # norms and biases
@@ -141,11 +159,14 @@ class ZeroTrainer:
                     "reduce_bucket_size": min(num_parameters, BUCKET_PARAMETERS),
                     "allgather_bucket_size": min(num_parameters, BUCKET_PARAMETERS),
                     "stage3_param_persistence_threshold": PERSISTENT_PARAMETERS,
+                    **_places(offload, pin_memory=device.type == "cuda"),
                 },
                 "zero_allow_untested_optimizer": True,
+                "zero_force_ds_cpu_optimizer": False,
             },
         )
         self.zero = self.engine.optimizer
+        self.loss_scaler = None if loss_scaling is None else LossScaler(loss_scaling)
         self.holdings = self._holdings()
         self.fragments = self._shares()
         self._norm: float | Tensor = float("nan")
@@ -154,44 +175,75 @@ class ZeroTrainer:
         """Forward and backward of each micro-batch, then one update; returns the mean of this rank's losses."""
         for group in self.zero.param_groups:
             group["lr"] = learning_rate
+        scale = 1.0
+        if self.loss_scaler is not None:
+            scale = self.loss_scaler.scale
+            if self.stage > 0:  # left alone, DeepSpeed moves the scale before it divides: doubled, it halves a gradient
+                self.zero.override_loss_scale(scale)
         sums: dict[str, Tensor] = {}
         for number, batch in enumerate(batches, 1):
             losses = self.engine(batch)
-            self.engine.backward(losses["total"])
+            self.engine.backward(losses["total"] * scale if self.stage == 0 else losses["total"])
             if number == len(batches):
-                self._prepare_update()
+                self._prepare_update(scale)
             self.engine.step()  # an update only after the last one
             for name, loss in losses.items():
                 sums[name] = sums[name] + loss.detach() if name in sums else loss.detach()
         self.adam.found_inf = None  # pyright: ignore[reportAttributeAccessIssue] - what GradScaler sets
         if self.stage > 0 and self.max_norm is None:
             self._norm = self.engine.get_global_grad_norm()
+        self._note_outcome(scale)
         return {name: total / len(batches) if len(batches) > 1 else total for name, total in sums.items()}
 
     @property
     def skipped(self) -> bool:
         """Whether the last step made no update, because its gradient's norm was not within `max_norm`."""
-        return self.max_norm is not None and not (math.isfinite(self._norm) and self._norm <= self.max_norm)
+        return not self.overflowed and not self._within_limit()
 
-    def _prepare_update(self) -> None:
+    def num_updates(self, num_steps: int) -> int:
+        """How many of so many steps made an update."""
+        return num_steps - self.num_skipped - self.num_overflows
+
+    def _within_limit(self) -> bool:
+        return self.max_norm is None or (math.isfinite(self._norm) and bool(self._norm <= self.max_norm))
+
+    def _prepare_update(self, scale: float) -> None:
         """Once the gradients of a step are there: their norm where it decides whether there is an update at all."""
+        if self.stage == 0 and scale != 1:
+            torch._foreach_div_(self._gradients(), scale)  # beyond, DeepSpeed does
         if self.max_norm is not None:
             squares = torch.stack([gradient.float().square().sum() for gradient in self._gradients()]).sum()
+            squares = squares.to(self.device)
             if self.stage > 0:
                 dist.all_reduce(squares)
-            self._norm = float(squares.sqrt())
-            # The flag of mixed-precision training: AdamW leaves weights, moments and its count as they are.
-            found = torch.tensor(float(self.skipped), device=squares.device)
-            self.adam.found_inf = found  # pyright: ignore[reportAttributeAccessIssue] - what GradScaler sets
-            self.num_skipped += self.skipped
+            self._norm = float(squares.sqrt()) / (scale if self.stage > 0 else 1)
         if self.stage == 0:
             norm = torch.nn.utils.clip_grad_norm_(self.engine.module.parameters(), self.clip)
             self._norm = norm if self.max_norm is None else self._norm
+        if self.max_norm is not None or (self.stage == 0 and self.loss_scaler is not None):
+            update = self._within_limit() and (self.loss_scaler is None or math.isfinite(self._norm))
+            # The flag of mixed-precision training: AdamW leaves weights, moments and its count as they are.
+            found = torch.tensor(float(not update), device=self.device if self.offload == "none" else "cpu")
+            self.adam.found_inf = found  # pyright: ignore[reportAttributeAccessIssue] - what GradScaler sets
+
+    def _note_outcome(self, scale: float) -> None:
+        """After a step: count it if it made no update, and move the scale of the loss."""
+        if self.loss_scaler is not None:
+            finite = math.isfinite(self._norm) and self._norm >= 0  # DeepSpeed's invalid is -1
+            self.overflowed = not finite and scale > SMALLEST_SCALE
+            self.num_overflows += self.overflowed
+            self.loss_scaler.update(not finite)
+        self.num_skipped += self.skipped
 
     def _gradients(self) -> list[Tensor]:
         """The gradients that this rank is going to update with: of everything at stage 0, of its part beyond."""
         if self.stage == 0:
             return [p.grad for p in self.engine.module.parameters() if p.grad is not None]
+        if self.offload != "none":
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)  # they are copied to the host beside the backward pass
+            masters = self.zero.fp32_partitioned_groups_flat if self.stage == 3 else None
+            return [flat.grad for flat in masters or self.zero.single_partition_of_fp32_groups]
         return list(chain.from_iterable(self.zero.averaged_gradients.values()))
 
     @torch.no_grad()

@@ -13,7 +13,7 @@ import pytest
 import torch
 from groups import Job, run_jobs
 from safetensors import safe_open
-from test_training import CONFIG, make_task, write_latents
+from test_training import CONFIG, WEIGHTS, make_task, write_latents
 
 import pipeline.zero
 from data.loader import Sample
@@ -25,7 +25,8 @@ from pipeline.train_dit import DiTTask, FlowBatch
 from pipeline.workers import Worker
 
 SAVED_STEPS, ALL_STEPS, GLOBAL_BATCH = 4, 24, 12
-KINDS = ("master", "exp_avg", "exp_avg_sq", "ema")
+AVERAGES = WEIGHTS[1:]
+KINDS = (*WEIGHTS, "exp_avg", "exp_avg_sq")
 
 
 class Layout(NamedTuple):
@@ -91,14 +92,15 @@ def go_on_at(worker: Worker, data: Path, run_dir: Path, layout: Layout) -> None:
     config, task = config_of(layout, ALL_STEPS), watched(data, run_dir)
     trainer, ema = build(task, config, worker)
     checkpoint = open_checkpoint(run_dir)
-    load_training_state(checkpoint, trainer, ema)
+    assert load_training_state(checkpoint, trainer, ema) == []
     saved = {kind: whole_state(checkpoint, kind) for kind in KINDS}
     for held in trainer.holdings:
         for kind, tensor in held.tensors().items():
             assert torch.equal(tensor, saved[kind][held.name][held.start :][: tensor.numel()]), (kind, held.name)
     for fragment in trainer.fragments:
-        average = ema.values[fragment.name]
-        assert torch.equal(average, saved["ema"][fragment.name][fragment.start :][: average.numel()]), fragment.name
+        for name in AVERAGES:
+            average = ema.averages[name][fragment.name]
+            assert torch.equal(average, saved[name][fragment.name][fragment.start :][: average.numel()]), fragment.name
     num_values = sum(fragment.master.numel() for fragment in trainer.fragments)
     assert sum(from_every_rank(num_values)) == sum(flat.numel() for flat in saved["master"].values())
     assert {float(state["step"]) for state in trainer.adam.state.values()} <= {float(SAVED_STEPS)}

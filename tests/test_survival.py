@@ -19,7 +19,7 @@ import pytest
 import torch
 from groups import Job, run_jobs
 from safetensors.torch import load_file
-from test_training import CONFIG, losses, make_task, write_latents
+from test_training import CONFIG, WEIGHTS, losses, make_task, write_latents
 from torch.multiprocessing.spawn import ProcessExitedException
 
 from benchmarks.faults import FaultyTask
@@ -259,7 +259,7 @@ def test_killed_at_any_instruction_it_goes_on_bit_for_bit(data, never_killed, tm
     train_here(partial(train, make_task(data), KILLED, run_dir), 1)
     assert [event.step for event in read_events(run_dir)] == [0, goes_on_from, 12]
     assert losses(run_dir) == losses(never_killed)
-    for which in ("master", "ema"):
+    for which in WEIGHTS:
         ours, theirs = (load_weights(open_checkpoint(run), which) for run in (run_dir, never_killed))
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
@@ -343,7 +343,7 @@ def test_a_slow_disk_holds_the_copy_of_its_own_step_while_training_goes_on(data,
     train_here(partial(train, make_task(data), OFTEN.model_copy(update={"checkpoint_every_steps": 4}), tmp_path), 1)
     assert written_at[0] > 4  # steps after the fourth were done before its checkpoint was on the disk
     assert losses(tmp_path) == losses(straight)
-    for which in ("master", "ema"):
+    for which in WEIGHTS:
         ours, theirs = (load_weights(open_checkpoint(step_folder(run, 4)), which) for run in (tmp_path, straight))
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
@@ -423,7 +423,7 @@ class FillingTask(DiTTask):
 # ------------------------------------------------------------------ out of it
 
 
-@pytest.mark.parametrize("which", ["ema", "master"])
+@pytest.mark.parametrize("which", WEIGHTS)
 def test_weights_leave_a_checkpoint_whole_without_ray_or_deepspeed(straight, tmp_path, which):
     output = tmp_path / "weights.safetensors"
     code = (

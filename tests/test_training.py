@@ -22,7 +22,7 @@ from models.dit import DiTConfig
 from models.text import TextConfig
 from pipeline import seeds
 from pipeline.checkpoint import CheckpointError, load_weights, open_checkpoint
-from pipeline.ema import ema_decay
+from pipeline.ema_profile import FixedDecay, PowerFunction
 from pipeline.flow_spec import FlowSpec, denormalize, normalize
 from pipeline.metrics import read_metrics
 from pipeline.train import TrainConfig, build, learning_rate, train
@@ -39,7 +39,9 @@ CONFIG = TrainConfig(
     precision="fp32",
     checkpoint_every_steps=4,
     log_every_steps=1,
+    ema=(FixedDecay(decay=0.995), PowerFunction(sigma_rel=0.10)),
 )
+WEIGHTS = ("master", "decay-0.995", "power-0.10")
 
 
 def write_latents(folder: Path, num_samples: int = 10) -> None:
@@ -107,7 +109,7 @@ def test_stop_and_resume_is_bit_identical(straight, tmp_path):
     shutil.copy(run_dir / "metrics.jsonl", resumed / "metrics.jsonl")
     train_here(partial(train, task, CONFIG, resumed), 1)
     assert losses(resumed) == losses(run_dir)
-    for which in ("master", "ema"):
+    for which in WEIGHTS:
         one, two = (load_weights(open_checkpoint(folder), which) for folder in (run_dir, resumed))
         assert all(torch.equal(one[name], two[name]) for name in one)
 
@@ -149,7 +151,7 @@ def test_fragments_tile_every_parameter_once(straight, tmp_path):
             starts = json.loads(file.metadata()["starts"])
             sizes.append(sum(file.get_slice(f"master/{n}").get_shape()[0] for n in starts))
             for name, start in starts.items():
-                covered[name][start : start + file.get_slice(f"ema/{name}").get_shape()[0]] += 1
+                covered[name][start : start + file.get_slice(f"power-0.10/{name}").get_shape()[0]] += 1
     assert all(bool((count == 1).all()) for count in covered.values())
     assert abs(sizes[0] - sizes[1]) < 0.1 * sum(sizes)  # and the ranks share fairly
 
@@ -210,11 +212,6 @@ def test_learning_rate_schedule():
     assert learning_rate(60, config) == pytest.approx(0.55)
     assert learning_rate(110, config) == pytest.approx(0.1)
     assert learning_rate(60, config.model_copy(update={"schedule": "constant"})) == 1.0
-
-
-def test_ema_decay_warms_up():
-    assert ema_decay(0.99, 0) == pytest.approx(0.1)
-    assert ema_decay(0.99, 10**6) == 0.99
 
 
 def test_addressed_randomness():

@@ -17,7 +17,7 @@ from groups import Job, run_jobs
 from PIL import Image
 from safetensors.torch import save, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_training import CONFIG, make_task
+from test_training import CONFIG, WEIGHTS, make_task
 
 import pipeline.zero
 from benchmarks.records import SMALL, made_up_clip
@@ -47,7 +47,15 @@ from pipeline.workers import Worker, train_here
 
 STILL = Bucket(num_frames=1, height=32, width=32, fps=8)
 STAGES = (0, 1, 2, 3)
-WATCHED = CONFIG.model_copy(update={"validate_every_steps": 3, "validation_clips": 7, "sample_every_steps": 4})
+WATCHED = CONFIG.model_copy(
+    update={
+        "validate_every_steps": 3,
+        "validation_clips": 7,
+        "validate_weights": ("raw", "ema", "power-0.10"),
+        "sample_every_steps": 4,
+        "sample_weights": "power-0.10",
+    }
+)
 
 
 def write_two_splits(folder: Path) -> None:
@@ -78,10 +86,10 @@ def train_watched(worker: Worker, data: Path, run_dir: Path, stage: int, config)
     train(task_of(data), config.model_copy(update={"zero_stage": stage}), run_dir, worker)
 
 
-def whole_average(task, trainer, ema):
-    """A plain module with the averaged weights, put together from what every rank has of them."""
-    module = task.build()
-    parts = {fragment.name: (fragment.start, ema.values[fragment.name]) for fragment in trainer.fragments}
+def whole_average(task, trainer, ema, which):
+    """A plain module with averaged weights, put together from what every rank has of them."""
+    module, average = task.build(), ema.of(which)
+    parts = {fragment.name: (fragment.start, average[fragment.name]) for fragment in trainer.fragments}
     for own in from_every_rank(parts):
         for name, (start, values) in own.items():
             module.get_parameter(name).data.view(-1)[start : start + values.numel()] = values
@@ -107,15 +115,17 @@ def compare_average(worker: Worker, data: Path, stage: int) -> None:
     probe = next(batches)
     before = {held.name: held.master.clone() for held in trainer.holdings}
     raw = trainer.evaluate(probe)
-    with torch.no_grad():
-        expected = whole_average(task, trainer, ema).eval()(probe)
-    with averaged_weights(trainer, ema):
-        average = trainer.evaluate(probe)
+    averages = {}
+    for which in ("ema", "power-0.10"):
+        with torch.no_grad():
+            expected = whole_average(task, trainer, ema, which).eval()(probe)
+        with averaged_weights(trainer, ema, which):
+            averages[which] = trainer.evaluate(probe)
+        assert all(torch.equal(averages[which][name], expected[name]) for name in expected)
     with pytest.raises(StopHereError), averaged_weights(trainer, ema):
         raise StopHereError
     again = trainer.evaluate(probe)
-    assert all(torch.equal(average[name], expected[name]) for name in expected)
-    assert not torch.equal(average["total"], raw["total"])
+    assert len({float(losses["total"]) for losses in (*averages.values(), raw)}) == 3
     assert all(torch.equal(again[name], raw[name]) for name in raw)
     assert all(torch.equal(held.master, before[held.name]) for held in trainer.holdings)
     assert trainer.engine.module.training
@@ -139,7 +149,7 @@ def runs(tmp_path_factory):
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_watching_does_not_change_the_training_by_one_bit(runs, stage):
-    for which in ("master", "ema"):
+    for which in WEIGHTS:
         plain, watched = (
             load_weights(open_checkpoint(runs / f"{kind}-{stage}"), which) for kind in ("plain", "watched")
         )
@@ -156,7 +166,7 @@ def test_validation_has_a_line_per_step_weights_bucket_and_bin(runs):
     expected = {
         (step, weights, bucket.name, time_bin)
         for step in (0, 3, 6, 8)
-        for weights in ("raw", "ema")
+        for weights in WATCHED.validate_weights
         for bucket in (SMALL, STILL)
         for time_bin in bins
     }
@@ -176,7 +186,7 @@ def test_validation_is_that_of_the_saved_weights(runs):
     task, rows = task_of(runs / "data"), held_out(read_index(runs / "data", "validation"), 7)
     assert all(row.split == "validation" for row in rows)
     reader, checkpoint = PayloadReader(runs / "data"), open_checkpoint(runs / "watched-2")
-    for weights, saved in (("raw", "master"), ("ema", "ema")):
+    for weights, saved in zip(WATCHED.validate_weights, WEIGHTS, strict=True):
         module = task.build()
         module.load_state_dict(load_weights(checkpoint, saved))
         losses = defaultdict(list)
@@ -214,7 +224,7 @@ def test_after_a_fallback_the_lines_are_those_of_an_undisturbed_run(runs, tmp_pa
     lines = (straight / VALIDATION_NAME).read_text().splitlines(keepends=True)
     later = [json.dumps(json.loads(line) | {"loss": -1.0}) + "\n" for line in lines if json.loads(line)["step"] > 4]
     kept = lines[: len(lines) - len(later)]
-    assert len(kept) == len(later) == 40
+    assert len(kept) == len(later) == 60
     (resumed / VALIDATION_NAME).write_text("".join(kept + later) + '{"step": 9, "wei')
     train_here(partial(train_watched, data=runs / "data", run_dir=resumed, stage=2, config=WATCHED), 1)
     assert (resumed / VALIDATION_NAME).read_text() == "".join(lines)
@@ -330,10 +340,10 @@ def sampling_module(task, run_dir: Path, which: Weights):
     return answer
 
 
-def test_clips_are_sampled_with_the_averaged_weights(runs):
+def test_clips_are_sampled_with_the_chosen_average(runs):
     """Those after the last step, made again by a plain module from the checkpoint."""
     task = task_of(runs / "data")
-    average, raw = (sampling_module(task, runs / "alone", which) for which in ("ema", "master"))
+    average, other = (sampling_module(task, runs / "alone", which) for which in ("power-0.10", "ema"))
     previewer = task.previewer(torch.device("cpu"))
     prompts = fixed_prompts(runs / "data")
     assert prompts == ["clip 0", "clip 3", "clip 6", "clip 9"]
@@ -346,7 +356,7 @@ def test_clips_are_sampled_with_the_averaged_weights(runs):
                 assert (runs / run / "samples" / f"step_{step:07}" / name).is_file()
         written = (runs / "alone" / "samples" / "step_0000008" / name).read_bytes()
         assert abs(decode_clip(written).astype(int) - decode_clip(encode_clip(frames, 8))).max() <= 1
-        assert (frames != previewer.clip(raw, prompt, number)).any()
+        assert (frames != previewer.clip(other, prompt, number)).any()
 
 
 @pytest.mark.parametrize("stage", STAGES)
