@@ -76,9 +76,14 @@ class Bucket(BaseModel):
         return (self.num_frames - 1) / self.fps
 
     @property
+    def num_latent_frames(self) -> int:
+        """Frames of its latent."""
+        return (self.num_frames - 1) // 4 + 1
+
+    @property
     def num_latents(self) -> int:
         """Positions of its latent; the tokens of the DiT are in proportion to them."""
-        return ((self.num_frames - 1) // 4 + 1) * (self.height // 8) * (self.width // 8)
+        return self.num_latent_frames * (self.height // 8) * (self.width // 8)
 
 
 @dataclass(frozen=True)

@@ -106,6 +106,7 @@ class ZeroTrainer:
         stage: ZeroStage,
         micro_batch: int,
         accumulate: int = 1,
+        sequence_parallel: int = 1,
         max_norm: float | None = None,
         weight_decay: float,
         betas: tuple[float, float],
@@ -113,6 +114,8 @@ class ZeroTrainer:
     ) -> None:
         deepspeed = import_deepspeed()
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
+        # Which part of the data this rank computes: the ranks of a sequence group have the same.
+        self.data_rank, self.data_world_size = self.rank // sequence_parallel, self.world_size // sequence_parallel
         self.device, self.stage = device, stage
         self.clip = clip
         self.max_norm = max_norm
