@@ -20,6 +20,7 @@ from pipeline.sequence import check_heads, check_tokens
 from pipeline.shard import ShardConfig
 from pipeline.synthesize import SyntheticConfig
 from pipeline.train import TrainConfig
+from pipeline.train_dit import DiTTrainConfig
 from pipeline.workers import WorkersConfig
 
 PRESETS_DIR = Path(__file__).parent / "presets"
@@ -91,7 +92,7 @@ class DiTSection(Section):
 
     model: DiTConfig = DiTConfig()
     flow: FlowSpec = FlowSpec()
-    train: TrainConfig = TrainConfig()
+    train: DiTTrainConfig = DiTTrainConfig()
 
 
 class SampleSection(SampleConfig):

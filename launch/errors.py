@@ -12,13 +12,14 @@ from launch.config import ConfigError
 from launch.road import StageOrderError
 from pipeline.checkpoint import CheckpointError
 from pipeline.lock import LockedError
+from pipeline.lora import LoraError
 from pipeline.prompts import PromptError
+from pipeline.sequence import SplitError
 from pipeline.stage import ChangedError
 from pipeline.wandb_run import WandbError
 from pipeline.workers import TrainingError, WorldSizeError
 
 OURS = (
-    CacheError,
     CacheError,
     CaptionError,
     ChangedError,
@@ -27,9 +28,11 @@ OURS = (
     DatasetError,
     FloatingPointError,
     LockedError,
+    LoraError,
     PromptError,
     ScenesError,
     SourceError,
+    SplitError,
     StageOrderError,
     TrainingError,
     VideoError,

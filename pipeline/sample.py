@@ -20,8 +20,9 @@ from data.video import Frames, encode_clip
 from models.autoencoder import latent_shape
 from models.dit import DiT, DiTConfig
 from models.flow.solver import Counted
-from pipeline.checkpoint import Checkpoint, CheckpointError, load_weights, open_checkpoint
+from pipeline.checkpoint import Checkpoint, CheckpointError, open_checkpoint
 from pipeline.flow_spec import FlowSpec, denormalize
+from pipeline.lora import network_weights
 from pipeline.progress import bar
 from pipeline.prompts import PromptRequest
 from pipeline.sampler import SampleConfig, Wanted, sample_latents
@@ -66,9 +67,7 @@ class ClipSampler:
         self.flow = FlowSpec(**trained["flow"])
         self.stats = LatentStats(**trained["latent_stats"])
         self.network = DiT(DiTConfig(**trained["model"]), self.stats.num_channels)
-        prefix = "network."
-        weights = {name.removeprefix(prefix): w for name, w in load_weights(checkpoint, config.weights).items()}
-        self.network.load_state_dict(weights)
+        self.network.load_state_dict(dict(network_weights(checkpoint, config.weights)))
         self.network.to(device).eval().requires_grad_(False)
         self.autoencoder = load_autoencoder(checkpoint.folder / AUTOENCODER_NAME).to(device)
 

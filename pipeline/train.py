@@ -21,6 +21,7 @@ from data.buckets import batch_sizes
 from data.cache import CacheConfig
 from data.loader import Sample, Stream, Subset
 from models.layers import BlockStack
+from pipeline import seeds
 from pipeline.agree import Flags, from_every_rank
 from pipeline.bad_steps import BadSteps
 from pipeline.checkpoint import CheckpointError, load_training_state
@@ -268,6 +269,7 @@ def train(task: TrainTask, config: TrainConfig, run_dir: Path, worker: Worker) -
             rate = learning_rate(step, config)
             with wait.measured():
                 pieces = [piece.to(worker.device) for piece in next(batches)]
+            torch.manual_seed(seeds.number(task.seed, "layers", f"{step} {worker.rank}"))  # what they draw: dropout
             with memory_advice(config, worker, sizes[stream.plan.bucket(step)]):
                 losses = trainer.step(pieces, rate)
             bad.note(step, losses["total"], trainer)

@@ -20,6 +20,7 @@ from data.cache import CacheError
 from data.publish import publish_text
 from pipeline.checkpoint import CheckpointError
 from pipeline.lock import LockedError
+from pipeline.lora import LoraError
 from pipeline.sequence import SplitError
 from pipeline.wandb_run import WandbError
 from pipeline.zero import leave_process_group
@@ -32,7 +33,16 @@ class WorldSizeError(ValueError):
 
 
 # What every rank raises at the same step for a reason that a restart would meet again.
-FINAL = (CacheError, CheckpointError, FloatingPointError, LockedError, SplitError, WandbError, WorldSizeError)
+FINAL = (
+    CacheError,
+    CheckpointError,
+    FloatingPointError,
+    LockedError,
+    LoraError,
+    SplitError,
+    WandbError,
+    WorldSizeError,
+)
 
 
 class TrainingError(RuntimeError):

@@ -93,8 +93,9 @@ class ZeroTrainer:
     Master weights are float32; with a `dtype` the forward pass computes in it under autocast. With a `max_norm`, a step
     whose gradient, over all ranks and before clipping, is longer or not finite changes nothing.
 
-    `holdings` is what this rank's memory holds, and `fragments` its share of that: the shares of all ranks
-    tile every parameter exactly once. They differ only at stage 0, where every rank holds everything.
+    Only parameters that require a gradient are learnt; the others stay as they are. `holdings` is what this rank's
+    memory holds of the learnt ones, and `fragments` its share of that: the shares of all ranks tile every learnt
+    parameter exactly once. They differ only at stage 0, where every rank holds everything.
     """
 
     def __init__(
@@ -120,12 +121,13 @@ class ZeroTrainer:
         self.clip = clip
         self.max_norm = max_norm
         self.num_skipped = 0  # updates that were left out
-        self.shapes = {name: list(parameter.shape) for name, parameter in module.named_parameters()}
-        decayed = [p for p in module.parameters() if p.ndim >= 2]
-        others = [p for p in module.parameters() if p.ndim < 2]  # norms and biases
+        learnt = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+        self.shapes = {name: list(parameter.shape) for name, parameter in learnt.items()}
+        decayed = [p for p in learnt.values() if p.ndim >= 2]
+        others = [p for p in learnt.values() if p.ndim < 2]  # norms and biases
         groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
-        num_parameters = sum(parameter.numel() for parameter in module.parameters())
-        self.names = {id(parameter): name for name, parameter in module.named_parameters()}
+        num_parameters = sum(parameter.numel() for parameter in learnt.values())
+        self.names = {id(parameter): name for name, parameter in learnt.items()}
         # torch's AdamW, not DeepSpeed's: the C++ one needs a compiler and is not bit-exact after a resume.
         self.adam = torch.optim.AdamW([g for g in groups if g["params"]], lr=1.0, betas=betas, eps=1e-8, fused=True)
         self.engine, *_ = deepspeed.initialize(
