@@ -192,7 +192,7 @@ def batch_sizes(buckets: Iterable[Bucket], global_batch: int, multiple: int) -> 
             share them.
     """
     by_name = {bucket.name: bucket for bucket in buckets}
-    largest = max(bucket.num_latents for bucket in by_name.values())
+    largest = max((bucket.num_latents for bucket in by_name.values()), default=0)
     return {
         name: global_batch
         if bucket.num_latents == largest

@@ -19,7 +19,7 @@ from pipeline.sampler import SampleConfig
 from pipeline.sequence import check_heads, check_tokens
 from pipeline.shard import ShardConfig
 from pipeline.synthesize import SyntheticConfig
-from pipeline.train import TrainConfig
+from pipeline.train import TrainConfig, fitting_worlds
 from pipeline.train_dit import DiTTrainConfig
 from pipeline.workers import WorkersConfig
 
@@ -140,8 +140,8 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        num_workers = self.cluster.workers.num_workers
         for name, section in (("autoencoder", self.autoencoder), ("dit", self.dit)):
+            num_workers = self.cluster.workers.num_workers
             batch, together = section.train.global_batch, section.train.sequence_parallel
             if num_workers % together:
                 raise ValueError(
@@ -162,6 +162,14 @@ class RunConfig(Section):
                 raise ValueError(
                     f"{name}.train.batch_multiple is {multiple}, but cluster.workers.num_workers {num_workers}{groups} "
                     f"must divide it, or not every bucket's batch does: use {lcm(multiple, num_shares)}"
+                )
+            fewest = self.cluster.workers.fewest
+            fitting = fitting_worlds(section.train, (), num_workers)
+            if fitting and fewest not in fitting:
+                nearest = min(fitting, key=lambda number: abs(number - fewest))
+                raise ValueError(
+                    f"cluster.workers.min_workers is {fewest}, but {name}.train.global_batch {batch} does not divide "
+                    f"over so many: use {nearest}"
                 )
         self._check_sequence_parallel()
         patch = self.dit.model.patch_size

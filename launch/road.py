@@ -19,7 +19,7 @@ from data.synthetic import held_out_combinations
 from launch.cluster import connected
 from launch.config import SYNTHETIC, ConfigError, RunConfig, check_writable, dump_config
 from launch.following import following, steps_done
-from launch.plan import STAGES, describe_batches
+from launch.plan import STAGES, describe_batches, describe_elastic
 from models.dit import DiT
 from pipeline.checkpoint import Checkpoint, open_checkpoint
 from pipeline.encode import encode_shards, export_autoencoder, latents_that_stand
@@ -37,7 +37,7 @@ from pipeline.sample import SAMPLES_NAME, read_samples, sample_clips
 from pipeline.shard import dataset_outputs, forget_quarantined, make_shards, shards_that_stand
 from pipeline.stage import Stage, StageRecord, begin, fingerprint, read_record
 from pipeline.synthesize import make_videos, video_path
-from pipeline.train import TrainConfig, TrainTask, train
+from pipeline.train import TrainConfig, TrainTask, fitting_worlds, train
 from pipeline.train_autoencoder import AutoencoderTask
 from pipeline.train_dit import AUTOENCODER_NAME, DiTTask, check_base
 from pipeline.watchdog import clear_stalls
@@ -355,8 +355,12 @@ class Road:
         with self._stage(name, folder, inputs, continues, allowed_changes=self._allowed_changes) as stage:
             if stage is None:
                 return
-            for line in describe_batches(task.subsets(), config):
+            subsets, workers = task.subsets(), self.config.cluster.workers
+            for line in describe_batches(subsets, config):
                 self._say(line)
+            fitting = fitting_worlds(config, [subset.bucket for subset in subsets], workers.num_workers)
+            if self._on_ray and workers.min_workers is not None:
+                self._say(describe_elastic(name, workers.min_workers, workers.num_workers, fitting))
             if base is not None:
                 export_weights(base, stage.folder / BASE_NAME)
             clear_requests(stage.folder)
@@ -368,9 +372,9 @@ class Road:
                 sigterm_stops(stage.folder),
             ):
                 if self._on_ray:
-                    train_on_ray(function, self.config.cluster.workers, stage.folder / "ray")
+                    train_on_ray(function, workers, stage.folder / "ray", fitting)
                 else:
-                    train_here(function, self.config.cluster.workers.cpus_per_worker)
+                    train_here(function, workers.cpus_per_worker)
             checkpoint = open_checkpoint(stage.folder)
             if checkpoint.record.step < config.steps:
                 raise StoppedError(f"{name} stopped as asked, saved at step {checkpoint.record.step}")

@@ -136,7 +136,7 @@ def sample_clips(
     batches = canonical_batches(missing, config.batch)
     actors: list[Any] = [
         actor.remote(checkpoint.folder.resolve(), output_dir.resolve(), config, workers.cpus_per_worker)
-        for _ in range(min(workers.num_workers, len(batches)))
+        for _ in range(min(workers.startable(), len(batches)))
     ]
     idle, running = actors.copy(), {}
     with bar("sample", len(requests), "clips", start=len(requests) - len(missing)) as progress:

@@ -6,7 +6,7 @@ has consumed), so the loop's whole state is the weights, the moments, the EMA an
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from itertools import chain
@@ -17,7 +17,7 @@ import torch
 from pydantic import ConfigDict, Field
 from torch import nn
 
-from data.buckets import batch_sizes
+from data.buckets import Bucket, batch_sizes
 from data.cache import CacheConfig
 from data.loader import Sample, Stream, Subset
 from models.layers import BlockStack
@@ -311,6 +311,17 @@ def train(task: TrainTask, config: TrainConfig, run_dir: Path, worker: Worker) -
                     requests.done(wish)
         saver.finish()
         happened("finished" if step == config.steps else "stopped")
+
+
+def fitting_worlds(config: TrainConfig, buckets: Iterable[Bucket], most: int) -> list[int]:
+    """The numbers of workers up to `most` that share the batches of every bucket evenly."""
+    sizes = [config.global_batch, *batch_sizes(buckets, config.global_batch, config.batch_multiple).values()]
+    together, pieces = config.sequence_parallel, config.accumulate
+    return [
+        number
+        for number in range(together, most + 1, together)
+        if all(size % (number // together * pieces) == 0 for size in sizes)
+    ]
 
 
 def in_pieces(prepare: Callable[[list[Sample]], Any], num_pieces: int, samples: list[Sample]) -> list[Any]:
