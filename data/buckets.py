@@ -76,9 +76,14 @@ class Bucket(BaseModel):
         return (self.num_frames - 1) / self.fps
 
     @property
+    def num_latent_frames(self) -> int:
+        """Frames of its latent."""
+        return (self.num_frames - 1) // 4 + 1
+
+    @property
     def num_latents(self) -> int:
         """Positions of its latent; the tokens of the DiT are in proportion to them."""
-        return ((self.num_frames - 1) // 4 + 1) * (self.height // 8) * (self.width // 8)
+        return self.num_latent_frames * (self.height // 8) * (self.width // 8)
 
 
 @dataclass(frozen=True)
@@ -187,7 +192,7 @@ def batch_sizes(buckets: Iterable[Bucket], global_batch: int, multiple: int) -> 
             share them.
     """
     by_name = {bucket.name: bucket for bucket in buckets}
-    largest = max(bucket.num_latents for bucket in by_name.values())
+    largest = max((bucket.num_latents for bucket in by_name.values()), default=0)
     return {
         name: global_batch
         if bucket.num_latents == largest

@@ -19,8 +19,10 @@ from pipeline.encode import EncodeConfig
 from pipeline.evaluate import EvaluateConfig
 from pipeline.flow_spec import FlowSpec
 from pipeline.sampler import SampleConfig
+from pipeline.sequence import check_heads, check_tokens
 from pipeline.synthesize import SyntheticConfig
-from pipeline.train import TrainConfig
+from pipeline.train import TrainConfig, fitting_worlds
+from pipeline.train_dit import DiTTrainConfig
 from pipeline.workers import WorkersConfig
 
 PRESETS_DIR = Path(__file__).parent / "presets"
@@ -92,7 +94,7 @@ class DiTSection(Section):
 
     model: DiTConfig = DiTConfig()
     flow: FlowSpec = FlowSpec()
-    train: TrainConfig = TrainConfig()
+    train: DiTTrainConfig = DiTTrainConfig()
 
 
 class SampleSection(SampleConfig):
@@ -140,22 +142,38 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        num_workers = self.cluster.workers.num_workers
         for name, section in (("autoencoder", self.autoencoder), ("dit", self.dit)):
-            batch = section.train.global_batch
-            if batch % num_workers:
-                nearest = max(1, round(batch / num_workers)) * num_workers
+            num_workers = self.cluster.workers.num_workers
+            batch, together = section.train.global_batch, section.train.sequence_parallel
+            if num_workers % together:
                 raise ValueError(
-                    f"{name}.train.global_batch is {batch}, but cluster.workers.num_workers {num_workers} must divide "
-                    f"it: use {nearest}"
+                    f"{name}.train.sequence_parallel is {together}, but cluster.workers.num_workers {num_workers} do "
+                    f"not form groups of that many: use {-(-num_workers // together) * together} workers"
+                )
+            num_shares = num_workers // together
+            groups = f" in groups of {together}" if together > 1 else ""
+            if batch % num_shares:
+                nearest = max(1, round(batch / num_shares)) * num_shares
+                raise ValueError(
+                    f"{name}.train.global_batch is {batch}, but cluster.workers.num_workers {num_workers}{groups} must "
+                    f"divide it: use {nearest}"
                 )
             multiple = section.train.batch_multiple
             several = self.data.choose_buckets is not None or len(self.data.buckets) > 1
-            if several and multiple % num_workers:
+            if several and multiple % num_shares:
                 raise ValueError(
-                    f"{name}.train.batch_multiple is {multiple}, but cluster.workers.num_workers {num_workers} must "
-                    f"divide it, or not every bucket's batch does: use {lcm(multiple, num_workers)}"
+                    f"{name}.train.batch_multiple is {multiple}, but cluster.workers.num_workers {num_workers}{groups} "
+                    f"must divide it, or not every bucket's batch does: use {lcm(multiple, num_shares)}"
                 )
+            fewest = self.cluster.workers.fewest
+            fitting = fitting_worlds(section.train, (), num_workers)
+            if fitting and fewest not in fitting:
+                nearest = min(fitting, key=lambda number: abs(number - fewest))
+                raise ValueError(
+                    f"cluster.workers.min_workers is {fewest}, but {name}.train.global_batch {batch} does not divide "
+                    f"over so many: use {nearest}"
+                )
+        self._check_sequence_parallel()
         patch = self.dit.model.patch_size
         choice = self.data.choose_buckets
         if choice is not None and choice.side_multiple % (8 * patch):
@@ -180,6 +198,18 @@ class RunConfig(Section):
                 "one time for all frames cannot be asked for several; set dit.flow.times_per to frame"
             )
         return self
+
+    def _check_sequence_parallel(self) -> None:
+        if self.autoencoder.train.sequence_parallel > 1:
+            raise ValueError(
+                "autoencoder.train.sequence_parallel is for the DiT, which has tokens to share: leave it out"
+            )
+        model, together = self.dit.model, self.dit.train.sequence_parallel
+        check_heads(model.heads, model.width, together)
+        if self.data.choose_buckets is None:  # those that are chosen are checked before the first step
+            for bucket in self.data.buckets:
+                tokens = bucket.num_latents // bucket.num_latent_frames // model.patch_size**2
+                check_tokens(bucket.name, tokens, together)
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:

@@ -14,7 +14,9 @@ from launch.road import StageOrderError
 from models.pretrained_text import TextEncoderError
 from pipeline.checkpoint import CheckpointError
 from pipeline.lock import LockedError
+from pipeline.lora import LoraError
 from pipeline.prompts import PromptError
+from pipeline.sequence import SplitError
 from pipeline.stage import ChangedError
 from pipeline.wandb_run import WandbError
 from pipeline.workers import TrainingError, WorldSizeError
@@ -28,9 +30,11 @@ OURS = (
     DatasetError,
     FloatingPointError,
     LockedError,
+    LoraError,
     PromptError,
     ScenesError,
     SourceError,
+    SplitError,
     StageOrderError,
     TextDetectionError,
     TextEncoderError,

@@ -68,7 +68,9 @@ def absolute_paths(config: RunConfig) -> RunConfig:
 
     Paths must mean the same on the cluster's machines (a shared file system) as here.
     """
-    data, sample = config.data, config.sample
+    data, sample, train = config.data, config.sample, config.dit.train
+    start_from = None if train.start_from is None else train.start_from.resolve()
+    train = train.model_copy(update={"start_from": start_from})
     mix = {name: part.model_copy(update={"source": _absolute(part.source)}) for name, part in data.mix.items()}
     captions = None if data.captions is None else data.captions.resolve()
     prompts = None if sample.prompts is None else sample.prompts.resolve()
@@ -76,6 +78,7 @@ def absolute_paths(config: RunConfig) -> RunConfig:
         update={
             "runs_dir": config.runs_dir.resolve(),
             "data": data.model_copy(update={"source": _absolute(data.source), "mix": mix, "captions": captions}),
+            "dit": config.dit.model_copy(update={"train": train}),
             "sample": sample.model_copy(update={"prompts": prompts}),
         }
     )

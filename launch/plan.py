@@ -1,12 +1,13 @@
 """What a run is going to do, and what it has done, in a few lines."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from data.buckets import Bucket, batch_sizes
 from data.loader import Subset
-from launch.config import SYNTHETIC, RunConfig
+from launch.config import SYNTHETIC, ConfigError, RunConfig
 from pipeline.train import TrainConfig
+from pipeline.workers import taking_part
 
 STAGES = ("draw", "shard", "train autoencoder", "encode", "train dit", "sample", "evaluate")
 
@@ -58,6 +59,25 @@ def describe_batches(subsets: Sequence[Subset], train: TrainConfig) -> list[str]
         f"an epoch, {sizes[subset.bucket.name]:5} a batch, {share / sum(steps):6.1%} of the steps"
         for subset, share in zip(subsets, steps, strict=True)
     ]
+
+
+def describe_elastic(name: str, fewest: int, most: int, fitting: Collection[int]) -> str:
+    """How many workers take part where the cluster has between `fewest` and `most`.
+
+    Raises:
+        ConfigError: so few as are allowed cannot share every batch; names the nearest number that can.
+    """
+    if fewest not in fitting:
+        nearest = min(fitting, key=lambda number: abs(number - fewest), default=most)
+        raise ConfigError(
+            f"cluster.workers.min_workers is {fewest}, but the batches of {name} do not divide over so many: "
+            f"use {nearest}"
+        )
+    parts = []
+    for number in range(fewest, most + 1):
+        used = taking_part(number, fitting)
+        parts.append(f"{number}" if used == number else f"{number} ({used} work, {number - used} wait)")
+    return f"  elastic: {name} goes on with {', '.join(parts)} workers, whatever the cluster has room for"
 
 
 def _training(config: RunConfig, train: TrainConfig) -> str:

@@ -9,22 +9,27 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
+
 from data.publish import publish_text
 from data.scenes import check_scene_detection
-from data.shards import SCHEMA_VERSION, Manifest, read_index, read_manifest
+from data.shards import SCHEMA_VERSION, Manifest, TextEncoderRecord, file_sha256, read_index, read_manifest
 from data.sources import Source, list_sources, listing_fingerprint, of_dataset
 from data.synthetic import held_out_combinations
 from data.text_area import check_text_detection
 from launch.cluster import connected
-from launch.config import SYNTHETIC, RunConfig, check_writable, dump_config
+from launch.config import SYNTHETIC, ConfigError, RunConfig, check_writable, dump_config
 from launch.following import following, steps_done
-from launch.plan import STAGES, describe_batches
+from launch.plan import STAGES, describe_batches, describe_elastic
+from models.dit import DiT
 from models.pretrained_text import check_text_encoder
 from pipeline.captions import NULL_CAPTION_NAME
-from pipeline.checkpoint import open_checkpoint
+from pipeline.checkpoint import Checkpoint, open_checkpoint
 from pipeline.encode import encode_shards, export_autoencoder, latents_that_stand
 from pipeline.evaluate import measure_adherence, measure_reconstruction, validate_judge
+from pipeline.export import export_weights
 from pipeline.lock import locked
+from pipeline.lora import BASE_NAME, add_adapters
 from pipeline.metrics import read_metrics
 from pipeline.progress import bar
 from pipeline.prompts import Prompt, format_prompts, order_buckets, plan_requests, read_prompts
@@ -36,9 +41,9 @@ from pipeline.sampler import NOT_OF_A_CLIP
 from pipeline.shard import dataset_outputs, forget_quarantined, make_shards, shards_that_stand
 from pipeline.stage import Stage, StageRecord, begin, fingerprint, read_record
 from pipeline.synthesize import make_videos, video_path
-from pipeline.train import TrainConfig, TrainTask, train
+from pipeline.train import TrainConfig, TrainTask, fitting_worlds, train
 from pipeline.train_autoencoder import AutoencoderTask
-from pipeline.train_dit import AUTOENCODER_NAME, DiTTask
+from pipeline.train_dit import AUTOENCODER_NAME, DiTTask, check_base
 from pipeline.watchdog import clear_stalls
 from pipeline.workers import train_here, train_on_ray
 
@@ -215,6 +220,9 @@ class Road:
         manifest = read_manifest(latents_dir)
         self._warn_of_cut_captions(manifest)
         assert manifest.latent_stats is not None
+        base = self._base(manifest.latent_stats.num_channels, manifest.text_encoder)
+        if base is not None:
+            inputs["base"] = base.fingerprint
         task = DiTTask(
             model=section.model,
             flow=section.flow,
@@ -225,8 +233,40 @@ class Road:
             seed=self.config.seed,
             weights=self.config.data.weights,
             text_encoder=manifest.text_encoder,
+            base_path=None if base is None else (self.dir / "dit" / BASE_NAME).resolve(),
+            base=None if base is None else base.fingerprint,
+            lora=section.train.lora,
         )
-        self._train("train dit", "dit", task, section.train, inputs)
+        self._train("train dit", "dit", task, section.train, inputs, base)
+
+    def _base(self, num_channels: int, text_encoder: TextEncoderRecord | None) -> Checkpoint | None:
+        """The checkpoint that the DiT starts from, if any.
+
+        Raises:
+            CheckpointError: it cannot be used, or is of another network.
+            ConfigError: it lies where the new one is going to be.
+            LoraError: adapters are wanted, and peft is not installed or a target is no layer.
+        """
+        section = self.config.dit
+        if section.train.start_from is None:
+            return None
+        if section.train.start_from.resolve().is_relative_to((self.dir / "dit").resolve()):
+            raise ConfigError(
+                f"dit.train.start_from is {section.train.start_from}, which this training would set aside: give the "
+                f"run another name (cp -r {self.dir} runs/NAME keeps its autoencoder and latents)"
+            )
+        base = open_checkpoint(section.train.start_from)
+        check_base(base, section.model, section.flow, num_channels, text_encoder)
+        if section.train.lora is not None:
+            with torch.device("meta"):  # tried without numbers, before any worker starts
+                width = None if text_encoder is None else text_encoder.width
+                add_adapters(DiT(section.model, num_channels, width), section.train.lora)
+        if base.record.files[AUTOENCODER_NAME].sha256 != file_sha256(self.dir / "latents" / AUTOENCODER_NAME):
+            self._say(
+                f"  warning: {base.folder} was trained on the latents of another autoencoder, which mean something "
+                "else; copy that run's folder and change the copy to keep its autoencoder"
+            )
+        return base
 
     def sample(self) -> None:
         """Sample the prompts."""
@@ -315,14 +355,29 @@ class Road:
         captions = sorted(set(read_index(self.dir / "clips").values("caption")))[:32]
         return [Prompt(prompt=caption, seed=number) for caption in captions for number in range(2)]
 
-    def _train(self, name: str, folder: str, task: TrainTask, config: TrainConfig, inputs: dict[str, Any]) -> None:
+    def _train(
+        self,
+        name: str,
+        folder: str,
+        task: TrainTask,
+        config: TrainConfig,
+        inputs: dict[str, Any],
+        base: Checkpoint | None = None,
+    ) -> None:
         continues = {"steps": config.steps}
-        inputs = inputs | {"train": config.model_dump(exclude=TrainConfig.pacing()), "seed": self.config.seed}
+        settings = config.model_dump(exclude=TrainConfig.pacing() | {"start_from"})  # what is there counts, not where
+        inputs = inputs | {"train": settings, "seed": self.config.seed}
         with self._stage(name, folder, inputs, continues, allowed_changes=self._allowed_changes) as stage:
             if stage is None:
                 return
-            for line in describe_batches(task.subsets(), config):
+            subsets, workers = task.subsets(), self.config.cluster.workers
+            for line in describe_batches(subsets, config):
                 self._say(line)
+            fitting = fitting_worlds(config, [subset.bucket for subset in subsets], workers.num_workers)
+            if self._on_ray and workers.min_workers is not None:
+                self._say(describe_elastic(name, workers.min_workers, workers.num_workers, fitting))
+            if base is not None:
+                export_weights(base, stage.folder / BASE_NAME)
             clear_requests(stage.folder)
             clear_stalls(stage.folder)
             function = partial(train, task, config, stage.folder.resolve())
@@ -332,9 +387,9 @@ class Road:
                 sigterm_stops(stage.folder),
             ):
                 if self._on_ray:
-                    train_on_ray(function, self.config.cluster.workers, stage.folder / "ray")
+                    train_on_ray(function, workers, stage.folder / "ray", fitting)
                 else:
-                    train_here(function, self.config.cluster.workers.cpus_per_worker)
+                    train_here(function, workers.cpus_per_worker)
             checkpoint = open_checkpoint(stage.folder)
             if checkpoint.record.step < config.steps:
                 raise StoppedError(f"{name} stopped as asked, saved at step {checkpoint.record.step}")

@@ -5,6 +5,8 @@ looks at the caption by cross-attention, and is steered by the time through adaL
 (Peebles & Xie 2022, section 3.2). Queries and keys are normalised per head and rotated in 3D.
 """
 
+from typing import Protocol, runtime_checkable
+
 import torch
 from einops import rearrange
 from jaxtyping import Bool, Float
@@ -33,16 +35,67 @@ class DiTConfig(BaseModel):
     @model_validator(mode="after")
     def _check(self) -> "DiTConfig":
         for owner, width, heads in (("", self.width, self.heads), ("text.", self.text.width, self.text.heads)):
-            if width % heads or width // heads % 8:
-                fitting = [h for h in range(1, width + 1) if width % h == 0 and width // h % 8 == 0]
-                if not fitting:
+            if (nearest := nearest_heads(width, heads)) != heads:
+                if nearest is None:
                     raise ValueError(f"{owner}width is {width}, but it must be a multiple of 8")
-                nearest = min(fitting, key=lambda h: abs(h - heads))
                 raise ValueError(
                     f"{owner}heads is {heads}, but {owner}width {width} must split into heads of a multiple of 8 "
                     f"channels: use {nearest} heads"
                 )
         return self
+
+
+def nearest_heads(width: int, heads: int, multiple: int = 1) -> int | None:
+    """The number of heads nearest to `heads` that splits `width` into multiples of 8 channels; None: there is none.
+
+    Args:
+        multiple: what must divide the number.
+    """
+    fitting = [h for h in range(multiple, width + 1, multiple) if width % h == 0 and width // h % 8 == 0]
+    return min(fitting, key=lambda h: abs(h - heads), default=None)
+
+
+@runtime_checkable
+class TokenSplit(Protocol):
+    """How processes that compute one sample together share its tokens: each has a part of every frame."""
+
+    def part(self, tokens: Float[Tensor, "... n d"], num_frames: int) -> Float[Tensor, "... m d"]:
+        """The tokens of this process."""
+        ...
+
+    def attention(
+        self,
+        query: Float[Tensor, "b m heads d"],
+        key: Float[Tensor, "b m heads d"],
+        value: Float[Tensor, "b m heads d"],
+    ) -> Float[Tensor, "b m heads d"]:
+        """Self-attention among the tokens of all of them."""
+        ...
+
+    def whole(self, tokens: Float[Tensor, "b m d"], num_frames: int) -> Float[Tensor, "b n d"]:
+        """The tokens of all of them, in their order."""
+        ...
+
+
+class Unsplit:
+    """All tokens are here."""
+
+    def part(self, tokens: Float[Tensor, "... n d"], num_frames: int) -> Float[Tensor, "... n d"]:  # noqa: ARG002
+        """All of them."""
+        return tokens
+
+    def attention(
+        self,
+        query: Float[Tensor, "b n heads d"],
+        key: Float[Tensor, "b n heads d"],
+        value: Float[Tensor, "b n heads d"],
+    ) -> Float[Tensor, "b n heads d"]:
+        """Self-attention."""
+        return attention(query, key, value)
+
+    def whole(self, tokens: Float[Tensor, "b n d"], num_frames: int) -> Float[Tensor, "b n d"]:  # noqa: ARG002
+        """The same."""
+        return tokens
 
 
 def patchify(x: Float[Tensor, "b c t h w"], patch_size: int) -> Float[Tensor, "b n d"]:
@@ -103,6 +156,7 @@ class DiTBlock(nn.Module):
         text: Float[Tensor, "b m e"],
         text_mask: Bool[Tensor, "b m"],
         angles: Float[Tensor, "n half"],
+        split: TokenSplit,
     ) -> Float[Tensor, "b n d"]:
         """One block; `condition` is the embedded time (of the sample, or of each frame) and caption, through silu."""
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = self.modulation(condition).float().chunk(6, dim=-1)
@@ -110,7 +164,7 @@ class DiTBlock(nn.Module):
         h = modulate(self.norm(x), shift_1, scale_1)
         q_k, v = rearrange(self.qkv(h), "b n (h d) -> b n h d", h=3 * self.heads).tensor_split([2 * self.heads], dim=2)
         q, k = rotate(self.qk_norm(q_k), angles).chunk(2, dim=2)
-        h = self.out(rearrange(attention(q, k, v), "b n heads d -> b n (heads d)"))
+        h = self.out(rearrange(split.attention(q, k, v), "b n heads d -> b n (heads d)"))
         x = add_gated(x, gate_1, h.float())
 
         q = self.cross_query_norm(rearrange(self.cross_query(self.cross_norm(x)), "b n (h d) -> b n h d", h=self.heads))
@@ -128,6 +182,8 @@ class DiT(nn.Module):
     Args:
         embedding_width: of captions that arrive as embeddings of a pretrained encoder; None: they arrive as bytes.
     """
+
+    split: TokenSplit = Unsplit()
 
     def __init__(self, config: DiTConfig, channels: int, embedding_width: int | None = None) -> None:
         super().__init__()
@@ -172,13 +228,14 @@ class DiT(nn.Module):
         pooled = text.float().masked_fill(~caption.mask[..., None], float("-inf")).amax(1)  # b e
         times = t.reshape(len(t), -1)  # b f, where f is 1 or the number of frames
         condition = silu(self.time(times) + rearrange(self.text_pooled(pooled), "b d -> b 1 d"))  # b f d
-        tokens = self.patch(patchify(x, self.config.patch_size)) + torch.cat(
-            [places.cos(), places.sin()], dim=-1
-        )  # b n d
-        tokens = self.blocks.run(tokens, condition, text, caption.mask, angles)
+        angles, places, patches = (
+            self.split.part(each, grid[0]) for each in (angles, places, patchify(x, self.config.patch_size))
+        )
+        tokens = self.patch(patches) + torch.cat([places.cos(), places.sin()], dim=-1)  # b n d
+        tokens = self.blocks.run(tokens, condition, text, caption.mask, angles, self.split)
         shift, scale = self.final_modulation(condition).float().chunk(2, dim=-1)  # b f d
         tokens = self.final(modulate(self.final_norm(tokens), shift, scale))  # b n (c p q)
-        return unpatchify(tokens, self.config.patch_size, grid)  # b c t h w
+        return unpatchify(self.split.whole(tokens, grid[0]), self.config.patch_size, grid)  # b c t h w
 
     def grid_of(self, x: Float[Tensor, "b c t h w"]) -> tuple[int, int, int]:
         """How many tokens a latent has along time, height and width."""

@@ -86,7 +86,7 @@ class BlockStack(nn.ModuleList):
 
     recompute = False
 
-    def run(self, x: Tensor, *arguments: Tensor) -> Tensor:
+    def run(self, x: Tensor, *arguments: object) -> Tensor:
         """The output of the last block; each gets the output of the one before, and the arguments."""
         for block in self:
             if self.recompute and torch.is_grad_enabled():

@@ -216,7 +216,7 @@ def encode_shards(
     actor = ray.remote(Encoder).options(num_cpus=workers.cpus_per_worker, num_gpus=workers.gpus_per_worker)
     actors: list[Any] = [
         actor.remote(autoencoder_path.resolve(), config, workers.cpus_per_worker)
-        for _ in range(min(workers.num_workers, len(missing)))
+        for _ in range(min(workers.startable(), len(missing)))
     ]
     waiting, running = list(reversed(missing)), {}
     idle = actors.copy()

@@ -4,15 +4,14 @@ import json
 from pathlib import Path
 
 from data.publish import publish_text, published
-from pipeline.checkpoint import Checkpoint, Weights, stream_weights
+from pipeline.checkpoint import Checkpoint, Weights
 from pipeline.ema import FIRST
+from pipeline.lora import network_shapes, network_weights
 from pipeline.saving import stream_tensors
-
-PREFIX = "network."  # where a task's loss keeps its network
 
 
 def export_weights(checkpoint: Checkpoint, path: Path, which: Weights = FIRST) -> Path:
-    """Write averaged or raw weights to `path`, one parameter in memory at a time.
+    """Write averaged or raw weights to `path`, one parameter in memory at a time; adapters are merged.
 
     Returns:
         The JSON beside it: what was trained, for how many steps, and which weights these are.
@@ -21,7 +20,7 @@ def export_weights(checkpoint: Checkpoint, path: Path, which: Weights = FIRST) -
         CheckpointError: there are no such weights; names those there are.
     """
     record = checkpoint.record
-    shapes = {name.removeprefix(PREFIX): shape for name, shape in record.parameters.items()}
+    shapes = network_shapes(checkpoint)
     about = {
         "kind": record.kind,
         "weights": checkpoint.kind_of(which),
@@ -31,7 +30,7 @@ def export_weights(checkpoint: Checkpoint, path: Path, which: Weights = FIRST) -
         "trained": record.trained,
     }
     with published(path) as temporary:
-        weights = (tensor for _, tensor in stream_weights(checkpoint, which))
+        weights = (tensor for _, tensor in network_weights(checkpoint, which))
         # "config" as in the autoencoder beside a DiT's checkpoint
         stream_tensors(temporary, shapes, weights, {"config": json.dumps(record.trained["model"])})
     description = path.with_suffix(".json")

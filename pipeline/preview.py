@@ -85,7 +85,8 @@ class Previews:
     def run(self, step: int) -> None:
         """Sample with averaged weights; rank 0 writes what all have made."""
         assert self._previewer is not None
-        rank, world_size, num_prompts = self._trainer.rank, self._trainer.world_size, len(self._prompts)
+        rank, world_size = self._trainer.data_rank, self._trainer.data_world_size
+        num_prompts = len(self._prompts)
         own: list[tuple[int, Frames]] = []
         with averaged_weights(self._trainer, self._ema, self._weights):
             # Equally many on every rank, though a clip be made twice: at stage 3 a forward pass is for all.

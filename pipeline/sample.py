@@ -22,9 +22,10 @@ from models.dit import DiT, DiTConfig
 from models.flow.solver import Counted
 from models.pretrained_text import PretrainedTextEncoder
 from pipeline.captions import byte_captions, check_same_encoder
-from pipeline.checkpoint import Checkpoint, CheckpointError, load_weights, open_checkpoint
+from pipeline.checkpoint import Checkpoint, CheckpointError, open_checkpoint
 from pipeline.chunks import decode_clips
 from pipeline.flow_spec import FlowSpec, denormalize
+from pipeline.lora import network_weights
 from pipeline.progress import bar
 from pipeline.prompts import PromptRequest
 from pipeline.sampler import SampleConfig, Wanted, sample_latents
@@ -89,9 +90,7 @@ class ClipSampler:
             self.read_captions = byte_captions(self.network.config.text.max_bytes)
         else:
             self.read_captions = PretrainedTextEncoder(folder_of(encoder, config), encoder.max_tokens, device)
-        prefix = "network."
-        weights = {name.removeprefix(prefix): w for name, w in load_weights(checkpoint, config.weights).items()}
-        self.network.load_state_dict(weights)
+        self.network.load_state_dict(dict(network_weights(checkpoint, config.weights)))
         self.network.to(device).eval().requires_grad_(False)
         self.autoencoder = load_autoencoder(checkpoint.folder / AUTOENCODER_NAME).to(device)
 
@@ -164,7 +163,7 @@ def sample_clips(
     batches = canonical_batches(missing, config.batch)
     actors: list[Any] = [
         actor.remote(checkpoint.folder.resolve(), output_dir.resolve(), config, workers.cpus_per_worker)
-        for _ in range(min(workers.num_workers, len(batches)))
+        for _ in range(min(workers.startable(), len(batches)))
     ]
     idle, running = actors.copy(), {}
     with bar("sample", len(requests), "clips", start=len(requests) - len(missing)) as progress:

@@ -13,8 +13,13 @@ from torch import Tensor
 
 def generator(seed: int, purpose: str, address: int | str) -> torch.Generator:
     """A CPU generator that belongs to this address alone."""
+    return torch.Generator().manual_seed(number(seed, purpose, address))
+
+
+def number(seed: int, purpose: str, address: int | str) -> int:
+    """A number below 2^63 that belongs to this address alone."""
     digest = blake2b(f"{seed}\0{purpose}\0{address}".encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
+    return int.from_bytes(digest, "big") >> 1
 
 
 def normal(seed: int, purpose: str, addresses: Iterable[int | str], shape: tuple[int, ...] = ()) -> Tensor:

@@ -6,7 +6,7 @@ has consumed), so the loop's whole state is the weights, the moments, the EMA an
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from itertools import chain
@@ -17,10 +17,11 @@ import torch
 from pydantic import ConfigDict, Field, model_validator
 from torch import nn
 
-from data.buckets import batch_sizes
+from data.buckets import Bucket, batch_sizes
 from data.cache import CacheConfig
 from data.loader import Sample, Stream, Subset
 from models.layers import BlockStack
+from pipeline import seeds
 from pipeline.agree import Flags, from_every_rank
 from pipeline.bad_steps import BadSteps
 from pipeline.checkpoint import CheckpointError, load_training_state
@@ -33,6 +34,7 @@ from pipeline.provenance import provenance
 from pipeline.requests import NOTHING, Requests
 from pipeline.resume import agree_on_resumption, alone_in
 from pipeline.saving import CheckpointSaver, Contents, Retention, check_space
+from pipeline.sequence import check_tokens, split_tokens
 from pipeline.validation import RAW
 from pipeline.wandb_run import start_wandb
 from pipeline.watch import Watch, WatchConfig, WatchedTask
@@ -54,6 +56,9 @@ class TrainConfig(WatchConfig):
         default=4, ge=1
     )  # batches of smaller buckets are multiples of it: workers must divide it
     accumulate: int = Field(default=1, ge=1)  # each worker computes its part of a batch in so many pieces
+    sequence_parallel: int = Field(
+        default=1, ge=1
+    )  # workers that share each sample of the DiT: a part of its tokens each
     readers: int = Field(default=1, ge=0)  # threads that read ahead, of each worker
     cache: CacheConfig | None = None  # copies of shards on a fast disk of each machine
     learning_rate: float = Field(default=1e-3, gt=0, allow_inf_nan=False)
@@ -119,6 +124,7 @@ class TrainConfig(WatchConfig):
             "compile",
             "readers",
             "cache",
+            "sequence_parallel",
         }
         pacing |= {"bad_steps", "max_norm"}  # steps that went well stay as they were
         return pacing | {*WatchConfig.model_fields} | {name for name in cls.model_fields if name.startswith(prefixes)}
@@ -201,21 +207,33 @@ def build(task: TrainTask, config: TrainConfig, worker: Worker) -> tuple[ZeroTra
     """The network in its engine and its average, as they are before the first step.
 
     Raises:
+        SplitError: the workers of a sequence group cannot share the network.
         WorldSizeError: the workers cannot share the global batch evenly.
     """
-    num_pieces = worker.world_size * config.accumulate
+    num_shares, remainder = divmod(worker.world_size, config.sequence_parallel)
+    if remainder:
+        sizes = [size for size in range(1, worker.world_size + 1) if worker.world_size % size == 0]
+        nearest = min(sizes, key=lambda size: abs(size - config.sequence_parallel))
+        raise WorldSizeError(
+            f"train.sequence_parallel is {config.sequence_parallel}, but {worker.world_size} workers do not form "
+            f"groups of that many: use {nearest}"
+        )
+    num_pieces = num_shares * config.accumulate
     micro_batch, remainder = divmod(config.global_batch, num_pieces)
     if remainder:
         nearest = max(1, round(config.global_batch / num_pieces)) * num_pieces
         pieces = f", in {config.accumulate} pieces each (train.accumulate)" if config.accumulate > 1 else ""
+        groups = " groups of" if config.sequence_parallel > 1 else ""
         raise WorldSizeError(
-            f"train.global_batch is {config.global_batch}, but {worker.world_size} workers must divide it{pieces}: "
+            f"train.global_batch is {config.global_batch}, but {num_shares}{groups} workers must divide it{pieces}: "
             f"use {nearest}"
         )
     torch.manual_seed(task.seed)  # initial weights; everything later is addressed
     module = task.build().to(worker.device)
     for stack in (part for part in module.modules() if isinstance(part, BlockStack)):
         stack.recompute = config.activation_checkpointing
+    if config.sequence_parallel > 1:
+        split_tokens(module, worker.rank, worker.world_size, config.sequence_parallel)
     if config.compile:
         module.compile()
     trainer = ZeroTrainer(
@@ -226,6 +244,7 @@ def build(task: TrainTask, config: TrainConfig, worker: Worker) -> tuple[ZeroTra
         offload=config.offload,
         micro_batch=micro_batch,
         accumulate=config.accumulate,
+        sequence_parallel=config.sequence_parallel,
         max_norm=(config.max_norm or math.inf) if config.bad_steps == "skip" else None,
         loss_scaling=config.loss_scaling if config.precision == "fp16" else None,
         weight_decay=config.weight_decay,
@@ -243,6 +262,7 @@ def train(task: TrainTask, config: TrainConfig, run_dir: Path, worker: Worker) -
         CheckpointError: none can be used, there is no room for more, or one cannot be written.
         FloatingPointError: the loss or the gradient is not finite.
         LockedError: another training works in `run_dir`.
+        SplitError: the workers of a sequence group cannot share the network or a clip.
         WandbError: a W&B project is named, and W&B cannot be used.
         WorldSizeError: the workers cannot share the global batch evenly.
         Each is raised by every rank at the same step, so a restart would meet it again.
@@ -264,10 +284,11 @@ def train(task: TrainTask, config: TrainConfig, run_dir: Path, worker: Worker) -
         saver = stack.enter_context(closing(CheckpointSaver(run_dir, trainer, ema, contents, retention)))
         subsets = task.subsets()
         sizes = batch_sizes([subset.bucket for subset in subsets], config.global_batch, config.batch_multiple)
-        check_world(sizes, worker.world_size * config.accumulate, config.batch_multiple)
-        stream = Stream(
-            subsets, sizes, seed=task.seed, rank=worker.rank, world_size=worker.world_size, cache=config.cache
-        )
+        share, num_shares = trainer.data_rank, trainer.data_world_size
+        check_world(sizes, num_shares * config.accumulate, config.batch_multiple)
+        for bucket in (subset.bucket for subset in subsets):
+            check_tokens(bucket.name, task.num_tokens(bucket) // bucket.num_latent_frames, config.sequence_parallel)
+        stream = Stream(subsets, sizes, seed=task.seed, rank=share, world_size=num_shares, cache=config.cache)
         check_cursor(stream, step, cursor, run_dir)
         prepare = partial(in_pieces, task.prepare, config.accumulate)
         batches = stack.enter_context(closing(stream.batches(cursor, prepare, config.readers)))
@@ -292,6 +313,7 @@ def train(task: TrainTask, config: TrainConfig, run_dir: Path, worker: Worker) -
             rate = learning_rate(step, config)
             with wait.measured():
                 pieces = [piece.to(worker.device) for piece in next(batches)]
+            torch.manual_seed(seeds.number(task.seed, "layers", f"{step} {worker.rank}"))  # what they draw: dropout
             with memory_advice(config, worker, sizes[stream.plan.bucket(step)]):
                 losses = trainer.step(pieces, rate)
             bad.note(step, losses["total"], trainer)
@@ -308,7 +330,8 @@ def train(task: TrainTask, config: TrainConfig, run_dir: Path, worker: Worker) -
                 values = mean_over_ranks(losses, worker.world_size)
                 norm = trainer.gradient_norm()
                 bad.check(task.kind)
-                skipped = list(chain.from_iterable(from_every_rank(stream.take_skipped())))
+                own = stream.take_skipped() if worker.rank % config.sequence_parallel == 0 else []
+                skipped = list(chain.from_iterable(from_every_rank(own)))
                 num_skipped += len(skipped)
                 told = watch.pace(step, wait.total_seconds) if log else {}
                 if metrics is not None and log:
@@ -334,6 +357,17 @@ def train(task: TrainTask, config: TrainConfig, run_dir: Path, worker: Worker) -
                     requests.done(wish)
         saver.finish()
         happened("finished" if step == config.steps else "stopped")
+
+
+def fitting_worlds(config: TrainConfig, buckets: Iterable[Bucket], most: int) -> list[int]:
+    """The numbers of workers up to `most` that share the batches of every bucket evenly."""
+    sizes = [config.global_batch, *batch_sizes(buckets, config.global_batch, config.batch_multiple).values()]
+    together, pieces = config.sequence_parallel, config.accumulate
+    return [
+        number
+        for number in range(together, most + 1, together)
+        if all(size % (number // together * pieces) == 0 for size in sizes)
+    ]
 
 
 def in_pieces(prepare: Callable[[list[Sample]], Any], num_pieces: int, samples: list[Sample]) -> list[Any]:
@@ -381,7 +415,7 @@ def memory_advice(config: TrainConfig, worker: Worker, batch_size: int) -> Itera
     try:
         yield
     except torch.OutOfMemoryError as error:
-        each = batch_size // worker.world_size // config.accumulate
+        each = batch_size * config.sequence_parallel // worker.world_size // config.accumulate
         knobs = [f"train.accumulate={2 * config.accumulate}"] if each > 1 else []
         knobs += ["train.activation_checkpointing=true"] if not config.activation_checkpointing else []
         knobs += [f"train.zero_stage={config.zero_stage + 1}"] if config.zero_stage < 3 else []

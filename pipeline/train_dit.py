@@ -1,12 +1,13 @@
 """What the training loop needs to know of the DiT: conditional flow matching on latents."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from jaxtyping import Bool, Float
+from pydantic import model_validator
 from torch import Tensor, nn
 
 from data.buckets import Bucket
@@ -19,12 +20,28 @@ from models.flow.path import path_of
 from models.text import Caption, CaptionEmbeddings, CaptionTokens
 from pipeline import seeds
 from pipeline.captions import StoredCaptions, byte_captions, read_embeddings
+from pipeline.checkpoint import Checkpoint, CheckpointError
 from pipeline.flow_preview import FlowPreviewer, FlowQuery
 from pipeline.flow_spec import FlowSpec, normalize
+from pipeline.lora import LoraConfig, add_adapters, read_base
 from pipeline.time_bins import NUM_TIME_BINS, binned
+from pipeline.train import TrainConfig
 from pipeline.train_autoencoder import Weights, load_autoencoder, training_subsets
 
 AUTOENCODER_NAME = "autoencoder.safetensors"
+
+
+class DiTTrainConfig(TrainConfig):
+    """How a DiT is trained, and from which weights."""
+
+    start_from: Path | None = None  # a DiT's checkpoint, or a folder with checkpoints: its averaged weights
+    lora: LoraConfig | None = None  # learn adapters on those, and nothing else
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.lora is not None and self.start_from is None:
+            raise ValueError("lora adapts a trained network: name its checkpoint in start_from, such as runs/NAME/dit")
+        return self
 
 
 @dataclass(frozen=True)
@@ -78,15 +95,26 @@ class DiTTask:
     seed: int
     weights: Weights = ()
     text_encoder: TextEncoderRecord | None = None  # None: captions are read as bytes
+    base_path: Path | None = None  # exported weights to start from
+    base: str | None = None  # fingerprint of the checkpoint they are of
+    lora: LoraConfig | None = None
     kind: str = "dit"
 
     def build(self) -> nn.Module:
-        """The DiT inside its loss."""
-        return FlowMatchingLoss(self._network(), self.flow)
+        """The DiT inside its loss, with the weights that it starts from."""
+        network = self._network()
+        if self.base_path is not None:
+            network.load_state_dict(read_base(self.base_path))
+        return FlowMatchingLoss(self._adapted(network), self.flow)
 
     def _network(self) -> DiT:
         width = None if self.text_encoder is None else self.text_encoder.width
         return DiT(self.model, self.latent_stats.num_channels, width)
+
+    def _adapted(self, network: DiT) -> DiT:
+        if self.lora is not None:
+            add_adapters(network, self.lora)
+        return network
 
     def subsets(self) -> list[Subset]:
         """The training split."""
@@ -151,7 +179,7 @@ class DiTTask:
         channels = self.latent_stats.num_channels
         latent = torch.empty(1, channels, (bucket.num_frames - 1) // 4 + 1, bucket.height // 8, bucket.width // 8)
         t = torch.zeros((1, 1, latent.shape[2]) if self.flow.times_per == "frame" else 1)
-        return self._network()(latent, t, self._outlined_caption().to(latent.device)).mean()
+        return self._adapted(self._network())(latent, t, self._outlined_caption().to(latent.device)).mean()
 
     def _outlined_caption(self) -> Caption:
         if self.text_encoder is None:
@@ -175,8 +203,52 @@ class DiTTask:
             "latent_stats": self.latent_stats.model_dump(),
             "text_encoder": None if self.text_encoder is None else self.text_encoder.model_dump(),
             "seed": self.seed,
+            **({} if self.base is None else {"base": self.base}),
+            **({} if self.lora is None else {"lora": self.lora.model_dump()}),
         }
 
     def attachments(self) -> list[Path]:
-        """The autoencoder, so that a checkpoint is all that sampling needs."""
-        return [self.autoencoder_path]
+        """The autoencoder, and of adapters their base, so that a checkpoint is all that sampling needs."""
+        adapted = [self.base_path] if self.lora is not None and self.base_path is not None else []
+        return [self.autoencoder_path, *adapted]
+
+
+def check_base(
+    base: Checkpoint, model: DiTConfig, flow: FlowSpec, num_channels: int, text_encoder: TextEncoderRecord | None
+) -> None:
+    """Refuse to start from the weights of another network.
+
+    Raises:
+        CheckpointError: names every field that differs.
+    """
+    record = base.record
+    if record.kind != "dit":
+        raise CheckpointError(
+            f"dit.train.start_from: {base.folder} holds a {record.kind}; name the checkpoint of a dit"
+        )
+    there = {
+        "model": record.trained["model"],
+        "flow": {name: record.trained["flow"][name] for name in ("path", "prediction")},
+        "latent_channels": len(record.trained["latent_stats"]["mean"]),
+        "text_encoder": (record.trained.get("text_encoder") or {}).get("fingerprint"),
+    }
+    here = {
+        "model": model.model_dump(),
+        "flow": {"path": flow.path, "prediction": flow.prediction},
+        "latent_channels": num_channels,
+        "text_encoder": None if text_encoder is None else text_encoder.fingerprint,
+    }
+    if differences := list(_differences(there, here, "dit")):
+        raise CheckpointError(
+            f"dit.train.start_from: {base.folder} is another network: {'; '.join(differences)}. Set these as they are "
+            "there, or leave start_from out"
+        )
+
+
+def _differences(there: dict[str, Any], here: dict[str, Any], place: str) -> Iterator[str]:
+    for name in sorted(there.keys() | here.keys()):
+        before, now = there.get(name), here.get(name)
+        if isinstance(before, dict) and isinstance(now, dict):
+            yield from _differences(before, now, f"{place}.{name}")
+        elif before != now:
+            yield f"{place}.{name} is {now} but {before} there"

@@ -96,7 +96,7 @@ class Validation:
         self._last_step, self._every_steps, self._weights = last_step, every_steps, weights
         self._path, self._metrics = run_dir / VALIDATION_NAME, metrics
         rows = held_out(read_index(task.dataset_dir, "validation"), max_clips)
-        rank, world_size = trainer.rank, trainer.world_size
+        rank, world_size = trainer.data_rank, trainer.data_world_size
         reader = PayloadReader(task.dataset_dir, verify=True)
         unreadable = [row.key for row in rows[rank::world_size] if not _readable(reader, row)]
         left_out = set(chain.from_iterable(from_every_rank(unreadable)))

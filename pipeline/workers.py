@@ -5,21 +5,24 @@ Either way the function finds an initialised torch.distributed process group and
 
 import os
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.distributed as dist
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from data.cache import CacheError
 from data.publish import publish_text
+from pipeline.agree import from_rank_zero
 from pipeline.checkpoint import CheckpointError
 from pipeline.lock import LockedError
+from pipeline.lora import LoraError
+from pipeline.sequence import SplitError
 from pipeline.wandb_run import WandbError
 from pipeline.zero import leave_process_group
 
@@ -31,7 +34,16 @@ class WorldSizeError(ValueError):
 
 
 # What every rank raises at the same step for a reason that a restart would meet again.
-FINAL = (CacheError, CheckpointError, FloatingPointError, LockedError, WandbError, WorldSizeError)
+FINAL = (
+    CacheError,
+    CheckpointError,
+    FloatingPointError,
+    LockedError,
+    LoraError,
+    SplitError,
+    WandbError,
+    WorldSizeError,
+)
 
 
 class TrainingError(RuntimeError):
@@ -44,9 +56,32 @@ class WorkersConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     num_workers: int = Field(default=2, ge=1)
+    min_workers: int | None = Field(default=None, ge=1)  # a training goes on with so few while the cluster has no more
     cpus_per_worker: int = Field(default=1, ge=1)
     gpus_per_worker: float = Field(default=0, ge=0)
     max_failures: int = Field(default=2, ge=0)  # restarts of a training whose worker died
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.min_workers is not None and self.min_workers > self.num_workers:
+            raise ValueError(
+                f"min_workers is {self.min_workers}, but num_workers is {self.num_workers}: use at most that"
+            )
+        return self
+
+    @property
+    def fewest(self) -> int:
+        """Workers that a training needs at least."""
+        return self.num_workers if self.min_workers is None else self.min_workers
+
+    def startable(self) -> int:
+        """Workers that the connected cluster has room for, one at least."""
+        import ray
+
+        there = ray.cluster_resources()
+        room = [there.get("CPU", 0) // self.cpus_per_worker]
+        room += [there.get("GPU", 0) // self.gpus_per_worker] if self.gpus_per_worker else []
+        return max(1, min(self.num_workers, *map(int, room)))
 
 
 @dataclass(frozen=True)
@@ -58,8 +93,22 @@ class Worker:
     device: torch.device
 
 
-def train_on_ray(function: Callable[[Worker], None], config: WorkersConfig, storage_dir: Path) -> None:
+def taking_part(num_workers: int, fitting: Collection[int]) -> int:
+    """How many of the workers there are take part: the largest number that shares every batch evenly."""
+    return max(number for number in fitting if number <= num_workers)
+
+
+def train_on_ray(
+    function: Callable[[Worker], None], config: WorkersConfig, storage_dir: Path, fitting: Collection[int] = ()
+) -> None:
     """Run `function` on every worker of a Ray Train group; a worker that dies restarts the group.
+
+    With `min_workers` the group is restarted with fewer where the cluster has no room for all, and again with more
+    once it has.
+
+    Args:
+        fitting: with `min_workers`, the numbers of workers that share every batch evenly, `min_workers` among them; of
+            a group of another size the last ones wait.
 
     Raises:
         TrainingError: the function raised one of `FINAL`, on every worker; nothing was started again.
@@ -76,9 +125,12 @@ def train_on_ray(function: Callable[[Worker], None], config: WorkersConfig, stor
         torch.set_num_threads(settings["threads"])
         worker = Worker(context.get_world_rank(), context.get_world_size(), get_device())
         try:
-            settings["function"](worker)
+            if settings["fitting"]:
+                worker = _join(worker, taking_part(worker.world_size, settings["fitting"]))
+            if worker is not None:
+                settings["function"](worker)
         except FINAL as error:  # every worker returns, which Ray does not count as a failure to be tried again
-            if worker.rank == 0:
+            if context.get_world_rank() == 0:
                 publish_text(settings["final_error_path"], str(error))
 
     # Our checkpoints are our own; Ray keeps only its bookkeeping here, under a name that is never used twice.
@@ -91,12 +143,13 @@ def train_on_ray(function: Callable[[Worker], None], config: WorkersConfig, stor
             "function": function,
             "threads": config.cpus_per_worker,
             "final_error_path": final_error_path,
+            "fitting": tuple(fitting) if config.min_workers is not None else (),
         },
         torch_config=TorchConfig(
             backend="nccl" if config.gpus_per_worker else "gloo", timeout_s=COLLECTIVE_TIMEOUT_SECONDS
         ),
         scaling_config=ScalingConfig(
-            num_workers=config.num_workers,
+            num_workers=config.num_workers if config.min_workers is None else (config.min_workers, config.num_workers),
             use_gpu=config.gpus_per_worker > 0,
             resources_per_worker={"CPU": config.cpus_per_worker, **_gpu(config.gpus_per_worker)},
         ),
@@ -117,6 +170,27 @@ def train_on_ray(function: Callable[[Worker], None], config: WorkersConfig, stor
             message = final_error_path.read_text(encoding="utf-8")
             final_error_path.unlink()
             raise TrainingError(message)
+
+
+def _join(worker: Worker, world_size: int) -> Worker | None:
+    """This worker in a process group of the first `world_size` ones, or None if it is not among them; called by all."""
+    if world_size == worker.world_size:
+        return worker
+    import ray.util
+
+    backend, timeout = dist.get_backend(), timedelta(seconds=COLLECTIVE_TIMEOUT_SECONDS)
+    store = None
+    if worker.rank == 0:
+        store = dist.TCPStore(ray.util.get_node_ip_address(), 0, is_master=True, wait_for_workers=False)
+    place = from_rank_zero(None if store is None else (store.host, store.port))
+    assert place is not None
+    dist.barrier()
+    dist.destroy_process_group()
+    if worker.rank >= world_size:
+        return None
+    store = store or dist.TCPStore(*place, is_master=False)
+    dist.init_process_group(backend, store=store, rank=worker.rank, world_size=world_size, timeout=timeout)
+    return Worker(worker.rank, world_size, worker.device)
 
 
 def _gpu(gpus: float) -> dict[str, float]:

@@ -107,8 +107,9 @@ class ZeroTrainer:
     With `offload`, host memory holds the master weights, their moments and averages, and updates them (ZeRO-Offload,
     Ren et al. 2021; stages 2 and 3); at stage 3 also the parameters between their uses.
 
-    `holdings` is what this rank's memory holds, and `fragments` its share of that: the shares of all ranks
-    tile every parameter exactly once. They differ only at stage 0, where every rank holds everything.
+    Only parameters that require a gradient are learnt; the others stay as they are. `holdings` is what this rank's
+    memory holds of the learnt ones, and `fragments` its share of that: the shares of all ranks tile every learnt
+    parameter exactly once. They differ only at stage 0, where every rank holds everything.
     """
 
     def __init__(
@@ -121,6 +122,7 @@ class ZeroTrainer:
         offload: Offload = "none",
         micro_batch: int,
         accumulate: int = 1,
+        sequence_parallel: int = 1,
         max_norm: float | None = None,
         loss_scaling: LossScaling | None = None,
         weight_decay: float,
@@ -129,18 +131,21 @@ class ZeroTrainer:
     ) -> None:
         deepspeed = import_deepspeed()
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
+        # Which part of the data this rank computes: the ranks of a sequence group have the same.
+        self.data_rank, self.data_world_size = self.rank // sequence_parallel, self.world_size // sequence_parallel
         self.device, self.stage, self.offload = device, stage, offload
         self.clip = clip
         self.max_norm = max_norm
         self.num_skipped = 0  # updates that were left out because the step was bad
         self.num_overflows = 0  # and because the loss was scaled too much
         self.overflowed = False  # the last step
-        self.shapes = {name: list(parameter.shape) for name, parameter in module.named_parameters()}
-        decayed = [p for p in module.parameters() if p.ndim >= 2]
-        others = [p for p in module.parameters() if p.ndim < 2]  # norms and biases
+        learnt = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+        self.shapes = {name: list(parameter.shape) for name, parameter in learnt.items()}
+        decayed = [p for p in learnt.values() if p.ndim >= 2]
+        others = [p for p in learnt.values() if p.ndim < 2]  # norms and biases
         groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
-        num_parameters = sum(parameter.numel() for parameter in module.parameters())
-        self.names = {id(parameter): name for name, parameter in module.named_parameters()}
+        num_parameters = sum(parameter.numel() for parameter in learnt.values())
+        self.names = {id(parameter): name for name, parameter in learnt.items()}
         # torch's AdamW, not DeepSpeed's: the C++ one needs a compiler and is not bit-exact after a resume.
         self.adam = torch.optim.AdamW([g for g in groups if g["params"]], lr=1.0, betas=betas, eps=1e-8, fused=True)
         self.engine, *_ = deepspeed.initialize(

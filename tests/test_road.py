@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from data.publish import TEMPORARY_PREFIX
 from data.shards import read_index, read_manifest
@@ -352,3 +353,33 @@ def test_log_lines_tell_the_rate_the_time_left_and_the_end_once(capsys, monkeypa
         "  train  200/400 steps  2.0/s  ETA 1:40  loss 0.5",
         "  train  400/400 steps  1.5/s  in 200 s",
     ]
+
+
+@pytest.mark.slow
+def test_a_copied_run_is_tuned_with_adapters_on_the_first_ones_network(run):
+    config, run_dir, _ = run
+    tuned = run_dir.with_name("tuned")
+    shutil.copytree(run_dir, tuned)
+    wanted = ["--set", "name=tuned", "--set", f"dit.train.start_from={run_dir / 'dit'}"]
+    adapters = [*wanted, "--set", "dit.train.lora={rank: 2, alpha: 4}"]
+    refused = launch("train", "dit", str(config), *adapters, "--set", "dit.model.heads=4")
+    assert refused.returncode != 0
+    assert "dit.model.heads is 4 but 2 there" in refused.stderr
+    done = launch("train", "dit", str(config), *adapters)
+    assert done.returncode == 0, done.stderr
+    assert "another autoencoder" not in done.stdout
+    checkpoint = open_checkpoint(tuned / "dit")
+    assert (checkpoint.record.step, checkpoint.record.trained["lora"]["rank"]) == (6, 2)
+    assert all("lora_" in name for name in checkpoint.record.parameters)
+    assert checkpoint.record.trained["base"] == open_checkpoint(run_dir / "dit").fingerprint
+    again = launch("train", "dit", str(config), *adapters)
+    assert "nothing to do" in again.stdout
+    own = launch("train", "dit", str(config), *adapters, "--set", f"dit.train.start_from={tuned / 'dit'}")
+    assert "which this training would set aside: give the run another name" in own.stderr
+
+    merged = tuned / "merged.safetensors"
+    assert launch("export", str(tuned / "dit"), str(merged)).returncode == 0
+    whole = open_checkpoint(run_dir / "dit").record.parameters
+    assert {f"network.{name}": list(weight.shape) for name, weight in load_file(merged).items()} == whole
+    sampler = ClipSampler(checkpoint, SampleConfig(steps=1), torch.device("cpu"))
+    assert all(torch.equal(sampler.network.state_dict()[name], weight) for name, weight in load_file(merged).items())
