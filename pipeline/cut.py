@@ -133,7 +133,8 @@ def prepare_source(cut: CutConfig, source: Source) -> tuple[SourceReport, Clips]
             return SourceReport(source=source.name, filtered=[quarantine("filter", error.reason, str(error))]), []
         return SourceReport(source=source.name, quarantined=quarantine("decode", error.reason, str(error))), []
     except FileNotFoundError:
-        return SourceReport(source=source.name, quarantined=quarantine("read", "missing", "the file is gone")), []
+        gone = f"{source.path} is gone" if "://" in source.path else "the file is gone"
+        return SourceReport(source=source.name, quarantined=quarantine("read", "missing", gone)), []
     except OSError as error:
         if error.errno == ENOSPC:  # of this machine, not of the source
             raise
