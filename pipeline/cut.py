@@ -161,6 +161,8 @@ def prepare_source(cut: CutConfig, source: Source) -> tuple[SourceReport, Clips]
             height=span.bucket.height,
             width=span.bucket.width,
             fps=span.bucket.fps,
+            source_height=span.source_height,
+            source_width=span.source_width,
         )
         clips.append((record, encode_clip(span.frames, span.bucket.fps)))
         is_compared = config.filters.duplicate_bits is not None and not span.variant
