@@ -27,6 +27,8 @@ def made_up_clip(number: int, bucket: Bucket = SMALL) -> ClipRecord:
         height=bucket.height,
         width=bucket.width,
         fps=bucket.fps,
+        source_height=4 * bucket.height,
+        source_width=4 * bucket.width,
     )
 
 

@@ -33,6 +33,8 @@ class ClipRecord(BaseModel):
     height: int
     width: int
     fps: float
+    source_height: int  # of the source's frames, as shown: turned and mirrored as the file says
+    source_width: int
 
     @property
     def bucket(self) -> Bucket:

@@ -40,6 +40,8 @@ class IndexRow:
     height: int
     width: int
     fps: float
+    source_height: int  # of the source's frames, as shown
+    source_width: int
 
 
 NAMES = tuple(field.name for field in fields(IndexRow))

@@ -32,7 +32,7 @@ from data.ledger import LedgerCounts, Reason, Rejection
 from data.publish import publish_text, published
 from data.tarfiles import TarError, read_samples
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 MANIFEST_NAME = "manifest.json"
 INDEX_NAME = "index.parquet"
 QUARANTINE_NAME = "quarantine.jsonl"
@@ -174,6 +174,8 @@ def write_shard(
             height=record.height,
             width=record.width,
             fps=record.fps,
+            source_height=record.source_height,
+            source_width=record.source_width,
         )
         rows.append(row)
     return shard, rows

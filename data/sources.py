@@ -5,20 +5,21 @@
     folder/                          every video below it
     folder/**/*.mp4                  a glob
     table.csv, .jsonl, .parquet      columns path, and if wanted caption, start, end (seconds)
-    s3://bucket/videos               a folder, file or glob of any file system in SCHEMES that fsspec can open
+    s3://bucket/videos               a folder, file, glob or table of any file system in SCHEMES that fsspec can open
 """
 
 import csv
+import errno
 import glob
 import json
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from hashlib import sha256
-from io import StringIO
+from io import BytesIO, StringIO
 from pathlib import Path, PurePosixPath
 from stat import S_ISREG
 from typing import Any
@@ -33,6 +34,7 @@ from data.video import VIDEO_SUFFIXES, WHOLE, Stretch
 
 SCHEMES = ("file", "memory", "s3", "gs", "az")  # no pipe:, no http: a list of sources must not run or call anything
 TABLE_SUFFIXES = (".csv", ".jsonl", ".parquet")
+ASK = "check the address, the credentials and the endpoint (docs/cluster.md, Object stores)"
 COLUMNS = ("path", "caption", "start", "end")
 
 
@@ -61,10 +63,11 @@ def list_sources(place: str, suffixes: frozenset[str] = VIDEO_SUFFIXES) -> list[
         suffixes: what folders and globs are searched for.
 
     Raises:
-        SourceError: there is none, or the place is of a kind that cannot be read.
+        SourceError: there is none, or the place cannot be read.
     """
     if "://" in place:
-        return _list_uri(place, suffixes)
+        is_table = PurePosixPath(place).suffix.lower() in TABLE_SUFFIXES and not glob.has_magic(place)
+        return _list_stored_table(place) if is_table else _list_uri(place, suffixes)
     path = Path(place)
     if path.suffix.lower() in TABLE_SUFFIXES and not path.is_dir():
         return _list_table(path)
@@ -117,10 +120,30 @@ def _local_sources(root: Path, files: list[Path], place: str, suffixes: frozense
 
 
 def _list_table(path: Path) -> list[Source]:
-    rows = _read_rows(path)
-    sources, base = [], path.absolute().parent
-    for number, row in enumerate(rows, start=1):
-        where = f"{path}, row {number}"
+    if not path.is_file():
+        raise SourceError(f"{path}: there is no such table; set data.source to a folder, a glob or a table of videos")
+    base = path.absolute().parent
+    return _sources_of_rows(str(path), path.read_bytes(), base, lambda file: os.fspath(base / file))
+
+
+def _list_stored_table(uri: str) -> list[Source]:
+    folder = uri.rpartition("/")[0]
+    with _listing(uri) as (files, name):
+        content: Any = files.cat_file(name)
+    return _sources_of_rows(uri, content, Path(PurePosixPath(folder).name), lambda file: f"{folder}/{file}")
+
+
+def _sources_of_rows(table: str, content: bytes, root: Path, place_of: Callable[[str], str]) -> list[Source]:
+    """The sources that a table lists.
+
+    Args:
+        table: what errors call it.
+        root: what captions are looked up under where it has none.
+        place_of: from a path that is not a URI to a local path or a URI.
+    """
+    sources = []
+    for number, row in enumerate(_read_rows(table, content), start=1):
+        where = f"{table}, row {number}"
         file = row.get("path")
         if not isinstance(file, str) or not file:
             raise SourceError(f"{where}: path is {file!r}; it must name a video")
@@ -139,40 +162,39 @@ def _list_table(path: Path) -> list[Source]:
             if stretch == WHOLE
             else f"#t={_exact(stretch.start_seconds)}" + ("" if end is None else f",{_exact(end)}")
         )
-        place = file if "://" in file else os.fspath(base / file)
-        stamp = "" if "://" in file else _stamp(place)
+        place = file if "://" in file else place_of(file)
+        stamp = "" if "://" in place else _stamp(place)
         name = _printable(file)
-        sources.append(Source(name + fragment, place, name, base, stamp, caption or None, stretch))
+        sources.append(Source(name + fragment, place, name, root, stamp, caption or None, stretch))
     twice = [name for name, number in Counter(source.name for source in sources).items() if number > 1]
     if twice:
-        raise SourceError(f"{path}: {twice[0]} is listed twice; give each row a path and span of its own")
+        raise SourceError(f"{table}: {twice[0]} is listed twice; give each row a path and span of its own")
     return sources
 
 
-def _read_rows(path: Path) -> list[dict[str, Any]]:
+def _read_rows(table: str, content: bytes) -> list[dict[str, Any]]:
     """The rows of a table, with at least one of them and a path in each.
 
     Raises:
-        SourceError: it is missing, malformed, empty or lacks the column.
+        SourceError: it is malformed, empty or lacks the column.
     """
-    if not path.is_file():
-        raise SourceError(f"{path}: there is no such table; set data.source to a folder, a glob or a table of videos")
     rows: list[Any]
+    suffix = PurePosixPath(table).suffix
     try:
-        if path.suffix.lower() == ".parquet":
-            rows = pq.read_table(path).to_pylist()
-        elif path.suffix.lower() == ".csv":
-            reader = csv.DictReader(StringIO(path.read_text(encoding="utf-8-sig"), newline=""))
+        if suffix.lower() == ".parquet":
+            rows = pq.read_table(BytesIO(content)).to_pylist()
+        elif suffix.lower() == ".csv":
+            reader = csv.DictReader(StringIO(content.decode("utf-8-sig"), newline=""))
             rows = [{key: value or None for key, value in row.items()} for row in reader]
         else:
-            rows = [json.loads(line) for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
+            rows = [json.loads(line) for line in content.decode("utf-8-sig").split("\n") if line.strip()]
     except (UnicodeDecodeError, json.JSONDecodeError, csv.Error, pa.ArrowException) as error:
-        raise SourceError(f"{path}: it cannot be read as {path.suffix}: {error}") from error
+        raise SourceError(f"{table}: it cannot be read as {suffix}: {error}") from error
     if not rows or not all(isinstance(row, dict) for row in rows):
-        raise SourceError(f"{path}: it holds no rows; each needs a path and may have {', '.join(COLUMNS[1:])}")
+        raise SourceError(f"{table}: it holds no rows; each needs a path and may have {', '.join(COLUMNS[1:])}")
     if "path" not in rows[0]:
         raise SourceError(
-            f"{path}: it has no column path, only {', '.join(map(str, rows[0]))}; rename the one of videos"
+            f"{table}: it has no column path, only {', '.join(map(str, rows[0]))}; rename the one of videos"
         )
     return rows
 
@@ -195,9 +217,10 @@ def _exact(seconds: float) -> str:
 
 
 def _list_uri(place: str, suffixes: frozenset[str]) -> list[Source]:
-    files, root = _filesystem(place, "data.source")
-    names: Any = files.glob(root) if glob.has_magic(root) else files.find(root)
-    videos = sorted(name for name in map(str, names) if PurePosixPath(name).suffix.lower() in suffixes)
+    with _listing(place) as (files, root):
+        # With what is known of each: asking for that again would be a request for every object.
+        found: Any = files.glob(root, detail=True) if glob.has_magic(root) else files.find(root, detail=True)
+    videos = sorted(name for name in found if PurePosixPath(name).suffix.lower() in suffixes)
     if not videos:
         raise SourceError(f"{place} holds no video; a video ends in one of {' '.join(sorted(suffixes))}")
     parts = PurePosixPath(root).parts
@@ -207,9 +230,36 @@ def _list_uri(place: str, suffixes: frozenset[str]) -> list[Source]:
     for name in videos:
         relative = PurePosixPath(name).relative_to(base).as_posix() if name != str(base) else base.name
         relative = _printable(relative)
-        uri, stamp = str(files.unstrip_protocol(name)), str(files.ukey(name))
+        uri, stamp = str(files.unstrip_protocol(name)), sha256(str(found[name]).encode()).hexdigest()
         sources.append(Source(relative, uri, file=relative, root=Path(base.name), stamp=stamp))
     return sources
+
+
+@contextmanager
+def _listing(uri: str) -> Iterator[tuple[fsspec.AbstractFileSystem, str]]:
+    """The file system of a URI and the path in it, with what goes wrong in the block told in words.
+
+    Raises:
+        SourceError: the store cannot be reached, refuses, or holds no such thing.
+    """
+    files, path = _filesystem(uri, "data.source")
+    files.invalidate_cache()  # what it held a while ago
+    try:
+        yield files, path
+    except FileNotFoundError as error:
+        raise SourceError(f"data.source: {uri} is not there ({error}); {ASK}") from error
+    except (OSError, *_client_errors(uri)) as error:
+        raise SourceError(f"data.source: {uri} cannot be read ({error}); {ASK}") from error
+
+
+def _client_errors(uri: str) -> tuple[type[Exception], ...]:
+    """What the client of a store raises, beside errors of the operating system, when it gets no answer."""
+    if not uri.startswith("s3://"):
+        return ()
+    from aiohttp import ClientError
+    from botocore.exceptions import BotoCoreError
+
+    return ClientError, BotoCoreError
 
 
 def _filesystem(uri: str, where: str) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -221,6 +271,8 @@ def _filesystem(uri: str, where: str) -> tuple[fsspec.AbstractFileSystem, str]:
         files, path = fsspec.url_to_fs(uri)
     except ImportError as error:
         raise SourceError(f"{where}: {uri} needs a package that is not installed: {error}") from error
+    if not path:
+        raise SourceError(f"{where}: {uri} names no bucket")
     return files, str(path)
 
 
@@ -230,7 +282,7 @@ def local_copy(source: Source) -> Iterator[Path]:
 
     Raises:
         VideoError: it is something else than a regular file: a folder, a pipe, a device.
-        OSError: it is not there or cannot be read.
+        OSError: it is not there or cannot be read, from a store either.
     """
     if "://" not in source.path:
         path = Path(source.path)
@@ -241,7 +293,13 @@ def local_copy(source: Source) -> Iterator[Path]:
     files, name = _filesystem(source.path, source.name)
     with tempfile.TemporaryDirectory(prefix="reelflow-") as folder:
         copy = Path(folder) / f"video{PurePosixPath(name).suffix}"
-        files.get_file(name, str(copy))
+        try:
+            files.get_file(name, str(copy))
+        except OSError as error:
+            number = errno.ENOENT if isinstance(error, FileNotFoundError) else error.errno or errno.EIO
+            raise OSError(number, f"{source.path}: {error.strerror or error}") from error
+        except _client_errors(source.path) as error:
+            raise OSError(errno.EIO, f"{source.path}: {error}") from error
         yield copy
 
 

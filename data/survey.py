@@ -31,6 +31,7 @@ MAX_BARS = 12
 LABEL_DIGITS = 3
 HAIR = 1e-6  # of a bar's width
 BATCH_ROWS = 2**16
+SHAPE = ("num_frames", "height", "width", "fps", "source_height", "source_width")
 COLUMNS = pa.schema(
     [
         pa.field("caption", pa.large_string(), nullable=False),
@@ -41,6 +42,8 @@ COLUMNS = pa.schema(
         pa.field("height", pa.int64(), nullable=False),
         pa.field("width", pa.int64(), nullable=False),
         pa.field("fps", pa.float64(), nullable=False),
+        pa.field("source_height", pa.int64(), nullable=False),
+        pa.field("source_width", pa.int64(), nullable=False),
     ]
 )
 
@@ -108,7 +111,10 @@ def survey_dataset(dataset_dir: Path) -> Survey:
         num_captions=num_captions,
         histograms=(
             Histogram("length", "seconds", numeric_bars(index["num_frames"].to_numpy() / index["fps"].to_numpy())),
-            Histogram("size", "height x width in pixels", _size_bars(index)),
+            Histogram("size", "height x width in pixels", _size_bars(index, "height", "width")),
+            Histogram(
+                "source", "height x width in pixels, before cutting", _size_bars(index, "source_height", "source_width")
+            ),
             Histogram("caption", "length in bytes", numeric_bars(index["caption_size"].to_numpy())),
         ),
         left_out=(*_left_out(dataset_dir, FILTERED_NAME), *_left_out(dataset_dir, QUARANTINE_NAME)),
@@ -169,18 +175,20 @@ def _number(value: float) -> str:
     return f"{round(float(value), LABEL_DIGITS):.15g}"
 
 
-def _size_bars(index: pa.Table) -> tuple[Bar, ...]:
-    """The commonest sizes, from small to large, and one bar for all others."""
-    groups = index.group_by(["height", "width"]).aggregate([([], "count_all")]).to_pylist()
-    groups.sort(key=lambda group: (-group["count_all"], group["height"], group["width"]))
-    shown = groups if len(groups) <= MAX_BARS else groups[: MAX_BARS - 1]
-    bars = [
-        Bar(f"{group['height']} x {group['width']}", group["count_all"])
-        for group in sorted(shown, key=lambda group: (group["height"] * group["width"], group["height"]))
-    ]
-    rest = groups[len(shown) :]
+def _size_bars(index: pa.Table, height: str, width: str) -> tuple[Bar, ...]:
+    """The commonest sizes, from small to large, and one bar for all others.
+
+    Args:
+        height, width: the columns that hold them.
+    """
+    groups = index.group_by([height, width]).aggregate([([], "count_all")]).to_pylist()
+    sizes = sorted((-group["count_all"], group[height], group[width]) for group in groups)
+    shown = sizes if len(sizes) <= MAX_BARS else sizes[: MAX_BARS - 1]
+    by_area = sorted(shown, key=lambda size: (size[1] * size[2], size[1]))
+    bars = [Bar(f"{high} x {wide}", -count) for count, high, wide in by_area]
+    rest = sizes[len(shown) :]
     if rest:
-        bars.append(Bar(f"{len(rest)} others", sum(group["count_all"] for group in rest)))
+        bars.append(Bar(f"{len(rest)} others", -sum(count for count, _, _ in rest)))
     return tuple(bars)
 
 
@@ -220,7 +228,7 @@ def _read_columns(dataset_dir: Path, manifest: Manifest) -> pa.Table:
             f"{path} has {num_rows} rows, but the manifest counts {manifest.num_samples} samples; "
             f"make {dataset_dir} again"
         )
-    if not all((table[name].to_numpy() > 0).all() for name in ("num_frames", "height", "width", "fps")):
+    if not all((table[name].to_numpy() > 0).all() for name in SHAPE):
         raise DatasetError(f"{path} has a clip without a shape (0 or less); make {dataset_dir} again")
     return table
 

@@ -5,7 +5,7 @@ Pixels here are uint8 (t h w c), RGB. Which decoder reads a source is decided in
 
 import io
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import chain, islice, pairwise
 from pathlib import Path
@@ -46,6 +46,8 @@ class Span:
     variant: str  # how it was augmented; empty: not at all
     frames: Frames
     decoder: Decoder
+    source_height: int  # of the frames it was cut from
+    source_width: int
     text_fraction: float | None = None  # of its picture; None: not measured
 
 
@@ -189,6 +191,7 @@ def _cut(
 ) -> list[Span]:
     """Frames in the shape of their bucket; each is resized as it comes, so only one is held at full size."""
     spans = []
+    height = width = 0
     for span in planned:
         needed, bucket = sorted(set(span.indices)), span.bucket
         looked_at = [span.indices[0], span.indices[len(span.indices) // 2], span.indices[-1]]
@@ -207,10 +210,10 @@ def _cut(
         for position, frames_of in crops.items():
             frames = np.concatenate([frames_of[index] for index in span.indices])
             variant = "" if position == 0.5 else f"crop {position:g}"
-            spans.append(Span(span.start_seconds, bucket, variant, frames, timeline.decoder, text))
+            as_it_is = Span(span.start_seconds, bucket, variant, frames, timeline.decoder, height, width, text)
+            spans.append(as_it_is)
             if augment.flip:
-                variant = f"{variant} flip".strip()
-                spans.append(Span(span.start_seconds, bucket, variant, frames[:, :, ::-1], timeline.decoder, text))
+                spans.append(replace(as_it_is, variant=f"{variant} flip".strip(), frames=frames[:, :, ::-1]))
     return spans
 
 

@@ -133,7 +133,8 @@ def prepare_source(cut: CutConfig, source: Source) -> tuple[SourceReport, Clips]
             return SourceReport(source=source.name, filtered=[quarantine("filter", error.reason, str(error))]), []
         return SourceReport(source=source.name, quarantined=quarantine("decode", error.reason, str(error))), []
     except FileNotFoundError:
-        return SourceReport(source=source.name, quarantined=quarantine("read", "missing", "the file is gone")), []
+        gone = f"{source.path} is gone" if "://" in source.path else "the file is gone"
+        return SourceReport(source=source.name, quarantined=quarantine("read", "missing", gone)), []
     except OSError as error:
         if error.errno == ENOSPC:  # of this machine, not of the source
             raise
@@ -160,6 +161,8 @@ def prepare_source(cut: CutConfig, source: Source) -> tuple[SourceReport, Clips]
             height=span.bucket.height,
             width=span.bucket.width,
             fps=span.bucket.fps,
+            source_height=span.source_height,
+            source_width=span.source_width,
         )
         clips.append((record, encode_clip(span.frames, span.bucket.fps)))
         is_compared = config.filters.duplicate_bits is not None and not span.variant

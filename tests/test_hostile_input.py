@@ -11,7 +11,16 @@ import pytest
 from benchmarks.records import made_up_clip
 from data.captions import CaptionError, caption_of, read_caption_table
 from data.clip import VIDEO_MEMBER
-from data.shards import DatasetError, IndexRow, PayloadReader, ShardRecord, read_manifest, read_shard, write_shard
+from data.shards import (
+    SCHEMA_VERSION,
+    DatasetError,
+    IndexRow,
+    PayloadReader,
+    ShardRecord,
+    read_manifest,
+    read_shard,
+    write_shard,
+)
 from data.tarfiles import read_samples
 
 RECORD = made_up_clip(10)
@@ -113,7 +122,7 @@ def test_a_manifest_or_index_that_points_elsewhere_is_refused(tmp_path):
     shard = ShardRecord(name="../other/shard.tar", num_samples=0, num_bytes=0, sha256="")
     bucket = {"num_frames": 5, "height": 32, "width": 32, "fps": 8}
     content = {
-        "schema_version": 3,
+        "schema_version": SCHEMA_VERSION,
         "kind": "clips",
         "fingerprint": "",
         "buckets": [{"bucket": bucket, "num_samples": 0, "num_train": 0}],

@@ -161,9 +161,10 @@ def test_every_count_adds_up(mixed):
     for histogram in survey.histograms:
         assert sum(bar.count for bar in histogram.bars) == 40, histogram.name
         assert len({bar.label for bar in histogram.bars}) == len(histogram.bars) <= MAX_BARS
-    length, size, _ = survey.histograms
+    length, size, source, _ = survey.histograms
     assert {bar.label: bar.count for bar in length.bars} == {"0.3": 8, "0.625": 32}
     assert [(bar.label, bar.count) for bar in size.bars] == [("32 x 32", 32), ("32 x 64", 8)]
+    assert [(bar.label, bar.count) for bar in source.bars] == [("128 x 128", 32), ("128 x 256", 8)]
     assert survey.splits == Counter(row.split for row in rows)
     assert survey.decoders == {"decord": 30, "pyav": 10}
     assert survey.num_captions == 40
@@ -221,6 +222,10 @@ def test_the_words_of_a_dataset(mixed):
     table = [line.split() for line in lines[lines.index(next(x for x in lines if "buckets" in x)) :]]
     assert table[1] == [SMALL.name, "32", "80.0", "%", "24", "8"]
     assert table[2] == [WIDE.name, "8", "20.0", "%", "6", "2"]
+    sizes = [
+        line.split() for line in lines[lines.index("  source      height x width in pixels, before cutting") + 1 :]
+    ]
+    assert [(line[:3], line[3]) for line in sizes[:2]] == [(["128", "x", "128"], "32"), (["128", "x", "256"], "8")]
     ends = {line.index(" █") for line in lines if " █" in line}
     assert len(ends) == 1, "the bars of all histograms begin in one column"
 
@@ -236,7 +241,8 @@ def test_the_page_alone_holds_the_clips(mixed, tmp_path):
             and not (attributes[key] or "").startswith(("#", "data:"))] == []  # fmt: skip
     assert "default-src 'none'" in (page.all("meta")[2]["content"] or "")
     assert page.text_in("h1") == ["run/clips"]
-    assert len(page.all("svg")) == 3
+    assert len(page.all("svg")) == 4
+    assert "128 x 128: 32, 128 x 256: 8" in [division.get("aria-label") for division in page.all("div")]
     cells = page.text_in("td")
     assert cells[:10] == [SMALL.name, "32", "80.0 %", "24", "8", WIDE.name, "8", "20.0 %", "6", "2"]
     assert "43 sources = 40 in shards + 0 filtered + 3 in quarantine." in page.text

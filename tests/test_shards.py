@@ -92,7 +92,7 @@ def test_manifest_errors(tmp_path):
     with pytest.raises(DatasetError, match="schema 99 is newer"):
         read_manifest(tmp_path)
     (tmp_path / "manifest.json").write_text('{"schema_version": 1}', encoding="utf-8")
-    with pytest.raises(DatasetError, match="schema 1 is older than this program's 3; run the stage"):
+    with pytest.raises(DatasetError, match="schema 1 is older than this program's 4; run the stage"):
         read_manifest(tmp_path)
     (tmp_path / "manifest.json").write_text("{", encoding="utf-8")
     with pytest.raises(DatasetError, match="damaged"):

@@ -3,6 +3,7 @@
 import json
 import os
 
+import av
 import fsspec
 import numpy as np
 import pyarrow as pa
@@ -160,3 +161,16 @@ def test_a_stretch_is_part_of_the_key(folder):
     )
     keys = [clip.key for source in (whole, part) for clip in prepare_source(CUT, source)[0].clips]
     assert len(set(keys)) == len(keys)
+
+
+def test_the_size_of_a_source_is_that_of_what_it_shows(clips_dir, folder):
+    turned = clips_dir / "robust_pyscenedetect" / "issue-134-rotate.mp4"
+    with av.open(str(turned)) as container:
+        stored = (container.streams.video[0].height, container.streams.video[0].width)
+    sources = [Source(path.name, str(path), path.name, path.parent, "") for path in (turned, folder / "a.mp4")]
+    sizes = [
+        {(record.source_height, record.source_width) for record, _ in prepare_source(CUT, source)[1]}
+        for source in sources
+    ]
+    assert sizes == [{stored[::-1]}, {(48, 48)}]
+    assert stored[0] != stored[1]
