@@ -20,7 +20,7 @@ from models.autoencoder import (
 )
 from pipeline.train_autoencoder import to_frames, to_pixels
 
-CALL_FRAMES = 512  # of pixels, in one call; more gain no speed
+CALL_FRAMES = 512  # of pixels: one call holds no more, over all its clips
 
 
 def clips_per_call(num_frames: int, most_frames: int) -> int:
@@ -77,7 +77,8 @@ def decode_clips(
     height, width = (SPATIAL_FACTOR * side for side in latents.shape[3:])
     lengths = [num_latent_frames(length) for length in chunk_lengths(num_frames, most_frames)]
     clips = np.empty((len(latents), num_frames, height, width, 3), np.uint8)
-    for first in range(0, len(latents), size := clips_per_call(num_frames, most_frames)):
+    size = clips_per_call(num_frames, most_frames)
+    for first in range(0, len(latents), size):
         begin = 0
         for pixels in network.decode_latents(latents[first : first + size].split(lengths, dim=2)):
             end = begin + pixels.shape[2]
