@@ -100,6 +100,8 @@ class CheckpointSaver:
         self._retention = retention
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="reelflow-save")
         self._pending: _Pending | None = None
+        # Kept between saves: who has no room for it then has none for the next save, and new pages triple the pause.
+        self._snapshot: dict[str, Tensor] = {}
 
     @property
     def pending(self) -> bool:
@@ -120,7 +122,7 @@ class CheckpointSaver:
         self.finish()
         attempt = from_rank_zero(uuid.uuid4().hex[:8])  # so that nothing of an interrupted save is taken for this one
         folder = self._run_dir / FOLDER_NAME / f"{TEMPORARY_PREFIX}{checkpoint_name(step)}-{attempt}"
-        tensors, starts = _snapshot(self._trainer, self._ema)
+        tensors, starts = self._take_snapshot()
         path = folder / rank_file(self._trainer.rank)
         written = self._executor.submit(write_tensors, path, tensors, {"starts": json.dumps(starts)})
         trainer, scaler = self._trainer, self._trainer.loss_scaler
@@ -161,6 +163,18 @@ class CheckpointSaver:
         """Wait for this rank's thread; what was not committed stays a temporary folder for the next start to remove."""
         self._executor.shutdown(wait=True)
 
+    def _take_snapshot(self) -> tuple[dict[str, Tensor], dict[str, int]]:
+        """Copies in host memory of this rank's fragments, and where in its parameter each begins."""
+        fragments, averages = self._trainer.fragments, self._ema.averages
+        for fragment in fragments:
+            views = fragment.tensors() | {name: average[fragment.name] for name, average in averages.items()}
+            for kind, view in views.items():
+                name = f"{kind}/{fragment.name}"
+                if name not in self._snapshot:
+                    self._snapshot[name] = torch.empty_like(view, device="cpu")
+                self._snapshot[name].copy_(view)
+        return self._snapshot, {fragment.name: fragment.start for fragment in fragments}
+
     def _publish(self, pending: _Pending, files: dict[str, FileRecord]) -> FileRecord:
         for attachment in self._contents.attachments:
             os.link(attachment, pending.folder / attachment.name)  # the same bytes, not a second copy
@@ -196,15 +210,6 @@ def _outcome(write: Callable[[], FileRecord], doing: str) -> FileRecord | str:
         return write()
     except OSError as error:
         return f"{doing}: {error.strerror or error}"
-
-
-def _snapshot(trainer: ZeroTrainer, ema: ShardedEma) -> tuple[dict[str, Tensor], dict[str, int]]:
-    """Copies in host memory of this rank's fragments, and where in its parameter each begins."""
-    tensors = {}
-    for fragment in trainer.fragments:
-        views = fragment.tensors() | {name: average[fragment.name] for name, average in ema.averages.items()}
-        tensors |= {f"{kind}/{fragment.name}": view.to("cpu", copy=True) for kind, view in views.items()}
-    return tensors, {fragment.name: fragment.start for fragment in trainer.fragments}
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> FileRecord:
