@@ -1,6 +1,6 @@
 """The index of a dataset in memory: columns, from which a row is made when it is asked for.
 
-A million samples take some two hundred bytes each and their captions, where a record of each would take 1.5 kB.
+A million samples take about two hundred bytes each, where records of them would take a kilobyte each.
 """
 
 from collections.abc import Iterable, Sequence

@@ -47,6 +47,8 @@ class Interleave:
 
     def turn(self, number: int) -> tuple[int, int]:
         """Who has turn `number`, and how many turns it has had before."""
+        if len(self.weights) == 1:
+            return 0, number
         before, after = self.counts(number), self.counts(number + 1)
         member = next(i for i, (old, new) in enumerate(zip(before, after, strict=True)) if new > old)
         return member, before[member]
@@ -80,11 +82,11 @@ class ShuffledEpochs:
         """The numbers of the samples (counted through the shards in order) at positions of the endless stream."""
         result = np.empty_like(positions)
         epochs, places = np.divmod(positions, self.num_samples)
-        for epoch in np.unique(epochs).tolist():
+        for epoch in set(epochs.tolist()):
             _, starts = self._shards(epoch)
             blocks = np.searchsorted(starts, places, side="right") - 1
             here = epochs == epoch
-            for block in np.unique(blocks[here]).tolist():
+            for block in set(blocks[here].tolist()):
                 chosen = here & (blocks == block)
                 result[chosen] = self._block(epoch, block)[places[chosen] - starts[block]]
         return result
@@ -185,7 +187,7 @@ class BatchPlan:
         numbers = np.empty(len(taken), dtype=np.int64)
         members = np.array([member for member, _ in taken])
         places = np.array([place for _, place in taken], dtype=np.int64)
-        for member in np.unique(members).tolist():
+        for member in set(members.tolist()):
             mine = members == member
             numbers[mine] = self._epochs[self._members[bucket][member]].samples(places[mine])
         start = self.cursor(step)
