@@ -235,7 +235,7 @@ def build(task: TrainTask, config: TrainConfig, worker: Worker) -> tuple[ZeroTra
     if config.sequence_parallel > 1:
         split_tokens(module, worker.rank, worker.world_size, config.sequence_parallel)
     if config.compile:
-        module.compile()
+        compile_network(module)
     trainer = ZeroTrainer(
         module,
         device=worker.device,
@@ -252,6 +252,16 @@ def build(task: TrainTask, config: TrainConfig, worker: Worker) -> tuple[ZeroTra
         clip=config.clip_norm,
     )
     return trainer, ShardedEma(trainer.fragments, config.ema)
+
+
+def compile_network(module: nn.Module) -> None:
+    """Compile the blocks of a stack, which are alike and compiled once for all; a module without stacks as a whole.
+
+    What lies around the blocks is little work, and looks at values, which a compiled graph cannot.
+    """
+    stacks = [part for part in module.modules() if isinstance(part, BlockStack)]
+    for part in chain.from_iterable(stacks) if stacks else [module]:
+        part.compile()
 
 
 def train(task: TrainTask, config: TrainConfig, run_dir: Path, worker: Worker) -> None:

@@ -63,11 +63,11 @@ def make_task(folder: Path) -> DiTTask:
     )
 
 
-def train_in_processes(folder: Path, run_dir: Path, world_size: int, steps: int) -> None:
+def train_in_processes(folder: Path, run_dir: Path, world_size: int, steps: int, *settings: str) -> None:
     """Real worker processes under torchrun, as on any cluster without Ray."""
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world_size}",
-        str(Path(__file__).parent / "train_worker.py"), str(folder), str(run_dir), str(steps),
+        str(Path(__file__).parent / "train_worker.py"), str(folder), str(run_dir), str(steps), *settings,
     ]  # fmt: skip
     environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
@@ -87,6 +87,14 @@ def straight(tmp_path_factory):
 
 def losses(run_dir: Path) -> list[float]:
     return [row["total"] for row in read_metrics(run_dir)]
+
+
+@pytest.mark.slow
+def test_compiled_blocks_train_alike(straight, tmp_path):
+    """Needs a C++ compiler. In a process of its own, without the tests' checks of shapes."""
+    _, folder, run_dir = straight
+    train_in_processes(folder, tmp_path, 1, CONFIG.steps, "compile")
+    np.testing.assert_allclose(losses(tmp_path), losses(run_dir), rtol=1e-4)
 
 
 def test_loss_is_logged_and_the_first_is_that_of_zero_velocity(straight):
