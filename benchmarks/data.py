@@ -96,7 +96,8 @@ def write_dataset(folder: Path, shape: tuple[int, ...]) -> Subset:
             latent = torch.randn(shape, generator=torch.Generator().manual_seed(number))
             samples.append((made_up_clip(number), save({"mean": latent})))
         rows += write_shard(folder / f"shard-{shard:05d}.tar", samples, LATENT_MEMBER)[1]
-    return Subset(folder, rows, SMALL)
+    write_index(folder, rows)
+    return Subset(folder, read_index(folder), SMALL)  # as a training reads it
 
 
 def prepare(samples: list[Sample]) -> torch.Tensor:
@@ -215,7 +216,7 @@ def draw_planning(rows: list[Planning]) -> None:
 
 def measure_index(folder: Path) -> IndexCost:
     """An index of a million rows: those of a small dataset, again and again."""
-    write_index(folder, write_dataset(folder, (1, 1, 1, 1)).rows)
+    write_dataset(folder, (1, 1, 1, 1))
     table = pq.read_table(folder / INDEX_NAME)
     table = pa.concat_tables([table] * (NUM_INDEX_ROWS // table.num_rows))
     pq.write_table(table, folder / INDEX_NAME)

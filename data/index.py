@@ -66,10 +66,20 @@ class Texts:
     """A column of texts of their own."""
 
     array: pa.LargeStringArray
+    ends: Int[np.ndarray, " n+1"]  # where each text begins in `content`, and where the last one ends
+    content: memoryview  # of all texts, UTF-8; read from here, as a scalar of Arrow costs ten times as much
+
+    @classmethod
+    def of(cls, array: pa.LargeStringArray) -> Self:
+        """A column, of an array without missing texts."""
+        _, ends, content = array.buffers()
+        begin = array.offset
+        places = np.frombuffer(ends, np.int64)[begin : begin + len(array) + 1] if ends else np.zeros(1, np.int64)
+        return cls(array, places, memoryview(content or b""))
 
     def item(self, number: int) -> str:
         """The text of a row."""
-        return cast("str", self.array[number].as_py())
+        return str(self.content[self.ends.item(number) : self.ends.item(number + 1)], "utf-8")
 
 
 Column = np.ndarray | Labels | Texts
@@ -134,7 +144,7 @@ def _column(name: str, values: pa.ChunkedArray) -> Column:
     if name in NUMBERS:
         return values.to_numpy().astype(NUMBERS[name], copy=False)
     if name in OWN_TEXTS:
-        return Texts(_joined(values.cast(pa.large_string())))
+        return Texts.of(cast("pa.LargeStringArray", _joined(values.cast(pa.large_string()))))
     labels = cast("pa.DictionaryArray", _joined(values.dictionary_encode()))
     return Labels(labels.dictionary.to_pylist(), labels.indices.to_numpy().astype(np.int32))
 
@@ -142,7 +152,7 @@ def _column(name: str, values: pa.ChunkedArray) -> Column:
 def _taken(column: Column, numbers: Int[np.ndarray, " m"]) -> Column:
     if isinstance(column, Labels):
         return Labels(column.names, column.codes[numbers])
-    return Texts(column.array.take(pa.array(numbers))) if isinstance(column, Texts) else column[numbers]
+    return Texts.of(column.array.take(pa.array(numbers))) if isinstance(column, Texts) else column[numbers]
 
 
 def _joined(values: pa.ChunkedArray) -> pa.Array:
