@@ -292,13 +292,7 @@ def train(task: TrainTask, config: TrainConfig, run_dir: Path, worker: Worker) -
             step, cursor = checkpoint.record.step, checkpoint.record.cursor
             note = "; ".join([*resumption.problems, *begun, f"resuming from step {step}"])
         saver = stack.enter_context(closing(CheckpointSaver(run_dir, trainer, ema, contents, retention)))
-        subsets = task.subsets()
-        sizes = batch_sizes([subset.bucket for subset in subsets], config.global_batch, config.batch_multiple)
-        share, num_shares = trainer.data_rank, trainer.data_world_size
-        check_world(sizes, num_shares * config.accumulate, config.batch_multiple)
-        for bucket in (subset.bucket for subset in subsets):
-            check_tokens(bucket.name, task.num_tokens(bucket) // bucket.num_latent_frames, config.sequence_parallel)
-        stream = Stream(subsets, sizes, seed=task.seed, rank=share, world_size=num_shares, cache=config.cache)
+        stream = open_stream(task, config, trainer)
         check_cursor(stream, step, cursor, run_dir)
         prepare = partial(in_pieces, task.prepare, config.accumulate)
         batches = stack.enter_context(closing(stream.batches(cursor, prepare, config.readers)))
@@ -324,7 +318,7 @@ def train(task: TrainTask, config: TrainConfig, run_dir: Path, worker: Worker) -
             with wait.measured():
                 pieces = [piece.to(worker.device) for piece in next(batches)]
             torch.manual_seed(seeds.number(task.seed, "layers", f"{step} {worker.rank}"))  # what they draw: dropout
-            with memory_advice(config, worker, sizes[stream.plan.bucket(step)]):
+            with memory_advice(config, worker, stream.plan.batch_size(step)):
                 losses = trainer.step(pieces, rate)
             bad.note(step, losses["total"], trainer)
             step, cursor = step + 1, stream.plan.cursor(step + 1)
@@ -367,6 +361,23 @@ def train(task: TrainTask, config: TrainConfig, run_dir: Path, worker: Worker) -
                     requests.done(wish)
         saver.finish()
         happened("finished" if step == config.steps else "stopped")
+
+
+def open_stream(task: TrainTask, config: TrainConfig, trainer: ZeroTrainer) -> Stream:
+    """This rank's part of every batch.
+
+    Raises:
+        SplitError: the workers of a sequence group cannot share a clip.
+        WorldSizeError: the workers cannot share the batches of every bucket.
+    """
+    subsets = task.subsets()
+    buckets = [subset.bucket for subset in subsets]
+    sizes = batch_sizes(buckets, config.global_batch, config.batch_multiple)
+    share, num_shares = trainer.data_rank, trainer.data_world_size
+    check_world(sizes, num_shares * config.accumulate, config.batch_multiple)
+    for bucket in buckets:
+        check_tokens(bucket.name, task.num_tokens(bucket) // bucket.num_latent_frames, config.sequence_parallel)
+    return Stream(subsets, sizes, seed=task.seed, rank=share, world_size=num_shares, cache=config.cache)
 
 
 def fitting_worlds(config: TrainConfig, buckets: Iterable[Bucket], most: int) -> list[int]:
