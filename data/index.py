@@ -77,6 +77,9 @@ class Texts:
         places = np.frombuffer(ends, np.int64)[begin : begin + len(array) + 1] if ends else np.zeros(1, np.int64)
         return cls(array, places, memoryview(content or b""))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self).of, (self.array,)  # the rest are views of it
+
     def item(self, number: int) -> str:
         """The text of a row."""
         return str(self.content[self.ends.item(number) : self.ends.item(number + 1)], "utf-8")

@@ -206,7 +206,7 @@ def test_the_commonest_captions_are_found_and_the_first_of_equals_comes_first(tm
 
 
 def test_rows_are_chosen_evenly(mixed, monkeypatch):
-    everything = read_index(mixed)
+    everything = list(read_index(mixed))
     assert pick_rows(mixed, 1000) == everything
     assert pick_rows(mixed, 4) == [everything[place] for place in (0, 13, 26, 39)]
     assert pick_rows(mixed, 1) == everything[:1]

@@ -275,7 +275,7 @@ def test_the_frames_of_a_call_are_bounded():
 def test_latents_are_made_from_the_length_of_chunks_only_where_it_can_change_them():
     short, long = (Bucket(num_frames=num_frames, height=64, width=64, fps=8) for num_frames in (17, 401))
     one, other = EncodeConfig(), EncodeConfig(chunk_frames=272)  # 16 clips of 17 frames
-    assert one.deciding([short]) == other.deciding([short]) == {"batch": 16, "precision": "auto"}
+    assert one.deciding([short]) == other.deciding([short]) == {"batch": 16, "precision": "auto", "text": None}
     assert one.deciding([short, long]) != other.deciding([short, long])
     assert EncodeConfig(chunk_frames=268).deciding([short]) != one.deciding([short])
 

@@ -232,7 +232,7 @@ def test_after_a_fallback_the_lines_are_those_of_an_undisturbed_run(runs, tmp_pa
 
 def test_held_out_clips_are_shared_out_over_the_buckets(runs):
     rows = read_index(runs / "data", "validation")
-    chosen = held_out(reversed(rows), 4)
+    chosen = held_out(rows[::-1], 4)
     assert [row.bucket for row in chosen] == [STILL.name, SMALL.name, STILL.name, SMALL.name]
     assert held_out(rows, 4) == chosen
     assert len(held_out(rows, 100)) == len(rows) == 7
