@@ -15,14 +15,20 @@ from data.clip import Decoder, Split
 
 
 @dataclass(frozen=True)
-class IndexRow:
-    """One sample of a dataset: its address and its metadata."""
+class Place:
+    """Where the payload of a sample lies."""
 
     key: str
     shard: str
     offset: int  # of the payload inside the shard, bytes
     size: int
     xxh3: str  # of the payload: XXH3-64, as 16 hexadecimal digits
+
+
+@dataclass(frozen=True)
+class IndexRow(Place):
+    """One sample of a dataset: its address and its metadata."""
+
     caption_offset: int
     caption_size: int
     record_offset: int
@@ -44,6 +50,7 @@ class IndexRow:
     source_width: int
 
 
+PLACE_NAMES = tuple(field.name for field in fields(Place))
 NAMES = tuple(field.name for field in fields(IndexRow))
 NUMBERS = {name: kind for name, kind in get_type_hints(IndexRow).items() if kind in (int, float)}
 OWN_TEXTS = frozenset({"key", "xxh3", "caption", "source"})  # of each row its own; the others are a few, repeated
@@ -117,6 +124,11 @@ class Index(Sequence[IndexRow]):
         cells: list[Any] = [column.item(number) for column in self._columns.values()]
         return IndexRow(*cells)
 
+    def place(self, number: int) -> Place:
+        """Where the payload of a row lies, at a third of the price of the row."""
+        cells: list[Any] = [self._columns[name].item(number) for name in PLACE_NAMES]
+        return Place(*cells)
+
     def take(self, numbers: Int[np.ndarray, " m"]) -> Self:
         """Some rows, in the order given."""
         return type(self)({name: _taken(column, numbers) for name, column in self._columns.items()}, len(numbers))
@@ -129,6 +141,11 @@ class Index(Sequence[IndexRow]):
         if isinstance(column, Labels):
             return np.array(column.names, object)[column.codes].tolist()
         return column.array.to_pylist() if isinstance(column, Texts) else column.tolist()
+
+
+def place_of(rows: Sequence[IndexRow], number: int) -> Place:
+    """Where a payload lies, of an index without making a row."""
+    return rows.place(number) if isinstance(rows, Index) else rows[number]
 
 
 def values(rows: Sequence[IndexRow], name: str) -> list[Any]:

@@ -16,7 +16,7 @@ from typing import TypeVar
 from data.buckets import Bucket
 from data.buffers import BufferPool
 from data.cache import CacheConfig, ShardCache
-from data.index import IndexRow, chosen, values
+from data.index import IndexRow, Place, chosen, place_of, values
 from data.plan import Address, BatchPlan, Part
 from data.shards import DatasetError, PayloadReader, shape_of
 
@@ -26,11 +26,17 @@ MAX_SUBSTITUTES = 8
 
 @dataclass(frozen=True)
 class Sample:
-    """One element of a batch: its place in the run's stream, its index row, and its payload."""
+    """One element of a batch: its place in the run's stream, which sample it is, and its payload."""
 
     position: int  # global sample index since the start of the run; what randomness is addressed by
-    row: IndexRow
+    rows: Sequence[IndexRow]
+    number: int  # in `rows`
     payload: bytes | memoryview  # of memory that is this batch's own
+
+    @property
+    def row(self) -> IndexRow:
+        """What is known of the sample; made when it is asked for."""
+        return self.rows[self.number]
 
 
 @dataclass(frozen=True)
@@ -185,11 +191,11 @@ class Stream:
         """The samples of a batch, in one piece of memory in the order of their slots (but for substitutes)."""
         slots = local_slots(self.plan.batch_size(step), self._rank, self._world_size)
         addresses = self.plan.addresses(step, slots)
-        rows = [self._subsets[address.part].rows[address.sample] for address in addresses]
-        memory, samples = self._memory.take(sum(row.size for row in rows)), []
-        for slot, address, row in zip(slots, addresses, rows, strict=True):
-            payload, memory = memory[: row.size], memory[row.size :]
-            samples.append(self._read_or_substitute(readers, step, slot, address, row, payload))
+        places = [place_of(self._subsets[address.part].rows, address.sample) for address in addresses]
+        memory, samples = self._memory.take(sum(place.size for place in places)), []
+        for slot, address, place in zip(slots, addresses, places, strict=True):
+            payload, memory = memory[: place.size], memory[place.size :]
+            samples.append(self._read_or_substitute(readers, step, slot, address, place, payload))
         return samples
 
     def _read_or_substitute(
@@ -198,19 +204,19 @@ class Stream:
         step: int,
         slot: int,
         address: Address,
-        row: IndexRow,
+        place: Place,
         payload: memoryview,
     ) -> Sample:
         position, reason = address.position, ""
         for _ in range(MAX_SUBSTITUTES):
             try:
-                readers[address.part].read_into(row, payload)
-                return Sample(position, row, payload)
+                readers[address.part].read_into(place, payload)
+                return Sample(position, self._subsets[address.part].rows, address.sample, payload)
             except DatasetError as error:
                 reason = str(error)
-                self._skipped.append(SkippedSample(position, row.key, reason))
+                self._skipped.append(SkippedSample(position, place.key, reason))
             slot += self.plan.batch_size(step)
             (address,) = self.plan.addresses(step, range(slot, slot + 1))
-            row = self._subsets[address.part].rows[address.sample]
-            payload = self._memory.take(row.size)
+            place = place_of(self._subsets[address.part].rows, address.sample)
+            payload = self._memory.take(place.size)
         raise DatasetError(f"{MAX_SUBSTITUTES} samples in a row cannot be read, the last one because {reason}")

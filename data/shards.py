@@ -27,7 +27,7 @@ from xxhash import xxh3_64_hexdigest
 from data.buckets import Bucket
 from data.cache import ShardCache
 from data.clip import CAPTION_MEMBER, RECORD_MEMBER, ClipRecord, Split
-from data.index import Index, IndexRow
+from data.index import Index, IndexRow, Place
 from data.ledger import LedgerCounts, Reason, Rejection
 from data.publish import publish_text, published
 from data.tarfiles import TarError, read_samples
@@ -329,7 +329,7 @@ class PayloadReader:
         self.read_into(row, memoryview(content))
         return bytes(content)
 
-    def read_into(self, row: IndexRow, buffer: memoryview) -> None:
+    def read_into(self, row: Place, buffer: memoryview) -> None:
         """The same into memory of exactly `row.size` bytes, whose content is undefined after an error.
 
         Raises:
@@ -347,7 +347,7 @@ class PayloadReader:
             self._cache.discard(self._dataset_dir / row.shard)
             self._open.cache_clear()
 
-    def _read_from(self, shard: _OpenShard, row: IndexRow, buffer: memoryview) -> None:
+    def _read_from(self, shard: _OpenShard, row: Place, buffer: memoryview) -> None:
         if os.preadv(shard.descriptor, [buffer], row.offset) != row.size:
             raise DatasetError(
                 f"{self._dataset_dir / row.shard} is cut short at sample {row.key}; make {self._dataset_dir} again"

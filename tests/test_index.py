@@ -4,7 +4,7 @@ import pytest
 
 from benchmarks.records import made_up_clip
 from data.clip import VIDEO_MEMBER
-from data.index import chosen, values
+from data.index import PLACE_NAMES, chosen, values
 from data.loader import subsets_of
 from data.shards import read_index, write_index, write_shard
 
@@ -32,6 +32,9 @@ def test_an_index_is_its_rows(tmp_path, rows):
     assert list(index) == rows
     assert [index[-1], index[-NUMBER]] == [rows[-1], rows[0]]
     assert list(index[7:30:3]) == rows[7:30:3]
+    for number, row in enumerate(rows):
+        place = index.place(number)
+        assert all(getattr(place, name) == getattr(row, name) for name in PLACE_NAMES)
     for name in vars(rows[0]):
         assert index.values(name) == values(rows, name) == [getattr(row, name) for row in rows]
     for outside in (NUMBER, -NUMBER - 1):
