@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from data.video import Box
+from data.resize import Box
 
 DETECT_MAX_SIDE = (
     960  # pixels, the detector's usual limit: larger pictures are shrunk to it, a fifth of the work at 1080p
