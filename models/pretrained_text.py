@@ -7,6 +7,7 @@ Large video models are conditioned this way (T5 in Saharia et al. 2022, "Imagen"
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -50,13 +51,24 @@ def check_text_encoder(folder: Path) -> None:
 
 def text_encoder_fingerprint(folder: Path) -> str:
     """Changes with the weights, the tokenizer or the configuration: with every file but hidden ones and documents."""
+    paths = [
+        path
+        for path in sorted(folder.iterdir())
+        if path.suffix in {".json", ".safetensors", ".model", ".txt"} and not path.name.startswith(".")
+    ]
+    stats = [path.stat() for path in paths]
+    return _digest(tuple((path, stat.st_size, stat.st_mtime_ns) for path, stat in zip(paths, stats, strict=True)))
+
+
+@lru_cache(maxsize=8)
+def _digest(stamped: tuple[tuple[Path, int, int], ...]) -> str:
+    """Of names and contents; the stamps make sure that gigabytes are read again only if they changed."""
     digest = xxh3_128()
-    for path in sorted(folder.iterdir()):
-        if path.suffix in {".json", ".safetensors", ".model", ".txt"} and not path.name.startswith("."):
-            digest.update(path.name.encode())
-            with path.open("rb") as file:
-                while block := file.read(1 << 24):
-                    digest.update(block)
+    for path, _, _ in stamped:
+        digest.update(path.name.encode())
+        with path.open("rb") as file:
+            while block := file.read(1 << 24):
+                digest.update(block)
     return digest.hexdigest()
 
 

@@ -73,16 +73,14 @@ class StoredCaptions:
         """The embeddings that the dataset holds.
 
         Raises:
-            KeyError: a caption is neither of the dataset nor the null caption.
+            ValueError: a caption is neither of the dataset nor the null caption.
         """
-        wanted = set(captions) - {self.null_caption}
-        known = {self.null_caption: self.null()}
-        if wanted:
-            reader = PayloadReader(self.dataset_dir, verify=True)
-            rows = {row.caption: row for row in read_index(self.dataset_dir) if row.caption in wanted}
-            known |= {caption: read_embeddings([reader.read(row)]) for caption, row in rows.items()}
-            reader.close()
-        return CaptionEmbeddings.cat([known[caption] for caption in captions])
+        return CaptionEmbeddings.cat(
+            [
+                self.null() if caption == self.null_caption else _read_stored(self.dataset_dir, caption)
+                for caption in captions
+            ]
+        )
 
     def null(self) -> CaptionEmbeddings:
         """The caption of samples that are trained without theirs."""
@@ -92,6 +90,15 @@ class StoredCaptions:
 @lru_cache(maxsize=4)
 def _read_null(path: Path) -> CaptionEmbeddings:
     return read_embeddings([path.read_bytes()])
+
+
+@lru_cache(maxsize=64)
+def _read_stored(dataset_dir: Path, caption: str) -> CaptionEmbeddings:
+    """The embeddings of a caption, from the first clip that has it."""
+    index, reader = read_index(dataset_dir), PayloadReader(dataset_dir, verify=True)
+    embeddings = read_embeddings([reader.read(index[index.values("caption").index(caption)])])
+    reader.close()
+    return embeddings
 
 
 def store_null_caption(dataset_dir: Path, config: TextEncoderConfig, null_caption: str) -> TextEncoderRecord:
