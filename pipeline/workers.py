@@ -4,9 +4,10 @@ Either way the function finds an initialised torch.distributed process group and
 """
 
 import os
+import signal
+import threading
 import uuid
 from collections.abc import Callable, Collection
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -113,6 +114,7 @@ def train_on_ray(
     Raises:
         TrainingError: the function raised one of `FINAL`, on every worker; nothing was started again.
         ray.train.TrainingFailedError: it raised something else, or workers died, more than `max_failures` times.
+        KeyboardInterrupt: Ctrl-C; the workers have ended.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -159,13 +161,14 @@ def train_on_ray(
             failure_config=FailureConfig(max_failures=config.max_failures),
         ),
     )
-    # Ray Train takes SIGINT over when it is started from the main thread, and then leaves with an error of its own.
-    # From another thread Ctrl-C stays ours: the driver ends, and with it every worker.
-    thread = ThreadPoolExecutor(1, thread_name_prefix="ray-train")
+    handler = signal.getsignal(signal.SIGINT)
     try:
-        thread.submit(trainer.fit).result()
+        trainer.fit()
+    except SystemExit:  # Ray Train takes SIGINT over, and leaves so once it has ended the workers
+        raise KeyboardInterrupt from None
     finally:
-        thread.shutdown(wait=False)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, handler)
         if final_error_path.is_file():
             message = final_error_path.read_text(encoding="utf-8")
             final_error_path.unlink()
