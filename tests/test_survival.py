@@ -91,7 +91,7 @@ def cut(path: Path) -> None:
         ("checkpoint.json", cut, r"checkpoint.json is damaged"),
         ("checkpoint.json", Path.unlink, r"checkpoint.json is missing: the checkpoint was never finished"),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", value),
 )
 def test_the_one_before_a_damaged_checkpoint_is_used_and_it_is_said(data, straight, run_dir, file, spoil, told):
     """Holes 2, 4 and 5: a flipped bit, a torn file and a lost file are each found before anything is loaded."""
