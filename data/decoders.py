@@ -25,6 +25,7 @@ from jaxtyping import UInt8
 from data.clip import Decoder
 from data.entries import Entry, is_exact, plan_runs
 from data.probe import Probe, VideoError
+from data.resize import Size
 
 DECORD_ERRORS = (DECORDError, RuntimeError)  # the second where it cannot open a file at all
 DECORD_STAMP_SECONDS = 2e-3  # decord keeps time stamps in single precision
@@ -46,28 +47,33 @@ class Timeline:
     decoder: Decoder
 
 
-def timelines(path: Path, probe: Probe) -> Iterator[Timeline]:
+def timelines(path: Path, probe: Probe, size: Size | None = None) -> Iterator[Timeline]:
     """The trustworthy ways to read a file, best first; the last one always answers.
+
+    Args:
+        size: what frames are wanted in (`decoding_size`); None: their own. A decoder that cannot shrink keeps theirs.
 
     Raises:
         VideoError: on the way to the last one: the file cannot be decoded or its frames carry no time stamps.
     """
+    size = size or (probe.height, probe.width)
     if probe.suits_decord:
-        timeline = _decord_timeline(path, probe)
+        timeline = _decord_timeline(path, probe, size)
         if timeline is not None:
             yield timeline
     if probe.suits_torchcodec and has_torchcodec():
         yield Timeline(probe.times_seconds, lambda indices: _torchcodec_read(path, probe, indices), "torchcodec")
     if len(probe.ticks) > 0:
-        yield _pyav_timeline(path, probe, probe.ticks, "pts")
-    yield _measured_timeline(path, probe)
+        yield _pyav_timeline(path, probe, probe.ticks, "pts", size)
+    yield _measured_timeline(path, probe, size)
 
 
-def _decord_timeline(path: Path, probe: Probe) -> Timeline | None:
+def _decord_timeline(path: Path, probe: Probe, size: Size) -> Timeline | None:
     """decord's view of a file, or None where it cannot open it or disagrees with the packets about a time stamp."""
     decord.logging.set_level(decord.logging.QUIET)  # FFmpeg's complaints come back as our own errors
     try:
-        reader = decord.VideoReader(str(path.resolve()), ctx=decord.cpu(0), num_threads=1)
+        height, width = size
+        reader = decord.VideoReader(str(path.resolve()), decord.cpu(0), width=width, height=height, num_threads=1)
         stamps = np.asarray(reader.get_frame_timestamp(range(len(reader))))
     except (*DECORD_ERRORS, UnicodeEncodeError):  # the last for a file name that is no Unicode
         return None
@@ -78,7 +84,7 @@ def _decord_timeline(path: Path, probe: Probe) -> Timeline | None:
 
     def read(indices: list[int]) -> Iterator[Frame]:
         for index in indices:
-            yield _decord_frame(reader, index, (probe.height, probe.width, 3))
+            yield _decord_frame(reader, index, (*size, 3))
 
     return Timeline(probe.times_seconds, read, "decord")
 
@@ -148,15 +154,16 @@ def _torchcodec_read(path: Path, probe: Probe, indices: list[int]) -> Iterator[F
         raise UnfitDecoderError(str(error)) from error
 
 
-def _pyav_timeline(path: Path, probe: Probe, ticks: np.ndarray, clock: Clock) -> Timeline:
-    return Timeline(ticks * probe.seconds_per_tick, _PyavReader(path, probe, ticks, clock).read, "pyav")
+def _pyav_timeline(path: Path, probe: Probe, ticks: np.ndarray, clock: Clock, size: Size) -> Timeline:
+    return Timeline(ticks * probe.seconds_per_tick, _PyavReader(path, probe, ticks, clock, size).read, "pyav")
 
 
 class _PyavReader:
     """Reads on from where it stands, or from an entry, or again from the start, whichever is nearest."""
 
-    def __init__(self, path: Path, probe: Probe, ticks: np.ndarray, clock: Clock) -> None:
+    def __init__(self, path: Path, probe: Probe, ticks: np.ndarray, clock: Clock, size: Size) -> None:
         self._path, self._probe, self._ticks = path, probe, ticks
+        self._stored_size = size[::-1] if probe.matrix.is_transposed else size
         self._clock: Clock = clock
         self._entries = probe.entries if clock == "pts" else ()
         self._reformatter = VideoReformatter()
@@ -196,8 +203,9 @@ class _PyavReader:
             if stamp > tick:
                 break
             # One thread, set up once: both cost more than the conversion of a small frame.
-            picture = self._reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
-            self._last = self._probe.matrix.apply(picture)
+            height, width = self._stored_size
+            picture = self._reformatter.reformat(frame, width, height, "rgb24", interpolation="AREA", threads=1)
+            self._last = self._probe.matrix.apply(picture.to_ndarray())
             self._at = int(np.searchsorted(self._ticks, tick)) + 1
             yield self._last
             tick = next(remaining, None)
@@ -207,7 +215,7 @@ class _PyavReader:
         raise UnfitDecoderError(f"no frame with the time stamp {tick} comes out of the decoder")
 
 
-def _measured_timeline(path: Path, probe: Probe) -> Timeline:
+def _measured_timeline(path: Path, probe: Probe, size: Size) -> Timeline:
     """Where the packets do not tell: the time stamps that the frames have once they are decoded.
 
     AVI stores when to decode a frame, not when to show it: there only the decoding stamps are in order.
@@ -216,7 +224,7 @@ def _measured_timeline(path: Path, probe: Probe) -> Timeline:
     for clock in ("pts", "dts"):
         ticks = np.array([tick for _, tick in _pyav_frames(path, probe, clock) if tick is not None], np.int64)
         if len(ticks) and np.all(np.diff(ticks) > 0):
-            return _pyav_timeline(path, probe, ticks, clock)
+            return _pyav_timeline(path, probe, ticks, clock, size)
     raise VideoError("no_time_stamps", "its frames carry no usable time stamps")
 
 

@@ -9,10 +9,10 @@ from typing import Literal
 import numpy as np
 
 from data.decoders import Timeline
-from data.resize import resize_and_crop
+from data.resize import Size, resize_and_crop
 
 SceneDetection = Literal["off", "content"]
-DETECT_HEIGHT, DETECT_WIDTH = 144, 256  # cuts show at this size as well, at a fraction of the work
+DETECTION_SIZE = (144, 256)  # cuts show at this size as well, at a fraction of the work
 
 
 class ScenesError(ValueError):
@@ -33,14 +33,18 @@ def check_scene_detection() -> None:
         ) from error
 
 
-def find_cuts(timeline: Timeline) -> list[int]:
-    """The first frame of every scene but the first, by PySceneDetect's content detector at its default threshold."""
+def find_cuts(timeline: Timeline, shown: Size | None = None) -> list[int]:
+    """The first frame of every scene but the first, by PySceneDetect's content detector at its default threshold.
+
+    Args:
+        shown: the size of the video, where its frames are decoded in another.
+    """
     from scenedetect import ContentDetector, FrameTimecode  # pyright: ignore[reportMissingImports] - optional
 
     detector = ContentDetector(min_scene_len=1)
     cuts: list[int] = []
     for index, frame in enumerate(timeline.read(list(range(len(timeline.times_seconds))))):
-        small = resize_and_crop(frame[None], DETECT_HEIGHT, DETECT_WIDTH)[0]
+        small = resize_and_crop(frame[None], *DETECTION_SIZE, shown=shown)[0]
         # A rate of 1 makes its time code count frames: the times on screen are the timeline's business.
         found = detector.process_frame(FrameTimecode(index, fps=1.0), np.ascontiguousarray(small[..., ::-1]))
         cuts += [cut.frame_num for cut in found]

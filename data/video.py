@@ -22,7 +22,8 @@ from data.buckets import Bucket, SourceShape, bucket_for, cropped_share
 from data.clip import Decoder
 from data.decoders import DECORD_ERRORS, Timeline, UnfitDecoderError, timelines
 from data.probe import VideoError, probe_video
-from data.resize import Box, crop_box, resize_and_crop
+from data.resize import Box, Size, crop_box, decoding_size, resize_and_crop
+from data.scenes import DETECTION_SIZE
 
 # What a source folder is searched for.
 CONTAINERS = ("3gp", "avi", "flv", "m2ts", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "mts", "ogv", "ts", "webm", "wmv")
@@ -46,7 +47,7 @@ class Span:
     variant: str  # how it was augmented; empty: not at all
     frames: Frames
     decoder: Decoder
-    source_height: int  # of the frames it was cut from
+    source_height: int  # of the video it was cut from
     source_width: int
     text_fraction: float | None = None  # of its picture; None: not measured
 
@@ -96,7 +97,7 @@ def read_spans(
     *,
     stretch: Stretch = WHOLE,
     min_side_pixels: int = 1,
-    find_cuts: Callable[[Timeline], list[int]] | None = None,
+    find_cuts: Callable[[Timeline, Size], list[int]] | None = None,
     text_fraction: TextMeasure | None = None,
     augment: AugmentConfig = AS_IT_IS,
 ) -> list[Span]:
@@ -110,7 +111,8 @@ def read_spans(
         buckets: the shapes there are; each scene takes the one that suits it (`bucket_for`).
         stretch: the part of the video to cut from.
         min_side_pixels: videos whose shorter side has fewer are refused.
-        find_cuts: gives the first frame of each scene but the first; no clip reaches across a cut.
+        find_cuts: gives the first frame of each scene but the first, of a timeline and the size of the video; no clip
+            reaches across a cut.
         text_fraction: measures how much of a part of a picture is text; asked at full size, before anything is resized.
         augment: which clips are made of each span; `max_spans` counts spans.
 
@@ -122,14 +124,19 @@ def read_spans(
         height, width, _ = picture.shape
         _check_size(height, width, min_side_pixels)
         still = Timeline(np.zeros(1), lambda _: iter([picture]), "pillow")
-        return _cut(still, plan_spans(still.times_seconds, (height, width), buckets), augment, text_fraction)
+        planned = plan_spans(still.times_seconds, (height, width), buckets)
+        return _cut(still, planned, (height, width), augment, text_fraction)
     probe = probe_video(path)
     _check_size(probe.height, probe.width, min_side_pixels)
-    for timeline in timelines(path, probe):
+    shown = (probe.height, probe.width)
+    shapes = [(bucket.height, bucket.width) for bucket in buckets]
+    if find_cuts is not None:
+        shapes.append(DETECTION_SIZE)
+    for timeline in timelines(path, probe, shown if text_fraction is not None else decoding_size(shown, shapes)):
         try:
-            cuts = find_cuts(timeline) if find_cuts is not None else []
-            planned = plan_spans(timeline.times_seconds, (probe.height, probe.width), buckets, cuts, stretch)
-            return _cut(timeline, planned[:max_spans], augment, text_fraction)
+            cuts = find_cuts(timeline, shown) if find_cuts is not None else []
+            planned = plan_spans(timeline.times_seconds, shown, buckets, cuts, stretch)
+            return _cut(timeline, planned[:max_spans], shown, augment, text_fraction)
         except UnfitDecoderError:
             continue
     raise VideoError("undecodable", "no decoder can read its frames")
@@ -187,22 +194,25 @@ def _check_size(height: int, width: int, min_side_pixels: int) -> None:
 
 
 def _cut(
-    timeline: Timeline, planned: list[PlannedSpan], augment: AugmentConfig, text_fraction: TextMeasure | None
+    timeline: Timeline,
+    planned: list[PlannedSpan],
+    shown: Size,
+    augment: AugmentConfig,
+    text_fraction: TextMeasure | None,
 ) -> list[Span]:
-    """Frames in the shape of their bucket; each is resized as it comes, so only one is held at full size."""
+    """Frames in the shape of their bucket; each is resized as it comes, so only one is held as it was decoded."""
     spans = []
-    height = width = 0
+    height, width = shown
     for span in planned:
         needed, bucket = sorted(set(span.indices)), span.bucket
         looked_at = [span.indices[0], span.indices[len(span.indices) // 2], span.indices[-1]]
         crops: dict[float, dict[int, Frames]] = {}  # position -> index -> one frame
         fractions: dict[int, float] = {}  # index -> how much of what the central crop keeps is text
         for index, frame in zip(needed, timeline.read(needed), strict=True):
-            height, width, _ = frame.shape
             if text_fraction is not None and index in looked_at:
                 fractions[index] = text_fraction(frame, crop_box(height, width, bucket.height, bucket.width))
             for position in augment.crop_positions(SourceShape(height, width, 0.0), bucket):
-                crop = resize_and_crop(frame[None], bucket.height, bucket.width, position)
+                crop = resize_and_crop(frame[None], bucket.height, bucket.width, position, shown)
                 crops.setdefault(position, {})[index] = crop
         # The median: two of the three have to show text. With the largest, or the mean, one false alarm or a title
         # that fades out in the first frames could decide alone.

@@ -12,8 +12,9 @@ from data.buckets import Bucket
 from data.captions import CaptionError, caption_of, read_caption_table
 from data.clip import clip_key, split_of
 from data.probe import VideoError
+from data.resize import decoding_size, resize_and_crop
 from data.synthetic import combinations, random_scene, render
-from data.video import decode_clip, encode_clip, plan_spans, read_spans, resize_and_crop
+from data.video import decode_clip, encode_clip, plan_spans, read_spans
 
 BUCKET = Bucket(num_frames=5, height=32, width=32, fps=4)
 
@@ -166,15 +167,24 @@ def test_resizing_large_pictures_in_two_steps_shows_as_much_as_in_one():
     assert np.abs(resize_and_crop(frame[None], 96, 128)[0].astype(int) - exact).max() <= 3
 
 
-@pytest.mark.parametrize(("shape", "position"), [((1080, 1920), 0.5), ((1080, 1920), 0.3), ((777, 433), 1.0)])
-def test_resizing_copies_only_what_it_needs_and_changes_no_bit(shape, position):
-    height, width = shape
-    frame = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
-    side = min(shape)
-    left, top = (width - side) * position, (height - side) * position
-    box = (left, top, min(left + side, width), min(top + side, height))
-    whole = Image.fromarray(frame).resize((64, 64), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0)
-    np.testing.assert_array_equal(resize_and_crop(frame[None], 64, 64, position)[0], np.asarray(whole))
+@pytest.mark.parametrize(
+    ("source", "shape"), [((1080, 1920), (64, 64)), ((1920, 1080), (112, 64)), ((1777, 1433), (85, 85))]
+)
+def test_pictures_decoded_smaller_become_the_same_clip(source, shape):
+    """Rows are rounded to what the decoder can do; that changes neither the aspect ratio nor what is cut off."""
+    size = decoding_size(source, [shape])
+    assert 3 * max(shape) < min(size) < min(source) / 2
+    frame = render(random_scene(0, 1, combinations()), 1, max(source))[0][: source[0], : source[1]]
+    decoded = np.asarray(Image.fromarray(frame).resize(size[::-1], Image.Resampling.BOX))
+    for position in (0, 0.5, 1):
+        expected = resize_and_crop(frame[None], *shape, position)
+        found = resize_and_crop(decoded[None], *shape, position, shown=source)
+        assert np.abs(found.astype(int) - expected).max() <= 6
+
+
+def test_pictures_are_decoded_as_they_are_where_they_are_hardly_larger_than_the_clip():
+    assert decoding_size((240, 320), [(64, 64), (24, 24)]) == (240, 320)
+    assert decoding_size((1080, 1920), [(24, 24), (144, 256)]) == (1080, 1920)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 5), (7, 13), (121, 161), (2160, 3840)])

@@ -8,6 +8,7 @@ import pytest
 
 from data.decoders import Timeline, UnfitDecoderError, has_torchcodec, timelines
 from data.probe import QUARTER_TURNS, DisplayMatrix, VideoError, probe_video
+from data.resize import decoding_size, resize_and_crop
 from data.video import TIE_SECONDS
 
 # (file, who has to read it without torchcodec): each codec, container, rotation, variable frame rate and edit list
@@ -54,6 +55,7 @@ FILES = [
     ("robust_decord/video_270.mov", "decord"),
 ]
 MAX_DIFFERENCE = 8  # of 255: the libraries bring different versions of FFmpeg's conversion to RGB
+MEAN_DIFFERENCE_OF_CLIPS = 2.5  # of 255
 
 
 def reference(path: Path) -> tuple[np.ndarray, list[av.VideoFrame]]:
@@ -92,6 +94,25 @@ def test_each_decoder_gives_the_frame_on_screen(clips_dir, monkeypatch, name, de
     timeline = next(timelines(path, probe_video(path)))
     assert timeline.decoder == decoder
     assert_frames_equal_the_reference(timeline, path, name)
+
+
+@pytest.mark.parametrize("name", [name for name, _ in FILES if name != "robust_decord/unordered.mov"])  # 50 x 50
+def test_clips_of_frames_decoded_smaller_are_the_same(clips_dir, monkeypatch, name):
+    """Whatever their rotation: beside the same frames decoded as they are."""
+    monkeypatch.setattr("data.decoders.has_torchcodec", lambda: False)
+    path = clips_dir / name
+    probe = probe_video(path)
+    shown, clip = (probe.height, probe.width), (probe.height // 16, probe.width // 16)
+    size = decoding_size(shown, [clip])
+    assert size[0] * size[1] < probe.height * probe.width / 2
+    whole = next(timelines(path, probe)).read([0, 2])
+    small = next(timelines(path, probe, size)).read([0, 2])
+    for expected, found in zip(whole, small, strict=True):
+        assert found.shape == (*size, 3)
+        difference = resize_and_crop(found[None], *clip, shown=shown).astype(int) - resize_and_crop(
+            expected[None], *clip
+        )
+        assert np.abs(difference).mean() < MEAN_DIFFERENCE_OF_CLIPS
 
 
 @pytest.mark.torchcodec
