@@ -1,10 +1,11 @@
 """Break a training in every way we know of and see that it ends as if nothing had happened.
 
-    python -m benchmarks.faults [--repeats 5] [--output benchmarks/results/faults.json]
+    python -m benchmarks.faults [--repeats 5] [--random-kills 50]
 
-Each cell runs `launch train dit` on a Ray cluster of its own: 24 steps of a tiny DiT on two workers, a
-checkpoint every three, one fault, and as many further starts of the same command as it takes. The workers
-run the product's loop on a task of this file that knows how to die; nothing in the product knows of it.
+Each cell runs `launch train dit` on a Ray cluster of its own: a tiny DiT on two workers, a checkpoint every three
+steps, one fault that strikes every six, and as many further starts of the same command as it takes. With random kills,
+one more training: again and again a worker, or the command, is killed at a random time, in whatever it is doing. The
+workers run the product's loop on a task of this file that knows how to die; nothing in the product knows of it.
 """
 
 import argparse
@@ -19,12 +20,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
 import psutil
 import torch.distributed as dist
 import yaml
@@ -54,8 +56,10 @@ from pipeline.stage import StageRecord
 from pipeline.train_dit import AUTOENCODER_NAME, DiTTask, FlowBatch, FlowMatchingLoss
 
 ROOT = Path(__file__).resolve().parent.parent
-STEPS, INTERVAL, STRIKE = 24, 3, 8  # faults strike in step 8; the checkpoint of step 6 is the newest then
-STRUCK_SAVE = 6
+INTERVAL = 3  # steps from checkpoint to checkpoint
+FIRST_STRIKE, STRIKE_EVERY = 8, 2 * INTERVAL  # in steps; the checkpoint of two steps before is the newest then
+LONGEST_CALM_SECONDS = 20.0  # from a random kill to the next: long enough to come back, at times
+DRIVER_SHARE = 0.25  # of random kills
 # A save is written within a step, as in a real training, and the workers of a killed driver do not come to the end.
 STEP_SECONDS = 0.25
 SHAPE = (4, 2, 4, 4)
@@ -94,14 +98,47 @@ class CellResult(BaseModel):
 
     fault: Fault
     zero_stage: int
+    num_strikes: int  # in one training
     finished: bool
     losses_bit_identical: bool
     batches_in_order: bool  # none lost, none foreign, and only recomputed ones seen twice
-    num_recomputed_steps: int
     num_starts_of_the_command: int
     num_starts_of_the_training: int  # more, where Ray restarted the workers by itself
-    recovery_seconds: float  # from the fault to the first step that had not been done before it
+    recomputed_steps: list[int]  # for each strike that interrupted the training
+    recovery_seconds: list[float]  # likewise: from the fault to the first step that had not been done before it
     said: str  # the line that tells the user
+
+
+class RandomKills(BaseModel):
+    """What came of one training whose processes were killed at random times."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    zero_stage: int
+    num_steps: int
+    workers_killed: int
+    drivers_killed: int
+    finished: bool
+    losses_bit_identical: bool
+    batches_in_order: bool
+    num_starts_of_the_training: int
+    num_times_a_batch_was_fed_again: int
+    seconds: float
+
+
+def strike_step(number: int) -> int:
+    """The step in which a fault strikes for the `number`-th time, from 0."""
+    return FIRST_STRIKE + STRIKE_EVERY * number
+
+
+def struck_save(number: int) -> int:
+    """The step whose checkpoint is struck, where the fault is in saving."""
+    return strike_step(number) - 2
+
+
+def steps_for(num_strikes: int) -> int:
+    """Steps of a training with so many strikes."""
+    return strike_step(num_strikes - 1) + 4
 
 
 # ------------------------------------------------------------------ inside the workers
@@ -109,30 +146,35 @@ class CellResult(BaseModel):
 
 @dataclass(frozen=True)
 class FaultyTask(DiTTask):
-    """A DiT that logs what it is fed, and is struck once."""
+    """A DiT that logs what it is fed, and is struck."""
 
     fault: Fault = "none"
     log_dir: Path = Path()
+    num_strikes: int = 1
 
     def build(self) -> nn.Module:
         """The loss that logs and dies; where the fault is in saving, the writer that does."""
         if self.fault == "worker killed during save":
-            saving.write_tensors = partial(_torn_write, saving.write_tensors, partial(_die, self))
+            saving.write_tensors = partial(_torn_write, self, saving.write_tensors, _die)
         elif self.fault == "disk full during save":
-            saving.write_tensors = partial(_torn_write, saving.write_tensors, partial(_disk_full, self))
+            saving.write_tensors = partial(_torn_write, self, saving.write_tensors, _disk_full)
         elif self.fault == "worker killed between save and publish":
             saving.publish_text = partial(_publish, self, saving.publish_text, RECORD_NAME)
         elif self.fault == "worker killed between publish and latest":
             saving.publish_text = partial(_publish, self, saving.publish_text, LATEST_NAME)
         return FaultyLoss(DiT(self.model, self.latent_stats.num_channels), self)
 
-    def strikes_now(self) -> bool:
+    def strikes_now(self, number: int) -> bool:
         """True once in the life of a run."""
         try:
-            (self.log_dir / "struck").open("x").close()
+            (self.log_dir / f"struck-{number}").open("x").close()
         except FileExistsError:
             return False
         return True
+
+    def strike_in_save(self, text: str) -> int | None:
+        """Which strike is meant for the checkpoint that a path or a text names."""
+        return next((n for n in range(self.num_strikes) if f"step_{struck_save(n):07d}" in text), None)
 
 
 class FaultyLoss(FlowMatchingLoss):
@@ -140,77 +182,85 @@ class FaultyLoss(FlowMatchingLoss):
 
     def __init__(self, network: DiT, task: FaultyTask) -> None:
         super().__init__(network, task.flow)
-        self.task, self.num_calls = task, 0
+        self.task = task
+        self.steps = {row["batch"]: number for number, row in enumerate(first_fed(task.log_dir, dist.get_rank()), 1)}
 
     def forward(self, batch: FlowBatch | FlowQuery) -> dict[str, Tensor]:
         """As ever, slower."""
         assert isinstance(batch, FlowBatch)  # nothing is sampled here
         time.sleep(STEP_SECONDS)
-        self.num_calls += 1
         rank = dist.get_rank()
         content = b"".join(tensor.numpy().tobytes() for tensor in (batch.x_1, batch.x_0, batch.t))
-        line = json.dumps({"time": time.time(), "batch": sha256(content).hexdigest()})
+        name = sha256(content).hexdigest()
+        step = self.steps.setdefault(name, len(self.steps) + 1)
+        line = json.dumps({"time": time.time(), "batch": name})
         with (self.task.log_dir / f"batches-{rank}.jsonl").open("a", encoding="utf-8") as file:
             file.write(line + "\n")
         losses = super().forward(batch)
-        if self.num_calls == STRIKE and rank == dist.get_world_size() - 1:
+        number = next((n for n in range(self.task.num_strikes) if strike_step(n) == step), None)
+        if number is not None and rank == dist.get_world_size() - 1:
             if self.task.fault == "worker killed in step":
-                _die(self.task)
+                _die(self.task, number)
             if self.task.fault == "worker killed in backward":
-                losses["total"].register_hook(lambda _: _die(self.task))
+                losses["total"].register_hook(lambda _: _die(self.task, number))
         return losses
 
 
-def _die(task: FaultyTask) -> None:
-    if task.strikes_now():
+def _die(task: FaultyTask, number: int) -> None:
+    if task.strikes_now(number):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _disk_full(task: FaultyTask) -> None:
-    if task.strikes_now():
+def _disk_full(task: FaultyTask, number: int) -> None:
+    if task.strikes_now(number):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _torn_write(
+    task: FaultyTask,
     write: Callable[..., FileRecord],
-    strike: Callable[[], None],
+    strike: Callable[[FaultyTask, int], None],
     path: Path,
     tensors: dict[str, Tensor],
     metadata: dict[str, str],
 ) -> FileRecord:
-    if f"step_{STRUCK_SAVE:07d}" in str(path) and path.name == rank_file(dist.get_world_size() - 1):
+    number = task.strike_in_save(str(path))
+    if number is not None and path.name == rank_file(dist.get_world_size() - 1):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"half a file")
-        strike()
+        strike(task, number)
     return write(path, tensors, metadata)
 
 
 def _publish(task: FaultyTask, publish: Callable[[Path, str], None], struck: str, path: Path, content: str) -> None:
-    if path.name == struck and f"step_{STRUCK_SAVE:07d}" in f"{path} {content}":
-        _die(task)
+    number = task.strike_in_save(f"{path} {content}")
+    if number is not None and path.name == struck:
+        _die(task, number)
     publish(path, content)
 
 
 # ------------------------------------------------------------------ the driver
 
 
-def drive(config: Path, fault: Fault, log_dir: Path) -> None:
+def drive(config: Path, fault: Fault, log_dir: Path, num_strikes: int) -> None:
     """The command line's `train dit`, with the task above in the place of the product's."""
     import launch.__main__
     import launch.road
     from benchmarks.faults import FaultyTask  # not __main__'s: workers unpickle it by this name
 
-    launch.road.DiTTask = partial(FaultyTask, fault=fault, log_dir=log_dir)  # pyright: ignore[reportAttributeAccessIssue]
+    launch.road.DiTTask = partial(  # pyright: ignore[reportAttributeAccessIssue]
+        FaultyTask, fault=fault, log_dir=log_dir, num_strikes=num_strikes
+    )
     launch.__main__.app(["train", "dit", str(config)], prog_name="reelflow")
 
 
 # ------------------------------------------------------------------ the campaign
 
 
-def prepare_run(folder: Path, zero_stage: int) -> Path:
+def prepare_run(folder: Path, zero_stage: int, steps: int) -> Path:
     """A run whose latents are made; returns its config."""
     train = {
-        "steps": STEPS, "global_batch": 4, "learning_rate": 0.003, "warmup_steps": 2, "precision": "fp32",
+        "steps": steps, "global_batch": 4, "learning_rate": 0.003, "warmup_steps": 2, "precision": "fp32",
         "zero_stage": zero_stage, "checkpoint_every_steps": INTERVAL, "log_every_steps": 1,
     }  # fmt: skip
     config = {
@@ -227,7 +277,7 @@ def prepare_run(folder: Path, zero_stage: int) -> Path:
             },
             "train": train,
         },
-        "cluster": {"object_store_mib": 128},
+        "cluster": {"object_store_mib": 128, "workers": {"max_failures": 1000}},
     }
     write_latents(folder / "run" / "latents")
     path = folder / "config.yaml"
@@ -253,24 +303,42 @@ def write_latents(folder: Path) -> None:
     )
 
 
-class Cell:
-    """One run of one fault."""
+def first_fed(log_dir: Path, rank: int) -> list[dict[str, Any]]:
+    """What a rank was fed for the first time, in order."""
+    rows: dict[str, dict[str, Any]] = {}
+    for row in fed(log_dir, rank):
+        rows.setdefault(row["batch"], row)
+    return list(rows.values())
 
-    def __init__(self, folder: Path, fault: Fault, zero_stage: int) -> None:
-        self.folder, self.fault, self.zero_stage = folder, fault, zero_stage
-        self.config = prepare_run(folder, zero_stage)
+
+def fed(log_dir: Path, rank: int) -> list[dict[str, Any]]:
+    """What a rank was fed, in order."""
+    path = log_dir / f"batches-{rank}.jsonl"
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+
+
+class Cell:
+    """One training and its fault, which strikes `num_strikes` times."""
+
+    def __init__(
+        self, folder: Path, fault: Fault, zero_stage: int, num_strikes: int = 1, steps: int | None = None
+    ) -> None:
+        self.folder, self.fault, self.zero_stage, self.num_strikes = folder, fault, zero_stage, num_strikes
+        self.steps = steps_for(num_strikes) if steps is None else steps
+        self.config = prepare_run(folder, zero_stage, self.steps)
         self.run_dir = folder / "run" / "dit"
         self.num_starts = 0
         self.workers: list[psutil.Process] = []
         self.orphans: list[psutil.Process] = []
-        self.struck_at = 0.0
+        self.struck_at: list[float] = []
 
     def start(self) -> subprocess.Popen[str]:
         """Start the command."""
         self.num_starts += 1
-        command = [sys.executable, "-m", "benchmarks.faults", "--drive", str(self.config), self.fault, str(self.folder)]
+        drive = ("--drive", str(self.config), self.fault, str(self.folder), str(self.num_strikes))
+        command = [sys.executable, "-m", "benchmarks.faults", *drive]
         environment = os.environ | {"RAY_AUTH_MODE": "disabled"}
-        output = (self.folder / f"output-{self.num_starts}.txt").open("w+", encoding="utf-8")
+        output = (self.folder / f"output-{self.num_starts:03d}.txt").open("w+", encoding="utf-8")
         return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT, text=True)
 
     def end_of(self, process: subprocess.Popen[str]) -> int:
@@ -285,25 +353,20 @@ class Cell:
         """Everything the commands said."""
         return "".join(path.read_text(encoding="utf-8") for path in sorted(self.folder.glob("output-*.txt")))
 
-    def batches(self, rank: int = 0) -> list[dict[str, Any]]:
-        """What a rank was fed, in order."""
-        path = self.folder / f"batches-{rank}.jsonl"
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
-
     def wait_for_step(self, step: int, process: subprocess.Popen[str]) -> None:
         """Until step number `step` has begun."""
         deadline = time.monotonic() + TIMEOUT_SECONDS
-        while len(self.batches()) < step:
+        while len(first_fed(self.folder, 0)) < step:
             assert process.poll() is None, f"ended before step {step}:\n{self.outputs_text()}"
             assert time.monotonic() < deadline, f"no step {step}:\n{self.outputs_text()}"
             time.sleep(0.02)
 
-    def strike(self, process: subprocess.Popen[str]) -> None:
+    def strike(self, process: subprocess.Popen[str], number: int) -> None:
         """Do to the driver or its cluster what this cell is about, once the step has come, and see it end."""
-        self.wait_for_step(STRIKE, process)
+        self.wait_for_step(strike_step(number), process)
         children = _children(process.pid)
         self.workers = [child for child in children if child.name().startswith("ray::")]
-        self.struck_at = time.time()
+        self.struck_at.append(time.time())
         if self.fault == "SIGTERM":
             process.send_signal(signal.SIGTERM)
             assert self.end_of(process) == 130, self.outputs_text()
@@ -326,7 +389,7 @@ class Cell:
             content = bytearray(newest.read_bytes())
             content[-5] ^= 1
             newest.write_bytes(content)
-        self.struck_at = time.time()
+        self.struck_at[-1] = time.time()
 
     def run(self) -> None:
         """Start, strike, and start again until the training is finished."""
@@ -336,60 +399,125 @@ class Cell:
             _kill(self.orphans)
 
     def _run(self) -> None:
-        first = self.start()
-        if self.fault in STRUCK_FROM_OUTSIDE:
-            self.strike(first)
-            if self.fault.startswith("newest shard"):
-                self.spoil_newest()
-        elif self.fault == "two starts at once":
-            second = self.start()
-            assert sorted((self.end_of(first), self.end_of(second))) == [0, 1], self.outputs_text()
+        process = self.start()
+        if self.fault == "two starts at once":
+            others = [self.start() for _ in range(self.num_strikes)]
+            assert sorted(map(self.end_of, (*others, process))) == [0, *(1 for _ in others)], self.outputs_text()
             return
-        elif self.fault == "disk full during save":
-            assert self.end_of(first) == 1, self.outputs_text()
-            self.struck_at = (self.folder / "struck").stat().st_mtime
-        else:
-            assert self.end_of(first) == 0, self.outputs_text()
-            if self.fault != "none":
-                self.struck_at = (self.folder / "struck").stat().st_mtime
-            return
-        assert self.end_of(self.start()) == 0, self.outputs_text()
+        for number in range(self.num_strikes):
+            if self.fault in STRUCK_FROM_OUTSIDE:
+                self.strike(process, number)
+                if self.fault.startswith("newest shard"):
+                    self.spoil_newest()
+            elif self.fault == "disk full during save":
+                assert self.end_of(process) == 1, self.outputs_text()
+            else:
+                break
+            process = self.start()
+        assert self.end_of(process) == 0, self.outputs_text()
+        self.struck_at += [path.stat().st_mtime for path in self.folder.glob("struck-*")]
 
 
-def run_cell(folder: Path, fault: Fault, zero_stage: int, undisturbed: Cell) -> CellResult:
-    """Run one fault and compare it with the run that met none."""
-    cell = Cell(folder, fault, zero_stage)
-    cell.run()
-    metrics, expected = read_metrics(cell.run_dir), read_metrics(undisturbed.run_dir)
+@dataclass(frozen=True)
+class Comparison:
+    """A disturbed run beside one that met nothing."""
+
+    finished: bool
+    losses_bit_identical: bool
+    batches_in_order: bool
+
+
+def compare(cell: Cell, undisturbed: Cell) -> Comparison:
+    """Losses, gradient norms and batches, of the steps that both were to do."""
+    metrics, expected = read_metrics(cell.run_dir), read_metrics(undisturbed.run_dir)[: cell.steps]
     names = ("step", "total", "gradient_norm")
-    fed = [[row["batch"] for row in cell.batches(rank)] for rank in (0, 1)]
-    wanted = [[row["batch"] for row in undisturbed.batches(rank)] for rank in (0, 1)]
-    first_seen = [list(dict.fromkeys(batches)) for batches in fed]
+    first_seen = [[row["batch"] for row in first_fed(cell.folder, rank)] for rank in (0, 1)]
+    wanted = [[row["batch"] for row in first_fed(undisturbed.folder, rank)][: cell.steps] for rank in (0, 1)]
     newest = CheckpointRecord.model_validate_json(
         (list(step_folders(cell.run_dir).values())[-1] / RECORD_NAME).read_text(encoding="utf-8")
     )
-    return CellResult(
-        fault=fault,
-        zero_stage=zero_stage,
-        finished=newest.step == STEPS,
+    return Comparison(
+        finished=newest.step == cell.steps,
         losses_bit_identical=[[row[n] for n in names] for row in metrics]
         == [[row[n] for n in names] for row in expected],
         batches_in_order=first_seen == wanted,
-        num_recomputed_steps=max(len(batches) for batches in fed) - STEPS,
+    )
+
+
+def run_cell(folder: Path, fault: Fault, zero_stage: int, undisturbed: Cell, num_strikes: int = 1) -> CellResult:
+    """Run one fault and compare it with a run that met none and is as long or longer."""
+    cell = Cell(folder, fault, zero_stage, num_strikes)
+    cell.run()
+    recoveries = [recovery for at in sorted(cell.struck_at) if (recovery := recovery_of(cell, at)) is not None]
+    return CellResult(
+        fault=fault,
+        zero_stage=zero_stage,
+        num_strikes=num_strikes,
+        **asdict(compare(cell, undisturbed)),
         num_starts_of_the_command=cell.num_starts,
         num_starts_of_the_training=sum(event.event == "started" for event in read_events(cell.run_dir)),
-        recovery_seconds=round(recovery_seconds(cell), 1),
+        recomputed_steps=[recovery.recomputed_steps for recovery in recoveries],
+        recovery_seconds=[round(recovery.seconds, 1) for recovery in recoveries],
         said=_said(cell.outputs_text()),
     )
 
 
-def recovery_seconds(cell: Cell) -> float:
-    """From the fault until a step that had not been done before; 0 where the training was never interrupted."""
-    restarts = [e.time for e in read_events(cell.run_dir) if e.event == "started" and e.time > cell.struck_at > 0]
-    if not restarts:
-        return 0.0
-    done = {row["batch"] for row in cell.batches() if row["time"] < restarts[0]}
-    return min(row["time"] for row in cell.batches() if row["batch"] not in done) - cell.struck_at
+@dataclass(frozen=True)
+class Recovery:
+    """What a strike cost."""
+
+    seconds: float  # until a step that had not been done before
+    recomputed_steps: int
+
+
+def recovery_of(cell: Cell, struck_at: float) -> Recovery | None:
+    """What followed a strike; None where the training was not interrupted."""
+    restarts = [event.time for event in read_events(cell.run_dir) if event.event == "started"]
+    restarted_at = min((at for at in restarts if at > struck_at), default=None)
+    if restarted_at is None:
+        return None
+    rows = fed(cell.folder, 0)
+    done = {row["batch"] for row in rows if row["time"] < restarted_at}
+    after = [row for row in rows if row["time"] >= restarted_at]
+    new = next(number for number, row in enumerate(after) if row["batch"] not in done)
+    return Recovery(after[new]["time"] - struck_at, new)
+
+
+def run_random_kills(folder: Path, zero_stage: int, num_kills: int) -> RandomKills:
+    """One long training whose workers, and at times its command, are killed at random times."""
+    random = np.random.default_rng(zero_stage)
+    steps = 12 * num_kills
+    undisturbed = Cell(folder / "undisturbed", "none", zero_stage, steps=steps)
+    undisturbed.run()
+    cell = Cell(folder / "struck", "none", zero_stage, steps=steps)
+    begun, killed = time.monotonic(), {"worker": 0, "driver": 0}
+    process = cell.start()
+    try:
+        while sum(killed.values()) < num_kills and process.poll() is None:
+            time.sleep(random.uniform(0, LONGEST_CALM_SECONDS))
+            workers = [child for child in _children(process.pid) if "RayTrainWorker" in child.name()]
+            if random.random() < DRIVER_SHARE:
+                cell.orphans += _children(process.pid)
+                process.kill()
+                process.wait()
+                process = cell.start()
+                killed["driver"] += 1
+            elif workers:
+                _kill([workers[random.integers(len(workers))]])
+                killed["worker"] += 1
+        assert cell.end_of(process) == 0, cell.outputs_text()
+    finally:
+        _kill(cell.orphans)
+    return RandomKills(
+        zero_stage=zero_stage,
+        num_steps=steps,
+        workers_killed=killed["worker"],
+        drivers_killed=killed["driver"],
+        **asdict(compare(cell, undisturbed)),
+        num_starts_of_the_training=sum(event.event == "started" for event in read_events(cell.run_dir)),
+        num_times_a_batch_was_fed_again=len(fed(cell.folder, 0)) - steps,
+        seconds=round(time.monotonic() - begun, 1),
+    )
 
 
 def _said(output: str) -> str:
@@ -418,50 +546,66 @@ def _order(cell: CellResult) -> tuple[int, int]:
     return FAULTS.index(cell.fault), cell.zero_stage
 
 
-def format_report(results: list[CellResult]) -> str:
-    """The JSON of a campaign, a fault after the other whatever order they were run in."""
-    report = {
-        "benchmark": "faults",
-        "machine": platform.machine(),
-        "num_cpus": os.cpu_count(),
-        "load_average": os.getloadavg()[0],
-        "steps": STEPS,
-        "checkpoint_every_steps": INTERVAL,
-        "cells": [cell.model_dump() for cell in sorted(results, key=_order)],
-    }
-    return json.dumps(report, indent=1) + "\n"
+class Campaign(BaseModel):
+    """What is written down."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    benchmark: Literal["faults"] = "faults"
+    machine: str
+    num_cpus: int
+    checkpoint_every_steps: int
+    cells: list[CellResult]
+    random_kills: list[RandomKills]
 
 
-def earlier_results(path: Path) -> list[CellResult]:
-    """The cells of an earlier campaign; those that are not run again stay in the file."""
-    if not path.is_file():
-        return []
-    return [CellResult.model_validate(cell) for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]]
+def publish_results(path: Path, cells: list[CellResult], random_kills: list[RandomKills]) -> None:
+    """Write the JSON of a campaign, a fault after the other whatever order they were run in."""
+    campaign = Campaign(
+        machine=platform.machine(),
+        num_cpus=os.cpu_count() or 1,
+        checkpoint_every_steps=INTERVAL,
+        cells=sorted(cells, key=_order),
+        random_kills=sorted(random_kills, key=lambda result: result.zero_stage),
+    )
+    publish_text(path, campaign.model_dump_json(indent=1) + "\n")
 
 
 def main() -> None:
-    """Every fault at ZeRO 1, 2 and 3, and the JSON."""
+    """Every fault at ZeRO 1, 2 and 3, random kills, and the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=1)
-    parser.add_argument("--faults", nargs="+", default=FAULTS, choices=FAULTS)
+    parser.add_argument("--faults", nargs="*", default=FAULTS, choices=FAULTS)
     parser.add_argument("--stages", nargs="+", type=int, default=[1, 2, 3])
+    parser.add_argument("--random-kills", type=int, default=0)
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "faults.json")
-    parser.add_argument("--drive", nargs=3, help=argparse.SUPPRESS)  # what each cell starts
+    parser.add_argument("--drive", nargs=4, help=argparse.SUPPRESS)  # what each cell starts
     arguments = parser.parse_args()
     if arguments.drive:
-        config, fault, log_dir = arguments.drive
-        drive(Path(config), fault, Path(log_dir))
+        config, fault, log_dir, num_strikes = arguments.drive
+        drive(Path(config), fault, Path(log_dir), int(num_strikes))
         return
-    asked = {(fault, stage) for fault in arguments.faults for stage in arguments.stages}
-    results = [cell for cell in earlier_results(arguments.output) if (cell.fault, cell.zero_stage) not in asked]
+    cells, random_kills = [], []
+    if arguments.output.is_file():  # what is not run again stays in the file
+        earlier = Campaign.model_validate_json(arguments.output.read_text(encoding="utf-8"))
+        cells += [c for c in earlier.cells if c.fault not in arguments.faults or c.zero_stage not in arguments.stages]
+        random_kills += earlier.random_kills
     with tempfile.TemporaryDirectory(prefix="reelflow-faults-") as temporary:
+        folder = Path(temporary)
         for stage in arguments.stages:
-            undisturbed = Cell(Path(temporary) / f"undisturbed-{stage}", "none", stage)
-            undisturbed.run()
-            for number, fault in enumerate(fault for fault in arguments.faults for _ in range(arguments.repeats)):
-                results.append(run_cell(Path(temporary) / f"{stage}-{number}", fault, stage, undisturbed))
-                print(results[-1].model_dump_json(), flush=True)
-                publish_text(arguments.output, format_report(results))
+            undisturbed = Cell(folder / f"undisturbed-{stage}", "none", stage, arguments.repeats)
+            if arguments.faults:
+                undisturbed.run()
+            for fault in arguments.faults:
+                place = folder / f"{stage} {fault}"
+                cells.append(run_cell(place, fault, stage, undisturbed, arguments.repeats))
+                print(cells[-1].model_dump_json(), flush=True)
+                publish_results(arguments.output, cells, random_kills)
+            if arguments.random_kills:
+                random_kills = [result for result in random_kills if result.zero_stage != stage]
+                random_kills.append(run_random_kills(folder / f"{stage} random", stage, arguments.random_kills))
+                print(random_kills[-1].model_dump_json(), flush=True)
+                publish_results(arguments.output, cells, random_kills)
 
 
 if __name__ == "__main__":

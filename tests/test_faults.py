@@ -4,7 +4,7 @@ import pytest
 
 from benchmarks.faults import FAULTS, INTERVAL, Cell, run_cell
 
-pytestmark = pytest.mark.campaign
+pytestmark = pytest.mark.slow
 STAGE = 2
 
 
@@ -21,7 +21,8 @@ def test_a_training_ends_as_if_nothing_had_happened(undisturbed, tmp_path, fault
     assert result.finished
     assert result.losses_bit_identical
     assert result.batches_in_order
-    assert result.num_recomputed_steps <= allowed(fault)
+    assert max(result.recomputed_steps, default=0) <= allowed(fault)
+    assert len(result.recovery_seconds) == (fault != "two starts at once")
     if fault.startswith("worker"):
         assert result.num_starts_of_the_command == 1  # Ray starts the workers again by itself
         assert result.num_starts_of_the_training == 2
