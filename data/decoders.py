@@ -154,7 +154,8 @@ def _torchcodec_read(path: Path, probe: Probe, indices: list[int]) -> Iterator[F
         raise UnfitDecoderError(str(error)) from error
 
 
-def _pyav_timeline(path: Path, probe: Probe, ticks: np.ndarray, clock: Clock, size: Size) -> Timeline:
+def _pyav_timeline(path: Path, probe: Probe, ticks: np.ndarray, clock: Clock, size: Size | None = None) -> Timeline:
+    size = size or (probe.height, probe.width)
     return Timeline(ticks * probe.seconds_per_tick, _PyavReader(path, probe, ticks, clock, size).read, "pyav")
 
 

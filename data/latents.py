@@ -7,6 +7,7 @@ that the loader has read into one piece of memory needs neither.
 
 import json
 from collections.abc import Sequence
+from ctypes import addressof, c_char
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
@@ -68,16 +69,17 @@ def _one_piece(payloads: Sequence[bytes | memoryview]) -> Tensor | None:
     first = payloads[0]
     if not isinstance(first, memoryview) or first.readonly:
         return None
-    whole, place = torch.frombuffer(first.obj, dtype=torch.uint8), 0
-    start = torch.frombuffer(first, dtype=torch.uint8).data_ptr()
+    begin = place = _address(first)
     for payload in payloads:
-        if not isinstance(payload, memoryview) or payload.obj is not first.obj:
-            return None
-        if torch.frombuffer(payload, dtype=torch.uint8).data_ptr() != start + place:
+        if not isinstance(payload, memoryview) or payload.obj is not first.obj or _address(payload) != place:
             return None
         place += len(payload)
-    begin = start - whole.data_ptr()
-    return whole[begin : begin + place]
+    whole = torch.frombuffer(first.obj, dtype=torch.uint8)
+    return whole[begin - whole.data_ptr() : place - whole.data_ptr()]
+
+
+def _address(memory: memoryview) -> int:
+    return addressof(c_char.from_buffer(memory))  # a quarter of the time that a tensor takes to tell
 
 
 def _header(payload: bytes | memoryview) -> bytes:

@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from test_road import TINY, launch
+from test_road import TINY, launch, launch_here
 
 from data.synthetic import combinations, random_scene, render
 from data.video import encode_clip
@@ -19,7 +19,7 @@ def config(tmp_path) -> Path:
 
 def refused(*arguments: str) -> str:
     """Run a command that has to fail, and return what it says."""
-    done = launch(*arguments)
+    done = launch_here(*arguments)
     assert done.returncode != 0, done.stdout
     assert "Traceback" not in done.stderr + done.stdout
     assert "error: " in done.stderr or "Error" in done.stderr
@@ -52,10 +52,10 @@ def test_a_corrupt_video_among_good_ones_goes_to_quarantine(config, tmp_path):
     quarantine = (tmp_path / "runs" / "tiny" / "clips" / "quarantine.jsonl").read_text(encoding="utf-8")
     assert [name in quarantine for name in ("broken.mp4", "empty.mp4", "text.mp4")] == [True] * 3
     assert "the file is empty" in quarantine
-    assert "nothing to do" in launch("shard", str(config), "--set", f"data.source={source}").stdout
+    assert "nothing to do" in launch_here("shard", str(config), "--set", f"data.source={source}").stdout
     mended = source / "moves" / "text.mp4"
     mended.unlink()
-    retried = launch("shard", str(config), "--set", f"data.source={source}", "--retry")
+    retried = launch_here("shard", str(config), "--set", f"data.source={source}", "--retry")
     assert "source changed" in retried.stdout  # another set of files is another dataset
     assert "clips 3, filtered 0, quarantined 2" in retried.stdout
 
@@ -71,6 +71,7 @@ def test_a_misspelt_key_and_a_missing_config(config):
     said = refused("run", str(config), "--set", "dit.train.lerning_rate=1")
     assert "dit.train.lerning_rate: there is no such field; did you mean learning_rate?" in said
     assert "presets are" in refused("run", "nowhere.yaml")
+    assert "error: " in launch("run", "nowhere.yaml").stderr  # and from outside
 
 
 def test_missing_checkpoints(config, tmp_path):
@@ -174,6 +175,6 @@ def test_a_run_does_not_touch_its_sources(config, tmp_path):
     content = encode_clip(render(random_scene(0, 1, combinations()), 12, 48), 8)
     (source / "a.mp4").write_bytes(content)
     before = {path: path.stat().st_mtime_ns for path in source.rglob("*")}
-    assert launch("shard", str(config), "--set", f"data.source={source}").returncode == 0
+    assert launch_here("shard", str(config), "--set", f"data.source={source}").returncode == 0
     assert before == {path: path.stat().st_mtime_ns for path in source.rglob("*")}
     shutil.rmtree(tmp_path / "runs")
