@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 import yaml
 from test_buckets import make_video
-from test_road import launch
+from test_road import launch_here
 
 from data.shards import read_index, read_manifest
 from data.sources import list_sources, of_dataset
@@ -56,7 +56,7 @@ def run(tmp_path_factory):
     path.write_text(yaml.safe_dump(config), encoding="utf-8")
     lines = [{"prompt": "a"}, {"prompt": "b", "bucket": "5x48x48@8"}, {"prompt": "c", "bucket": "9x32x64@8"}]
     prompts.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    done = launch("run", str(path), "--set", f"sample.prompts={prompts}")
+    done = launch_here("run", str(path), "--set", f"sample.prompts={prompts}")
     assert done.returncode == 0, done.stderr
     return path, folder / "runs" / "mixed", done.stdout
 
@@ -99,7 +99,7 @@ def test_each_prompt_gets_its_shape(run):
 
 def test_an_unknown_shape_is_refused(run):
     path, _, _ = run
-    done = launch("sample", str(path), "--set", "sample.bucket=9x48x48@8")
+    done = launch_here("sample", str(path), "--set", "sample.bucket=9x48x48@8")
     assert done.returncode == 1
     assert "sample.bucket is '9x48x48@8', but the training was on 9x32x64@8, 9x64x32@8, 5x48x48@8" in done.stderr
 
@@ -137,6 +137,6 @@ def test_a_changed_video_is_encoded_anew_and_no_other(cluster, run, tmp_path):
 def test_another_start_has_nothing_to_do(run):
     path, run_dir, _ = run
     prompts = run_dir.parent.parent / "prompts.jsonl"
-    done = launch("run", str(path), "--set", f"sample.prompts={prompts}")
+    done = launch_here("run", str(path), "--set", f"sample.prompts={prompts}")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("nothing to do") == 6

@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save, save_file
-from test_road import TINY, launch
+from test_road import TINY, launch_here
 from text_encoders import WIDTH, write_text_encoder
 from transformers import AutoTokenizer, T5EncoderModel
 
@@ -127,7 +127,7 @@ def run(tmp_path_factory, folder):
         *("--set", "dit.train.sample_every_steps=6"),
         *("--set", "sample.compare_unguided=false"),
     ]
-    done = launch(*arguments)
+    done = launch_here(*arguments)
     assert done.returncode == 0, done.stderr
     return arguments, base / "runs" / "tiny", done.stdout
 
@@ -153,18 +153,19 @@ def test_every_clip_has_its_embeddings_and_the_network_is_made_for_them(run, fol
 
 def test_a_second_start_does_nothing_and_another_encoder_remakes_what_it_read(run, folder, tmp_path):
     arguments, run_dir, _ = run
-    again = launch(*arguments)
+    again = launch_here(*arguments)
     assert again.stdout.count("nothing to do") == 7, again.stdout
     moved = shutil.copytree(folder, tmp_path / "moved")  # the same files elsewhere are the same encoder
-    assert "encode: nothing to do" in launch("encode", *arguments[1:], "--set", f"encode.text.folder={moved}").stdout
+    elsewhere = launch_here("encode", *arguments[1:], "--set", f"encode.text.folder={moved}")
+    assert "encode: nothing to do" in elsewhere.stdout
     builds = {name: read_record(run_dir / name).build for name in ("clips", "autoencoder", "latents")}
     other = write_text_encoder(tmp_path / "other", seed=1)
-    done = launch("encode", *arguments[1:], "--set", f"encode.text.folder={other}")
+    done = launch_here("encode", *arguments[1:], "--set", f"encode.text.folder={other}")
     assert done.returncode == 0, done.stderr
     assert "config.text changed" in done.stdout
     now = {name: read_record(run_dir / name).build for name in builds}
     assert [name for name in builds if now[name] != builds[name]] == ["latents"]
-    encode = launch("encode", *arguments[1:])  # as it was, for the other tests
+    encode = launch_here("encode", *arguments[1:])  # as it was, for the other tests
     assert encode.returncode == 0, encode.stderr
 
 
@@ -174,15 +175,15 @@ def test_sampling_needs_the_same_encoder_and_says_where_it_was(run, folder, tmp_
     prompts.write_text("a red circle moves left\n")
     sampled = ("sample", str(run_dir / "dit"), "--prompts", str(prompts), "--output", str(out), "--set")
     other = write_text_encoder(tmp_path / "other", seed=1)
-    done = launch(*sampled, f"sample.text_encoder={other}")
+    done = launch_here(*sampled, f"sample.text_encoder={other}")
     assert done.returncode != 0
     assert f"{other} is another text encoder" in done.stderr
     assert str(folder) in done.stderr
-    done = launch(*sampled, f"sample.text_encoder={tmp_path / 'gone'}")
+    done = launch_here(*sampled, f"sample.text_encoder={tmp_path / 'gone'}")
     assert done.returncode != 0
     assert "sample.text_encoder" in done.stderr
     moved = shutil.copytree(folder, tmp_path / "moved")
-    done = launch(*sampled, f"sample.text_encoder={moved}")
+    done = launch_here(*sampled, f"sample.text_encoder={moved}")
     assert done.returncode == 0, done.stderr
     (clip,) = read_samples(out)
     assert (out / clip.file).is_file()
@@ -191,7 +192,7 @@ def test_sampling_needs_the_same_encoder_and_says_where_it_was(run, folder, tmp_
 def test_a_missing_encoder_ends_a_run_before_it_begins(run, tmp_path):
     arguments, _, _ = run
     name = ("--set", "name=another", "--set", f"encode.text.folder={tmp_path / 'nowhere'}")
-    done = launch(*arguments, *name)
+    done = launch_here(*arguments, *name)
     assert done.returncode != 0
     assert "holds no config.json" in done.stderr
     assert "draw" not in done.stdout
