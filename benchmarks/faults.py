@@ -3,9 +3,9 @@
     python -m benchmarks.faults [--repeats 5] [--random-kills 50]
 
 Each cell runs `launch train dit` on a Ray cluster of its own: a tiny DiT on two workers, a checkpoint every three
-steps, one fault that strikes every six, and as many further starts of the same command as it takes. With random kills,
-one more training: again and again a worker, or the command, is killed at a random time, in whatever it is doing. The
-workers run the product's loop on a task of this file that knows how to die; nothing in the product knows of it.
+steps, one fault that strikes every twelve, and as many further starts of the same command as it takes. With random
+kills, one more training: again and again a worker, or the command, is killed at a random time, in whatever it is doing.
+The workers run the product's loop on a task of this file that knows how to die; nothing in the product knows of it.
 """
 
 import argparse
@@ -57,7 +57,8 @@ from pipeline.train_dit import AUTOENCODER_NAME, DiTTask, FlowBatch, FlowMatchin
 
 ROOT = Path(__file__).resolve().parent.parent
 INTERVAL = 3  # steps from checkpoint to checkpoint
-FIRST_STRIKE, STRIKE_EVERY = 8, 2 * INTERVAL  # in steps; the checkpoint of two steps before is the newest then
+FIRST_STRIKE, STRIKE_EVERY = 8, 4 * INTERVAL  # in steps; the checkpoint of two steps before is the newest then
+LAST_STEPS = 16  # after the last strike: the workers of a killed driver live on for some
 LONGEST_CALM_SECONDS = 20.0  # from a random kill to the next: long enough to come back, at times
 DRIVER_SHARE = 0.25  # of random kills
 # A save is written within a step, as in a real training, and the workers of a killed driver do not come to the end.
@@ -138,7 +139,7 @@ def struck_save(number: int) -> int:
 
 def steps_for(num_strikes: int) -> int:
     """Steps of a training with so many strikes."""
-    return strike_step(num_strikes - 1) + 4
+    return strike_step(num_strikes - 1) + LAST_STEPS
 
 
 # ------------------------------------------------------------------ inside the workers
@@ -471,7 +472,7 @@ class Recovery:
 
 
 def recovery_of(cell: Cell, struck_at: float) -> Recovery | None:
-    """What followed a strike; None where the training was not interrupted."""
+    """What followed a strike; None where it did not interrupt the training, or found nothing left to do."""
     restarts = [event.time for event in read_events(cell.run_dir) if event.event == "started"]
     restarted_at = min((at for at in restarts if at > struck_at), default=None)
     if restarted_at is None:
@@ -479,8 +480,8 @@ def recovery_of(cell: Cell, struck_at: float) -> Recovery | None:
     rows = fed(cell.folder, 0)
     done = {row["batch"] for row in rows if row["time"] < restarted_at}
     after = [row for row in rows if row["time"] >= restarted_at]
-    new = next(number for number, row in enumerate(after) if row["batch"] not in done)
-    return Recovery(after[new]["time"] - struck_at, new)
+    new = next((number for number, row in enumerate(after) if row["batch"] not in done), None)
+    return None if new is None else Recovery(after[new]["time"] - struck_at, new)
 
 
 def run_random_kills(folder: Path, zero_stage: int, num_kills: int) -> RandomKills:
