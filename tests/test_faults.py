@@ -4,7 +4,7 @@ import pytest
 
 from benchmarks.faults import FAULTS, INTERVAL, Cell, run_cell
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.campaign
 STAGE = 2
 
 
