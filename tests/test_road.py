@@ -124,7 +124,7 @@ def test_report_holds_every_figure(run):
 
 def test_a_second_run_has_nothing_to_do_and_a_lost_stage_takes_what_depends_on_it(run):
     config, run_dir, _ = run
-    again = launch_here("run", str(config))
+    again = launch("run", str(config))  # a process of its own: what Ray says there is all in its stderr
     assert again.returncode == 0
     assert again.stdout.count("nothing to do") == 7
     assert "Ray" not in again.stderr  # no cluster was started for nothing
