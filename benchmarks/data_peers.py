@@ -1,7 +1,7 @@
 """The loader beside mosaicml-streaming and litdata: samples per CPU-second on the same payloads.
 
     pip install mosaicml-streaming==0.13.0 litdata==0.2.76 torch==2.13.0 webdataset==1.0.2 pyarrow pydantic psutil \
-        jaxtyping einops matplotlib
+        jaxtyping einops matplotlib isal filelock
     python -m benchmarks.data_peers
 
 In an environment of its own: neither can be installed beside `constraints.txt` (`WHY` says which pins they exclude).

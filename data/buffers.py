@@ -22,7 +22,8 @@ class BufferPool:
         try:
             memory = self._free[size].pop()
         except IndexError:
-            memory = mmap.mmap(-1, size)
+            memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            memory.madvise(mmap.MADV_HUGEPAGE)  # the kernel copies into large pages faster
         owner = np.frombuffer(memory, np.uint8, num_bytes)  # slices, arrays and tensors keep it alive
         weakref.finalize(owner, self._free[size].append, memory).atexit = False
         return owner.data

@@ -12,11 +12,12 @@ import os
 import shutil
 from contextlib import suppress
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 from filelock import FileLock
+from isal.isal_zlib import crc32
 from pydantic import BaseModel, ConfigDict, Field
-from xxhash import xxh3_64, xxh3_128_hexdigest
 
 from data.publish import published, remove_unpublished
 
@@ -115,7 +116,7 @@ class ShardCache:
         """Named after what is copied: a shard that was made again has another."""
         state = shard.stat()
         identity = f"{shard.resolve()} {state.st_size} {state.st_mtime_ns}"
-        return self._folder / f"{xxh3_128_hexdigest(identity.encode())}{COPY_SUFFIX}"
+        return self._folder / f"{sha256(identity.encode()).hexdigest()}{COPY_SUFFIX}"
 
     def _lock(self) -> FileLock:
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -178,16 +179,16 @@ def _copy_verified(shard: Path, copy: Path) -> None:
     """
     with published(copy) as temporary:
         with shard.open("rb") as source, temporary.open("w+b") as target:
-            digest = xxh3_64()
+            read = 0
             while block := source.read(BLOCK_BYTES):
-                digest.update(block)
+                read = crc32(block, read)
                 target.write(block)
             target.flush()
             os.fsync(target.fileno())
             os.posix_fadvise(target.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # read back from the disk, not from memory
             target.seek(0)
-            written = xxh3_64()
+            written = 0
             while block := target.read(BLOCK_BYTES):
-                written.update(block)
-        if written.digest() != digest.digest():
+                written = crc32(block, written)
+        if written != read:
             raise OSError(errno.EIO, "the copy differs from the shard", str(copy))

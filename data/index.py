@@ -22,7 +22,7 @@ class Place:
     shard: str
     offset: int  # of the payload inside the shard, bytes
     size: int
-    xxh3: str  # of the payload: XXH3-64, as 16 hexadecimal digits
+    crc32: int  # of the payload, as zip files have it
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class IndexRow(Place):
 PLACE_NAMES = tuple(field.name for field in fields(Place))
 NAMES = tuple(field.name for field in fields(IndexRow))
 NUMBERS = {name: kind for name, kind in get_type_hints(IndexRow).items() if kind in (int, float)}
-OWN_TEXTS = frozenset({"key", "xxh3", "caption", "source"})  # of each row its own; the others are a few, repeated
+OWN_TEXTS = frozenset({"key", "caption", "source"})  # of each row its own; the others are a few, repeated
 
 
 @dataclass(frozen=True)

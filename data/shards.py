@@ -21,8 +21,8 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from isal.isal_zlib import crc32
 from pydantic import BaseModel, ConfigDict, ValidationError
-from xxhash import xxh3_64_hexdigest
 
 from data.buckets import Bucket
 from data.cache import ShardCache
@@ -32,7 +32,7 @@ from data.ledger import LedgerCounts, Reason, Rejection
 from data.publish import publish_text, published
 from data.tarfiles import TarError, read_samples
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 MANIFEST_NAME = "manifest.json"
 INDEX_NAME = "index.parquet"
 QUARANTINE_NAME = "quarantine.jsonl"
@@ -122,7 +122,7 @@ def write_shard(
     from webdataset.writer import TarWriter  # imports torch, 120 MiB that workers which only cut clips do without
 
     records: list[ClipRecord] = []
-    checksums: list[str] = []
+    checksums: list[int] = []
     with published(path) as temporary:
         with (
             temporary.open("wb", buffering=WRITE_BUFFER_BYTES) as file,
@@ -137,7 +137,7 @@ def write_shard(
                 }
                 writer.write(sample)
                 records.append(record)
-                checksums.append(xxh3_64_hexdigest(payload))
+                checksums.append(crc32(payload))
         with tarfile.open(temporary) as tar:
             places = {member.name: (member.offset_data, member.size) for member in tar}
         shard = ShardRecord(
@@ -156,7 +156,7 @@ def write_shard(
             shard=path.name,
             offset=offset,
             size=size,
-            xxh3=checksum,
+            crc32=checksum,
             caption_offset=caption_offset,
             caption_size=caption_size,
             record_offset=record_offset,
@@ -352,7 +352,7 @@ class PayloadReader:
             raise DatasetError(
                 f"{self._dataset_dir / row.shard} is cut short at sample {row.key}; make {self._dataset_dir} again"
             )
-        if self._verify and xxh3_64_hexdigest(buffer) != row.xxh3:
+        if self._verify and crc32(buffer) != row.crc32:
             raise DatasetError(
                 f"{self._dataset_dir / row.shard} holds other bytes for sample {row.key} than were written "
                 f"(its checksum differs); make {self._dataset_dir} again"

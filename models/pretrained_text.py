@@ -8,13 +8,13 @@ Large video models are conditioned this way (T5 in Saharia et al. 2022, "Imagen"
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from xxhash import xxh3_128
 
 from models.text import CaptionEmbeddings
 
@@ -63,7 +63,7 @@ def text_encoder_fingerprint(folder: Path) -> str:
 @lru_cache(maxsize=8)
 def _digest(stamped: tuple[tuple[Path, int, int], ...]) -> str:
     """Of names and contents; the stamps make sure that gigabytes are read again only if they changed."""
-    digest = xxh3_128()
+    digest = sha256()
     for path, _, _ in stamped:
         digest.update(path.name.encode())
         with path.open("rb") as file:

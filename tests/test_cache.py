@@ -172,12 +172,10 @@ import os, signal, sys
 from pathlib import Path
 import data.cache
 from data.cache import ShardCache
-class Stop:
-    def __init__(self): self.blocks = 0
-    def update(self, block): os.kill(os.getpid(), signal.SIGKILL)
+def stop(block, value): os.kill(os.getpid(), signal.SIGKILL)
 cache = ShardCache(Path(sys.argv[2]), 10**9)
 data.cache.BLOCK_BYTES = 1000
-data.cache.xxh3_64 = Stop
+data.cache.crc32 = stop
 cache.open(Path(sys.argv[1]))
 """
 
