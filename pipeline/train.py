@@ -5,7 +5,6 @@ has consumed), so the loop's whole state is the weights, the moments, the EMA an
 """
 
 import math
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
@@ -22,19 +21,20 @@ from data.cache import CacheConfig
 from data.loader import Sample, Stream, Subset
 from models.layers import BlockStack
 from pipeline import seeds
-from pipeline.agree import Flags, from_every_rank
+from pipeline.agree import Flags
 from pipeline.bad_steps import BadSteps
 from pipeline.checkpoint import CheckpointError, load_training_state
 from pipeline.ema import FIRST, ShardedEma
 from pipeline.ema_profile import EmaProfiles, FixedDecay, profile_names
 from pipeline.journal import Event, EventKind, append_event
 from pipeline.loss_scale import LossScaling
-from pipeline.metrics import DataWait, MetricsWriter, mean_over_ranks
+from pipeline.metrics import MetricsWriter
 from pipeline.provenance import provenance
 from pipeline.requests import NOTHING, Requests
 from pipeline.resume import agree_on_resumption, alone_in
 from pipeline.saving import CheckpointSaver, Contents, Retention, check_space
 from pipeline.sequence import check_tokens, split_tokens
+from pipeline.step_log import StepLog
 from pipeline.validation import RAW
 from pipeline.wandb_run import start_wandb
 from pipeline.watch import Watch, WatchConfig, WatchedTask
@@ -311,11 +311,10 @@ def train(task: TrainTask, config: TrainConfig, run_dir: Path, worker: Worker) -
         moved = stack.enter_context(stall_watch(run_dir, worker.rank, limit))
         bad = BadSteps(run_dir, stream, config, worker.rank)
         watch.begin()
-        begun, first, stop = time.monotonic(), cursor, False
-        wait, num_skipped = DataWait(), 0
+        step_log, stop = StepLog(trainer, stream, watch, metrics, cursor), False
         while step < config.steps and not stop:
             rate = learning_rate(step, config)
-            with wait.measured():
+            with step_log.wait.measured():
                 pieces = [piece.to(worker.device) for piece in next(batches)]
             torch.manual_seed(seeds.number(task.seed, "layers", f"{step} {worker.rank}"))  # what they draw: dropout
             with memory_advice(config, worker, stream.plan.batch_size(step)):
@@ -331,27 +330,8 @@ def train(task: TrainTask, config: TrainConfig, run_dir: Path, worker: Worker) -
             save = asked or stop or step % config.checkpoint_every_steps == 0 or step == config.steps
             log = step % config.log_every_steps == 0 or step == config.steps
             if log or save:
-                values = mean_over_ranks(losses, worker.world_size)
-                norm = trainer.gradient_norm()
                 bad.check(task.kind)
-                own = stream.take_skipped() if worker.rank % config.sequence_parallel == 0 else []
-                skipped = list(chain.from_iterable(from_every_rank(own)))
-                num_skipped += len(skipped)
-                told = watch.pace(step, wait.total_seconds) if log else {}
-                if metrics is not None and log:
-                    pace = {
-                        "learning_rate": rate,
-                        "gradient_norm": norm,
-                        "samples_per_second": (cursor - first) / (time.monotonic() - begun),
-                        "data_wait": wait.share(),
-                        "skipped_samples": num_skipped,
-                        "skipped_updates": trainer.num_skipped,
-                    }
-                    if trainer.loss_scaler is not None:
-                        pace |= {"loss_scale": trainer.loss_scaler.scale, "overflows": trainer.num_overflows}
-                    metrics.write(step, values | pace | told)
-                if metrics is not None:
-                    metrics.skip(skipped)
+                step_log.look(step, cursor, losses, rate, write=log)
             watch.after(step)
             if saver.pending and not writing:
                 saver.commit()
