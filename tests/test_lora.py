@@ -65,12 +65,25 @@ def tuned(base, tmp_path_factory):
     return data, run_dir
 
 
+def train_without_dropout(worker: Worker, data: Path, run_dir: Path) -> None:
+    """All workers share each sample."""
+    task = tuned_task(data, LORA.model_copy(update={"dropout": 0.0}))
+    train(task, STEPS.model_copy(update={"sequence_parallel": worker.world_size, "zero_stage": 3}), run_dir, worker)
+
+
 @pytest.fixture(scope="module")
-def stages(base, tmp_path_factory):
+def groups(base, tmp_path_factory):
     data, _ = base
-    folder = tmp_path_factory.mktemp("stages")
-    run_jobs([Job(2, train_at_stage, (data, folder / str(stage), stage)) for stage in STAGES], folder)
-    return {stage: folder / str(stage) for stage in STAGES}
+    folder = tmp_path_factory.mktemp("groups")
+    jobs = [Job(2, train_at_stage, (data, folder / str(stage), stage)) for stage in STAGES]
+    jobs += [Job(size, train_without_dropout, (data, folder / f"together-{size}")) for size in (2, 1)]
+    run_jobs(jobs, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def stages(groups):
+    return {stage: groups / str(stage) for stage in STAGES}
 
 
 def answers(network: torch.nn.Module, data: Path) -> torch.Tensor:
@@ -186,6 +199,13 @@ def test_every_stage_learns_the_same_adapters(stages):
         assert [row["total"] for row in read_metrics(run_dir)] == pytest.approx(curve, rel=1e-5), stage
         for name, weight in load_weights(open_checkpoint(run_dir)).items():
             torch.testing.assert_close(weight, expected[name], rtol=1e-3, atol=1e-5)
+
+
+def test_workers_that_share_each_sample_learn_the_adapters_of_one(groups):
+    rows = [read_metrics(groups / f"together-{size}") for size in (2, 1)]
+    assert len(rows[0]) == STEPS.steps
+    for name in ("total", "gradient_norm"):
+        assert [row[name] for row in rows[0]] == pytest.approx([row[name] for row in rows[1]], rel=1e-4)
 
 
 def test_all_weights_may_be_learnt_from_a_checkpoint(base, tmp_path):

@@ -143,6 +143,8 @@ def runs(tmp_path_factory):
     jobs += [Job(2, train_watched, (data, folder / f"plain-{s}", s, unwatched)) for s in STAGES]
     jobs += [Job(w, compare_average, (data, s)) for w in (1, 2) for s in STAGES]
     jobs += [Job(1, train_watched, (data, folder / "alone", 2, WATCHED))]
+    together = WATCHED.model_copy(update={"sequence_parallel": 2})
+    jobs += [Job(2, train_watched, (data, folder / "together", 3, together))]
     run_jobs(jobs, folder)
     return folder
 
@@ -215,6 +217,13 @@ def test_validation_knows_nothing_of_the_number_of_workers_and_the_stage(runs):
         for one, two in zip(of("alone"), of(f"watched-{stage}"), strict=True):
             assert replace(one, loss=0) == replace(two, loss=0)
             assert one.loss == pytest.approx(two.loss, rel=1e-4)
+
+
+def test_validation_of_clips_that_workers_share_is_that_of_one_worker(runs):
+    lines = {run: read_validation(runs / run) for run in ("alone", "together")}
+    for one, two in zip(*lines.values(), strict=True):
+        assert replace(one, loss=0) == replace(two, loss=0)
+        assert one.loss == pytest.approx(two.loss, rel=1e-4)
 
 
 def test_after_a_fallback_the_lines_are_those_of_an_undisturbed_run(runs, tmp_path):
@@ -359,9 +368,9 @@ def test_clips_are_sampled_with_the_chosen_average(runs):
         assert (frames != previewer.clip(other, prompt, number)).any()
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_clips_on_two_workers_are_those_of_one(runs, stage):
-    of_step = [runs / run / "samples" / "step_0000004" for run in ("alone", f"watched-{stage}")]
+@pytest.mark.parametrize("run", ["together", *(f"watched-{stage}" for stage in STAGES)])
+def test_clips_on_two_workers_are_those_of_one(runs, run):
+    of_step = [runs / name / "samples" / "step_0000004" for name in ("alone", run)]
     names = [sorted(path.name for path in folder.iterdir()) for folder in of_step]
     assert names[0] == names[1]
     for name in names[0]:
