@@ -60,7 +60,9 @@ INTERVAL = 3  # steps from checkpoint to checkpoint
 FIRST_STRIKE, STRIKE_EVERY = 8, 4 * INTERVAL  # in steps; the checkpoint of two steps before is the newest then
 LAST_STEPS = 16  # after the last strike: the workers of a killed driver live on for some
 LONGEST_CALM_SECONDS = 20.0  # from a random kill to the next: long enough to come back, at times
+STEPS_PER_RANDOM_KILL = 20  # more than are done between two of them
 DRIVER_SHARE = 0.25  # of random kills
+TRAINING_WORKER = "RayTrainWorker"  # in the names of Ray's processes
 # A save is written within a step, as in a real training, and the workers of a killed driver do not come to the end.
 STEP_SECONDS = 0.25
 SHAPE = (4, 2, 4, 4)
@@ -329,7 +331,7 @@ class Cell:
         self.config = prepare_run(folder, zero_stage, self.steps)
         self.run_dir = folder / "run" / "dit"
         self.num_starts = 0
-        self.workers: list[psutil.Process] = []
+        self.savers: list[psutil.Process] = []
         self.orphans: list[psutil.Process] = []
         self.struck_at: list[float] = []
 
@@ -366,14 +368,15 @@ class Cell:
         """Do to the driver or its cluster what this cell is about, once the step has come, and see it end."""
         self.wait_for_step(strike_step(number), process)
         children = _children(process.pid)
-        self.workers = [child for child in children if child.name().startswith("ray::")]
+        workers = [child for child in children if child.name().startswith("ray::")]
+        self.savers = [worker for worker in workers if TRAINING_WORKER in worker.name()]
         self.struck_at.append(time.time())
         if self.fault == "SIGTERM":
             process.send_signal(signal.SIGTERM)
             assert self.end_of(process) == 130, self.outputs_text()
         elif self.fault == "raylet killed":
             # With its workers, as a lost machine takes them along; left alone they may come to the end without it.
-            _kill([*self.workers, *(child for child in children if child.name() == "raylet")])
+            _kill([*workers, *(child for child in children if child.name() == "raylet")])
             assert self.end_of(process) != 0, self.outputs_text()
         else:
             process.kill()
@@ -382,7 +385,7 @@ class Cell:
 
     def spoil_newest(self) -> None:
         """Damage the newest checkpoint once nobody writes any more."""
-        psutil.wait_procs(self.workers, TIMEOUT_SECONDS)
+        psutil.wait_procs(self.savers, TIMEOUT_SECONDS)
         newest = self.run_dir / FOLDER_NAME / (self.run_dir / LATEST_NAME).read_text().strip() / rank_file(1)
         if self.fault == "newest shard deleted":
             newest.unlink()
@@ -487,7 +490,7 @@ def recovery_of(cell: Cell, struck_at: float) -> Recovery | None:
 def run_random_kills(folder: Path, zero_stage: int, num_kills: int) -> RandomKills:
     """One long training whose workers, and at times its command, are killed at random times."""
     random = np.random.default_rng(zero_stage)
-    steps = 12 * num_kills
+    steps = STEPS_PER_RANDOM_KILL * num_kills
     undisturbed = Cell(folder / "undisturbed", "none", zero_stage, steps=steps)
     undisturbed.run()
     cell = Cell(folder / "struck", "none", zero_stage, steps=steps)
@@ -496,7 +499,7 @@ def run_random_kills(folder: Path, zero_stage: int, num_kills: int) -> RandomKil
     try:
         while sum(killed.values()) < num_kills and process.poll() is None:
             time.sleep(random.uniform(0, LONGEST_CALM_SECONDS))
-            workers = [child for child in _children(process.pid) if "RayTrainWorker" in child.name()]
+            workers = [child for child in _children(process.pid) if TRAINING_WORKER in child.name()]
             if random.random() < DRIVER_SHARE:
                 cell.orphans += _children(process.pid)
                 process.kill()
@@ -578,7 +581,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--faults", nargs="*", default=FAULTS, choices=FAULTS)
     parser.add_argument("--stages", nargs="+", type=int, default=[1, 2, 3])
-    parser.add_argument("--random-kills", type=int, default=0)
+    parser.add_argument("--random-kills", type=int, default=0, help="over all stages together")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "faults.json")
     parser.add_argument("--drive", nargs=4, help=argparse.SUPPRESS)  # what each cell starts
     arguments = parser.parse_args()
@@ -593,18 +596,19 @@ def main() -> None:
         random_kills += earlier.random_kills
     with tempfile.TemporaryDirectory(prefix="reelflow-faults-") as temporary:
         folder = Path(temporary)
-        for stage in arguments.stages:
+        for turn, stage in enumerate(arguments.stages):
             undisturbed = Cell(folder / f"undisturbed-{stage}", "none", stage, arguments.repeats)
             if arguments.faults:
                 undisturbed.run()
             for fault in arguments.faults:
-                place = folder / f"{stage} {fault}"
+                place = folder / f"{stage}-{fault.replace(' ', '-')}"
                 cells.append(run_cell(place, fault, stage, undisturbed, arguments.repeats))
                 print(cells[-1].model_dump_json(), flush=True)
                 publish_results(arguments.output, cells, random_kills)
-            if arguments.random_kills:
+            num_kills = len(range(turn, arguments.random_kills, len(arguments.stages)))
+            if num_kills:
                 random_kills = [result for result in random_kills if result.zero_stage != stage]
-                random_kills.append(run_random_kills(folder / f"{stage} random", stage, arguments.random_kills))
+                random_kills.append(run_random_kills(folder / f"{stage}-random", stage, num_kills))
                 print(random_kills[-1].model_dump_json(), flush=True)
                 publish_results(arguments.output, cells, random_kills)
 

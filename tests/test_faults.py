@@ -4,7 +4,7 @@ import pytest
 
 from benchmarks.faults import FAULTS, INTERVAL, Cell, run_cell
 
-pytestmark = pytest.mark.campaign
+pytestmark = pytest.mark.slow
 STAGE = 2
 
 

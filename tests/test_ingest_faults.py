@@ -14,7 +14,7 @@ from benchmarks.ingest_faults import (
     worker_in_mid_tar,
 )
 
-QUICK = (worker_in_mid_tar, driver)
+QUICK, SLOW = (worker_in_mid_tar,), (driver,)
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +34,14 @@ def test_a_killed_run_ends_with_the_same_bytes(calm, fault):
     check(strike(fault, *calm))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", SLOW, ids=lambda fault: fault.__name__)
+def test_a_killed_command_ends_with_the_same_bytes(calm, fault):
+    check(strike(fault, *calm))
+
+
 @pytest.mark.campaign
-@pytest.mark.parametrize("fault", [f for f in FAULTS if f not in QUICK], ids=lambda fault: fault.__name__)
+@pytest.mark.parametrize("fault", [f for f in FAULTS if f not in QUICK + SLOW], ids=lambda fault: fault.__name__)
 def test_other_faults_end_with_the_same_bytes(calm, fault):
     check(strike(fault, *calm))
 

@@ -52,6 +52,7 @@ def test_submit_and_follow_a_stage(address, tmp_path):
     assert read_manifest(tmp_path / "runs" / "tiny" / "clips").num_samples == 26
 
 
+@pytest.mark.slow
 def test_stop_a_job(address, tmp_path):
     config = tmp_path / "tiny.yaml"
     config.write_text(TINY.format(runs=tmp_path / "runs"), encoding="utf-8")

@@ -69,6 +69,7 @@ def column(run_dir: Path, name: str) -> list[float]:
     return [row[name] for row in read_metrics(run_dir)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stage", "offload"), PLACES)
 def test_it_is_the_training_without(runs, stage, offload):
     """The norm that clips is added up in another order."""
@@ -79,6 +80,7 @@ def test_it_is_the_training_without(runs, stage, offload):
     np.testing.assert_allclose(*norms, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stage", "offload"), PLACES)
 def test_it_resumes_bit_for_bit(runs, stage, offload):
     _, folder = runs
@@ -90,6 +92,7 @@ def test_it_resumes_bit_for_bit(runs, stage, offload):
         assert one == other
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stage", "offload"), PLACES)
 def test_its_checkpoint_goes_on_without(runs, tmp_path, stage, offload):
     """On the same workers, and on one at another stage; the state that is loaded is compared in test_elastic.py."""
@@ -103,6 +106,7 @@ def test_its_checkpoint_goes_on_without(runs, tmp_path, stage, offload):
     assert open_checkpoint(back).record.step == 9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stage", "offload"), PLACES)
 def test_a_bad_step_changes_nothing_there_either(runs, stage, offload):
     _, folder = runs
@@ -115,6 +119,7 @@ def test_a_bad_step_changes_nothing_there_either(runs, stage, offload):
     assert guarded == pytest.approx(whole, rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stage", "offload"), PLACES)
 def test_float16_is_scaled_there_too(runs, stage, offload):
     _, folder = runs

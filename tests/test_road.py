@@ -316,6 +316,7 @@ def test_inspect_tells_what_each_folder_holds(run):
     assert "complete" in launch_here("inspect", str(run_dir)).stdout
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_nothing_half_written_and_the_next_start_goes_on(tmp_path):
     config = tmp_path / "tiny.yaml"
     config.write_text(TINY.format(runs=tmp_path / "runs"), encoding="utf-8")

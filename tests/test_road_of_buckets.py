@@ -20,6 +20,7 @@ from pipeline.sample import read_samples
 from pipeline.shard import make_shards
 from pipeline.train_dit import AUTOENCODER_NAME
 
+pytestmark = pytest.mark.slow
 TRAIN = {"steps": 6, "global_batch": 4, "batch_multiple": 2, "checkpoint_every_steps": 3, "log_every_steps": 1}
 
 

@@ -132,6 +132,7 @@ def run(tmp_path_factory, folder):
     return arguments, base / "runs" / "tiny", done.stdout
 
 
+@pytest.mark.slow
 def test_every_clip_has_its_embeddings_and_the_network_is_made_for_them(run, folder):
     _, run_dir, out = run
     encoder = PretrainedTextEncoder(folder, 5, CPU)
@@ -151,6 +152,7 @@ def test_every_clip_has_its_embeddings_and_the_network_is_made_for_them(run, fol
     assert all((run_dir / "samples" / clip.file).is_file() for clip in read_samples(run_dir / "samples"))
 
 
+@pytest.mark.slow
 def test_a_second_start_does_nothing_and_another_encoder_remakes_what_it_read(run, folder, tmp_path):
     arguments, run_dir, _ = run
     again = launch_here(*arguments)
@@ -169,6 +171,7 @@ def test_a_second_start_does_nothing_and_another_encoder_remakes_what_it_read(ru
     assert encode.returncode == 0, encode.stderr
 
 
+@pytest.mark.slow
 def test_sampling_needs_the_same_encoder_and_says_where_it_was(run, folder, tmp_path):
     _, run_dir, _ = run
     prompts, out = tmp_path / "prompts.txt", tmp_path / "out"
@@ -189,6 +192,7 @@ def test_sampling_needs_the_same_encoder_and_says_where_it_was(run, folder, tmp_
     assert (out / clip.file).is_file()
 
 
+@pytest.mark.slow
 def test_a_missing_encoder_ends_a_run_before_it_begins(run, tmp_path):
     arguments, _, _ = run
     name = ("--set", "name=another", "--set", f"encode.text.folder={tmp_path / 'nowhere'}")
