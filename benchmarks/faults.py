@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from hashlib import sha256
@@ -30,7 +30,7 @@ import numpy as np
 import psutil
 import torch.distributed as dist
 import yaml
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, TypeAdapter
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -69,7 +69,6 @@ SHAPE = (4, 2, 4, 4)
 TIMEOUT_SECONDS = 240
 
 Fault = Literal[
-    "none",
     "worker killed in step",
     "worker killed in backward",
     "worker killed during save",
@@ -83,8 +82,12 @@ Fault = Literal[
     "newest shard deleted",
     "two starts at once",
 ]
-FAULTS: tuple[Fault, ...] = get_args(Fault)[1:]
+FAULTS: tuple[Fault, ...] = get_args(Fault)
 
+STRUCK_FILE: dict[Fault, str] = {
+    "worker killed between save and publish": RECORD_NAME,
+    "worker killed between publish and latest": LATEST_NAME,
+}
 STRUCK_FROM_OUTSIDE: tuple[Fault, ...] = (
     "driver killed",
     "raylet killed",
@@ -151,20 +154,14 @@ def steps_for(num_strikes: int) -> int:
 class FaultyTask(DiTTask):
     """A DiT that logs what it is fed, and is struck."""
 
-    fault: Fault = "none"
+    strikes: tuple[Fault, ...] = ()
     log_dir: Path = Path()
-    num_strikes: int = 1
+    step_seconds: float = STEP_SECONDS
 
     def build(self) -> nn.Module:
-        """The loss that logs and dies; where the fault is in saving, the writer that does."""
-        if self.fault == "worker killed during save":
-            saving.write_tensors = partial(_torn_write, self, saving.write_tensors, _die)
-        elif self.fault == "disk full during save":
-            saving.write_tensors = partial(_torn_write, self, saving.write_tensors, _disk_full)
-        elif self.fault == "worker killed between save and publish":
-            saving.publish_text = partial(_publish, self, saving.publish_text, RECORD_NAME)
-        elif self.fault == "worker killed between publish and latest":
-            saving.publish_text = partial(_publish, self, saving.publish_text, LATEST_NAME)
+        """The loss that logs and dies, and writers that do."""
+        saving.write_tensors = partial(_write, self, saving.write_tensors)
+        saving.publish_text = partial(_publish, self, saving.publish_text)
         return FaultyLoss(DiT(self.model, self.latent_stats.num_channels), self)
 
     def strikes_now(self, number: int) -> bool:
@@ -175,9 +172,13 @@ class FaultyTask(DiTTask):
             return False
         return True
 
+    def strike_in_step(self, step: int) -> int | None:
+        """Which strike is meant for a step."""
+        return next((n for n in range(len(self.strikes)) if strike_step(n) == step), None)
+
     def strike_in_save(self, text: str) -> int | None:
         """Which strike is meant for the checkpoint that a path or a text names."""
-        return next((n for n in range(self.num_strikes) if f"step_{struck_save(n):07d}" in text), None)
+        return next((n for n in range(len(self.strikes)) if f"step_{struck_save(n):07d}" in text), None)
 
 
 class FaultyLoss(FlowMatchingLoss):
@@ -191,7 +192,7 @@ class FaultyLoss(FlowMatchingLoss):
     def forward(self, batch: FlowBatch | FlowQuery) -> dict[str, Tensor]:
         """As ever, slower."""
         assert isinstance(batch, FlowBatch)  # nothing is sampled here
-        time.sleep(STEP_SECONDS)
+        time.sleep(self.task.step_seconds)
         rank = dist.get_rank()
         content = b"".join(tensor.numpy().tobytes() for tensor in (batch.x_1, batch.x_0, batch.t))
         name = sha256(content).hexdigest()
@@ -200,11 +201,11 @@ class FaultyLoss(FlowMatchingLoss):
         with (self.task.log_dir / f"batches-{rank}.jsonl").open("a", encoding="utf-8") as file:
             file.write(line + "\n")
         losses = super().forward(batch)
-        number = next((n for n in range(self.task.num_strikes) if strike_step(n) == step), None)
+        number = self.task.strike_in_step(step)
         if number is not None and rank == dist.get_world_size() - 1:
-            if self.task.fault == "worker killed in step":
+            if self.task.strikes[number] == "worker killed in step":
                 _die(self.task, number)
-            if self.task.fault == "worker killed in backward":
+            if self.task.strikes[number] == "worker killed in backward":
                 losses["total"].register_hook(lambda _: _die(self.task, number))
         return losses
 
@@ -214,30 +215,29 @@ def _die(task: FaultyTask, number: int) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _disk_full(task: FaultyTask, number: int) -> None:
-    if task.strikes_now(number):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-def _torn_write(
+def _write(
     task: FaultyTask,
     write: Callable[..., FileRecord],
-    strike: Callable[[FaultyTask, int], None],
     path: Path,
     tensors: dict[str, Tensor],
     metadata: dict[str, str],
 ) -> FileRecord:
     number = task.strike_in_save(str(path))
     if number is not None and path.name == rank_file(dist.get_world_size() - 1):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"half a file")
-        strike(task, number)
+        fault = task.strikes[number]
+        if fault in ("worker killed during save", "disk full during save"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"half a file")
+        if fault == "worker killed during save":
+            _die(task, number)
+        elif fault == "disk full during save" and task.strikes_now(number):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     return write(path, tensors, metadata)
 
 
-def _publish(task: FaultyTask, publish: Callable[[Path, str], None], struck: str, path: Path, content: str) -> None:
+def _publish(task: FaultyTask, publish: Callable[[Path, str], None], path: Path, content: str) -> None:
     number = task.strike_in_save(f"{path} {content}")
-    if number is not None and path.name == struck:
+    if number is not None and STRUCK_FILE.get(task.strikes[number]) == path.name:
         _die(task, number)
     publish(path, content)
 
@@ -245,14 +245,14 @@ def _publish(task: FaultyTask, publish: Callable[[Path, str], None], struck: str
 # ------------------------------------------------------------------ the driver
 
 
-def drive(config: Path, fault: Fault, log_dir: Path, num_strikes: int) -> None:
+def drive(config: Path, log_dir: Path, step_seconds: float, strikes: tuple[Fault, ...]) -> None:
     """The command line's `train dit`, with the task above in the place of the product's."""
     import launch.__main__
     import launch.road
     from benchmarks.faults import FaultyTask  # not __main__'s: workers unpickle it by this name
 
     launch.road.DiTTask = partial(  # pyright: ignore[reportAttributeAccessIssue]
-        FaultyTask, fault=fault, log_dir=log_dir, num_strikes=num_strikes
+        FaultyTask, log_dir=log_dir, step_seconds=step_seconds, strikes=strikes
     )
     launch.__main__.app(["train", "dit", str(config)], prog_name="reelflow")
 
@@ -321,24 +321,29 @@ def fed(log_dir: Path, rank: int) -> list[dict[str, Any]]:
 
 
 class Cell:
-    """One training and its fault, which strikes `num_strikes` times."""
+    """One training and what strikes it, one after the other."""
 
     def __init__(
-        self, folder: Path, fault: Fault, zero_stage: int, num_strikes: int = 1, steps: int | None = None
+        self,
+        folder: Path,
+        zero_stage: int,
+        strikes: Sequence[Fault] = (),
+        steps: int | None = None,
+        step_seconds: float = STEP_SECONDS,
     ) -> None:
-        self.folder, self.fault, self.zero_stage, self.num_strikes = folder, fault, zero_stage, num_strikes
-        self.steps = steps_for(num_strikes) if steps is None else steps
+        self.folder, self.strikes, self.step_seconds = folder, strikes, step_seconds
+        self.steps = steps_for(len(strikes)) if steps is None else steps
         self.config = prepare_run(folder, zero_stage, self.steps)
         self.run_dir = folder / "run" / "dit"
         self.num_starts = 0
         self.savers: list[psutil.Process] = []
         self.orphans: list[psutil.Process] = []
-        self.struck_at: list[float] = []
+        self.struck_at: dict[int, float] = {}  # by the strike's number
 
     def start(self) -> subprocess.Popen[str]:
         """Start the command."""
         self.num_starts += 1
-        drive = ("--drive", str(self.config), self.fault, str(self.folder), str(self.num_strikes))
+        drive = ("--drive", str(self.config), str(self.folder), str(self.step_seconds), *self.strikes)
         command = [sys.executable, "-m", "benchmarks.faults", *drive]
         environment = os.environ | {"RAY_AUTH_MODE": "disabled"}
         output = (self.folder / f"output-{self.num_starts:03d}.txt").open("w+", encoding="utf-8")
@@ -365,16 +370,17 @@ class Cell:
             time.sleep(0.02)
 
     def strike(self, process: subprocess.Popen[str], number: int) -> None:
-        """Do to the driver or its cluster what this cell is about, once the step has come, and see it end."""
+        """Do to the driver or its cluster what is to be done, once the step has come, and see it end."""
+        fault = self.strikes[number]
         self.wait_for_step(strike_step(number), process)
         children = _children(process.pid)
         workers = [child for child in children if child.name().startswith("ray::")]
         self.savers = [worker for worker in workers if TRAINING_WORKER in worker.name()]
-        self.struck_at.append(time.time())
-        if self.fault == "SIGTERM":
+        self.struck_at[number] = time.time()
+        if fault == "SIGTERM":
             process.send_signal(signal.SIGTERM)
             assert self.end_of(process) == 130, self.outputs_text()
-        elif self.fault == "raylet killed":
+        elif fault == "raylet killed":
             # With its workers, as a lost machine takes them along; left alone they may come to the end without it.
             _kill([*workers, *(child for child in children if child.name() == "raylet")])
             assert self.end_of(process) != 0, self.outputs_text()
@@ -382,18 +388,20 @@ class Cell:
             process.kill()
             process.wait()
         self.orphans += children  # of a killed driver: the next start finds them alive
+        if fault.startswith("newest shard"):
+            self.spoil_newest(number)
 
-    def spoil_newest(self) -> None:
+    def spoil_newest(self, number: int) -> None:
         """Damage the newest checkpoint once nobody writes any more."""
         psutil.wait_procs(self.savers, TIMEOUT_SECONDS)
         newest = self.run_dir / FOLDER_NAME / (self.run_dir / LATEST_NAME).read_text().strip() / rank_file(1)
-        if self.fault == "newest shard deleted":
+        if self.strikes[number] == "newest shard deleted":
             newest.unlink()
         else:
             content = bytearray(newest.read_bytes())
             content[-5] ^= 1
             newest.write_bytes(content)
-        self.struck_at[-1] = time.time()
+        self.struck_at[number] = time.time()
 
     def run(self) -> None:
         """Start, strike, and start again until the training is finished."""
@@ -403,23 +411,28 @@ class Cell:
             _kill(self.orphans)
 
     def _run(self) -> None:
-        process = self.start()
-        if self.fault == "two starts at once":
-            others = [self.start() for _ in range(self.num_strikes)]
-            assert sorted(map(self.end_of, (*others, process))) == [0, *(1 for _ in others)], self.outputs_text()
-            return
-        for number in range(self.num_strikes):
-            if self.fault in STRUCK_FROM_OUTSIDE:
+        process = self._first_of(1 + self.strikes.count("two starts at once"))
+        for number, fault in enumerate(self.strikes):
+            if fault in STRUCK_FROM_OUTSIDE:
                 self.strike(process, number)
-                if self.fault.startswith("newest shard"):
-                    self.spoil_newest()
-            elif self.fault == "disk full during save":
+                process = self.start()
+            elif fault == "disk full during save":
                 assert self.end_of(process) == 1, self.outputs_text()
-            else:
-                break
-            process = self.start()
+                process = self.start()
         assert self.end_of(process) == 0, self.outputs_text()
-        self.struck_at += [path.stat().st_mtime for path in self.folder.glob("struck-*")]
+        self.struck_at |= {
+            int(path.name[len("struck-") :]): path.stat().st_mtime for path in self.folder.glob("struck-*")
+        }
+
+    def _first_of(self, num_starts: int) -> subprocess.Popen[str]:
+        """Start so many at once: the one that goes on where the others see that it is there, and end."""
+        processes = [self.start() for _ in range(num_starts)]
+        deadline = time.monotonic() + TIMEOUT_SECONDS
+        while len(going_on := [process for process in processes if process.poll() is None]) > 1:
+            assert time.monotonic() < deadline, self.outputs_text()
+            time.sleep(0.1)
+        assert sorted(process.returncode for process in processes if process not in going_on) == [1] * (num_starts - 1)
+        return going_on[0]
 
 
 @dataclass(frozen=True)
@@ -448,22 +461,35 @@ def compare(cell: Cell, undisturbed: Cell) -> Comparison:
     )
 
 
-def run_cell(folder: Path, fault: Fault, zero_stage: int, undisturbed: Cell, num_strikes: int = 1) -> CellResult:
-    """Run one fault and compare it with a run that met none and is as long or longer."""
-    cell = Cell(folder, fault, zero_stage, num_strikes)
+def run_undisturbed(folder: Path, zero_stage: int, steps: int) -> Cell:
+    """What the others are compared with."""
+    cell = Cell(folder, zero_stage, steps=steps, step_seconds=0)
     cell.run()
-    recoveries = [recovery for at in sorted(cell.struck_at) if (recovery := recovery_of(cell, at)) is not None]
+    return cell
+
+
+def run_cell(folder: Path, fault: Fault, zero_stage: int, undisturbed: Cell, num_strikes: int) -> CellResult:
+    """Run one fault and compare it with a run that met none and is as long or longer."""
+    strikes: list[Fault] = [fault] * num_strikes
+    cell = Cell(folder, zero_stage, strikes)
+    cell.run()
+    recoveries = [recovery for at in sorted(cell.struck_at.values()) if (recovery := recovery_of(cell, at)) is not None]
     return CellResult(
         fault=fault,
         zero_stage=zero_stage,
         num_strikes=num_strikes,
         **asdict(compare(cell, undisturbed)),
         num_starts_of_the_command=cell.num_starts,
-        num_starts_of_the_training=sum(event.event == "started" for event in read_events(cell.run_dir)),
+        num_starts_of_the_training=num_starts_of_the_training(cell),
         recomputed_steps=[recovery.recomputed_steps for recovery in recoveries],
         recovery_seconds=[round(recovery.seconds, 1) for recovery in recoveries],
         said=_said(cell.outputs_text()),
     )
+
+
+def num_starts_of_the_training(cell: Cell) -> int:
+    """Of the workers: by commands, and by Ray."""
+    return sum(event.event == "started" for event in read_events(cell.run_dir))
 
 
 @dataclass(frozen=True)
@@ -491,9 +517,8 @@ def run_random_kills(folder: Path, zero_stage: int, num_kills: int) -> RandomKil
     """One long training whose workers, and at times its command, are killed at random times."""
     random = np.random.default_rng(zero_stage)
     steps = STEPS_PER_RANDOM_KILL * num_kills
-    undisturbed = Cell(folder / "undisturbed", "none", zero_stage, steps=steps)
-    undisturbed.run()
-    cell = Cell(folder / "struck", "none", zero_stage, steps=steps)
+    undisturbed = run_undisturbed(folder / "undisturbed", zero_stage, steps)
+    cell = Cell(folder / "struck", zero_stage, steps=steps)
     begun, killed = time.monotonic(), {"worker": 0, "driver": 0}
     process = cell.start()
     try:
@@ -518,7 +543,7 @@ def run_random_kills(folder: Path, zero_stage: int, num_kills: int) -> RandomKil
         workers_killed=killed["worker"],
         drivers_killed=killed["driver"],
         **asdict(compare(cell, undisturbed)),
-        num_starts_of_the_training=sum(event.event == "started" for event in read_events(cell.run_dir)),
+        num_starts_of_the_training=num_starts_of_the_training(cell),
         num_times_a_batch_was_fed_again=len(fed(cell.folder, 0)) - steps,
         seconds=round(time.monotonic() - begun, 1),
     )
@@ -583,11 +608,11 @@ def main() -> None:
     parser.add_argument("--stages", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--random-kills", type=int, default=0, help="over all stages together")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "faults.json")
-    parser.add_argument("--drive", nargs=4, help=argparse.SUPPRESS)  # what each cell starts
+    parser.add_argument("--drive", nargs="+", help=argparse.SUPPRESS)  # what each cell starts
     arguments = parser.parse_args()
     if arguments.drive:
-        config, fault, log_dir, num_strikes = arguments.drive
-        drive(Path(config), fault, Path(log_dir), int(num_strikes))
+        config, log_dir, step_seconds, *strikes = arguments.drive
+        drive(Path(config), Path(log_dir), float(step_seconds), TypeAdapter(tuple[Fault, ...]).validate_python(strikes))
         return
     cells, random_kills = [], []
     if arguments.output.is_file():  # what is not run again stays in the file
@@ -597,9 +622,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="reelflow-faults-") as temporary:
         folder = Path(temporary)
         for turn, stage in enumerate(arguments.stages):
-            undisturbed = Cell(folder / f"undisturbed-{stage}", "none", stage, arguments.repeats)
-            if arguments.faults:
-                undisturbed.run()
+            steps = steps_for(arguments.repeats)
+            undisturbed = run_undisturbed(folder / f"undisturbed-{stage}", stage, steps)
             for fault in arguments.faults:
                 place = folder / f"{stage}-{fault.replace(' ', '-')}"
                 cells.append(run_cell(place, fault, stage, undisturbed, arguments.repeats))
