@@ -14,6 +14,8 @@ from launch.config import SYNTHETIC, ConfigError, RunConfig, dump_config, load_c
 from launch.plan import STAGES
 
 COMMANDS = ("run", "demo", *STAGES[1:])
+NO_AGENT = "No available agent"  # what a cluster says, after 10 s, whose nodes are still starting
+SUBMISSIONS = 6
 NOT_SHIPPED = [".git", ".venv", "runs", "tests", "docs", "benchmarks", "**/__pycache__"]
 
 
@@ -47,15 +49,18 @@ def submit(stage: str, config_path: Path, overrides: Sequence[str], address: str
     # The resolved config travels inside the command: the job needs no file that only this machine has.
     command = "run" if stage == "demo" else stage
     script = f"printf %s {shlex.quote(dump_config(config))} > job.yaml && python -m launch {command} job.yaml"
-    try:
-        return client.submit_job(
-            entrypoint=script,
-            submission_id=job_id,
-            runtime_env={"working_dir": str(PROJECT_DIR), "excludes": NOT_SHIPPED},
-            metadata={"run": config.name, "stage": stage},
-        )
-    except RuntimeError as error:
-        raise ClusterError(f"the cluster at {address} refused the job: {str(error).splitlines()[0]}") from error
+    for attempts_left in reversed(range(SUBMISSIONS)):
+        try:
+            return client.submit_job(
+                entrypoint=script,
+                submission_id=job_id,
+                runtime_env={"working_dir": str(PROJECT_DIR), "excludes": NOT_SHIPPED},
+                metadata={"run": config.name, "stage": stage},
+            )
+        except RuntimeError as error:
+            if NO_AGENT not in str(error) or not attempts_left:
+                raise ClusterError(f"the cluster at {address} refused the job: {str(error).splitlines()[0]}") from error
+    raise AssertionError("the last attempt returns or raises")
 
 
 def _absolute(place: str) -> str:

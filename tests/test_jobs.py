@@ -6,11 +6,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+from ray.job_submission import JobSubmissionClient
 from test_road import ROOT, TINY, launch
 
 from data.shards import read_manifest
+from launch.cluster import ClusterError
+from launch.jobs import NO_AGENT, status, stop, submit
 
 RAY = str(Path(sys.executable).with_name("ray"))
 
@@ -23,17 +27,23 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
-    """A cluster of one node, as `ray start --head` makes it."""
+    """A cluster of one node, as `ray start --head` makes it; `ray stop` would end those of other tests too."""
     port, dashboard = free_port(), free_port()
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = os.environ | {"PATH": path, "RAY_AUTH_MODE": "disabled"}
     command = [RAY, "start", "--head", f"--port={port}", f"--dashboard-port={dashboard}", "--num-cpus=2"]
     command += ["--include-dashboard=true", "--object-store-memory=134217728", "--disable-usage-stats"]
-    command += [f"--temp-dir={tmp_path_factory.mktemp('ray')}"]
-    started = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-    assert started.returncode == 0, started.stdout + started.stderr
-    yield f"http://127.0.0.1:{dashboard}"
-    subprocess.run([RAY, "stop", "--force"], env=environment, capture_output=True, timeout=60)
+    folder = tmp_path_factory.mktemp("ray")
+    command += [f"--temp-dir={folder}", "--block"]
+    log = folder.with_suffix(".log")
+    with log.open("w") as said, subprocess.Popen(command, env=environment, stdout=said, stderr=said) as head:
+        deadline = time.monotonic() + 120
+        while "Ray runtime started" not in log.read_text():
+            assert head.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.2)
+        yield f"http://127.0.0.1:{dashboard}"
+        head.terminate()
 
 
 @pytest.fixture(autouse=True)
@@ -50,6 +60,29 @@ def test_submit_and_follow_a_stage(address, tmp_path):
     assert "shard: done" in done.stdout  # the job's own log
     assert "SUCCEEDED" in done.stdout
     assert read_manifest(tmp_path / "runs" / "tiny" / "clips").num_samples == 26
+
+
+def test_a_cluster_that_still_starts_is_asked_again(address, tmp_path, monkeypatch):
+    """Its dashboard says so until a node's agent is there, which takes a busy machine long."""
+    config = tmp_path / "tiny.yaml"
+    config.write_text(TINY.format(runs=tmp_path / "runs"), encoding="utf-8")
+    submit_job, answers = JobSubmissionClient.submit_job, [NO_AGENT, NO_AGENT, "something else"]
+
+    def answer(client: JobSubmissionClient, **job: Any) -> str:
+        if answers:
+            raise RuntimeError(f"Request failed with status code 500: {answers.pop(0)}")
+        return submit_job(client, **job)
+
+    monkeypatch.setattr(JobSubmissionClient, "submit_job", answer)
+    with pytest.raises(ClusterError, match=r"refused the job: .* something else"):
+        submit("shard", config, (), address)
+    answers += [NO_AGENT]
+    job = submit("shard", config, (), address)
+    assert status(job, address) in ("PENDING", "RUNNING")
+    stop(job, address)
+    answers += [NO_AGENT] * 99
+    with pytest.raises(ClusterError, match=NO_AGENT):
+        submit("shard", config, (), address)
 
 
 @pytest.mark.slow
