@@ -43,9 +43,9 @@ from pipeline.checkpoint import (
     FOLDER_NAME,
     LATEST_NAME,
     RECORD_NAME,
-    CheckpointRecord,
     FileRecord,
     rank_file,
+    read_record,
     step_folders,
 )
 from pipeline.flow_preview import FlowQuery
@@ -450,9 +450,7 @@ def compare(cell: Cell, undisturbed: Cell) -> Comparison:
     names = ("step", "total", "gradient_norm")
     first_seen = [[row["batch"] for row in first_fed(cell.folder, rank)] for rank in (0, 1)]
     wanted = [[row["batch"] for row in first_fed(undisturbed.folder, rank)][: cell.steps] for rank in (0, 1)]
-    newest = CheckpointRecord.model_validate_json(
-        (list(step_folders(cell.run_dir).values())[-1] / RECORD_NAME).read_text(encoding="utf-8")
-    )
+    newest = read_record(list(step_folders(cell.run_dir).values())[-1])
     return Comparison(
         finished=newest.step == cell.steps,
         losses_bit_identical=[[row[n] for n in names] for row in metrics]

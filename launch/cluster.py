@@ -44,7 +44,7 @@ def connected(config: ClusterConfig) -> Iterator[None]:
     address = config.address or os.environ.get("RAY_ADDRESS")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", environment["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"])
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
-    # It tells training functions that their node is to be drained; ours learns that from SIGTERM, and starts sooner.
+    # It tells training functions that ask for it that their node is to be drained. Ours do not ask, and start sooner.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     common = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": False}

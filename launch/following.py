@@ -9,7 +9,7 @@ from pipeline.checkpoint import step_folders, whole
 from pipeline.journal import read_events
 from pipeline.metrics import read_metrics
 from pipeline.progress import Bar
-from pipeline.watchdog import stalled_ranks
+from pipeline.watchdog import stalls
 
 
 def steps_done(run_dir: Path) -> int:
@@ -23,7 +23,7 @@ def following(run_dir: Path, progress: Bar, say: Callable[[str], None]) -> Itera
     stopped = Event()
     num_said = len(read_events(run_dir))
     start = steps_done(run_dir)
-    stalled = set(stalled_ranks(run_dir))
+    told = set(stalls(run_dir))
 
     def show() -> None:
         nonlocal num_said
@@ -32,9 +32,9 @@ def following(run_dir: Path, progress: Bar, say: Callable[[str], None]) -> Itera
             if event.note:
                 say(f"  {event.note}")
         num_said = len(events)
-        for rank, path in stalled_ranks(run_dir).items():
-            if rank not in stalled:
-                stalled.add(rank)
+        for path, rank in stalls(run_dir).items():
+            if path not in told:
+                told.add(path)
                 say(f"  rank {rank} has made no step for long; where it hangs is in {path}")
         rows = [row for row in read_metrics(run_dir) if row["step"] > start]
         if rows:

@@ -6,7 +6,9 @@ import shlex
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+from pydantic import BaseModel
 from ray.job_submission import JobSubmissionClient
 
 from launch.cluster import PROJECT_DIR, ClusterError
@@ -73,20 +75,18 @@ def absolute_paths(config: RunConfig) -> RunConfig:
 
     Paths must mean the same on the cluster's machines (a shared file system) as here.
     """
-    data, sample, train = config.data, config.sample, config.dit.train
-    start_from = None if train.start_from is None else train.start_from.resolve()
-    train = train.model_copy(update={"start_from": start_from})
-    mix = {name: part.model_copy(update={"source": _absolute(part.source)}) for name, part in data.mix.items()}
-    captions = None if data.captions is None else data.captions.resolve()
-    prompts = None if sample.prompts is None else sample.prompts.resolve()
-    return config.model_copy(
-        update={
-            "runs_dir": config.runs_dir.resolve(),
-            "data": data.model_copy(update={"source": _absolute(data.source), "mix": mix, "captions": captions}),
-            "dit": config.dit.model_copy(update={"train": train}),
-            "sample": sample.model_copy(update={"prompts": prompts}),
-        }
-    )
+    config = _resolved(config)
+    mix = {name: part.model_copy(update={"source": _absolute(part.source)}) for name, part in config.data.mix.items()}
+    data = config.data.model_copy(update={"source": _absolute(config.data.source), "mix": mix})
+    return config.model_copy(update={"data": data})
+
+
+def _resolved(value: Any) -> Any:  # noqa: ANN401 - whatever a configuration may hold
+    if isinstance(value, Path):
+        return value.expanduser().resolve()
+    if isinstance(value, BaseModel):
+        return value.model_copy(update={name: _resolved(field) for name, field in value})
+    return value
 
 
 def follow(job_id: str, address: str) -> Iterator[str]:

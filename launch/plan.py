@@ -111,6 +111,6 @@ def closing_summary(config: RunConfig) -> str:
         f"time          {figures['wall_seconds']['total'] / 60:.1f} min",
         f"memory        {figures['peak_rss_bytes'] / 2**30:.1f} GiB at most",
         f"clips         {config.run_dir / 'samples' / 'index.html'}",
-        f"report        {(config.run_dir / 'report.html').resolve()}",
+        f"report        {config.run_dir / 'report.html'}",
     ]
     return "\n" + "\n".join(lines)

@@ -1,6 +1,5 @@
 """The road: every stage in order, each skipped while what it was made from still stands."""
 
-import os
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
@@ -45,7 +44,7 @@ from pipeline.train import TrainConfig, TrainTask, fitting_worlds, train
 from pipeline.train_autoencoder import AutoencoderTask
 from pipeline.train_dit import AUTOENCODER_NAME, DiTTask, check_base
 from pipeline.watchdog import clear_stalls
-from pipeline.workers import train_here, train_on_ray
+from pipeline.workers import Worker, local_worker, starting_together, torchrun_rank, train_on_ray
 
 LOCK_NAME = "run.lock"
 
@@ -75,16 +74,18 @@ class Road:
         self._allowed_changes = allowed_changes  # None: a training whose inputs changed is made anew
         self.dir = config.run_dir
         self._on_ray = on_ray
-        self._say = say
+        # Under torchrun every process comes this way; the first one speaks, and changes what is on the disk.
+        self._is_first = torchrun_rank() == 0
+        self._say = say if self._is_first else _say_nothing
         self._resources = ExitStack()
         self._is_connected = False
         self._memory = MemoryWatch()
 
     def __enter__(self) -> "Road":
-        check_writable(self.dir)
-        if os.environ.get("RANK", "0") == "0":  # under torchrun the other processes are part of the same start
+        if self._is_first:
+            check_writable(self.dir)
             self._resources.enter_context(locked(self.dir / LOCK_NAME))
-        publish_text(self.dir / "config.yaml", dump_config(self.config))
+            publish_text(self.dir / "config.yaml", dump_config(self.config))
         self._memory = self._resources.enter_context(memory_watch())
         return self
 
@@ -364,39 +365,52 @@ class Road:
         inputs: dict[str, Any],
         base: Checkpoint | None = None,
     ) -> None:
-        continues = {"steps": config.steps}
         settings = config.model_dump(exclude=TrainConfig.pacing() | {"start_from"})  # what is there counts, not where
         inputs = inputs | {"train": settings, "seed": self.config.seed}
-        with self._stage(name, folder, inputs, continues, allowed_changes=self._allowed_changes) as stage:
-            if stage is None:
+        stage_dir, workers, subsets = self.dir / folder, self.config.cluster.workers, task.subsets()
+        fitting = fitting_worlds(config, [subset.bucket for subset in subsets], workers.num_workers)
+        with self._runner(partial(train, task, config, stage_dir.resolve()), stage_dir, fitting) as run:
+            if not self._is_first:
+                with sigterm_stops(stage_dir):
+                    run()
                 return
-            subsets, workers = task.subsets(), self.config.cluster.workers
-            for line in describe_batches(subsets, config):
-                self._say(line)
-            fitting = fitting_worlds(config, [subset.bucket for subset in subsets], workers.num_workers)
-            if self._on_ray and workers.min_workers is not None:
-                self._say(describe_elastic(name, workers.min_workers, workers.num_workers, fitting))
-            if base is not None:
-                export_weights(base, stage.folder / BASE_NAME)
-            clear_requests(stage.folder)
-            clear_stalls(stage.folder)
-            function = partial(train, task, config, stage.folder.resolve())
-            with (
-                bar(name, config.steps, "steps", start=steps_done(stage.folder)) as progress,
-                following(stage.folder, progress, self._say),
-                sigterm_stops(stage.folder),
-            ):
-                if self._on_ray:
-                    train_on_ray(function, workers, stage.folder / "ray", fitting)
-                else:
-                    train_here(function, workers.cpus_per_worker)
-            checkpoint = open_checkpoint(stage.folder)
-            if checkpoint.record.step < config.steps:
-                raise StoppedError(f"{name} stopped as asked, saved at step {checkpoint.record.step}")
-            outputs = [stage.folder / "latest", checkpoint.folder / "checkpoint.json"]
-            last = read_metrics(stage.folder)[-1]
-            summary = {"steps": checkpoint.record.step, "loss": last["total"]}
-            stage.finish(outputs, summary, self._peak())
+            allowed, continues = self._allowed_changes, {"steps": config.steps}
+            with self._stage(name, folder, inputs, continues, allowed_changes=allowed, tidy=False) as stage:
+                if stage is None:
+                    return
+                for line in describe_batches(subsets, config):
+                    self._say(line)
+                if self._on_ray and workers.min_workers is not None:
+                    self._say(describe_elastic(name, workers.min_workers, workers.num_workers, fitting))
+                if base is not None:
+                    export_weights(base, stage.folder / BASE_NAME)
+                clear_requests(stage.folder)
+                clear_stalls(stage.folder)
+                with (
+                    bar(name, config.steps, "steps", start=steps_done(stage.folder)) as progress,
+                    following(stage.folder, progress, self._say),
+                    sigterm_stops(stage.folder),
+                ):
+                    run()
+                checkpoint = open_checkpoint(stage.folder)
+                if checkpoint.record.step < config.steps:
+                    raise StoppedError(f"{name} stopped as asked, saved at step {checkpoint.record.step}")
+                outputs = [stage.folder / "latest", checkpoint.folder / "checkpoint.json"]
+                last = read_metrics(stage.folder)[-1]
+                summary = {"steps": checkpoint.record.step, "loss": last["total"]}
+                stage.finish(outputs, summary, self._peak())
+
+    @contextmanager
+    def _runner(
+        self, function: Callable[[Worker], None], stage_dir: Path, fitting: Collection[int]
+    ) -> Iterator[Callable[[], None]]:
+        """Yield what runs a training: on Ray's workers, or on this process and those that torchrun started with it."""
+        workers = self.config.cluster.workers
+        if self._on_ray:
+            yield partial(train_on_ray, function, workers, stage_dir / "ray", fitting)
+        else:
+            with local_worker(workers.cpus_per_worker) as worker, starting_together(worker) as start:
+                yield partial(start, function)
 
     @contextmanager
     def _stage(
@@ -407,9 +421,11 @@ class Road:
         continues: dict[str, Any] | None = None,
         standing: Callable[[], int] | None = None,
         allowed_changes: Collection[str] | None = None,
+        *,
+        tidy: bool = True,
     ) -> Iterator[Stage | None]:
         """Yield the stage if it has something to do, connected to the cluster; say what happens."""
-        stage = begin(self.dir / folder, name, inputs, continues, standing, allowed_changes)
+        stage = begin(self.dir / folder, name, inputs, continues, standing, allowed_changes, tidy=tidy)
         if stage.complete:
             self._say(f"{name}: nothing to do ({_summary(stage.record)})")
             yield None
@@ -473,6 +489,10 @@ class Road:
     def _peak(self) -> int:
         self._memory.measure()
         return self._memory.peak_rss_bytes
+
+
+def _say_nothing(_: str) -> None:
+    pass
 
 
 def _summary(record: StageRecord) -> str:

@@ -4,10 +4,13 @@ A decision that one rank takes alone leaves the others waiting in a collective, 
 clock, a file or an error of one process goes through here before anybody acts on it.
 """
 
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+
+COLLECTIVE_TIMEOUT = timedelta(seconds=300)  # of every group: until then the others wait for a rank that hangs
 
 T = TypeVar("T")
 
@@ -31,7 +34,8 @@ class Flags:
 
     def __init__(self) -> None:
         # Over gloo even where gradients go over NCCL: reading the answer must not wait for the GPU.
-        self._group = None if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
+        gloo = dist.get_backend() == "gloo"
+        self._group = None if gloo else dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT)
 
     def any_rank(self, *flags: bool) -> tuple[bool, ...]:
         """Each flag, whether any rank raised it; called by all."""

@@ -16,12 +16,13 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from hashlib import sha256
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -34,10 +35,12 @@ SCHEMA_VERSION = 1
 RECORD_NAME = "checkpoint.json"
 LATEST_NAME = "latest"
 FOLDER_NAME = "checkpoints"
+CHECKSUM = "checksum"  # in checkpoint.json, of everything else in it
 MASTER = "master"  # the weights as trained
 
 Weights = str  # "master", "ema" (the first average) or the name of an average
 
+_FIELDS = TypeAdapter(dict[str, Any])
 _STEP = re.compile(r"step_\d{7,}").fullmatch
 
 
@@ -186,11 +189,32 @@ def read_record(folder: Path) -> CheckpointRecord:
     """
     path = folder / RECORD_NAME
     try:
-        return CheckpointRecord.model_validate_json(path.read_text(encoding="utf-8"))
+        fields = _FIELDS.validate_json(path.read_bytes())
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} is missing: the checkpoint was never finished") from error
-    except (ValidationError, UnicodeDecodeError, OSError) as error:
+    except (ValidationError, OSError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
+    if fields.pop(CHECKSUM, None) not in (None, _checksum(fields)):  # None: saved by an older program
+        raise CheckpointError(f"{path} is damaged (its checksum differs)")
+    schema = fields.get("schema_version", SCHEMA_VERSION)
+    if isinstance(schema, int) and schema > SCHEMA_VERSION:
+        raise CheckpointError(
+            f"{path} is of schema {schema}, newer than this program's {SCHEMA_VERSION}: use a newer reelflow"
+        )
+    try:
+        return CheckpointRecord.model_validate(fields)
+    except ValidationError as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
+
+
+def sealed(record: CheckpointRecord) -> str:
+    """The text of checkpoint.json, with a checksum of all the rest of it."""
+    fields = _FIELDS.validate_json(record.model_dump_json())
+    return json.dumps(fields | {CHECKSUM: _checksum(fields)}, indent=1)
+
+
+def _checksum(fields: dict[str, Any]) -> str:
+    return sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
 def find_damage(folder: Path, part: int = 0, num_parts: int = 1) -> list[str]:

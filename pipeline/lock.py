@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 TOUCH_EVERY_SECONDS = 10.0
 STALE_SECONDS = 90.0
 RETRY_SECONDS = 0.2
+THIS_MACHINE = "this machine"  # in the place of a name that is just being written
 
 
 class LockedError(RuntimeError):
@@ -37,15 +38,20 @@ class Holder(BaseModel):
 
 
 @contextmanager
-def locked(path: Path, patience_seconds: float = 0.0) -> Iterator[None]:
-    """Hold the lock file at `path` while the block runs; wait up to `patience_seconds` for it.
+def locked(path: Path, patience_seconds: float = 0.0, patience_elsewhere_seconds: float = 0.0) -> Iterator[None]:
+    """Hold the lock file at `path` while the block runs; wait for it.
+
+    Args:
+        patience_seconds: how long, for a holder on this machine.
+        patience_elsewhere_seconds: how long for one on another, which may be dead unless it touches its file.
 
     Raises:
         LockedError: somebody else holds it.
     """
-    deadline = time.monotonic() + patience_seconds
+    begun = time.monotonic()
     while isinstance(lock := _take(path), Holder):
-        if time.monotonic() >= deadline:
+        elsewhere = lock.host not in (socket.gethostname(), THIS_MACHINE)
+        if time.monotonic() - begun >= (patience_elsewhere_seconds if elsewhere else patience_seconds):
             raise LockedError(
                 f"{path.parent} is in use by process {lock.pid} on {lock.host} since {lock.since}; wait until it ends, "
                 f"stop it there with `kill {lock.pid}`, or give this run another name"
@@ -74,7 +80,7 @@ def _take(path: Path) -> int | Holder:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        holder = _holder(descriptor) or Holder(host="this machine", pid=0, since="just now")
+        holder = _holder(descriptor) or Holder(host=THIS_MACHINE, pid=0, since="just now")
         os.close(descriptor)
         return holder
     holder = _holder(descriptor)

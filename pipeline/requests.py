@@ -52,10 +52,11 @@ class Requests:
         return Wish(save or overdue, stop)
 
     def done(self, wish: Wish) -> None:
-        """A checkpoint was begun: the clock starts again, and the wish it fulfilled is taken away."""
+        """A checkpoint was begun: the clock starts again, and the wish it fulfilled is taken away, no later one."""
         self._saved = time.monotonic()
-        if wish.save or wish.stop:
-            clear_requests(self._run_dir)
+        for name, fulfilled in ((SAVE_NAME, wish.save), (STOP_NAME, wish.stop)):
+            if fulfilled:
+                (self._run_dir / name).unlink(missing_ok=True)
 
 
 def request_stop(run_dir: Path) -> None:

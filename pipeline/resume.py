@@ -10,8 +10,9 @@ from itertools import chain
 from pathlib import Path
 
 from data.publish import remove_unpublished
+from pipeline import lock
 from pipeline.agree import from_every_rank, from_rank_zero
-from pipeline.checkpoint import FOLDER_NAME, CheckpointError, Resumption, find_damage, find_resumption
+from pipeline.checkpoint import CheckpointError, Resumption, find_damage, find_resumption
 from pipeline.lock import LockedError, locked
 
 LOCK_NAME = "training.lock"
@@ -20,7 +21,10 @@ ORPHANS_LIVE_SECONDS = 30.0  # the workers of a killed driver end within this ti
 
 @contextmanager
 def alone_in(run_dir: Path, rank: int) -> Iterator[None]:
-    """Hold the training lock of `run_dir`, on rank 0 for all; workers that a killed driver left are waited for.
+    """Hold the training lock of `run_dir`, on rank 0 for all; remove what interrupted writers left.
+
+    Workers that a killed driver left are waited for, and so is proof that a holder on another machine is dead: Ray
+    starts the workers again elsewhere before a lost machine's lock is stale.
 
     Raises:
         LockedError: on every rank: another training works there.
@@ -30,13 +34,14 @@ def alone_in(run_dir: Path, rank: int) -> Iterator[None]:
         if rank == 0:
             run_dir.mkdir(parents=True, exist_ok=True)
             try:
-                held.enter_context(locked(run_dir / LOCK_NAME, ORPHANS_LIVE_SECONDS))
+                stale_after = lock.STALE_SECONDS + lock.TOUCH_EVERY_SECONDS
+                held.enter_context(locked(run_dir / LOCK_NAME, ORPHANS_LIVE_SECONDS, stale_after))
             except LockedError as error:
                 problem = str(error)
         if (problem := from_rank_zero(problem)) is not None:
             raise LockedError(problem)
         if rank == 0:
-            remove_unpublished(run_dir / FOLDER_NAME)  # interrupted saves, which nobody else can be writing
+            remove_unpublished(run_dir)  # interrupted saves, which nobody else can be writing
         yield
 
 

@@ -36,6 +36,7 @@ from pipeline.checkpoint import (
     Provenance,
     checkpoint_name,
     rank_file,
+    sealed,
     step_folders,
     whole,
 )
@@ -70,8 +71,11 @@ class Retention:
     def superseded(self, good: dict[int, Path]) -> list[Path]:
         """Of good checkpoints by step, oldest first, those that may go. The newest never may."""
         old = list(good.items())[: -max(1, self.keep_last)]
-        milestone = self.keep_every_steps
-        return [folder for step, folder in old if milestone is None or step % milestone]
+        return [folder for step, folder in old if not self.for_good(step)]
+
+    def for_good(self, step: int) -> bool:
+        """Whether the checkpoint of a step is never deleted."""
+        return self.keep_every_steps is not None and step % self.keep_every_steps == 0
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,13 @@ class CheckpointSaver:
     """Saves in a thread, one at a time. All ranks call `begin`, `commit` and `finish` at the same step."""
 
     def __init__(
-        self, run_dir: Path, trainer: ZeroTrainer, ema: ShardedEma, contents: Contents, retention: Retention
+        self,
+        run_dir: Path,
+        trainer: ZeroTrainer,
+        ema: ShardedEma,
+        contents: Contents,
+        retention: Retention,
+        resumed_step: int = 0,
     ) -> None:
         self._run_dir = run_dir
         self._trainer = trainer
@@ -100,6 +110,9 @@ class CheckpointSaver:
         self._retention = retention
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="reelflow-save")
         self._pending: _Pending | None = None
+        # Once and beside the training: they may be larger than what is trained. A file that rots later is found out.
+        self._attached = self._executor.submit(_attached, contents.attachments if trainer.rank == 0 else [])
+        self._passed_over = {step: folder for step, folder in step_folders(run_dir).items() if step > resumed_step}
         # Kept between saves: who has no room for it then has none for the next save, and new pages triple the pause.
         self._snapshot: dict[str, Tensor] = {}
 
@@ -149,10 +162,12 @@ class CheckpointSaver:
             shutil.rmtree(pending.folder, ignore_errors=True)  # gives back what it took of a full disk
             raise SaveError(
                 f"the checkpoint of step {pending.step} was not saved: {'; '.join(problems)}. The checkpoints before "
-                "it are intact: free some space or lower train.keep_checkpoints, then start again"
+                "it are intact: free some space, or lower train.keep_checkpoints where it is above 2, and start again"
             )
         if self._trainer.rank == 0:
-            self._executor.submit(remove_superseded, self._run_dir, pending.step, self._retention)
+            passed_over, self._passed_over = self._passed_over, {}
+            passed_over.pop(pending.step, None)  # what has this name now is ours
+            self._executor.submit(_tidy, self._run_dir, passed_over.values(), self._retention)
 
     def finish(self) -> None:
         """Wait for the save that is under way, if one is, and commit it."""
@@ -176,9 +191,9 @@ class CheckpointSaver:
         return self._snapshot, {fragment.name: fragment.start for fragment in fragments}
 
     def _publish(self, pending: _Pending, files: dict[str, FileRecord]) -> FileRecord:
-        for attachment in self._contents.attachments:
+        for attachment, file in self._attached.result().items():
             os.link(attachment, pending.folder / attachment.name)  # the same bytes, not a second copy
-            files[attachment.name] = FileRecord(num_bytes=attachment.stat().st_size, sha256=file_sha256(attachment))
+            files[attachment.name] = file
         record = CheckpointRecord(
             kind=self._contents.kind,
             step=pending.step,
@@ -194,7 +209,7 @@ class CheckpointSaver:
             provenance=self._contents.provenance,
             trained=self._contents.trained,
         )
-        publish_text(pending.folder / RECORD_NAME, record.model_dump_json(indent=1))
+        publish_text(pending.folder / RECORD_NAME, sealed(record))
         final = self._run_dir / FOLDER_NAME / checkpoint_name(pending.step)
         if final.exists():  # damaged, or of an attempt that `latest` never named: it would have been resumed from
             remove_folder(final)
@@ -202,6 +217,10 @@ class CheckpointSaver:
         fsync(final.parent)
         publish_text(self._run_dir / LATEST_NAME, final.name + "\n")
         return files[rank_file(0)]
+
+
+def _attached(paths: list[Path]) -> dict[Path, FileRecord]:
+    return {path: FileRecord(num_bytes=path.stat().st_size, sha256=file_sha256(path)) for path in paths}
 
 
 def _outcome(write: Callable[[], FileRecord], doing: str) -> FileRecord | str:
@@ -265,34 +284,47 @@ def remove_folder(folder: Path) -> None:
     shutil.rmtree(doomed, ignore_errors=True)
 
 
-def remove_superseded(run_dir: Path, newest_step: int, retention: Retention) -> None:
-    """Delete the checkpoints that `retention` gives up, counting only those up to `newest_step` that are whole."""
-    good = {step: folder for step, folder in step_folders(run_dir).items() if step <= newest_step and whole(folder)}
+def remove_superseded(run_dir: Path, retention: Retention) -> None:
+    """Delete the checkpoints that `retention` gives up, counting only those that are whole."""
+    good = {step: folder for step, folder in step_folders(run_dir).items() if whole(folder)}
     for folder in retention.superseded(good):
         remove_folder(folder)
 
 
-def check_space(run_dir: Path, trainer: ZeroTrainer, ema: ShardedEma, contents: Contents, retention: Retention) -> None:
+def _tidy(run_dir: Path, passed_over: Iterable[Path], retention: Retention) -> None:
+    """Delete what the training no longer needs, now that it has a checkpoint of its own.
+
+    Args:
+        passed_over: checkpoints beyond the one that was resumed from: damaged, or of a branch that was left. They would
+            count as newer than the training's own, and be gone on from.
+    """
+    for folder in passed_over:
+        remove_folder(folder)
+    remove_superseded(run_dir, retention)
+
+
+def check_space(run_dir: Path, trainer: ZeroTrainer, ema: ShardedEma, retention: Retention) -> None:
     """Refuse a training whose checkpoints will not fit, before its first step; called by all ranks.
 
     Raises:
         CheckpointError: the disk has no room for the checkpoints that are kept and the one being written.
     """
     kinds = 3 + len(ema.averages)  # master weight, two moments, averages
-    each = sum(prod(shape) for shape in trainer.shapes.values()) * kinds * BYTES_PER_VALUE
-    each += sum(path.stat().st_size for path in contents.attachments)
-    problem = _lack_of_space(run_dir, each, retention.keep_last) if trainer.rank == 0 else None
+    each = sum(prod(shape) for shape in trainer.shapes.values()) * kinds * BYTES_PER_VALUE  # attachments are links
+    problem = _lack_of_space(run_dir, each, retention) if trainer.rank == 0 else None
     if (problem := from_rank_zero(problem)) is not None:
         raise CheckpointError(problem)
 
 
-def _lack_of_space(run_dir: Path, checkpoint_bytes: int, keep_last: int) -> str | None:
-    there = sum(file.stat().st_size for file in (run_dir / FOLDER_NAME).rglob("*") if file.is_file())
-    needed, free = checkpoint_bytes * (keep_last + 1) - there, shutil.disk_usage(run_dir).free
+def _lack_of_space(run_dir: Path, checkpoint_bytes: int, retention: Retention) -> str | None:
+    going = [folder for step, folder in step_folders(run_dir).items() if not retention.for_good(step)]
+    room = sum(file.stat().st_size for folder in going for file in folder.glob("rank_*.safetensors"))
+    keep_last, free = retention.keep_last, shutil.disk_usage(run_dir).free
+    needed = checkpoint_bytes * (keep_last + 1) - room
     if needed <= free:
         return None
     return (
         f"{run_dir} has {free / 1e9:.3g} GB free, but its checkpoints need {needed / 1e9:.3g} GB more: "
         f"{keep_last} are kept while one is written, {checkpoint_bytes / 1e9:.3g} GB each. Free some space, "
-        "lower train.keep_checkpoints, or set runs_dir to a larger disk"
+        "lower train.keep_checkpoints where it is above 2, or set runs_dir to a larger disk"
     )

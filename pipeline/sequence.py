@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from models.attention import attention
 from models.dit import DiT, nearest_heads
+from pipeline.agree import COLLECTIVE_TIMEOUT
 from pipeline.zero import import_deepspeed
 
 
@@ -80,7 +81,8 @@ class SequenceGroup:
 
 def sequence_group(rank: int, world_size: int, size: int) -> SequenceGroup:
     """The group of this rank, of `size` consecutive ones; called by all."""
-    groups = [dist.new_group(range(start, start + size)) for start in range(0, world_size, size)]
+    starts = range(0, world_size, size)
+    groups = [dist.new_group(range(start, start + size), timeout=COLLECTIVE_TIMEOUT) for start in starts]
     group = groups[rank // size]
     assert isinstance(group, dist.ProcessGroup)
     return SequenceGroup(group)

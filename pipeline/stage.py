@@ -87,6 +87,8 @@ def begin(
     continues: dict[str, Any] | None = None,
     standing: Callable[[], int] | None = None,
     allowed_changes: Collection[str] | None = None,
+    *,
+    tidy: bool = True,
 ) -> Stage:
     """Look at what is in `folder` and decide: skip, go on, or start.
 
@@ -97,6 +99,7 @@ def begin(
         standing: how many shards in the folder the new inputs would give again; the stage remakes the others in place.
         allowed_changes: names of inputs that may differ and what is there still be gone on from; None: whatever
             differs, the stage is made anew.
+        tidy: remove what interrupted writers left in the folder; False where others may be writing there still.
 
     Raises:
         ChangedError: other inputs differ.
@@ -114,17 +117,17 @@ def begin(
             if old.complete:  # what was made from it is not made from what it will be
                 old.build = uuid.uuid4().hex[:12]
             old.complete, old.inputs = False, inputs
-            return _reopened(folder, old, note)
+            return _reopened(folder, old, note, tidy=tidy)
         if allowed_changes is not None:
             refused = [change for change in changed if change.name not in allowed_changes]
             if refused:
                 raise ChangedError(_refusal(folder, refused))
             old.complete, old.inputs, old.build = False, inputs, uuid.uuid4().hex[:12]
-            return _reopened(folder, old, f"goes on although {_told(changed)}")
+            return _reopened(folder, old, f"goes on although {_told(changed)}", tidy=tidy)
         if standing is not None and (num_standing := standing()) > 0:
             old.complete, old.inputs, old.build = False, inputs, uuid.uuid4().hex[:12]
             note = f"{_told(changed)}: {num_standing} shards stand, what depends on it is made again"
-            return _reopened(folder, old, note)
+            return _reopened(folder, old, note, tidy=tidy)
         aside = _set_aside(folder)
         note = f"{_told(changed)}: made again, the old one is in {aside.name}"
     elif allowed_changes is not None:
@@ -162,9 +165,10 @@ def _set_aside(folder: Path) -> Path:
     return aside
 
 
-def _reopened(folder: Path, record: StageRecord, note: str) -> Stage:
+def _reopened(folder: Path, record: StageRecord, note: str, *, tidy: bool) -> Stage:
     """A stage that goes on in its folder; that it is not complete is on the disk before anything changes there."""
-    remove_unpublished(folder)
+    if tidy:
+        remove_unpublished(folder)
     stage = Stage(folder, record, note, time.monotonic())
     stage.save()
     return stage

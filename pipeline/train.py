@@ -5,6 +5,7 @@ has consumed), so the loop's whole state is the weights, the moments, the EMA an
 """
 
 import math
+import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
@@ -17,11 +18,11 @@ from pydantic import ConfigDict, Field, model_validator
 from torch import nn
 
 from data.buckets import Bucket, batch_sizes
-from data.cache import CacheConfig
+from data.cache import CacheConfig, CacheError
 from data.loader import Sample, Stream, Subset
 from models.layers import BlockStack
 from pipeline import seeds
-from pipeline.agree import Flags
+from pipeline.agree import Flags, from_every_rank
 from pipeline.bad_steps import BadSteps
 from pipeline.checkpoint import CheckpointError, load_training_state
 from pipeline.ema import FIRST, ShardedEma
@@ -81,7 +82,8 @@ class TrainConfig(WatchConfig):
     keep_checkpoints: int = Field(default=2, ge=2)  # the newest
     keep_every_steps: int | None = Field(default=None, ge=1)  # and for good those at multiples of this
     log_every_steps: int = Field(default=10, ge=1)
-    stall_minutes: float | None = Field(default=10, gt=0)  # without a step: every rank writes its stacks to stalls/
+    # Without a step: every rank writes its stacks to stalls/; before the collectives' timeout ends a rank that waits.
+    stall_minutes: float | None = Field(default=4, gt=0)
 
     @model_validator(mode="before")
     @classmethod
@@ -113,7 +115,11 @@ class TrainConfig(WatchConfig):
 
     @classmethod
     def pacing(cls) -> set[str]:
-        """Fields that may differ from one start to the next: what is learnt is the same, but for the order of sums."""
+        """Fields that may differ from one start to the next: what is learnt is the same, but for the order of sums.
+
+        Of `steps` that holds with a constant rate; a cosine is drawn anew over the whole length, so a training that was
+        finished goes on at a higher rate than it ended with.
+        """
         prefixes = ("checkpoint_", "keep_", "log_", "stall_")
         pacing = {
             "steps",
@@ -285,13 +291,13 @@ def train(task: TrainTask, config: TrainConfig, run_dir: Path, worker: Worker) -
             task.kind, task.trained(), provenance(task.dataset_dir, resumption.checkpoint), task.attachments()
         )
         retention = Retention(config.keep_checkpoints, config.keep_every_steps)
-        check_space(run_dir, trainer, ema, contents, retention)
+        check_space(run_dir, trainer, ema, retention)
         step, cursor, note = 0, 0, ""
         if (checkpoint := resumption.checkpoint) is not None:
             begun = [f"the average {name} begins here" for name in load_training_state(checkpoint, trainer, ema)]
             step, cursor = checkpoint.record.step, checkpoint.record.cursor
             note = "; ".join([*resumption.problems, *begun, f"resuming from step {step}"])
-        saver = stack.enter_context(closing(CheckpointSaver(run_dir, trainer, ema, contents, retention)))
+        saver = stack.enter_context(closing(CheckpointSaver(run_dir, trainer, ema, contents, retention, step)))
         stream = open_stream(task, config, trainer)
         check_cursor(stream, step, cursor, run_dir)
         prepare = partial(in_pieces, task.prepare, config.accumulate)
@@ -316,7 +322,8 @@ def train(task: TrainTask, config: TrainConfig, run_dir: Path, worker: Worker) -
             rate = learning_rate(step, config)
             with step_log.wait.measured():
                 pieces = [piece.to(worker.device) for piece in next(batches)]
-            torch.manual_seed(seeds.number(task.seed, "layers", f"{step} {worker.rank}"))  # what they draw: dropout
+            # What layers draw: dropout, of LoRA alone. The one thing that depends on how many workers there are.
+            torch.manual_seed(seeds.number(task.seed, "layers", f"{step} {worker.rank}"))
             with memory_advice(config, worker, stream.plan.batch_size(step)):
                 losses = trainer.step(pieces, rate)
             bad.note(step, losses["total"], trainer)
@@ -344,9 +351,10 @@ def train(task: TrainTask, config: TrainConfig, run_dir: Path, worker: Worker) -
 
 
 def open_stream(task: TrainTask, config: TrainConfig, trainer: ZeroTrainer) -> Stream:
-    """This rank's part of every batch.
+    """This rank's part of every batch; called by all.
 
     Raises:
+        CacheError: a worker's machine cannot keep its cache of shards.
         SplitError: the workers of a sequence group cannot share a clip.
         WorldSizeError: the workers cannot share the batches of every bucket.
     """
@@ -357,7 +365,15 @@ def open_stream(task: TrainTask, config: TrainConfig, trainer: ZeroTrainer) -> S
     check_world(sizes, num_shares * config.accumulate, config.batch_multiple)
     for bucket in buckets:
         check_tokens(bucket.name, task.num_tokens(bucket) // bucket.num_latent_frames, config.sequence_parallel)
-    return Stream(subsets, sizes, seed=task.seed, rank=share, world_size=num_shares, cache=config.cache)
+    stream, problem = None, None
+    try:
+        stream = Stream(subsets, sizes, seed=task.seed, rank=share, world_size=num_shares, cache=config.cache)
+    except CacheError as error:  # of one machine's disk, and nobody may go on without the others
+        problem = f"{error} (on {socket.gethostname()})"
+    if problems := from_every_rank(problem):
+        raise CacheError(problems[0])
+    assert stream is not None
+    return stream
 
 
 def fitting_worlds(config: TrainConfig, buckets: Iterable[Bucket], most: int) -> list[int]:

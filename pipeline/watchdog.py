@@ -26,7 +26,7 @@ def stall_watch(run_dir: Path, rank: int, limit_seconds: float | None) -> Iterat
         return
     folder = run_dir / STALLS_NAME
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"rank_{rank:05d}.txt"
+    path = folder / f"rank_{rank:05d}-{os.getpid()}.txt"  # a restart leaves it as it is
     heading = f"rank {rank}, process {os.getpid()} on {socket.gethostname()}, no step for {limit_seconds:g} s\n"
     with path.open("w", encoding="utf-8") as file:
         file.write(heading)
@@ -50,8 +50,8 @@ def clear_stalls(run_dir: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def stalled_ranks(run_dir: Path) -> dict[int, Path]:
-    """Ranks that have left their stacks, and where."""
+def stalls(run_dir: Path) -> dict[Path, int]:
+    """Files with stacks, and the rank that left each."""
     found = {}
     for path in sorted((run_dir / STALLS_NAME).glob("rank_*.txt")):
         try:
@@ -59,5 +59,5 @@ def stalled_ranks(run_dir: Path) -> dict[int, Path]:
         except FileNotFoundError:  # its rank has just ended well
             continue
         if num_lines > 1:
-            found[int(path.stem.removeprefix("rank_"))] = path
+            found[path] = int(path.stem.removeprefix("rank_").partition("-")[0])
     return found

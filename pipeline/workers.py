@@ -7,9 +7,9 @@ import os
 import signal
 import threading
 import uuid
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,15 +19,13 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from data.cache import CacheError
 from data.publish import publish_text
-from pipeline.agree import from_rank_zero
+from pipeline.agree import COLLECTIVE_TIMEOUT, from_rank_zero
 from pipeline.checkpoint import CheckpointError
 from pipeline.lock import LockedError
 from pipeline.lora import LoraError
 from pipeline.sequence import SplitError
 from pipeline.wandb_run import WandbError
 from pipeline.zero import leave_process_group
-
-COLLECTIVE_TIMEOUT_SECONDS = 300
 
 
 class WorldSizeError(ValueError):
@@ -148,7 +146,7 @@ def train_on_ray(
             "fitting": tuple(fitting) if config.min_workers is not None else (),
         },
         torch_config=TorchConfig(
-            backend="nccl" if config.gpus_per_worker else "gloo", timeout_s=COLLECTIVE_TIMEOUT_SECONDS
+            backend="nccl" if config.gpus_per_worker else "gloo", timeout_s=int(COLLECTIVE_TIMEOUT.total_seconds())
         ),
         scaling_config=ScalingConfig(
             num_workers=config.num_workers if config.min_workers is None else (config.min_workers, config.num_workers),
@@ -181,7 +179,7 @@ def _join(worker: Worker, world_size: int) -> Worker | None:
         return worker
     import ray.util
 
-    backend, timeout = dist.get_backend(), timedelta(seconds=COLLECTIVE_TIMEOUT_SECONDS)
+    backend, timeout = dist.get_backend(), COLLECTIVE_TIMEOUT
     store = None
     if worker.rank == 0:
         store = dist.TCPStore(ray.util.get_node_ip_address(), 0, is_master=True, wait_for_workers=False)
@@ -202,20 +200,53 @@ def _gpu(gpus: float) -> dict[str, float]:
 
 def train_here(function: Callable[[Worker], None], num_threads: int) -> None:
     """Run `function` in this process: one worker alone, or one of several started by torchrun."""
-    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    with local_worker(num_threads) as worker:
+        function(worker)
+
+
+@contextmanager
+def local_worker(num_threads: int) -> Iterator[Worker]:
+    """This process as a worker, alone or one of several started by torchrun, for as long as the block runs."""
+    rank, world_size = torchrun_rank(), int(os.environ.get("WORLD_SIZE", "1"))
     os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists on it
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
     torch.set_num_threads(num_threads)
-    timeout = timedelta(seconds=COLLECTIVE_TIMEOUT_SECONDS)
     backend = "nccl" if cuda else "gloo"
     if "MASTER_ADDR" in os.environ:
-        dist.init_process_group(backend, timeout=timeout)
+        dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
     else:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=rank, world_size=world_size, timeout=timeout)
+        store = dist.HashStore()
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=COLLECTIVE_TIMEOUT)
     try:
-        function(Worker(rank, world_size, device))
+        yield Worker(rank, world_size, device)
     finally:
         leave_process_group()
+
+
+@contextmanager
+def starting_together(worker: Worker) -> Iterator[Callable[[Callable[[Worker], None]], None]]:
+    """Yield what runs a function on this worker once rank 0 runs it, and not at all if rank 0 never comes to that.
+
+    Until then rank 0 may prepare what the others rely on; where it finds nothing to do, or an error, they end too.
+    """
+    begun = False
+
+    def start(function: Callable[[Worker], None]) -> None:
+        nonlocal begun
+        begun = True
+        if from_rank_zero(True):
+            function(worker)
+
+    try:
+        yield start
+    finally:
+        if worker.rank == 0 and not begun:
+            from_rank_zero(False)
+
+
+def torchrun_rank() -> int:
+    """Which of the processes of one start this is: 0 but under torchrun."""
+    return int(os.environ.get("RANK", "0"))

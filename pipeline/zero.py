@@ -19,7 +19,9 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import _set_pg_timeout
 
+from pipeline.agree import COLLECTIVE_TIMEOUT
 from pipeline.loss_scale import SMALLEST_SCALE, LossScaler, LossScaling
 
 BUCKET_PARAMETERS = 200_000_000  # how many values one collective carries at most
@@ -181,6 +183,8 @@ class ZeroTrainer:
                 "zero_force_ds_cpu_optimizer": False,
             },
         )
+        for group in (self.engine.data_parallel_group, self.engine.seq_data_parallel_group):
+            _set_pg_timeout(COLLECTIVE_TIMEOUT, group)  # DeepSpeed makes its groups with torch's, of up to half an hour
         self.zero = self.engine.optimizer
         self.loss_scaler = None if loss_scaling is None else LossScaler(loss_scaling)
         self.holdings = self._holdings()

@@ -1,4 +1,4 @@
-"""The house rules that a machine can check: directions of import, no side effects, no broad excepts."""
+"""The house rules that a machine can check: directions of import, who starts Ray, nothing unpickled."""
 
 import ast
 import subprocess

@@ -208,7 +208,7 @@ def test_a_checkpoint_of_a_program_with_one_average_goes_on(runs, tmp_path):
         metadata = file.metadata()
     save_file(tensors, folder / rank_file(0), metadata=metadata)
     record = json.loads((folder / "checkpoint.json").read_text())
-    del record["averages"]
+    del record["averages"], record["checksum"]
     path = folder / rank_file(0)
     record["files"][rank_file(0)] = FileRecord(num_bytes=path.stat().st_size, sha256=file_sha256(path)).model_dump()
     (folder / "checkpoint.json").write_text(json.dumps(record))

@@ -1,5 +1,6 @@
 """Configuration: what is refused, and how the refusal reads."""
 
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
@@ -107,6 +108,13 @@ def test_a_job_is_told_places_that_do_not_depend_on_where_it_was_submitted():
     mix = "data.mix={a: {source: x/*.mp4}, b: {source: s3://bucket/y}, c: {source: synthetic}}"
     sources = {name: part.source for name, part in absolute_paths(load_config(Path("demo"), [mix])).data.mix.items()}
     assert sources == {"a": str(Path("x/*.mp4").absolute()), "b": "s3://bucket/y", "c": "synthetic"}
+    names = ("runs_dir", "data.captions", "encode.text.folder", "dit.train.start_from", "dit.train.cache.folder")
+    names += ("autoencoder.train.cache.folder", "sample.prompts", "sample.text_encoder")
+    given = [f"{name}=x/{name}" for name in names]
+    given += [f"{section}.train.cache.limit_gib=1" for section in ("dit", "autoencoder")]
+    told = absolute_paths(load_config(Path("demo"), given))
+    for name in names:
+        assert attrgetter(name)(told) == Path(f"x/{name}").absolute()
 
 
 def test_the_plan_names_every_stage_and_the_sizes():

@@ -105,15 +105,6 @@ def test_awkward_avi_is_read_in_the_order_it_plays(clips_dir):
     np.testing.assert_array_equal(span.frames, expected)
 
 
-def test_edit_list_is_honoured(clips_dir, tmp_path):
-    """A stream copied from 0.5 s on: decord would repeat frames to fill; no two neighbours may be equal here."""
-    source = tmp_path / "source.mp4"
-    frames = grey_frames([4 * i for i in range(60)])
-    write_video(source, frames, [i * 40 for i in range(60)])
-    span = read_spans(source, [Bucket(num_frames=9, height=32, width=32, fps=25)], 1)[0]
-    assert bool((np.diff(span.frames.mean((1, 2, 3))) > 1).all())
-
-
 @pytest.mark.parametrize("side", [16, 32, 48, 80, 112])
 def test_clips_of_any_width_survive(tmp_path, side):
     """decord cannot copy out frames whose width its padding does not divide; PyAV then reads them."""

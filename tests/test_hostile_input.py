@@ -112,7 +112,7 @@ def test_a_shard_that_is_not_what_the_manifest_says_is_refused(tmp_path):
         list(read_shard(path, VIDEO_MEMBER, shard))
 
 
-def test_what_is_written_is_what_is_read(tmp_path):
+def test_a_shard_without_samples_is_read_as_none(tmp_path):
     path = tmp_path / "shard.tar"
     write_shard(path, [], VIDEO_MEMBER)
     assert list(read_samples(path, frozenset({"mp4"}))) == []

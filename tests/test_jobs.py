@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from ray.job_submission import JobSubmissionClient
-from test_road import ROOT, TINY, launch
+from test_road import TINY, launch
 
 from data.shards import read_manifest
 from launch.cluster import ClusterError
@@ -115,4 +115,3 @@ def test_errors_of_submission(address, tmp_path):
     said = launch("submit", "shard", str(config), "--set", "dit.typo=1", "--address", address)
     assert "dit.typo: there is no such field" in said.stderr
     assert "there is no job 'nothing'" in launch("job", "status", "nothing", "--address", address).stderr
-    assert ROOT.is_dir()

@@ -18,12 +18,14 @@ from data.publish import TEMPORARY_PREFIX
 from data.shards import read_index, read_manifest
 from data.video import decode_clip
 from launch.__main__ import app
+from pipeline.captions import byte_captions
 from pipeline.checkpoint import CheckpointError, open_checkpoint
+from pipeline.flow_spec import FlowSpec
 from pipeline.metrics import read_metrics
 from pipeline.progress import bar
 from pipeline.prompts import PromptRequest
 from pipeline.sample import ClipSampler, canonical_batches, read_samples, sample_clips
-from pipeline.sampler import SampleConfig
+from pipeline.sampler import SampleConfig, Wanted, sample_latents
 from pipeline.stage import read_record
 from pipeline.workers import WorkersConfig
 
@@ -232,7 +234,7 @@ def test_batches_are_the_same_in_whatever_order_prompts_are_listed():
         ({"solver": "euler", "negative_prompt": "a blue square"}, 3),
     ],
 )
-def test_every_way_to_sample_gives_its_own_clip_at_its_price(run, options, calls):
+def test_every_way_to_sample_has_its_price_and_knows_nothing_of_its_batch(run, options, calls):
     """One network call per evaluation, both branches in it; a clip does not depend on what shares its batch."""
     checkpoint = open_checkpoint(run[1] / "dit")
     requests = [
@@ -246,6 +248,34 @@ def test_every_way_to_sample_gives_its_own_clip_at_its_price(run, options, calls
     assert not (first == second).all()
     (alone,), _ = sampler.sample(requests[1:])
     assert abs(alone.astype(int) - second.astype(int)).max() <= 2  # sums of another shape round differently
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"guidance": "cfg-zero-star"},
+        {"guidance": "apg"},
+        {"guidance": "rescaled"},
+        {"negative_prompt": "a blue square"},
+        {"sde_sigma": 0.5},
+        {"shift": 3.0},
+    ],
+    ids=str,
+)
+def test_no_option_of_sampling_is_passed_over(options):
+    def network(x, t, caption):
+        return x + caption.mask.sum(1).reshape(-1, 1, 1, 1, 1) * x.roll(1, -1)
+
+    def latents(**chosen):
+        config = SampleConfig(solver="euler", steps=3, **chosen)
+        wanted, captions, cpu = [Wanted("a red circle", 1)], byte_captions(63), torch.device("cpu")
+        shape, spec = (4, 3, 4, 4), FlowSpec()
+        return sample_latents(
+            network, spec, config, wanted, guidance_scale=3.0, shape=shape, read_captions=captions, device=cpu
+        )
+
+    assert torch.equal(latents(), latents())
+    assert not torch.equal(latents(**options), latents())
 
 
 @pytest.mark.parametrize(
@@ -305,6 +335,37 @@ def test_training_without_ray(run, tmp_path):
     alone = [row["total"] for row in read_metrics(tmp_path / "tiny" / "autoencoder")]
     together = [row["total"] for row in read_metrics(run_dir / "autoencoder")]
     assert alone == pytest.approx(together, rel=0.02)  # bf16 sums in another order
+
+
+@pytest.mark.slow
+def test_training_under_torchrun(run, tmp_path):
+    """One start of two processes: the first one looks after the folder, and both train as Ray's two do."""
+    config, run_dir, _ = run
+    for folder in ("clips", "videos"):
+        shutil.copytree(run_dir / folder, tmp_path / "tiny" / folder)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "launch"]
+    command += ["train", "autoencoder", str(config), "--local", "--set", f"runs_dir={tmp_path}"]
+
+    def start(*arguments: str) -> subprocess.CompletedProcess[str]:
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        given = {"cwd": ROOT, "env": environment, "capture_output": True, "text": True, "timeout": 300}
+        return subprocess.run([*command, *arguments], check=False, **given)
+
+    def logged(folder: Path) -> list[tuple[float, ...]]:
+        return [tuple(row[name] for name in ("step", "total", "gradient_norm")) for row in read_metrics(folder)]
+
+    done = start()
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("train autoencoder: done") == 1
+    assert open_checkpoint(tmp_path / "tiny" / "autoencoder").record.world_size == 2
+    assert logged(tmp_path / "tiny" / "autoencoder") == logged(run_dir / "autoencoder")
+    again = start()
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.count("nothing to do") == 1
+    refused = start("--set", "autoencoder.train.learning_rate=0.5", "--resume")
+    assert refused.returncode != 0
+    assert refused.stderr.count("train.learning_rate changed") == 1
+    assert not (tmp_path / "tiny" / "autoencoder.superseded-1").exists()
 
 
 def test_inspect_tells_what_each_folder_holds(run):

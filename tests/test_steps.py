@@ -1,6 +1,7 @@
 """What a step is made of: pieces, blocks computed twice, updates left out; and what a training that fails tells."""
 
 import json
+import os
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +23,7 @@ from pipeline.metrics import read_metrics
 from pipeline.progress import bar
 from pipeline.train import TrainConfig, build, memory_advice, train
 from pipeline.train_dit import DiTTask, FlowBatch
-from pipeline.watchdog import stall_watch, stalled_ranks
+from pipeline.watchdog import stall_watch, stalls
 from pipeline.workers import Worker, WorldSizeError, train_here
 
 STAGES = (0, 1, 2, 3)
@@ -245,8 +246,9 @@ def test_a_rank_that_hangs_says_where(tmp_path):
     with stall_watch(tmp_path, 3, 0.2) as moved:
         moved()
         wait_for_nothing()
-    assert stalled_ranks(tmp_path) == {3: tmp_path / "stalls" / "rank_00003.txt"}
-    text = (tmp_path / "stalls" / "rank_00003.txt").read_text()
+    path = tmp_path / "stalls" / f"rank_00003-{os.getpid()}.txt"
+    assert stalls(tmp_path) == {path: 3}
+    text = path.read_text()
     assert text.startswith("rank 3, process ")
     assert "wait_for_nothing" in text
 
@@ -256,7 +258,7 @@ def test_a_rank_that_moves_leaves_nothing(tmp_path):
         moved()
     with stall_watch(tmp_path, 0, None) as moved:
         moved()
-    assert stalled_ranks(tmp_path) == {}
+    assert stalls(tmp_path) == {}
     assert list((tmp_path / "stalls").iterdir()) == []
 
 
@@ -264,9 +266,11 @@ def test_the_person_who_waits_is_told_of_a_stall(tmp_path):
     said: list[str] = []
     with bar("train", 2, "steps") as progress, following(tmp_path, progress, said.append):
         (tmp_path / "stalls").mkdir()
-        (tmp_path / "stalls" / "rank_00001.txt").write_text("rank 1\nFile x\n")
+        for process in (7, 8):  # started again, it hangs again
+            (tmp_path / "stalls" / f"rank_00001-{process}.txt").write_text("rank 1\nFile x\n")
     assert said == [
-        f"  rank 1 has made no step for long; where it hangs is in {tmp_path / 'stalls' / 'rank_00001.txt'}"
+        f"  rank 1 has made no step for long; where it hangs is in {tmp_path / 'stalls' / f'rank_00001-{process}.txt'}"
+        for process in (7, 8)
     ]
 
 

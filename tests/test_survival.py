@@ -10,10 +10,12 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,13 +25,15 @@ from test_training import CONFIG, WEIGHTS, losses, make_task, write_latents
 from torch.multiprocessing.spawn import ProcessExitedException
 
 from benchmarks.faults import FaultyTask
+from data import cache
+from data.cache import CacheConfig, CacheError
 from data.loader import Sample
 from data.publish import TEMPORARY_PREFIX
 from pipeline import lock, saving
-from pipeline.checkpoint import CheckpointError, load_weights, open_checkpoint, rank_file, step_folders
+from pipeline.checkpoint import CheckpointError, load_weights, open_checkpoint, rank_file, read_record, step_folders
 from pipeline.journal import read_events
 from pipeline.lock import LockedError, locked
-from pipeline.requests import SAVE_NAME, STOP_NAME, sigterm_stops
+from pipeline.requests import SAVE_NAME, STOP_NAME, Requests, Wish, sigterm_stops
 from pipeline.saving import Retention, SaveError, remove_superseded, write_tensors
 from pipeline.train import train
 from pipeline.train_dit import DiTTask, FlowBatch
@@ -77,6 +81,11 @@ def flip(path: Path) -> None:
     path.write_bytes(content)
 
 
+def misstate(path: Path) -> None:
+    """Still a record that can be read: of the files of no worker."""
+    path.write_text(path.read_text().replace('"world_size": 1', '"world_size": 0'))
+
+
 def cut(path: Path) -> None:
     os.truncate(path, path.stat().st_size // 2)
 
@@ -89,6 +98,7 @@ def cut(path: Path) -> None:
         (rank_file(0), Path.unlink, r"rank_00000.safetensors is missing"),
         ("autoencoder.safetensors", flip, r"autoencoder.safetensors is damaged"),
         ("checkpoint.json", cut, r"checkpoint.json is damaged"),
+        ("checkpoint.json", misstate, r"checkpoint.json is damaged \(its checksum differs\)"),
         ("checkpoint.json", Path.unlink, r"checkpoint.json is missing: the checkpoint was never finished"),
     ],
     ids=lambda value: getattr(value, "__name__", value),
@@ -126,6 +136,22 @@ def test_an_older_checkpoint_can_be_pointed_to(data, straight, run_dir):
     go_on(data, run_dir)
     assert read_events(run_dir)[-2].step == 4
     assert losses(run_dir) == losses(straight)
+
+
+def test_a_branch_that_was_left_is_neither_kept_nor_gone_on_from(data, run_dir):
+    """Saved at other steps, its checkpoints would count as newer than those of the branch that goes on."""
+    (run_dir / "latest").write_text("step_0000004\n")
+    go_on(data, run_dir, OFTEN.model_copy(update={"steps": 5, "schedule": "constant"}))
+    assert sorted(step_folders(run_dir)) == [4, 5]
+
+
+def test_a_record_of_a_newer_program_is_told_from_damage(run_dir):
+    path = step_folder(run_dir, 8) / "checkpoint.json"
+    record = json.loads(path.read_text())
+    del record["checksum"]
+    path.write_text(json.dumps(record | {"schema_version": 99, "news": 1}))
+    with pytest.raises(CheckpointError, match="schema 99, newer than this program's 1: use a newer reelflow"):
+        read_record(path.parent)
 
 
 def test_without_one_good_checkpoint_training_refuses_to_start_again(data, run_dir):
@@ -208,10 +234,21 @@ def stop_by_signal(worker: Worker, data: Path, run_dir: Path) -> None:
         train(task, MANY, run_dir, worker)
 
 
+def lack_a_cache(worker: Worker, data: Path, run_dir: Path) -> None:
+    """The cache's disk is too small on the machine of rank 1 alone; no rank waits for the other."""
+    if worker.rank == 1:
+        small = shutil.disk_usage(data)._replace(free=0)
+        cache.shutil = SimpleNamespace(disk_usage=lambda _: small)
+    caching = OFTEN.model_copy(update={"cache": CacheConfig(folder=run_dir.with_name("cache"), limit_gib=1e-3)})
+    with pytest.raises(CacheError, match=rf"has room for 0\.0 GiB; .* \(on {socket.gethostname()}\)"):
+        train(make_task(data), caching, run_dir, worker)
+    cache.shutil = shutil
+
+
 def test_on_two_workers_damage_failures_and_signals_reach_all_alike(data, tmp_path):
     """Holes 2, 9, 10 and 11."""
-    names = ("damage", "full", "signal")
-    functions = (spoil_then_go_on, fail_to_write, stop_by_signal)
+    names = ("damage", "full", "cache", "signal")
+    functions = (spoil_then_go_on, fail_to_write, lack_a_cache, stop_by_signal)
     run_jobs([Job(2, function, (data, tmp_path / n)) for n, function in zip(names, functions, strict=True)], tmp_path)
     started = [event for event in read_events(tmp_path / "damage") if event.event == "started"]
     assert [event.step for event in started] == [0, 6]
@@ -252,7 +289,7 @@ def never_killed(data, tmp_path_factory):
 )
 def test_killed_at_any_instruction_it_goes_on_bit_for_bit(data, never_killed, tmp_path, fault, goes_on_from):
     """Holes 1 and 2: what counts as saved is on the disk, whole, before anything points to it."""
-    task = FaultyTask(**vars(make_task(data)), fault=fault, log_dir=tmp_path)
+    task = FaultyTask(**vars(make_task(data)), strikes=(fault,), log_dir=tmp_path)
     run_dir = tmp_path / "run"
     with pytest.raises(ProcessExitedException, match="SIGKILL"):
         run_jobs([Job(1, train_until_killed, (task, run_dir))], tmp_path)
@@ -304,6 +341,17 @@ def test_stop_on_request_and_go_on_without_a_trace(data, tmp_path):
     assert not (stopped / STOP_NAME).exists()
     train_here(partial(train, make_task(data), MANY, stopped), 1)
     assert losses(stopped) == losses(straight)
+
+
+def test_a_wish_that_comes_after_the_look_is_not_taken_for_an_earlier_one(tmp_path):
+    """Between the look and the checkpoint there may be minutes of validation, and a machine that is taken away."""
+    requests = Requests(tmp_path, every_minutes=None)
+    (tmp_path / SAVE_NAME).touch()
+    wish = requests.look()
+    assert wish == Wish(save=True, stop=False)
+    (tmp_path / STOP_NAME).touch()
+    requests.done(wish)
+    assert [path.name for path in tmp_path.iterdir()] == [STOP_NAME]
 
 
 def test_a_second_sigterm_means_what_it_always_means(tmp_path):
@@ -369,7 +417,7 @@ def test_the_newest_and_the_milestones_stay(data, tmp_path):
 def test_damaged_checkpoints_do_not_count_as_kept(run_dir):
     cut(step_folder(run_dir, 8) / rank_file(0))
     (step_folder(run_dir, 6) / "checkpoint.json").unlink()
-    remove_superseded(run_dir, 8, Retention(keep_last=1))
+    remove_superseded(run_dir, Retention(keep_last=1))
     assert open_checkpoint(step_folder(run_dir, 4)).record.step == 4  # the last good one
 
 
@@ -379,6 +427,15 @@ def test_a_disk_too_small_is_refused_before_the_first_step(data, tmp_path, monke
     with pytest.raises(CheckpointError, match=r"GB free, but its checkpoints need .*lower train\.keep_checkpoints"):
         train_here(partial(train, make_task(data), CONFIG, tmp_path), 1)
     assert losses(tmp_path) == []
+
+
+def test_checkpoints_that_stay_for_good_make_no_room(data, tmp_path, monkeypatch):
+    config = CONFIG.model_copy(update={"checkpoint_every_steps": 1, "keep_every_steps": 1})
+    train_here(partial(train, make_task(data), config, tmp_path), 1)
+    small = shutil.disk_usage(tmp_path)._replace(free=10_000)
+    monkeypatch.setattr(saving.shutil, "disk_usage", lambda _: small)
+    with pytest.raises(CheckpointError, match="GB free, but its checkpoints need"):
+        train_here(partial(train, make_task(data), config.model_copy(update={"steps": 9}), tmp_path), 1)
 
 
 def test_a_disk_that_fills_up(data, tmp_path):
@@ -473,9 +530,9 @@ def test_a_second_start_is_refused_and_the_lock_of_the_dead_is_taken_over(tmp_pa
 def test_a_lock_is_waited_for_with_patience(tmp_path):
     path = tmp_path / "run.lock"
     process = hold(path)
-    process.kill()
+    threading.Timer(1, process.kill).start()
     with locked(path, patience_seconds=30):
-        process.wait()
+        assert process.wait(10) == -signal.SIGKILL
 
 
 def test_a_holder_on_another_machine_counts_until_its_file_goes_stale(tmp_path):
@@ -488,6 +545,15 @@ def test_a_holder_on_another_machine_counts_until_its_file_goes_stale(tmp_path):
     os.utime(path, (long_ago, long_ago))
     with locked(path):
         pass
+
+
+def test_a_training_whose_first_machine_died_goes_on_on_another(data, tmp_path, monkeypatch):
+    """Nobody let go of its lock, and a restart comes before the file is stale: it waits instead of giving up."""
+    monkeypatch.setattr(lock, "STALE_SECONDS", 2.0)
+    monkeypatch.setattr("pipeline.resume.ORPHANS_LIVE_SECONDS", 0.0)
+    (tmp_path / "training.lock").write_text(json.dumps({"host": "elsewhere", "pid": 7, "since": "noon"}))
+    train_here(partial(train, make_task(data), CONFIG, tmp_path), 1)
+    assert open_checkpoint(tmp_path).record.step == CONFIG.steps
 
 
 def test_two_trainings_in_one_folder(data, tmp_path, monkeypatch):
