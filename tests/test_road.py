@@ -1,6 +1,7 @@
 """The whole road on a real Ray cluster, small: every stage, twice, and with things taken away."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
