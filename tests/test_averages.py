@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from groups import Job, run_jobs
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from test_training import CONFIG, WEIGHTS, make_task, write_latents
 
 import pipeline.zero
+from benchmarks.groups import Job, run_jobs
+from benchmarks.tiny import CONFIG, WEIGHTS, make_task, write_latents
 from data.loader import Stream
 from data.shards import file_sha256
 from launch.config import ConfigError, dump_config, load_config

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_elastic import WatchedTask
-from test_training import CONFIG, make_task, write_latents
 
+from benchmarks.elastic import WatchedTask
+from benchmarks.tiny import CONFIG, make_task, write_latents
 from data.loader import Sample
 from launch.config import ClusterConfig, ConfigError, load_config
 from launch.plan import describe_elastic

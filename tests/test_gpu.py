@@ -6,8 +6,9 @@ from importlib.util import find_spec
 import pytest
 import torch
 from test_networks import reference_attention
-from test_training import CONFIG, losses, make_task, write_latents
+from test_training import losses
 
+from benchmarks.tiny import CONFIG, make_task, write_latents
 from models.attention import attention, choose_backend
 from pipeline.checkpoint import open_checkpoint
 from pipeline.loss_scale import LossScaling

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from groups import Job, run_jobs
 from safetensors.torch import load_file, save_file
-from test_training import CONFIG, SMALL, make_task, write_latents
 
 import pipeline.zero
+from benchmarks.groups import Job, run_jobs
+from benchmarks.records import SMALL
+from benchmarks.tiny import CONFIG, make_task, write_latents
 from data.loader import Stream
 from data.shards import file_sha256
 from launch.config import ConfigError, load_config

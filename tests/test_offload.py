@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from groups import Job, run_jobs
 from safetensors import safe_open
 from test_steps import POISONED_STEP, poisoned
-from test_training import CONFIG, WEIGHTS, make_task, write_latents
 
 import pipeline.zero
+from benchmarks.groups import Job, run_jobs
+from benchmarks.tiny import CONFIG, WEIGHTS, make_task, write_latents
 from data.shards import file_sha256
 from launch.config import ConfigError, load_config
 from pipeline.checkpoint import load_weights, open_checkpoint, rank_file

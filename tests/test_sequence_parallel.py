@@ -6,11 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from groups import Job, run_jobs
 from test_elastic import WatchedTask
-from test_training import CONFIG, SMALL, make_task, write_latents
 
 import pipeline.zero
+from benchmarks.groups import Job, run_jobs
+from benchmarks.records import SMALL
+from benchmarks.tiny import CONFIG, make_task, write_latents
 from data.loader import Stream
 from launch.config import ConfigError, load_config
 from models.rope import rope_angles

@@ -19,12 +19,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from groups import Job, run_jobs
 from safetensors.torch import load_file
-from test_training import CONFIG, WEIGHTS, losses, make_task, write_latents
+from test_training import losses
 from torch.multiprocessing.spawn import ProcessExitedException
 
 from benchmarks.faults import FaultyTask
+from benchmarks.groups import Job, run_jobs
+from benchmarks.tiny import CONFIG, WEIGHTS, make_task, write_latents
 from data import cache
 from data.cache import CacheConfig, CacheError
 from data.loader import Sample

@@ -13,54 +13,19 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 
-from benchmarks.records import SMALL, write_random_latents
+from benchmarks.records import SMALL
+from benchmarks.tiny import CONFIG, SHAPE, WEIGHTS, make_task, write_latents
 from data.loader import Sample, Stream
 from data.shards import DatasetError, LatentStats, PayloadReader
-from models.dit import DiTConfig
-from models.text import TextConfig
 from pipeline import seeds
 from pipeline.checkpoint import CheckpointError, load_weights, open_checkpoint
-from pipeline.ema_profile import FixedDecay, PowerFunction
-from pipeline.flow_spec import FlowSpec, denormalize, normalize
+from pipeline.flow_spec import denormalize, normalize
 from pipeline.metrics import read_metrics
 from pipeline.train import TrainConfig, build, learning_rate, train
-from pipeline.train_dit import DiTTask
 from pipeline.workers import Worker, WorldSizeError, train_here
 
 ROOT = Path(__file__).resolve().parent.parent
-SHAPE = (4, 2, 4, 4)
-CONFIG = TrainConfig(
-    steps=8,
-    global_batch=4,
-    learning_rate=3e-3,
-    warmup_steps=2,
-    precision="fp32",
-    checkpoint_every_steps=4,
-    log_every_steps=1,
-    ema=(FixedDecay(decay=0.995), PowerFunction(sigma_rel=0.10)),
-)
-WEIGHTS = ("master", "decay-0.995", "power-0.10")
-
-
-def write_latents(folder: Path, num_samples: int = 10) -> None:
-    """Random latents in a real shard."""
-    write_random_latents(folder, num_samples, SHAPE, "test")
-    save_file({"x": torch.zeros(1)}, folder / "autoencoder.safetensors")
-
-
-def make_task(folder: Path) -> DiTTask:
-    """A small DiT on those latents."""
-    return DiTTask(
-        model=DiTConfig(width=32, depth=1, heads=2, text=TextConfig(width=16, depth=1, heads=2, max_bytes=16)),
-        flow=FlowSpec(caption_drop=0.3),
-        buckets=(SMALL,),
-        latent_stats=LatentStats(mean=[0.1] * 4, std=[0.9] * 4),
-        dataset_dir=folder,
-        autoencoder_path=folder / "autoencoder.safetensors",
-        seed=7,
-    )
 
 
 def train_in_processes(folder: Path, run_dir: Path, world_size: int, steps: int, *settings: str) -> None:

@@ -13,14 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from groups import Job, run_jobs
 from PIL import Image
 from safetensors.torch import save, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_training import CONFIG, WEIGHTS, make_task
 
 import pipeline.zero
+from benchmarks.groups import Job, run_jobs
 from benchmarks.records import SMALL, made_up_clip
+from benchmarks.tiny import CONFIG, WEIGHTS, make_task
 from data.buckets import Bucket
 from data.clip import LATENT_MEMBER
 from data.loader import Stream

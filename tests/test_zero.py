@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from groups import Job, run_jobs
-from test_training import CONFIG, SMALL, make_task, write_latents
 
 import pipeline.zero
+from benchmarks.groups import Job, run_jobs
+from benchmarks.records import SMALL
+from benchmarks.tiny import CONFIG, make_task, write_latents
 from data.loader import Stream
 from pipeline.metrics import read_metrics
 from pipeline.train import learning_rate, train

@@ -4,8 +4,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from test_training import CONFIG, make_task
-
+from benchmarks.tiny import CONFIG, make_task
 from pipeline.train import train
 from pipeline.workers import train_here
 

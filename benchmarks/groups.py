@@ -1,4 +1,4 @@
-"""Groups of plain worker processes for the tests: gloo, no Ray, one start of the processes for many groups."""
+"""Groups of plain worker processes: gloo, no Ray, one start of the processes for many groups."""
 
 import os
 from collections.abc import Callable
