@@ -1,7 +1,7 @@
 """A checkpoint of any number of workers and any ZeRO stage goes on at any other.
 
-`python -m benchmarks.elastic` tries all pairs. That what is loaded equals what was saved, to the bit, is asserted by the
-workers themselves.
+`python -m benchmarks.elastic` tries all pairs. That what is loaded equals what was saved, to the bit, is asserted by
+the workers themselves.
 """
 
 import itertools
