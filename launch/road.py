@@ -369,7 +369,7 @@ class Road:
         inputs = inputs | {"train": settings, "seed": self.config.seed}
         stage_dir, workers, subsets = self.dir / folder, self.config.cluster.workers, task.subsets()
         fitting = fitting_worlds(config, [subset.bucket for subset in subsets], workers.num_workers)
-        with self._runner(partial(train, task, config, stage_dir.resolve()), stage_dir, fitting) as run:
+        with self._runner(partial(train, task, config, self.dir.resolve() / folder), stage_dir, fitting) as run:
             if not self._is_first:
                 with sigterm_stops(stage_dir):
                     run()

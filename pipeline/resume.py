@@ -12,7 +12,7 @@ from pathlib import Path
 from data.publish import remove_unpublished
 from pipeline import lock
 from pipeline.agree import from_every_rank, from_rank_zero
-from pipeline.checkpoint import CheckpointError, Resumption, find_damage, find_resumption
+from pipeline.checkpoint import FOLDER_NAME, CheckpointError, Resumption, find_damage, find_resumption
 from pipeline.lock import LockedError, locked
 
 LOCK_NAME = "training.lock"
@@ -41,7 +41,8 @@ def alone_in(run_dir: Path, rank: int) -> Iterator[None]:
         if (problem := from_rank_zero(problem)) is not None:
             raise LockedError(problem)
         if rank == 0:
-            remove_unpublished(run_dir)  # interrupted saves, which nobody else can be writing
+            for folder in (run_dir, run_dir / FOLDER_NAME):  # which may be a link to another disk
+                remove_unpublished(folder)  # interrupted saves, which nobody else can be writing
         yield
 
 

@@ -42,6 +42,7 @@ from pipeline.checkpoint import (
 )
 from pipeline.ema import ShardedEma
 from pipeline.loss_scale import LossScalerState
+from pipeline.stage import set_aside
 from pipeline.zero import ZeroTrainer
 
 BYTES_PER_VALUE = 4  # float32
@@ -112,7 +113,7 @@ class CheckpointSaver:
         self._pending: _Pending | None = None
         # Once and beside the training: they may be larger than what is trained. A file that rots later is found out.
         self._attached = self._executor.submit(_attached, contents.attachments if trainer.rank == 0 else [])
-        self._passed_over = {step: folder for step, folder in step_folders(run_dir).items() if step > resumed_step}
+        self._passed_over = [folder for step, folder in step_folders(run_dir).items() if step > resumed_step]
         # Kept between saves: who has no room for it then has none for the next save, and new pages triple the pause.
         self._snapshot: dict[str, Tensor] = {}
 
@@ -162,12 +163,10 @@ class CheckpointSaver:
             shutil.rmtree(pending.folder, ignore_errors=True)  # gives back what it took of a full disk
             raise SaveError(
                 f"the checkpoint of step {pending.step} was not saved: {'; '.join(problems)}. The checkpoints before "
-                "it are intact: free some space, or lower train.keep_checkpoints where it is above 2, and start again"
+                "it are intact: free some space and start again"
             )
         if self._trainer.rank == 0:
-            passed_over, self._passed_over = self._passed_over, {}
-            passed_over.pop(pending.step, None)  # what has this name now is ours
-            self._executor.submit(_tidy, self._run_dir, passed_over.values(), self._retention)
+            self._executor.submit(remove_superseded, self._run_dir, pending.step, self._retention)
 
     def finish(self) -> None:
         """Wait for the save that is under way, if one is, and commit it."""
@@ -216,6 +215,10 @@ class CheckpointSaver:
         pending.folder.rename(final)
         fsync(final.parent)
         publish_text(self._run_dir / LATEST_NAME, final.name + "\n")
+        for folder in self._passed_over:  # they would count as newer than ours, and be gone on from
+            if folder != final and folder.exists():
+                set_aside(folder)
+        self._passed_over.clear()
         return files[rank_file(0)]
 
 
@@ -284,43 +287,37 @@ def remove_folder(folder: Path) -> None:
     shutil.rmtree(doomed, ignore_errors=True)
 
 
-def remove_superseded(run_dir: Path, retention: Retention) -> None:
-    """Delete the checkpoints that `retention` gives up, counting only those that are whole."""
-    good = {step: folder for step, folder in step_folders(run_dir).items() if whole(folder)}
+def remove_superseded(run_dir: Path, newest_step: int, retention: Retention) -> None:
+    """Delete the checkpoints that `retention` gives up, counting only those up to `newest_step` that are whole."""
+    good = {step: folder for step, folder in step_folders(run_dir).items() if step <= newest_step and whole(folder)}
     for folder in retention.superseded(good):
         remove_folder(folder)
 
 
-def _tidy(run_dir: Path, passed_over: Iterable[Path], retention: Retention) -> None:
-    """Delete what the training no longer needs, now that it has a checkpoint of its own.
+def check_space(
+    run_dir: Path, trainer: ZeroTrainer, ema: ShardedEma, retention: Retention, resumed_step: int = 0
+) -> None:
+    """Refuse a training whose checkpoints will not fit, before its first step; called by all ranks.
 
     Args:
-        passed_over: checkpoints beyond the one that was resumed from: damaged, or of a branch that was left. They would
-            count as newer than the training's own, and be gone on from.
-    """
-    for folder in passed_over:
-        remove_folder(folder)
-    remove_superseded(run_dir, retention)
-
-
-def check_space(run_dir: Path, trainer: ZeroTrainer, ema: ShardedEma, retention: Retention) -> None:
-    """Refuse a training whose checkpoints will not fit, before its first step; called by all ranks.
+        resumed_step: where the training goes on; what lies beyond is not deleted.
 
     Raises:
         CheckpointError: the disk has no room for the checkpoints that are kept and the one being written.
     """
     kinds = 3 + len(ema.averages)  # master weight, two moments, averages
     each = sum(prod(shape) for shape in trainer.shapes.values()) * kinds * BYTES_PER_VALUE  # attachments are links
-    problem = _lack_of_space(run_dir, each, retention) if trainer.rank == 0 else None
+    problem = _lack_of_space(run_dir, each, retention, resumed_step) if trainer.rank == 0 else None
     if (problem := from_rank_zero(problem)) is not None:
         raise CheckpointError(problem)
 
 
-def _lack_of_space(run_dir: Path, checkpoint_bytes: int, retention: Retention) -> str | None:
-    going = [folder for step, folder in step_folders(run_dir).items() if not retention.for_good(step)]
+def _lack_of_space(run_dir: Path, checkpoint_bytes: int, retention: Retention, resumed_step: int) -> str | None:
+    there = step_folders(run_dir).items()
+    going = [folder for step, folder in there if step <= resumed_step and not retention.for_good(step)]
     room = sum(file.stat().st_size for folder in going for file in folder.glob("rank_*.safetensors"))
     keep_last, free = retention.keep_last, shutil.disk_usage(run_dir).free
-    needed = checkpoint_bytes * (keep_last + 1) - room
+    needed = max(checkpoint_bytes, checkpoint_bytes * (keep_last + 1) - room)  # none goes before one is written
     if needed <= free:
         return None
     return (

@@ -128,7 +128,7 @@ def begin(
             old.complete, old.inputs, old.build = False, inputs, uuid.uuid4().hex[:12]
             note = f"{_told(changed)}: {num_standing} shards stand, what depends on it is made again"
             return _reopened(folder, old, note, tidy=tidy)
-        aside = _set_aside(folder)
+        aside = set_aside(folder)
         note = f"{_told(changed)}: made again, the old one is in {aside.name}"
     elif allowed_changes is not None:
         raise ChangedError(
@@ -136,7 +136,7 @@ def begin(
             "out --resume to train anew (the old folder is kept)"
         )
     elif folder.exists() and any(folder.iterdir()):
-        aside = _set_aside(folder)
+        aside = set_aside(folder)
         note = f"the folder held something unknown, now in {aside.name}"
     folder.mkdir(parents=True, exist_ok=True)
     stage = Stage(folder, StageRecord(stage=name, build=uuid.uuid4().hex[:12], inputs=inputs), note, time.monotonic())
@@ -157,7 +157,8 @@ def fingerprint(value: Any) -> str:  # noqa: ANN401 - any JSON value
     return sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _set_aside(folder: Path) -> Path:
+def set_aside(folder: Path) -> Path:
+    """Give a folder a name that nobody reads, beside its own."""
     number = 1
     while (aside := folder.with_name(f"{folder.name}.superseded-{number}")).exists():
         number += 1

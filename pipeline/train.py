@@ -24,7 +24,7 @@ from models.layers import BlockStack
 from pipeline import seeds
 from pipeline.agree import Flags, from_every_rank
 from pipeline.bad_steps import BadSteps
-from pipeline.checkpoint import CheckpointError, load_training_state
+from pipeline.checkpoint import CheckpointError, load_training_state, step_folders
 from pipeline.ema import FIRST, ShardedEma
 from pipeline.ema_profile import EmaProfiles, FixedDecay, profile_names
 from pipeline.journal import Event, EventKind, append_event
@@ -291,12 +291,14 @@ def train(task: TrainTask, config: TrainConfig, run_dir: Path, worker: Worker) -
             task.kind, task.trained(), provenance(task.dataset_dir, resumption.checkpoint), task.attachments()
         )
         retention = Retention(config.keep_checkpoints, config.keep_every_steps)
-        check_space(run_dir, trainer, ema, retention)
         step, cursor, note = 0, 0, ""
         if (checkpoint := resumption.checkpoint) is not None:
             begun = [f"the average {name} begins here" for name in load_training_state(checkpoint, trainer, ema)]
             step, cursor = checkpoint.record.step, checkpoint.record.cursor
+            beyond = [folder.name for other, folder in step_folders(run_dir).items() if other > step]
+            begun += [f"{', '.join(beyond)} will be set aside by the first save"] if beyond else []
             note = "; ".join([*resumption.problems, *begun, f"resuming from step {step}"])
+        check_space(run_dir, trainer, ema, retention, step)
         saver = stack.enter_context(closing(CheckpointSaver(run_dir, trainer, ema, contents, retention, step)))
         stream = open_stream(task, config, trainer)
         check_cursor(stream, step, cursor, run_dir)

@@ -84,9 +84,9 @@ def _import_muon() -> None:
 
 def leave_process_group() -> None:
     """Destroy the process group, and DeepSpeed's memory of it, so that another may follow in this process."""
-    comm = import_deepspeed().comm
-    if comm.is_initialized():
-        comm.destroy_process_group()
+    deepspeed = sys.modules.get("deepspeed")
+    if deepspeed is not None and deepspeed.comm.is_initialized():
+        deepspeed.comm.destroy_process_group()
     else:
         dist.destroy_process_group()
 

@@ -144,6 +144,10 @@ def test_a_branch_that_was_left_is_neither_kept_nor_gone_on_from(data, run_dir):
     (run_dir / "latest").write_text("step_0000004\n")
     go_on(data, run_dir, OFTEN.model_copy(update={"steps": 5, "schedule": "constant"}))
     assert sorted(step_folders(run_dir)) == [4, 5]
+    assert "step_0000006, step_0000008 will be set aside by the first save" in read_events(run_dir)[-2].note
+    for step in (6, 8):  # nothing is lost: who went back by mistake gives it its name again
+        aside = step_folder(run_dir, step)
+        assert open_checkpoint(aside.with_name(f"{aside.name}.superseded-1")).record.step == step
 
 
 def test_a_record_of_a_newer_program_is_told_from_damage(run_dir):
@@ -418,7 +422,7 @@ def test_the_newest_and_the_milestones_stay(data, tmp_path):
 def test_damaged_checkpoints_do_not_count_as_kept(run_dir):
     cut(step_folder(run_dir, 8) / rank_file(0))
     (step_folder(run_dir, 6) / "checkpoint.json").unlink()
-    remove_superseded(run_dir, Retention(keep_last=1))
+    remove_superseded(run_dir, 8, Retention(keep_last=1))
     assert open_checkpoint(step_folder(run_dir, 4)).record.step == 4  # the last good one
 
 
@@ -437,6 +441,15 @@ def test_checkpoints_that_stay_for_good_make_no_room(data, tmp_path, monkeypatch
     monkeypatch.setattr(saving.shutil, "disk_usage", lambda _: small)
     with pytest.raises(CheckpointError, match="GB free, but its checkpoints need"):
         train_here(partial(train, make_task(data), config.model_copy(update={"steps": 9}), tmp_path), 1)
+
+
+def test_before_one_is_written_none_makes_room(data, tmp_path, monkeypatch):
+    many = CONFIG.model_copy(update={"checkpoint_every_steps": 1, "keep_checkpoints": 8})
+    train_here(partial(train, make_task(data), many, tmp_path), 1)
+    small = shutil.disk_usage(tmp_path)._replace(free=10_000)
+    monkeypatch.setattr(saving.shutil, "disk_usage", lambda _: small)
+    with pytest.raises(CheckpointError, match="GB free, but its checkpoints need"):
+        train_here(partial(train, make_task(data), CONFIG.model_copy(update={"steps": 9}), tmp_path), 1)
 
 
 def test_a_disk_that_fills_up(data, tmp_path):
