@@ -175,7 +175,7 @@ AllowChange = Annotated[
         help="Resume although this setting is not what the checkpoints were trained with; may be repeated.",
     ),
 ]
-Local = Annotated[bool, typer.Option("--local", help="Train in this process (or under torchrun), without Ray.")]
+Local = Annotated[bool, typer.Option("--local", help="Train in this process, without Ray. torchrun implies it.")]
 
 
 def _train(kind: str, config: Path, start: _Start) -> None:

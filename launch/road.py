@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from data.publish import publish_text
 from data.scenes import check_scene_detection
@@ -73,8 +74,8 @@ class Road:
         self._retry = retry  # what was put in quarantine
         self._allowed_changes = allowed_changes  # None: a training whose inputs changed is made anew
         self.dir = config.run_dir
-        self._on_ray = on_ray
         # Under torchrun every process comes this way; the first one speaks, and changes what is on the disk.
+        self._on_ray = on_ray and not dist.is_torchelastic_launched()
         self._is_first = torchrun_rank() == 0
         self._say = say if self._is_first else _say_nothing
         self._resources = ExitStack()

@@ -345,7 +345,7 @@ def test_training_under_torchrun(run, tmp_path):
     for folder in ("clips", "videos"):
         shutil.copytree(run_dir / folder, tmp_path / "tiny" / folder)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "launch"]
-    command += ["train", "autoencoder", str(config), "--local", "--set", f"runs_dir={tmp_path}"]
+    command += ["train", "autoencoder", str(config), "--set", f"runs_dir={tmp_path}"]
 
     def start(*arguments: str) -> subprocess.CompletedProcess[str]:
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
