@@ -8,8 +8,8 @@ RUN := $(VENV)/bin/python
 demo: setup
 	@$(RUN) -m launch demo
 
-test: setup
-	@$(RUN) -m pytest
+test: setup  # two at a time: much of a test is waiting for processes to start
+	@$(RUN) -m pytest -n 2 --dist loadfile
 
 test-slow: setup
 	@$(RUN) -m pytest -m slow

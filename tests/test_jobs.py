@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -33,17 +34,23 @@ def address(tmp_path_factory):
     environment = os.environ | {"PATH": path, "RAY_AUTH_MODE": "disabled"}
     command = [RAY, "start", "--head", f"--port={port}", f"--dashboard-port={dashboard}", "--num-cpus=2"]
     command += ["--include-dashboard=true", "--object-store-memory=134217728", "--disable-usage-stats"]
-    folder = tmp_path_factory.mktemp("ray")
-    command += [f"--temp-dir={folder}", "--block"]
-    log = folder.with_suffix(".log")
-    with log.open("w") as said, subprocess.Popen(command, env=environment, stdout=said, stderr=said) as head:
-        deadline = time.monotonic() + 120
-        while "Ray runtime started" not in log.read_text():
-            assert head.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.2)
-        yield f"http://127.0.0.1:{dashboard}"
-        head.terminate()
+    log = tmp_path_factory.mktemp("ray") / "log.txt"
+    with (
+        tempfile.TemporaryDirectory(prefix="ray-") as folder,  # a short name: a socket's path has 107 bytes
+        log.open("w") as said,
+        subprocess.Popen(
+            [*command, f"--temp-dir={folder}", "--block"], env=environment, stdout=said, stderr=said
+        ) as head,
+    ):
+        try:
+            deadline = time.monotonic() + 120
+            while "Ray runtime started" not in log.read_text():
+                assert head.poll() is None, log.read_text()
+                assert time.monotonic() < deadline, log.read_text()
+                time.sleep(0.2)
+            yield f"http://127.0.0.1:{dashboard}"
+        finally:
+            head.terminate()
 
 
 @pytest.fixture(autouse=True)
