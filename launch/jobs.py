@@ -17,7 +17,7 @@ from launch.plan import STAGES
 
 COMMANDS = ("run", "demo", *STAGES[1:])
 NO_AGENT = "No available agent"  # what a cluster says, after 10 s, whose nodes are still starting
-SUBMISSIONS = 6
+SUBMISSIONS = 3
 NOT_SHIPPED = [".git", ".venv", "runs", "tests", "docs", "benchmarks", "**/__pycache__"]
 
 

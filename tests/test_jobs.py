@@ -29,11 +29,13 @@ def free_port() -> int:
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
     """A cluster of one node, as `ray start --head` makes it; `ray stop` would end those of other tests too."""
-    port, dashboard = free_port(), free_port()
+    port, dashboard, agent = free_port(), free_port(), free_port()
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = os.environ | {"PATH": path, "RAY_AUTH_MODE": "disabled"}
     command = [RAY, "start", "--head", f"--port={port}", f"--dashboard-port={dashboard}", "--num-cpus=2"]
-    command += ["--include-dashboard=true", "--object-store-memory=134217728", "--disable-usage-stats"]
+    # Other clusters of this machine, and for a minute those that were killed, hold the port that is the default.
+    command += [f"--dashboard-agent-listen-port={agent}", "--include-dashboard=true", "--disable-usage-stats"]
+    command += ["--object-store-memory=134217728"]
     log = tmp_path_factory.mktemp("ray") / "log.txt"
     with (
         tempfile.TemporaryDirectory(prefix="ray-") as folder,  # a short name: a socket's path has 107 bytes

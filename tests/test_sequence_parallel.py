@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_elastic import WatchedTask
 
 import pipeline.zero
+from benchmarks.elastic import WatchedTask
 from benchmarks.groups import Job, run_jobs
 from benchmarks.records import SMALL
 from benchmarks.tiny import CONFIG, make_task, write_latents
