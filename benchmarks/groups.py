@@ -1,6 +1,7 @@
 """Groups of plain worker processes: gloo, no Ray, one start of the processes for many groups."""
 
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,6 +33,7 @@ def run_jobs(jobs: list[Job], folder: Path) -> None:
 
 def _member(rank: int, jobs: list[Job], folder: Path) -> None:
     torch.set_num_threads(1)
+    warnings.simplefilter("ignore", FutureWarning)  # of torch, about names that DeepSpeed calls
     os.environ["LOCAL_RANK"] = "0"  # DeepSpeed insists on it
     for number, job in enumerate(jobs):
         if rank < job.world_size:
