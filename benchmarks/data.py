@@ -35,13 +35,14 @@ import torch
 from safetensors.torch import load, save
 from webdataset.compat import WebDataset
 
-from benchmarks.records import SMALL, made_up_clip
-from data.clip import LATENT_MEMBER
-from data.latents import read_latents
-from data.loader import Sample, Stream, Subset
-from data.plan import BatchPlan, Part
-from data.publish import publish_text
-from data.shards import INDEX_NAME, read_index, write_index, write_shard
+from data.dataset.clip import LATENT_MEMBER
+from data.dataset.index import INDEX_NAME, read_index, write_index
+from data.dataset.latents import read_latents
+from data.dataset.shards import write_shard
+from data.files.publish import publish_text
+from data.stream.loader import Sample, Stream, Subset
+from data.stream.plan import BatchPlan, Part
+from testing.records import SMALL, made_up_clip
 
 NUM_SHARDS, SHARD_SAMPLES, BATCH, ROUNDS, EPOCHS = 8, 100, 8, 7, 20
 NUM_INDEX_ROWS = 1_000_000

@@ -31,11 +31,11 @@ from streaming import StreamingDataset as MosaicDataset  # pyright: ignore[repor
 from torch.utils.data import DataLoader
 
 from benchmarks.data import BATCH, NUM_SHARDS, SHAPES, SHARD_SAMPLES, prepare, write_dataset
-from benchmarks.records import SMALL
-from data.latents import read_latents
-from data.loader import Stream, Subset
-from data.publish import publish_text
-from data.shards import PayloadReader
+from data.dataset.latents import read_latents
+from data.dataset.reader import PayloadReader
+from data.files.publish import publish_text
+from data.stream.loader import Stream, Subset
+from testing.records import SMALL
 
 NUM_SAMPLES, EPOCHS, ROUNDS, WORKERS = NUM_SHARDS * SHARD_SAMPLES, 5, 5, (0, 2)
 RESULT = Path(__file__).parent / "results" / "data_peers.json"

@@ -20,17 +20,21 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from safetensors import safe_open
 
-import pipeline.zero
-from benchmarks.groups import Job, run_jobs
-from benchmarks.tiny import CONFIG, WEIGHTS, make_task, write_latents
-from data.loader import Sample
-from data.publish import publish_text
-from pipeline.agree import from_every_rank
-from pipeline.checkpoint import Checkpoint, load_training_state, open_checkpoint, rank_file
-from pipeline.metrics import read_metrics
-from pipeline.train import TrainConfig, build, train
-from pipeline.train_dit import DiTTask, FlowBatch
-from pipeline.workers import Worker
+import pipeline.engine.zero
+from data.files.publish import publish_text
+from data.stream.loader import Sample
+from pipeline.checkpoint.read import open_checkpoint
+from pipeline.checkpoint.record import Checkpoint, rank_file
+from pipeline.checkpoint.restore import load_training_state
+from pipeline.distributed.collectives import from_every_rank
+from pipeline.distributed.process_group import Worker
+from pipeline.train.build import build
+from pipeline.train.config import TrainConfig
+from pipeline.train.loop import train
+from pipeline.train.monitor.metrics import read_metrics
+from pipeline.train.tasks.flow import DiTTask, FlowBatch
+from testing.groups import Job, run_jobs
+from testing.tiny import CONFIG, WEIGHTS, make_task, write_latents
 
 ROOT = Path(__file__).resolve().parent.parent
 SAVED_STEPS, ALL_STEPS, GLOBAL_BATCH = 4, 24, 12
@@ -88,13 +92,13 @@ def watched(data: Path, run_dir: Path) -> WatchedTask:
 
 def save_at(worker: Worker, data: Path, run_dir: Path, layout: Layout, steps: int) -> None:
     """Train from the beginning; the checkpoint after the last step is what matters."""
-    pipeline.zero.PERSISTENT_PARAMETERS = 0
+    pipeline.engine.zero.PERSISTENT_PARAMETERS = 0
     train(watched(data, run_dir), config_of(layout, steps), run_dir, worker)
 
 
 def go_on_at(worker: Worker, data: Path, run_dir: Path, layout: Layout) -> None:
     """Compare what this rank holds after loading with the whole saved state, then train on."""
-    pipeline.zero.PERSISTENT_PARAMETERS = 0
+    pipeline.engine.zero.PERSISTENT_PARAMETERS = 0
     config, task = config_of(layout, ALL_STEPS), watched(data, run_dir)
     trainer, ema = build(task, config, worker)
     checkpoint = open_checkpoint(run_dir)

@@ -34,12 +34,11 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from benchmarks.records import SMALL, write_random_latents
-from data.publish import publish_text
-from data.shards import MANIFEST_NAME, BucketRecord, LatentStats, Manifest
-from models.dit import DiT
-from pipeline import saving, seeds
-from pipeline.checkpoint import (
+from data.dataset.manifest import MANIFEST_NAME, BucketRecord, LatentStats, Manifest
+from data.files.publish import publish_text
+from models.networks.dit import DiT
+from pipeline.checkpoint import write as saving
+from pipeline.checkpoint.record import (
     FOLDER_NAME,
     LATEST_NAME,
     RECORD_NAME,
@@ -48,12 +47,15 @@ from pipeline.checkpoint import (
     read_record,
     step_folders,
 )
-from pipeline.flow_preview import FlowQuery
-from pipeline.journal import read_events
-from pipeline.metrics import read_metrics
-from pipeline.stage import RECORD_NAME as STAGE_NAME
-from pipeline.stage import StageRecord
-from pipeline.train_dit import AUTOENCODER_NAME, DiTTask, FlowBatch, FlowMatchingLoss
+from pipeline.encode.codec import AUTOENCODER_NAME
+from pipeline.run import randomness
+from pipeline.run.stage import RECORD_NAME as STAGE_NAME
+from pipeline.run.stage import StageRecord
+from pipeline.train.monitor.events import read_events
+from pipeline.train.monitor.metrics import read_metrics
+from pipeline.train.tasks.flow import DiTTask, FlowBatch, FlowMatchingLoss
+from pipeline.train.tasks.flow_preview import FlowQuery
+from testing.records import SMALL, write_random_latents
 
 ROOT = Path(__file__).resolve().parent.parent
 INTERVAL = 3  # steps from checkpoint to checkpoint
@@ -248,10 +250,9 @@ def _publish(task: FaultyTask, publish: Callable[[Path, str], None], path: Path,
 def drive(config: Path, log_dir: Path, step_seconds: float, strikes: tuple[Fault, ...]) -> None:
     """The command line's `train dit`, with the task above in the place of the product's."""
     import launch.__main__
-    import launch.road
-    from benchmarks.faults import FaultyTask  # not __main__'s: workers unpickle it by this name
+    import launch.run
 
-    launch.road.DiTTask = partial(  # pyright: ignore[reportAttributeAccessIssue]
+    launch.run.DiTTask = partial(  # pyright: ignore[reportAttributeAccessIssue]
         FaultyTask, log_dir=log_dir, step_seconds=step_seconds, strikes=strikes
     )
     launch.__main__.app(["train", "dit", str(config)], prog_name="reelflow")
@@ -291,7 +292,7 @@ def prepare_run(folder: Path, zero_stage: int, steps: int) -> Path:
 def write_latents(folder: Path) -> None:
     """Ten random latents, as the encode stage would leave them."""
     shard = write_random_latents(folder, 10, SHAPE, "faults")
-    save_file({"x": seeds.normal(0, "faults", [0], (8,))[0]}, folder / AUTOENCODER_NAME)
+    save_file({"x": randomness.normal(0, "faults", [0], (8,))[0]}, folder / AUTOENCODER_NAME)
     manifest = Manifest(
         kind="latents",
         fingerprint="faults",

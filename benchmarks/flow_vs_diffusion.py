@@ -31,23 +31,28 @@ from scipy.linalg import sqrtm
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from data.plan import ShuffledEpochs
-from data.publish import publish_text
-from data.shards import IndexRow, PayloadReader, read_index, read_manifest
+from data.dataset.index import IndexRow, read_index
+from data.dataset.manifest import read_manifest
+from data.dataset.reader import PayloadReader
+from data.files.publish import publish_text
+from data.stream.plan import ShuffledEpochs
 from data.synthetic import Combination, random_scene, training_combinations
-from models.dit import DiT, DiTConfig
-from models.flow.field import Field, Prediction
+from models.flow.field import Field
 from models.flow.grid import karras_grid, uniform_grid
 from models.flow.likelihood import bits_per_dimension, log_likelihood, probed_divergence, rademacher
-from models.flow.objective import TimeLaw, matching_loss, stratified
+from models.flow.objective import matching_loss, stratified, training_times
 from models.flow.path import CosinePath, Path, StraightPath, VarianceExplodingPath, VariancePreservingPath
 from models.flow.solver import ddim, ddim_eta
-from models.text import CaptionTokens, TextConfig
-from pipeline import seeds
-from pipeline.flow_spec import denormalize, normalize
-from pipeline.judge import judge_clip
-from pipeline.train import autocast
-from pipeline.train_autoencoder import load_autoencoder, to_frames
+from models.flow.spec import Prediction, TimeLaw
+from models.networks.config import DiTConfig
+from models.networks.dit import DiT
+from models.text.bytes import CaptionTokens
+from models.text.config import TextConfig
+from pipeline.encode.codec import load_autoencoder, to_frames
+from pipeline.encode.statistics import denormalize, normalize
+from pipeline.evaluate.judge import judge_clip
+from pipeline.run import randomness
+from pipeline.run.precision import autocast
 
 CALLS = (4, 8, 16, 32, 64)
 SEEDS = (0, 1, 2)
@@ -168,14 +173,14 @@ def train(objective: Objective, data: Latents, seed: int) -> tuple[DiT, float]:
         optimizer, lambda step: min((step + 1) / WARMUP, 0.55 + 0.45 * math.cos(math.pi * step / STEPS))
     )
     order = ShuffledEpochs([len(data.x)], seed, "train")
-    offset, losses = seeds.uniform(seed, "time", [0]).item(), []
+    offset, losses = randomness.uniform(seed, "time", [0]).item(), []
     for step in range(STEPS):
         positions = list(range(step * BATCH, (step + 1) * BATCH))
         chosen = order.samples(np.array(positions)).tolist()
-        dropped = (seeds.uniform(seed, "caption-drop", positions) < CAPTION_DROP).tolist()
+        dropped = (randomness.uniform(seed, "caption-drop", positions) < CAPTION_DROP).tolist()
         caption = encode(["" if drop else data.captions[i] for i, drop in zip(chosen, dropped, strict=True)])
-        x_1, x_0 = data.x[chosen], seeds.normal(seed, "noise", positions, shape)
-        t = objective.times.times(stratified(torch.tensor(positions), offset)).float()
+        x_1, x_0 = data.x[chosen], randomness.normal(seed, "noise", positions, shape)
+        t = training_times(objective.times, stratified(torch.tensor(positions), offset)).float()
         with autocast("auto", torch.device("cpu")):
             predicted = objective.call(network, objective.path.at(t, x_1).point(x_0, x_1), t, caption)
         loss = matching_loss(objective.path, objective.regresses, predicted, x_0, x_1, t).mean()
@@ -213,7 +218,7 @@ def bits(objective: Objective, network: DiT, held_out: Latents) -> float:
     inner = karras_grid(LIKELIHOOD_STEPS, objective.path, LIKELIHOOD_NOISE, 40.0)[:-1]
     grid = torch.cat([torch.zeros(1), inner[inner > 0]]).float()
     a = objective.path.coefficients(grid[-1:]).a
-    noisy = a * (x_1 + LIKELIHOOD_NOISE * seeds.normal(0, "likelihood", range(len(x_1)), tuple(x_1.shape[1:])))
+    noisy = a * (x_1 + LIKELIHOOD_NOISE * randomness.normal(0, "likelihood", range(len(x_1)), tuple(x_1.shape[1:])))
     probe = rademacher(x_1, torch.Generator().manual_seed(0))
     with sdpa_kernel(SDPBackend.MATH):
         log_density = log_likelihood(objective.field(network, caption), noisy, grid, probed_divergence(probe))
@@ -247,7 +252,9 @@ def run(run_dir: FilePath, work_dir: FilePath, objective: Objective, seed: int) 
                 addresses = range(first, first + SAMPLE_BATCH)
                 field = objective.field(network, encode([held_out.captions[i] for i in addresses]))
                 grid = objective.grid(num_calls)
-                start = objective.path.coefficients(grid[:1]).b.float() * seeds.normal(seed, "start", addresses, shape)
+                start = objective.path.coefficients(grid[:1]).b.float() * randomness.normal(
+                    seed, "start", addresses, shape
+                )
                 with autocast("auto", torch.device("cpu")):
                     if sampler == "ode":
                         made.append(ddim(field, start, grid))
@@ -269,7 +276,7 @@ def run(run_dir: FilePath, work_dir: FilePath, objective: Objective, seed: int) 
 
 def step_noise(seed: int, addresses: range, shape: tuple[int, ...], step: int) -> Tensor:
     """Fresh noise for one step of an SDE, each clip's its own."""
-    return seeds.normal(seed, "sde", [f"{address}/{step}" for address in addresses], shape)
+    return randomness.normal(seed, "sde", [f"{address}/{step}" for address in addresses], shape)
 
 
 def batches(items: list[Combination], size: int) -> list[list[Combination]]:

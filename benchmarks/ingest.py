@@ -40,18 +40,19 @@ import ray
 from av.video.reformatter import VideoReformatter
 from scipy.ndimage import zoom
 
-from data.buckets import Bucket
-from data.probe import probe_video
-from data.publish import publish_text
-from data.resize import Size, decoding_size
-from data.shards import read_index
-from data.sources import list_folder
-from data.video import plan_spans
+from data.curation.sources import list_folder
+from data.dataset.buckets import Bucket
+from data.dataset.index import read_index
+from data.files.publish import publish_text
+from data.video.probe import probe_video
+from data.video.resize import Size, decoding_size
+from data.video.spans import plan_spans
 from launch.cluster import connected
 from launch.config import ClusterConfig
-from pipeline.cut import CutConfig, ShardConfig, prepare_source
-from pipeline.shard import make_shards
-from pipeline.synthesize import SyntheticConfig, make_videos
+from pipeline.ingest.config import ShardConfig, SyntheticConfig
+from pipeline.ingest.draw import make_videos
+from pipeline.ingest.prepare import CutConfig, prepare_source
+from pipeline.ingest.shard import make_shards
 
 FPS, SECONDS, GROUP = 25, 10, 250
 NUM_SOURCES, NUM_DEMO, NUM_STAGE, ROUNDS = 3, 40, 240, 7

@@ -24,10 +24,12 @@ from pathlib import Path
 
 import psutil
 
-from data.publish import TEMPORARY_PREFIX
-from data.shards import QUARANTINE_NAME, file_sha256, read_manifest, read_rejections
+from data.curation.ledger import QUARANTINE_NAME, read_rejections
+from data.dataset.manifest import read_manifest
+from data.files.checksums import file_sha256
+from data.files.publish import TEMPORARY_PREFIX
 from data.synthetic import combinations, random_scene, render
-from data.video import encode_clip
+from data.video.codec import encode_clip
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "ingest_faults.json"

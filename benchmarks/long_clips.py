@@ -18,15 +18,18 @@ from unittest.mock import patch
 import torch
 from safetensors.torch import save_file
 
-from benchmarks.records import made_up_clip
-from data.buckets import Bucket
-from data.clip import VIDEO_MEMBER
-from data.shards import ShardRecord, write_shard
+from data.dataset.buckets import Bucket
+from data.dataset.clip import VIDEO_MEMBER
+from data.dataset.manifest import ShardRecord
+from data.dataset.shards import write_shard
 from data.synthetic import combinations, random_scene, render
-from data.video import encode_clip
-from models.autoencoder import Autoencoder, AutoencoderConfig
-from pipeline.encode import EncodeConfig, Encoder
-from pipeline.train_dit import AUTOENCODER_NAME
+from data.video.codec import encode_clip
+from models.autoencoder.config import AutoencoderConfig
+from models.autoencoder.model import Autoencoder
+from pipeline.encode.codec import AUTOENCODER_NAME
+from pipeline.encode.config import EncodeConfig
+from pipeline.encode.encode import Encoder
+from testing.records import made_up_clip
 
 RESULT = Path(__file__).parent / "results" / "long_clips.json"
 LENGTHS, SIDE, CHUNK_FRAMES = (401, 801, 1601), 128, 100

@@ -29,21 +29,19 @@ import torch
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
-from data.publish import publish_text
-from pipeline.checkpoint import (
-    Checkpoint,
-    CheckpointRecord,
-    Provenance,
-    load_training_state,
-    open_checkpoint,
-    rank_file,
-    read_record,
-)
-from pipeline.ema import ShardedEma
-from pipeline.ema_profile import FixedDecay
-from pipeline.saving import CheckpointSaver, Contents, Retention, write_tensors
-from pipeline.workers import Worker, train_here
-from pipeline.zero import ZeroTrainer, share
+from data.files.publish import publish_text
+from pipeline.checkpoint.read import open_checkpoint
+from pipeline.checkpoint.record import Checkpoint, CheckpointRecord, Provenance, rank_file, read_record
+from pipeline.checkpoint.restore import load_training_state
+from pipeline.checkpoint.retention import Retention
+from pipeline.checkpoint.tensor_files import write_tensors
+from pipeline.checkpoint.write import CheckpointSaver, Contents
+from pipeline.distributed.process_group import Worker
+from pipeline.distributed.torchrun import train_here
+from pipeline.engine.ema import ShardedEma
+from pipeline.engine.ema_profile import FixedDecay
+from pipeline.engine.fragment import share
+from pipeline.engine.zero import ZeroTrainer
 
 SIZES = (10, 30, 100, 300)  # millions of parameters
 LAYERS, SHARDS, ROUNDS = 10, 4, 4

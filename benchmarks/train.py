@@ -24,19 +24,23 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from safetensors.torch import save_file
 
-from benchmarks.records import write_random_latents
-from data.buckets import Bucket
-from data.loader import Stream
-from data.publish import publish_text
-from data.shards import LatentStats
+from data.dataset.buckets import Bucket
+from data.dataset.manifest import LatentStats
+from data.files.publish import publish_text
+from data.stream.loader import Stream
 from launch.config import load_config
-from models.autoencoder import latent_shape
-from models.dit import DiTConfig
-from pipeline.ema import ShardedEma
-from pipeline.train import TrainConfig, build, train
-from pipeline.train_dit import AUTOENCODER_NAME, DiTTask
-from pipeline.workers import Worker, train_here
-from pipeline.zero import import_deepspeed, leave_process_group
+from models.autoencoder.shapes import latent_shape
+from models.networks.config import DiTConfig
+from pipeline.distributed.process_group import Worker, leave_process_group
+from pipeline.distributed.torchrun import train_here
+from pipeline.encode.codec import AUTOENCODER_NAME
+from pipeline.engine.deepspeed_internals import import_deepspeed
+from pipeline.engine.ema import ShardedEma
+from pipeline.train.build import build
+from pipeline.train.config import TrainConfig
+from pipeline.train.loop import train
+from pipeline.train.tasks.flow import DiTTask
+from testing.records import write_random_latents
 
 DEMO = load_config(Path("demo"))
 STEPS, WARM_UP, ROUNDS, GLOBAL_BATCH = 30, 5, 3, 16

@@ -67,7 +67,7 @@ def _refuse_shadowed_packages() -> None:
 def _errors_for_people(debug: bool) -> Iterator[None]:
     """Turn the errors we know into one message and an exit code; leave tracebacks to --debug."""
     from launch.errors import describe
-    from launch.road import StoppedError
+    from launch.run import StoppedError
 
     try:
         yield
@@ -107,7 +107,7 @@ def _run(config: Path, stages: tuple[str, ...], start: _Start) -> None:
             typer.echo(_plan(resolved, stages))
             return
         warnings.filterwarnings("ignore", category=FutureWarning)  # of libraries; ours are errors in the tests
-        from launch.road import Road
+        from launch.run import Road
 
         with Road(
             resolved,
@@ -182,7 +182,7 @@ def _train(kind: str, config: Path, start: _Start) -> None:
     if start.allowed_changes is not None:
         with _errors_for_people(start.debug):
             from launch.config import load_config
-            from pipeline.checkpoint import insist_on_checkpoint
+            from pipeline.checkpoint.read import insist_on_checkpoint
 
             insist_on_checkpoint(load_config(config, start.overrides or []).run_dir / kind)
     _run(config, (f"train {kind}",), start)
@@ -251,7 +251,7 @@ def sample(
         _run(target, ("sample",), _Start(given, dry_run, debug))
         return
     with _errors_for_people(debug):
-        from launch.sampling import sample_checkpoint
+        from launch.sample import sample_checkpoint
 
         if prompts is None or output is None:
             raise typer.BadParameter("a checkpoint is sampled with --prompts FILE and --output FOLDER")
@@ -282,7 +282,7 @@ def inspect(
     Example: `reelflow inspect runs/demo/clips --html look`
     """
     with _errors_for_people(debug):
-        from launch.inspection import describe_folder, show_folder
+        from launch.inspect import describe_folder, show_folder
 
         typer.echo(describe_folder(path))
         if html is not None:
@@ -305,9 +305,9 @@ def export(
     Example: `reelflow export runs/demo/dit dit.safetensors`
     """
     with _errors_for_people(debug):
-        from pipeline.checkpoint import MASTER, open_checkpoint
-        from pipeline.ema import FIRST
-        from pipeline.export import export_weights
+        from pipeline.checkpoint.export import export_weights
+        from pipeline.checkpoint.read import open_checkpoint
+        from pipeline.run.weight_names import FIRST, MASTER
 
         if raw and average is not None:
             raise typer.BadParameter("--raw and --average name different weights; give one of them")

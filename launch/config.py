@@ -10,20 +10,18 @@ from typing import Annotated, Any, Self, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
-from models.autoencoder import AutoencoderConfig
-from models.dit import DiTConfig
-from pipeline.checkpoint import MASTER
-from pipeline.cut import ShardConfig
-from pipeline.ema import FIRST
-from pipeline.encode import EncodeConfig
-from pipeline.evaluate import EvaluateConfig
-from pipeline.flow_spec import FlowSpec
-from pipeline.sampler import SampleConfig
-from pipeline.sequence import check_heads, check_tokens
-from pipeline.synthesize import SyntheticConfig
-from pipeline.train import TrainConfig, fitting_worlds
-from pipeline.train_dit import DiTTrainConfig
-from pipeline.workers import WorkersConfig
+from models.autoencoder.config import AutoencoderConfig
+from models.flow.spec import FlowSpec
+from models.networks.config import DiTConfig
+from pipeline.distributed.config import WorkersConfig
+from pipeline.encode.config import EncodeConfig
+from pipeline.engine.config import check_heads, check_tokens
+from pipeline.evaluate.config import EvaluateConfig
+from pipeline.ingest.config import ShardConfig, SyntheticConfig
+from pipeline.run.weight_names import FIRST, MASTER
+from pipeline.sample.config import SampleConfig
+from pipeline.train.config import DiTTrainConfig, TrainConfig
+from pipeline.train.world_size import fitting_worlds
 
 PRESETS_DIR = Path(__file__).parent / "presets"
 SYNTHETIC = "synthetic"

@@ -2,24 +2,24 @@
 
 import errno
 
-from data.cache import CacheError
-from data.captions import CaptionError
-from data.probe import VideoError
-from data.scenes import ScenesError
-from data.shards import DatasetError
-from data.sources import SourceError
-from data.text_area import TextDetectionError
+from data.curation.captions import CaptionError
+from data.curation.scenes import ScenesError
+from data.curation.sources import SourceError
+from data.curation.text_area import TextDetectionError
+from data.errors import DatasetError, VideoError
+from data.stream.cache import CacheError
 from launch.config import ConfigError
-from launch.road import StageOrderError
-from models.pretrained_text import TextEncoderError
-from pipeline.checkpoint import CheckpointError
-from pipeline.lock import LockedError
-from pipeline.lora import LoraError
-from pipeline.prompts import PromptError
-from pipeline.sequence import SplitError
-from pipeline.stage import ChangedError
-from pipeline.wandb_run import WandbError
-from pipeline.workers import TrainingError, WorldSizeError
+from launch.run import StageOrderError
+from models.text.pretrained import TextEncoderError
+from pipeline.checkpoint.adapters import LoraError
+from pipeline.checkpoint.record import CheckpointError
+from pipeline.distributed.config import WorldSizeError
+from pipeline.distributed.workers import TrainingError
+from pipeline.engine.config import SplitError
+from pipeline.run.lock import LockedError
+from pipeline.run.stage import ChangedError
+from pipeline.sample.requests import PromptError
+from pipeline.train.monitor.wandb_run import WandbError
 
 OURS = (
     CacheError,

@@ -3,11 +3,11 @@
 import json
 from collections.abc import Collection, Sequence
 
-from data.buckets import Bucket, batch_sizes
-from data.loader import Subset
+from data.dataset.buckets import Bucket, batch_sizes
+from data.stream.loader import Subset
 from launch.config import SYNTHETIC, ConfigError, RunConfig
-from pipeline.train import TrainConfig
-from pipeline.workers import taking_part
+from pipeline.distributed.config import taking_part
+from pipeline.train.config import TrainConfig
 
 STAGES = ("draw", "shard", "train autoencoder", "encode", "train dit", "sample", "evaluate")
 

@@ -12,20 +12,24 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-import pipeline.zero
-from benchmarks.groups import Job, run_jobs
-from benchmarks.tiny import CONFIG, WEIGHTS, make_task, write_latents
-from data.loader import Stream
-from data.shards import file_sha256
+import pipeline.engine.zero
+from data.files.checksums import file_sha256
+from data.stream.loader import Stream
 from launch.config import ConfigError, dump_config, load_config
-from pipeline import seeds
-from pipeline.agree import from_every_rank
-from pipeline.checkpoint import CheckpointError, FileRecord, load_weights, open_checkpoint, rank_file, read_record
-from pipeline.ema_profile import FLATTEST, FixedDecay, PowerFunction, exponent, relative_width
-from pipeline.export import export_weights
-from pipeline.journal import read_events
-from pipeline.train import TrainConfig, build, train
-from pipeline.workers import Worker, train_here
+from pipeline.checkpoint.export import export_weights
+from pipeline.checkpoint.read import load_weights, open_checkpoint
+from pipeline.checkpoint.record import CheckpointError, FileRecord, rank_file, read_record
+from pipeline.distributed.collectives import from_every_rank
+from pipeline.distributed.process_group import Worker
+from pipeline.distributed.torchrun import train_here
+from pipeline.engine.ema_profile import FLATTEST, FixedDecay, PowerFunction, exponent, relative_width
+from pipeline.run import randomness
+from pipeline.train.build import build
+from pipeline.train.config import TrainConfig
+from pipeline.train.loop import train
+from pipeline.train.monitor.events import read_events
+from testing.groups import Job, run_jobs
+from testing.tiny import CONFIG, WEIGHTS, make_task, write_latents
 
 STAGES = (0, 1, 2, 3)
 PROFILES = (FixedDecay(decay=0.9), PowerFunction(sigma_rel=0.05), PowerFunction(sigma_rel=0.2))
@@ -92,11 +96,11 @@ def average_at_stage(worker: Worker, data: Path, run_dir: Path, stage: int) -> N
 
     They are set and not trained: a product of matrices has other last bits where the memory is aligned otherwise.
     """
-    pipeline.zero.PERSISTENT_PARAMETERS = 0  # stage 3 with every parameter cut, however small
+    pipeline.engine.zero.PERSISTENT_PARAMETERS = 0  # stage 3 with every parameter cut, however small
     trainer, ema = build(make_task(data), AVERAGED.model_copy(update={"zero_stage": stage}), worker)
     for update in range(1, 7):
         for held in trainer.holdings:
-            values = seeds.normal(update, "wander", [held.name], trainer.shapes[held.name]).flatten()
+            values = randomness.normal(update, "wander", [held.name], trainer.shapes[held.name]).flatten()
             held.master.copy_(values[held.start :][: held.master.numel()])
         ema.update(update)
     whole = {}

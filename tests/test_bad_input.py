@@ -7,7 +7,7 @@ import pytest
 from test_road import TINY, launch, launch_here
 
 from data.synthetic import combinations, random_scene, render
-from data.video import encode_clip
+from data.video.codec import encode_clip
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def test_missing_checkpoints(config, tmp_path):
 
 
 def test_prompts_files(tmp_path):
-    from pipeline.prompts import Prompt, PromptError, order_buckets, plan_requests, read_prompts
+    from pipeline.sample.requests import Prompt, PromptError, order_buckets, plan_requests, read_prompts
 
     path = tmp_path / "prompts.txt"
     with pytest.raises(PromptError, match="no such prompts file"):
@@ -131,7 +131,7 @@ def test_an_output_folder_that_cannot_be_written(config, tmp_path):
 
 def test_a_full_disk_is_said_and_nothing_is_lost(config, tmp_path):
     """/dev/full refuses every write as a full disk does; a small quota needs privileges a test does not have."""
-    from data.publish import published
+    from data.files.publish import published
 
     def write_a_lot() -> None:
         with published(tmp_path / "x") as temporary:

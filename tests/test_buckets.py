@@ -11,30 +11,35 @@ from hypothesis import strategies as st
 from PIL import Image
 from pydantic import ValidationError
 
-from benchmarks.records import made_up_clip
-from data.buckets import Bucket, BucketChoice, SourceShape, batch_sizes, bucket_for, choose_buckets, cropped_share
-from data.clip import VIDEO_MEMBER
-from data.filters import FilterConfig
-from data.loader import Stream, subsets_of
-from data.plan import BatchPlan
-from data.probe import VideoError
-from data.shards import count_buckets, read_index, read_manifest, read_rejections, write_shard
-from data.sources import list_sources, of_dataset
-from data.video import (
-    IMAGE_SUFFIXES,
-    VIDEO_SUFFIXES,
-    AugmentConfig,
-    Stretch,
-    decode_clip,
-    encode_clip,
-    measure_source,
-    plan_spans,
-    read_image,
-    read_spans,
+from data.curation.config import FilterConfig
+from data.curation.ledger import read_rejections
+from data.curation.sources import list_sources, of_dataset
+from data.dataset.buckets import (
+    Bucket,
+    BucketChoice,
+    SourceShape,
+    batch_sizes,
+    bucket_for,
+    choose_buckets,
+    cropped_share,
 )
-from pipeline.cut import ShardConfig
-from pipeline.pool import run_jobs
-from pipeline.shard import make_shards, read_commit, shards_that_stand
+from data.dataset.clip import VIDEO_MEMBER
+from data.dataset.index import read_index
+from data.dataset.manifest import count_buckets, read_manifest
+from data.dataset.shards import write_shard
+from data.errors import VideoError
+from data.stream.loader import Stream, subsets_of
+from data.stream.plan import BatchPlan
+from data.video.augment import AugmentConfig
+from data.video.codec import decode_clip, encode_clip
+from data.video.extract import measure_source, read_spans
+from data.video.formats import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from data.video.images import read_image
+from data.video.spans import Stretch, plan_spans
+from pipeline.distributed.isolated_pool import run_jobs
+from pipeline.ingest.config import ShardConfig
+from pipeline.ingest.shard import make_shards, read_commit, shards_that_stand
+from testing.records import made_up_clip
 
 WIDE = Bucket(num_frames=9, height=32, width=64, fps=8)
 TALL = Bucket(num_frames=9, height=64, width=32, fps=8)
@@ -220,7 +225,9 @@ def test_chosen_once_and_then_kept(cluster, videos, tmp_path, monkeypatch):
     other = config.model_copy(update={"choose_buckets": BucketChoice(pixels=9216, num_frames=(1, 5, 9))})
     assert shards_that_stand(sources, tmp_path, other) == 0
     measured = []
-    monkeypatch.setattr("pipeline.shard.run_jobs", lambda f, jobs, *a: measured.append(f) or run_jobs(f, jobs, *a))
+    monkeypatch.setattr(
+        "pipeline.ingest.shard.run_jobs", lambda f, jobs, *a: measured.append(f) or run_jobs(f, jobs, *a)
+    )
     assert ingest(videos, tmp_path, config) == first
     assert [getattr(function, "__name__", "cut") for function in measured] == ["cut"]
 

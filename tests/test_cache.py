@@ -9,11 +9,15 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from benchmarks.records import SMALL, made_up_clip
-from data.cache import CacheConfig, CacheError, ShardCache
-from data.clip import VIDEO_MEMBER
-from data.loader import Stream, Subset
-from data.shards import DatasetError, IndexRow, PayloadReader, write_index, write_shard
+from data.dataset.clip import VIDEO_MEMBER
+from data.dataset.index import IndexRow, write_index
+from data.dataset.reader import PayloadReader
+from data.dataset.shards import write_shard
+from data.errors import DatasetError
+from data.stream.cache import CacheError, ShardCache
+from data.stream.config import CacheConfig
+from data.stream.loader import Stream, Subset
+from testing.records import SMALL, made_up_clip
 
 
 def payload(number: int) -> bytes:
@@ -137,8 +141,9 @@ def test_the_stream_is_the_same_with_a_cache_of_any_size(subset, folder):
 READ_ALL = """
 import sys
 from pathlib import Path
-from data.cache import ShardCache
-from data.shards import PayloadReader, read_index
+from data.stream.cache import ShardCache
+from data.dataset.reader import PayloadReader
+from data.dataset.index import read_index
 folder, cache, limit = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 for _ in range(20):
     reader = PayloadReader(folder, verify=True, cache=ShardCache(cache, limit))
@@ -171,7 +176,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 import data.cache
-from data.cache import ShardCache
+from data.stream.cache import ShardCache
 def stop(block, value): os.kill(os.getpid(), signal.SIGKILL)
 cache = ShardCache(Path(sys.argv[2]), 10**9)
 data.cache.BLOCK_BYTES = 1000
@@ -223,7 +228,7 @@ def test_a_copy_that_does_not_come_back_as_written_is_not_published(subset, fold
     def damage(descriptor: int) -> None:
         os.pwrite(descriptor, b"damage", 700)
 
-    monkeypatch.setattr("data.cache.os.fsync", damage)
+    monkeypatch.setattr("data.stream.cache.os.fsync", damage)
     assert cache.open(subset.dataset_dir / "shard-0.tar") is None
     assert [path.name for path in folder.rglob("*") if path.is_file()] == ["lock"]
 
@@ -234,7 +239,7 @@ def test_a_full_disk_is_no_reason_to_stop(subset, folder, monkeypatch):
     def full(shard: Path, copy: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("data.cache._copy_verified", full)
+    monkeypatch.setattr("data.stream.cache._copy_verified", full)
     check(subset.rows[0], reader.read(subset.rows[0]))
     assert copies(folder) == []
 

@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.buckets import Bucket
-from data.captions import CaptionError, caption_of, read_caption_table
-from data.clip import clip_key, split_of
-from data.probe import VideoError
-from data.resize import decoding_size, resize_and_crop
+from data.curation.captions import CaptionError, caption_of, read_caption_table
+from data.dataset.buckets import Bucket
+from data.dataset.clip import clip_key, split_of
+from data.errors import VideoError
 from data.synthetic import combinations, random_scene, render
-from data.video import decode_clip, encode_clip, plan_spans, read_spans
+from data.video.codec import decode_clip, encode_clip
+from data.video.extract import read_spans
+from data.video.resize import decoding_size, resize_and_crop
+from data.video.spans import plan_spans
 
 BUCKET = Bucket(num_frames=5, height=32, width=32, fps=4)
 

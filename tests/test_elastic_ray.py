@@ -11,16 +11,19 @@ import numpy as np
 import pytest
 
 from benchmarks.elastic import WatchedTask
-from benchmarks.tiny import CONFIG, make_task, write_latents
-from data.loader import Sample
+from data.stream.loader import Sample
 from launch.config import ClusterConfig, ConfigError, load_config
 from launch.plan import describe_elastic
-from pipeline.checkpoint import open_checkpoint
-from pipeline.journal import read_events
-from pipeline.metrics import read_metrics
-from pipeline.train import fitting_worlds, train
-from pipeline.train_dit import FlowBatch
-from pipeline.workers import WorkersConfig, taking_part, train_here, train_on_ray
+from pipeline.checkpoint.read import open_checkpoint
+from pipeline.distributed.config import WorkersConfig, taking_part
+from pipeline.distributed.torchrun import train_here
+from pipeline.distributed.workers import train_on_ray
+from pipeline.train.loop import train
+from pipeline.train.monitor.events import read_events
+from pipeline.train.monitor.metrics import read_metrics
+from pipeline.train.tasks.flow import FlowBatch
+from pipeline.train.world_size import fitting_worlds
+from testing.tiny import CONFIG, make_task, write_latents
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS = 30

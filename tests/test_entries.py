@@ -7,9 +7,9 @@ import av
 import numpy as np
 import pytest
 
-from data.decoders import _pyav_frames, _pyav_timeline
-from data.entries import SEEK_FRAMES, Entry, Packet, Run, entries_of, is_exact, plan_runs
-from data.probe import Probe, probe_video
+from data.video.decoders import _pyav_frames, _pyav_timeline
+from data.video.entries import SEEK_FRAMES, Entry, Packet, Run, entries_of, is_exact, plan_runs
+from data.video.probe import Probe, probe_video
 
 FPS, GROUP = 25, 50
 
@@ -123,7 +123,7 @@ def test_clips_read_one_after_the_other_are_decoded_once(tmp_path, monkeypatch):
     write_long(path, 8, f"scenecut=0:keyint={8 * FPS}")
     probe = probe_video(path)
     opened = []
-    monkeypatch.setattr("data.decoders._pyav_frames", lambda *args: opened.append(args) or _pyav_frames(*args))
+    monkeypatch.setattr("data.video.decoders._pyav_frames", lambda *args: opened.append(args) or _pyav_frames(*args))
     timeline = _pyav_timeline(path, probe, probe.ticks, "pts")
     clips = [list(range(0, 40, 3)), [39, 42, 45], [45, 46, 120], [121, 199], [5, 6]]
     for wanted, number_opened in zip(clips, (1, 1, 1, 1, 2), strict=True):

@@ -3,13 +3,17 @@
 import numpy as np
 import pytest
 
-from data.buckets import Bucket
-from data.decoders import timelines
-from data.filters import Duplicates, FilterConfig, bar_share, failed_filter, perceptual_hash
-from data.probe import VideoError, probe_video
-from data.scenes import find_cuts
+from data.curation.config import FilterConfig
+from data.curation.filters import Duplicates, bar_share, failed_filter, perceptual_hash
+from data.curation.scenes import find_cuts
+from data.dataset.buckets import Bucket
+from data.errors import VideoError
 from data.synthetic import combinations, random_scene, render
-from data.video import Stretch, decode_clip, encode_clip, plan_spans, read_spans
+from data.video.codec import decode_clip, encode_clip
+from data.video.decoders import timelines
+from data.video.extract import read_spans
+from data.video.probe import probe_video
+from data.video.spans import Stretch, plan_spans
 
 EVERY_FILTER = FilterConfig(static_difference=0.5, black_luma=8, letter_boxed_share=0.1, duplicate_bits=6)
 

@@ -11,17 +11,20 @@ import torch
 from safetensors import safe_open
 from test_steps import POISONED_STEP, poisoned
 
-import pipeline.zero
-from benchmarks.groups import Job, run_jobs
-from benchmarks.records import SMALL
-from benchmarks.tiny import CONFIG, WEIGHTS, make_task, write_latents
-from data.loader import Stream
-from data.shards import file_sha256
-from pipeline.checkpoint import load_weights, open_checkpoint, rank_file
-from pipeline.loss_scale import LossScaling
-from pipeline.metrics import read_metrics
-from pipeline.train import build, train
-from pipeline.workers import Worker, train_here
+import pipeline.engine.zero
+from data.files.checksums import file_sha256
+from data.stream.loader import Stream
+from pipeline.checkpoint.read import load_weights, open_checkpoint
+from pipeline.checkpoint.record import rank_file
+from pipeline.distributed.process_group import Worker
+from pipeline.distributed.torchrun import train_here
+from pipeline.engine.config import LossScaling
+from pipeline.train.build import build
+from pipeline.train.loop import train
+from pipeline.train.monitor.metrics import read_metrics
+from testing.groups import Job, run_jobs
+from testing.records import SMALL
+from testing.tiny import CONFIG, WEIGHTS, make_task, write_latents
 
 STAGES = (0, 1, 2, 3)
 # Gradients overflow at first, and whenever two good steps have doubled the scale too often.
@@ -48,7 +51,7 @@ def interrupted(worker: Worker, data: Path, run_dir: Path, stage: int) -> None:
 
 def nothing_moves(worker: Worker, data: Path, stage: int) -> None:
     """A step that overflows changes no weight, no moment and no count; the next one is made with half the scale."""
-    pipeline.zero.PERSISTENT_PARAMETERS = 0
+    pipeline.engine.zero.PERSISTENT_PARAMETERS = 0
     task = make_task(data)
     scaling = LossScaling(initial=2.0**40, hysteresis=1)
     config = HALF.model_copy(update={"zero_stage": stage, "loss_scaling": scaling, "accumulate": 2})

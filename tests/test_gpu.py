@@ -8,12 +8,13 @@ import torch
 from test_networks import reference_attention
 from test_training import losses
 
-from benchmarks.tiny import CONFIG, make_task, write_latents
-from models.attention import attention, choose_backend
-from pipeline.checkpoint import open_checkpoint
-from pipeline.loss_scale import LossScaling
-from pipeline.train import build, train
-from pipeline.workers import train_here
+from models.attention.attention import attention, choose_backend
+from pipeline.checkpoint.read import open_checkpoint
+from pipeline.distributed.torchrun import train_here
+from pipeline.engine.config import LossScaling
+from pipeline.train.build import build
+from pipeline.train.loop import train
+from testing.tiny import CONFIG, make_task, write_latents
 
 pytestmark = pytest.mark.gpu
 

@@ -8,20 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.records import made_up_clip
-from data.captions import CaptionError, caption_of, read_caption_table
-from data.clip import VIDEO_MEMBER
-from data.shards import (
-    SCHEMA_VERSION,
-    DatasetError,
-    IndexRow,
-    PayloadReader,
-    ShardRecord,
-    read_manifest,
-    read_shard,
-    write_shard,
-)
-from data.tarfiles import read_samples
+from data.curation.captions import CaptionError, caption_of, read_caption_table
+from data.dataset.clip import VIDEO_MEMBER
+from data.dataset.index import IndexRow
+from data.dataset.manifest import SCHEMA_VERSION, ShardRecord, read_manifest
+from data.dataset.reader import PayloadReader
+from data.dataset.shards import read_shard, write_shard
+from data.dataset.tarfiles import read_samples
+from data.errors import DatasetError
+from testing.records import made_up_clip
 
 RECORD = made_up_clip(10)
 

@@ -2,11 +2,11 @@
 
 import pytest
 
-from benchmarks.records import made_up_clip
-from data.clip import VIDEO_MEMBER
-from data.index import PLACE_NAMES, chosen, values
-from data.loader import subsets_of
-from data.shards import read_index, write_index, write_shard
+from data.dataset.clip import VIDEO_MEMBER
+from data.dataset.index import PLACE_NAMES, chosen, read_index, values, write_index
+from data.dataset.shards import write_shard
+from data.stream.loader import subsets_of
+from testing.records import made_up_clip
 
 NUMBER = 40
 

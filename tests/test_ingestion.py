@@ -10,16 +10,18 @@ import numpy as np
 import psutil
 import pytest
 
-from data.buckets import Bucket
-from data.filters import FilterConfig
-from data.ledger import LedgerError, balance, reject
-from data.shards import QUARANTINE_NAME, Manifest, read_index, read_manifest, read_rejections
-from data.sources import list_folder
+from data.curation.config import FilterConfig
+from data.curation.ledger import QUARANTINE_NAME, LedgerError, balance, read_rejections, reject
+from data.curation.sources import list_folder
+from data.dataset.buckets import Bucket
+from data.dataset.index import read_index
+from data.dataset.manifest import Manifest, read_manifest
 from data.synthetic import combinations, random_scene, render
-from data.video import encode_clip
-from launch.inspection import describe_folder
-from pipeline.cut import ShardConfig, SourceReport
-from pipeline.shard import COMMIT_SUFFIX, commit_shard, forget_quarantined, make_shards, read_commit
+from data.video.codec import encode_clip
+from launch.inspect import describe_folder
+from pipeline.ingest.config import ShardConfig
+from pipeline.ingest.prepare import SourceReport
+from pipeline.ingest.shard import COMMIT_SUFFIX, commit_shard, forget_quarantined, make_shards, read_commit
 
 
 def ingest(source_dir: Path, output_dir: Path, config: ShardConfig) -> Manifest:

@@ -18,28 +18,23 @@ from PIL import Image, ImageFont
 from safetensors.torch import save
 from typer.testing import CliRunner
 
-from benchmarks.records import made_up_clip
-from data.buckets import Bucket
-from data.clip import LATENT_MEMBER, VIDEO_MEMBER, ClipRecord
-from data.ledger import LedgerCounts, Rejection, reject
-from data.shards import (
-    DatasetError,
-    LatentStats,
-    Manifest,
-    PayloadReader,
-    count_buckets,
-    read_index,
-    write_index,
-    write_rejections,
-    write_shard,
-)
-from data.survey import MAX_BARS, numeric_bars, pick_rows, survey_dataset
-from data.video import encode_clip
+from data.curation.ledger import LedgerCounts, Rejection, reject, write_rejections
+from data.dataset.buckets import Bucket
+from data.dataset.clip import LATENT_MEMBER, VIDEO_MEMBER, ClipRecord
+from data.dataset.index import read_index, write_index
+from data.dataset.manifest import LatentStats, Manifest, count_buckets
+from data.dataset.reader import PayloadReader
+from data.dataset.shards import write_shard
+from data.dataset.survey import MAX_BARS, numeric_bars, pick_rows, survey_dataset
+from data.errors import DatasetError
+from data.video.codec import encode_clip
 from launch.__main__ import app
 from launch.config import ConfigError
-from launch.inspection import describe_folder, show_folder
-from pipeline.dataset_page import CAPTION_LINES, THUMB_PIXELS, measure_channels, wrap
-from pipeline.pages import visible
+from launch.inspect import describe_folder, show_folder
+from pipeline.report.contact_sheet import CAPTION_LINES, THUMB_PIXELS, wrap
+from pipeline.report.dataset_page import measure_channels
+from pipeline.report.pages import visible
+from testing.records import made_up_clip
 
 WIDE = Bucket(num_frames=9, height=32, width=64, fps=30000 / 1001)
 SMALL = Bucket(num_frames=5, height=32, width=32, fps=8)
@@ -210,7 +205,7 @@ def test_rows_are_chosen_evenly(mixed, monkeypatch):
     assert pick_rows(mixed, 1000) == everything
     assert pick_rows(mixed, 4) == [everything[place] for place in (0, 13, 26, 39)]
     assert pick_rows(mixed, 1) == everything[:1]
-    monkeypatch.setattr("data.survey.BATCH_ROWS", 7)
+    monkeypatch.setattr("data.dataset.survey.BATCH_ROWS", 7)
     assert pick_rows(mixed, 4) == [everything[place] for place in (0, 13, 26, 39)]
 
 

@@ -13,7 +13,7 @@ import pytest
 from ray.job_submission import JobSubmissionClient
 from test_road import TINY, launch
 
-from data.shards import read_manifest
+from data.dataset.manifest import read_manifest
 from launch.cluster import ClusterError
 from launch.jobs import NO_AGENT, status, stop, submit
 

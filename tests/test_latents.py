@@ -6,12 +6,13 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
-from benchmarks.records import SMALL, made_up_clip
-from data.buffers import BufferPool
-from data.clip import LATENT_MEMBER
-from data.latents import read_latents
-from data.loader import Stream, Subset
-from data.shards import DatasetError, write_shard
+from data.dataset.clip import LATENT_MEMBER
+from data.dataset.latents import read_latents
+from data.dataset.shards import write_shard
+from data.errors import DatasetError
+from data.stream.buffers import BufferPool
+from data.stream.loader import Stream, Subset
+from testing.records import SMALL, made_up_clip
 
 
 def latent(number: int, dtype: torch.dtype = torch.float32, shape: tuple[int, ...] = (2, 3, 4, 5)) -> torch.Tensor:

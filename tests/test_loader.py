@@ -13,11 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.records import SMALL, made_up_clip
-from data.clip import VIDEO_MEMBER
-from data.loader import Stream, Subset, local_slots
-from data.plan import BatchPlan, Interleave, Part, ShuffledEpochs
-from data.shards import DatasetError, PayloadReader, write_shard
+from data.dataset.clip import VIDEO_MEMBER
+from data.dataset.reader import PayloadReader
+from data.dataset.shards import write_shard
+from data.errors import DatasetError
+from data.stream.loader import Stream, Subset, local_slots
+from data.stream.plan import BatchPlan, Interleave, Part, ShuffledEpochs
+from testing.records import SMALL, made_up_clip
 
 weights = st.lists(st.integers(1, 50), min_size=1, max_size=9).map(tuple)
 
@@ -209,7 +211,7 @@ def test_a_cut_or_missing_shard_is_found_before_the_first_batch(subset):
 
 
 def test_many_threads_read_more_shards_than_may_be_open(subset, monkeypatch):
-    monkeypatch.setattr("data.shards.MAX_OPEN_SHARDS", 1)
+    monkeypatch.setattr("data.dataset.reader.MAX_OPEN_SHARDS", 1)
     reader, before = PayloadReader(subset.dataset_dir), len(list(Path("/proc/self/fd").iterdir()))
     with ThreadPoolExecutor(4) as pool:
         for row, payload in zip(subset.rows * 5, pool.map(reader.read, subset.rows * 5), strict=True):

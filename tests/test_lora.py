@@ -11,24 +11,31 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import pipeline.zero
-from benchmarks.groups import Job, run_jobs
-from benchmarks.records import SMALL
-from benchmarks.tiny import CONFIG, make_task, write_latents
-from data.loader import Stream
-from data.shards import file_sha256
+import pipeline.engine.zero
+from data.files.checksums import file_sha256
+from data.stream.loader import Stream
 from launch.config import ConfigError, load_config
-from models.autoencoder import Autoencoder, AutoencoderConfig
-from models.dit import DiT
-from pipeline.checkpoint import CheckpointError, load_weights, open_checkpoint
-from pipeline.export import export_weights
-from pipeline.lora import BASE_NAME, LoraConfig, LoraError, add_adapters, network_weights
-from pipeline.metrics import read_metrics
-from pipeline.sample import ClipSampler
-from pipeline.sampler import SampleConfig
-from pipeline.train import train
-from pipeline.train_dit import AUTOENCODER_NAME, DiTTask, check_base
-from pipeline.workers import Worker, train_here
+from models.autoencoder.config import AutoencoderConfig
+from models.autoencoder.model import Autoencoder
+from models.networks.dit import DiT
+from pipeline.checkpoint.adapters import BASE_NAME, LoraError, network_weights
+from pipeline.checkpoint.config import LoraConfig
+from pipeline.checkpoint.export import export_weights
+from pipeline.checkpoint.read import load_weights, open_checkpoint
+from pipeline.checkpoint.record import CheckpointError
+from pipeline.distributed.process_group import Worker
+from pipeline.distributed.torchrun import train_here
+from pipeline.encode.codec import AUTOENCODER_NAME
+from pipeline.sample.config import SampleConfig
+from pipeline.sample.sampler import ClipSampler
+from pipeline.train.base import check_base
+from pipeline.train.loop import train
+from pipeline.train.lora import add_adapters
+from pipeline.train.monitor.metrics import read_metrics
+from pipeline.train.tasks.flow import DiTTask
+from testing.groups import Job, run_jobs
+from testing.records import SMALL
+from testing.tiny import CONFIG, make_task, write_latents
 
 LORA = LoraConfig(rank=3, alpha=6, dropout=0.25)
 STEPS = CONFIG.model_copy(update={"schedule": "constant"})
@@ -40,7 +47,7 @@ def tuned_task(data: Path, lora: LoraConfig | None = LORA) -> DiTTask:
 
 
 def train_at_stage(worker: Worker, data: Path, run_dir: Path, stage: int) -> None:
-    pipeline.zero.PERSISTENT_PARAMETERS = 0
+    pipeline.engine.zero.PERSISTENT_PARAMETERS = 0
     train(tuned_task(data), STEPS.model_copy(update={"zero_stage": stage}), run_dir, worker)
 
 

@@ -4,12 +4,16 @@ import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
-from models.attention import MATMUL_MAX_SCORES, attention, choose_backend
-from models.autoencoder import Autoencoder, AutoencoderConfig, Posterior, latent_shape, psnr_db, squared_error
-from models.dit import DiT, DiTConfig, patchify, unpatchify
+from models.attention.attention import MATMUL_MAX_SCORES, attention, choose_backend
+from models.autoencoder.config import AutoencoderConfig
+from models.autoencoder.model import Autoencoder, Posterior, psnr_db, squared_error
+from models.autoencoder.shapes import latent_shape
 from models.layers import HeadNorm, RMSNorm, time_embedding
-from models.rope import axis_widths, rope_angles, rotate
-from models.text import CaptionEncoder, CaptionTokens, TextConfig
+from models.networks.config import DiTConfig
+from models.networks.dit import DiT, patchify, unpatchify
+from models.networks.rope import axis_widths, rope_angles, rotate
+from models.text.bytes import CaptionEncoder, CaptionTokens
+from models.text.config import TextConfig
 
 SMALL_DIT = DiTConfig(width=64, depth=2, heads=2, text=TextConfig(width=32, depth=1, heads=2, max_bytes=24))
 SMALL_AE = AutoencoderConfig(latent_channels=4, width=8, deep_width=16)

@@ -16,15 +16,15 @@ from pathlib import Path
 import boto3
 import pytest
 
-from data.buckets import Bucket
-from data.ledger import Rejection
-from data.shards import read_index, read_rejections
-from data.sources import SourceError, list_sources, listing_fingerprint
+from data.curation.ledger import Rejection, read_rejections
+from data.curation.sources import SourceError, list_sources, listing_fingerprint
+from data.dataset.buckets import Bucket
+from data.dataset.index import read_index
 from data.synthetic import combinations, random_scene, render
-from data.video import encode_clip
+from data.video.codec import encode_clip
 from launch.errors import describe
-from pipeline.cut import ShardConfig
-from pipeline.shard import make_shards
+from pipeline.ingest.config import ShardConfig
+from pipeline.ingest.shard import make_shards
 
 REGION = {"AWS_DEFAULT_REGION": "us-east-1"}
 SETTINGS = ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_MAX_ATTEMPTS")
@@ -236,11 +236,11 @@ def test_a_store_that_dies_in_the_middle_costs_what_it_still_held(store, tmp_pat
     script = """
 import sys
 from pathlib import Path
-from data.sources import list_sources
+from data.curation.sources import list_sources
 from launch.cluster import connected
 from launch.config import ClusterConfig
-from pipeline.cut import ShardConfig
-from pipeline.shard import make_shards
+from pipeline.ingest.config import ShardConfig
+from pipeline.ingest.shard import make_shards
 with connected(ClusterConfig(object_store_mib=128)):
     config = ShardConfig.model_validate_json(sys.argv[2])
     print(make_shards(list_sources("s3://videos/long"), Path(sys.argv[1]), config, 1).ledger.model_dump_json())

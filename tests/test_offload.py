@@ -9,15 +9,18 @@ import torch
 from safetensors import safe_open
 from test_steps import POISONED_STEP, poisoned
 
-import pipeline.zero
-from benchmarks.groups import Job, run_jobs
-from benchmarks.tiny import CONFIG, WEIGHTS, make_task, write_latents
-from data.shards import file_sha256
+import pipeline.engine.zero
+from data.files.checksums import file_sha256
 from launch.config import ConfigError, load_config
-from pipeline.checkpoint import load_weights, open_checkpoint, rank_file
-from pipeline.metrics import read_metrics
-from pipeline.train import build, train
-from pipeline.workers import Worker, train_here
+from pipeline.checkpoint.read import load_weights, open_checkpoint
+from pipeline.checkpoint.record import rank_file
+from pipeline.distributed.process_group import Worker
+from pipeline.distributed.torchrun import train_here
+from pipeline.train.build import build
+from pipeline.train.loop import train
+from pipeline.train.monitor.metrics import read_metrics
+from testing.groups import Job, run_jobs
+from testing.tiny import CONFIG, WEIGHTS, make_task, write_latents
 
 PLACES = ((2, "optimizer"), (3, "optimizer"), (3, "optimizer_and_parameters"))
 CONSTANT = CONFIG.model_copy(update={"schedule": "constant", "accumulate": 2})
@@ -25,7 +28,7 @@ CONSTANT = CONFIG.model_copy(update={"schedule": "constant", "accumulate": 2})
 
 def train_to(worker: Worker, data: Path, run_dir: Path, stops: tuple[int, ...], changes: dict) -> None:
     """Stops after each number of steps and goes on."""
-    pipeline.zero.PERSISTENT_PARAMETERS = 1000  # some whole, some cut
+    pipeline.engine.zero.PERSISTENT_PARAMETERS = 1000  # some whole, some cut
     for steps in stops:
         train(make_task(data), CONSTANT.model_copy(update=changes | {"steps": steps}), run_dir, worker)
 

@@ -15,20 +15,25 @@ import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from data.publish import TEMPORARY_PREFIX
-from data.shards import read_index, read_manifest
-from data.video import decode_clip
+from data.dataset.index import read_index
+from data.dataset.manifest import read_manifest
+from data.files.publish import TEMPORARY_PREFIX
+from data.video.codec import decode_clip
 from launch.__main__ import app
-from pipeline.captions import byte_captions
-from pipeline.checkpoint import CheckpointError, open_checkpoint
-from pipeline.flow_spec import FlowSpec
-from pipeline.metrics import read_metrics
-from pipeline.progress import bar
-from pipeline.prompts import PromptRequest
-from pipeline.sample import ClipSampler, canonical_batches, read_samples, sample_clips
-from pipeline.sampler import SampleConfig, Wanted, sample_latents
-from pipeline.stage import read_record
-from pipeline.workers import WorkersConfig
+from models.flow.spec import FlowSpec
+from pipeline.checkpoint.read import open_checkpoint
+from pipeline.checkpoint.record import CheckpointError
+from pipeline.distributed.config import WorkersConfig
+from pipeline.encode.captions import byte_captions
+from pipeline.run.progress import bar
+from pipeline.run.stage import read_record
+from pipeline.sample.config import SampleConfig
+from pipeline.sample.job import canonical_batches, sample_clips
+from pipeline.sample.latents import Wanted, sample_latents
+from pipeline.sample.outputs import read_samples
+from pipeline.sample.requests import PromptRequest
+from pipeline.sample.sampler import ClipSampler
+from pipeline.train.monitor.metrics import read_metrics
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = """
@@ -417,8 +422,8 @@ def test_ctrl_c_leaves_nothing_half_written_and_the_next_start_goes_on(tmp_path)
 
 def test_log_lines_tell_the_rate_the_time_left_and_the_end_once(capsys, monkeypatch):
     clock = iter([0.0, 1.0, 50.0, 200.0, 201.0])
-    monkeypatch.setattr("pipeline.progress.time.monotonic", lambda: next(clock))
-    monkeypatch.setattr("pipeline.progress.sys.stderr.isatty", lambda: False)
+    monkeypatch.setattr("pipeline.run.progress.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("pipeline.run.progress.sys.stderr.isatty", lambda: False)
     with bar("train", 400, "steps", start=100) as progress:
         progress.update(110)  # too soon after the start to be worth a line
         progress.update(200, "loss 0.5")

@@ -9,16 +9,17 @@ import yaml
 from test_buckets import make_video
 from test_road import launch_here
 
-from data.shards import read_index, read_manifest
-from data.sources import list_sources, of_dataset
-from data.video import decode_clip
+from data.curation.sources import list_sources, of_dataset
+from data.dataset.index import read_index
+from data.dataset.manifest import read_manifest
+from data.video.codec import decode_clip
 from launch.config import load_config
-from pipeline.checkpoint import open_checkpoint
-from pipeline.encode import encode_shards
-from pipeline.metrics import read_metrics
-from pipeline.sample import read_samples
-from pipeline.shard import make_shards
-from pipeline.train_dit import AUTOENCODER_NAME
+from pipeline.checkpoint.read import open_checkpoint
+from pipeline.encode.codec import AUTOENCODER_NAME
+from pipeline.encode.encode import encode_shards
+from pipeline.ingest.shard import make_shards
+from pipeline.sample.outputs import read_samples
+from pipeline.train.monitor.metrics import read_metrics
 
 pytestmark = pytest.mark.slow
 TRAIN = {"steps": 6, "global_batch": 4, "batch_multiple": 2, "checkpoint_every_steps": 3, "log_every_steps": 1}

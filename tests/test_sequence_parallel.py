@@ -7,21 +7,25 @@ import numpy as np
 import pytest
 import torch
 
-import pipeline.zero
+import pipeline.engine.zero
 from benchmarks.elastic import WatchedTask
-from benchmarks.groups import Job, run_jobs
-from benchmarks.records import SMALL
-from benchmarks.tiny import CONFIG, make_task, write_latents
-from data.loader import Stream
+from data.stream.loader import Stream
 from launch.config import ConfigError, load_config
-from models.rope import rope_angles
-from pipeline.checkpoint import open_checkpoint, read_record
-from pipeline.metrics import read_metrics
-from pipeline.sequence import SplitError, check_heads, check_tokens, split_tokens
-from pipeline.train import build, train
-from pipeline.train_autoencoder import AutoencoderTask
-from pipeline.train_dit import DiTTask
-from pipeline.workers import Worker, WorldSizeError
+from models.networks.rope import rope_angles
+from pipeline.checkpoint.read import open_checkpoint
+from pipeline.checkpoint.record import read_record
+from pipeline.distributed.config import WorldSizeError
+from pipeline.distributed.process_group import Worker
+from pipeline.engine.config import SplitError, check_heads, check_tokens
+from pipeline.engine.sequence_parallel import split_tokens
+from pipeline.train.build import build
+from pipeline.train.loop import train
+from pipeline.train.monitor.metrics import read_metrics
+from pipeline.train.tasks.autoencoder import AutoencoderTask
+from pipeline.train.tasks.flow import DiTTask
+from testing.groups import Job, run_jobs
+from testing.records import SMALL
+from testing.tiny import CONFIG, make_task, write_latents
 
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-7}
 SPLIT = CONFIG.model_copy(update={"sequence_parallel": 2, "schedule": "constant"})
@@ -65,7 +69,7 @@ def loss_and_gradients(worker: Worker, data: Path, results: Path, size: int, tim
 
 
 def watched_training(worker: Worker, data: Path, run_dir: Path, size: int, stage: int, settings: dict) -> None:
-    pipeline.zero.PERSISTENT_PARAMETERS = 0
+    pipeline.engine.zero.PERSISTENT_PARAMETERS = 0
     if worker.rank == 0:
         run_dir.mkdir()
     torch.distributed.barrier()
@@ -234,7 +238,7 @@ def test_groups_may_have_more_workers_than_clips():
 
 def test_an_autoencoder_has_no_tokens_to_share(runs):
     data, _ = runs
-    from models.autoencoder import AutoencoderConfig
+    from models.autoencoder.config import AutoencoderConfig
 
     module = AutoencoderTask(AutoencoderConfig(), data, 0).build()
     with pytest.raises(SplitError, match="only a DiT"):

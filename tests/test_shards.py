@@ -7,11 +7,14 @@ from pathlib import Path
 import pytest
 import webdataset as wds
 
-from benchmarks.records import made_up_clip
-from data.buckets import Bucket
-from data.clip import VIDEO_MEMBER, ClipRecord
-from data.publish import publish_text, published, remove_unpublished
-from data.shards import SCHEMA_VERSION, DatasetError, PayloadReader, read_manifest, read_shard, write_shard
+from data.dataset.buckets import Bucket
+from data.dataset.clip import VIDEO_MEMBER, ClipRecord
+from data.dataset.manifest import SCHEMA_VERSION, read_manifest
+from data.dataset.reader import PayloadReader
+from data.dataset.shards import read_shard, write_shard
+from data.errors import DatasetError
+from data.files.publish import publish_text, published, remove_unpublished
+from testing.records import made_up_clip
 
 
 def record(number: int) -> ClipRecord:

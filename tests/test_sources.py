@@ -10,12 +10,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data.buckets import Bucket
-from data.probe import VideoError
-from data.sources import Source, SourceError, list_sources, listing_fingerprint, local_copy
+from data.curation.sources import Source, SourceError, list_sources, listing_fingerprint, local_copy
+from data.dataset.buckets import Bucket
+from data.errors import VideoError
 from data.synthetic import combinations, random_scene, render
-from data.video import Stretch, encode_clip
-from pipeline.cut import CutConfig, ShardConfig, prepare_source
+from data.video.codec import encode_clip
+from data.video.spans import Stretch
+from pipeline.ingest.config import ShardConfig
+from pipeline.ingest.prepare import CutConfig, prepare_source
 
 BUCKETS = (Bucket(num_frames=5, height=32, width=32, fps=8),)
 CUT = CutConfig(BUCKETS, {}, ShardConfig(buckets=BUCKETS, max_clips_per_video=9))

@@ -11,21 +11,26 @@ import numpy as np
 import pytest
 import torch
 
-import pipeline.zero
-from benchmarks.groups import Job, run_jobs
-from benchmarks.records import SMALL
-from benchmarks.tiny import CONFIG, make_task, write_latents
-from data.loader import Stream
-from data.shards import file_sha256
-from launch.following import following
-from models.dit import DiT
-from pipeline.checkpoint import CheckpointError, open_checkpoint
-from pipeline.metrics import read_metrics
-from pipeline.progress import bar
-from pipeline.train import TrainConfig, build, memory_advice, train
-from pipeline.train_dit import DiTTask, FlowBatch
-from pipeline.watchdog import stall_watch, stalls
-from pipeline.workers import Worker, WorldSizeError, train_here
+import pipeline.engine.zero
+from data.files.checksums import file_sha256
+from data.stream.loader import Stream
+from launch.progress import following
+from models.networks.dit import DiT
+from pipeline.checkpoint.read import open_checkpoint
+from pipeline.checkpoint.record import CheckpointError
+from pipeline.distributed.config import WorldSizeError
+from pipeline.distributed.process_group import Worker
+from pipeline.distributed.torchrun import train_here
+from pipeline.run.progress import bar
+from pipeline.train.build import build
+from pipeline.train.config import TrainConfig
+from pipeline.train.loop import memory_advice, train
+from pipeline.train.monitor.metrics import read_metrics
+from pipeline.train.monitor.watchdog import stall_watch, stalls
+from pipeline.train.tasks.flow import DiTTask, FlowBatch
+from testing.groups import Job, run_jobs
+from testing.records import SMALL
+from testing.tiny import CONFIG, make_task, write_latents
 
 STAGES = (0, 1, 2, 3)
 STEPS = CONFIG.model_copy(update={"schedule": "constant", "accumulate": 1})
@@ -58,14 +63,14 @@ def poisoned(folder: Path) -> PoisonedTask:
 
 
 def train_with(worker: Worker, data: Path, run_dir: Path, name: str, stage: int) -> None:
-    pipeline.zero.PERSISTENT_PARAMETERS = 0  # stage 3 with every parameter cut, however small
+    pipeline.engine.zero.PERSISTENT_PARAMETERS = 0  # stage 3 with every parameter cut, however small
     task = poisoned(data) if name == "poisoned" else make_task(data)
     train(task, STEPS.model_copy(update={**SETTINGS[name], "zero_stage": stage}), run_dir, worker)
 
 
 def nothing_moves(worker: Worker, data: Path, stage: int) -> None:
     """A step that is left out changes no weight, no moment and no count, and the next one is as if it had not been."""
-    pipeline.zero.PERSISTENT_PARAMETERS = 0
+    pipeline.engine.zero.PERSISTENT_PARAMETERS = 0
     task = poisoned(data)
     config = STEPS.model_copy(update={"bad_steps": "skip", "zero_stage": stage})
     trainer, _ = build(task, config, worker)

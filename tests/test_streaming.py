@@ -12,29 +12,25 @@ from safetensors.torch import load, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.long_clips import peaks_of_new_process
-from benchmarks.records import made_up_clip
-from data.buckets import Bucket
-from data.clip import LATENT_MEMBER, VIDEO_MEMBER
-from data.probe import VideoError
-from data.shards import ShardRecord, read_shard, write_index, write_shard
+from data.dataset.buckets import Bucket
+from data.dataset.clip import LATENT_MEMBER, VIDEO_MEMBER
+from data.dataset.index import write_index
+from data.dataset.manifest import ShardRecord
+from data.dataset.shards import read_shard, write_shard
+from data.errors import VideoError
 from data.synthetic import combinations, random_scene, render
-from data.video import decode_chunks, decode_clip, encode_clip
-from models.autoencoder import (
-    Autoencoder,
-    AutoencoderConfig,
-    Past,
-    chunk_lengths,
-    num_latent_frames,
-    num_pixel_frames,
-    psnr_db,
-    squared_error,
-)
-from pipeline.chunks import CALL_FRAMES, decode_clips
-from pipeline.encode import EncodeConfig, Encoder, same_shape_batches
-from pipeline.evaluate import measure_reconstruction
-from pipeline.train import autocast
-from pipeline.train_autoencoder import to_frames, to_pixels
-from pipeline.train_dit import AUTOENCODER_NAME
+from data.video.codec import decode_chunks, decode_clip, encode_clip
+from models.autoencoder.causal import Past
+from models.autoencoder.config import AutoencoderConfig
+from models.autoencoder.model import Autoencoder, psnr_db, squared_error
+from models.autoencoder.shapes import chunk_lengths, num_latent_frames, num_pixel_frames
+from pipeline.encode.chunks import decode_clips
+from pipeline.encode.codec import AUTOENCODER_NAME, to_frames, to_pixels
+from pipeline.encode.config import CALL_FRAMES, EncodeConfig
+from pipeline.encode.encode import Encoder, output_settings, same_shape_batches
+from pipeline.evaluate.reconstruction import measure_reconstruction
+from pipeline.run.precision import autocast
+from testing.records import made_up_clip
 
 SMALL = AutoencoderConfig(latent_channels=4, width=8, deep_width=16, num_blocks=2)
 TOLERANCE = 1e-5  # of values of order one: kernels sum in another order for another length
@@ -275,9 +271,13 @@ def test_the_frames_of_a_call_are_bounded():
 def test_latents_are_made_from_the_length_of_chunks_only_where_it_can_change_them():
     short, long = (Bucket(num_frames=num_frames, height=64, width=64, fps=8) for num_frames in (17, 401))
     one, other = EncodeConfig(), EncodeConfig(chunk_frames=272)  # 16 clips of 17 frames
-    assert one.deciding([short]) == other.deciding([short]) == {"batch": 16, "precision": "auto", "text": None}
-    assert one.deciding([short, long]) != other.deciding([short, long])
-    assert EncodeConfig(chunk_frames=268).deciding([short]) != one.deciding([short])
+    assert (
+        output_settings(one, [short])
+        == output_settings(other, [short])
+        == {"batch": 16, "precision": "auto", "text": None}
+    )
+    assert output_settings(one, [short, long]) != output_settings(other, [short, long])
+    assert output_settings(EncodeConfig(chunk_frames=268), [short]) != output_settings(one, [short])
 
 
 def test_memory_is_flat_in_the_length_of_a_clip(tmp_path):

@@ -24,21 +24,28 @@ from test_training import losses
 from torch.multiprocessing.spawn import ProcessExitedException
 
 from benchmarks.faults import FaultyTask
-from benchmarks.groups import Job, run_jobs
-from benchmarks.tiny import CONFIG, WEIGHTS, make_task, write_latents
-from data import cache
-from data.cache import CacheConfig, CacheError
-from data.loader import Sample
-from data.publish import TEMPORARY_PREFIX
-from pipeline import lock, saving
-from pipeline.checkpoint import CheckpointError, load_weights, open_checkpoint, rank_file, read_record, step_folders
-from pipeline.journal import read_events
-from pipeline.lock import LockedError, locked
-from pipeline.requests import SAVE_NAME, STOP_NAME, Requests, Wish, sigterm_stops
-from pipeline.saving import Retention, SaveError, remove_superseded, write_tensors
-from pipeline.train import train
-from pipeline.train_dit import DiTTask, FlowBatch
-from pipeline.workers import Worker, train_here
+from data.files.publish import TEMPORARY_PREFIX
+from data.stream import cache
+from data.stream.cache import CacheError
+from data.stream.config import CacheConfig
+from data.stream.loader import Sample
+from pipeline.checkpoint import retention
+from pipeline.checkpoint import write as saving
+from pipeline.checkpoint.read import load_weights, open_checkpoint
+from pipeline.checkpoint.record import CheckpointError, rank_file, read_record, step_folders
+from pipeline.checkpoint.retention import Retention, remove_superseded
+from pipeline.checkpoint.tensor_files import write_tensors
+from pipeline.checkpoint.write import SaveError
+from pipeline.distributed.process_group import Worker
+from pipeline.distributed.torchrun import train_here
+from pipeline.run import lock
+from pipeline.run.lock import LockedError, locked
+from pipeline.train.control import SAVE_NAME, STOP_NAME, Requests, Wish, sigterm_stops
+from pipeline.train.loop import train
+from pipeline.train.monitor.events import read_events
+from pipeline.train.tasks.flow import DiTTask, FlowBatch
+from testing.groups import Job, run_jobs
+from testing.tiny import CONFIG, WEIGHTS, make_task, write_latents
 
 ROOT = Path(__file__).resolve().parent.parent
 OFTEN = CONFIG.model_copy(update={"checkpoint_every_steps": 2, "keep_checkpoints": 3})  # steps 4, 6 and 8 stay
@@ -361,7 +368,7 @@ def test_a_wish_that_comes_after_the_look_is_not_taken_for_an_earlier_one(tmp_pa
 
 def test_a_second_sigterm_means_what_it_always_means(tmp_path):
     code = (
-        "import sys, time; from pathlib import Path; from pipeline.requests import sigterm_stops\n"
+        "import sys, time; from pathlib import Path; from pipeline.train.control import sigterm_stops\n"
         "with sigterm_stops(Path(sys.argv[1])): print('ready', flush=True); time.sleep(60)"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
@@ -428,7 +435,7 @@ def test_damaged_checkpoints_do_not_count_as_kept(run_dir):
 
 def test_a_disk_too_small_is_refused_before_the_first_step(data, tmp_path, monkeypatch):
     small = shutil.disk_usage(tmp_path)._replace(free=10_000)
-    monkeypatch.setattr(saving.shutil, "disk_usage", lambda _: small)
+    monkeypatch.setattr(retention.shutil, "disk_usage", lambda _: small)
     with pytest.raises(CheckpointError, match=r"GB free, but its checkpoints need .*lower train\.keep_checkpoints"):
         train_here(partial(train, make_task(data), CONFIG, tmp_path), 1)
     assert losses(tmp_path) == []
@@ -438,7 +445,7 @@ def test_checkpoints_that_stay_for_good_make_no_room(data, tmp_path, monkeypatch
     config = CONFIG.model_copy(update={"checkpoint_every_steps": 1, "keep_every_steps": 1})
     train_here(partial(train, make_task(data), config, tmp_path), 1)
     small = shutil.disk_usage(tmp_path)._replace(free=10_000)
-    monkeypatch.setattr(saving.shutil, "disk_usage", lambda _: small)
+    monkeypatch.setattr(retention.shutil, "disk_usage", lambda _: small)
     with pytest.raises(CheckpointError, match="GB free, but its checkpoints need"):
         train_here(partial(train, make_task(data), config.model_copy(update={"steps": 9}), tmp_path), 1)
 
@@ -447,7 +454,7 @@ def test_before_one_is_written_none_makes_room(data, tmp_path, monkeypatch):
     many = CONFIG.model_copy(update={"checkpoint_every_steps": 1, "keep_checkpoints": 8})
     train_here(partial(train, make_task(data), many, tmp_path), 1)
     small = shutil.disk_usage(tmp_path)._replace(free=10_000)
-    monkeypatch.setattr(saving.shutil, "disk_usage", lambda _: small)
+    monkeypatch.setattr(retention.shutil, "disk_usage", lambda _: small)
     with pytest.raises(CheckpointError, match="GB free, but its checkpoints need"):
         train_here(partial(train, make_task(data), CONFIG.model_copy(update={"steps": 9}), tmp_path), 1)
 
@@ -498,8 +505,8 @@ class FillingTask(DiTTask):
 def test_weights_leave_a_checkpoint_whole_without_ray_or_deepspeed(straight, tmp_path, which):
     output = tmp_path / "weights.safetensors"
     code = (
-        "import sys; from pathlib import Path; from pipeline.checkpoint import open_checkpoint; "
-        "from pipeline.export import export_weights; "
+        "import sys; from pathlib import Path; from pipeline.checkpoint.read import open_checkpoint; "
+        "from pipeline.checkpoint.export import export_weights; "
         "export_weights(open_checkpoint(Path(sys.argv[1])), Path(sys.argv[2]), sys.argv[3]); "
         "print([name for name in ('ray', 'deepspeed') if name in sys.modules])"
     )
@@ -516,7 +523,7 @@ def test_weights_leave_a_checkpoint_whole_without_ray_or_deepspeed(straight, tmp
 
 # ------------------------------------------------------------------ one at a time
 
-HOLD = "import sys, time; from pathlib import Path; from pipeline.lock import locked\n"
+HOLD = "import sys, time; from pathlib import Path; from pipeline.run.lock import locked\n"
 HOLD += "with locked(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
 
 
@@ -564,7 +571,7 @@ def test_a_holder_on_another_machine_counts_until_its_file_goes_stale(tmp_path):
 def test_a_training_whose_first_machine_died_goes_on_on_another(data, tmp_path, monkeypatch):
     """Nobody let go of its lock, and a restart comes before the file is stale: it waits instead of giving up."""
     monkeypatch.setattr(lock, "STALE_SECONDS", 2.0)
-    monkeypatch.setattr("pipeline.resume.ORPHANS_LIVE_SECONDS", 0.0)
+    monkeypatch.setattr("pipeline.checkpoint.resume.ORPHANS_LIVE_SECONDS", 0.0)
     (tmp_path / "training.lock").write_text(json.dumps({"host": "elsewhere", "pid": 7, "since": "noon"}))
     train_here(partial(train, make_task(data), CONFIG, tmp_path), 1)
     assert open_checkpoint(tmp_path).record.step == CONFIG.steps
@@ -572,7 +579,7 @@ def test_a_training_whose_first_machine_died_goes_on_on_another(data, tmp_path, 
 
 def test_two_trainings_in_one_folder(data, tmp_path, monkeypatch):
     """The lock of the training itself, which outlives a killed driver as long as its workers do."""
-    monkeypatch.setattr("pipeline.resume.ORPHANS_LIVE_SECONDS", 0.0)
+    monkeypatch.setattr("pipeline.checkpoint.resume.ORPHANS_LIVE_SECONDS", 0.0)
     process = hold(tmp_path / "training.lock")
     with pytest.raises(LockedError, match=f"process {process.pid}"):
         train_here(partial(train, make_task(data), CONFIG, tmp_path), 1)

@@ -18,8 +18,9 @@ from data.synthetic import (
     render,
     training_combinations,
 )
-from data.video import decode_clip, encode_clip, resize_and_crop
-from pipeline.judge import Judgement, judge_clip
+from data.video.codec import decode_clip, encode_clip
+from data.video.resize import resize_and_crop
+from pipeline.evaluate.judge import Judgement, judge_clip
 
 
 def test_scenes_are_pure_functions_of_seed_and_index():

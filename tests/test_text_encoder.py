@@ -10,14 +10,21 @@ from test_road import TINY, launch_here
 from text_encoders import WIDTH, write_text_encoder
 from transformers import AutoTokenizer, T5EncoderModel
 
-from data.shards import DatasetError, PayloadReader, read_index, read_manifest
-from models.dit import DiT, DiTConfig
-from models.pretrained_text import PretrainedTextEncoder, TextEncoderError, text_encoder_fingerprint
-from models.text import CaptionEmbeddings, CaptionTokens, TextConfig, joined
-from pipeline.captions import read_embeddings, text_tensors
-from pipeline.checkpoint import load_weights, open_checkpoint
-from pipeline.sample import read_samples
-from pipeline.stage import read_record
+from data.dataset.index import read_index
+from data.dataset.manifest import read_manifest
+from data.dataset.reader import PayloadReader
+from data.errors import DatasetError
+from models.networks.config import DiTConfig
+from models.networks.dit import DiT
+from models.text.bytes import CaptionTokens
+from models.text.caption import joined
+from models.text.config import TextConfig
+from models.text.embeddings import CaptionEmbeddings
+from models.text.pretrained import PretrainedTextEncoder, TextEncoderError, text_encoder_fingerprint
+from pipeline.checkpoint.read import load_weights, open_checkpoint
+from pipeline.encode.captions import read_embeddings, text_tensors
+from pipeline.run.stage import read_record
+from pipeline.sample.outputs import read_samples
 
 CPU = torch.device("cpu")
 CAPTIONS = ["a red circle moves left", "", "a blue star"]

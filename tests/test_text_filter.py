@@ -10,16 +10,20 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 from test_road import ROOT, TINY, launch
 
-from data.buckets import Bucket
-from data.filters import FilterConfig
-from data.shards import read_index, read_rejections
-from data.sources import list_folder
+from data.curation.config import FilterConfig
+from data.curation.ledger import read_rejections
+from data.curation.sources import list_folder
+from data.curation.text_area import covered_fraction, find_text, text_fraction
+from data.dataset.buckets import Bucket
+from data.dataset.index import read_index
 from data.synthetic import combinations, random_scene, render
-from data.text_area import covered_fraction, find_text, text_fraction
-from data.video import AugmentConfig, Span, encode_clip, read_spans
-from launch.inspection import describe_folder
-from pipeline.cut import CutConfig, ShardConfig, prepare_source
-from pipeline.shard import make_shards
+from data.video.augment import AugmentConfig
+from data.video.codec import encode_clip
+from data.video.extract import Span, read_spans
+from launch.inspect import describe_folder
+from pipeline.ingest.config import ShardConfig
+from pipeline.ingest.prepare import CutConfig, prepare_source
+from pipeline.ingest.shard import make_shards
 
 BUCKET = Bucket(num_frames=9, height=64, width=64, fps=8)
 FONT = Path(mpl.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
@@ -150,7 +154,7 @@ def test_a_detector_starts_no_threads():
     """Workers are processes side by side: each is to take one core."""
     code = """
 import cv2, onnxruntime, psutil, numpy as np
-from data.text_area import find_text
+from data.curation.text_area import find_text
 before = psutil.Process().num_threads()
 find_text(np.zeros((480, 640, 3), np.uint8))
 print(psutil.Process().num_threads() - before)

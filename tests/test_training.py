@@ -14,16 +14,24 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from benchmarks.records import SMALL
-from benchmarks.tiny import CONFIG, SHAPE, WEIGHTS, make_task, write_latents
-from data.loader import Sample, Stream
-from data.shards import DatasetError, LatentStats, PayloadReader
-from pipeline import seeds
-from pipeline.checkpoint import CheckpointError, load_weights, open_checkpoint
-from pipeline.flow_spec import denormalize, normalize
-from pipeline.metrics import read_metrics
-from pipeline.train import TrainConfig, build, learning_rate, train
-from pipeline.workers import Worker, WorldSizeError, train_here
+from data.dataset.manifest import LatentStats
+from data.dataset.reader import PayloadReader
+from data.errors import DatasetError
+from data.stream.loader import Sample, Stream
+from pipeline.checkpoint.read import load_weights, open_checkpoint
+from pipeline.checkpoint.record import CheckpointError
+from pipeline.distributed.config import WorldSizeError
+from pipeline.distributed.process_group import Worker
+from pipeline.distributed.torchrun import train_here
+from pipeline.encode.statistics import denormalize, normalize
+from pipeline.run import randomness
+from pipeline.train.build import build
+from pipeline.train.config import TrainConfig
+from pipeline.train.loop import train
+from pipeline.train.monitor.metrics import read_metrics
+from pipeline.train.schedule import learning_rate
+from testing.records import SMALL
+from testing.tiny import CONFIG, SHAPE, WEIGHTS, make_task, write_latents
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -188,12 +196,12 @@ def test_learning_rate_schedule():
 
 
 def test_addressed_randomness():
-    one = seeds.normal(1, "noise", [3, 4, 5], (2, 2))
-    assert torch.equal(one[1:], seeds.normal(1, "noise", [4, 5], (2, 2)))
+    one = randomness.normal(1, "noise", [3, 4, 5], (2, 2))
+    assert torch.equal(one[1:], randomness.normal(1, "noise", [4, 5], (2, 2)))
     assert not torch.equal(one[0], one[1])
-    assert not torch.equal(one, seeds.normal(1, "time", [3, 4, 5], (2, 2)))
-    assert not torch.equal(one, seeds.normal(2, "noise", [3, 4, 5], (2, 2)))
-    many = seeds.uniform(0, "caption-drop", range(2000))
+    assert not torch.equal(one, randomness.normal(1, "time", [3, 4, 5], (2, 2)))
+    assert not torch.equal(one, randomness.normal(2, "noise", [3, 4, 5], (2, 2)))
+    many = randomness.uniform(0, "caption-drop", range(2000))
     assert abs(float(many.mean()) - 0.5) < 0.03
 
 

@@ -17,33 +17,39 @@ from PIL import Image
 from safetensors.torch import save, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import pipeline.zero
-from benchmarks.groups import Job, run_jobs
-from benchmarks.records import SMALL, made_up_clip
-from benchmarks.tiny import CONFIG, WEIGHTS, make_task
-from data.buckets import Bucket
-from data.clip import LATENT_MEMBER
-from data.loader import Stream
-from data.shards import PayloadReader, read_index, write_index, write_shard
-from data.video import decode_clip, encode_clip, encode_gif
-from models.autoencoder import Autoencoder, AutoencoderConfig
-from models.dit import DiTConfig
-from models.text import CaptionTokens
-from pipeline import seeds
-from pipeline.agree import from_every_rank
-from pipeline.checkpoint import Weights, load_weights, open_checkpoint
-from pipeline.ema import averaged_weights
-from pipeline.flow_preview import FlowQuery
-from pipeline.journal import read_events
-from pipeline.metrics import read_metrics
-from pipeline.pace import RankPace, flops_per_clip, peak_flops_per_second, slowest
-from pipeline.preview import fixed_prompts
-from pipeline.time_bins import bin_means, binned
-from pipeline.train import build, train
-from pipeline.train_autoencoder import AutoencoderTask
-from pipeline.validation import VALIDATION_NAME, ValidationRow, held_out, read_validation
-from pipeline.wandb_run import WandbError
-from pipeline.workers import Worker, train_here
+import pipeline.engine.zero
+from data.dataset.buckets import Bucket
+from data.dataset.clip import LATENT_MEMBER
+from data.dataset.index import read_index, write_index
+from data.dataset.reader import PayloadReader
+from data.dataset.shards import write_shard
+from data.stream.loader import Stream
+from data.video.codec import decode_clip, encode_clip, encode_gif
+from models.autoencoder.config import AutoencoderConfig
+from models.autoencoder.model import Autoencoder
+from models.networks.config import DiTConfig
+from models.text.bytes import CaptionTokens
+from pipeline.checkpoint.read import load_weights, open_checkpoint
+from pipeline.distributed.collectives import from_every_rank
+from pipeline.distributed.process_group import Worker
+from pipeline.distributed.torchrun import train_here
+from pipeline.engine.ema import averaged_weights
+from pipeline.run import randomness
+from pipeline.run.weight_names import Weights
+from pipeline.train.build import build
+from pipeline.train.loop import train
+from pipeline.train.monitor.events import read_events
+from pipeline.train.monitor.metrics import read_metrics
+from pipeline.train.monitor.previews import fixed_prompts
+from pipeline.train.monitor.throughput import RankPace, flops_per_clip, peak_flops_per_second, slowest
+from pipeline.train.monitor.validation import VALIDATION_NAME, ValidationRow, held_out, read_validation
+from pipeline.train.monitor.wandb_run import WandbError
+from pipeline.train.tasks.autoencoder import AutoencoderTask
+from pipeline.train.tasks.flow_preview import FlowQuery
+from pipeline.train.time_bins import bin_means, binned
+from testing.groups import Job, run_jobs
+from testing.records import SMALL, made_up_clip
+from testing.tiny import CONFIG, WEIGHTS, make_task
 
 STILL = Bucket(num_frames=1, height=32, width=32, fps=8)
 STAGES = (0, 1, 2, 3)
@@ -67,7 +73,7 @@ def write_two_splits(folder: Path) -> None:
         split = "validation" if number % 3 == 0 else "train"
         record = made_up_clip(number, bucket).model_copy(update={"split": split})
         shape = (4, 1 if bucket == STILL else 2, 4, 4)
-        samples.append((record, save({"mean": seeds.normal(0, "test", [number], shape)[0]})))
+        samples.append((record, save({"mean": randomness.normal(0, "test", [number], shape)[0]})))
     _, rows = write_shard(folder / "shard-00000.tar", samples, LATENT_MEMBER)
     write_index(folder, rows)
     torch.manual_seed(3)
@@ -82,7 +88,7 @@ def task_of(folder: Path):
 
 def train_watched(worker: Worker, data: Path, run_dir: Path, stage: int, config) -> None:
     """The product's loop; stage 3 with every parameter cut, however small."""
-    pipeline.zero.PERSISTENT_PARAMETERS = 0
+    pipeline.engine.zero.PERSISTENT_PARAMETERS = 0
     train(task_of(data), config.model_copy(update={"zero_stage": stage}), run_dir, worker)
 
 
@@ -102,7 +108,7 @@ class StopHereError(Exception):
 
 def compare_average(worker: Worker, data: Path, stage: int) -> None:
     """Inside the block the module is that of the averaged weights; afterwards nothing has changed, nor in training."""
-    pipeline.zero.PERSISTENT_PARAMETERS = 0
+    pipeline.engine.zero.PERSISTENT_PARAMETERS = 0
     task = task_of(data)
     trainer, ema = build(task, CONFIG.model_copy(update={"zero_stage": stage}), worker)
     stream = Stream(

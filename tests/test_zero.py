@@ -7,15 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-import pipeline.zero
-from benchmarks.groups import Job, run_jobs
-from benchmarks.records import SMALL
-from benchmarks.tiny import CONFIG, make_task, write_latents
-from data.loader import Stream
-from pipeline.metrics import read_metrics
-from pipeline.train import learning_rate, train
-from pipeline.workers import Worker
-from pipeline.zero import share
+import pipeline.engine.zero
+from data.stream.loader import Stream
+from pipeline.distributed.process_group import Worker
+from pipeline.engine.fragment import share
+from pipeline.train.loop import train
+from pipeline.train.monitor.metrics import read_metrics
+from pipeline.train.schedule import learning_rate
+from testing.groups import Job, run_jobs
+from testing.records import SMALL
+from testing.tiny import CONFIG, make_task, write_latents
 
 GOLDEN = Path(__file__).parent / "golden" / "loss_curve.json"
 FIFTY_STEPS = CONFIG.model_copy(update={"steps": 50, "checkpoint_every_steps": 50})
@@ -23,7 +24,7 @@ FIFTY_STEPS = CONFIG.model_copy(update={"steps": 50, "checkpoint_every_steps": 5
 
 def train_at_stage(worker: Worker, folder: Path, run_dir: Path, stage: int) -> None:
     """The product's loop; stage 3 with every parameter cut, however small."""
-    pipeline.zero.PERSISTENT_PARAMETERS = 0
+    pipeline.engine.zero.PERSISTENT_PARAMETERS = 0
     train(make_task(folder), FIFTY_STEPS.model_copy(update={"zero_stage": stage}), run_dir, worker)
 
 

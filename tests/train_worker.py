@@ -4,9 +4,9 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from benchmarks.tiny import CONFIG, make_task
-from pipeline.train import train
-from pipeline.workers import train_here
+from pipeline.distributed.torchrun import train_here
+from pipeline.train.loop import train
+from testing.tiny import CONFIG, make_task
 
 if __name__ == "__main__":
     data_dir, run_dir, steps = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])

@@ -6,15 +6,15 @@ Holderrieth & Erives 2025, on training targets).
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from models.flow.path import Coefficients, Path, expand, nonzero
+from models.flow.spec import Prediction
 
-Prediction = Literal["velocity", "data", "noise", "score"]
 Function = Callable[[Tensor, Tensor], Tensor]
 
 

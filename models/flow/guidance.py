@@ -16,8 +16,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from models.flow.field import Field, Prediction, to_velocity
+from models.flow.field import Field, to_velocity
 from models.flow.path import Coefficients, Path, expand, nonzero
+from models.flow.spec import Prediction
 
 T = TypeVar("T")
 

@@ -9,45 +9,26 @@ eq. 2; Holderrieth & Erives algorithm 4), noise (Ho et al. 2020, eq. 14) or data
 """
 
 import math
-from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from models.flow.field import Prediction, check_prediction, velocity_weight
+from models.flow.field import check_prediction, velocity_weight
 from models.flow.grid import shift_time
 from models.flow.path import Path, nonzero
+from models.flow.spec import LossWeight, Prediction, TimeLaw
 
-LossWeight = Literal["plain", "velocity"]
 
-
-class TimeLaw(BaseModel):
-    """The law of training times, as a map from uniform numbers (its quantile function).
-
-    logit-normal: t = sigmoid(mean + std n), n ~ N(0, 1): the middle of the path, where noise and data are hardest to
-    tell apart, is learnt most often. mode: heavy in the middle, but positive at the ends. (Esser et al. 2024, section
-    3.1, where time runs the other way.) `shift` > 1 then moves times towards noise, for larger clips.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    law: Literal["logit-normal", "uniform", "mode"] = "logit-normal"
-    mean: float = 0.0
-    std: float = Field(default=1.0, gt=0)
-    mode_scale: float = Field(default=1.29, ge=-1, le=1.75)  # within these the law has a density
-    shift: float = Field(default=1.0, gt=0)
-
-    def times(self, uniform: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
-        """Turn numbers in (0, 1) into times in [0, 1], in increasing order of the numbers."""
-        if self.law == "uniform":
-            t = uniform
-        elif self.law == "mode":
-            t = uniform + self.mode_scale * ((math.pi / 2 * uniform).cos().square() - 1 + uniform)
-        else:
-            t = torch.sigmoid(self.mean + self.std * torch.special.ndtri(uniform))
-        return shift_time(t, self.shift)
+def training_times(law: TimeLaw, uniform: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+    """Turn numbers in (0, 1) into times in [0, 1] that follow `law`, in increasing order of the numbers."""
+    if law.law == "uniform":
+        t = uniform
+    elif law.law == "mode":
+        t = uniform + law.mode_scale * ((math.pi / 2 * uniform).cos().square() - 1 + uniform)
+    else:
+        t = torch.sigmoid(law.mean + law.std * torch.special.ndtri(uniform))
+    return shift_time(t, law.shift)
 
 
 def stratified(positions: Int[Tensor, " b"], offset: float) -> Float[Tensor, " b"]:

@@ -14,11 +14,12 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from models.flow.spec import PathName
 
 
 @dataclass(frozen=True)
@@ -262,9 +263,6 @@ class AffinePath(Path):
         a, a_prime = derivative_along(self.alpha, t, one)
         b, b_prime = derivative_along(self.beta, t, one)
         return Coefficients(a=a, a_prime=a_prime, b=b, scale=one, scaled_b_prime=b_prime)
-
-
-PathName = Literal["straight", "cosine", "vp"]
 
 
 def path_of(name: PathName) -> Path:

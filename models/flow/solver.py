@@ -10,7 +10,7 @@ gives each frame of a (b c frames h w) or (b 1 frames) state its own times.
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -19,10 +19,9 @@ from torch import Tensor
 from models.flow.field import Field
 from models.flow.grid import check_grid
 from models.flow.path import Coefficients, VariancePreservingPath, expand, nonzero, posterior
+from models.flow.spec import OdeSolver
 
 BLOCK_STEPS = 64
-
-OdeSolver = Literal["euler", "midpoint", "heun", "rk4", "ab2", "dpmpp_2m", "unipc", "ddim"]
 Solver = Callable[[Field, Tensor, Tensor], Tensor]
 Noise = Callable[[int], Tensor]  # step number -> standard normal of the state's shape
 Diffusion = Callable[[Tensor], Tensor]  # time -> sigma_t

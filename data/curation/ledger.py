@@ -1,0 +1,135 @@
+"""The ledger of a dataset: every source ends in exactly one of shards, filtered and quarantine.
+
+`quarantine.jsonl` has a line for each source that could not be used, `filtered.jsonl` one for each clip,
+or whole source, that was left out on purpose. The manifest holds the counts, which must add up.
+"""
+
+from collections import Counter
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from data.files.publish import publish_text
+
+FILTERED_NAME = "filtered.jsonl"
+
+QUARANTINE_NAME = "quarantine.jsonl"
+
+Stage = Literal["read", "caption", "decode", "filter"]
+Fault = Literal[
+    "bad_caption",
+    "crashed",
+    "empty_file",
+    "encrypted",
+    "failed",
+    "missing",
+    "no_time_stamps",
+    "no_video",
+    "not_a_file",
+    "size_changes",
+    "timed_out",
+    "undecodable",
+    "unreadable",
+]
+Filter = Literal["too_short", "too_small", "static", "black", "letter_boxed", "text_heavy", "duplicate"]
+Reason = Fault | Filter
+_MEND = "mend or replace the file, then run `shard` with --retry"
+_SETTING = "set {} and run `shard` again"
+RETRY: dict[Reason, str] = {
+    "bad_caption": "mend the caption, then run `shard` with --retry",
+    "crashed": _MEND,
+    "empty_file": _MEND,
+    "encrypted": "decrypt the file, then run `shard` with --retry",
+    "failed": "report it as a bug, with the file; once solved, run `shard` with --retry",
+    "missing": "put the file back, then run `shard` with --retry",
+    "no_time_stamps": "write it anew with ffmpeg (`ffmpeg -i OLD NEW.mp4`), then run `shard` with --retry",
+    "no_video": _MEND,
+    "not_a_file": "put a regular file there, then run `shard` with --retry",
+    "size_changes": "write it anew with ffmpeg (`ffmpeg -i OLD NEW.mp4`), then run `shard` with --retry",
+    "timed_out": "set data.decode_timeout_seconds higher, then run `shard` with --retry",
+    "undecodable": _MEND,
+    "unreadable": "make the file readable, then run `shard` with --retry",
+    "too_short": _SETTING.format("a bucket of fewer frames or of a higher rate in data.buckets"),
+    "too_small": _SETTING.format("data.filters.too_small_pixels lower"),
+    "static": _SETTING.format("data.filters.static_difference lower"),
+    "black": _SETTING.format("data.filters.black_luma lower"),
+    "letter_boxed": _SETTING.format("data.filters.letter_boxed_share higher"),
+    "text_heavy": _SETTING.format("data.filters.text_fraction higher"),
+    "duplicate": _SETTING.format("data.filters.duplicate_bits lower"),
+}
+
+
+class LedgerError(RuntimeError):
+    """The ledger does not add up: a bug, never the user's fault."""
+
+
+class Rejection(BaseModel):
+    """One line of `quarantine.jsonl` or `filtered.jsonl`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    source: str
+    start_seconds: float | None = None  # of the clip; None: the whole source
+    stage: Stage
+    reason: Reason
+    detail: str  # one sentence about this file
+    retry: str
+
+
+def reject(source: str, stage: Stage, reason: Reason, detail: str, start_seconds: float | None = None) -> Rejection:
+    """A line of the ledger, with the way out that belongs to its reason."""
+    return Rejection(
+        source=source, start_seconds=start_seconds, stage=stage, reason=reason, detail=detail, retry=RETRY[reason]
+    )
+
+
+class LedgerCounts(BaseModel):
+    """How many sources a stage was given and where they went."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    sources: int
+    shards: int
+    filtered: int
+    quarantine: int
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.sources != self.shards + self.filtered + self.quarantine:
+            raise ValueError("sources must equal shards + filtered + quarantine")
+        return self
+
+
+def balance(
+    sources: Collection[str], sharded: Collection[str], filtered: Collection[str], quarantined: Collection[str]
+) -> LedgerCounts:
+    """Count every source once.
+
+    Args:
+        sources: the name of every source.
+        sharded, filtered, quarantined: the names of those that ended there.
+
+    Raises:
+        LedgerError: a source is missing, unknown, or in two places.
+    """
+    listed, ended = Counter(sources), Counter([*sharded, *filtered, *quarantined])
+    if listed != ended:
+        lost, surplus = sorted((listed - ended).elements()), sorted((ended - listed).elements())
+        raise LedgerError(
+            f"the ledger does not add up: of {len(sources)} sources {len(lost)} are lost (such as {lost[:3]}) "
+            f"and {len(surplus)} are unknown or counted twice (such as {surplus[:3]})"
+        )
+    return LedgerCounts(sources=len(sources), shards=len(sharded), filtered=len(filtered), quarantine=len(quarantined))
+
+
+def write_rejections(path: Path, rejections: Iterable[Rejection]) -> None:
+    """Publish a list of what was left out: one JSON object per line."""
+    publish_text(path, "".join(rejection.model_dump_json() + "\n" for rejection in rejections))
+
+
+def read_rejections(path: Path) -> list[Rejection]:
+    """What `write_rejections` wrote; nothing where there is no such file."""
+    lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
+    return [Rejection.model_validate_json(line) for line in lines if line]

@@ -1,0 +1,135 @@
+"""What a dataset holds: manifest.json and the records in it."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from hashlib import sha256
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from data.curation.ledger import LedgerCounts, Reason
+from data.dataset.buckets import Bucket
+from data.dataset.clip import Split
+from data.dataset.index import IndexRow, shape_of
+from data.errors import DatasetError
+
+SCHEMA_VERSION = 5
+MANIFEST_NAME = "manifest.json"
+
+
+class ShardRecord(BaseModel):
+    """One shard, as listed in the manifest."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    num_samples: int
+    num_bytes: int
+    sha256: str
+
+
+class LatentStats(BaseModel):
+    """Mean and standard deviation of each latent channel, measured over the training split."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    mean: list[float]
+    std: list[float]
+
+    @property
+    def num_channels(self) -> int:
+        """Channels of a latent."""
+        return len(self.mean)
+
+
+class TextEncoderRecord(BaseModel):
+    """The frozen encoder that has read the captions of a latent dataset."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    folder: str  # where it was
+    fingerprint: str  # of its files
+    max_tokens: int
+    width: int  # of an embedding
+
+
+class BucketRecord(BaseModel):
+    """How many samples have one shape."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    bucket: Bucket
+    num_samples: int
+    num_train: int  # of them, in the training split
+
+    @property
+    def num_validation(self) -> int:
+        """Of them, in the validation split."""
+        return self.num_samples - self.num_train
+
+
+class Manifest(BaseModel):
+    """What a dataset folder holds."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    schema_version: int = SCHEMA_VERSION
+    kind: str  # "clips" or "latents"
+    fingerprint: str  # of the contents: the shards' checksums
+    buckets: list[BucketRecord]  # that with most samples first
+    num_samples: int
+    shards: list[ShardRecord]
+    ledger: LedgerCounts | None = None  # of clips: what became of their sources
+    filtered: dict[Reason, int] = {}  # clips and whole sources left out, by filter
+    latent_stats: LatentStats | None = None
+    text_encoder: TextEncoderRecord | None = None  # of latents; None: captions are read by the DiT, as bytes
+    num_cut_captions: int = 0  # by the text encoder, which reads the first max_tokens
+
+
+def count_buckets(rows: Iterable[IndexRow]) -> list[BucketRecord]:
+    """How many samples each shape has, that with most of them first."""
+    counts: Counter[tuple[str, Split]] = Counter()
+    shapes: dict[str, Bucket] = {}
+    for row in rows:
+        counts[row.bucket, row.split] += 1
+        shapes.setdefault(row.bucket, shape_of(row))
+    records = [
+        BucketRecord(
+            bucket=shape,
+            num_samples=counts[name, "train"] + counts[name, "validation"],
+            num_train=counts[name, "train"],
+        )
+        for name, shape in shapes.items()
+    ]
+    return sorted(records, key=lambda record: (-record.num_samples, record.bucket.name))
+
+
+def content_fingerprint(shards: Iterable[ShardRecord]) -> str:
+    """One name for everything in a dataset."""
+    return sha256("\n".join(shard.sha256 for shard in shards).encode()).hexdigest()[:20]
+
+
+def read_manifest(dataset_dir: Path) -> Manifest:
+    """The manifest of a finished dataset.
+
+    Raises:
+        DatasetError: it is missing (the folder was never finished), unreadable, or of a newer schema.
+    """
+    path = dataset_dir / MANIFEST_NAME
+    if not path.is_file():
+        raise DatasetError(f"{dataset_dir} holds no {MANIFEST_NAME}: it is not a finished dataset; make it first")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        version = content.get("schema_version", 0) if isinstance(content, dict) else 0
+        if version != SCHEMA_VERSION:
+            way_out = "use a newer reelflow" if version > SCHEMA_VERSION else f"run the stage that makes {dataset_dir}"
+            age = "newer" if version > SCHEMA_VERSION else "older"
+            raise DatasetError(f"{path}: schema {version} is {age} than this program's {SCHEMA_VERSION}; {way_out}")
+        manifest = Manifest.model_validate(content)
+    except (json.JSONDecodeError, UnicodeDecodeError, ValidationError) as error:
+        raise DatasetError(f"{path} is damaged ({error}); delete {dataset_dir} and run the stage again") from error
+    for shard in manifest.shards:
+        if Path(shard.name).name != shard.name:
+            raise DatasetError(f"{path}: the shard {shard.name!r} is not in {dataset_dir}; run the stage again")
+    return manifest

@@ -1,0 +1,249 @@
+"""What a dataset holds, counted from its index column by column.
+
+A million samples are a million numbers per column here, never a million Python objects.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from itertools import pairwise
+from math import floor, log10
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import ValidationError
+
+from data.curation.ledger import FILTERED_NAME, QUARANTINE_NAME, Rejection
+from data.dataset.index import INDEX_NAME, IndexRow
+from data.dataset.manifest import Manifest, read_manifest
+from data.errors import DatasetError
+
+MAX_BARS = 12
+LABEL_DIGITS = 3
+HAIR = 1e-6  # of a bar's width
+BATCH_ROWS = 2**16
+SHAPE = ("num_frames", "height", "width", "fps", "source_height", "source_width")
+COLUMNS = pa.schema(
+    [
+        pa.field("caption", pa.large_string(), nullable=False),
+        pa.field("caption_size", pa.int64(), nullable=False),
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("decoder", pa.string(), nullable=False),
+        pa.field("num_frames", pa.int64(), nullable=False),
+        pa.field("height", pa.int64(), nullable=False),
+        pa.field("width", pa.int64(), nullable=False),
+        pa.field("fps", pa.float64(), nullable=False),
+        pa.field("source_height", pa.int64(), nullable=False),
+        pa.field("source_width", pa.int64(), nullable=False),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One bar of a histogram."""
+
+    label: str
+    count: int
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """How many clips have which value. The counts of the bars add up to the number of clips."""
+
+    name: str
+    measure: str  # what the labels say, with the unit
+    bars: tuple[Bar, ...]
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """What one file of the ledger lists under one reason."""
+
+    file: str
+    count: int
+    example: Rejection  # the first one
+
+
+@dataclass(frozen=True)
+class Survey:
+    """A dataset in figures."""
+
+    dataset_dir: Path
+    manifest: Manifest
+    splits: dict[str, int]
+    decoders: dict[str, int]
+    captions: dict[str, int]  # the commonest few
+    num_captions: int  # different ones
+    histograms: tuple[Histogram, ...]
+    left_out: tuple[LeftOut, ...]  # by file, the commonest reason first
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all shards together."""
+        return sum(shard.num_bytes for shard in self.manifest.shards)
+
+
+def survey_dataset(dataset_dir: Path) -> Survey:
+    """Count what a finished dataset holds.
+
+    Raises:
+        DatasetError: the manifest, the index or the ledger is missing, damaged, or they contradict each other.
+    """
+    manifest = read_manifest(dataset_dir)
+    index = _read_columns(dataset_dir, manifest)
+    num_captions, captions = _commonest(index["caption"], 3)
+    return Survey(
+        dataset_dir=dataset_dir,
+        manifest=manifest,
+        splits=_commonest(index["split"])[1],
+        decoders=_commonest(index["decoder"])[1],
+        captions=captions,
+        num_captions=num_captions,
+        histograms=(
+            Histogram("length", "seconds", numeric_bars(index["num_frames"].to_numpy() / index["fps"].to_numpy())),
+            Histogram("size", "height x width in pixels", _size_bars(index, "height", "width")),
+            Histogram(
+                "source", "height x width in pixels, before cutting", _size_bars(index, "source_height", "source_width")
+            ),
+            Histogram("caption", "length in bytes", numeric_bars(index["caption_size"].to_numpy())),
+        ),
+        left_out=(*_left_out(dataset_dir, FILTERED_NAME), *_left_out(dataset_dir, QUARANTINE_NAME)),
+    )
+
+
+def pick_rows(dataset_dir: Path, number: int) -> list[IndexRow]:
+    """Up to `number` rows of the index, evenly chosen from the first to the last.
+
+    Raises:
+        DatasetError: the index is missing or damaged.
+    """
+    names = [field.name for field in fields(IndexRow)]
+    rows, start = [], 0
+    with _open_index(dataset_dir) as file:
+        num_rows = file.metadata.num_rows
+        wanted = np.unique(np.linspace(0, num_rows - 1, min(number, num_rows)).astype(np.int64))
+        for batch in file.iter_batches(BATCH_ROWS, columns=names):
+            here = wanted[(wanted >= start) & (wanted < start + len(batch))] - start
+            rows += [IndexRow(**row) for row in batch.take(pa.array(here)).to_pylist()]
+            start += len(batch)
+    return rows
+
+
+def numeric_bars(values: np.ndarray) -> tuple[Bar, ...]:
+    """A bar for each value where they are few, otherwise for stretches of equal width in round numbers.
+
+    Rare values far above the others (over twice as far from the lowest as 99 of 100 values) share the last bar.
+
+    Args:
+        values: (n,), finite; whole numbers as integers.
+    """
+    values = values.round(LABEL_DIGITS)  # so that two bars never have one label
+    distinct, counts = np.unique(values, return_counts=True)
+    if len(distinct) <= MAX_BARS:
+        return tuple(Bar(_number(value), int(count)) for value, count in zip(distinct, counts, strict=True))
+    whole = np.issubdtype(values.dtype, np.integer)
+    low, usual, high = float(distinct[0]), float(np.percentile(values, 99)), float(distinct[-1])
+    top = usual if usual > low and high - low > 2 * (usual - low) else high
+    step = _round_step((top - low) / (MAX_BARS - 2), whole)
+    # Edges and values are rounded numbers: what is a hair below an edge lies on it.
+    edges = np.arange(floor(low / step + HAIR), floor(top / step + HAIR) + 2) * step
+    places = np.maximum(np.searchsorted(edges - HAIR * step, values, side="right") - 1, 0)
+    totals = np.bincount(places, minlength=len(edges)).tolist()
+    labels = [f"{_number(a)} to {_number(b - 1 if whole else b)}" for a, b in pairwise(edges)]
+    bars = [Bar(label, count) for label, count in zip(labels, totals[:-1], strict=True)]
+    return (*bars, Bar(f"{_number(edges[-1])} and more", totals[-1])) if totals[-1] else tuple(bars)
+
+
+def _round_step(width: float, whole: bool) -> float:
+    """The next of 1, 2, 5, 10, 20, ... (and 0.5, 0.2, ...) that is not below `width`."""
+    power = 10.0 ** floor(log10(width))
+    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= width)
+    return max(step, 1.0) if whole else step
+
+
+def _number(value: float) -> str:
+    return f"{round(float(value), LABEL_DIGITS):.15g}"
+
+
+def _size_bars(index: pa.Table, height: str, width: str) -> tuple[Bar, ...]:
+    """The commonest sizes, from small to large, and one bar for all others.
+
+    Args:
+        height, width: the columns that hold them.
+    """
+    groups = index.group_by([height, width]).aggregate([([], "count_all")]).to_pylist()
+    sizes = sorted((-group["count_all"], group[height], group[width]) for group in groups)
+    shown = sizes if len(sizes) <= MAX_BARS else sizes[: MAX_BARS - 1]
+    by_area = sorted(shown, key=lambda size: (size[1] * size[2], size[1]))
+    bars = [Bar(f"{high} x {wide}", -count) for count, high, wide in by_area]
+    rest = sizes[len(shown) :]
+    if rest:
+        bars.append(Bar(f"{len(rest)} others", -sum(count for count, _, _ in rest)))
+    return tuple(bars)
+
+
+def _commonest(column: pa.ChunkedArray, limit: int | None = None) -> tuple[int, dict[str, int]]:
+    """How many different values there are, and how often the commonest ones come; of equals the first one first."""
+    counted = column.combine_chunks().value_counts()
+    values, counts = counted.field("values"), counted.field("counts").to_numpy()
+    order = np.argsort(-counts, kind="stable")[:limit]
+    return len(values), dict(zip(values.take(pa.array(order)).to_pylist(), counts[order].tolist(), strict=True))
+
+
+def _left_out(dataset_dir: Path, name: str) -> list[LeftOut]:
+    """What a file of the ledger lists, by reason; nothing where there is no such file."""
+    counts, examples = Counter[str](), dict[str, Rejection]()
+    path = dataset_dir / name
+    if path.is_file():
+        with path.open(encoding="utf-8", newline="\n") as file:
+            for number, line in enumerate(file, 1):
+                try:
+                    rejection = Rejection.model_validate_json(line)
+                except ValidationError as error:
+                    raise DatasetError(f"{path}: line {number} is damaged; make {dataset_dir} again") from error
+                counts[rejection.reason] += 1
+                examples.setdefault(rejection.reason, rejection)
+    return [LeftOut(name, number, examples[reason]) for reason, number in counts.most_common()]
+
+
+def _read_columns(dataset_dir: Path, manifest: Manifest) -> pa.Table:
+    """The columns that are counted, checked."""
+    path = dataset_dir / INDEX_NAME
+    with _open_index(dataset_dir) as file:
+        num_rows = file.metadata.num_rows
+        # An index without rows has no columns either: there was nothing to tell their types from.
+        table = _cast(file) if num_rows else COLUMNS.empty_table()
+    if num_rows != manifest.num_samples:
+        raise DatasetError(
+            f"{path} has {num_rows} rows, but the manifest counts {manifest.num_samples} samples; "
+            f"make {dataset_dir} again"
+        )
+    if not all((table[name].to_numpy() > 0).all() for name in SHAPE):
+        raise DatasetError(f"{path} has a clip without a shape (0 or less); make {dataset_dir} again")
+    return table
+
+
+def _cast(file: pq.ParquetFile) -> pa.Table:
+    missing = set(COLUMNS.names) - set(file.schema_arrow.names)
+    if missing:
+        raise ValueError(f"it lacks {', '.join(sorted(missing))}")
+    table = file.read(columns=COLUMNS.names).select(COLUMNS.names).cast(COLUMNS)
+    table.validate(full=True)  # text that is no UTF-8
+    return table
+
+
+@contextmanager
+def _open_index(dataset_dir: Path) -> Iterator[pq.ParquetFile]:
+    """The index; whatever goes wrong while it is read is said to be its damage."""
+    path = dataset_dir / INDEX_NAME
+    if not path.is_file():
+        raise DatasetError(f"{dataset_dir} holds no {INDEX_NAME} although it has a manifest; make {dataset_dir} again")
+    try:
+        with pq.ParquetFile(path) as file:
+            yield file
+    except (pa.ArrowException, OSError, TypeError, ValueError) as error:
+        raise DatasetError(f"{path} is damaged ({error}); make {dataset_dir} again") from error

@@ -1,0 +1,1 @@
+"""Files on disk: atomic publishing, tables, JSON lines, checksums."""

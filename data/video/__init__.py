@@ -1,0 +1,1 @@
+"""Video files: probing, decoding, resizing, cutting into spans, encoding."""

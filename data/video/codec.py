@@ -1,0 +1,97 @@
+"""Encoding and decoding of prepared clips, in memory."""
+
+import io
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from itertools import chain, islice
+
+import av
+import decord
+import numpy as np
+from PIL import Image
+
+from data.errors import VideoError
+from data.records import Frames
+from data.video.decoders import DECORD_ERRORS
+
+FRAMES_AHEAD = 8  # asked of decord in one call; one by one it does not notice padded rows
+
+
+def decode_clip(content: bytes | memoryview) -> Frames:
+    """All frames of a clip that `encode_clip` wrote.
+
+    Raises:
+        VideoError: the bytes are not a readable video.
+    """
+    blocks = list(_decode_blocks(content, None))
+    if not blocks:
+        raise VideoError("undecodable", "it cannot be decoded (it holds no frames)")
+    return np.concatenate(blocks)
+
+
+def decode_chunks(content: bytes | memoryview, lengths: Sequence[int]) -> Iterator[Frames]:
+    """The frames of `decode_clip`, so many at a time: they are decoded when they are asked for, and not kept.
+
+    Raises:
+        VideoError: on the way: as `decode_clip`, or the clip has not as many frames as `lengths` together.
+    """
+    frames = chain.from_iterable(_decode_blocks(content, FRAMES_AHEAD))
+    num_found = 0
+    for length in lengths:
+        chunk = list(islice(frames, length))
+        num_found += len(chunk)
+        if len(chunk) < length:
+            break
+        yield np.stack(chunk)
+    num_found += sum(1 for _ in frames)
+    if num_found != sum(lengths):
+        raise VideoError("undecodable", f"it has {num_found} frames and not the {sum(lengths)} of its record")
+
+
+def _decode_blocks(content: bytes | memoryview, most: int | None) -> Iterator[Frames]:
+    """The frames of a clip, at most so many at once; None: all."""
+    num_given = 0
+    try:
+        reader = decord.VideoReader(io.BytesIO(content), ctx=decord.cpu(0), num_threads=1)
+        while num_given < len(reader):
+            end = len(reader) if most is None else min(num_given + most, len(reader))
+            yield reader.get_batch(range(num_given, end)).asnumpy()
+            num_given = end
+    except DECORD_ERRORS:  # some widths, which its padding does not divide
+        pass
+    else:
+        return
+    try:
+        with av.open(io.BytesIO(content), mode="r") as container:
+            for frame in islice(container.decode(video=0), num_given, None):
+                yield frame.to_ndarray(format="rgb24")[None]
+    except (av.FFmpegError, IndexError, ValueError) as error:
+        raise VideoError("undecodable", f"it cannot be decoded ({error})") from error
+
+
+def encode_gif(frames: Frames, fps: float, max_side: int = 256) -> bytes:
+    """An animated GIF that repeats for ever, made smaller where a side is longer than `max_side` pixels."""
+    pictures = [Image.fromarray(frame) for frame in frames]
+    for picture in pictures:
+        picture.thumbnail((max_side, max_side))
+    buffer = io.BytesIO()
+    duration = round(1000 / fps)  # milliseconds
+    pictures[0].save(buffer, "GIF", save_all=True, append_images=pictures[1:], duration=duration, loop=0)
+    return buffer.getvalue()
+
+
+def encode_clip(frames: Frames, fps: float, crf: int = 14) -> bytes:
+    """H.264 in MP4 (yuv420p, which every browser plays), as bytes; equal frames give equal bytes."""
+    buffer = io.BytesIO()
+    with av.open(buffer, mode="w", format="mp4") as container:
+        rate = Fraction(fps).limit_denominator(1001)
+        # Without its macroblock tree: with it, x264's AVX-512 code gives other bytes now and then at small sizes.
+        options = {"crf": str(crf), "preset": "veryfast", "x264-params": "mbtree=0"}
+        stream = container.add_stream("libx264", rate=rate, options=options)
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        stream.codec_context.thread_count = 1  # clips are small: many at once beat many threads on one
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
+        container.mux(stream.encode())
+    return buffer.getvalue()

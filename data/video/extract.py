@@ -1,0 +1,148 @@
+"""Video files in and out: clips of their bucket's shape are cut from sources, and written as H.264.
+
+Pixels here are uint8 (t h w c), RGB. Which decoder reads a source is decided in `data/decoders.py`.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+
+from data.curation.scenes import DETECTION_SIZE
+from data.dataset.buckets import Bucket, SourceShape
+from data.dataset.clip import Decoder
+from data.errors import VideoError
+from data.records import Frames
+from data.video.augment import AS_IT_IS, AugmentConfig
+from data.video.decoders import Timeline, UnfitDecoderError, timelines
+from data.video.formats import IMAGE_SUFFIXES
+from data.video.images import read_image
+from data.video.probe import probe_video
+from data.video.resize import Box, Size, crop_box, decoding_size, resize_and_crop
+from data.video.spans import WHOLE, PlannedSpan, Stretch, _shown_part, plan_spans
+
+TextMeasure = Callable[[UInt8[np.ndarray, "h w 3"], Box], float]
+
+
+@dataclass(frozen=True)
+class Span:
+    """A stretch of a source video, already in the shape of its bucket."""
+
+    start_seconds: float  # after the source's first frame
+    bucket: Bucket
+    variant: str  # how it was augmented; empty: not at all
+    frames: Frames
+    decoder: Decoder
+    source_height: int  # of the video it was cut from
+    source_width: int
+    text_fraction: float | None = None  # of its picture; None: not measured
+
+
+def read_spans(
+    path: Path,
+    buckets: Sequence[Bucket],
+    max_spans: int,
+    *,
+    stretch: Stretch = WHOLE,
+    min_side_pixels: int = 1,
+    find_cuts: Callable[[Timeline, Size], list[int]] | None = None,
+    text_fraction: TextMeasure | None = None,
+    augment: AugmentConfig = AS_IT_IS,
+) -> list[Span]:
+    """Cut up to `max_spans` consecutive, non-overlapping clips from a video, or the only one from an image.
+
+    Frames are chosen by presentation time stamp (the one on screen at each wanted instant), never by
+    index, so a variable frame rate keeps its timing. They are resized to cover the bucket and
+    centre-cropped, antialiased.
+
+    Args:
+        buckets: the shapes there are; each scene takes the one that suits it (`bucket_for`).
+        stretch: the part of the video to cut from.
+        min_side_pixels: videos whose shorter side has fewer are refused.
+        find_cuts: gives the first frame of each scene but the first, of a timeline and the size of the video; no clip
+            reaches across a cut.
+        text_fraction: measures how much of a part of a picture is text; asked at full size, before anything is resized.
+        augment: which clips are made of each span; `max_spans` counts spans.
+
+    Raises:
+        VideoError: the file cannot be decoded, holds no video, is too small, or is shorter than one clip.
+    """
+    if path.suffix.lower() in IMAGE_SUFFIXES:
+        picture = read_image(path)
+        height, width, _ = picture.shape
+        _check_size(height, width, min_side_pixels)
+        still = Timeline(np.zeros(1), lambda _: iter([picture]), "pillow")
+        planned = plan_spans(still.times_seconds, (height, width), buckets)
+        return _cut(still, planned, (height, width), augment, text_fraction)
+    probe = probe_video(path)
+    _check_size(probe.height, probe.width, min_side_pixels)
+    shown = (probe.height, probe.width)
+    shapes = [(bucket.height, bucket.width) for bucket in buckets]
+    if find_cuts is not None:
+        shapes.append(DETECTION_SIZE)
+    for timeline in timelines(path, probe, shown if text_fraction is not None else decoding_size(shown, shapes)):
+        try:
+            cuts = find_cuts(timeline, shown) if find_cuts is not None else []
+            planned = plan_spans(timeline.times_seconds, shown, buckets, cuts, stretch)
+            return _cut(timeline, planned[:max_spans], shown, augment, text_fraction)
+        except UnfitDecoderError:
+            continue
+    raise VideoError("undecodable", "no decoder can read its frames")
+
+
+def measure_source(path: Path, stretch: Stretch = WHOLE) -> SourceShape:
+    """What a file offers, without decoding more than one frame.
+
+    Raises:
+        VideoError: it cannot be read.
+    """
+    if path.suffix.lower() in IMAGE_SUFFIXES:
+        height, width = read_image(path).shape[:2]
+        return SourceShape(height, width, 0.0)
+    probe = probe_video(path)
+    if len(probe.ticks) == 0:  # only decoding it tells; nothing says that it is short
+        return SourceShape(probe.height, probe.width, float("inf"))
+    _, end = _shown_part(probe.times_seconds, stretch)
+    return SourceShape(probe.height, probe.width, max(0.0, end - min(stretch.start_seconds, end)))
+
+
+def _check_size(height: int, width: int, min_side_pixels: int) -> None:
+    if min(height, width) < min_side_pixels:
+        size = f"{width} x {height}"
+        raise VideoError("too_small", f"it is too small: {size} pixels, and the shorter side needs {min_side_pixels}")
+
+
+def _cut(
+    timeline: Timeline,
+    planned: list[PlannedSpan],
+    shown: Size,
+    augment: AugmentConfig,
+    text_fraction: TextMeasure | None,
+) -> list[Span]:
+    """Frames in the shape of their bucket; each is resized as it comes, so only one is held as it was decoded."""
+    spans = []
+    height, width = shown
+    for span in planned:
+        needed, bucket = sorted(set(span.indices)), span.bucket
+        looked_at = [span.indices[0], span.indices[len(span.indices) // 2], span.indices[-1]]
+        crops: dict[float, dict[int, Frames]] = {}  # position -> index -> one frame
+        fractions: dict[int, float] = {}  # index -> how much of what the central crop keeps is text
+        for index, frame in zip(needed, timeline.read(needed), strict=True):
+            if text_fraction is not None and index in looked_at:
+                fractions[index] = text_fraction(frame, crop_box(height, width, bucket.height, bucket.width))
+            for position in augment.crop_positions(SourceShape(height, width, 0.0), bucket):
+                crop = resize_and_crop(frame[None], bucket.height, bucket.width, position, shown)
+                crops.setdefault(position, {})[index] = crop
+        # The median: two of the three have to show text. With the largest, or the mean, one false alarm or a title
+        # that fades out in the first frames could decide alone.
+        text = float(np.median([fractions[index] for index in looked_at])) if fractions else None
+        for position, frames_of in crops.items():
+            frames = np.concatenate([frames_of[index] for index in span.indices])
+            variant = "" if position == 0.5 else f"crop {position:g}"
+            as_it_is = Span(span.start_seconds, bucket, variant, frames, timeline.decoder, height, width, text)
+            spans.append(as_it_is)
+            if augment.flip:
+                spans.append(replace(as_it_is, variant=f"{variant} flip".strip(), frames=frames[:, :, ::-1]))
+    return spans

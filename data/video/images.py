@@ -1,0 +1,38 @@
+"""Still images as clips of one frame."""
+
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from data.errors import VideoError
+
+
+def read_image(path: Path) -> UInt8[np.ndarray, "h w 3"]:
+    """The pixels of an image file, the way up that it says.
+
+    Raises:
+        VideoError: it cannot be decoded.
+    """
+    try:
+        with Image.open(path) as image:
+            return np.asarray(_eight_bits(ImageOps.exif_transpose(image)))
+    except (UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
+        raise VideoError("undecodable", f"it cannot be decoded ({error})") from error
+    except OSError as error:
+        if error.errno is not None:  # of the file system
+            raise
+        raise VideoError("undecodable", f"it cannot be decoded ({error})") from error
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """RGB: 16 bits of grey are scaled, not clipped, and what is transparent shows white."""
+    if image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers of unknown range")
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8))
+    if "A" in image.getbands() or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")

@@ -1,0 +1,58 @@
+"""Sample a checkpoint by itself: no run, no config file, only prompts."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import yaml
+from pydantic import Field, ValidationError
+
+from launch.cluster import connected
+from launch.config import ClusterConfig, ConfigError, SampleSection, Section, apply_override, check_writable, explain
+from pipeline.checkpoint.read import open_checkpoint
+from pipeline.report.gallery import write_gallery
+from pipeline.sample.config import NOT_OF_A_CLIP
+from pipeline.sample.job import sample_clips
+from pipeline.sample.requests import order_buckets, plan_requests, read_prompts
+from pipeline.sample.sampler import trained_buckets
+
+
+class SamplingConfig(Section):
+    """The part of a run's configuration that sampling reads."""
+
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    sample: SampleSection = SampleSection()
+    cluster: ClusterConfig = ClusterConfig()
+
+
+def sample_checkpoint(target: Path, output_dir: Path, overrides: Sequence[str], *, dry_run: bool) -> Iterator[str]:
+    """Sample the checkpoint in `target`; yields lines to show.
+
+    Raises:
+        CheckpointError, PromptError, ConfigError: before anything starts.
+    """
+    tree: dict = {}
+    for override in overrides:
+        apply_override(tree, override)
+    try:
+        config = SamplingConfig.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(explain(error, "--set", SamplingConfig)) from error
+    if config.sample.prompts is None:
+        raise ConfigError("sample.prompts is not set; give a prompts file with --prompts")
+    checkpoint = open_checkpoint(target)
+    prompts, warnings = read_prompts(config.sample.prompts)
+    sampler = config.sample.sampler()
+    checkpoint.kind_of(sampler.weights)  # refused now rather than in every worker
+    settings = f"{checkpoint.fingerprint} {sampler.model_dump_json(exclude=NOT_OF_A_CLIP)}"
+    names = order_buckets([bucket.name for bucket in trained_buckets(checkpoint)], sampler.bucket, prompts)
+    requests = plan_requests(prompts, config.sample.guidance_scales, config.seed, settings, names)
+    yield from (f"warning: {warning}" for warning in warnings)
+    if dry_run:
+        yield yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+        yield f"plan: {len(requests)} clips from {checkpoint.folder} (step {checkpoint.record.step}) into {output_dir}"
+        return
+    check_writable(output_dir)
+    with connected(config.cluster):
+        clips = sample_clips(checkpoint, requests, output_dir, sampler, config.cluster.workers)
+    write_gallery(output_dir, clips)
+    yield f"{len(clips)} clips in {output_dir}, shown in {output_dir / 'index.html'}"

@@ -1,0 +1,232 @@
+"""The causal video autoencoder: 4k + 1 frames of pixels to k + 1 frames of latents, and back.
+
+No output depends on a later frame: time is padded on the left only and nothing is normalised across
+time. So the first frame stands alone (an image is a clip of one frame), the others come in fours, and
+a clip encodes the same however long it goes on: in chunks, if it is too long to be held, with the few
+frames that each chunk needs of those before it (`Past`). The latent is Gaussian with a small
+Kullback-Leibler price (Kingma & Welling 2013, appendix B).
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange, reduce, repeat
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import silu
+
+from models.autoencoder.causal import CausalConv3d, CausalStack, Past, start_at_zero, starts
+from models.autoencoder.config import AutoencoderConfig
+from models.autoencoder.shapes import TEMPORAL_FACTOR, latent_shape
+
+INITIAL_LOG_VARIANCE = -4.0  # an untrained encoder should not drown its own signal in noise
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """A diagonal Gaussian over latents."""
+
+    mean: Float[Tensor, "b c t h w"]
+    log_variance: Float[Tensor, "b c t h w"]
+
+    def sample(self, noise: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b c t h w"]:
+        """mean + std * noise."""
+        return self.mean + torch.exp(0.5 * self.log_variance) * noise
+
+    def kl(self) -> Float[Tensor, " b"]:
+        """KL divergence to N(0, I) in nats per latent value: (mu^2 + s^2 - log s^2 - 1) / 2, averaged."""
+        terms = self.mean.square() + self.log_variance.exp() - self.log_variance - 1
+        return 0.5 * terms.flatten(1).mean(1)
+
+
+class ChannelNorm(nn.Module):
+    """RMS norm over the channels of each pixel, so that no frame knows of another."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+
+    def forward(self, x: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b c t h w"]:
+        """Normalise; the result has the type of `x`."""
+        exact = x.float()
+        power = (exact * exact).mean(1, keepdim=True)
+        return x * (torch.rsqrt(power + 1e-6).to(x.dtype) * rearrange(self.weight.to(x.dtype), "c -> 1 c 1 1 1"))
+
+
+class ResidualBlock(nn.Module):
+    """x + conv(silu(conv(silu(norm(x))))); the second convolution starts at zero."""
+
+    def __init__(self, channels: int, kernel: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.norm = ChannelNorm(channels)
+        self.conv_1 = CausalConv3d(channels, channels, kernel)
+        self.conv_2 = CausalConv3d(channels, channels, (1, 3, 3))
+        start_at_zero(self.conv_2)
+
+    def forward(self, x: Float[Tensor, "b c t h w"], past: Past | None = None) -> Float[Tensor, "b c t h w"]:
+        """Refine."""
+        return x + self.conv_2(silu(self.conv_1(silu(self.norm(x)), past)))
+
+
+def fold(x: Float[Tensor, "b c t h w"], space: int, *, starts: bool) -> Float[Tensor, "b d s i j"]:
+    """Move pairs of frames, and squares of `space` x `space` pixels, into channels: 2k + 1 frames to k + 1.
+
+    The first frame is paired with itself, so no pair reaches into the future.
+
+    Args:
+        starts: `x` starts its clip; otherwise it goes on, and 2k frames become k.
+    """
+    if starts:
+        x = torch.cat([x[:, :, :1], x], dim=2)
+    return rearrange(x, "b c (t s) (h p) (w q) -> b (c p q s) t h w", s=2, p=space, q=space)
+
+
+def unfold(x: Float[Tensor, "b c t h w"], space: int, *, starts: bool) -> Float[Tensor, "b d s i j"]:
+    """The inverse of `fold`: k + 1 frames to 2k + 1, where the first frame's double is dropped, or k to 2k."""
+    x = rearrange(x, "b (c p q s) t h w -> b c (t s) (h p) (w q)", s=2, p=space, q=space)
+    return x[:, :, 1:] if starts else x
+
+
+class Downsample(nn.Module):
+    """Halve time, and height and width by a factor `space`, around a shortcut that averages channels.
+
+    The shortcut lets a signal through from the first step on (Chen et al. 2024, "DC-AE", section 3.1).
+    """
+
+    def __init__(self, channels_in: int, channels_out: int, space: int) -> None:
+        super().__init__()
+        self.space, self.channels_out = space, channels_out
+        self.conv = CausalConv3d(channels_in * space**2 * 2, channels_out, (1, 3, 3))
+        start_at_zero(self.conv)
+
+    def forward(self, x: Float[Tensor, "b c t h w"], past: Past | None = None) -> Float[Tensor, "b d s i j"]:
+        """Fold, then convolve."""
+        folded = fold(x, self.space, starts=starts(past))
+        return self.conv(folded) + reduce(folded, "b (c g) t h w -> b c t h w", "mean", c=self.channels_out)
+
+
+class Upsample(nn.Module):
+    """Double time, and height and width by a factor `space`, around a shortcut that repeats channels."""
+
+    def __init__(self, channels_in: int, channels_out: int, space: int) -> None:
+        super().__init__()
+        self.space = space
+        folded = channels_out * space**2 * 2
+        self.repeats = folded // channels_in
+        self.conv = CausalConv3d(channels_in, folded, (1, 3, 3))
+        start_at_zero(self.conv)
+
+    def forward(self, x: Float[Tensor, "b c t h w"], past: Past | None = None) -> Float[Tensor, "b d s i j"]:
+        """Convolve, then unfold."""
+        shortcut = repeat(x, "b c t h w -> b (c g) t h w", g=self.repeats)
+        return unfold(self.conv(x) + shortcut, self.space, starts=starts(past))
+
+
+class Autoencoder(nn.Module):
+    """Encoder and decoder. Pixels are in [-1, 1]."""
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        near, deep, channels = config.width, config.deep_width, config.latent_channels
+
+        def blocks(width: int, kernel: tuple[int, int, int]) -> list[nn.Module]:
+            return [ResidualBlock(width, kernel) for _ in range(config.num_blocks)]
+
+        self.encoder = CausalStack(  # c    t     h    w
+            CausalConv3d(3 * 16, near, (1, 3, 3)),  # near 4k+1  H/4  W/4
+            *blocks(near, (1, 3, 3)),
+            Downsample(near, deep, space=2),  # deep 2k+1  H/8  W/8
+            *blocks(deep, (3, 3, 3)),
+            Downsample(deep, deep, space=1),  # deep k+1   H/8  W/8
+            *blocks(deep, (3, 3, 3)),
+            CausalConv3d(deep, 2 * channels, (1, 1, 1)),
+        )
+        self.decoder = CausalStack(
+            CausalConv3d(channels, deep, (1, 1, 1)),  # deep k+1   H/8  W/8
+            *blocks(deep, (3, 3, 3)),
+            Upsample(deep, deep, space=1),  # deep 2k+1  H/8  W/8
+            *blocks(deep, (3, 3, 3)),
+            Upsample(deep, near, space=2),  # near 4k+1  H/4  W/4
+            *blocks(near, (1, 3, 3)),
+            CausalConv3d(near, 3 * 16, (1, 3, 3)),
+        )
+
+    def encode(self, pixels: Float[Tensor, "b 3 t h w"], past: Past | None = None) -> Posterior:
+        """Pixels of 4k + 1 frames to a distribution over latents of k + 1 frames.
+
+        Args:
+            past: of the chunks before, where `pixels` are a chunk of a clip: 4k + 1 frames if it is the first, else 4k
+                frames, which become k latent frames.
+
+        Raises:
+            ValueError: the frames are of another number, or not of multiples of 8 pixels.
+        """
+        num_frames, height, width = pixels.shape[2:]
+        if starts(past):
+            latent_shape(self.config, num_frames, height, width)  # raises for a clip that does not fit
+        elif num_frames % TEMPORAL_FACTOR or not num_frames:
+            raise ValueError(
+                f"a chunk of {num_frames} frames cannot follow others: all but the first of a clip take "
+                f"{TEMPORAL_FACTOR}k frames, so that the clip has {TEMPORAL_FACTOR}k + 1"
+            )
+        patches = rearrange(pixels, "b c t (h p) (w q) -> b (c p q) t h w", p=4, q=4)
+        mean, log_variance = self.encoder(patches, past).float().chunk(2, dim=1)
+        return Posterior(mean, (log_variance + INITIAL_LOG_VARIANCE).clamp(-20, 10))
+
+    def decode(self, latents: Float[Tensor, "b c t h w"], past: Past | None = None) -> Float[Tensor, "b 3 s i j"]:
+        """Latents of k + 1 frames to pixels of 4k + 1; values may stray a little outside [-1, 1].
+
+        Args:
+            past: of the chunks before, where `latents` are a chunk of a clip. Of all but the first, k latent frames
+                become 4k frames.
+        """
+        patches = self.decoder(latents, past).float()
+        return rearrange(patches, "b (c p q) t h w -> b c t (h p) (w q)", p=4, q=4)
+
+    def encode_frames(self, chunks: Iterable[Float[Tensor, "b 3 _ h w"]]) -> Iterator[Float[Tensor, "b c _ i j"]]:
+        """The means of the latents of a clip that comes in chunks, in the memory of one chunk; without gradients.
+
+        They are those of `encode`, but for the rounding of kernels, which depends on the length of what they are given;
+        for a clip of a single chunk they are the same bits.
+
+        Args:
+            chunks: 4k + 1 frames, then any number of chunks of 4k frames, each of a k of its own.
+
+        Yields:
+            k + 1 latent frames, then k for each chunk, as it comes.
+
+        Raises:
+            ValueError: a chunk does not fit.
+        """
+        past = Past()
+        for pixels in chunks:
+            with torch.no_grad():
+                mean = self.encode(pixels, past).mean
+            yield mean
+
+    def decode_latents(self, chunks: Iterable[Float[Tensor, "b c _ h w"]]) -> Iterator[Float[Tensor, "b 3 _ i j"]]:
+        """The pixels of latents that come in chunks, as `encode_frames` makes latents: as little memory, as exact.
+
+        Args:
+            chunks: k + 1 latent frames, then any number of chunks, each of a k of its own.
+
+        Yields:
+            4k + 1 frames, then 4k for each chunk, as it comes.
+        """
+        past = Past()
+        for latents in chunks:
+            with torch.no_grad():
+                pixels = self.decode(latents, past)
+            yield pixels
+
+
+def squared_error(pixels: Float[Tensor, "b ..."], reconstruction: Float[Tensor, "b ..."]) -> Float[Tensor, " b"]:
+    """Mean squared error of each clip, for pixels in [-1, 1]."""
+    return (pixels - reconstruction.clamp(-1, 1)).square().flatten(1).mean(1)
+
+
+def psnr_db(error: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+    """Peak signal-to-noise ratio in decibels of a mean squared error of pixels in [-1, 1] (peak to peak 2)."""
+    return 10 * torch.log10(4 / error.clamp_min(1e-10))

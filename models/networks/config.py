@@ -1,0 +1,40 @@
+"""Configuration of the networks that predict the velocity."""
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from models.text.config import TextConfig
+
+
+class DiTConfig(BaseModel):
+    """Size of the transformer."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    width: int = Field(default=192, ge=32)
+    depth: int = Field(default=6, ge=1)
+    heads: int = Field(default=3, ge=1)
+    mlp_ratio: int = Field(default=4, ge=1)
+    patch_size: int = Field(default=2, ge=1)  # latent pixels per token side; one latent frame per token
+    text: TextConfig = TextConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> "DiTConfig":
+        for owner, width, heads in (("", self.width, self.heads), ("text.", self.text.width, self.text.heads)):
+            if (nearest := nearest_heads(width, heads)) != heads:
+                if nearest is None:
+                    raise ValueError(f"{owner}width is {width}, but it must be a multiple of 8")
+                raise ValueError(
+                    f"{owner}heads is {heads}, but {owner}width {width} must split into heads of a multiple of 8 "
+                    f"channels: use {nearest} heads"
+                )
+        return self
+
+
+def nearest_heads(width: int, heads: int, multiple: int = 1) -> int | None:
+    """The number of heads nearest to `heads` that splits `width` into multiples of 8 channels; None: there is none.
+
+    Args:
+        multiple: what must divide the number.
+    """
+    fitting = [h for h in range(multiple, width + 1, multiple) if width % h == 0 and width // h % 8 == 0]
+    return min(fitting, key=lambda h: abs(h - heads), default=None)

@@ -1,0 +1,169 @@
+"""The spatiotemporal diffusion transformer: the velocity of a noisy latent clip at a time, given a caption.
+
+Latents are cut into patches (one token each), every token attends to every other in space and time,
+looks at the caption by cross-attention, and is steered by the time through adaLN-zero
+(Peebles & Xie 2022, section 3.2). Queries and keys are normalised per head and rotated in 3D.
+"""
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn.functional import silu
+
+from models.attention.attention import attention
+from models.layers import BlockStack, FeedForward, HeadNorm, RMSNorm, TimeEmbedder
+from models.networks.config import DiTConfig
+from models.networks.protocol import TokenSplit, Unsplit
+from models.networks.rope import rope_angles, rotate
+from models.text.bytes import CaptionEncoder
+from models.text.caption import Caption
+from models.text.embeddings import EmbeddedCaptionEncoder
+
+
+def patchify(x: Float[Tensor, "b c t h w"], patch_size: int) -> Float[Tensor, "b n d"]:
+    """Cut every latent frame into squares; tokens run over time, then rows, then columns."""
+    return rearrange(x, "b c t (h p) (w q) -> b (t h w) (c p q)", p=patch_size, q=patch_size)
+
+
+def unpatchify(
+    tokens: Float[Tensor, "b n d"], patch_size: int, grid: tuple[int, int, int]
+) -> Float[Tensor, "b c t h w"]:
+    """The inverse of `patchify`, for a (t, h, w) grid of tokens."""
+    t, h, w = grid
+    return rearrange(tokens, "b (t h w) (c p q) -> b c t (h p) (w q)", t=t, h=h, w=w, p=patch_size, q=patch_size)
+
+
+def modulate(
+    x: Float[Tensor, "b n d"], shift: Float[Tensor, "b f d"], scale: Float[Tensor, "b f d"]
+) -> Float[Tensor, "b n d"]:
+    """x (1 + scale) + shift, with one shift and scale per sample (f = 1) or per frame."""
+    x = rearrange(x, "b (f s) d -> b f s d", f=shift.shape[1])
+    x = torch.addcmul(rearrange(shift, "b f d -> b f 1 d"), x, rearrange(1 + scale, "b f d -> b f 1 d"))
+    return rearrange(x, "b f s d -> b (f s) d")
+
+
+def add_gated(
+    x: Float[Tensor, "b n d"], gate: Float[Tensor, "b f d"], h: Float[Tensor, "b n d"]
+) -> Float[Tensor, "b n d"]:
+    """x + gate h, with one gate per sample (f = 1) or per frame."""
+    x, h = (rearrange(tokens, "b (f s) d -> b f s d", f=gate.shape[1]) for tokens in (x, h))
+    return rearrange(torch.addcmul(x, rearrange(gate, "b f d -> b f 1 d"), h), "b f s d -> b (f s) d")
+
+
+class DiTBlock(nn.Module):
+    """Self-attention, cross-attention to the caption, feed-forward; the first and last gated by the condition."""
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        width, self.heads = config.width, config.heads
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)  # scale and shift come from the condition
+        self.qkv = nn.Linear(width, 3 * width, bias=False)  # the condition's shifts do what biases would
+        self.qk_norm = HeadNorm(2 * config.heads)
+        self.out = nn.Linear(width, width, bias=False)
+        self.cross_norm = RMSNorm(width)
+        self.cross_query = nn.Linear(width, width, bias=False)
+        self.cross_key_value = nn.Linear(config.text.width, 2 * width, bias=False)
+        self.cross_query_norm, self.cross_key_norm = HeadNorm(config.heads), HeadNorm(config.heads)
+        self.cross_out = nn.Linear(width, width, bias=False)
+        self.feed_forward = FeedForward(width, config.mlp_ratio)
+        self.modulation = nn.Linear(width, 6 * width)
+        # Zero at the start: every block is the identity, and the network predicts zero velocity.
+        for parameter in (self.modulation.weight, self.modulation.bias, self.cross_out.weight):
+            nn.init.zeros_(parameter)
+
+    def forward(
+        self,
+        x: Float[Tensor, "b n d"],
+        condition: Float[Tensor, "b f d"],
+        text: Float[Tensor, "b m e"],
+        text_mask: Bool[Tensor, "b m"],
+        angles: Float[Tensor, "n half"],
+        split: TokenSplit,
+    ) -> Float[Tensor, "b n d"]:
+        """One block; `condition` is the embedded time (of the sample, or of each frame) and caption, through silu."""
+        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = self.modulation(condition).float().chunk(6, dim=-1)
+
+        h = modulate(self.norm(x), shift_1, scale_1)
+        q_k, v = rearrange(self.qkv(h), "b n (h d) -> b n h d", h=3 * self.heads).tensor_split([2 * self.heads], dim=2)
+        q, k = rotate(self.qk_norm(q_k), angles).chunk(2, dim=2)
+        h = self.out(rearrange(split.attention(q, k, v), "b n heads d -> b n (heads d)"))
+        x = add_gated(x, gate_1, h.float())
+
+        q = self.cross_query_norm(rearrange(self.cross_query(self.cross_norm(x)), "b n (h d) -> b n h d", h=self.heads))
+        k, v = rearrange(self.cross_key_value(text), "b m (two h d) -> two b m h d", two=2, h=self.heads)
+        h = attention(q, self.cross_key_norm(k), v, text_mask)
+        x = x + self.cross_out(rearrange(h, "b n h d -> b n (h d)"))
+
+        h = self.feed_forward(modulate(self.norm(x), shift_2, scale_2))
+        return add_gated(x, gate_2, h.float())
+
+
+class DiT(nn.Module):
+    """Velocity network v(x_t, t, caption) on normalised latents of `channels`, of any length, height and width.
+
+    Args:
+        embedding_width: of captions that arrive as embeddings of a pretrained encoder; None: they arrive as bytes.
+    """
+
+    split: TokenSplit = Unsplit()
+
+    def __init__(self, config: DiTConfig, channels: int, embedding_width: int | None = None) -> None:
+        super().__init__()
+        self.config = config
+        patch_channels = channels * config.patch_size**2
+        self.patch = nn.Linear(patch_channels, config.width)
+        self.time = TimeEmbedder(config.width)
+        self.text = (
+            CaptionEncoder(config.text)
+            if embedding_width is None
+            else EmbeddedCaptionEncoder(config.text, embedding_width)
+        )
+        self.text_pooled = nn.Linear(config.text.width, config.width)
+        self.blocks = BlockStack(DiTBlock(config) for _ in range(config.depth))
+        self.final_norm = nn.LayerNorm(config.width, elementwise_affine=False)
+        self.final_modulation = nn.Linear(config.width, 2 * config.width)
+        self.final = nn.Linear(config.width, patch_channels)
+        for layer in (self.final_modulation, self.final):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(
+        self,
+        x: Float[Tensor, "b c t h w"],
+        t: Float[Tensor, " b"] | Float[Tensor, "b 1 t"],
+        caption: Caption,
+    ) -> Float[Tensor, "b c t h w"]:
+        """Predict the velocity at x_t = `x`.
+
+        Args:
+            t: times in [0, 1], one per sample or one per latent frame.
+
+        Raises:
+            ValueError: the latent's height or width does not split into patches.
+        """
+        grid = self.grid_of(x)
+        angles = rope_angles(grid, self.config.width // self.config.heads, x.device)
+        # Rotary angles tell offsets only; where a token lies in the frame (a horizon, a border) is told once, here.
+        places = rope_angles(grid, self.config.width, x.device)
+        text = self.text(caption)  # b m e
+        # The largest value over the caption tells whether a word occurs, however long the caption is.
+        pooled = text.float().masked_fill(~caption.mask[..., None], float("-inf")).amax(1)  # b e
+        times = t.reshape(len(t), -1)  # b f, where f is 1 or the number of frames
+        condition = silu(self.time(times) + rearrange(self.text_pooled(pooled), "b d -> b 1 d"))  # b f d
+        angles, places, patches = (
+            self.split.part(each, grid[0]) for each in (angles, places, patchify(x, self.config.patch_size))
+        )
+        tokens = self.patch(patches) + torch.cat([places.cos(), places.sin()], dim=-1)  # b n d
+        tokens = self.blocks.run(tokens, condition, text, caption.mask, angles, self.split)
+        shift, scale = self.final_modulation(condition).float().chunk(2, dim=-1)  # b f d
+        tokens = self.final(modulate(self.final_norm(tokens), shift, scale))  # b n (c p q)
+        return unpatchify(self.split.whole(tokens, grid[0]), self.config.patch_size, grid)  # b c t h w
+
+    def grid_of(self, x: Float[Tensor, "b c t h w"]) -> tuple[int, int, int]:
+        """How many tokens a latent has along time, height and width."""
+        t, h, w = x.shape[2:]
+        p = self.config.patch_size
+        if h % p or w % p:
+            raise ValueError(f"a latent of {h} x {w} does not split into patches of {p} x {p}")
+        return t, h // p, w // p

@@ -1,0 +1,57 @@
+"""Captions as the embeddings of a frozen, pretrained encoder."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from models.layers import RMSNorm
+from models.text.blocks import TextBlock
+from models.text.config import TextConfig
+
+
+@dataclass(frozen=True)
+class CaptionEmbeddings:
+    """A batch of captions as a pretrained encoder understood them."""
+
+    values: Float[Tensor, "b n e"]  # zero at padding
+    mask: Bool[Tensor, "b n"]  # True at real tokens
+
+    @staticmethod
+    def cat(batches: Sequence["CaptionEmbeddings"]) -> "CaptionEmbeddings":
+        """One batch out of several of equal padded length."""
+        return CaptionEmbeddings(torch.cat([b.values for b in batches]), torch.cat([b.mask for b in batches]))
+
+    def replaced(self, where: Bool[Tensor, " b"], other: "CaptionEmbeddings") -> "CaptionEmbeddings":
+        """These captions, with one other in the place of some."""
+        return CaptionEmbeddings(
+            torch.where(where[:, None, None], other.values, self.values),
+            torch.where(where[:, None], other.mask, self.mask),
+        )
+
+    def to(self, device: torch.device | str) -> "CaptionEmbeddings":
+        """The same captions on another device."""
+        return CaptionEmbeddings(self.values.to(device), self.mask.to(device))
+
+
+class EmbeddedCaptionEncoder(nn.Module):
+    """Embeddings of a pretrained encoder to one vector per token, as the DiT wants them.
+
+    The blocks let the DiT's training bend what the frozen encoder understood to what a video shows.
+    """
+
+    def __init__(self, config: TextConfig, embedding_width: int) -> None:
+        super().__init__()
+        self.input_norm = RMSNorm(embedding_width)  # encoders differ in scale by orders of magnitude
+        self.project = nn.Linear(embedding_width, config.width)
+        self.blocks = nn.ModuleList(TextBlock(config.width, config.heads) for _ in range(config.depth))
+        self.norm = RMSNorm(config.width)
+
+    def forward(self, caption: CaptionEmbeddings) -> Float[Tensor, "b n d"]:
+        """Encode; vectors at padding carry no meaning and must be masked by whoever reads them."""
+        x = self.project(self.input_norm(caption.values.float()))
+        for block in self.blocks:
+            x = block(x, caption.mask)
+        return self.norm(x)

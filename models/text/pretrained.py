@@ -1,0 +1,158 @@
+"""A frozen text encoder with weights of a model hub, from a folder on this machine: T5, UMT5, BERT and the like.
+
+The folder is what `save_pretrained` writes, or a hub's repository once it has been copied: `config.json`, the
+tokenizer's files and safetensors. Nothing is downloaded, no code of the folder is run, and pickled weights are refused.
+Large video models are conditioned this way (T5 in Saharia et al. 2022, "Imagen", section 2.1).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from models.text.embeddings import CaptionEmbeddings
+
+STORED_DTYPE = torch.float16  # eleven bits of each number, where bfloat16 has eight; checked to be finite
+CONFIG_NAME = "config.json"
+WEIGHTS_PATTERN = "*.safetensors"
+
+
+class TextEncoderError(ValueError):
+    """A text encoder that cannot be used; the message names the folder and the way out."""
+
+
+def check_text_encoder(folder: Path) -> None:
+    """Look at everything that can be told without loading weights.
+
+    Raises:
+        TextEncoderError: transformers is not installed, or the folder is not one of safetensors and a tokenizer.
+    """
+    try:
+        import transformers  # noqa: F401 - the extra `text`
+    except ImportError as error:
+        raise TextEncoderError(
+            "a pretrained text encoder needs the package transformers; install the extra: pip install 'reelflow[text]'"
+        ) from error
+    if not (folder / CONFIG_NAME).is_file():
+        raise TextEncoderError(
+            f"{folder} is not the folder of a text encoder: it holds no {CONFIG_NAME}; copy a model's repository there"
+        )
+    if not any(folder.glob(WEIGHTS_PATTERN)):
+        pickles = ", ".join(sorted(path.name for path in folder.glob("*.bin")))
+        found = f"only pickled weights ({pickles}), which could run code" if pickles else "no weights"
+        raise TextEncoderError(f"{folder} holds {found}; save the model with safe_serialization=True")
+
+
+def text_encoder_fingerprint(folder: Path) -> str:
+    """Changes with the weights, the tokenizer or the configuration: with every file but hidden ones and documents."""
+    paths = [
+        path
+        for path in sorted(folder.iterdir())
+        if path.suffix in {".json", ".safetensors", ".model", ".txt"} and not path.name.startswith(".")
+    ]
+    stats = [path.stat() for path in paths]
+    return _digest(tuple((path, stat.st_size, stat.st_mtime_ns) for path, stat in zip(paths, stats, strict=True)))
+
+
+@lru_cache(maxsize=8)
+def _digest(stamped: tuple[tuple[Path, int, int], ...]) -> str:
+    """Of names and contents; the stamps make sure that gigabytes are read again only if they changed."""
+    digest = sha256()
+    for path, _, _ in stamped:
+        digest.update(path.name.encode())
+        with path.open("rb") as file:
+            while block := file.read(1 << 24):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class _Tokens:
+    """A padded batch, and how many tokens each caption had before it was cut."""
+
+    ids: Tensor  # b n
+    mask: Bool[Tensor, "b n"]
+    lengths: list[int]
+
+
+class PretrainedTextEncoder:
+    """Captions to one vector per token.
+
+    Args:
+        max_tokens: captions are cut there, and padded to it: a caption gives the same numbers in any batch.
+
+    Raises:
+        TextEncoderError: the folder cannot be loaded, or lacks weights.
+    """
+
+    def __init__(self, folder: Path, max_tokens: int, device: torch.device) -> None:
+        check_text_encoder(folder)
+        from transformers import AutoModelForTextEncoding, AutoTokenizer
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+
+        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+        try:
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False, padding_side="right", truncation_side="right"
+            )
+            model, loaded = AutoModelForTextEncoding.from_pretrained(
+                folder,
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+                output_loading_info=True,
+                dtype=dtype,
+            )
+        except (OSError, ValueError, KeyError, ImportError) as error:  # what transformers raises for a bad folder
+            raise TextEncoderError(f"{folder} cannot be loaded as a text encoder: {error}") from error
+        if loaded["missing_keys"]:
+            names = ", ".join(sorted(loaded["missing_keys"])[:3])
+            raise TextEncoderError(
+                f"{folder} lacks weights that its {CONFIG_NAME} promises ({names}); copy it again, whole"
+            )
+        if self._tokenizer.pad_token_id is None:
+            raise TextEncoderError(f"{folder}: its tokenizer has no padding token; give it one and save it again")
+        if not self._tokenizer("")["input_ids"]:
+            raise TextEncoderError(
+                f"{folder}: its tokenizer gives the empty caption no token to look at; give it an end token"
+            )
+        self._folder, self._max_tokens, self._device = folder, max_tokens, device
+        self._model: Any = model.to(device).eval().requires_grad_(False)
+
+    @property
+    def width(self) -> int:
+        """Of an embedding."""
+        return self._model.config.hidden_size
+
+    def num_cut(self, captions: Sequence[str]) -> int:
+        """How many captions have more tokens than are read."""
+        return sum(length > self._max_tokens for length in self._tokenize(captions).lengths)
+
+    @torch.inference_mode()
+    def __call__(self, captions: Sequence[str]) -> CaptionEmbeddings:
+        """Embed; vectors at padding are zero, the others rounded as they are stored.
+
+        Raises:
+            TextEncoderError: an embedding does not fit 16-bit numbers.
+        """
+        tokens = self._tokenize(captions)
+        states = self._model(input_ids=tokens.ids, attention_mask=tokens.mask.long()).last_hidden_state  # b n e
+        rounded: Float[Tensor, "b n e"] = torch.where(tokens.mask[..., None], states.float(), 0.0).to(STORED_DTYPE)
+        if not rounded.isfinite().all():
+            raise TextEncoderError(f"{self._folder} gives embeddings beyond 65504, which 16-bit numbers cannot hold")
+        return CaptionEmbeddings(rounded.float(), tokens.mask)
+
+    def _tokenize(self, captions: Sequence[str]) -> _Tokens:
+        lengths = [len(ids) for ids in self._tokenizer(list(captions))["input_ids"]]
+        padded = self._tokenizer(
+            list(captions), padding="max_length", truncation=True, max_length=self._max_tokens, return_tensors="pt"
+        )
+        return _Tokens(padded["input_ids"].to(self._device), padded["attention_mask"].bool().to(self._device), lengths)

@@ -1,0 +1,1 @@
+"""Sharded checkpoints: format, reading, writing, resuming, exporting."""

@@ -1,0 +1,129 @@
+"""Reading checkpoints: damage, whole weights."""
+
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from data.files.checksums import file_sha256
+from pipeline.checkpoint.record import (
+    _STEP,
+    FOLDER_NAME,
+    LATEST_NAME,
+    RECORD_NAME,
+    Checkpoint,
+    CheckpointError,
+    FileRecord,
+    rank_file,
+    read_record,
+    step_folders,
+)
+from pipeline.run.weight_names import FIRST, Weights
+
+
+def insist_on_checkpoint(run_dir: Path) -> None:
+    """For those who asked to resume: look whether there is anything to resume from.
+
+    Raises:
+        CheckpointError: there is not.
+    """
+    if not any(whole(folder) for folder in step_folders(run_dir).values()):
+        raise CheckpointError(f"{run_dir} holds no checkpoint to resume from; without --resume training starts anew")
+
+
+def find_damage(folder: Path, part: int = 0, num_parts: int = 1) -> list[str]:
+    """What is wrong with a checkpoint, a line per file; files are read in full to compare checksums.
+
+    Args:
+        part, num_parts: look only at every `num_parts`-th file, so that ranks can share the reading.
+    """
+    try:
+        files = read_record(folder).files
+    except CheckpointError as error:
+        return [str(error)]
+    problems = (_file_damage(folder / name, files[name], whole=True) for name in sorted(files)[part::num_parts])
+    return [problem for problem in problems if problem]
+
+
+def whole(folder: Path) -> bool:
+    """Whether every file of a checkpoint is there in its full size; nothing but checkpoint.json is read."""
+    try:
+        files = read_record(folder).files
+    except CheckpointError:
+        return False
+    return not any(_file_damage(folder / name, file, whole=False) for name, file in files.items())
+
+
+def _file_damage(path: Path, file: FileRecord, *, whole: bool) -> str | None:
+    """What is wrong with a file; its content counts only where the `whole` of it is asked for."""
+    try:
+        if not path.is_file():
+            return f"{path} is missing"
+        if (size := path.stat().st_size) != file.num_bytes:
+            return f"{path} is damaged (it has {size} of {file.num_bytes} bytes)"
+        if whole and file_sha256(path) != file.sha256:
+            return f"{path} is damaged (its checksum differs)"
+    except OSError as error:
+        return f"{path} cannot be read ({error.strerror})"
+    return None
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """A checkpoint from its own folder, or the latest of a run's folder, its checksums verified.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged; the message names the file.
+    """
+    pointer = path / LATEST_NAME
+    if not (path / RECORD_NAME).is_file() and pointer.is_file():
+        name = pointer.read_text(encoding="utf-8", errors="replace").strip()
+        if not _STEP(name):
+            raise CheckpointError(f"{pointer} holds {name[:40]!r} instead of a checkpoint's name; write one into it")
+        path = path / FOLDER_NAME / name
+    elif not (path / RECORD_NAME).is_file():
+        raise CheckpointError(
+            f"{path} is not a checkpoint: it holds no {RECORD_NAME} (nor {LATEST_NAME}, as a run's folder does); "
+            f"train first, or name a folder like runs/NAME/dit"
+        )
+    if damage := find_damage(path):
+        raise CheckpointError(f"{'; '.join(damage)}; restore it, or point {LATEST_NAME} to an older checkpoint")
+    return Checkpoint(path, read_record(path))
+
+
+def _rank_file(checkpoint: Checkpoint, rank: int) -> Any:  # noqa: ANN401 - safetensors is untyped
+    """A rank's file, opened. Nothing but its header is read yet."""
+    path = checkpoint.folder / rank_file(rank)
+    try:
+        return safe_open(path, framework="pt")
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
+
+
+def stream_weights(checkpoint: Checkpoint, which: Weights = FIRST) -> Iterator[tuple[str, Tensor]]:
+    """Whole weights by parameter name, put together from every rank's fragments, one in memory at a time.
+
+    Raises:
+        CheckpointError: there are no such weights; names those there are.
+    """
+    kind = checkpoint.kind_of(which)
+    with ExitStack() as opened:
+        files = [opened.enter_context(_rank_file(checkpoint, rank)) for rank in range(checkpoint.record.world_size)]
+        starts = [json.loads(file.metadata()["starts"]) for file in files]
+        for name, shape in checkpoint.record.parameters.items():
+            flat = torch.full((prod(shape),), float("nan"))
+            for file, here in zip(files, starts, strict=True):
+                if name in here:
+                    part = file.get_tensor(f"{kind}/{name}")
+                    flat[here[name] : here[name] + part.numel()] = part
+            yield name, flat.reshape(shape)
+
+
+def load_weights(checkpoint: Checkpoint, which: Weights = FIRST) -> dict[str, Tensor]:
+    """All of them."""
+    return dict(stream_weights(checkpoint, which))

@@ -1,0 +1,79 @@
+"""Which checkpoints stay, and whether the disk has room for them."""
+
+import shutil
+import uuid
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+from data.files.publish import TEMPORARY_PREFIX
+from pipeline.checkpoint.read import whole
+from pipeline.checkpoint.record import CheckpointError, step_folders
+from pipeline.checkpoint.tensor_files import BYTES_PER_VALUE
+from pipeline.distributed.collectives import from_rank_zero
+from pipeline.engine.ema import ShardedEma
+from pipeline.engine.zero import ZeroTrainer
+
+
+@dataclass(frozen=True)
+class Retention:
+    """Which checkpoints stay: the `keep_last` newest, and every one at a multiple of `keep_every_steps`."""
+
+    keep_last: int
+    keep_every_steps: int | None = None
+
+    def superseded(self, good: dict[int, Path]) -> list[Path]:
+        """Of good checkpoints by step, oldest first, those that may go. The newest never may."""
+        old = list(good.items())[: -max(1, self.keep_last)]
+        return [folder for step, folder in old if not self.for_good(step)]
+
+    def for_good(self, step: int) -> bool:
+        """Whether the checkpoint of a step is never deleted."""
+        return self.keep_every_steps is not None and step % self.keep_every_steps == 0
+
+
+def remove_folder(folder: Path) -> None:
+    """Delete a checkpoint so that no reader meets half of it: first its name goes, then its files."""
+    doomed = folder.with_name(f"{TEMPORARY_PREFIX}{folder.name}-{uuid.uuid4().hex[:8]}")
+    folder.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def remove_superseded(run_dir: Path, newest_step: int, retention: Retention) -> None:
+    """Delete the checkpoints that `retention` gives up, counting only those up to `newest_step` that are whole."""
+    good = {step: folder for step, folder in step_folders(run_dir).items() if step <= newest_step and whole(folder)}
+    for folder in retention.superseded(good):
+        remove_folder(folder)
+
+
+def check_space(
+    run_dir: Path, trainer: ZeroTrainer, ema: ShardedEma, retention: Retention, resumed_step: int = 0
+) -> None:
+    """Refuse a training whose checkpoints will not fit, before its first step; called by all ranks.
+
+    Args:
+        resumed_step: where the training goes on; what lies beyond is not deleted.
+
+    Raises:
+        CheckpointError: the disk has no room for the checkpoints that are kept and the one being written.
+    """
+    kinds = 3 + len(ema.averages)  # master weight, two moments, averages
+    each = sum(prod(shape) for shape in trainer.shapes.values()) * kinds * BYTES_PER_VALUE  # attachments are links
+    problem = _lack_of_space(run_dir, each, retention, resumed_step) if trainer.rank == 0 else None
+    if (problem := from_rank_zero(problem)) is not None:
+        raise CheckpointError(problem)
+
+
+def _lack_of_space(run_dir: Path, checkpoint_bytes: int, retention: Retention, resumed_step: int) -> str | None:
+    there = step_folders(run_dir).items()
+    going = [folder for step, folder in there if step <= resumed_step and not retention.for_good(step)]
+    room = sum(file.stat().st_size for folder in going for file in folder.glob("rank_*.safetensors"))
+    keep_last, free = retention.keep_last, shutil.disk_usage(run_dir).free
+    needed = max(checkpoint_bytes, checkpoint_bytes * (keep_last + 1) - room)  # none goes before one is written
+    if needed <= free:
+        return None
+    return (
+        f"{run_dir} has {free / 1e9:.3g} GB free, but its checkpoints need {needed / 1e9:.3g} GB more: "
+        f"{keep_last} are kept while one is written, {checkpoint_bytes / 1e9:.3g} GB each. Free some space, "
+        "lower train.keep_checkpoints where it is above 2, or set runs_dir to a larger disk"
+    )

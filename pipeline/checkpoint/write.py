@@ -1,0 +1,212 @@
+"""Writing checkpoints beside the training, and keeping the disk in order.
+
+A save copies this rank's fragments to host memory and returns; a thread writes them. The file of every
+rank lies on the disk before rank 0 commits: checkpoint.json with every checksum, then the folder's
+name, then `latest`. A kill at any instruction leaves the checkpoint before as it was.
+"""
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from data.files.checksums import file_sha256
+from data.files.publish import TEMPORARY_PREFIX, fsync, publish_text
+from pipeline.checkpoint.record import (
+    FOLDER_NAME,
+    LATEST_NAME,
+    RECORD_NAME,
+    CheckpointError,
+    CheckpointRecord,
+    FileRecord,
+    Provenance,
+    checkpoint_name,
+    rank_file,
+    sealed,
+    step_folders,
+)
+from pipeline.checkpoint.retention import Retention, remove_folder, remove_superseded
+from pipeline.checkpoint.tensor_files import write_tensors
+from pipeline.distributed.collectives import from_every_rank, from_rank_zero
+from pipeline.engine.ema import ShardedEma
+from pipeline.engine.loss_scale import LossScalerState
+from pipeline.engine.zero import ZeroTrainer
+from pipeline.run.stage import set_aside
+
+
+class SaveError(CheckpointError):
+    """A checkpoint could not be written; raised by every rank, and those before it are intact."""
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a checkpoint holds besides tensors."""
+
+    kind: str
+    trained: dict[str, Any]
+    provenance: Provenance
+    attachments: list[Path]
+
+
+@dataclass(frozen=True)
+class _Pending:
+    """A checkpoint that is being written."""
+
+    step: int
+    cursor: int
+    num_skipped: int
+    num_overflows: int
+    loss_scaler: LossScalerState | None
+    folder: Path
+    written: "Future[FileRecord]"
+
+
+class CheckpointSaver:
+    """Saves in a thread, one at a time. All ranks call `begin`, `commit` and `finish` at the same step."""
+
+    def __init__(
+        self,
+        run_dir: Path,
+        trainer: ZeroTrainer,
+        ema: ShardedEma,
+        contents: Contents,
+        retention: Retention,
+        resumed_step: int = 0,
+    ) -> None:
+        self._run_dir = run_dir
+        self._trainer = trainer
+        self._ema = ema
+        self._contents = contents
+        self._retention = retention
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="reelflow-save")
+        self._pending: _Pending | None = None
+        # Once and beside the training: they may be larger than what is trained. A file that rots later is found out.
+        self._attached = self._executor.submit(_attached, contents.attachments if trainer.rank == 0 else [])
+        self._passed_over = [folder for step, folder in step_folders(run_dir).items() if step > resumed_step]
+        # Kept between saves: who has no room for it then has none for the next save, and new pages triple the pause.
+        self._snapshot: dict[str, Tensor] = {}
+
+    @property
+    def pending(self) -> bool:
+        """Whether a checkpoint was begun and is not committed; the same on every rank."""
+        return self._pending is not None
+
+    @property
+    def busy(self) -> bool:
+        """Whether this rank is still writing its part of it."""
+        return self._pending is not None and not self._pending.written.done()
+
+    def begin(self, step: int, cursor: int) -> None:
+        """Copy this rank's part to host memory and start to write it; waits for the save before.
+
+        Raises:
+            SaveError: the save before could not be written.
+        """
+        self.finish()
+        attempt = from_rank_zero(uuid.uuid4().hex[:8])  # so that nothing of an interrupted save is taken for this one
+        folder = self._run_dir / FOLDER_NAME / f"{TEMPORARY_PREFIX}{checkpoint_name(step)}-{attempt}"
+        tensors, starts = self._take_snapshot()
+        path = folder / rank_file(self._trainer.rank)
+        written = self._executor.submit(write_tensors, path, tensors, {"starts": json.dumps(starts)})
+        trainer, scaler = self._trainer, self._trainer.loss_scaler
+        state = None if scaler is None else scaler.state
+        self._pending = _Pending(step, cursor, trainer.num_skipped, trainer.num_overflows, state, folder, written)
+
+    def commit(self) -> None:
+        """Publish what every rank has written.
+
+        Raises:
+            SaveError: a rank could not write its part; names the rank and the file.
+        """
+        pending, self._pending = self._pending, None
+        assert pending is not None
+        own = _outcome(pending.written.result, f"rank {self._trainer.rank} cannot write {pending.folder}")
+        everyone = from_every_rank(own)
+        problems = [outcome for outcome in everyone if isinstance(outcome, str)]
+        if self._trainer.rank == 0 and not problems:
+            files = {rank_file(r): file for r, file in enumerate(everyone) if isinstance(file, FileRecord)}
+            outcome = _outcome(partial(self._publish, pending, files), f"rank 0 cannot publish {pending.folder}")
+            problems = [outcome] if isinstance(outcome, str) else []
+        problems = from_rank_zero(problems)
+        if problems:
+            shutil.rmtree(pending.folder, ignore_errors=True)  # gives back what it took of a full disk
+            raise SaveError(
+                f"the checkpoint of step {pending.step} was not saved: {'; '.join(problems)}. The checkpoints before "
+                "it are intact: free some space and start again"
+            )
+        if self._trainer.rank == 0:
+            self._executor.submit(remove_superseded, self._run_dir, pending.step, self._retention)
+
+    def finish(self) -> None:
+        """Wait for the save that is under way, if one is, and commit it."""
+        if self.pending:
+            self.commit()
+
+    def close(self) -> None:
+        """Wait for this rank's thread; what was not committed stays a temporary folder for the next start to remove."""
+        self._executor.shutdown(wait=True)
+
+    def _take_snapshot(self) -> tuple[dict[str, Tensor], dict[str, int]]:
+        """Copies in host memory of this rank's fragments, and where in its parameter each begins."""
+        fragments, averages = self._trainer.fragments, self._ema.averages
+        for fragment in fragments:
+            views = fragment.tensors() | {name: average[fragment.name] for name, average in averages.items()}
+            for kind, view in views.items():
+                name = f"{kind}/{fragment.name}"
+                if name not in self._snapshot:
+                    self._snapshot[name] = torch.empty_like(view, device="cpu")
+                self._snapshot[name].copy_(view)
+        return self._snapshot, {fragment.name: fragment.start for fragment in fragments}
+
+    def _publish(self, pending: _Pending, files: dict[str, FileRecord]) -> FileRecord:
+        for attachment, file in self._attached.result().items():
+            os.link(attachment, pending.folder / attachment.name)  # the same bytes, not a second copy
+            files[attachment.name] = file
+        record = CheckpointRecord(
+            kind=self._contents.kind,
+            step=pending.step,
+            cursor=pending.cursor,
+            world_size=self._trainer.world_size,
+            zero_stage=self._trainer.stage,
+            parameters=self._trainer.shapes,
+            averages=list(self._ema.averages),
+            files=files,
+            num_skipped_updates=pending.num_skipped,
+            num_overflows=pending.num_overflows,
+            loss_scaler=pending.loss_scaler,
+            provenance=self._contents.provenance,
+            trained=self._contents.trained,
+        )
+        publish_text(pending.folder / RECORD_NAME, sealed(record))
+        final = self._run_dir / FOLDER_NAME / checkpoint_name(pending.step)
+        if final.exists():  # damaged, or of an attempt that `latest` never named: it would have been resumed from
+            remove_folder(final)
+        pending.folder.rename(final)
+        fsync(final.parent)
+        publish_text(self._run_dir / LATEST_NAME, final.name + "\n")
+        for folder in self._passed_over:  # they would count as newer than ours, and be gone on from
+            if folder != final and folder.exists():
+                set_aside(folder)
+        self._passed_over.clear()
+        return files[rank_file(0)]
+
+
+def _attached(paths: list[Path]) -> dict[Path, FileRecord]:
+    return {path: FileRecord(num_bytes=path.stat().st_size, sha256=file_sha256(path)) for path in paths}
+
+
+def _outcome(write: Callable[[], FileRecord], doing: str) -> FileRecord | str:
+    """What `write` wrote, or why it could not."""
+    try:
+        return write()
+    except OSError as error:
+        return f"{doing}: {error.strerror or error}"

@@ -1,0 +1,1 @@
+"""Processes: Ray Train workers, torchrun, collectives, pools."""

@@ -1,0 +1,49 @@
+"""Settings of the workers."""
+
+from collections.abc import Collection
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class WorldSizeError(ValueError):
+    """A global batch cannot be shared out evenly; the message names the nearest one that can."""
+
+
+class WorkersConfig(BaseModel):
+    """How many workers run, and what each may use."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    num_workers: int = Field(default=2, ge=1)
+    min_workers: int | None = Field(default=None, ge=1)  # a training goes on with so few while the cluster has no more
+    cpus_per_worker: int = Field(default=1, ge=1)
+    gpus_per_worker: float = Field(default=0, ge=0)
+    max_failures: int = Field(default=2, ge=0)  # restarts of a training whose worker died
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.min_workers is not None and self.min_workers > self.num_workers:
+            raise ValueError(
+                f"min_workers is {self.min_workers}, but num_workers is {self.num_workers}: use at most that"
+            )
+        return self
+
+    @property
+    def fewest(self) -> int:
+        """Workers that a training needs at least."""
+        return self.num_workers if self.min_workers is None else self.min_workers
+
+    def startable(self) -> int:
+        """Workers that the connected cluster has room for, one at least."""
+        import ray
+
+        there = ray.cluster_resources()
+        room = [there.get("CPU", 0) // self.cpus_per_worker]
+        room += [there.get("GPU", 0) // self.gpus_per_worker] if self.gpus_per_worker else []
+        return max(1, min(self.num_workers, *map(int, room)))
+
+
+def taking_part(num_workers: int, fitting: Collection[int]) -> int:
+    """How many of the workers there are take part: the largest number that shares every batch evenly."""
+    return max(number for number in fitting if number <= num_workers)

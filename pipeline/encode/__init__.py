@@ -1,0 +1,1 @@
+"""Stage encode: clips to shards of latents."""

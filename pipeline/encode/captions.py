@@ -1,0 +1,130 @@
+"""Where the DiT's captions come from: bytes, embeddings stored beside the latents, or a text encoder at hand."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from data.dataset.index import read_index
+from data.dataset.latents import TEXT_LENGTH_TENSOR, TEXT_TENSOR, read_tensors
+from data.dataset.manifest import TextEncoderRecord
+from data.dataset.reader import PayloadReader
+from data.files.publish import publish_bytes
+from models.text.bytes import CaptionTokens
+from models.text.caption import CaptionReader
+from models.text.embeddings import CaptionEmbeddings
+from models.text.pretrained import (
+    STORED_DTYPE,
+    PretrainedTextEncoder,
+    TextEncoderError,
+    check_text_encoder,
+    text_encoder_fingerprint,
+)
+from pipeline.encode.config import TextEncoderConfig
+
+NULL_CAPTION_NAME = "null_caption.safetensors"
+
+
+def byte_captions(max_bytes: int) -> CaptionReader:
+    """Captions as their bytes."""
+    return lambda captions: CaptionTokens.encode(captions, max_bytes)
+
+
+def text_tensors(embeddings: CaptionEmbeddings) -> list[dict[str, Tensor]]:
+    """What is stored of each caption."""
+    values, lengths = embeddings.values.cpu(), embeddings.mask.sum(1, keepdim=True).cpu()
+    return [
+        {TEXT_TENSOR: value.to(STORED_DTYPE).contiguous(), TEXT_LENGTH_TENSOR: length}
+        for value, length in zip(values, lengths, strict=True)
+    ]
+
+
+def read_embeddings(payloads: Sequence[bytes | memoryview]) -> CaptionEmbeddings:
+    """The captions that were stored in some payloads.
+
+    Raises:
+        DatasetError: a payload holds none.
+    """
+    values, lengths = read_tensors(payloads, TEXT_TENSOR).float(), read_tensors(payloads, TEXT_LENGTH_TENSOR)
+    return CaptionEmbeddings(values, torch.arange(values.shape[1]) < lengths)
+
+
+@dataclass(frozen=True)
+class StoredCaptions:
+    """A reader of the captions of a latent dataset and of the null caption, which needs no encoder."""
+
+    dataset_dir: Path
+    null_caption: str
+
+    def __call__(self, captions: Sequence[str]) -> CaptionEmbeddings:
+        """The embeddings that the dataset holds.
+
+        Raises:
+            ValueError: a caption is neither of the dataset nor the null caption.
+        """
+        return CaptionEmbeddings.cat(
+            [
+                self.null() if caption == self.null_caption else _read_stored(self.dataset_dir, caption)
+                for caption in captions
+            ]
+        )
+
+    def null(self) -> CaptionEmbeddings:
+        """The caption of samples that are trained without theirs."""
+        return _read_null(self.dataset_dir / NULL_CAPTION_NAME)
+
+
+@lru_cache(maxsize=4)
+def _read_null(path: Path) -> CaptionEmbeddings:
+    return read_embeddings([path.read_bytes()])
+
+
+@lru_cache(maxsize=64)
+def _read_stored(dataset_dir: Path, caption: str) -> CaptionEmbeddings:
+    """The embeddings of a caption, from the first clip that has it."""
+    index, reader = read_index(dataset_dir), PayloadReader(dataset_dir, verify=True)
+    embeddings = read_embeddings([reader.read(index[index.values("caption").index(caption)])])
+    reader.close()
+    return embeddings
+
+
+def store_null_caption(dataset_dir: Path, config: TextEncoderConfig, null_caption: str) -> TextEncoderRecord:
+    """Publish the null caption's embedding, and say what encodes the captions of this dataset.
+
+    Raises:
+        TextEncoderError: the encoder cannot be used.
+    """
+    encoder = PretrainedTextEncoder(config.folder, config.max_tokens, torch.device("cpu"))
+    (tensors,) = text_tensors(encoder([null_caption]))
+    publish_bytes(dataset_dir / NULL_CAPTION_NAME, save(tensors))
+    return TextEncoderRecord(
+        folder=str(config.folder),
+        fingerprint=text_encoder_fingerprint(config.folder),
+        max_tokens=config.max_tokens,
+        width=encoder.width,
+    )
+
+
+def check_same_encoder(record: TextEncoderRecord, folder: Path) -> None:
+    """Compare an encoder with the one a network was trained with.
+
+    Raises:
+        TextEncoderError: it is another, or cannot be used.
+    """
+    try:
+        check_text_encoder(folder)
+    except TextEncoderError as error:
+        raise TextEncoderError(
+            f"{error}; the network was trained with the text encoder {record.folder}: set sample.text_encoder to where "
+            "it is now"
+        ) from error
+    found = text_encoder_fingerprint(folder)
+    if found != record.fingerprint:
+        raise TextEncoderError(
+            f"{folder} is another text encoder than the network was trained with (fingerprint {found}, not "
+            f"{record.fingerprint}); set sample.text_encoder to a copy of {record.folder}"
+        )

@@ -1,0 +1,49 @@
+"""The trained autoencoder as a file, and pixels as it takes them."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from data.files.publish import published
+from data.records import Frames
+from models.autoencoder.config import AutoencoderConfig
+from models.autoencoder.model import Autoencoder
+from pipeline.checkpoint.read import load_weights
+from pipeline.checkpoint.record import Checkpoint
+
+
+def export_autoencoder(checkpoint: Checkpoint, path: Path) -> None:
+    """The averaged weights and the configuration of an autoencoder, as one safetensors file."""
+    prefix = "network."
+    weights = {name.removeprefix(prefix): value for name, value in load_weights(checkpoint).items()}
+    with published(path) as temporary:
+        save_file(weights, temporary, metadata={"config": json.dumps(checkpoint.record.trained["model"])})
+
+
+def to_pixels(frames: Frames) -> Float[Tensor, "3 t h w"]:
+    """uint8 (t h w c) from a video to float (c t h w) in [-1, 1]."""
+    return rearrange(torch.from_numpy(np.asarray(frames)).float() / 127.5 - 1, "t h w c -> c t h w")
+
+
+def to_frames(pixels: Float[Tensor, "3 t h w"]) -> Frames:
+    """The inverse of `to_pixels`, rounded and clipped."""
+    levels = ((pixels.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return rearrange(levels, "c t h w -> t h w c").cpu().numpy()
+
+
+def load_autoencoder(path: Path) -> Autoencoder:
+    """What `encode.export_autoencoder` wrote, ready to use."""
+    with safe_open(path, framework="pt") as file:
+        network = Autoencoder(AutoencoderConfig(**json.loads(file.metadata()["config"])))
+        network.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 - not a dict
+    return network.eval().requires_grad_(False)
+
+
+AUTOENCODER_NAME = "autoencoder.safetensors"

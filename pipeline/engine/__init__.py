@@ -1,0 +1,1 @@
+"""DeepSpeed ZeRO and what lives beside the weights: averages, loss scale, sequence parallelism."""

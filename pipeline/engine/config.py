@@ -1,0 +1,59 @@
+"""Settings of the engine."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from models.networks.config import nearest_heads
+
+SMALLEST_SCALE = 1.0  # a gradient that is not finite here is the training's fault and no longer the scale's
+
+
+class LossScaling(BaseModel):
+    """When the scale moves."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    initial: float = Field(default=2.0**16, ge=SMALLEST_SCALE, allow_inf_nan=False)
+    window: int = Field(default=1000, ge=1)  # it doubles after so many steps without overflow
+    hysteresis: int = Field(default=2, ge=1)  # it is halved at the so manieth overflow
+
+
+class SplitError(ValueError):
+    """A network or a clip that the ranks of a sequence group cannot share; the message names what would fit."""
+
+
+def check_heads(heads: int, width: int, size: int) -> None:
+    """Refuse heads that `size` ranks cannot share.
+
+    Raises:
+        SplitError: names the nearest number that they can, or the nearest size.
+    """
+    if heads % size:
+        fitting = nearest_heads(width, heads, multiple=size)
+        sizes = [number for number in range(1, heads + 1) if heads % number == 0]
+        nearest = min(sizes, key=lambda number: abs(number - size))
+        way_out = f"train.sequence_parallel={nearest}" if fitting is None else f"{fitting} heads"
+        raise SplitError(
+            f"dit.model.heads is {heads}, but {size} workers share each sample (train.sequence_parallel) and must "
+            f"divide the heads: use {way_out}"
+        )
+
+
+def check_tokens(bucket: str, tokens_per_frame: int, size: int) -> None:
+    """Refuse frames that `size` ranks cannot share.
+
+    Raises:
+        SplitError: names the bucket and the nearest size.
+    """
+    if tokens_per_frame % size:
+        sizes = [number for number in range(1, tokens_per_frame + 1) if tokens_per_frame % number == 0]
+        nearest = min(sizes, key=lambda number: abs(number - size))
+        raise SplitError(
+            f"a frame of bucket {bucket} has {tokens_per_frame} tokens, but {size} workers share each sample "
+            f"(train.sequence_parallel) and must divide them: use train.sequence_parallel={nearest}"
+        )
+
+
+ZeroStage = Literal[0, 1, 2, 3]
+Offload = Literal["none", "optimizer", "optimizer_and_parameters"]

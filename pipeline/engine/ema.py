@@ -1,0 +1,73 @@
+"""Moving averages of the weights, in float32 from the master weights, cut like them."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from pipeline.engine.ema_profile import EmaProfile
+from pipeline.engine.fragment import Fragment
+from pipeline.engine.zero import ZeroTrainer
+from pipeline.run.weight_names import FIRST
+
+
+class ShardedEma:
+    """This rank's part of every average: one tensor per profile and fragment, by their names."""
+
+    def __init__(self, fragments: list[Fragment], profiles: Sequence[EmaProfile]) -> None:
+        self._fragments = fragments
+        self._profiles = profiles
+        self.averages: dict[str, dict[str, Tensor]] = {}
+        for profile in profiles:
+            self.begin(profile.name)
+
+    def begin(self, name: str) -> None:
+        """Let an average be the weights as they are."""
+        self.averages[name] = {fragment.name: fragment.master.clone() for fragment in self._fragments}
+
+    def of(self, which: str = FIRST) -> dict[str, Tensor]:
+        """The average of that name, or the first one."""
+        return self.averages[self._profiles[0].name if which == FIRST else which]
+
+    @torch.no_grad()
+    def update(self, num_updates: int) -> None:
+        """Move towards the weights after update number `num_updates` (from 1)."""
+        for profile in self._profiles:
+            average, weight = self.averages[profile.name], profile.weight(num_updates)
+            for fragment in self._fragments:
+                average[fragment.name].lerp_(fragment.master, weight)
+
+
+@contextmanager
+def averaged_weights(trainer: ZeroTrainer, ema: ShardedEma, which: str = FIRST) -> Iterator[None]:
+    """While the block runs, the module computes with averaged weights; entered and left by all ranks.
+
+    The master weights wait in host memory and come back bit for bit, after an error of every rank too. One parameter
+    at a time is whole at most, and at stage 0 alone, where ranks hold everything but average only their shares.
+    """
+    average = ema.of(which)
+    kept = [held.master.to("cpu", copy=True) for held in trainer.holdings]
+    try:
+        for held in trainer.holdings:
+            held.master.copy_(_average(held, trainer, average))
+        trainer.publish_master()
+        yield
+    finally:
+        for held, master in zip(trainer.holdings, kept, strict=True):
+            held.master.copy_(master)
+        trainer.publish_master()
+
+
+def _average(held: Fragment, trainer: ZeroTrainer, average: dict[str, Tensor]) -> Tensor:
+    """The average of the values that this rank holds; called by all."""
+    if trainer.stage > 0:
+        return average[held.name]
+    num_values = held.master.numel()
+    own = held.master.new_zeros(-(-num_values // trainer.world_size))  # as `share` cuts it, the last one padded
+    if (part := average.get(held.name)) is not None:
+        own[: part.numel()] = part
+    everyone = own.new_empty(own.numel() * trainer.world_size)
+    dist.all_gather_into_tensor(everyone, own)
+    return everyone[:num_values]

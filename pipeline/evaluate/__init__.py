@@ -1,0 +1,1 @@
+"""Stage evaluate: reconstruction and prompt adherence, measured."""

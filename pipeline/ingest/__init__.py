@@ -1,0 +1,1 @@
+"""Stages draw and shard: videos to shards of clips."""

@@ -1,0 +1,66 @@
+"""Buckets that suit the sources, chosen once."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from data.curation.sources import Source, SourceError, listing_fingerprint
+from data.dataset.buckets import Bucket, BucketChoice, SourceShape, choose_buckets
+from data.files.publish import publish_text
+from pipeline.distributed.isolated_pool import Done, run_jobs
+from pipeline.ingest.config import ShardConfig
+from pipeline.ingest.prepare import measure
+from pipeline.run.progress import bar
+
+BUCKETS_NAME = "buckets.json"
+
+
+class ChosenBuckets(BaseModel):
+    """Published before the first shard: the same start and any later one cut for the same shapes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    made_from: str  # fingerprint of the sources
+    choice: BucketChoice
+    buckets: tuple[Bucket, ...]
+
+
+def settle_buckets(
+    sources: Sequence[Source], output_dir: Path, config: ShardConfig, num_workers: int
+) -> tuple[Bucket, ...]:
+    """The buckets that are given, or those that suit the sources, which are looked at once.
+
+    Raises:
+        SourceError: none of the sources can be measured.
+    """
+    if config.choose_buckets is None:
+        return config.buckets
+    inputs = listing_fingerprint(sources)
+    known = _read_choice(output_dir, config.choose_buckets)
+    if known is not None and known.made_from == inputs:
+        return known.buckets
+    shapes: dict[str, SourceShape] = {}
+    with bar("measure", len(sources), "videos") as progress:
+        for number, result in enumerate(run_jobs(measure, sources, num_workers, config.decode_timeout_seconds), 1):
+            if isinstance(result, Done) and result.report is not None:
+                shapes[result.job.name] = result.report
+            progress.update(number)
+    if not shapes:
+        raise SourceError(
+            f"none of the {len(sources)} videos can be measured to choose buckets from, the first is "
+            f"{sources[0].name}; check data.source, or give data.buckets to see what is wrong with each"
+        )
+    chosen = choose_buckets([shapes[source.name] for source in sources if source.name in shapes], config.choose_buckets)
+    record = ChosenBuckets(made_from=inputs, choice=config.choose_buckets, buckets=chosen)
+    publish_text(output_dir / BUCKETS_NAME, record.model_dump_json(indent=1))
+    return chosen
+
+
+def _read_choice(output_dir: Path, choice: BucketChoice) -> ChosenBuckets | None:
+    """What was chosen by the same rule before, or None."""
+    try:
+        known = ChosenBuckets.model_validate_json((output_dir / BUCKETS_NAME).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValidationError):
+        return None
+    return known if known.choice == choice else None

@@ -1,0 +1,48 @@
+"""Stage 0 of the demo: draw the source videos, as anybody's folder of mp4 files with captions beside them."""
+
+from pathlib import Path
+
+import ray
+
+from data.files.publish import publish_bytes, publish_text
+from data.synthetic import random_scene, render, training_combinations
+from data.video.codec import encode_clip
+from pipeline.ingest.config import SyntheticConfig
+from pipeline.run.progress import bar
+
+CLIPS_PER_TASK = 16
+
+
+def video_path(output_dir: Path, index: int) -> Path:
+    """Where video number `index` lies: a hundred to a folder."""
+    return output_dir / f"{index // 100:03d}" / f"shapes-{index:06d}.mp4"
+
+
+def draw(output_dir: Path, config: SyntheticConfig, seed: int, indices: range) -> int:
+    """Draw some of the videos; those that are there already stay."""
+    allowed = training_combinations()
+    for index in indices:
+        path = video_path(output_dir, index)
+        if path.exists():
+            continue
+        scene = random_scene(seed, index, allowed)
+        frames = render(scene, round(config.seconds * config.fps), config.pixels)
+        publish_text(path.with_suffix(".txt"), scene.caption + "\n")
+        publish_bytes(path, encode_clip(frames, config.fps))
+    return len(indices)
+
+
+def make_videos(output_dir: Path, config: SyntheticConfig, seed: int) -> int:
+    """Run the stage on the connected Ray cluster; returns how many videos there are."""
+    task = ray.remote(draw).options(num_cpus=1)
+    batches = [
+        range(at, min(at + CLIPS_PER_TASK, config.num_videos)) for at in range(0, config.num_videos, CLIPS_PER_TASK)
+    ]
+    running = [task.remote(output_dir.resolve(), config, seed, indices) for indices in batches]
+    num_done = 0
+    with bar("draw", config.num_videos, "videos") as progress:
+        while running:
+            finished, running = ray.wait(running)
+            num_done += sum(ray.get(finished))
+            progress.update(num_done)
+    return num_done

@@ -1,0 +1,1 @@
+"""How results are shown: report, gallery, dataset page, contact sheets."""

@@ -1,0 +1,1 @@
+"""What every stage needs: its record, fingerprints, the lock, progress, randomness, precision."""

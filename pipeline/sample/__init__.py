@@ -1,0 +1,1 @@
+"""Stage sample: prompts to clips."""

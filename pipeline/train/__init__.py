@@ -1,0 +1,1 @@
+"""Stages train autoencoder and train dit."""

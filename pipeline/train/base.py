@@ -1,0 +1,50 @@
+"""Starting from the weights of an earlier training."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from data.dataset.manifest import TextEncoderRecord
+from models.flow.spec import FlowSpec
+from models.networks.config import DiTConfig
+from pipeline.checkpoint.record import Checkpoint, CheckpointError
+
+
+def check_base(
+    base: Checkpoint, model: DiTConfig, flow: FlowSpec, num_channels: int, text_encoder: TextEncoderRecord | None
+) -> None:
+    """Refuse to start from the weights of another network.
+
+    Raises:
+        CheckpointError: names every field that differs.
+    """
+    record = base.record
+    if record.kind != "dit":
+        raise CheckpointError(
+            f"dit.train.start_from: {base.folder} holds a {record.kind}; name the checkpoint of a dit"
+        )
+    there = {
+        "model": record.trained["model"],
+        "flow": {name: record.trained["flow"][name] for name in ("path", "prediction")},
+        "latent_channels": len(record.trained["latent_stats"]["mean"]),
+        "text_encoder": (record.trained.get("text_encoder") or {}).get("fingerprint"),
+    }
+    here = {
+        "model": model.model_dump(),
+        "flow": {"path": flow.path, "prediction": flow.prediction},
+        "latent_channels": num_channels,
+        "text_encoder": None if text_encoder is None else text_encoder.fingerprint,
+    }
+    if differences := list(_differences(there, here, "dit")):
+        raise CheckpointError(
+            f"dit.train.start_from: {base.folder} is another network: {'; '.join(differences)}. Set these as they are "
+            "there, or leave start_from out"
+        )
+
+
+def _differences(there: dict[str, Any], here: dict[str, Any], place: str) -> Iterator[str]:
+    for name in sorted(there.keys() | here.keys()):
+        before, now = there.get(name), here.get(name)
+        if isinstance(before, dict) and isinstance(now, dict):
+            yield from _differences(before, now, f"{place}.{name}")
+        elif before != now:
+            yield f"{place}.{name} is {now} but {before} there"

@@ -1,0 +1,1 @@
+"""What a training shows of itself: metrics, validation, previews, events, stalls."""

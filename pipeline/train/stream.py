@@ -1,0 +1,80 @@
+"""The batches of a training."""
+
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from data.dataset.buckets import batch_sizes
+from data.dataset.index import read_index
+from data.errors import DatasetError
+from data.stream.cache import CacheError
+from data.stream.loader import Sample, Stream, Subset, subsets_of
+from pipeline.checkpoint.record import CheckpointError
+from pipeline.distributed.collectives import from_every_rank
+from pipeline.engine.config import check_tokens
+from pipeline.engine.zero import ZeroTrainer
+from pipeline.train.config import TrainConfig
+from pipeline.train.task import TrainTask
+from pipeline.train.world_size import check_world
+
+
+def open_stream(task: TrainTask, config: TrainConfig, trainer: ZeroTrainer) -> Stream:
+    """This rank's part of every batch; called by all.
+
+    Raises:
+        CacheError: a worker's machine cannot keep its cache of shards.
+        SplitError: the workers of a sequence group cannot share a clip.
+        WorldSizeError: the workers cannot share the batches of every bucket.
+    """
+    subsets = task.subsets()
+    buckets = [subset.bucket for subset in subsets]
+    sizes = batch_sizes(buckets, config.global_batch, config.batch_multiple)
+    share, num_shares = trainer.data_rank, trainer.data_world_size
+    check_world(sizes, num_shares * config.accumulate, config.batch_multiple)
+    for bucket in buckets:
+        check_tokens(bucket.name, task.num_tokens(bucket) // bucket.num_latent_frames, config.sequence_parallel)
+    stream, problem = None, None
+    try:
+        stream = Stream(subsets, sizes, seed=task.seed, rank=share, world_size=num_shares, cache=config.cache)
+    except CacheError as error:  # of one machine's disk, and nobody may go on without the others
+        problem = f"{error} (on {socket.gethostname()})"
+    if problems := from_every_rank(problem):
+        raise CacheError(problems[0])
+    assert stream is not None
+    return stream
+
+
+def in_pieces(prepare: Callable[[list[Sample]], Any], num_pieces: int, samples: list[Sample]) -> list[Any]:
+    """A rank's part of a batch, prepared in equal pieces."""
+    size = len(samples) // num_pieces
+    return [prepare(samples[at : at + size]) for at in range(0, len(samples), size)]
+
+
+def check_cursor(stream: Stream, step: int, cursor: int, run_dir: Path) -> None:
+    """Refuse to go on with other batches than those that were counted.
+
+    Raises:
+        CheckpointError: says what to restore.
+    """
+    if (expected := stream.plan.cursor(step)) != cursor:
+        raise CheckpointError(
+            f"{run_dir} was saved after {step} steps and {cursor} samples, but batches as they are now would have "
+            f"taken {expected}: restore train.global_batch, train.batch_multiple, data.mix and the data, or train in a "
+            "new run"
+        )
+
+
+Weights = tuple[tuple[str, float], ...]  # of the datasets of a mix, by name: how often each of their samples is seen
+
+
+def training_subsets(dataset_dir: Path, weights: Weights) -> list[Subset]:
+    """The training split of a dataset.
+
+    Raises:
+        DatasetError: it is empty.
+    """
+    subsets = subsets_of(dataset_dir, read_index(dataset_dir, "train"), dict(weights))
+    if not subsets:
+        raise DatasetError(f"{dataset_dir} has no samples to train on; lower data.validation_fraction or add videos")
+    return subsets

@@ -1,0 +1,203 @@
+"""What the training loop needs to know of the DiT: conditional flow matching on latents."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from data.dataset.buckets import Bucket
+from data.dataset.index import IndexRow
+from data.dataset.latents import read_latents
+from data.dataset.manifest import LatentStats, TextEncoderRecord
+from data.stream.loader import Sample, Subset
+from models.flow.objective import matching_loss, stratified, training_times
+from models.flow.path import path_of
+from models.flow.spec import FlowSpec
+from models.networks.config import DiTConfig
+from models.networks.dit import DiT
+from models.text.bytes import CaptionTokens
+from models.text.caption import Caption
+from models.text.embeddings import CaptionEmbeddings
+from pipeline.checkpoint.adapters import read_base
+from pipeline.checkpoint.config import LoraConfig
+from pipeline.encode.captions import StoredCaptions, byte_captions, read_embeddings
+from pipeline.encode.codec import load_autoencoder
+from pipeline.encode.statistics import normalize
+from pipeline.run import randomness
+from pipeline.train.lora import add_adapters
+from pipeline.train.stream import Weights, training_subsets
+from pipeline.train.tasks.flow_preview import FlowPreviewer, FlowQuery
+from pipeline.train.time_bins import NUM_TIME_BINS, binned
+
+
+@dataclass(frozen=True)
+class FlowBatch:
+    """Normalised latents, their noise, times and captions."""
+
+    x_1: Float[Tensor, "b c t h w"]
+    x_0: Float[Tensor, "b c t h w"]
+    t: Float[Tensor, " b"] | Float[Tensor, "b 1 t"]
+    caption: Caption
+
+    def to(self, device: torch.device) -> Self:
+        """The same batch on another device."""
+        return type(self)(self.x_1.to(device), self.x_0.to(device), self.t.to(device), self.caption.to(device))
+
+
+class FlowMatchingLoss(nn.Module):
+    """Conditional flow matching (Lipman et al. 2022, eq. 23), or whatever path and prediction the spec names."""
+
+    def __init__(self, network: DiT, spec: FlowSpec) -> None:
+        super().__init__()
+        self.network = network
+        self.spec = spec
+        self.path = path_of(spec.path)
+
+    def forward(self, batch: FlowBatch | FlowQuery) -> dict[str, Tensor]:
+        """Mean squared error of the prediction, and of the samples of each bin of time (see `binned`).
+
+        A `FlowQuery` is answered with the prediction itself.
+        """
+        if isinstance(batch, FlowQuery):
+            return {"predicted": self.network(batch.x_t, batch.t, batch.caption)}
+        x_t = self.path.at(batch.t, batch.x_1).point(batch.x_0, batch.x_1)
+        predicted = self.network(x_t, batch.t, batch.caption)
+        loss = matching_loss(
+            self.path, self.spec.prediction, predicted, batch.x_0, batch.x_1, batch.t, self.spec.loss_weight
+        )
+        return {"total": loss.mean()} | binned(loss, batch.t)
+
+
+@dataclass(frozen=True)
+class DiTTask:
+    """Train the DiT on a folder of latent shards."""
+
+    model: DiTConfig
+    flow: FlowSpec
+    buckets: tuple[Bucket, ...]  # that with most clips first
+    latent_stats: LatentStats
+    dataset_dir: Path
+    autoencoder_path: Path  # exported weights; they travel with every checkpoint
+    seed: int
+    weights: Weights = ()
+    text_encoder: TextEncoderRecord | None = None  # None: captions are read as bytes
+    base_path: Path | None = None  # exported weights to start from
+    base: str | None = None  # fingerprint of the checkpoint they are of
+    lora: LoraConfig | None = None
+    kind: str = "dit"
+
+    def build(self) -> nn.Module:
+        """The DiT inside its loss, with the weights that it starts from."""
+        network = self._network()
+        if self.base_path is not None:
+            network.load_state_dict(read_base(self.base_path))
+        return FlowMatchingLoss(self._adapted(network), self.flow)
+
+    def _network(self) -> DiT:
+        width = None if self.text_encoder is None else self.text_encoder.width
+        return DiT(self.model, self.latent_stats.num_channels, width)
+
+    def _adapted(self, network: DiT) -> DiT:
+        if self.lora is not None:
+            add_adapters(network, self.lora)
+        return network
+
+    def subsets(self) -> list[Subset]:
+        """The training split."""
+        return training_subsets(self.dataset_dir, self.weights)
+
+    def prepare(self, samples: list[Sample]) -> FlowBatch:
+        """Read latents, all of one shape; noise, time and caption drop are functions of each sample's position."""
+        positions = [sample.position for sample in samples]
+        payloads = [sample.payload for sample in samples]
+        latents = read_latents(payloads).float()
+        dropped = randomness.uniform(self.seed, "caption-drop", positions) < self.flow.caption_drop
+        return FlowBatch(
+            x_1=normalize(latents, self.latent_stats),
+            x_0=randomness.normal(self.seed, "noise", positions, latents.shape[1:]),
+            t=self._times(positions, num_frames=latents.shape[2]),
+            caption=self._captions([sample.row.caption for sample in samples], payloads, dropped),
+        )
+
+    def _captions(
+        self, captions: list[str], payloads: Sequence[bytes | memoryview], dropped: Bool[Tensor, " b"]
+    ) -> Caption:
+        """The captions of samples, the null caption where they are dropped."""
+        if self.text_encoder is not None:
+            return read_embeddings(payloads).replaced(dropped, self._stored_captions().null())
+        kept = [
+            self.flow.null_caption if drop else caption
+            for caption, drop in zip(captions, dropped.tolist(), strict=True)
+        ]
+        return CaptionTokens.encode(kept, self.model.text.max_bytes)
+
+    def _stored_captions(self) -> StoredCaptions:
+        return StoredCaptions(self.dataset_dir, self.flow.null_caption)
+
+    def validation_batch(self, row: IndexRow, payload: bytes) -> FlowBatch:
+        """One clip with its caption, once in each bin of time; noise and times belong to its key."""
+        addresses = [f"{row.key} {number}" for number in range(NUM_TIME_BINS)]
+        payloads = [payload] * NUM_TIME_BINS
+        latents = read_latents(payloads).float()
+        of_one = (1, latents.shape[2]) if self.flow.times_per == "frame" else ()
+        start = torch.arange(NUM_TIME_BINS).reshape(-1, *(1 for _ in of_one))
+        return FlowBatch(
+            x_1=normalize(latents, self.latent_stats),
+            x_0=randomness.normal(self.seed, "validation-noise", addresses, latents.shape[1:]),
+            t=(start + randomness.uniform(self.seed, "validation-time", addresses, of_one)) / NUM_TIME_BINS,
+            caption=self._captions(
+                [row.caption] * NUM_TIME_BINS, payloads, torch.zeros(NUM_TIME_BINS, dtype=torch.bool)
+            ),
+        )
+
+    def previewer(self, device: torch.device) -> FlowPreviewer:
+        """Clips of the bucket that most clips have."""
+        autoencoder = load_autoencoder(self.autoencoder_path).to(device)
+        read = byte_captions(self.model.text.max_bytes) if self.text_encoder is None else self._stored_captions()
+        return FlowPreviewer(self.flow, self.latent_stats, self.buckets[0], read, autoencoder, device)
+
+    def num_tokens(self, bucket: Bucket) -> int:
+        """Patches of one clip."""
+        return bucket.num_latents // self.model.patch_size**2
+
+    def outline(self, bucket: Bucket) -> Tensor:
+        """The network for one clip of the bucket."""
+        channels = self.latent_stats.num_channels
+        latent = torch.empty(1, channels, (bucket.num_frames - 1) // 4 + 1, bucket.height // 8, bucket.width // 8)
+        t = torch.zeros((1, 1, latent.shape[2]) if self.flow.times_per == "frame" else 1)
+        return self._adapted(self._network())(latent, t, self._outlined_caption().to(latent.device)).mean()
+
+    def _outlined_caption(self) -> Caption:
+        if self.text_encoder is None:
+            return CaptionTokens.encode([""], self.model.text.max_bytes)
+        shape = (1, self.text_encoder.max_tokens)
+        return CaptionEmbeddings(torch.zeros(*shape, self.text_encoder.width), torch.ones(shape, dtype=torch.bool))
+
+    def _times(self, positions: list[int], num_frames: int) -> Tensor:
+        if self.flow.times_per == "frame":
+            uniform = randomness.uniform(self.seed, "frame-times", positions, (1, num_frames))  # b 1 t
+        else:
+            uniform = stratified(torch.tensor(positions), randomness.uniform(self.seed, "time", [0]).item())  # b
+        return training_times(self.flow.times, uniform).float()
+
+    def trained(self) -> dict[str, Any]:
+        """Everything sampling needs."""
+        return {
+            "model": self.model.model_dump(),
+            "flow": self.flow.model_dump(),
+            "buckets": [bucket.model_dump() for bucket in self.buckets],
+            "latent_stats": self.latent_stats.model_dump(),
+            "text_encoder": None if self.text_encoder is None else self.text_encoder.model_dump(),
+            "seed": self.seed,
+            **({} if self.base is None else {"base": self.base}),
+            **({} if self.lora is None else {"lora": self.lora.model_dump()}),
+        }
+
+    def attachments(self) -> list[Path]:
+        """The autoencoder, and of adapters their base, so that a checkpoint is all that sampling needs."""
+        adapted = [self.base_path] if self.lora is not None and self.base_path is not None else []
+        return [self.autoencoder_path, *adapted]

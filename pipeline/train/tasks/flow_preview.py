@@ -1,0 +1,71 @@
+"""Clips from a flow that is still being trained: its network answers through the training's engine."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from data.dataset.buckets import Bucket
+from data.dataset.manifest import LatentStats
+from data.records import Frames
+from models.autoencoder.model import Autoencoder
+from models.autoencoder.shapes import latent_shape
+from models.flow.spec import FlowSpec
+from models.text.caption import Caption, CaptionReader
+from pipeline.encode.chunks import decode_clips
+from pipeline.encode.statistics import denormalize
+from pipeline.run.precision import autocast
+from pipeline.sample.config import SampleConfig
+from pipeline.sample.latents import Wanted, sample_latents
+
+PREVIEW = SampleConfig()
+
+
+@dataclass(frozen=True)
+class FlowQuery:
+    """What sampling asks the network, in the place of a batch: the way through the engine gathers its weights."""
+
+    x_t: Float[Tensor, "b c t h w"]
+    t: Tensor
+    caption: Caption
+
+    def to(self, device: torch.device) -> Self:
+        """The same question on another device."""
+        return type(self)(self.x_t.to(device), self.t.to(device), self.caption.to(device))
+
+
+@dataclass(frozen=True)
+class FlowPreviewer:
+    """Samples one clip at a time, so that it does not depend on how many are made together, or where."""
+
+    flow: FlowSpec
+    stats: LatentStats
+    bucket: Bucket
+    read_captions: CaptionReader
+    autoencoder: Autoencoder
+    device: torch.device
+
+    @torch.no_grad()
+    def clip(self, evaluate: Callable[[Any], dict[str, Tensor]], prompt: str, seed: int) -> Frames:
+        """The clip of a prompt and a seed, by a network that answers a `FlowQuery`."""
+
+        def network(x_t: Tensor, t: Tensor, caption: Caption) -> Tensor:
+            return evaluate(FlowQuery(x_t, t, caption))["predicted"]
+
+        size = (self.bucket.num_frames, self.bucket.height, self.bucket.width)
+        with autocast(PREVIEW.precision, self.device):
+            latents = sample_latents(
+                network,
+                self.flow,
+                PREVIEW,
+                [Wanted(prompt, seed)],
+                guidance_scale=PREVIEW.guidance_scale,
+                shape=latent_shape(self.autoencoder.config, *size),
+                read_captions=self.read_captions,
+                device=self.device,
+            )
+            (frames,) = decode_clips(self.autoencoder, denormalize(latents, self.stats))
+        return frames

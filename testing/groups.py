@@ -1,0 +1,42 @@
+"""Groups of plain worker processes: gloo, no Ray, one start of the processes for many groups."""
+
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from pipeline.distributed.process_group import Worker, leave_process_group
+
+
+class Job(NamedTuple):
+    """`function(worker, *arguments)` on each of `world_size` workers."""
+
+    world_size: int
+    function: Callable[..., None]
+    arguments: tuple[Any, ...]
+
+
+def run_jobs(jobs: list[Job], folder: Path) -> None:
+    """One job after the other, those of many workers first; where there are fewer, the other processes have left.
+
+    Processes of a group need the same past: DeepSpeed numbers modules by a counter that it never resets.
+    """
+    ordered = sorted(jobs, key=lambda job: -job.world_size)
+    mp.spawn(_member, (ordered, folder), nprocs=ordered[0].world_size)
+
+
+def _member(rank: int, jobs: list[Job], folder: Path) -> None:
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore", FutureWarning)  # of torch, about names that DeepSpeed calls
+    os.environ["LOCAL_RANK"] = "0"  # DeepSpeed insists on it
+    for number, job in enumerate(jobs):
+        if rank < job.world_size:
+            store = dist.FileStore(str(folder / f"store-{number}"), job.world_size)
+            dist.init_process_group("gloo", store=store, rank=rank, world_size=job.world_size)
+            job.function(Worker(rank, job.world_size, torch.device("cpu")), *job.arguments)
+            leave_process_group()

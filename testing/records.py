@@ -1,0 +1,45 @@
+"""Made-up datasets that benchmarks and tests share: records of clips that nobody filmed, and latents of them."""
+
+from pathlib import Path
+
+from safetensors.torch import save
+
+from data.dataset.buckets import Bucket
+from data.dataset.clip import LATENT_MEMBER, ClipRecord
+from data.dataset.index import write_index
+from data.dataset.manifest import ShardRecord
+from data.dataset.shards import write_shard
+from pipeline.run import randomness
+
+SMALL = Bucket(num_frames=5, height=32, width=32, fps=8)
+
+
+def made_up_clip(number: int, bucket: Bucket = SMALL) -> ClipRecord:
+    """The record of clip `number`; its key is the number, in hexadecimal."""
+    return ClipRecord(
+        key=f"{number:020x}",
+        source=f"{number}.mp4",
+        start_seconds=0.0,
+        caption=f"clip {number}",
+        dataset="",
+        split="train",
+        decoder="decord",
+        variant="",
+        num_frames=bucket.num_frames,
+        height=bucket.height,
+        width=bucket.width,
+        fps=bucket.fps,
+        source_height=4 * bucket.height,
+        source_width=4 * bucket.width,
+    )
+
+
+def write_random_latents(folder: Path, num_samples: int, shape: tuple[int, ...], purpose: str) -> ShardRecord:
+    """One shard of random latents and its index; `purpose` addresses the randomness."""
+    samples = [
+        (made_up_clip(number), save({"mean": randomness.normal(0, purpose, [number], shape)[0]}))
+        for number in range(num_samples)
+    ]
+    shard, rows = write_shard(folder / "shard-00000.tar", samples, LATENT_MEMBER)
+    write_index(folder, rows)
+    return shard

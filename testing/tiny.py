@@ -1,0 +1,47 @@
+"""A training that takes a second, for what has to be trained a hundred times: benchmarks and tests share it."""
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from data.dataset.manifest import LatentStats
+from models.flow.spec import FlowSpec
+from models.networks.config import DiTConfig
+from models.text.config import TextConfig
+from pipeline.engine.ema_profile import FixedDecay, PowerFunction
+from pipeline.train.config import TrainConfig
+from pipeline.train.tasks.flow import DiTTask
+from testing.records import SMALL, write_random_latents
+
+SHAPE = (4, 2, 4, 4)
+CONFIG = TrainConfig(
+    steps=8,
+    global_batch=4,
+    learning_rate=3e-3,
+    warmup_steps=2,
+    precision="fp32",
+    checkpoint_every_steps=4,
+    log_every_steps=1,
+    ema=(FixedDecay(decay=0.995), PowerFunction(sigma_rel=0.10)),
+)
+WEIGHTS = ("master", "decay-0.995", "power-0.10")
+
+
+def write_latents(folder: Path, num_samples: int = 10) -> None:
+    """Random latents in a real shard."""
+    write_random_latents(folder, num_samples, SHAPE, "test")
+    save_file({"x": torch.zeros(1)}, folder / "autoencoder.safetensors")
+
+
+def make_task(folder: Path) -> DiTTask:
+    """A small DiT on those latents."""
+    return DiTTask(
+        model=DiTConfig(width=32, depth=1, heads=2, text=TextConfig(width=16, depth=1, heads=2, max_bytes=16)),
+        flow=FlowSpec(caption_drop=0.3),
+        buckets=(SMALL,),
+        latent_stats=LatentStats(mean=[0.1] * 4, std=[0.9] * 4),
+        dataset_dir=folder,
+        autoencoder_path=folder / "autoencoder.safetensors",
+        seed=7,
+    )
