@@ -1,10 +1,27 @@
-"""The errors that a user can cause, and their common base."""
+"""The base of every error that a user can cause, and the errors that several modules of `data` raise."""
 
-from data.curation.ledger import Reason
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from data.curation.ledger import Reason
 
 
-class VideoError(ValueError):
-    """A video that cannot be used; the message is one sentence for people."""
+class ReelflowError(Exception):
+    """An error with a message for the user: what happened, where, and the way out. Anything else is a bug.
+
+    A training whose ranks all raise an error that is not `retryable` ends; after any other its workers are started
+    again, as often as `cluster.workers.max_failures` allows.
+    """
+
+    retryable: ClassVar[bool] = False
+
+
+class VideoError(ReelflowError, ValueError):
+    """A video that cannot be used; the message is one sentence."""
+
+    retryable = True  # one rank alone meets it; the others would wait for it until their collective times out
 
     def __init__(self, reason: Reason, message: str) -> None:
         super().__init__(reason, message)  # both, so that it survives the way back from a worker
@@ -14,5 +31,7 @@ class VideoError(ValueError):
         return self.args[1]
 
 
-class DatasetError(ValueError):
+class DatasetError(ReelflowError, ValueError):
     """A dataset folder that cannot be read; the message names the file and the way out."""
+
+    retryable = True  # as VideoError

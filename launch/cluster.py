@@ -8,12 +8,13 @@ from pathlib import Path
 
 import ray
 
+from data.errors import ReelflowError
 from launch.config import ClusterConfig
 
 PROJECT_DIR = Path(__file__).resolve().parent.parent
 
 
-class ClusterError(RuntimeError):
+class ClusterError(ReelflowError, RuntimeError):
     """The cluster cannot be reached or is too small; the message says what is missing."""
 
 

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Annotated, Any, Self, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import BaseModel, Field, StringConstraints, ValidationError, model_validator
 
+from data.errors import ReelflowError
+from data.records import Settings
 from models.autoencoder.config import AutoencoderConfig
 from models.flow.spec import FlowSpec
 from models.networks.config import DiTConfig
@@ -27,14 +29,12 @@ PRESETS_DIR = Path(__file__).parent / "presets"
 SYNTHETIC = "synthetic"
 
 
-class ConfigError(ValueError):
+class ConfigError(ReelflowError, ValueError):
     """A configuration that cannot be used; the message names the field, the value and the way out."""
 
 
-class Section(BaseModel):
+class Section(Settings):
     """A part of the tree: unknown keys are errors, values never change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 DatasetName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
@@ -44,15 +44,20 @@ class MixPart(Section):
     """One dataset of a mix."""
 
     source: str
-    weight: float = Field(default=1.0, gt=0, le=1000)  # how often each of its clips is seen, beside those of weight 1
+    """TODO"""
+    weight: float = Field(default=1.0, gt=0, le=1000)
+    """How often each of its clips is seen, beside those of weight 1."""
 
 
 class DataConfig(ShardConfig):
     """Where videos come from and how they are cut."""
 
-    source: str = SYNTHETIC  # "synthetic", or a folder, glob, table or URI of videos: see data/sources.py
-    mix: dict[DatasetName, MixPart] = Field(default={})  # several datasets, instead of `source`
+    source: str = SYNTHETIC
+    """"synthetic", or a folder, glob, table or URI of videos: see data/sources.py."""
+    mix: dict[DatasetName, MixPart] = Field(default={})
+    """Several datasets, instead of `source`."""
     synthetic: SyntheticConfig = SyntheticConfig()
+    """TODO"""
 
     @model_validator(mode="after")
     def _check_mix(self) -> Self:
@@ -84,22 +89,29 @@ class AutoencoderSection(Section):
     """The autoencoder and its training."""
 
     model: AutoencoderConfig = AutoencoderConfig()
+    """TODO"""
     train: TrainConfig = TrainConfig()
+    """TODO"""
 
 
 class DiTSection(Section):
     """The DiT, what it learns, and its training."""
 
     model: DiTConfig = DiTConfig()
+    """TODO"""
     flow: FlowSpec = FlowSpec()
+    """TODO"""
     train: DiTTrainConfig = DiTTrainConfig()
+    """TODO"""
 
 
 class SampleSection(SampleConfig):
     """How clips are sampled, and which."""
 
-    prompts: Path | None = None  # one a line, or JSONL; None: held-out combinations, or captions of the data
-    compare_unguided: bool = False  # also make every clip at guidance scale 1
+    prompts: Path | None = None
+    """One a line, or JSONL; None: held-out combinations, or captions of the data."""
+    compare_unguided: bool = False
+    """Also make every clip at guidance scale 1."""
 
     def sampler(self) -> SampleConfig:
         """The part a sampler needs."""
@@ -114,24 +126,37 @@ class SampleSection(SampleConfig):
 class ClusterConfig(Section):
     """Where Ray runs."""
 
-    address: str | None = None  # None: a cluster of this process's own; "auto" or host:port: one that runs already
-    object_store_mib: int = Field(default=512, ge=80)  # of a cluster of its own
+    address: str | None = None
+    """None: a cluster of this process's own; "auto" or host:port: one that runs already."""
+    object_store_mib: int = Field(default=512, ge=80)
+    """Of a cluster of its own."""
     workers: WorkersConfig = WorkersConfig()
+    """TODO"""
 
 
 class RunConfig(Section):
     """Everything a run depends on."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")
+    """TODO"""
     seed: int = Field(default=0, ge=0, lt=2**31)
+    """TODO"""
     runs_dir: Path = Path("runs")
+    """TODO"""
     data: DataConfig = DataConfig()
+    """TODO"""
     autoencoder: AutoencoderSection = AutoencoderSection()
+    """TODO"""
     encode: EncodeConfig = EncodeConfig()
+    """TODO"""
     dit: DiTSection = DiTSection()
+    """TODO"""
     sample: SampleSection = SampleSection()
+    """TODO"""
     evaluate: EvaluateConfig = EvaluateConfig()
+    """TODO"""
     cluster: ClusterConfig = ClusterConfig()
+    """TODO"""
 
     @property
     def run_dir(self) -> Path:

@@ -2,55 +2,13 @@
 
 import errno
 
-from data.curation.captions import CaptionError
-from data.curation.scenes import ScenesError
-from data.curation.sources import SourceError
-from data.curation.text_area import TextDetectionError
-from data.errors import DatasetError, VideoError
-from data.stream.cache import CacheError
-from launch.config import ConfigError
-from launch.run import StageOrderError
-from models.text.pretrained import TextEncoderError
-from pipeline.checkpoint.adapters import LoraError
-from pipeline.checkpoint.record import CheckpointError
-from pipeline.distributed.config import WorldSizeError
-from pipeline.distributed.workers import TrainingError
-from pipeline.engine.config import SplitError
-from pipeline.run.lock import LockedError
-from pipeline.run.stage import ChangedError
-from pipeline.sample.requests import PromptError
-from pipeline.train.monitor.wandb_run import WandbError
-
-OURS = (
-    CacheError,
-    CaptionError,
-    ChangedError,
-    CheckpointError,
-    ConfigError,
-    DatasetError,
-    FloatingPointError,
-    LockedError,
-    LoraError,
-    PromptError,
-    ScenesError,
-    SourceError,
-    SplitError,
-    StageOrderError,
-    TextDetectionError,
-    TextEncoderError,
-    TrainingError,
-    VideoError,
-    WandbError,
-    WorldSizeError,
-)
+from data.errors import ReelflowError
 
 
 def describe(error: BaseException) -> str | None:
     """One message that says what happened and what to do, or None for an error that is a bug of ours."""
     import ray.exceptions
     from ray.train import TrainingFailedError
-
-    from launch.cluster import ClusterError
 
     if isinstance(error, TrainingFailedError):
         causes = list(getattr(error, "worker_failures", {}).values()) or [error.__cause__]
@@ -65,7 +23,7 @@ def describe(error: BaseException) -> str | None:
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             return f"no permission to write{place}; choose another runs_dir or change the folder's owner"
         return f"{error.strerror or error}{place}"
-    if isinstance(error, (ClusterError, *OURS)):
+    if isinstance(error, ReelflowError):
         return str(error)
     if isinstance(error, ray.exceptions.RayError):
         return f"Ray failed: {str(error).splitlines()[0]}; start again to go on, or use --debug"

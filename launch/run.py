@@ -16,6 +16,7 @@ from data.curation.sources import Source, list_sources, listing_fingerprint, of_
 from data.curation.text_area import check_text_detection
 from data.dataset.index import read_index
 from data.dataset.manifest import SCHEMA_VERSION, Manifest, TextEncoderRecord, read_manifest
+from data.errors import ReelflowError
 from data.files.checksums import file_sha256
 from data.files.publish import publish_text
 from data.synthetic import held_out_combinations
@@ -65,7 +66,7 @@ from pipeline.train.world_size import fitting_worlds
 LOCK_NAME = "run.lock"
 
 
-class StageOrderError(ValueError):
+class StageOrderError(ReelflowError, ValueError):
     """A stage was asked for whose input is not there yet."""
 
 

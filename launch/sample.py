@@ -20,8 +20,11 @@ class SamplingConfig(Section):
     """The part of a run's configuration that sampling reads."""
 
     seed: int = Field(default=0, ge=0, lt=2**31)
+    """TODO"""
     sample: SampleSection = SampleSection()
+    """TODO"""
     cluster: ClusterConfig = ClusterConfig()
+    """TODO"""
 
 
 def sample_checkpoint(target: Path, output_dir: Path, overrides: Sequence[str], *, dry_run: bool) -> Iterator[str]:

@@ -6,13 +6,15 @@ import json
 import unicodedata
 from pathlib import Path
 
+from data.errors import ReelflowError
+
 FILE_COLUMNS = ("file", "path", "video", "source")
 CAPTION_COLUMNS = ("caption", "text", "prompt", "label")
 MAX_CAPTION_CHARACTERS = 4096
 MAX_SIDECAR_BYTES = 2**16
 
 
-class CaptionError(ValueError):
+class CaptionError(ReelflowError, ValueError):
     """A caption table or sidecar that cannot be used."""
 
 

@@ -9,9 +9,10 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import model_validator
 
 from data.files.publish import publish_text
+from data.records import Record
 
 FILTERED_NAME = "filtered.jsonl"
 
@@ -65,10 +66,8 @@ class LedgerError(RuntimeError):
     """The ledger does not add up: a bug, never the user's fault."""
 
 
-class Rejection(BaseModel):
+class Rejection(Record):
     """One line of `quarantine.jsonl` or `filtered.jsonl`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     source: str
     start_seconds: float | None = None  # of the clip; None: the whole source
@@ -85,10 +84,8 @@ def reject(source: str, stage: Stage, reason: Reason, detail: str, start_seconds
     )
 
 
-class LedgerCounts(BaseModel):
+class LedgerCounts(Record):
     """How many sources a stage was given and where they went."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     sources: int
     shards: int

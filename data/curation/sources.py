@@ -29,7 +29,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data.curation.captions import sidecars
-from data.errors import VideoError
+from data.errors import ReelflowError, VideoError
 from data.video.formats import VIDEO_SUFFIXES
 from data.video.spans import WHOLE, Stretch
 
@@ -39,7 +39,7 @@ ASK = "check the address, the credentials and the endpoint (docs/cluster.md, Obj
 COLUMNS = ("path", "caption", "start", "end")
 
 
-class SourceError(ValueError):
+class SourceError(ReelflowError, ValueError):
     """Sources there is nothing to make clips from; the message names the place, the field and the way out."""
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from data.errors import ReelflowError
 from data.video.resize import Box
 
 DETECT_MAX_SIDE = (
@@ -22,7 +23,7 @@ MIN_ASPECT = 1.5  # length by height of a line; to the detector a lone circle, c
 Frame = UInt8[np.ndarray, "h w 3"]
 
 
-class TextDetectionError(ValueError):
+class TextDetectionError(ReelflowError, ValueError):
     """Text detection cannot run here; the message says what is missing."""
 
 

@@ -11,7 +11,9 @@ from math import log
 from typing import Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from data.records import Settings
 
 SIDE_MULTIPLE = 16  # pixels: 8 for the autoencoder, 2 for the patches
 MIN_GAIN = 0.01  # share of the picture, averaged over all sources, that one more aspect ratio has to save
@@ -38,19 +40,21 @@ def check_clip_length(num_frames: int) -> None:
         )
 
 
-class Bucket(BaseModel):
+class Bucket(Settings):
     """One clip shape: `num_frames` frames of `height` x `width` pixels at `fps` frames per second.
 
     The autoencoder is causal with a stride of four in time, so the first frame stands alone and
     the others come in fours: `num_frames` must be 4k + 1. Images are clips of one frame.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     num_frames: int = Field(default=17, ge=1)
+    """TODO"""
     height: int = Field(default=64, ge=16)
+    """TODO"""
     width: int = Field(default=64, ge=16)
+    """TODO"""
     fps: float = Field(default=8.0, gt=0, le=240)
+    """TODO"""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -95,16 +99,19 @@ class SourceShape:
     seconds: float
 
 
-class BucketChoice(BaseModel):
+class BucketChoice(Settings):
     """How buckets are chosen from the sources: the aspect ratios that lose least of the pictures, and these lengths."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    pixels: int = Field(default=4096, ge=SIDE_MULTIPLE**2)  # of a frame, at most
-    num_frames: tuple[int, ...] = (17,)  # lengths on offer; 1 takes images
+    pixels: int = Field(default=4096, ge=SIDE_MULTIPLE**2)
+    """Of a frame, at most."""
+    num_frames: tuple[int, ...] = (17,)
+    """Lengths on offer; 1 takes images."""
     fps: float = Field(default=8.0, gt=0, le=240)
+    """TODO"""
     max_aspects: int = Field(default=3, ge=1)
+    """TODO"""
     side_multiple: int = Field(default=SIDE_MULTIPLE, ge=SIDE_MULTIPLE, multiple_of=SIDE_MULTIPLE)
+    """TODO"""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

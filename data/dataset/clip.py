@@ -3,9 +3,8 @@
 from hashlib import blake2b
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from data.dataset.buckets import Bucket
+from data.records import Record
 
 VIDEO_MEMBER = "mp4"
 CAPTION_MEMBER = "txt"
@@ -15,10 +14,8 @@ Split = Literal["train", "validation"]
 Decoder = Literal["decord", "torchcodec", "pyav", "pillow"]  # who read the source; the last one images
 
 
-class ClipRecord(BaseModel):
+class ClipRecord(Record):
     """One clip of a source video, as stored beside it in the shard."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     key: str
     source: str  # path of the video inside the source folder, with forward slashes

@@ -6,22 +6,21 @@ from collections.abc import Iterable
 from hashlib import sha256
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from data.curation.ledger import LedgerCounts, Reason
 from data.dataset.buckets import Bucket
 from data.dataset.clip import Split
 from data.dataset.index import IndexRow, shape_of
 from data.errors import DatasetError
+from data.records import Record
 
 SCHEMA_VERSION = 5
 MANIFEST_NAME = "manifest.json"
 
 
-class ShardRecord(BaseModel):
+class ShardRecord(Record):
     """One shard, as listed in the manifest."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
     num_samples: int
@@ -29,10 +28,8 @@ class ShardRecord(BaseModel):
     sha256: str
 
 
-class LatentStats(BaseModel):
+class LatentStats(Record):
     """Mean and standard deviation of each latent channel, measured over the training split."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     mean: list[float]
     std: list[float]
@@ -43,10 +40,8 @@ class LatentStats(BaseModel):
         return len(self.mean)
 
 
-class TextEncoderRecord(BaseModel):
+class TextEncoderRecord(Record):
     """The frozen encoder that has read the captions of a latent dataset."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     folder: str  # where it was
     fingerprint: str  # of its files
@@ -54,10 +49,8 @@ class TextEncoderRecord(BaseModel):
     width: int  # of an embedding
 
 
-class BucketRecord(BaseModel):
+class BucketRecord(Record):
     """How many samples have one shape."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     bucket: Bucket
     num_samples: int
@@ -69,10 +62,8 @@ class BucketRecord(BaseModel):
         return self.num_samples - self.num_train
 
 
-class Manifest(BaseModel):
+class Manifest(Record):
     """What a dataset folder holds."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     schema_version: int = SCHEMA_VERSION
     kind: str  # "clips" or "latents"

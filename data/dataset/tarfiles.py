@@ -9,11 +9,13 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from data.errors import ReelflowError
+
 MAX_MEMBER_BYTES = 2**30
 KEY_PATTERN = re.compile(r"[0-9A-Za-z_-]{1,128}")
 
 
-class TarError(ValueError):
+class TarError(ReelflowError, ValueError):
     """A tar that is not a shard; the message names the file, the member and what is wrong with it."""
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from filelock import FileLock
 from isal.isal_zlib import crc32
 
+from data.errors import ReelflowError
 from data.files.publish import published, remove_unpublished
 
 SUBFOLDER = "reelflow-shards"  # nothing beside it is ever touched
@@ -26,7 +27,7 @@ COPY_SUFFIX = ".copy"
 BLOCK_BYTES = 4 << 20
 
 
-class CacheError(ValueError):
+class CacheError(ReelflowError, ValueError):
     """A cache that cannot be used; the message names the folder and the way out."""
 
 

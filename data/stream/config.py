@@ -2,16 +2,18 @@
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from data.records import Settings
 
 
-class CacheConfig(BaseModel):
+class CacheConfig(Settings):
     """Where copies of shards go, and how much of them."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    folder: Path  # on a disk of this machine; several runs may share it
+    folder: Path
+    """On a disk of this machine; several runs may share it."""
     limit_gib: float = Field(gt=0)
+    """TODO"""
 
     @property
     def limit_bytes(self) -> int:

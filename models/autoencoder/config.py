@@ -1,18 +1,23 @@
 """Configuration of the autoencoder."""
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from data.records import Settings
 
 
-class AutoencoderConfig(BaseModel):
+class AutoencoderConfig(Settings):
     """Size of the autoencoder. It always compresses 4 x in time and 8 x in height and width."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     latent_channels: int = Field(default=8, ge=1)
-    width: int = Field(default=48, ge=8)  # channels next to the pixels
-    deep_width: int = Field(default=96, ge=8)  # channels next to the latents
-    num_blocks: int = Field(default=1, ge=1)  # residual blocks per resolution
+    """TODO"""
+    width: int = Field(default=48, ge=8)
+    """Channels next to the pixels."""
+    deep_width: int = Field(default=96, ge=8)
+    """Channels next to the latents."""
+    num_blocks: int = Field(default=1, ge=1)
+    """Residual blocks per resolution."""
     kl_weight: float = Field(default=1e-6, ge=0)
+    """TODO"""
 
     @model_validator(mode="after")
     def _check(self) -> "AutoencoderConfig":

@@ -2,7 +2,9 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from data.records import Settings
 
 LossWeight = Literal["plain", "velocity"]
 Prediction = Literal["velocity", "data", "noise", "score"]
@@ -10,7 +12,7 @@ PathName = Literal["straight", "cosine", "vp"]
 OdeSolver = Literal["euler", "midpoint", "heun", "rk4", "ab2", "dpmpp_2m", "unipc", "ddim"]
 
 
-class TimeLaw(BaseModel):
+class TimeLaw(Settings):
     """The law of training times, as a map from uniform numbers (its quantile function).
 
     logit-normal: t = sigmoid(mean + std n), n ~ N(0, 1): the middle of the path, where noise and data are hardest to
@@ -18,27 +20,35 @@ class TimeLaw(BaseModel):
     3.1, where time runs the other way.) `shift` > 1 then moves times towards noise, for larger clips.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     law: Literal["logit-normal", "uniform", "mode"] = "logit-normal"
+    """TODO"""
     mean: float = 0.0
+    """TODO"""
     std: float = Field(default=1.0, gt=0)
-    mode_scale: float = Field(default=1.29, ge=-1, le=1.75)  # within these the law has a density
+    """TODO"""
+    mode_scale: float = Field(default=1.29, ge=-1, le=1.75)
+    """Within these the law has a density."""
     shift: float = Field(default=1.0, gt=0)
+    """TODO"""
 
 
-class FlowSpec(BaseModel):
+class FlowSpec(Settings):
     """Every choice of the diffusion that training, validation and sampling have to share."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     path: PathName = "straight"
+    """TODO"""
     prediction: Literal["velocity", "data", "noise"] = "velocity"
+    """TODO"""
     loss_weight: LossWeight = "plain"
+    """TODO"""
     times: TimeLaw = TimeLaw()
-    times_per: Literal["clip", "frame"] = "clip"  # "frame": each latent frame at its own time (Chen et al. 2024)
-    caption_drop: float = Field(default=0.1, ge=0, lt=1)  # share of samples trained without their caption
+    """TODO"""
+    times_per: Literal["clip", "frame"] = "clip"
+    """"frame": each latent frame at its own time (Chen et al. 2024)."""
+    caption_drop: float = Field(default=0.1, ge=0, lt=1)
+    """Share of samples trained without their caption."""
     null_caption: str = ""
+    """TODO"""
 
     @model_validator(mode="after")
     def _check(self) -> "FlowSpec":

@@ -1,21 +1,26 @@
 """Configuration of the networks that predict the velocity."""
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from data.records import Settings
 from models.text.config import TextConfig
 
 
-class DiTConfig(BaseModel):
+class DiTConfig(Settings):
     """Size of the transformer."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     width: int = Field(default=192, ge=32)
+    """TODO"""
     depth: int = Field(default=6, ge=1)
+    """TODO"""
     heads: int = Field(default=3, ge=1)
+    """TODO"""
     mlp_ratio: int = Field(default=4, ge=1)
-    patch_size: int = Field(default=2, ge=1)  # latent pixels per token side; one latent frame per token
+    """TODO"""
+    patch_size: int = Field(default=2, ge=1)
+    """Latent pixels per token side; one latent frame per token."""
     text: TextConfig = TextConfig()
+    """TODO"""
 
     @model_validator(mode="after")
     def _check(self) -> "DiTConfig":

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from data.errors import ReelflowError
 from models.text.embeddings import CaptionEmbeddings
 
 STORED_DTYPE = torch.float16  # eleven bits of each number, where bfloat16 has eight; checked to be finite
@@ -23,8 +24,10 @@ CONFIG_NAME = "config.json"
 WEIGHTS_PATTERN = "*.safetensors"
 
 
-class TextEncoderError(ValueError):
+class TextEncoderError(ReelflowError, ValueError):
     """A text encoder that cannot be used; the message names the folder and the way out."""
+
+    retryable = True  # one rank alone meets it
 
 
 def check_text_encoder(folder: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 from safetensors import safe_open
 from torch import Tensor
 
+from data.errors import ReelflowError
 from pipeline.checkpoint.config import LoraConfig
 from pipeline.checkpoint.read import load_weights, stream_weights
 from pipeline.checkpoint.record import Checkpoint
@@ -22,7 +23,7 @@ PREFIX = "network."  # where a task's loss keeps its network
 DOWN, UP = "lora_A.default.weight", "lora_B.default.weight"  # as peft names an adapted layer's parameters
 
 
-class LoraError(ValueError):
+class LoraError(ReelflowError, ValueError):
     """Adapters cannot be made; the message names the package or the field, and the way out."""
 
 

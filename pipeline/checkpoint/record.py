@@ -18,8 +18,10 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
+from data.errors import ReelflowError
+from data.records import Record
 from pipeline.engine.loss_scale import LossScalerState
 from pipeline.run.weight_names import FIRST, MASTER, Weights
 
@@ -32,23 +34,19 @@ _FIELDS = TypeAdapter(dict[str, Any])
 _STEP = re.compile(r"step_\d{7,}").fullmatch
 
 
-class CheckpointError(ValueError):
+class CheckpointError(ReelflowError, ValueError):
     """A checkpoint that is missing or cannot be used; the message says which file and what to do."""
 
 
-class FileRecord(BaseModel):
+class FileRecord(Record):
     """One file of a checkpoint."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     num_bytes: int
     sha256: str
 
 
-class Provenance(BaseModel):
+class Provenance(Record):
     """Where the weights come from."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     dataset: str  # SHA-256 of the dataset's index, which holds the checksum of every sample
     code: str  # fingerprint of this program's source
@@ -56,10 +54,8 @@ class Provenance(BaseModel):
     lineage: list[str]  # fingerprints of the checkpoints that trainings went on from, the first one first
 
 
-class CheckpointRecord(BaseModel):
+class CheckpointRecord(Record):
     """checkpoint.json."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     schema_version: int = SCHEMA_VERSION
     kind: str  # "autoencoder" or "dit"

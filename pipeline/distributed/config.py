@@ -3,23 +3,29 @@
 from collections.abc import Collection
 from typing import Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from data.errors import ReelflowError
+from data.records import Settings
 
 
-class WorldSizeError(ValueError):
+class WorldSizeError(ReelflowError, ValueError):
     """A global batch cannot be shared out evenly; the message names the nearest one that can."""
 
 
-class WorkersConfig(BaseModel):
+class WorkersConfig(Settings):
     """How many workers run, and what each may use."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     num_workers: int = Field(default=2, ge=1)
-    min_workers: int | None = Field(default=None, ge=1)  # a training goes on with so few while the cluster has no more
+    """TODO"""
+    min_workers: int | None = Field(default=None, ge=1)
+    """A training goes on with so few while the cluster has no more."""
     cpus_per_worker: int = Field(default=1, ge=1)
+    """TODO"""
     gpus_per_worker: float = Field(default=0, ge=0)
-    max_failures: int = Field(default=2, ge=0)  # restarts of a training whose worker died
+    """TODO"""
+    max_failures: int = Field(default=2, ge=0)
+    """Restarts of a training whose worker died."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -13,31 +13,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from data.errors import ReelflowError
 from data.files.publish import publish_text
-from data.stream.cache import CacheError
-from pipeline.checkpoint.adapters import LoraError
-from pipeline.checkpoint.record import CheckpointError
 from pipeline.distributed.collectives import COLLECTIVE_TIMEOUT, from_rank_zero
-from pipeline.distributed.config import WorkersConfig, WorldSizeError, taking_part
+from pipeline.distributed.config import WorkersConfig, taking_part
 from pipeline.distributed.process_group import Worker
-from pipeline.engine.config import SplitError
-from pipeline.run.lock import LockedError
-from pipeline.train.monitor.wandb_run import WandbError
-
-# What every rank raises at the same step for a reason that a restart would meet again.
-FINAL = (
-    CacheError,
-    CheckpointError,
-    FloatingPointError,
-    LockedError,
-    LoraError,
-    SplitError,
-    WandbError,
-    WorldSizeError,
-)
 
 
-class TrainingError(RuntimeError):
+class TrainingError(ReelflowError, RuntimeError):
     """A training ended for a reason that starting its workers again would not mend; the message says which."""
 
 
@@ -54,7 +37,7 @@ def train_on_ray(
             a group of another size the last ones wait.
 
     Raises:
-        TrainingError: the function raised one of `FINAL`, on every worker; nothing was started again.
+        TrainingError: the function raised an error that is not retryable, on every worker; nothing was started again.
         ray.train.TrainingFailedError: it raised something else, or workers died, more than `max_failures` times.
         KeyboardInterrupt: Ctrl-C; the workers have ended.
     """
@@ -73,7 +56,10 @@ def train_on_ray(
                 worker = _join(worker, taking_part(worker.world_size, settings["fitting"]))
             if worker is not None:
                 settings["function"](worker)
-        except FINAL as error:  # every worker returns, which Ray does not count as a failure to be tried again
+        except ReelflowError as error:
+            if error.retryable:
+                raise
+            # Raised by every rank at the same step: each returns, which Ray does not count as a failure to retry.
             if context.get_world_rank() == 0:
                 publish_text(settings["final_error_path"], str(error))
 

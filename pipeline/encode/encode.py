@@ -10,7 +10,7 @@ from typing import Any
 
 import ray
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 from safetensors.torch import save
 from torch import Tensor
 
@@ -30,6 +30,7 @@ from data.dataset.manifest import (
 from data.dataset.shards import read_shard, write_shard
 from data.files.checksums import file_sha256
 from data.files.publish import publish_text
+from data.records import Record
 from models.text.pretrained import PretrainedTextEncoder, check_text_encoder, text_encoder_fingerprint
 from pipeline.distributed.config import WorkersConfig
 from pipeline.encode.captions import store_null_caption, text_tensors
@@ -42,10 +43,8 @@ from pipeline.run.precision import autocast
 from pipeline.run.progress import bar
 
 
-class EncodedShard(BaseModel):
+class EncodedShard(Record):
     """Published beside a latent shard after it; holds the sums the statistics are made from."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     made_from: str  # fingerprint of the clip shard's bytes, the autoencoder's weights and the settings
     shard: ShardRecord

@@ -2,24 +2,27 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from data.errors import ReelflowError
+from data.records import Settings
 from models.networks.config import nearest_heads
 
 SMALLEST_SCALE = 1.0  # a gradient that is not finite here is the training's fault and no longer the scale's
 
 
-class LossScaling(BaseModel):
+class LossScaling(Settings):
     """When the scale moves."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     initial: float = Field(default=2.0**16, ge=SMALLEST_SCALE, allow_inf_nan=False)
-    window: int = Field(default=1000, ge=1)  # it doubles after so many steps without overflow
-    hysteresis: int = Field(default=2, ge=1)  # it is halved at the so manieth overflow
+    """TODO"""
+    window: int = Field(default=1000, ge=1)
+    """It doubles after so many steps without overflow."""
+    hysteresis: int = Field(default=2, ge=1)
+    """It is halved at the so manieth overflow."""
 
 
-class SplitError(ValueError):
+class SplitError(ReelflowError, ValueError):
     """A network or a clip that the ranks of a sequence group cannot share; the message names what would fit."""
 
 

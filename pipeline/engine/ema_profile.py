@@ -9,17 +9,18 @@ from math import expm1, log1p, sqrt
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
+from pydantic import BaseModel, BeforeValidator, Discriminator, Field, Tag
+
+from data.records import Settings
 
 FLATTEST = 1 / sqrt(12)  # relative standard deviation of the plain mean, exponent 0
 
 
-class FixedDecay(BaseModel):
+class FixedDecay(Settings):
     """ema += (1 - decay) (weight - ema): half of it lies in the last log(1/2) / log(decay) updates."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     decay: float = Field(ge=0, lt=1)
+    """TODO"""
 
     @property
     def name(self) -> str:
@@ -31,12 +32,11 @@ class FixedDecay(BaseModel):
         return 1 - min(self.decay, (1 + num_updates) / (10 + num_updates))
 
 
-class PowerFunction(BaseModel):
+class PowerFunction(Settings):
     """The weights after update s count in proportion to s^gamma: (s^(gamma+1) - (s-1)^(gamma+1)) / t^(gamma+1) at t."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    sigma_rel: float = Field(ge=1e-3, le=FLATTEST)  # standard deviation of s over t, of the whole training's length
+    sigma_rel: float = Field(ge=1e-3, le=FLATTEST)
+    """Standard deviation of s over t, of the whole training's length."""
 
     @property
     def name(self) -> str:

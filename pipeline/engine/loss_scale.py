@@ -7,15 +7,12 @@ then says that the scale was too great: the step is left out, and the scale goes
 import importlib
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
+from data.records import Record
 from pipeline.engine.config import SMALLEST_SCALE, LossScaling
 
 
-class LossScalerState(BaseModel):
+class LossScalerState(Record):
     """What the next scale depends on."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     scale: float
     num_steps: int

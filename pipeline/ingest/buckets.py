@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from data.curation.sources import Source, SourceError, listing_fingerprint
 from data.dataset.buckets import Bucket, BucketChoice, SourceShape, choose_buckets
 from data.files.publish import publish_text
+from data.records import Record
 from pipeline.distributed.isolated_pool import Done, run_jobs
 from pipeline.ingest.config import ShardConfig
 from pipeline.ingest.prepare import measure
@@ -16,10 +17,8 @@ from pipeline.run.progress import bar
 BUCKETS_NAME = "buckets.json"
 
 
-class ChosenBuckets(BaseModel):
+class ChosenBuckets(Record):
     """Published before the first shard: the same start and any later one cut for the same shapes."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     made_from: str  # fingerprint of the sources
     choice: BucketChoice

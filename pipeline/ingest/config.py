@@ -3,31 +3,40 @@
 from pathlib import Path
 from typing import Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from data.curation.config import FilterConfig, SceneDetection
 from data.dataset.buckets import Bucket, BucketChoice
+from data.records import Settings
 from data.video.augment import AugmentConfig
 from data.video.formats import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 
 _PACING = {"decode_timeout_seconds", "videos_per_shard"}  # change no clip
 
 
-class ShardConfig(BaseModel):
+class ShardConfig(Settings):
     """How videos are cut into clips."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     buckets: tuple[Bucket, ...] = (Bucket(),)
-    choose_buckets: BucketChoice | None = None  # from the sources, instead of `buckets`
-    captions: Path | None = None  # a CSV, JSONL or JSON table; None: sidecar files, then folder names
+    """TODO"""
+    choose_buckets: BucketChoice | None = None
+    """From the sources, instead of `buckets`."""
+    captions: Path | None = None
+    """A CSV, JSONL or JSON table; None: sidecar files, then folder names."""
     max_clips_per_video: int = Field(default=4, ge=1)
+    """TODO"""
     videos_per_shard: int = Field(default=256, ge=1)
+    """TODO"""
     validation_fraction: float = Field(default=0.05, ge=0, lt=1)
-    scene_detection: SceneDetection = "off"  # content: no clip reaches across a scene cut; needs PySceneDetect
+    """TODO"""
+    scene_detection: SceneDetection = "off"
+    """Content: no clip reaches across a scene cut; needs PySceneDetect."""
     augment: AugmentConfig = AugmentConfig()
+    """TODO"""
     filters: FilterConfig = FilterConfig()
-    decode_timeout_seconds: float = Field(default=120, gt=0)  # for one video; then its process is killed
+    """TODO"""
+    decode_timeout_seconds: float = Field(default=120, gt=0)
+    """For one video; then its process is killed."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -47,12 +56,14 @@ class ShardConfig(BaseModel):
         return VIDEO_SUFFIXES | IMAGE_SUFFIXES if 1 in lengths else VIDEO_SUFFIXES
 
 
-class SyntheticConfig(BaseModel):
+class SyntheticConfig(Settings):
     """The world of moving shapes."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     num_videos: int = Field(default=1440, ge=8)
+    """TODO"""
     pixels: int = Field(default=96, ge=32, multiple_of=2)
+    """TODO"""
     fps: float = Field(default=16.0, gt=0)
+    """TODO"""
     seconds: float = Field(default=2.25, gt=0)
+    """TODO"""

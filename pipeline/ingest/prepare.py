@@ -9,8 +9,6 @@ from errno import ENOSPC
 from functools import partial
 from typing import get_args
 
-from pydantic import BaseModel, ConfigDict
-
 from data.curation.captions import CaptionError, caption_of, clean_caption
 from data.curation.filters import Duplicates, failed_filter, perceptual_hash
 from data.curation.ledger import Filter, Rejection, reject
@@ -20,6 +18,7 @@ from data.curation.text_area import text_fraction
 from data.dataset.buckets import Bucket, SourceShape
 from data.dataset.clip import ClipRecord, clip_key, split_of
 from data.errors import VideoError
+from data.records import Record
 from data.video.augment import AS_IT_IS
 from data.video.codec import encode_clip
 from data.video.extract import measure_source, read_spans
@@ -27,20 +26,16 @@ from pipeline.ingest.config import _PACING, ShardConfig
 from pipeline.run.fingerprints import fingerprint
 
 
-class PreparedClip(BaseModel):
+class PreparedClip(Record):
     """A clip on its way into a shard."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     key: str
     start_seconds: float
     perceptual_hash: str | None = None  # hexadecimal, where duplicates are looked for; None for augmented clips
 
 
-class SourceReport(BaseModel):
+class SourceReport(Record):
     """What became of one source."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     source: str
     clips: list[PreparedClip] = []  # in the shard

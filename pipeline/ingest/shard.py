@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from data.curation.captions import read_caption_table
 from data.curation.filters import Duplicates
@@ -25,6 +25,7 @@ from data.dataset.index import INDEX_NAME, IndexRow, write_index
 from data.dataset.manifest import MANIFEST_NAME, Manifest, ShardRecord, content_fingerprint, count_buckets
 from data.dataset.shards import write_shard
 from data.files.publish import publish_text, remove_unpublished
+from data.records import Record
 from pipeline.distributed.isolated_pool import Done, run_jobs
 from pipeline.ingest.buckets import _read_choice, settle_buckets
 from pipeline.ingest.config import ShardConfig
@@ -35,10 +36,8 @@ from pipeline.run.progress import bar
 COMMIT_SUFFIX = ".commit.json"
 
 
-class ShardCommit(BaseModel):
+class ShardCommit(Record):
     """Published beside a shard after it: the shard is done, and this is what became of its sources."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     made_from: str  # fingerprint of its sources, their captions and the settings
     shard: ShardRecord

@@ -2,17 +2,13 @@
 
 from dataclasses import dataclass
 
-from pydantic import BaseModel, ConfigDict
-
-from data.records import Frames
+from data.records import Frames, Record
 
 ATTRIBUTES = ("colour", "direction", "shape", "all")
 
 
-class Share(BaseModel):
+class Share(Record):
     """How often each attribute was right."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     num_clips: int
     right: dict[str, int]
@@ -22,10 +18,8 @@ class Share(BaseModel):
         return self.right[attribute] / self.num_clips
 
 
-class Reconstructions(BaseModel):
+class Reconstructions(Record):
     """The autoencoder on clips it never saw."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     num_clips: int
     psnr_db: float  # mean over clips

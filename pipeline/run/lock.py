@@ -15,7 +15,10 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
+
+from data.errors import ReelflowError
+from data.records import Record
 
 TOUCH_EVERY_SECONDS = 10.0
 STALE_SECONDS = 90.0
@@ -23,14 +26,12 @@ RETRY_SECONDS = 0.2
 THIS_MACHINE = "this machine"  # in the place of a name that is just being written
 
 
-class LockedError(RuntimeError):
+class LockedError(ReelflowError, RuntimeError):
     """Another process works in this folder; the message names it and the way out."""
 
 
-class Holder(BaseModel):
+class Holder(Record):
     """Who holds a lock."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     host: str
     pid: int

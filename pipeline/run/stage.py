@@ -17,6 +17,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from data.errors import ReelflowError
 from data.files.publish import publish_text, remove_unpublished
 
 RECORD_NAME = "stage.json"
@@ -30,7 +31,7 @@ class Change:
     text: str  # with both values
 
 
-class ChangedError(ValueError):
+class ChangedError(ReelflowError, ValueError):
     """A stage that was to go on was made from something else, or from nobody knows what."""
 
 

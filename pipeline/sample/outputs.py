@@ -3,17 +3,14 @@
 import json
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
-
+from data.records import Record
 from pipeline.sample.requests import PromptRequest
 
 SAMPLES_NAME = "manifest.jsonl"
 
 
-class SampledClip(BaseModel):
+class SampledClip(Record):
     """One line of manifest.jsonl."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     file: str
     request: PromptRequest

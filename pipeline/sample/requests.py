@@ -6,19 +6,20 @@ from collections.abc import Sequence
 from hashlib import blake2b
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
+
+from data.errors import ReelflowError
+from data.records import Record
 
 MAX_PROMPT_CHARACTERS = 4096
 
 
-class PromptError(ValueError):
+class PromptError(ReelflowError, ValueError):
     """A prompts file that cannot be used; the message names the file and the line."""
 
 
-class Prompt(BaseModel):
+class Prompt(Record):
     """One clip to make."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     prompt: str = Field(max_length=MAX_PROMPT_CHARACTERS)
     seed: int | None = None  # None: derived from the run's seed and the prompt's text
@@ -26,10 +27,8 @@ class Prompt(BaseModel):
     expect: dict[str, str] | None = None  # what the judge should see, where that is known
 
 
-class PromptRequest(BaseModel):
+class PromptRequest(Record):
     """A prompt with everything decided, and the name its clip will have."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     id: str
     prompt: str

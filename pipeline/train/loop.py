@@ -41,7 +41,7 @@ def train(task: TrainTask, config: TrainConfig, run_dir: Path, worker: Worker) -
     Raises:
         CacheError: the cache of shards cannot be written.
         CheckpointError: none can be used, there is no room for more, or one cannot be written.
-        FloatingPointError: the loss or the gradient is not finite.
+        NonFiniteError: the loss or the gradient is not finite.
         LockedError: another training works in `run_dir`.
         SplitError: the workers of a sequence group cannot share the network or a clip.
         WandbError: a W&B project is named, and W&B cannot be used.

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from data.errors import ReelflowError
 from data.stream.loader import Stream
 from pipeline.distributed.collectives import from_every_rank
 from pipeline.engine.zero import ZeroTrainer
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
     from pipeline.train.config import TrainConfig
 
 BAD_STEPS_NAME = "bad_steps.jsonl"
+
+
+class NonFiniteError(ReelflowError, FloatingPointError):
+    """The loss or the gradient of a step is not finite, or too large; the message names the step."""
 
 
 class BadSteps:
@@ -45,7 +50,7 @@ class BadSteps:
         """Refuse to go on, and above all to save, once the training has blown up; called by all at the same step.
 
         Raises:
-            FloatingPointError: on every rank; names the first bad step and where its samples are listed.
+            NonFiniteError: on every rank; names the first bad step and where its samples are listed.
         """
         noted, self._noted = self._noted, []
         if self._config.bad_steps == "skip":
@@ -62,7 +67,7 @@ class BadSteps:
         loss, norm = next((float(loss), float(norm)) for step, loss, norm in noted if step == first)
         self._list(first, loss, norm, "stopped")
         limits = f", beyond train.max_norm {limit:g}" if norm > limit and math.isfinite(norm) else ""
-        raise FloatingPointError(
+        raise NonFiniteError(
             f"the {kind} loss is {loss} and its gradient {norm}{limits} at step {first + 1}; its samples are in "
             f"{self._path}. The last checkpoint is intact: set train.bad_steps=skip and start again, or lower "
             f"train.learning_rate (it is {self._config.learning_rate:g}) and go on with --allow-change "

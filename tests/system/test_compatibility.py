@@ -1,6 +1,6 @@
 """What commit 901e418 left on the disk is skipped whole, gone on from, and written the same by this program.
 
-`tests/data/run_before/README.md` says how the data was made. The files are read here as JSON and safetensors, not
+`tests/golden/run_before/README.md` says how the data was made. The files are read here as JSON and safetensors, not
 through the project, whose records would change together with its files.
 """
 
@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from launch.__main__ import app
 
-BEFORE = Path(__file__).resolve().parents[1] / "data" / "run_before"
+BEFORE = Path(__file__).resolve().parents[1] / "golden" / "run_before"
 OLD = BEFORE / "run"
 CONFIG = BEFORE / "run.yaml"
 FOLDERS = {

@@ -4,16 +4,16 @@ import time
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
+
+from data.records import Record
 
 JOURNAL_NAME = "events.jsonl"
 EventKind = Literal["started", "stopped", "finished"]
 
 
-class Event(BaseModel):
+class Event(Record):
     """One thing that happened to a training."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     time: float
     event: EventKind

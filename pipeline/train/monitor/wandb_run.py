@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from data.errors import ReelflowError
 from data.files.publish import publish_text
 from pipeline.distributed.collectives import from_rank_zero
 
@@ -17,7 +18,7 @@ def _wandb() -> Any:  # noqa: ANN401 - an optional package
     return import_module("wandb")
 
 
-class WandbError(RuntimeError):
+class WandbError(ReelflowError, RuntimeError):
     """W&B was asked for and cannot be used; the message says what to do."""
 
 
