@@ -1,0 +1,111 @@
+"""JSON lines: files with one JSON object per line, UTF-8, lines separated by a line feed only.
+
+Other line separators of Unicode (U+2028, for one) may occur unescaped inside a JSON string, so lines are never split
+with `str.splitlines`.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, is_dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from data.errors import ReelflowError
+from data.files.publish import publish_text
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T")
+Line: TypeAlias = "BaseModel | DataclassInstance | dict[str, Any]"
+
+
+class JsonLineError(ReelflowError, ValueError):
+    """A line that is not valid JSON, or not the record that the file should hold."""
+
+    def __init__(self, path: str, number: int, reason: str) -> None:
+        super().__init__(path, number, reason)  # all three, so that it can be pickled
+        self.path, self.number, self.reason = path, number, reason
+
+    def __str__(self) -> str:
+        return f"{self.path}: line {self.number} is damaged ({self.reason})"
+
+
+def parse_line(path: Path | str, number: int, line: bytes | str, model: type[T]) -> T:
+    """One line as a `model`: a pydantic model, a dataclass or `dict[str, Any]`.
+
+    Args:
+        path: only for the error message.
+        number: of the line, from 1; only for the error message.
+
+    Raises:
+        JsonLineError: the line is not valid JSON or does not fit the model; its `reason` is the first mistake.
+    """
+    try:
+        return _adapter(model).validate_json(line)
+    except ValidationError as error:
+        raise JsonLineError(str(path), number, error.errors()[0]["msg"]) from error
+
+
+def iterate_jsonl(path: Path, model: type[T], *, skip_damaged: bool = False) -> Iterator[T]:
+    """The records of a file, one at a time; none where there is no such file. Empty lines are skipped.
+
+    Args:
+        skip_damaged: leave out lines that are not a whole record, such as the last line while it is being written, or
+            a line that was cut short when its writer was killed.
+
+    Raises:
+        JsonLineError: a line is damaged and `skip_damaged` is False.
+    """
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                yield parse_line(path, number, line.rstrip(b"\n"), model)
+            except JsonLineError:
+                if not skip_damaged:
+                    raise
+
+
+def read_jsonl(path: Path, model: type[T], *, skip_damaged: bool = False) -> list[T]:
+    """All records of a file at once; arguments and errors as `iterate_jsonl`."""
+    return list(iterate_jsonl(path, model, skip_damaged=skip_damaged))
+
+
+def format_line(record: Line) -> str:
+    """The JSON of one record, without a line feed."""
+    if isinstance(record, BaseModel):
+        return record.model_dump_json()
+    return json.dumps(asdict(record) if is_dataclass(record) else record)
+
+
+def publish_jsonl(path: Path, records: Iterable[Line]) -> None:
+    """Replace a file by one with these records, atomically."""
+    publish_text(path, "".join(format_line(record) + "\n" for record in records))
+
+
+def append_line(path: Path, record: Line) -> None:
+    """Add a record to the end of a file, which is created if need be; flushed to the operating system at once.
+
+    The line is one write, so that the lines of several processes stay whole. It begins on a new line even where the
+    line before it was cut short.
+    """
+    content = format_line(record).encode("utf-8") + b"\n"
+    with path.open("ab+", buffering=0) as file:
+        if file.seek(0, os.SEEK_END) > 0:
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                content = b"\n" + content
+        file.write(content)
+
+
+@lru_cache(maxsize=32)
+def _adapter(model: type[T]) -> TypeAdapter[T]:
+    return TypeAdapter(model)
