@@ -1,15 +1,15 @@
 """Where captions come from: a table, a sidecar file beside the video, or the name of its folder."""
 
-import csv
-import io
 import json
 import unicodedata
 from pathlib import Path
 
 from data.errors import ReelflowError
+from data.files.tables import TableError, read_table
 
 FILE_COLUMNS = ("file", "path", "video", "source")
 CAPTION_COLUMNS = ("caption", "text", "prompt", "label")
+CAPTION_TABLE_SUFFIXES = (".csv", ".jsonl", ".json")
 MAX_CAPTION_CHARACTERS = 4096
 MAX_SIDECAR_BYTES = 2**16
 
@@ -21,27 +21,22 @@ class CaptionError(ReelflowError, ValueError):
 def read_caption_table(table: Path) -> dict[str, str]:
     """Captions by video path from a CSV, JSONL or JSON file with a file column and a caption column.
 
+    A JSON file is an array of objects, or one object of captions by path.
+
     Raises:
         CaptionError: the table is missing, malformed, or lacks one of the two columns.
     """
     if not table.is_file():
         raise CaptionError(f"{table}: there is no such caption table")
+    if table.suffix not in CAPTION_TABLE_SUFFIXES:
+        raise CaptionError(f"{table}: a caption table is .csv, .jsonl or .json, not {table.suffix!r}")
     try:
-        text = table.read_text(encoding="utf-8-sig")
-        if table.suffix == ".csv":
-            rows = list(csv.DictReader(io.StringIO(text, newline="")))
-        elif table.suffix == ".jsonl":
-            rows = [json.loads(line) for line in text.split("\n") if line.strip()]
-        elif table.suffix == ".json":
-            content = json.loads(text)
-            rows = content if isinstance(content, list) else [{"file": k, "caption": v} for k, v in content.items()]
-        else:
-            raise CaptionError(f"{table}: a caption table is .csv, .jsonl or .json, not {table.suffix!r}")
-    except (UnicodeDecodeError, json.JSONDecodeError, csv.Error, AttributeError) as error:
-        raise CaptionError(f"{table}: it cannot be read as {table.suffix}: {error}") from error
+        rows = read_table(str(table), table.read_bytes(), pair_columns=(FILE_COLUMNS[0], CAPTION_COLUMNS[0]))
+    except TableError as error:
+        raise CaptionError(str(error)) from error
     if not rows:
         raise CaptionError(f"{table}: the caption table is empty")
-    columns = rows[0].keys() if isinstance(rows[0], dict) else []
+    columns = [str(column) for column in rows[0][1]]
     file_column = next((name for name in FILE_COLUMNS if name in columns), None)
     caption_column = next((name for name in CAPTION_COLUMNS if name in columns), None)
     if file_column is None or caption_column is None:
@@ -49,7 +44,7 @@ def read_caption_table(table: Path) -> dict[str, str]:
             f"{table}: it needs a column named one of {', '.join(FILE_COLUMNS)} and one named one of "
             f"{', '.join(CAPTION_COLUMNS)}; it has {', '.join(columns) or 'none'}"
         )
-    return {clean_file_name(str(row[file_column])): str(row.get(caption_column) or "") for row in rows}
+    return {clean_file_name(str(row.get(file_column) or "")): str(row.get(caption_column) or "") for _, row in rows}
 
 
 def clean_file_name(name: str) -> str:

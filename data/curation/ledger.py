@@ -11,7 +11,7 @@ from typing import Literal, Self
 
 from pydantic import model_validator
 
-from data.files.publish import publish_text
+from data.files.jsonl import publish_jsonl, read_jsonl
 from data.records import Record
 
 FILTERED_NAME = "filtered.jsonl"
@@ -123,10 +123,13 @@ def balance(
 
 def write_rejections(path: Path, rejections: Iterable[Rejection]) -> None:
     """Publish a list of what was left out: one JSON object per line."""
-    publish_text(path, "".join(rejection.model_dump_json() + "\n" for rejection in rejections))
+    publish_jsonl(path, rejections)
 
 
 def read_rejections(path: Path) -> list[Rejection]:
-    """What `write_rejections` wrote; nothing where there is no such file."""
-    lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
-    return [Rejection.model_validate_json(line) for line in lines if line]
+    """What `write_rejections` wrote; none where there is no such file.
+
+    Raises:
+        JsonLineError: a line is not a rejection.
+    """
+    return read_jsonl(path, Rejection)

@@ -8,10 +8,8 @@
     s3://bucket/videos               a folder, file, glob or table of any file system in SCHEMES that fsspec can open
 """
 
-import csv
 import errno
 import glob
-import json
 import os
 import tempfile
 from collections import Counter
@@ -19,17 +17,15 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from hashlib import sha256
-from io import BytesIO, StringIO
 from pathlib import Path, PurePosixPath
 from stat import S_ISREG
 from typing import Any
 
 import fsspec
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from data.curation.captions import sidecars
 from data.errors import ReelflowError, VideoError
+from data.files.tables import Row, TableError, read_table
 from data.video.formats import VIDEO_SUFFIXES
 from data.video.spans import WHOLE, Stretch
 
@@ -143,7 +139,7 @@ def _sources_of_rows(table: str, content: bytes, root: Path, place_of: Callable[
         place_of: from a path that is not a URI to a local path or a URI.
     """
     sources = []
-    for number, row in enumerate(_read_rows(table, content), start=1):
+    for number, row in _read_rows(table, content):
         where = f"{table}, row {number}"
         file = row.get("path")
         if not isinstance(file, str) or not file:
@@ -173,29 +169,22 @@ def _sources_of_rows(table: str, content: bytes, root: Path, place_of: Callable[
     return sources
 
 
-def _read_rows(table: str, content: bytes) -> list[dict[str, Any]]:
-    """The rows of a table, with at least one of them and a path in each.
+def _read_rows(table: str, content: bytes) -> list[tuple[int, Row]]:
+    """The numbered rows of a table: at least one, and with a column `path`.
 
     Raises:
-        SourceError: it is malformed, empty or lacks the column.
+        SourceError: the table is malformed, empty or lacks the column.
     """
-    rows: list[Any]
-    suffix = PurePosixPath(table).suffix
     try:
-        if suffix.lower() == ".parquet":
-            rows = pq.read_table(BytesIO(content)).to_pylist()
-        elif suffix.lower() == ".csv":
-            reader = csv.DictReader(StringIO(content.decode("utf-8-sig"), newline=""))
-            rows = [{key: value or None for key, value in row.items()} for row in reader]
-        else:
-            rows = [json.loads(line) for line in content.decode("utf-8-sig").split("\n") if line.strip()]
-    except (UnicodeDecodeError, json.JSONDecodeError, csv.Error, pa.ArrowException) as error:
-        raise SourceError(f"{table}: it cannot be read as {suffix}: {error}") from error
-    if not rows or not all(isinstance(row, dict) for row in rows):
+        rows = read_table(table, content)
+    except TableError as error:
+        raise SourceError(str(error)) from error
+    if not rows:
         raise SourceError(f"{table}: it holds no rows; each needs a path and may have {', '.join(COLUMNS[1:])}")
-    if "path" not in rows[0]:
+    columns = rows[0][1]
+    if "path" not in columns:
         raise SourceError(
-            f"{table}: it has no column path, only {', '.join(map(str, rows[0]))}; rename the one of videos"
+            f"{table}: it has no column path, only {', '.join(map(str, columns))}; rename the one that names the videos"
         )
     return rows
 

@@ -6,12 +6,12 @@ from collections.abc import Iterable
 from hashlib import sha256
 from pathlib import Path
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from data.curation.ledger import LedgerCounts, Reason
 from data.dataset.buckets import Bucket
 from data.dataset.clip import Split
-from data.dataset.index import IndexRow, shape_of
+from data.dataset.index import INDEX_NAME, IndexRow, shape_of
 from data.errors import DatasetError
 from data.records import Record
 
@@ -72,7 +72,7 @@ class Manifest(Record):
     num_samples: int
     shards: list[ShardRecord]
     ledger: LedgerCounts | None = None  # of clips: what became of their sources
-    filtered: dict[Reason, int] = {}  # clips and whole sources left out, by filter
+    filtered: dict[Reason, int] = Field(default={})  # clips and whole sources left out, by filter
     latent_stats: LatentStats | None = None
     text_encoder: TextEncoderRecord | None = None  # of latents; None: captions are read by the DiT, as bytes
     num_cut_captions: int = 0  # by the text encoder, which reads the first max_tokens
@@ -124,3 +124,8 @@ def read_manifest(dataset_dir: Path) -> Manifest:
         if Path(shard.name).name != shard.name:
             raise DatasetError(f"{path}: the shard {shard.name!r} is not in {dataset_dir}; run the stage again")
     return manifest
+
+
+def dataset_outputs(output_dir: Path, manifest: Manifest) -> list[Path]:
+    """The files of a finished dataset."""
+    return [output_dir / name for name in (MANIFEST_NAME, INDEX_NAME, *(shard.name for shard in manifest.shards))]

@@ -4,10 +4,9 @@ import os
 from functools import lru_cache
 from pathlib import Path
 
-from isal.isal_zlib import crc32
-
 from data.dataset.index import INDEX_NAME, IndexRow, Place
 from data.errors import DatasetError
+from data.files.checksums import crc32
 from data.stream.cache import ShardCache
 
 MAX_OPEN_SHARDS = 128

@@ -13,7 +13,6 @@ import tarfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from isal.isal_zlib import crc32
 from pydantic import ValidationError
 
 from data.dataset.clip import CAPTION_MEMBER, RECORD_MEMBER, ClipRecord
@@ -21,7 +20,7 @@ from data.dataset.index import IndexRow
 from data.dataset.manifest import ShardRecord
 from data.dataset.tarfiles import TarError, read_samples
 from data.errors import DatasetError
-from data.files.checksums import file_sha256
+from data.files.checksums import crc32, file_sha256
 from data.files.publish import published
 
 WRITE_BUFFER_BYTES = 4 << 20  # the page cache holds a file in pieces of the size of the writes: large ones read faster

@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import ValidationError
 
 from data.curation.ledger import FILTERED_NAME, QUARANTINE_NAME, Rejection
 from data.dataset.index import INDEX_NAME, IndexRow
 from data.dataset.manifest import Manifest, read_manifest
 from data.errors import DatasetError
+from data.files.jsonl import JsonLineError, iterate_jsonl
 
 MAX_BARS = 12
 LABEL_DIGITS = 3
@@ -197,16 +197,12 @@ def _commonest(column: pa.ChunkedArray, limit: int | None = None) -> tuple[int, 
 def _left_out(dataset_dir: Path, name: str) -> list[LeftOut]:
     """What a file of the ledger lists, by reason; nothing where there is no such file."""
     counts, examples = Counter[str](), dict[str, Rejection]()
-    path = dataset_dir / name
-    if path.is_file():
-        with path.open(encoding="utf-8", newline="\n") as file:
-            for number, line in enumerate(file, 1):
-                try:
-                    rejection = Rejection.model_validate_json(line)
-                except ValidationError as error:
-                    raise DatasetError(f"{path}: line {number} is damaged; make {dataset_dir} again") from error
-                counts[rejection.reason] += 1
-                examples.setdefault(rejection.reason, rejection)
+    try:
+        for rejection in iterate_jsonl(dataset_dir / name, Rejection):
+            counts[rejection.reason] += 1
+            examples.setdefault(rejection.reason, rejection)
+    except JsonLineError as error:
+        raise DatasetError(f"{error}; make {dataset_dir} again") from error
     return [LeftOut(name, number, examples[reason]) for reason, number in counts.most_common()]
 
 

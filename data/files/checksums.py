@@ -1,13 +1,26 @@
-"""Checksums of files."""
+"""Checksums: SHA-256 of files, CRC-32 of payloads."""
 
 from hashlib import sha256
 from pathlib import Path
 
+from isal import isal_zlib
+
+BLOCK_BYTES = 1 << 20
+
 
 def file_sha256(path: Path) -> str:
-    """Checksum of a file's contents, as hexadecimal digits."""
+    """SHA-256 of a file's contents, as 64 hexadecimal digits."""
     digest = sha256()
     with path.open("rb") as file:
-        while block := file.read(1 << 20):
+        while block := file.read(BLOCK_BYTES):
             digest.update(block)
     return digest.hexdigest()
+
+
+def crc32(content: bytes | bytearray | memoryview, start: int = 0) -> int:
+    """CRC-32 as in zip files, computed by ISA-L, several times as fast as zlib.
+
+    Args:
+        start: the CRC-32 of the bytes before `content`, where a content is checked block by block.
+    """
+    return isal_zlib.crc32(content, start)

@@ -46,7 +46,12 @@ def parse_line(path: Path | str, number: int, line: bytes | str, model: type[T])
         JsonLineError: the line is not valid JSON or does not fit the model; its `reason` is the first mistake.
     """
     try:
-        return _adapter(model).validate_json(line)
+        content = json.loads(line.decode("utf-8") if isinstance(line, bytes) else line)
+        return _adapter(model).validate_python(content)
+    except json.JSONDecodeError as error:
+        raise JsonLineError(str(path), number, error.msg) from error
+    except UnicodeDecodeError as error:
+        raise JsonLineError(str(path), number, f"it is not UTF-8: {error.reason}") from error
     except ValidationError as error:
         raise JsonLineError(str(path), number, error.errors()[0]["msg"]) from error
 

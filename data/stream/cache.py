@@ -16,9 +16,9 @@ from hashlib import sha256
 from pathlib import Path
 
 from filelock import FileLock
-from isal.isal_zlib import crc32
 
 from data.errors import ReelflowError
+from data.files.checksums import crc32
 from data.files.publish import published, remove_unpublished
 
 SUBFOLDER = "reelflow-shards"  # nothing beside it is ever touched
