@@ -32,7 +32,7 @@ from pipeline.train.build import build
 from pipeline.train.config import TrainConfig
 from pipeline.train.loop import train
 from pipeline.train.monitor.metrics import read_metrics
-from pipeline.train.tasks.flow import DiTTask, FlowBatch
+from pipeline.train.tasks.flow import FlowBatch, FlowTask
 from testing.groups import Job, run_jobs
 from testing.tiny import CONFIG, WEIGHTS, make_task, write_latents
 
@@ -59,7 +59,7 @@ LAYOUTS = [Layout(world_size, stage) for world_size in (1, 2, 3, 4) for stage in
 
 
 @dataclass(frozen=True)
-class WatchedTask(DiTTask):
+class WatchedTask(FlowTask):
     """Writes down which sample stood at which position, a file per process."""
 
     log_dir: Path = Path()

@@ -34,6 +34,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+import pipeline.train.tasks.flow
 from data.dataset.manifest import MANIFEST_NAME, BucketRecord, LatentStats, Manifest
 from data.files.publish import publish_text
 from models.networks.dit import DiT
@@ -49,11 +50,11 @@ from pipeline.checkpoint.record import (
 )
 from pipeline.encode.codec import AUTOENCODER_NAME
 from pipeline.run import randomness
-from pipeline.run.stage import RECORD_NAME as STAGE_NAME
-from pipeline.run.stage import StageRecord
+from pipeline.run.stage_record import RECORD_NAME as STAGE_NAME
+from pipeline.run.stage_record import StageRecord
 from pipeline.train.monitor.events import read_events
 from pipeline.train.monitor.metrics import read_metrics
-from pipeline.train.tasks.flow import DiTTask, FlowBatch, FlowMatchingLoss
+from pipeline.train.tasks.flow import FlowBatch, FlowMatchingLoss, FlowTask
 from pipeline.train.tasks.flow_preview import FlowQuery
 from testing.records import SMALL, write_random_latents
 
@@ -153,7 +154,7 @@ def steps_for(num_strikes: int) -> int:
 
 
 @dataclass(frozen=True)
-class FaultyTask(DiTTask):
+class FaultyTask(FlowTask):
     """A DiT that logs what it is fed, and is struck."""
 
     strikes: tuple[Fault, ...] = ()
@@ -250,9 +251,8 @@ def _publish(task: FaultyTask, publish: Callable[[Path, str], None], path: Path,
 def drive(config: Path, log_dir: Path, step_seconds: float, strikes: tuple[Fault, ...]) -> None:
     """The command line's `train dit`, with the task above in the place of the product's."""
     import launch.__main__
-    import launch.run
 
-    launch.run.DiTTask = partial(  # pyright: ignore[reportAttributeAccessIssue]
+    pipeline.train.tasks.flow.FlowTask = partial(  # pyright: ignore[reportAttributeAccessIssue]
         FaultyTask, log_dir=log_dir, step_seconds=step_seconds, strikes=strikes
     )
     launch.__main__.app(["train", "dit", str(config)], prog_name="reelflow")

@@ -39,7 +39,7 @@ from pipeline.engine.ema import ShardedEma
 from pipeline.train.build import build
 from pipeline.train.config import TrainConfig
 from pipeline.train.loop import train
-from pipeline.train.tasks.flow import DiTTask
+from pipeline.train.tasks.flow import FlowTask
 from testing.records import write_random_latents
 
 DEMO = load_config(Path("demo"))
@@ -60,14 +60,14 @@ class Cost:
     tokens_per_second: float
 
 
-def make_task(folder: Path, model: DiTConfig = DEMO.dit.model, num_frames: int = 17) -> DiTTask:
+def make_task(folder: Path, model: DiTConfig = DEMO.dit.model, num_frames: int = 17) -> FlowTask:
     """A DiT on random latents of the demo's size."""
     bucket = Bucket(num_frames=num_frames)
     shape = latent_shape(DEMO.autoencoder.model, bucket.num_frames, bucket.height, bucket.width)
     write_random_latents(folder, 64, shape, "train")
     save_file({"x": torch.zeros(1)}, folder / AUTOENCODER_NAME)
     stats = LatentStats(mean=[0.0] * shape[0], std=[1.0] * shape[0])
-    return DiTTask(model, DEMO.dit.flow, (bucket,), stats, folder, folder / AUTOENCODER_NAME, seed=0)
+    return FlowTask(model, DEMO.dit.flow, (bucket,), stats, folder, folder / AUTOENCODER_NAME, seed=0)
 
 
 def make_config(steps: int = STEPS) -> TrainConfig:
@@ -108,14 +108,14 @@ def lapped() -> Iterator[Laps]:
         ShardedEma.update = update
 
 
-def our_seconds(worker: Worker, task: DiTTask, run_dir: Path) -> float:
+def our_seconds(worker: Worker, task: FlowTask, run_dir: Path) -> float:
     """A step of the product's loop."""
     with lapped() as laps:
         train(task, make_config(), run_dir, worker)
     return laps.seconds_per_step()
 
 
-def bare_seconds(worker: Worker, task: DiTTask) -> float:
+def bare_seconds(worker: Worker, task: FlowTask) -> float:
     """A step of DeepSpeed's loop: the same engine and data, nothing else."""
     config = make_config()
     trainer, _ = build(task, config, worker)

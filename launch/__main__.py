@@ -4,18 +4,20 @@ Heavy libraries are imported by the command that needs them, so that help and ba
 """
 
 import importlib
+import inspect as introspection
+import logging
+import os
 import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from launch.config import RunConfig
+from launch.stages import NAMES, STAGES, Entry, stages_of
 
 PROJECT_DIR = Path(__file__).resolve().parent.parent
 PACKAGES = ("models", "data", "pipeline", "launch")
@@ -39,7 +41,22 @@ Overrides = Annotated[
     typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Override a field; may be repeated."),
 ]
 Retry = Annotated[bool, typer.Option("--retry", help="Try again what an earlier start put in quarantine.")]
+Resume = Annotated[
+    bool,
+    typer.Option("--resume", help="Require a checkpoint to resume from; fail without one, or if settings changed."),
+]
+AllowChange = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow-change",
+        metavar="NAME",
+        help="Resume although this setting is not what the checkpoints were trained with; may be repeated.",
+    ),
+]
+Local = Annotated[bool, typer.Option("--local", help="Train in this process, without Ray. torchrun implies it.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved config and the plan; do nothing.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show debugging messages too.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show warnings and errors only.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Address = Annotated[str, typer.Option(help="Where the cluster's dashboard answers.")]
 
@@ -67,7 +84,7 @@ def _refuse_shadowed_packages() -> None:
 def _errors_for_people(debug: bool) -> Iterator[None]:
     """Turn the errors we know into one message and an exit code; leave tracebacks to --debug."""
     from launch.errors import describe
-    from launch.run import StoppedError
+    from pipeline.run.context import StoppedError
 
     try:
         yield
@@ -91,59 +108,85 @@ class _Start:
 
     overrides: list[str] | None
     dry_run: bool
+    verbose: bool
+    quiet: bool
     debug: bool
-    on_ray: bool = True
     retry: bool = False
-    allowed_changes: list[str] | None = None
+    resume: bool = False
+    allow_change: list[str] | None = None
+    local: bool = False
+
+    @property
+    def level(self) -> int:
+        """Of the messages that are shown."""
+        if self.quiet:
+            return logging.WARNING
+        return logging.DEBUG if self.verbose else logging.INFO
+
+    @property
+    def allowed_changes(self) -> list[str] | None:
+        """Of a training that has to resume; None: it may start anew."""
+        return self.allow_change or ([] if self.resume else None)
 
 
-def _run(config: Path, stages: tuple[str, ...], start: _Start) -> None:
+def _run(config: Path, stages: Collection[str], start: _Start) -> None:
+    """Load the configuration, then print the plan or run the stages."""
     with _errors_for_people(start.debug):
         from launch.config import dump_config, load_config
 
+        if start.verbose and start.quiet:
+            raise typer.BadParameter("--verbose and --quiet contradict each other; give one of them")
         resolved = load_config(config, start.overrides or [])
         if start.dry_run:
+            from launch.plan import describe_plan
+
             typer.echo(dump_config(resolved))
-            typer.echo(_plan(resolved, stages))
+            typer.echo(describe_plan(resolved, stages))
             return
         warnings.filterwarnings("ignore", category=FutureWarning)  # of libraries; ours are errors in the tests
-        from launch.run import Road
+        from launch.run import StartOptions, run_stages
+        from pipeline.run.logs import console_log
 
-        with Road(
-            resolved,
-            on_ray=start.on_ray,
-            retry=start.retry,
-            allowed_changes=start.allowed_changes,
-            say=typer.echo,
-        ) as road:
-            road.run(stages)
+        is_first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun starts
+        with console_log(start.level) if is_first else nullcontext():
+            if start.allowed_changes is not None:
+                from pipeline.checkpoint.read import insist_on_checkpoint
 
-
-def _plan(config: "RunConfig", stages: tuple[str, ...]) -> str:
-    from launch.plan import describe_plan
-
-    return describe_plan(config, stages)
+                for stage in stages_of(resolved, stages):
+                    insist_on_checkpoint(resolved.run_dir / stage.folder)
+            run_stages(resolved, stages, StartOptions(not start.local, start.retry, start.allowed_changes))
 
 
 @app.command()
-def demo(overrides: Overrides = None, dry_run: DryRun = False, debug: Debug = False) -> None:
+def demo(
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
     """Draw moving shapes, learn them, and generate clips that do what their captions say.
 
     Example: `reelflow demo`
     """
-    run(Path("demo"), overrides, dry_run, debug)
+    run(Path("demo"), overrides, dry_run, verbose, quiet, debug)
 
 
 @app.command()
-def run(config: Config, overrides: Overrides = None, dry_run: DryRun = False, debug: Debug = False) -> None:
-    """Every stage, each skipped where its output still stands.
+def run(
+    config: Config,
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Every stage, each skipped while its output is up to date.
 
     Example: `reelflow run real-tiny --set data.source=my/videos --set dit.train.steps=3000`
     """
-    from launch.plan import STAGES
-
-    _run(config, STAGES, _Start(overrides, dry_run, debug))
-    if not dry_run:
+    _run(config, NAMES, _Start(overrides, dry_run, verbose, quiet, debug))
+    if not dry_run and not quiet:
         from launch.plan import closing_summary
 
         with _errors_for_people(debug):
@@ -152,85 +195,52 @@ def run(config: Config, overrides: Overrides = None, dry_run: DryRun = False, de
             typer.echo(closing_summary(load_config(config, overrides or [])))
 
 
-@app.command()
-def shard(
-    config: Config, overrides: Overrides = None, retry: Retry = False, dry_run: DryRun = False, debug: Debug = False
-) -> None:
-    """Cut videos into WebDataset shards of captioned clips.
+def _add_command(entry: Entry) -> None:
+    """Give a stage its command: `reelflow NAME CONFIG`, or `reelflow train NAME CONFIG`, with the options it takes."""
+    group, _, name = entry.name.rpartition(" ")
 
-    Example: `reelflow shard real-tiny --set data.source=my/videos`
-    """
-    _run(config, ("draw", "shard"), _Start(overrides, dry_run, debug, retry=retry))
+    def plain(
+        config: Config,
+        overrides: Overrides = None,
+        dry_run: DryRun = False,
+        verbose: Verbose = False,
+        quiet: Quiet = False,
+        debug: Debug = False,
+    ) -> None:
+        _run(config, entry.runs, _Start(overrides, dry_run, verbose, quiet, debug))
 
+    def retrying(
+        config: Config,
+        overrides: Overrides = None,
+        retry: Retry = False,
+        dry_run: DryRun = False,
+        verbose: Verbose = False,
+        quiet: Quiet = False,
+        debug: Debug = False,
+    ) -> None:
+        _run(config, entry.runs, _Start(overrides, dry_run, verbose, quiet, debug, retry=retry))
 
-Resume = Annotated[
-    bool,
-    typer.Option("--resume", help="Insist on going on from a checkpoint; fail without one, or if settings changed."),
-]
-AllowChange = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--allow-change",
-        metavar="NAME",
-        help="Resume although this setting is not what the checkpoints were trained with; may be repeated.",
-    ),
-]
-Local = Annotated[bool, typer.Option("--local", help="Train in this process, without Ray. torchrun implies it.")]
+    def training(
+        config: Config,
+        overrides: Overrides = None,
+        resume: Resume = False,
+        allow_change: AllowChange = None,
+        local: Local = False,
+        dry_run: DryRun = False,
+        verbose: Verbose = False,
+        quiet: Quiet = False,
+        debug: Debug = False,
+    ) -> None:
+        start = _Start(overrides, dry_run, verbose, quiet, debug, resume=resume, allow_change=allow_change, local=local)
+        _run(config, entry.runs, start)
 
-
-def _train(kind: str, config: Path, start: _Start) -> None:
-    if start.allowed_changes is not None:
-        with _errors_for_people(start.debug):
-            from launch.config import load_config
-            from pipeline.checkpoint.read import insist_on_checkpoint
-
-            insist_on_checkpoint(load_config(config, start.overrides or []).run_dir / kind)
-    _run(config, (f"train {kind}",), start)
-
-
-@train_app.command()
-def autoencoder(
-    config: Config,
-    overrides: Overrides = None,
-    resume: Resume = False,
-    allow_change: AllowChange = None,
-    local: Local = False,
-    dry_run: DryRun = False,
-    debug: Debug = False,
-) -> None:
-    """Train the video autoencoder; goes on from its latest checkpoint.
-
-    Example: `reelflow train autoencoder demo --set autoencoder.train.steps=2000 --resume`
-    """
-    allowed = allow_change or ([] if resume else None)
-    _train("autoencoder", config, _Start(overrides, dry_run, debug, on_ray=not local, allowed_changes=allowed))
+    command = {"plain": plain, "retry": retrying, "training": training}[entry.options]
+    (train_app if group else app).command(name, help=introspection.getdoc(entry.stage))(command)
 
 
-@train_app.command()
-def dit(
-    config: Config,
-    overrides: Overrides = None,
-    resume: Resume = False,
-    allow_change: AllowChange = None,
-    local: Local = False,
-    dry_run: DryRun = False,
-    debug: Debug = False,
-) -> None:
-    """Train the diffusion transformer with flow matching; goes on from its latest checkpoint.
-
-    Example: `reelflow train dit demo --set dit.train.steps=5000 --resume`
-    """
-    allowed = allow_change or ([] if resume else None)
-    _train("dit", config, _Start(overrides, dry_run, debug, on_ray=not local, allowed_changes=allowed))
-
-
-@app.command()
-def encode(config: Config, overrides: Overrides = None, dry_run: DryRun = False, debug: Debug = False) -> None:
-    """Encode clip shards into latent shards.
-
-    Example: `reelflow encode demo`
-    """
-    _run(config, ("encode",), _Start(overrides, dry_run, debug))
+for _entry in STAGES:
+    if _entry.options is not None:
+        _add_command(_entry)
 
 
 @app.command()
@@ -240,6 +250,8 @@ def sample(
     output: Annotated[Path | None, typer.Option(help="Where clips go when TARGET is a checkpoint.")] = None,
     overrides: Overrides = None,
     dry_run: DryRun = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
     """Turn prompts into clips.
@@ -248,7 +260,7 @@ def sample(
     """
     given = [*(overrides or []), *([f"sample.prompts={prompts}"] if prompts else [])]
     if not target.is_dir():
-        _run(target, ("sample",), _Start(given, dry_run, debug))
+        _run(target, ("sample",), _Start(given, dry_run, verbose, quiet, debug))
         return
     with _errors_for_people(debug):
         from launch.sample import sample_checkpoint
@@ -257,15 +269,6 @@ def sample(
             raise typer.BadParameter("a checkpoint is sampled with --prompts FILE and --output FOLDER")
         for line in sample_checkpoint(target, output, given, dry_run=dry_run):
             typer.echo(line)
-
-
-@app.command()
-def evaluate(config: Config, overrides: Overrides = None, dry_run: DryRun = False, debug: Debug = False) -> None:
-    """Measure reconstruction and prompt adherence, and write the report.
-
-    Example: `reelflow evaluate demo`
-    """
-    _run(config, ("evaluate",), _Start(overrides, dry_run, debug))
 
 
 @app.command()

@@ -5,11 +5,12 @@ import os
 from collections.abc import Sequence
 from math import lcm
 from pathlib import Path
-from typing import Annotated, Any, Self, get_args
+from typing import Any, Self, get_args
 
 import yaml
-from pydantic import BaseModel, Field, StringConstraints, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from data.dataset.buckets import Bucket
 from data.errors import ReelflowError
 from data.records import Settings
 from models.autoencoder.config import AutoencoderConfig
@@ -19,73 +20,20 @@ from pipeline.distributed.config import WorkersConfig
 from pipeline.encode.config import EncodeConfig
 from pipeline.engine.config import check_heads, check_tokens
 from pipeline.evaluate.config import EvaluateConfig
-from pipeline.ingest.config import ShardConfig, SyntheticConfig
+from pipeline.ingest.config import DataConfig
 from pipeline.run.weight_names import FIRST, MASTER
-from pipeline.sample.config import SampleConfig
-from pipeline.train.config import DiTTrainConfig, TrainConfig
+from pipeline.sample.config import SampleSection
+from pipeline.train.config import FlowTrainConfig, TrainConfig
 from pipeline.train.world_size import fitting_worlds
 
 PRESETS_DIR = Path(__file__).parent / "presets"
-SYNTHETIC = "synthetic"
 
 
 class ConfigError(ReelflowError, ValueError):
     """A configuration that cannot be used; the message names the field, the value and the way out."""
 
 
-class Section(Settings):
-    """A part of the tree: unknown keys are errors, values never change."""
-
-
-DatasetName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
-
-
-class MixPart(Section):
-    """One dataset of a mix."""
-
-    source: str
-    """TODO"""
-    weight: float = Field(default=1.0, gt=0, le=1000)
-    """How often each of its clips is seen, beside those of weight 1."""
-
-
-class DataConfig(ShardConfig):
-    """Where videos come from and how they are cut."""
-
-    source: str = SYNTHETIC
-    """"synthetic", or a folder, glob, table or URI of videos: see data/sources.py."""
-    mix: dict[DatasetName, MixPart] = Field(default={})
-    """Several datasets, instead of `source`."""
-    synthetic: SyntheticConfig = SyntheticConfig()
-    """TODO"""
-
-    @model_validator(mode="after")
-    def _check_mix(self) -> Self:
-        if self.mix and self.source != SYNTHETIC:
-            raise ValueError(f"mix stands beside source ({self.source}); keep one of them")
-        return self
-
-    def shard(self) -> ShardConfig:
-        """The part the shard stage needs."""
-        return ShardConfig(**self.model_dump(exclude={"source", "mix", "synthetic"}))
-
-    @property
-    def places(self) -> dict[str, str]:
-        """Where videos come from, by the name of the dataset; nameless where there is no mix."""
-        return {name: part.source for name, part in self.mix.items()} or {"": self.source}
-
-    @property
-    def weights(self) -> tuple[tuple[str, float], ...]:
-        """How often each sample is seen, by the name of its dataset."""
-        return tuple((name, part.weight) for name, part in sorted(self.mix.items()))
-
-    @property
-    def is_synthetic(self) -> bool:
-        """The videos are drawn, so what they show is known."""
-        return set(self.places.values()) == {SYNTHETIC}
-
-
-class AutoencoderSection(Section):
+class AutoencoderSection(Settings):
     """The autoencoder and its training."""
 
     model: AutoencoderConfig = AutoencoderConfig()
@@ -94,36 +42,18 @@ class AutoencoderSection(Section):
     """TODO"""
 
 
-class DiTSection(Section):
+class DiTSection(Settings):
     """The DiT, what it learns, and its training."""
 
     model: DiTConfig = DiTConfig()
     """TODO"""
     flow: FlowSpec = FlowSpec()
     """TODO"""
-    train: DiTTrainConfig = DiTTrainConfig()
+    train: FlowTrainConfig = FlowTrainConfig()
     """TODO"""
 
 
-class SampleSection(SampleConfig):
-    """How clips are sampled, and which."""
-
-    prompts: Path | None = None
-    """One a line, or JSONL; None: held-out combinations, or captions of the data."""
-    compare_unguided: bool = False
-    """Also make every clip at guidance scale 1."""
-
-    def sampler(self) -> SampleConfig:
-        """The part a sampler needs."""
-        return SampleConfig(**self.model_dump(exclude={"prompts", "compare_unguided"}))
-
-    @property
-    def guidance_scales(self) -> list[float]:
-        """The scales to sample at."""
-        return sorted({self.guidance_scale, 1.0}, reverse=True) if self.compare_unguided else [self.guidance_scale]
-
-
-class ClusterConfig(Section):
+class ClusterConfig(Settings):
     """Where Ray runs."""
 
     address: str | None = None
@@ -134,7 +64,7 @@ class ClusterConfig(Section):
     """TODO"""
 
 
-class RunConfig(Section):
+class RunConfig(Settings):
     """Everything a run depends on."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")
@@ -162,6 +92,11 @@ class RunConfig(Section):
     def run_dir(self) -> Path:
         """The folder everything of this run is in."""
         return self.runs_dir / self.name
+
+    @property
+    def known_buckets(self) -> tuple[Bucket, ...] | None:
+        """The shapes of clips; None where they will be chosen from the videos."""
+        return None if self.data.choose_buckets is not None else self.data.buckets
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -12,7 +12,7 @@ from pipeline.checkpoint.read import open_checkpoint
 from pipeline.checkpoint.record import LATEST_NAME, RECORD_NAME
 from pipeline.report.dataset_page import clips_dir_of, write_dataset_page
 from pipeline.report.pages import visible
-from pipeline.run.stage import read_record
+from pipeline.run.stage_record import read_record
 from pipeline.sample.outputs import SAMPLES_NAME, read_samples
 
 BAR_WIDTH, MAX_BUCKETS = 40, 20

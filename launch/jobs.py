@@ -12,13 +12,14 @@ from pydantic import BaseModel
 from ray.job_submission import JobSubmissionClient
 
 from launch.cluster import PROJECT_DIR, ClusterError
-from launch.config import SYNTHETIC, ConfigError, RunConfig, dump_config, load_config
-from launch.plan import STAGES
+from launch.config import ConfigError, RunConfig, dump_config, load_config
+from launch.stages import NAMES
+from pipeline.ingest.config import SYNTHETIC
 
-COMMANDS = ("run", "demo", *STAGES[1:])
+COMMANDS = ("run", "demo", *NAMES[1:])
 NO_AGENT = "No available agent"  # what a cluster says, after 10 s, whose nodes are still starting
 SUBMISSIONS = 3
-NOT_SHIPPED = [".git", ".venv", "runs", "tests", "docs", "benchmarks", "**/__pycache__"]
+NOT_SHIPPED = [".git", ".venv", "runs", "tests", "testing", "docs", "benchmarks", "**/__pycache__"]
 
 
 def _client(address: str) -> JobSubmissionClient:

@@ -6,17 +6,18 @@ from pathlib import Path
 import yaml
 from pydantic import Field, ValidationError
 
+from data.records import Settings
 from launch.cluster import connected
-from launch.config import ClusterConfig, ConfigError, SampleSection, Section, apply_override, check_writable, explain
+from launch.config import ClusterConfig, ConfigError, apply_override, check_writable, explain
 from pipeline.checkpoint.read import open_checkpoint
 from pipeline.report.gallery import write_gallery
-from pipeline.sample.config import NOT_OF_A_CLIP
+from pipeline.sample.config import SampleSection
 from pipeline.sample.job import sample_clips
 from pipeline.sample.requests import order_buckets, plan_requests, read_prompts
-from pipeline.sample.sampler import trained_buckets
+from pipeline.sample.sampler import settings_text, trained_buckets
 
 
-class SamplingConfig(Section):
+class SamplingConfig(Settings):
     """The part of a run's configuration that sampling reads."""
 
     seed: int = Field(default=0, ge=0, lt=2**31)
@@ -46,7 +47,7 @@ def sample_checkpoint(target: Path, output_dir: Path, overrides: Sequence[str], 
     prompts, warnings = read_prompts(config.sample.prompts)
     sampler = config.sample.sampler()
     checkpoint.kind_of(sampler.weights)  # refused now rather than in every worker
-    settings = f"{checkpoint.fingerprint} {sampler.model_dump_json(exclude=NOT_OF_A_CLIP)}"
+    settings = settings_text(checkpoint, sampler)
     names = order_buckets([bucket.name for bucket in trained_buckets(checkpoint)], sampler.bucket, prompts)
     requests = plan_requests(prompts, config.sample.guidance_scales, config.seed, settings, names)
     yield from (f"warning: {warning}" for warning in warnings)

@@ -11,7 +11,8 @@ from models.networks.config import DiTConfig
 from models.text.config import TextConfig
 from pipeline.engine.ema_profile import FixedDecay, PowerFunction
 from pipeline.train.config import TrainConfig
-from pipeline.train.tasks.flow import DiTTask
+from pipeline.train.monitor.metrics import read_metrics
+from pipeline.train.tasks.flow import FlowTask
 from testing.records import SMALL, write_random_latents
 
 SHAPE = (4, 2, 4, 4)
@@ -34,9 +35,9 @@ def write_latents(folder: Path, num_samples: int = 10) -> None:
     save_file({"x": torch.zeros(1)}, folder / "autoencoder.safetensors")
 
 
-def make_task(folder: Path) -> DiTTask:
+def make_task(folder: Path) -> FlowTask:
     """A small DiT on those latents."""
-    return DiTTask(
+    return FlowTask(
         model=DiTConfig(width=32, depth=1, heads=2, text=TextConfig(width=16, depth=1, heads=2, max_bytes=16)),
         flow=FlowSpec(caption_drop=0.3),
         buckets=(SMALL,),
@@ -45,3 +46,11 @@ def make_task(folder: Path) -> DiTTask:
         autoencoder_path=folder / "autoencoder.safetensors",
         seed=7,
     )
+
+
+def column(run_dir: Path, name: str) -> list[float]:
+    return [row[name] for row in read_metrics(run_dir)]
+
+
+def losses(run_dir: Path) -> list[float]:
+    return [row["total"] for row in read_metrics(run_dir)]

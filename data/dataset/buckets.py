@@ -206,3 +206,8 @@ def batch_sizes(buckets: Iterable[Bucket], global_batch: int, multiple: int) -> 
         else max(1, global_batch * largest // bucket.num_latents // multiple) * multiple
         for name, bucket in by_name.items()
     }
+
+
+def describe_buckets(buckets: Sequence[Bucket]) -> str:
+    """Such as "17 frames, 64 x 64, 8 fps", for each."""
+    return " and ".join(f"{b.num_frames} frames, {b.height} x {b.width}, {b.fps:g} fps" for b in buckets)

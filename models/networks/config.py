@@ -43,3 +43,7 @@ def nearest_heads(width: int, heads: int, multiple: int = 1) -> int | None:
     """
     fitting = [h for h in range(multiple, width + 1, multiple) if width % h == 0 and width // h % 8 == 0]
     return min(fitting, key=lambda h: abs(h - heads), default=None)
+
+
+NetworkConfig = DiTConfig
+"""The configuration of any network that predicts a velocity."""

@@ -40,7 +40,7 @@ from pipeline.distributed.collectives import from_every_rank, from_rank_zero
 from pipeline.engine.ema import ShardedEma
 from pipeline.engine.loss_scale import LossScalerState
 from pipeline.engine.zero import ZeroTrainer
-from pipeline.run.stage import set_aside
+from pipeline.run.stage_record import set_aside
 
 
 class SaveError(CheckpointError):

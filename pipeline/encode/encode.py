@@ -38,7 +38,7 @@ from pipeline.encode.chunks import clips_per_call, encode_clips
 from pipeline.encode.codec import load_autoencoder
 from pipeline.encode.config import EncodeConfig
 from pipeline.ingest.shard import COMMIT_SUFFIX, remove_other_shards
-from pipeline.run.fingerprints import fingerprint
+from pipeline.run.fingerprints import fingerprint, output_settings
 from pipeline.run.precision import autocast
 from pipeline.run.progress import bar
 
@@ -119,7 +119,7 @@ def same_shape_batches(
         yield from (same[at : at + size] for at in range(0, len(same), size))
 
 
-def output_settings(config: EncodeConfig, buckets: Iterable[Bucket]) -> dict[str, Any]:
+def encoding_settings(config: EncodeConfig, buckets: Iterable[Bucket]) -> dict[str, Any]:
     """The settings that the latents of clips of these shapes depend on.
 
     Kernels round by the shape of what they are given: `chunk_frames` counts where it makes calls smaller. A text
@@ -129,7 +129,9 @@ def output_settings(config: EncodeConfig, buckets: Iterable[Bucket]) -> dict[str
         TextEncoderError: there is no text encoder in that folder.
     """
     is_bound = any(config.batch * bucket.num_frames > config.chunk_frames for bucket in buckets)
-    settings = config.model_dump(mode="json", exclude=set() if is_bound else {"chunk_frames"})
+    settings = output_settings(config)
+    if not is_bound:
+        del settings["chunk_frames"]
     if config.text is not None:
         check_text_encoder(config.text.folder)
         settings["text"] = [text_encoder_fingerprint(config.text.folder), config.text.max_tokens]
@@ -139,7 +141,7 @@ def output_settings(config: EncodeConfig, buckets: Iterable[Bucket]) -> dict[str
 def expected_shards(clips: Manifest, output_dir: Path, autoencoder_path: Path, config: EncodeConfig) -> dict[Path, str]:
     """Where the latents of each clip shard belong, and the fingerprint of what they are made from."""
     weights = file_sha256(autoencoder_path)
-    settings = output_settings(config, (record.bucket for record in clips.buckets))
+    settings = encoding_settings(config, (record.bucket for record in clips.buckets))
     return {
         (output_dir / shard.name).resolve(): fingerprint([shard.sha256, weights, settings]) for shard in clips.shards
     }
@@ -154,7 +156,7 @@ def read_encoded(path: Path, made_from: str) -> EncodedShard | None:
     return commit if commit.made_from == made_from and path.is_file() else None
 
 
-def latents_that_stand(clips_dir: Path, output_dir: Path, autoencoder_path: Path, config: EncodeConfig) -> int:
+def count_reusable_latents(clips_dir: Path, output_dir: Path, autoencoder_path: Path, config: EncodeConfig) -> int:
     """How many latent shards in a folder are what these clips, weights and settings would give again."""
     expected = expected_shards(read_manifest(clips_dir), output_dir, autoencoder_path, config)
     return sum(read_encoded(path, made_from) is not None for path, made_from in expected.items())

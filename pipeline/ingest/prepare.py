@@ -22,8 +22,8 @@ from data.records import Record
 from data.video.augment import AS_IT_IS
 from data.video.codec import encode_clip
 from data.video.extract import measure_source, read_spans
-from pipeline.ingest.config import _PACING, ShardConfig
-from pipeline.run.fingerprints import fingerprint
+from pipeline.ingest.config import ShardConfig
+from pipeline.run.fingerprints import fingerprint, output_json
 
 
 class PreparedClip(Record):
@@ -56,7 +56,7 @@ class CutConfig:
 
     def fingerprint(self) -> str:
         """Changes with anything that changes a clip."""
-        settings = self.config.model_dump_json(exclude=_PACING | {"buckets", "choose_buckets", "captions"})
+        settings = output_json(self.config, layout=False, exclude=("buckets", "choose_buckets", "captions"))
         return fingerprint([sorted(bucket.name for bucket in self.buckets), sorted(self.table.items()), settings])
 
 

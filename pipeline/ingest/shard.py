@@ -21,7 +21,7 @@ from data.curation.filters import Duplicates
 from data.curation.ledger import FILTERED_NAME, QUARANTINE_NAME, Reason, balance, reject, write_rejections
 from data.curation.sources import Source, SourceError, listing_fingerprint
 from data.dataset.clip import VIDEO_MEMBER
-from data.dataset.index import INDEX_NAME, IndexRow, write_index
+from data.dataset.index import IndexRow, write_index
 from data.dataset.manifest import MANIFEST_NAME, Manifest, ShardRecord, content_fingerprint, count_buckets
 from data.dataset.shards import write_shard
 from data.files.publish import publish_text, remove_unpublished
@@ -143,7 +143,7 @@ def _plan(sources: Sequence[Source], output_dir: Path, cut: CutConfig) -> list[_
     return planned
 
 
-def shards_that_stand(sources: Sequence[Source], output_dir: Path, config: ShardConfig) -> int:
+def count_reusable_shards(sources: Sequence[Source], output_dir: Path, config: ShardConfig) -> int:
     """How many shards in a folder are what these sources and settings would give again."""
     buckets = config.buckets
     if config.choose_buckets is not None:
@@ -257,8 +257,3 @@ def _close_ledger(sources: Sequence[Source], commits: Iterable[ShardCommit], out
         filtered=dict(sorted(by_filter.items())),
         shards=shards,
     )
-
-
-def dataset_outputs(output_dir: Path, manifest: Manifest) -> list[Path]:
-    """The files of a finished dataset."""
-    return [output_dir / name for name in (MANIFEST_NAME, INDEX_NAME, *(shard.name for shard in manifest.shards))]

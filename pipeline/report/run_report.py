@@ -15,7 +15,7 @@ from data.files.publish import publish_bytes, publish_text
 from data.video.codec import decode_clip, encode_clip
 from pipeline.report.figures import ATTRIBUTES, Reconstructions, Share, Shown
 from pipeline.report.pages import LINE_COLOUR, TEMPLATES, svg_of, video_uri
-from pipeline.run.stage import StageRecord
+from pipeline.run.stage_record import StageRecord
 from pipeline.sample.outputs import SampledClip
 
 MAX_CLIPS_SHOWN = 24

@@ -1,10 +1,71 @@
-"""Names for what an output was made from."""
+"""The one rule for "does this setting change the output?", and short names for what an output was made from.
+
+Every field of a configuration record belongs to the output, unless its type is marked: `Runtime` (only how the work is
+done), `Layout` (only how samples are grouped into shards) or `AddedLater` (left out while it has the value that older
+versions implied). `tests/pipeline/run/test_fingerprints.py` lists every field, so a new one fails until it is decided.
+"""
 
 import json
+from collections.abc import Collection
 from hashlib import sha256
 from typing import Any
 
+from pydantic import BaseModel
+
+from data.records import AddedLater, FieldMarker, Layout, Runtime
+
+Excluded = dict[Any, Any]
+"""What pydantic leaves out of a dump: field or index -> True, or what to leave out of the value."""
+
+
+def output_settings(config: BaseModel, *, layout: bool = True) -> dict[str, Any]:
+    """The settings that decide an output, as JSON values under the names they are stored by.
+
+    Args:
+        config: any record of the configuration.
+        layout: include the fields marked `Layout`.
+    """
+    return config.model_dump(mode="json", by_alias=True, exclude=_excluded(config, _markers(layout)))
+
+
+def output_json(config: BaseModel, *, layout: bool = True, exclude: Collection[str] = ()) -> str:
+    """`output_settings` as JSON text, in the order of the fields: a part of content addresses.
+
+    Args:
+        exclude: fields that the address has in another form.
+    """
+    excluded = _excluded(config, _markers(layout)) | dict.fromkeys(exclude, True)
+    return config.model_dump_json(by_alias=True, exclude=excluded)
+
+
+def stored(config: BaseModel) -> dict[str, Any]:
+    """A whole record as it is stored in checkpoints: every field but those added later that have the implied value."""
+    return config.model_dump(by_alias=True, exclude=_excluded(config, ()))
+
 
 def fingerprint(value: Any) -> str:  # noqa: ANN401 - any JSON value
-    """A short name for a JSON value."""
+    """The first 16 hexadecimal digits of the SHA-256 of a JSON value."""
     return sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _markers(layout: bool) -> tuple[FieldMarker, ...]:
+    return (Runtime,) if layout else (Runtime, Layout)
+
+
+def _excluded(value: Any, markers: tuple[FieldMarker, ...]) -> Excluded:  # noqa: ANN401 - whatever a field holds
+    """The fields of a value, and of the records within it, that carry one of the markers or an implied value."""
+    if isinstance(value, BaseModel):
+        excluded: Excluded = {}
+        for name, field in type(value).model_fields.items():
+            item = getattr(value, name)
+            implied = [marker.implied for marker in field.metadata if isinstance(marker, AddedLater)]
+            if any(marker in field.metadata for marker in markers) or item in implied:
+                excluded[name] = True
+            elif inner := _excluded(item, markers):
+                excluded[name] = inner
+        return excluded
+    if isinstance(value, dict):
+        return {key: inner for key, item in value.items() if (inner := _excluded(item, markers))}
+    if isinstance(value, list | tuple):
+        return {index: inner for index, item in enumerate(value) if (inner := _excluded(item, markers))}
+    return {}

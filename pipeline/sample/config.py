@@ -1,17 +1,16 @@
 """Settings of the sample stage."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from data.records import Settings
+from data.records import Runtime, Settings
 from models.flow.spec import OdeSolver
 from pipeline.run.config import Precision
 from pipeline.run.weight_names import FIRST, Weights
 
 GuidanceRule = Literal["plain", "cfg-zero-star", "apg", "rescaled"]
-NOT_OF_A_CLIP = {"batch", "text_encoder"}  # settings that change no clip
 Schedule = Literal["full_sequence", "pyramid", "autoregressive"]
 
 
@@ -36,11 +35,29 @@ class SampleConfig(Settings):
     """Takes the null caption's place."""
     sde_sigma: float = Field(default=0.0, ge=0)
     """Above 0: noise of this strength per unit of time, instead of `solver`."""
-    batch: int = Field(default=24, ge=1)
+    batch: Annotated[int, Runtime] = Field(default=24, ge=1)
     """TODO"""
     weights: Weights = FIRST
     """Or "master", those as trained, or the name of an average."""
     precision: Precision = "auto"
     """TODO"""
-    text_encoder: Path | None = None
+    text_encoder: Annotated[Path | None, Runtime] = None
     """Where the one that the DiT was trained with is now; None: where it was then."""
+
+
+class SampleSection(SampleConfig):
+    """How clips are sampled, and which."""
+
+    prompts: Path | None = None
+    """One a line, or JSONL; None: held-out combinations, or captions of the data."""
+    compare_unguided: bool = False
+    """Also make every clip at guidance scale 1."""
+
+    def sampler(self) -> SampleConfig:
+        """The part a sampler needs."""
+        return SampleConfig(**self.model_dump(exclude={"prompts", "compare_unguided"}))
+
+    @property
+    def guidance_scales(self) -> list[float]:
+        """The scales to sample at."""
+        return sorted({self.guidance_scale, 1.0}, reverse=True) if self.compare_unguided else [self.guidance_scale]

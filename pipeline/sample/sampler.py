@@ -19,6 +19,7 @@ from pipeline.encode.captions import byte_captions
 from pipeline.encode.chunks import decode_clips
 from pipeline.encode.codec import AUTOENCODER_NAME, load_autoencoder
 from pipeline.encode.statistics import denormalize
+from pipeline.run.fingerprints import output_json
 from pipeline.run.precision import autocast
 from pipeline.sample.config import SampleConfig
 from pipeline.sample.latents import Wanted, sample_latents
@@ -47,6 +48,11 @@ def text_encoder_of(checkpoint: Checkpoint) -> TextEncoderRecord | None:
 def folder_of(encoder: TextEncoderRecord, config: SampleConfig) -> Path:
     """Where that encoder is."""
     return Path(encoder.folder) if config.text_encoder is None else config.text_encoder.expanduser().resolve()
+
+
+def settings_text(checkpoint: Checkpoint, config: SampleConfig) -> str:
+    """What all clips of a job have in common, as text: a part of each clip's content address."""
+    return f"{checkpoint.fingerprint} {output_json(config)}"
 
 
 class ClipSampler:

@@ -1,11 +1,11 @@
 """Settings of the train stages."""
 
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from data.records import Settings
+from data.records import Runtime, Settings
 from data.stream.config import CacheConfig
 from pipeline.checkpoint.config import LoraConfig
 from pipeline.engine.config import LossScaling, Offload, ZeroStage
@@ -17,36 +17,36 @@ from pipeline.run.weight_names import FIRST, RAW
 class WatchConfig(Settings):
     """What to watch. May change from one start to the next."""
 
-    validate_every_steps: int | None = Field(default=None, ge=1)
+    validate_every_steps: Annotated[int | None, Runtime] = Field(default=None, ge=1)
     """None: before the first step and after the last."""
-    validate_weights: tuple[str, ...] = (RAW, FIRST)
+    validate_weights: Annotated[tuple[str, ...], Runtime] = (RAW, FIRST)
     """As trained, the first average, or an average by name."""
-    validation_clips: int = Field(default=64, ge=0)
+    validation_clips: Annotated[int, Runtime] = Field(default=64, ge=0)
     """At most; 0 turns validation off."""
-    sample_every_steps: int | None = Field(default=None, ge=1)
+    sample_every_steps: Annotated[int | None, Runtime] = Field(default=None, ge=1)
     """Of the DiT; None: never."""
-    sample_weights: str = FIRST
+    sample_weights: Annotated[str, Runtime] = FIRST
     """The first average, or one by name."""
-    wandb_project: str | None = Field(default=None, min_length=1)
+    wandb_project: Annotated[str | None, Runtime] = Field(default=None, min_length=1)
     """None: nothing goes to Weights & Biases."""
 
 
 class TrainConfig(WatchConfig):
     """How a network is trained."""
 
-    steps: int = Field(default=1000, ge=1)
+    steps: Annotated[int, Runtime] = Field(default=1000, ge=1)
     """TODO"""
     global_batch: int = Field(default=32, ge=1)
     """Samples per step over all workers, of the largest bucket."""
     batch_multiple: int = Field(default=4, ge=1)
     """Batches of smaller buckets are multiples of it: workers must divide it."""
-    accumulate: int = Field(default=1, ge=1)
+    accumulate: Annotated[int, Runtime] = Field(default=1, ge=1)
     """Each worker computes its part of a batch in so many pieces."""
-    sequence_parallel: int = Field(default=1, ge=1)
+    sequence_parallel: Annotated[int, Runtime] = Field(default=1, ge=1)
     """Workers that share each sample of the DiT: a part of its tokens each."""
-    readers: int = Field(default=1, ge=0)
+    readers: Annotated[int, Runtime] = Field(default=1, ge=0)
     """Threads that read ahead, of each worker."""
-    cache: CacheConfig | None = None
+    cache: Annotated[CacheConfig | None, Runtime] = None
     """Copies of shards on a fast disk of each machine."""
     learning_rate: float = Field(default=1e-3, gt=0, allow_inf_nan=False)
     """TODO"""
@@ -60,9 +60,9 @@ class TrainConfig(WatchConfig):
     """TODO"""
     clip_norm: float = Field(default=1.0, gt=0)
     """TODO"""
-    bad_steps: Literal["stop", "skip"] = "stop"
+    bad_steps: Annotated[Literal["stop", "skip"], Runtime] = "stop"
     """Whose loss or gradient is not finite, or beyond `max_norm`."""
-    max_norm: float | None = Field(default=None, gt=0)
+    max_norm: Annotated[float | None, Runtime] = Field(default=None, gt=0)
     """Of a gradient before clipping, over all workers."""
     ema: EmaProfiles = (FixedDecay(decay=0.995),)
     """Averages of the weights; a number is a fixed decay."""
@@ -70,25 +70,25 @@ class TrainConfig(WatchConfig):
     """TODO"""
     loss_scaling: LossScaling = LossScaling()
     """Of fp16."""
-    activation_checkpointing: bool = False
+    activation_checkpointing: Annotated[bool, Runtime] = False
     """The DiT's blocks are computed again in backward, for their memory."""
-    compile: bool = False
+    compile: Annotated[bool, Runtime] = False
     """By torch.compile, once for each bucket; needs a compiler on every worker."""
-    zero_stage: ZeroStage = 2
+    zero_stage: Annotated[ZeroStage, Runtime] = 2
     """TODO"""
-    offload: Offload = "none"
+    offload: Annotated[Offload, Runtime] = "none"
     """What lies in host memory; at ZeRO 2 and 3, the parameters at 3."""
-    checkpoint_every_steps: int = Field(default=250, ge=1)
+    checkpoint_every_steps: Annotated[int, Runtime] = Field(default=250, ge=1)
     """TODO"""
-    checkpoint_every_minutes: float | None = Field(default=None, gt=0)
+    checkpoint_every_minutes: Annotated[float | None, Runtime] = Field(default=None, gt=0)
     """Also, where steps are slow."""
-    keep_checkpoints: int = Field(default=2, ge=2)
+    keep_checkpoints: Annotated[int, Runtime] = Field(default=2, ge=2)
     """The newest."""
-    keep_every_steps: int | None = Field(default=None, ge=1)
+    keep_every_steps: Annotated[int | None, Runtime] = Field(default=None, ge=1)
     """And for good those at multiples of this."""
-    log_every_steps: int = Field(default=10, ge=1)
+    log_every_steps: Annotated[int, Runtime] = Field(default=10, ge=1)
     """TODO"""
-    stall_minutes: float | None = Field(default=4, gt=0)
+    stall_minutes: Annotated[float | None, Runtime] = Field(default=4, gt=0)
     """Without a step: every rank writes its stacks to stalls/; before the collectives' timeout ends a rank that waits.
     """
 
@@ -120,33 +120,11 @@ class TrainConfig(WatchConfig):
                     raise ValueError(f"{field} names {name!r}, but ema gives {', '.join(known)}")
         return self
 
-    @classmethod
-    def pacing(cls) -> set[str]:
-        """Fields that may differ from one start to the next: what is learnt is the same, but for the order of sums.
 
-        Of `steps` that holds with a constant rate; a cosine is drawn anew over the whole length, so a training that was
-        finished goes on at a higher rate than it ended with.
-        """
-        prefixes = ("checkpoint_", "keep_", "log_", "stall_")
-        pacing = {
-            "steps",
-            "zero_stage",
-            "offload",
-            "accumulate",
-            "activation_checkpointing",
-            "compile",
-            "readers",
-            "cache",
-            "sequence_parallel",
-        }
-        pacing |= {"bad_steps", "max_norm"}  # steps that went well stay as they were
-        return pacing | {*WatchConfig.model_fields} | {name for name in cls.model_fields if name.startswith(prefixes)}
-
-
-class DiTTrainConfig(TrainConfig):
+class FlowTrainConfig(TrainConfig):
     """How a DiT is trained, and from which weights."""
 
-    start_from: Path | None = None
+    start_from: Annotated[Path | None, Runtime] = None
     """A DiT's checkpoint, or a folder with checkpoints: its averaged weights."""
     lora: LoraConfig | None = None
     """Learn adapters on those, and nothing else."""

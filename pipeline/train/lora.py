@@ -1,7 +1,10 @@
 """Adding low-rank adapters to a network."""
 
+import torch
 from torch import nn
 
+from models.networks.build import build_network
+from models.networks.config import NetworkConfig
 from pipeline.checkpoint.adapters import LoraError, _peft
 from pipeline.checkpoint.config import LoraConfig
 
@@ -27,3 +30,17 @@ def add_adapters(network: nn.Module, config: LoraConfig) -> None:
         ),
         network,
     )
+
+
+def check_adapters(model: NetworkConfig, lora: LoraConfig, num_channels: int, embedding_width: int | None) -> None:
+    """Try the adapters on a network without weights, before any worker starts.
+
+    Args:
+        num_channels: of the latents.
+        embedding_width: of a pretrained text encoder; None: captions are read as bytes.
+
+    Raises:
+        LoraError: peft is missing, or a target names no linear layer.
+    """
+    with torch.device("meta"):
+        add_adapters(build_network(model, num_channels, embedding_width), lora)

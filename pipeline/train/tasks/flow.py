@@ -73,7 +73,7 @@ class FlowMatchingLoss(nn.Module):
 
 
 @dataclass(frozen=True)
-class DiTTask:
+class FlowTask:
     """Train the DiT on a folder of latent shards."""
 
     model: DiTConfig

@@ -1,0 +1,106 @@
+"""The one ordered list of stages. The command line, the plan, the report and `submit` read it.
+
+To add a stage, write its class (`pipeline/run/stage.py` says what it has to tell) and add one entry here.
+"""
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Literal
+
+from launch.config import RunConfig
+from pipeline.encode.stage import EncodeStage
+from pipeline.evaluate.stage import EvaluateStage
+from pipeline.ingest.stage import DrawStage, ShardStage
+from pipeline.run.stage import Stage
+from pipeline.sample.stage import SampleStage
+from pipeline.train.stage import TrainAutoencoderStage, TrainFlowStage
+
+Options = Literal["plain", "retry", "training"]
+"""Of a command beside CONFIG, --set and the like: none, --retry, or --resume, --allow-change and --local."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A stage of the list."""
+
+    stage: type[Stage]
+    build: Callable[[RunConfig], Stage]
+    """The stage as a configuration describes it."""
+    options: Options | None = "plain"
+    """Of its command; None: it has none, or one written by hand in `launch/__main__.py`."""
+    with_stages: tuple[str, ...] = ()
+    """Names of stages that its command runs before it."""
+
+    @property
+    def name(self) -> str:
+        """As on the command line, such as "train dit"."""
+        return self.stage.name
+
+    @property
+    def runs(self) -> tuple[str, ...]:
+        """The stages that its command runs."""
+        return (*self.with_stages, self.name)
+
+
+def _draw(config: RunConfig) -> Stage:
+    return DrawStage(config.data, config.seed)
+
+
+def _shard(config: RunConfig) -> Stage:
+    return ShardStage(config.data, config.cluster.workers)
+
+
+def _train_autoencoder(config: RunConfig) -> Stage:
+    return TrainAutoencoderStage(
+        train=config.autoencoder.train,
+        seed=config.seed,
+        mix_weights=config.data.weights,
+        buckets=config.known_buckets,
+        patch_size=config.dit.model.patch_size,
+        workers=config.cluster.workers,
+        model=config.autoencoder.model,
+    )
+
+
+def _encode(config: RunConfig) -> Stage:
+    return EncodeStage(config.encode, config.autoencoder.model, config.dit.flow.null_caption, config.cluster.workers)
+
+
+def _train_dit(config: RunConfig) -> Stage:
+    return TrainFlowStage(
+        train=config.dit.train,
+        seed=config.seed,
+        mix_weights=config.data.weights,
+        buckets=config.known_buckets,
+        patch_size=config.dit.model.patch_size,
+        workers=config.cluster.workers,
+        model=config.dit.model,
+        flow=config.dit.flow,
+    )
+
+
+def _sample(config: RunConfig) -> Stage:
+    combinations = config.evaluate.prompts_per_combination
+    return SampleStage(config.sample, config.data, config.seed, combinations, config.cluster.workers)
+
+
+def _evaluate(config: RunConfig) -> Stage:
+    return EvaluateStage(config.evaluate, config.data, config.seed, config.sample.guidance_scale)
+
+
+STAGES = (
+    Entry(DrawStage, _draw, options=None),
+    Entry(ShardStage, _shard, options="retry", with_stages=(DrawStage.name,)),
+    Entry(TrainAutoencoderStage, _train_autoencoder, options="training"),
+    Entry(EncodeStage, _encode),
+    Entry(TrainFlowStage, _train_dit, options="training"),
+    Entry(SampleStage, _sample, options=None),
+    Entry(EvaluateStage, _evaluate),
+)
+NAMES = tuple(entry.name for entry in STAGES)
+FOLDERS = tuple(entry.stage.folder for entry in STAGES)
+
+
+def stages_of(config: RunConfig, names: Collection[str] = NAMES) -> list[Stage]:
+    """The stages of a configuration that are named, in order."""
+    return [entry.build(config) for entry in STAGES if entry.name in names]

@@ -1,0 +1,93 @@
+"""Stage encode: clips become latents, by the trained autoencoder."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from models.autoencoder.config import AutoencoderConfig
+from pipeline.distributed.config import WorkersConfig
+from pipeline.encode.config import EncodeConfig
+from pipeline.run.context import RunContext
+from pipeline.run.stage import Outcome, Stage
+from pipeline.run.stage_record import OpenStage
+
+
+@dataclass(frozen=True)
+class EncodeStage(Stage):
+    """Encode clip shards into latent shards.
+
+    Example: `reelflow encode demo`
+    """
+
+    config: EncodeConfig
+    autoencoder: AutoencoderConfig
+    null_caption: str
+    workers: WorkersConfig
+
+    name = "encode"
+    folder = "latents"
+    needs = {"clips": "shard", "autoencoder": "train autoencoder"}  # noqa: RUF012 - constant
+
+    def describe(self) -> str:
+        """Its line in the plan."""
+        return f"latents of {self.autoencoder.latent_channels} channels"
+
+    def check(self) -> None:
+        """Refuse a text encoder that cannot be used, before the autoencoder is trained.
+
+        Raises:
+            TextEncoderError: names the folder.
+        """
+        if self.config.text is not None:
+            from models.text.pretrained import check_text_encoder
+
+            check_text_encoder(self.config.text.folder)
+
+    def settings(self, run: RunContext) -> dict[str, Any]:
+        """How clips are encoded; the null caption where captions are embedded."""
+        from data.dataset.manifest import SCHEMA_VERSION, read_manifest
+        from pipeline.encode.encode import encoding_settings
+
+        buckets = [record.bucket for record in read_manifest(run.run_dir / "clips").buckets]
+        settings: dict[str, Any] = {"config": encoding_settings(self.config, buckets), "schema": SCHEMA_VERSION}
+        if self.config.text is not None:
+            settings["null_caption"] = self.null_caption
+        return settings
+
+    def count_reusable(self, run: RunContext) -> Callable[[], int]:
+        """Counts the shards that these clips, weights and settings would give again."""
+        from pipeline.encode.codec import AUTOENCODER_NAME
+        from pipeline.encode.encode import count_reusable_latents
+
+        def count() -> int:
+            with TemporaryDirectory(prefix="reelflow-") as folder:
+                weights = _export(run, Path(folder) / AUTOENCODER_NAME)
+                return count_reusable_latents(run.run_dir / "clips", run.folder_of(self), weights, self.config)
+
+        return count
+
+    def make(self, run: RunContext, opened: OpenStage) -> Outcome:
+        """Encode every shard that is missing."""
+        from data.dataset.manifest import dataset_outputs
+        from pipeline.encode.captions import NULL_CAPTION_NAME
+        from pipeline.encode.codec import AUTOENCODER_NAME
+        from pipeline.encode.encode import encode_shards
+
+        weights = _export(run, opened.folder / AUTOENCODER_NAME)
+        clips_dir = run.run_dir / "clips"
+        manifest = encode_shards(clips_dir, opened.folder, weights, self.config, self.workers, self.null_caption)
+        outputs = [weights, *dataset_outputs(opened.folder, manifest)]
+        if manifest.text_encoder is not None:
+            outputs.append(opened.folder / NULL_CAPTION_NAME)
+        return Outcome(outputs, {"clips": manifest.num_samples})
+
+
+def _export(run: RunContext, path: Path) -> Path:
+    """Write the weights of the run's autoencoder to `path`."""
+    from pipeline.checkpoint.read import open_checkpoint
+    from pipeline.encode.codec import export_autoencoder
+
+    export_autoencoder(open_checkpoint(run.run_dir / "autoencoder"), path)
+    return path

@@ -1,0 +1,148 @@
+"""Stages draw and shard: videos are drawn where none are given, and cut into shards of captioned clips."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data.dataset.buckets import describe_buckets
+from pipeline.distributed.config import WorkersConfig
+from pipeline.ingest.config import SYNTHETIC, DataConfig
+from pipeline.run.context import RunContext
+from pipeline.run.fingerprints import fingerprint, output_settings
+from pipeline.run.stage import Outcome, Stage
+from pipeline.run.stage_record import OpenStage
+
+if TYPE_CHECKING:
+    from data.curation.sources import Source
+
+
+@dataclass(frozen=True)
+class DrawStage(Stage):
+    """Draw the synthetic videos."""
+
+    data: DataConfig
+    seed: int
+
+    name = "draw"
+    folder = "videos"
+
+    def describe(self) -> str:
+        """Its line in the plan."""
+        return "draw the videos" if self.is_needed() else "nothing: the videos are there"
+
+    def is_needed(self) -> bool:
+        """Whether any source is the synthetic one."""
+        return SYNTHETIC in self.data.places.values()
+
+    def settings(self, run: RunContext) -> dict[str, Any]:  # noqa: ARG002 - of the interface
+        """What the videos show."""
+        return {"synthetic": output_settings(self.data.synthetic), "seed": self.seed}
+
+    def make(self, run: RunContext, opened: OpenStage) -> Outcome:  # noqa: ARG002 - of the interface
+        """Draw every video that is missing."""
+        from pipeline.ingest.draw import make_videos, video_path
+
+        number = make_videos(opened.folder, self.data.synthetic, self.seed)
+        return Outcome([video_path(opened.folder, index) for index in (0, number - 1)], {"videos": number})
+
+
+@dataclass(frozen=True)
+class ShardStage(Stage):
+    """Cut videos into WebDataset shards of captioned clips.
+
+    Example: `reelflow shard real-tiny --set data.source=my/videos`
+    """
+
+    data: DataConfig
+    workers: WorkersConfig
+    _listed: "dict[Path, tuple[list[Source], str]]" = field(default_factory=dict, init=False, repr=False)
+
+    name = "shard"
+    folder = "clips"
+
+    def describe(self) -> str:
+        """Its line in the plan."""
+        data = self.data
+        sources = " and ".join(
+            f"{data.synthetic.num_videos} drawn videos" if place == SYNTHETIC else place
+            for place in data.places.values()
+        )
+        if data.choose_buckets is None:
+            return f"{sources} -> clips of {describe_buckets(data.buckets)}"
+        lengths = " or ".join(str(length) for length in data.choose_buckets.num_frames)
+        aspects = data.choose_buckets.max_aspects
+        return f"{sources} -> clips of {lengths} frames in up to {aspects} aspect ratios, chosen from the videos"
+
+    def settings(self, run: RunContext) -> dict[str, Any]:
+        """Every source by name and content, how it is cut, and the caption table."""
+        from data.dataset.manifest import SCHEMA_VERSION
+
+        self._check_libraries()
+        _, origin = self._sources(run)
+        config = output_settings(self.data.shard())
+        settings: dict[str, Any] = {"source": origin, "config": config, "schema": SCHEMA_VERSION}
+        if self.data.captions is not None and self.data.captions.is_file():
+            settings["captions"] = fingerprint(self.data.captions.read_text(encoding="utf-8", errors="replace"))
+        return settings
+
+    def count_reusable(self, run: RunContext) -> Callable[[], int]:
+        """Counts the shards that these sources and settings would give again."""
+        from pipeline.ingest.shard import count_reusable_shards
+
+        return lambda: count_reusable_shards(self._sources(run)[0], run.folder_of(self), self.data.shard())
+
+    def execute(self, run: RunContext) -> None:
+        """Forget the quarantine first, where it is to be tried again."""
+        from pipeline.ingest.shard import forget_quarantined
+
+        if run.retry_quarantined:
+            self._check_libraries()
+            forget_quarantined(run.folder_of(self))
+        super().execute(run)
+
+    def make(self, run: RunContext, opened: OpenStage) -> Outcome:
+        """Cut every source of the shards that are missing."""
+        from data.dataset.manifest import dataset_outputs
+        from pipeline.ingest.shard import make_shards
+
+        num_processes = self.workers.num_workers * self.workers.cpus_per_worker
+        manifest = make_shards(self._sources(run)[0], opened.folder, self.data.shard(), num_processes)
+        assert manifest.ledger is not None
+        summary = {
+            "clips": manifest.num_samples,
+            "filtered": manifest.ledger.filtered,
+            "quarantined": manifest.ledger.quarantine,
+        }
+        return Outcome(dataset_outputs(opened.folder, manifest), summary)
+
+    def _check_libraries(self) -> None:
+        """Refuse settings that need an optional package which is not installed."""
+        from data.curation.scenes import check_scene_detection
+        from data.curation.text_area import check_text_detection
+
+        if self.data.scene_detection != "off":
+            check_scene_detection()
+        if self.data.filters.text_fraction is not None:
+            check_text_detection()
+
+    def _sources(self, run: RunContext) -> "tuple[list[Source], str]":
+        """Every source in order, and a text that changes when one of them does; listed once, which may be remote."""
+        if run.run_dir not in self._listed:
+            self._listed[run.run_dir] = self._list(run)
+        return self._listed[run.run_dir]
+
+    def _list(self, run: RunContext) -> "tuple[list[Source], str]":
+        from data.curation.sources import list_sources, listing_fingerprint, of_dataset
+
+        sources, origins = [], []
+        for name, place in self.data.places.items():
+            if place == SYNTHETIC:
+                origin = run.build_of(DrawStage.folder, DrawStage.name)
+                listed = list_sources(str(run.run_dir / DrawStage.folder))
+            else:
+                listed = list_sources(place, self.data.suffixes)
+                origin = listing_fingerprint(listed)
+            origins.append(f"{name}={origin}" if name else origin)
+            sources += of_dataset(name, listed) if name else listed
+        return sources, " ".join(origins)

@@ -1,0 +1,111 @@
+"""What every stage of one start of a run shares: its folder, how it was started, and what it says."""
+
+import logging
+import time
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data.errors import ReelflowError
+from pipeline.run.memory import MemoryWatch
+from pipeline.run.stage_record import OpenStage, StageRecord, begin, read_record
+
+if TYPE_CHECKING:
+    from pipeline.run.stage import Stage
+
+logger = logging.getLogger(__name__)
+
+
+class StageOrderError(ReelflowError, ValueError):
+    """A stage was asked for whose input has not been made."""
+
+
+class StoppedError(Exception):
+    """A training saved a checkpoint and stopped, as requested; the message says at which step."""
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """One start of a run."""
+
+    run_dir: Path
+    config_yaml: str
+    """The resolved configuration, for the report."""
+    folders: tuple[str, ...] = ()
+    """Of all stages, in order."""
+    connect: Callable[[], None] = lambda: None
+    """Joins or starts the Ray cluster; called before a stage's work, any number of times."""
+    on_ray: bool = True
+    is_first_process: bool = True
+    """False in the other processes of torchrun, which only train: the first one writes and reports."""
+    retry_quarantined: bool = False
+    allowed_changes: Collection[str] | None = None
+    """Names of inputs that may differ when a training resumes; None: a training whose inputs changed starts anew."""
+    memory: MemoryWatch = field(default_factory=MemoryWatch)
+
+    def folder_of(self, stage: "Stage") -> Path:
+        """Where a stage writes."""
+        return self.run_dir / stage.folder
+
+    def build_of(self, folder: str, stage_name: str) -> str:
+        """The build id of a finished stage's folder.
+
+        Raises:
+            StageOrderError: that stage has not finished.
+        """
+        record = read_record(self.run_dir / folder)
+        if record is None or not record.complete:
+            raise StageOrderError(
+                f"{self.run_dir / folder} is not finished; run `{stage_name}` first, or `run` to do every stage in "
+                "order"
+            )
+        return record.build
+
+    def records(self, exclude: str) -> list[StageRecord]:
+        """The records of all stages that have one, in order; without that of the folder `exclude`."""
+        folders = [self.run_dir / name for name in self.folders if name != exclude]
+        return [record for folder in folders if (record := read_record(folder)) is not None]
+
+    def peak_rss_bytes(self) -> int:
+        """The most memory that this process and those it started have used together."""
+        self.memory.measure()
+        return self.memory.peak_rss_bytes
+
+    @contextmanager
+    def opened(self, stage: "Stage", inputs: dict[str, Any]) -> Iterator[OpenStage | None]:
+        """Yield the stage's open folder, or None where there is nothing to do; log what happens.
+
+        Raises:
+            ChangedError: inputs changed that are not in `allowed_changes`.
+        """
+        opened = begin(
+            self.folder_of(stage),
+            stage.name,
+            inputs,
+            stage.continues(),
+            stage.count_reusable(self),
+            self.allowed_changes,
+            tidy=stage.remove_temporary,
+        )
+        if opened.complete:
+            logger.info("%s: nothing to do (%s)", stage.name, _figures(opened.record.summary))
+            yield None
+            return
+        logger.info("%s: %s", stage.name, opened.note)
+        started = time.monotonic()
+        try:
+            if self.on_ray:
+                self.connect()
+            yield opened
+        except BaseException:
+            opened.save()  # the time spent is kept; what is finished stays, and the next start continues
+            raise
+        logger.info("%s: done in %.0f s (%s)", stage.name, time.monotonic() - started, _figures(opened.record.summary))
+
+
+def _figures(summary: dict[str, Any]) -> str:
+    return ", ".join(
+        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in summary.items()
+    )

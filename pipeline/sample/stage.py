@@ -1,0 +1,97 @@
+"""Stage sample: prompts become clips."""
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from data.synthetic import held_out_combinations
+from pipeline.distributed.config import WorkersConfig
+from pipeline.ingest.config import DataConfig
+from pipeline.run.context import RunContext
+from pipeline.run.fingerprints import fingerprint, output_settings
+from pipeline.run.stage import Outcome, Stage
+from pipeline.run.stage_record import OpenStage
+from pipeline.sample.config import SampleSection
+
+if TYPE_CHECKING:
+    from pipeline.sample.requests import Prompt
+
+logger = logging.getLogger(__name__)
+
+MAX_CAPTIONS, CLIPS_PER_CAPTION = 32, 2
+"""Of the data, where real videos are sampled without a prompts file."""
+
+
+@dataclass(frozen=True)
+class SampleStage(Stage):
+    """Turn prompts into clips.
+
+    Example: `reelflow sample runs/demo/dit --prompts prompts.txt --output clips --set sample.guidance_scale=4`
+    """
+
+    config: SampleSection
+    data: DataConfig
+    seed: int
+    prompts_per_combination: int
+    workers: WorkersConfig
+
+    name = "sample"
+    folder = "samples"
+    needs = {"dit": "train dit"}  # noqa: RUF012 - constant
+
+    def describe(self) -> str:
+        """Its line in the plan."""
+        config = self.config
+        return f"{config.solver}, {config.steps} steps, guidance {config.guidance_scale:g}"
+
+    def settings(self, run: RunContext) -> dict[str, Any]:
+        """How clips are sampled, and of which prompts."""
+        prompts, warnings = self._prompts(run)
+        for warning in warnings:
+            logger.warning("  warning: %s", warning)
+        return {
+            "sampler": output_settings(self.config.sampler()),
+            "prompts": fingerprint([prompt.model_dump() for prompt in prompts]),
+            "scales": self.config.guidance_scales,
+            "seed": self.seed,
+        }
+
+    def make(self, run: RunContext, opened: OpenStage) -> Outcome:
+        """Sample every clip that is missing."""
+        from data.dataset.manifest import read_manifest
+        from data.files.publish import publish_text
+        from pipeline.checkpoint.read import open_checkpoint
+        from pipeline.report.gallery import write_gallery
+        from pipeline.sample.job import sample_clips
+        from pipeline.sample.outputs import SAMPLES_NAME
+        from pipeline.sample.requests import format_prompts, order_buckets, plan_requests
+        from pipeline.sample.sampler import settings_text
+
+        prompts, _ = self._prompts(run)
+        publish_text(opened.folder / "prompts.jsonl", format_prompts(prompts))
+        checkpoint, sampler = open_checkpoint(run.run_dir / "dit"), self.config.sampler()
+        trained = [record.bucket.name for record in read_manifest(run.run_dir / "latents").buckets]
+        names = order_buckets(trained, self.config.bucket, prompts)
+        address = settings_text(checkpoint, sampler)
+        requests = plan_requests(prompts, self.config.guidance_scales, self.seed, address, names)
+        clips = sample_clips(checkpoint, requests, opened.folder, sampler, self.workers)
+        write_gallery(opened.folder, clips)
+        outputs = [opened.folder / name for name in (SAMPLES_NAME, "index.html", *(clip.file for clip in clips))]
+        return Outcome(outputs, {"clips": len(clips)})
+
+    def _prompts(self, run: RunContext) -> "tuple[list[Prompt], list[str]]":
+        """The prompts file and what is odd in it; without one, held-out combinations, or captions of real videos."""
+        from data.dataset.index import read_index
+        from pipeline.sample.requests import Prompt, read_prompts
+
+        if self.config.prompts is not None:
+            return read_prompts(self.config.prompts)
+        if self.data.is_synthetic:
+            prompts = [
+                Prompt(prompt=f"a {c.colour} {c.shape} moves {c.direction}", seed=number, expect=vars(c))
+                for c in held_out_combinations()
+                for number in range(self.prompts_per_combination)
+            ]
+            return prompts, []
+        captions = sorted(set(read_index(run.run_dir / "clips").values("caption")))[:MAX_CAPTIONS]
+        return [Prompt(prompt=text, seed=number) for text in captions for number in range(CLIPS_PER_CAPTION)], []

@@ -1,0 +1,19 @@
+"""TODO testing/processes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from testing.paths import ROOT
+
+
+def train_in_processes(folder: Path, run_dir: Path, world_size: int, steps: int, *settings: str) -> None:
+    """Real worker processes under torchrun, as on any cluster without Ray."""
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world_size}",
+        "-m", "testing.train_worker", str(folder), str(run_dir), str(steps), *settings,
+    ]  # fmt: skip
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]

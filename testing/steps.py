@@ -1,0 +1,81 @@
+"""TODO testing/steps."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import pipeline.engine.zero
+from data.stream.loader import Stream
+from pipeline.distributed.process_group import Worker
+from pipeline.train.build import build
+from pipeline.train.loop import train
+from pipeline.train.tasks.flow import FlowBatch, FlowTask
+from testing.records import SMALL
+from testing.tiny import CONFIG, make_task
+
+STAGES = (0, 1, 2, 3)
+
+STEPS = CONFIG.model_copy(update={"schedule": "constant", "accumulate": 1})
+
+SETTINGS = {
+    "plain": {},
+    "pieces": {"accumulate": 2},
+    "recomputed": {"activation_checkpointing": True},
+    "guarded": {"bad_steps": "skip"},
+    "poisoned": {"bad_steps": "skip"},
+}
+
+POISONED_STEP = 2  # from 0
+
+
+@dataclass(frozen=True)
+class PoisonedTask(FlowTask):
+    """One sample of one step is not a number."""
+
+    position: int = 4 * POISONED_STEP + 3
+
+    def prepare(self, samples) -> FlowBatch:
+        batch = super().prepare(samples)
+        for number, sample in enumerate(samples):
+            if sample.position == self.position:
+                batch.x_1[number, 0, 0, 0, 0] = float("nan")
+        return batch
+
+
+def poisoned(folder: Path) -> PoisonedTask:
+    return PoisonedTask(**{name: getattr(make_task(folder), name) for name in FlowTask.__dataclass_fields__})
+
+
+def train_with(worker: Worker, data: Path, run_dir: Path, name: str, stage: int) -> None:
+    pipeline.engine.zero.PERSISTENT_PARAMETERS = 0  # stage 3 with every parameter cut, however small
+    task = poisoned(data) if name == "poisoned" else make_task(data)
+    train(task, STEPS.model_copy(update={**SETTINGS[name], "zero_stage": stage}), run_dir, worker)
+
+
+def nothing_moves(worker: Worker, data: Path, stage: int) -> None:
+    """A step that is left out changes no weight, no moment and no count, and the next one is as if it had not been."""
+    pipeline.engine.zero.PERSISTENT_PARAMETERS = 0
+    task = poisoned(data)
+    config = STEPS.model_copy(update={"bad_steps": "skip", "zero_stage": stage})
+    trainer, _ = build(task, config, worker)
+    stream = Stream(task.subsets(), {SMALL.name: 4}, seed=task.seed, rank=worker.rank, world_size=worker.world_size)
+    batches = stream.batches(0, task.prepare, readers=0)
+
+    def state() -> list[torch.Tensor]:
+        counts = [state["step"].clone() for state in trainer.adam.state.values()]
+        return counts + [t.clone() for fragment in trainer.fragments for t in fragment.tensors().values()]
+
+    for step in range(POISONED_STEP + 2):
+        before = state()
+        trainer.step([next(batches)], 1e-3)
+        assert trainer.skipped == (step == POISONED_STEP)
+        same = [torch.equal(old, new) for old, new in zip(before, state(), strict=True)]
+        assert all(same) == trainer.skipped
+    assert trainer.num_skipped == 1
+    assert np.isfinite(trainer.gradient_norm())
+    for norm, skipped in ((float("inf"), True), (float("nan"), True), (1e30, False)):
+        trainer._norm = norm
+        assert trainer.skipped == skipped
+    batches.close()

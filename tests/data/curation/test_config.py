@@ -1,0 +1,11 @@
+"""TODO data/curation/test_config."""
+
+import pytest
+
+from data.curation.config import FilterConfig
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.0])
+def test_a_fraction_lies_between_0_and_1(value):
+    with pytest.raises(ValueError, match="text_fraction"):
+        FilterConfig(text_fraction=value)

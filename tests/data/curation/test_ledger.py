@@ -1,0 +1,16 @@
+"""TODO data/curation/test_ledger."""
+
+import pytest
+
+from data.curation.ledger import LedgerError, balance
+
+
+def test_the_ledger_must_add_up():
+    counts = balance(["a", "b", "c", "d"], ["a", "b"], ["c"], ["d"])
+    assert (counts.sources, counts.shards, counts.filtered, counts.quarantine) == (4, 2, 1, 1)
+    with pytest.raises(LedgerError, match=r"1 are lost \(such as \['c'\]\)"):
+        balance(["a", "b", "c"], ["a"], ["b"], [])
+    with pytest.raises(LedgerError, match="1 are unknown or counted twice"):
+        balance(["a", "b"], ["a"], ["b"], ["b"])
+    with pytest.raises(ValueError, match="sources must equal"):
+        type(counts)(sources=3, shards=1, filtered=1, quarantine=0)

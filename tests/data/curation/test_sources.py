@@ -1,0 +1,137 @@
+"""Folders, globs, tables and URIs name the same videos; a bad list is refused with file, row, field and way out."""
+
+import json
+import os
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from data.curation.sources import Source, SourceError, list_sources, listing_fingerprint, local_copy
+from data.dataset.buckets import Bucket
+from data.errors import VideoError
+from pipeline.ingest.config import ShardConfig
+from pipeline.ingest.prepare import CutConfig, prepare_source
+
+BUCKETS = (Bucket(num_frames=5, height=32, width=32, fps=8),)
+
+CUT = CutConfig(BUCKETS, {}, ShardConfig(buckets=BUCKETS, max_clips_per_video=9))
+
+
+def names(place: object) -> list[str]:
+    return [source.name for source in list_sources(str(place))]
+
+
+def test_a_folder_a_glob_and_a_uri_give_the_same_names(shapes_dir):
+    assert (
+        names(shapes_dir)
+        == names(shapes_dir / "**" / "*.mp4")
+        == names(f"file://{shapes_dir}")
+        == ["a.mp4", "sub/b.mp4"]
+    )
+    assert names(shapes_dir / "*.mp4") == names(f"file://{shapes_dir}/*.mp4") == ["a.mp4"]
+
+
+def test_the_fingerprint_changes_with_the_files(shapes_dir):
+    before = {place: listing_fingerprint(list_sources(place)) for place in (str(shapes_dir), f"file://{shapes_dir}")}
+    assert before == {place: listing_fingerprint(list_sources(place)) for place in before}
+    os.utime(shapes_dir / "a.mp4", (1, 1))
+    assert all(listing_fingerprint(list_sources(place)) != fingerprint for place, fingerprint in before.items())
+    told = listing_fingerprint(list_sources(str(shapes_dir)))
+    (shapes_dir / "a.txt").write_text("another caption", encoding="utf-8")
+    assert listing_fingerprint(list_sources(str(shapes_dir))) != told
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_a_table_gives_captions_and_spans(shapes_dir, suffix):
+    rows = [
+        {"path": "a.mp4", "caption": "one", "start": 0.5, "end": 1.75},
+        {"path": "a.mp4", "caption": "two", "start": 2.0, "end": None},
+        {"path": "sub/b.mp4", "caption": None, "start": None, "end": None},
+        {"path": "gone.mp4", "caption": "four", "start": None, "end": None},
+    ]
+    table = shapes_dir / f"t.{suffix}"
+    if suffix == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), table)
+    elif suffix == "jsonl":
+        table.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    else:
+        lines = [",".join("" if value is None else str(value) for value in row.values()) for row in rows]
+        table.write_text("\n".join(["path,caption,start,end", *lines]), encoding="utf-8")
+    sources = list_sources(str(table))
+    assert names(table) == ["a.mp4#t=0.5,1.75", "a.mp4#t=2", "sub/b.mp4", "gone.mp4"]
+    reports = [prepare_source(CUT, source) for source in sources]
+    starts = [[clip.start_seconds for clip in report.clips] for report, _ in reports]
+    assert starts == [[0.5, 1.125], [2.0], [0.0, 0.625, 1.25, 1.875, 2.5], []]
+    assert [clips[0][0].caption for _, clips in reports[:3]] == ["one", "two", "sub"]
+    assert len({record.split for _, clips in reports[:2] for record, _ in clips}) == 1
+    gone = reports[3][0].quarantined
+    assert gone is not None
+    assert (gone.stage, gone.reason) == ("read", "missing")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", r"t\.csv: it holds no rows"),
+        ("file,caption\na.mp4,one\n", r"t\.csv: it has no column path, only file, caption"),
+        ("path,start\na.mp4,soon\n", r"t\.csv, row 1: start is 'soon'; it must be a number of seconds"),
+        ("path,start\na.mp4,0\nb.mp4,-1\n", r"t\.csv, row 2: start is '-1'"),
+        ("path,start,end\na.mp4,3,2\n", r"row 1: end is 2, which is not after start 3"),
+        ("path,start\na.mp4,1\na.mp4,1\n", r"a\.mp4#t=1 is listed twice"),
+        ("path,caption\n,one\n", r"row 1: path is None; it must name a video"),
+        ("path\npipe://rm -rf x\n", r"row 1: pipe://rm -rf x is of the kind 'pipe'; allowed are file"),
+        ("path\nhttp://host/a.mp4\n", r"is of the kind 'http'; allowed are file"),
+    ],
+)
+def test_a_bad_table_is_named_with_row_and_field(tmp_path, text, reason):
+    (tmp_path / "t.csv").write_text(text)
+    with pytest.raises(SourceError, match=reason):
+        list_sources(str(tmp_path / "t.csv"))
+
+
+def test_places_that_hold_nothing_say_so(tmp_path):
+    for place, reason in (
+        (tmp_path / "none", "is not a folder"),
+        (tmp_path / "*.mp4", "matches no file"),
+        (tmp_path / "none.csv", "there is no such table"),
+        (f"file://{tmp_path}", "holds no video"),
+        ("ftp://host/videos", "data.source: ftp://host/videos is of the kind 'ftp'"),
+    ):
+        with pytest.raises(SourceError, match=reason):
+            list_sources(str(place))
+
+
+def test_a_video_in_another_file_system_is_copied_and_cleared_away(shapes_dir):
+    content = (shapes_dir / "a.mp4").read_bytes()
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/videos/x/c.mp4", content)
+    sources = list_sources("memory://videos")
+    assert [source.name for source in sources] == ["x/c.mp4"]
+    with local_copy(sources[0]) as path:
+        assert path.read_bytes() == content
+    assert not path.exists()
+    report, clips = prepare_source(CUT, sources[0])
+    assert len(report.clips) == len(clips) == 5
+    memory.rm("/videos", recursive=True)
+    report, _ = prepare_source(CUT, sources[0])
+    assert report.quarantined is not None
+    assert report.quarantined.reason == "missing"
+
+
+def test_pipes_and_folders_are_not_opened(tmp_path):
+    os.mkfifo(tmp_path / "pipe.mp4")
+    (tmp_path / "folder.mp4").mkdir()
+    for name in ("pipe.mp4", "folder.mp4"):
+        with (
+            pytest.raises(VideoError, match="not a regular file"),
+            local_copy(Source(name, str(tmp_path / name), name, tmp_path, "")),
+        ):
+            pass
+
+
+def test_spans_a_millisecond_apart_are_two_sources(shapes_dir):
+    rows = [{"path": "a.mp4", "start": start} for start in (1234.561, 1234.564, 0.5)]
+    (shapes_dir / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    assert names(shapes_dir / "t.jsonl") == ["a.mp4#t=1234.561", "a.mp4#t=1234.564", "a.mp4#t=0.5"]

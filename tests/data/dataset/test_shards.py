@@ -1,0 +1,118 @@
+"""Shards, captions and manifests made to do harm: refused with a reason, and nothing written anywhere else."""
+
+import io
+import pickle
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from data.dataset.buckets import Bucket
+from data.dataset.clip import VIDEO_MEMBER, ClipRecord
+from data.dataset.shards import read_shard, write_shard
+from data.errors import DatasetError
+from testing.records import made_up_clip
+
+RECORD = made_up_clip(10)
+
+
+class Bomb:
+    """Writes a file when it is unpickled."""
+
+    def __reduce__(self):
+        return (Path.touch, (Path("unpickled"),))
+
+
+def add(tar: tarfile.TarFile, name: str, content: bytes = b"x", **fields: object) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = len(content)
+    for field, value in fields.items():
+        setattr(info, field, value)
+    tar.addfile(info, io.BytesIO(content) if content else None)
+
+
+def add_sample(tar: tarfile.TarFile, key: str = RECORD.key) -> None:
+    add(tar, f"{key}.mp4")
+    add(tar, f"{key}.txt")
+    add(tar, f"{key}.json", RECORD.model_copy(update={"key": key}).model_dump_json().encode())
+
+
+HOSTILE = {
+    "absolute": (lambda tar: add(tar, "/tmp/evil.mp4"), "is no name of a sample"),
+    "parent": (lambda tar: add(tar, "../../evil.mp4"), "is no name of a sample"),
+    "folder": (lambda tar: add(tar, "folder/evil.mp4"), "is no name of a sample"),
+    "symlink": (lambda tar: add(tar, "b.mp4", b"", type=tarfile.SYMTYPE, linkname="/etc/passwd"), "no regular file"),
+    "hardlink": (lambda tar: add(tar, "b.mp4", b"", type=tarfile.LNKTYPE, linkname="/etc/passwd"), "no regular file"),
+    "device": (lambda tar: add(tar, "b.mp4", b"", type=tarfile.CHRTYPE, devmajor=1, devminor=5), "no regular file"),
+    "fifo": (lambda tar: add(tar, "b.mp4", b"", type=tarfile.FIFOTYPE), "no regular file"),
+    "twice": (lambda tar: (add_sample(tar, "b"), add_sample(tar, RECORD.key)), "comes twice"),
+    "member twice": (lambda tar: (add(tar, "b.mp4"), add(tar, "b.mp4")), "comes twice"),
+    "pickle": (lambda tar: add(tar, "b.pkl", pickle.dumps(Bomb())), "is none of json, mp4, txt"),
+    "torch": (lambda tar: add(tar, "b.pth", pickle.dumps(Bomb())), "is none of json, mp4, txt"),
+    "incomplete": (lambda tar: add(tar, "b.mp4"), "lacks json, txt"),
+    "bomb": (lambda tar: add(tar, "b.mp4", b"", size=2**40), "has 1099511627776 bytes, more than"),
+    "other key": (
+        lambda tar: (add(tar, "b.mp4"), add(tar, "b.txt"), add(tar, "b.json", RECORD.model_dump_json().encode())),
+        "calls itself",
+    ),
+    "no record": (lambda tar: (add(tar, "b.mp4"), add(tar, "b.txt"), add(tar, "b.json", b"{}")), "Field required"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_tar_is_refused_and_touches_nothing(tmp_path, monkeypatch, name):
+    fill, reason = HOSTILE[name]
+    folder, elsewhere = tmp_path / "dataset", tmp_path / "elsewhere"
+    folder.mkdir()
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    path = folder / "shard-00000.tar"
+    with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as tar:
+        add_sample(tar)
+        fill(tar)
+    with pytest.raises(DatasetError, match=reason) as caught:
+        list(read_shard(path, VIDEO_MEMBER))
+    assert str(path) in str(caught.value)
+    assert "again" in str(caught.value)
+    assert sorted(tmp_path.rglob("*")) == [folder, path, elsewhere]
+
+
+@pytest.mark.parametrize("keep", [0, 100, 700, 1030, 2000, 4096])
+def test_a_truncated_tar_is_refused(tmp_path, keep):
+    path = tmp_path / "shard.tar"
+    samples = [(RECORD.model_copy(update={"key": str(n)}), b"v" * 1000) for n in range(3)]
+    shard, _ = write_shard(path, samples, VIDEO_MEMBER)
+    content = path.read_bytes()
+    assert len(list(read_shard(path, VIDEO_MEMBER, shard))) == 3
+    path.write_bytes(content[:keep])
+    with pytest.raises(DatasetError, match=r"cut short|no readable tar|lacks"):
+        list(read_shard(path, VIDEO_MEMBER))
+
+
+def test_a_shard_that_is_not_what_the_manifest_says_is_refused(tmp_path):
+    path = tmp_path / "shard.tar"
+    shard, _ = write_shard(path, [(RECORD, b"video")], VIDEO_MEMBER)
+    assert [record for record, _ in read_shard(path, VIDEO_MEMBER, shard)] == [RECORD]
+    path.write_bytes(path.read_bytes().replace(b"video", b"vidEo"))
+    assert len(list(read_shard(path, VIDEO_MEMBER))) == 1  # a tar alone cannot tell
+    with pytest.raises(DatasetError, match="its checksum differs from the manifest's"):
+        list(read_shard(path, VIDEO_MEMBER, shard))
+    path.unlink()
+    with pytest.raises(DatasetError, match="is missing although the manifest names it"):
+        list(read_shard(path, VIDEO_MEMBER, shard))
+
+
+def record(number: int) -> ClipRecord:
+    return made_up_clip(number, Bucket()).model_copy(update={"caption": f"caption {number}, ünïcode"})
+
+
+def payload(number: int) -> bytes:
+    return bytes([number % 256]) * (500 + 37 * number)
+
+
+def test_shards_are_reproducible_to_the_byte(tmp_path):
+    samples = [(record(n), payload(n)) for n in range(3)]
+    one, _ = write_shard(tmp_path / "a.tar", samples, VIDEO_MEMBER)
+    two, _ = write_shard(tmp_path / "b.tar", samples, VIDEO_MEMBER)
+    assert one.sha256 == two.sha256
+    assert [r for r, _ in read_shard(tmp_path / "a.tar", VIDEO_MEMBER)] == [record(n) for n in range(3)]

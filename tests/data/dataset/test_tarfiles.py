@@ -1,0 +1,11 @@
+"""TODO data/dataset/test_tarfiles."""
+
+from data.dataset.clip import VIDEO_MEMBER
+from data.dataset.shards import write_shard
+from data.dataset.tarfiles import read_samples
+
+
+def test_a_shard_without_samples_is_read_as_none(tmp_path):
+    path = tmp_path / "shard.tar"
+    write_shard(path, [], VIDEO_MEMBER)
+    assert list(read_samples(path, frozenset({"mp4"}))) == []

@@ -1,0 +1,153 @@
+"""Every decoder against one independent reading: PyAV from the first frame on, by the time stamps of the frames."""
+
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from data.video.decoders import Timeline, UnfitDecoderError, has_torchcodec, timelines
+from data.video.probe import probe_video
+from data.video.resize import decoding_size, resize_and_crop
+from data.video.spans import TIE_SECONDS
+
+# (file, who has to read it without torchcodec): each codec, container, rotation, variable frame rate and edit list
+FILES = [
+    ("fixtures/bikes.mp4", "decord"),
+    ("fixtures/sync_test.mkv", "decord"),  # variable frame rate
+    ("fixtures/part_0.mp4", "decord"),  # variable frame rate
+    ("fixtures/Big_Buck_Bunny_180_10s.webm", "decord"),  # vp9
+    ("robust_moviepy/big_buck_bunny_432_433.webm", "decord"),  # vp8
+    ("robust_torchcodec/h264_10bits.mp4", "pyav"),
+    ("robust_torchcodec/h265_10bits.mp4", "pyav"),
+    ("robust_torchcodec/h265_video.mp4", "pyav"),  # open groups of pictures
+    ("robust_torchcodec/av1_video.mkv", "pyav"),
+    ("robust_torchcodec/nasa_13013.mp4", "pyav"),  # two video streams
+    ("robust_androidx/sample_vvc.mp4", "pyav"),
+    ("robust_androidx/roadtrip-vp92-10bit.webm", "pyav"),  # hidden frames
+    ("robust_androidx/dolbyVision-hdr.MOV", "pyav"),  # rotated, with an edit list
+    ("robust_androidx/iibbibb_editlist_videoonly.mp4", "pyav"),
+    ("robust_androidx/sample_edit_list_only_preroll_sync_sample.mp4", "pyav"),
+    ("robust_androidx/sample_sef_slow_motion.mp4", "pyav"),
+    ("robust_androidx/edit_list_positive_shift.mp4", "pyav"),
+    ("robust_androidx/sample_android_slow_motion.mp4", "decord"),  # variable frame rate
+    ("robust_androidx/fragmented_captions.mp4", "decord"),  # variable frame rate
+    ("robust_androidx/bbb_800x640_768kbps_30fps_avc_2b_firstpts_10_sec.mp4", "pyav"),  # starts late
+    ("robust_androidx/bbb_800x640_768kbps_30fps_avc_pyramid_3b.mp4", "decord"),
+    ("robust_androidx/sample_h264.ts", "pyav"),
+    ("robust_androidx/sample_h265.ts", "pyav"),
+    ("robust_androidx/sample_h263.ts", "pyav"),
+    ("robust_androidx/sample_h262_mpeg_audio.ps", "pyav"),
+    ("robust_androidx/sample_h262_mpeg_audio.ts", "pyav"),
+    ("robust_androidx/sample.flv", "pyav"),
+    ("robust_androidx/sample_portrait.mp4", "decord"),
+    ("robust_androidx/sample_rotate_and_reflect.mp4", "pyav"),
+    ("robust_androidx/bbb_176x144_128kbps_15fps_h263.3gp", "pyav"),
+    ("robust_androidx/bbb_176x144_192kbps_15fps_mpeg4.mp4", "decord"),
+    ("robust_devices/100_0306.AVI", "pyav"),  # motion JPEG
+    ("fixtures/video-1s.avi", "pyav"),  # Indeo 4
+    ("robust_devices/FLIR_Thermal.mp4", "decord"),  # variable frame rate
+    ("robust_pyscenedetect/delayed_start.mp4", "pyav"),
+    ("robust_decord/unordered.mov", "decord"),
+    ("robust_decord/video_0.mov", "decord"),
+    ("robust_decord/video_90.mov", "decord"),
+    ("robust_decord/video_180.mov", "decord"),
+    ("robust_decord/video_270.mov", "decord"),
+]
+
+MAX_DIFFERENCE = 8  # of 255: the libraries bring different versions of FFmpeg's conversion to RGB
+
+MEAN_DIFFERENCE_OF_CLIPS = 2.5  # of 255
+
+
+def reference(path: Path) -> tuple[np.ndarray, list[av.VideoFrame]]:
+    """Time stamps in seconds and frames of a file, in the order in which they are shown."""
+    with av.open(str(path)) as container:
+        stream = container.streams.best("video")
+        frames = list(container.decode(stream))
+        clock = "dts" if container.format.name == "avi" else "pts"
+        frames = [frame for frame in frames if getattr(frame, clock) is not None]
+        times = np.array([float(getattr(frame, clock) * stream.time_base) for frame in frames])
+    order = np.argsort(times)
+    return times[order], [frames[i] for i in order]
+
+
+def upright(frame: av.VideoFrame, name: str) -> np.ndarray:
+    pixels = frame.to_ndarray(format="rgb24")
+    if name == "robust_androidx/sample_rotate_and_reflect.mp4":
+        return pixels.transpose(1, 0, 2)  # its display matrix swaps the axes
+    return np.rot90(pixels, k=round(frame.rotation / 90))
+
+
+def assert_frames_equal_the_reference(timeline: Timeline, path: Path, name: str) -> None:
+    times, frames = reference(path)
+    np.testing.assert_allclose(timeline.times_seconds, times, atol=TIE_SECONDS)
+    chosen = sorted({0, len(times) // 3, len(times) // 2, len(times) - 1})
+    for index, pixels in zip(chosen, timeline.read(chosen), strict=True):
+        expected = upright(frames[index], name)
+        assert pixels.shape == expected.shape
+        assert np.abs(pixels.astype(int) - expected).max() <= MAX_DIFFERENCE, index
+
+
+@pytest.mark.parametrize(("name", "decoder"), FILES, ids=[name for name, _ in FILES])
+def test_each_decoder_gives_the_frame_on_screen(clips_dir, monkeypatch, name, decoder):
+    monkeypatch.setattr("data.video.decoders.has_torchcodec", lambda: False)
+    path = clips_dir / name
+    timeline = next(timelines(path, probe_video(path)))
+    assert timeline.decoder == decoder
+    assert_frames_equal_the_reference(timeline, path, name)
+
+
+@pytest.mark.parametrize("name", [name for name, _ in FILES if name != "robust_decord/unordered.mov"])  # 50 x 50
+def test_clips_of_frames_decoded_smaller_are_the_same(clips_dir, monkeypatch, name):
+    """Whatever their rotation: beside the same frames decoded as they are."""
+    monkeypatch.setattr("data.video.decoders.has_torchcodec", lambda: False)
+    path = clips_dir / name
+    probe = probe_video(path)
+    shown, clip = (probe.height, probe.width), (probe.height // 16, probe.width // 16)
+    size = decoding_size(shown, [clip])
+    assert size[0] * size[1] < probe.height * probe.width / 2
+    whole = next(timelines(path, probe)).read([0, 2])
+    small = next(timelines(path, probe, size)).read([0, 2])
+    for expected, found in zip(whole, small, strict=True):
+        assert found.shape == (*size, 3)
+        difference = resize_and_crop(found[None], *clip, shown=shown).astype(int) - resize_and_crop(
+            expected[None], *clip
+        )
+        assert np.abs(difference).mean() < MEAN_DIFFERENCE_OF_CLIPS
+
+
+@pytest.mark.torchcodec
+@pytest.mark.parametrize("name", [name for name, decoder in FILES if decoder == "pyav"])
+def test_torchcodec_gives_the_same_frames_or_says_that_it_cannot(clips_dir, name):
+    assert has_torchcodec()
+    path = clips_dir / name
+    timeline = next(timelines(path, probe_video(path)))
+    if timeline.decoder == "torchcodec":
+        times, frames = reference(path)
+        chosen = sorted({0, len(times) // 3, len(times) // 2, len(times) - 1})
+        try:
+            read = list(timeline.read(chosen))
+        except UnfitDecoderError:
+            return
+        for index, pixels in zip(chosen, read, strict=True):  # colours of 10 bits differ at sharp edges
+            assert np.abs(pixels.astype(int) - upright(frames[index], name)).mean() < 3
+
+
+def test_interlaced_frames_are_made_whole(clips_dir):
+    """Neighbouring rows of two different instants differ; after deinterlacing they are of one instant."""
+    path = next(clips_dir.rglob("*.mts"))
+    probe = probe_video(path)
+    assert probe.is_interlaced
+    timeline = next(timelines(path, probe))
+    times, frames = reference(path)
+    np.testing.assert_allclose(timeline.times_seconds, times, atol=TIE_SECONDS)
+
+    def combing(pixels: np.ndarray) -> float:
+        rows = pixels.astype(int)
+        return float(np.abs(rows[1:-1] - (rows[:-2] + rows[2:]) / 2).mean())
+
+    for index, pixels in enumerate(timeline.read(list(range(len(times))))):
+        raw = frames[index].to_ndarray(format="rgb24")
+        assert pixels.shape == raw.shape
+        assert combing(pixels) < combing(raw)

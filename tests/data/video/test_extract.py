@@ -1,0 +1,157 @@
+"""Video in and out, captions, keys: on real files."""
+
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from data.dataset.buckets import (
+    Bucket,
+    BucketChoice,
+    SourceShape,
+    choose_buckets,
+)
+from data.errors import VideoError
+from data.video.augment import AugmentConfig
+from data.video.codec import decode_clip, encode_clip
+from data.video.extract import measure_source, read_spans
+from data.video.resize import resize_and_crop
+from testing.shapes import SQUARE, WIDE
+
+
+def test_a_video_of_unknown_length_is_not_taken_for_an_image(tmp_path):
+    frames = np.zeros((12, 64, 64, 3), np.uint8)
+    with av.open(str(tmp_path / "a.avi"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=8)
+        stream.height = stream.width = 64
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    shape = measure_source(tmp_path / "a.avi")
+    assert shape.seconds == float("inf")
+    assert [b.num_frames for b in choose_buckets([shape], BucketChoice(num_frames=(1, 9)))] == [9]
+
+
+def test_an_image_is_a_video_of_one_frame_the_way_up_it_says(shape_videos):
+    assert measure_source(shape_videos / "f.png") == SourceShape(64, 96, 0.0)
+    (span,) = read_spans(shape_videos / "f.png", [Bucket(num_frames=1, height=64, width=96), WIDE], 4)
+    assert (span.start_seconds, span.decoder, span.frames.shape) == (0.0, "pillow", (1, 64, 96, 3))
+    assert np.array_equal(span.frames[0, 0, :, 0], np.arange(95, -1, -1))
+    assert decode_clip(encode_clip(span.frames, 8)).shape == (1, 64, 96, 3)
+
+
+def test_measured_without_decoding(shape_videos):
+    assert measure_source(shape_videos / "a.mp4") == SourceShape(64, 128, 2.5)
+
+
+def test_crops_lie_from_one_end_to_the_other_and_flips_mirror_them(shape_videos):
+    """A ramp from left to right: the crop at the left is darker by what the one at the right is brighter."""
+    kept = read_spans(shape_videos / "a.mp4", [SQUARE], 1)
+    spans = read_spans(shape_videos / "a.mp4", [SQUARE], 1, augment=AugmentConfig(flip=True, crops=3))
+    assert [span.variant for span in spans] == ["crop 0", "crop 0 flip", "", "flip", "crop 1", "crop 1 flip"]
+    assert np.array_equal(spans[2].frames, kept[0].frames)
+    for plain, flipped in zip(spans[::2], spans[1::2], strict=True):
+        assert np.array_equal(plain.frames[:, :, ::-1], flipped.frames)
+    left, centre, right = (span.frames.mean() for span in spans[::2])
+    assert left < centre < right
+    assert centre == pytest.approx((left + right) / 2, abs=0.5)
+    wide = read_spans(shape_videos / "a.mp4", [WIDE], 1, augment=AugmentConfig(crops=3))
+    assert [span.variant for span in wide] == [""]  # nothing overhangs
+
+
+BUCKET = Bucket(num_frames=5, height=32, width=32, fps=4)
+
+
+def write_video(path: Path, frames: np.ndarray, pts: list[int], time_base_hz: int = 1000) -> None:
+    """H.264 with exactly these presentation time stamps."""
+    from fractions import Fraction
+
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=Fraction(25), options={"crf": "1"})
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        stream.codec_context.time_base = Fraction(1, time_base_hz)
+        for frame, stamp in zip(frames, pts, strict=True):
+            picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
+            picture.pts, picture.time_base = stamp, Fraction(1, time_base_hz)
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode())
+
+
+def grey_frames(levels: list[int], size: int = 32) -> np.ndarray:
+    return np.stack([np.full((size, size, 3), level, np.uint8) for level in levels])
+
+
+def test_frames_are_chosen_by_time_not_by_index(tmp_path):
+    """Variable frame rate: the frame on screen at each wanted instant, 0, 250, ... ms."""
+    pts = [0, 40, 80, 240, 600, 640, 760, 1000, 1040]
+    levels = [10, 35, 60, 85, 110, 135, 160, 185, 210]
+    path = tmp_path / "vfr.mp4"
+    write_video(path, grey_frames(levels), pts)
+    span = read_spans(path, [BUCKET], 1)[0]
+    shown = span.frames.mean((1, 2, 3))
+    wanted = [
+        max(level for level, stamp in zip(levels, pts, strict=True) if stamp <= t) for t in (0, 250, 500, 750, 1000)
+    ]
+    np.testing.assert_allclose(shown, wanted, atol=4)
+
+
+def test_awkward_avi_is_read_in_the_order_it_plays(clips_dir):
+    """Packed B-frames: decord's stamps are nonsense and its frames repeat, so PyAV reads, in decoding order."""
+    path = clips_dir / "ut_interaction" / "punch" / "set1_0_1_4.avi"
+    bucket = Bucket(num_frames=17, height=64, width=64, fps=8)
+    span = read_spans(path, [bucket], 1)[0]
+    assert span.decoder == "pyav"
+    with av.open(str(path)) as container:
+        frames = [(f.dts, f.to_ndarray(format="rgb24")) for f in container.decode(video=0) if f.dts is not None]
+    first = frames[0][0]
+    wanted = [max(i for i, (dts, _) in enumerate(frames) if (dts - first) / 30 <= k / 8 + 5e-4) for k in range(17)]
+    expected = resize_and_crop(np.stack([frames[i][1] for i in wanted]), 64, 64)
+    np.testing.assert_array_equal(span.frames, expected)
+
+
+@pytest.mark.parametrize("side", [16, 32, 48, 80, 112])
+def test_clips_of_any_width_survive(tmp_path, side):
+    """decord cannot copy out frames whose width its padding does not divide; PyAV then reads them."""
+    frames = np.broadcast_to(np.linspace(0, 200, side)[None, :, None, None], (9, side, side, 3)).astype(np.uint8)
+    content = encode_clip(frames, 8)
+    assert np.abs(decode_clip(content).astype(int) - frames).mean() < 3
+    path = tmp_path / "clip.mp4"
+    path.write_bytes(content)
+    span = read_spans(path, [Bucket(num_frames=9, height=side, width=side, fps=8)], 1)[0]
+    np.testing.assert_array_equal(span.frames, decode_clip(content))
+
+
+@pytest.mark.parametrize("content", [b"", b"not a video", b"\0" * 5000])
+def test_garbage_is_a_video_error(tmp_path, content):
+    path = tmp_path / "bad.mp4"
+    path.write_bytes(content)
+    with pytest.raises(VideoError):
+        read_spans(path, [BUCKET], 1)
+
+
+def test_truncated_and_audio_only_files_are_video_errors(tmp_path):
+    whole = tmp_path / "whole.mp4"
+    write_video(whole, grey_frames(list(range(0, 250, 5))), [i * 40 for i in range(50)])
+    cut = tmp_path / "cut.mp4"
+    cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 3])
+    with pytest.raises(VideoError):
+        read_spans(cut, [BUCKET], 1)
+    sound = tmp_path / "sound.mp4"
+    with av.open(str(sound), "w") as container:
+        stream = container.add_stream("aac", rate=16000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        frame.sample_rate = 16000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    with pytest.raises(VideoError, match="no video stream"):
+        read_spans(sound, [BUCKET], 1)
+
+
+def test_a_video_smaller_than_the_limit_is_refused(clips_dir):
+    path = clips_dir / "robust_moviepy" / "-video-with-dash-.mp4"
+    bucket = Bucket(num_frames=5, height=32, width=32, fps=4)
+    with pytest.raises(VideoError, match=r"1 x 1 pixels, and the shorter side needs 16") as caught:
+        read_spans(path, [bucket], 1, min_side_pixels=16)
+    assert caught.value.reason == "too_small"

@@ -1,0 +1,35 @@
+"""TODO data/video/test_probe."""
+
+import numpy as np
+import pytest
+
+from data.errors import VideoError
+from data.video.probe import QUARTER_TURNS, DisplayMatrix, probe_video
+
+
+def test_a_display_matrix_turns_and_mirrors():
+    picture = np.arange(6).reshape(2, 3)[..., None]
+    for turns, matrix in enumerate(QUARTER_TURNS):
+        np.testing.assert_array_equal(matrix.apply(picture), np.rot90(picture, turns))
+        assert not matrix.is_mirrored
+    np.testing.assert_array_equal(DisplayMatrix(a=-1).apply(picture), picture[:, ::-1])
+    np.testing.assert_array_equal(DisplayMatrix(a=0, b=1, c=1, d=0).apply(picture), picture.transpose(1, 0, 2))
+    assert DisplayMatrix(a=-1).is_mirrored
+    assert DisplayMatrix(a=0, b=1, c=1, d=0).is_mirrored
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("robust_mp4parse/short-cenc.mp4", "encrypted"),
+        ("robust_moviepy/result.webm", "empty_file"),
+        ("robust_androidx/sample_audio_only.mp4", "no_video"),
+        ("robust_mp4parse/invalid_userdata.mp4", "no_video"),
+        ("robust_mp4parse/chunk_out_of_range.mp4", "undecodable"),
+        ("robust_androidx/invalid-bitstream.webm", "undecodable"),
+    ],
+)
+def test_unusable_files_say_why(clips_dir, name, reason):
+    with pytest.raises(VideoError) as caught:
+        probe_video(clips_dir / name)
+    assert caught.value.reason == reason

@@ -1,0 +1,189 @@
+"""Configuration: what is refused, and how the refusal reads."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from launch.config import PRESETS_DIR, ConfigError, RunConfig, dump_config, find_config, load_config
+from pipeline.distributed.config import WorldSizeError
+from pipeline.engine.ema_profile import FixedDecay, PowerFunction
+
+
+def test_a_number_is_a_fixed_decay_under_its_old_name_too(tmp_path):
+    path = tmp_path / "old.yaml"
+    path.write_text("name: x\ndit: {train: {ema_decay: 0.9}}\nautoencoder: {train: {ema: [0.8, {sigma_rel: 0.1}]}}\n")
+    config = load_config(path)
+    assert config.dit.train.ema == (FixedDecay(decay=0.9),)
+    assert config.autoencoder.train.ema == (FixedDecay(decay=0.8), PowerFunction(sigma_rel=0.1))
+    path.write_text(dump_config(config))
+    assert load_config(path) == config
+    assert load_config(Path("demo"), ["dit.train.ema_decay=0.5"]).dit.train.ema == (FixedDecay(decay=0.5),)
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("dit.train.ema=[{sigma_rel: 0.5}]", r"dit\.train\.ema\.0\.power\.sigma_rel: .* less than or equal to 0\.288"),
+        ("dit.train.ema=1.5", r"dit\.train\.ema\.0\.decay\.decay: .*less than 1 \(it is 1\.5\)"),
+        ("dit.train.ema=[{sigma: 0.1}]", r"a profile is a number, {decay: 0\.999} or {sigma_rel: 0\.10}, not"),
+        ("dit.train.ema=[]", r"dit\.train\.ema: .*at least 1 item"),
+        ("dit.train.ema=[0.9, 0.9]", r"ema lists decay-0\.9, decay-0\.9: keep each once"),
+        ("dit.train.validate_weights=[power-0.10]", r"validate_weights names 'power-0\.10', but ema gives raw, ema, "),
+        ("dit.train.sample_weights=raw", r"sample_weights names 'raw', but ema gives ema, decay-0\.99"),
+        ("sample.weights=power-0.10", r"sample\.weights is 'power-0\.10', but dit\.train\.ema gives ema, master, dec"),
+    ],
+)
+def test_profiles_that_cannot_be_used_are_refused_by_name(override, told):
+    with pytest.raises(ConfigError, match=told):
+        load_config(Path("demo"), [override])
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS_DIR.glob("*.yaml")), ids=lambda path: path.stem)
+def test_presets_are_valid_and_survive_a_round_trip(preset, tmp_path):
+    saved = tmp_path / "config.yaml"
+    for overrides in (
+        [],
+        ["data.choose_buckets={num_frames: [1, 17]}"],
+        ["data.source=synthetic", "data.mix={a: {source: x}}"],
+    ):
+        config = load_config(preset, overrides)
+        saved.write_text(dump_config(config), encoding="utf-8")
+        assert load_config(saved) == config
+
+
+def test_several_buckets_need_batches_that_every_worker_can_share():
+    settings = ["data.choose_buckets={}", "cluster.workers.num_workers=3", "dit.train.global_batch=33"]
+    settings += ["autoencoder.train.global_batch=3"]
+    with pytest.raises(ConfigError, match=r"autoencoder.train.batch_multiple is 4, but .*num_workers 3.*use 12"):
+        load_config(Path("demo"), settings)
+    settings += ["autoencoder.train.batch_multiple=12", "dit.train.batch_multiple=3"]
+    assert load_config(Path("demo"), settings).dit.train.batch_multiple == 3
+    with pytest.raises(ConfigError, match=r"side_multiple is 16, but with dit.model.patch_size 4 .*of 32: use 32"):
+        load_config(Path("demo"), ["data.choose_buckets={}", "dit.model.patch_size=4"])
+
+
+def test_a_mix_takes_the_place_of_the_source():
+    config = load_config(Path("demo"), ["data.mix={a: {source: x, weight: 2}, b: {source: synthetic}}"])
+    assert config.data.places == {"a": "x", "b": "synthetic"}
+    assert config.data.weights == (("a", 2.0), ("b", 1.0))
+    assert not config.data.is_synthetic
+    with pytest.raises(ConfigError, match=r"data: mix stands beside source \(videos\); keep one of them"):
+        load_config(Path("real-tiny"), ["data.mix={a: {source: x}}"])
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("dit.train.stepz=5", "dit.train.stepz: there is no such field; did you mean steps?"),
+        ("dits.train.steps=5", "dits: there is no such field; did you mean dit?"),
+        ("dit.train.steps=many", "dit.train.steps: input should be a valid integer.*'many'"),
+        ("dit.train.learning_rate=-1", "dit.train.learning_rate: input should be greater than 0.*-1"),
+        ("data.buckets.0.num_frames=16", "data.buckets.0: num_frames is 16.*use 13 or 17"),
+        ("data.buckets.0.heigth=64", "data.buckets.0.heigth: there is no such field; did you mean height"),
+        ("data.buckets.1.height=64", "'1' must be a number below 1"),
+        ("data.bucket.height=64", "data.bucket: there is no such field; did you mean buckets"),
+        ("data.choose_buckets={pixel: 3}", "data.choose_buckets.pixel: there is no such field; did you mean pixels"),
+        ("data.mix={Big: {source: x}}", "data.mix.Big.*should match pattern"),
+        ("data.mix={a: {sauce: x}}", "data.mix.a.sauce: there is no such field; did you mean source"),
+        ("dit.model.patch_size=3", "data.buckets.0.height is 64.*does not split into patches"),
+        ("data.source=[a", r"'\[a' is not YAML"),
+        ("dit.model.heads=5", "dit.model: heads is 5.*use 4 heads"),
+        ("dit.train.global_batch=33", "dit.train.global_batch is 33.*use 32"),
+        ("autoencoder.model.deep_width=100", "deep_width is 100.*use 96"),
+        ("sample.solver=rk5", "sample.solver: input should be 'euler', .*'rk5'"),
+        ("dit.flow.prediction=noise", "dit.flow: prediction is 'noise'.*use path 'vp'"),
+        ("sample.schedule=pyramid", "sample.schedule is 'pyramid'.*set dit.flow.times_per to frame"),
+        ("name=../x", "name: string should match pattern"),
+        ("steps", "write section.field=value"),
+    ],
+)
+def test_refusals_name_field_value_and_way_out(override, said):
+    with pytest.raises(ConfigError, match=said):
+        load_config(Path("demo"), [override])
+
+
+def test_missing_and_malformed_files(tmp_path):
+    with pytest.raises(ConfigError, match="presets are demo, real-tiny"):
+        load_config(tmp_path / "none.yaml")
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("a: [1", encoding="utf-8")
+    with pytest.raises(ConfigError, match="is not YAML"):
+        load_config(bad)
+    bad.write_text("- 1", encoding="utf-8")
+    with pytest.raises(ConfigError, match="holds a list, not sections"):
+        load_config(bad)
+    bad.write_text("seed: 1", encoding="utf-8")
+    with pytest.raises(ConfigError, match="name: field required"):
+        load_config(bad)
+
+
+def test_overrides_reach_any_depth_and_the_file_on_disk_comes_first(tmp_path, monkeypatch):
+    config = load_config(
+        Path("demo"), ["dit.model.text.depth=3", "data.source=/videos", "cluster.workers.num_workers=4"]
+    )
+    assert (config.dit.model.text.depth, config.data.source, config.cluster.workers.num_workers) == (3, "/videos", 4)
+    monkeypatch.chdir(tmp_path)
+    Path("demo").write_text("name: mine", encoding="utf-8")
+    assert find_config(Path("demo")) == Path("demo")
+
+
+def test_the_default_tree_is_valid():
+    assert yaml.safe_load(dump_config(RunConfig(name="x")))["dit"]["train"]["zero_stage"] == 2
+
+
+def test_a_smallest_number_that_cannot_be_is_refused():
+    many = ["cluster.workers.num_workers=4"]
+    with pytest.raises(WorldSizeError, match=r"min_workers is 3, but .*global_batch \d+ does not divide .* use 2"):
+        load_config(Path("demo"), [*many, "cluster.workers.min_workers=3"])
+    with pytest.raises(ConfigError, match="min_workers is 9, but num_workers is 4"):
+        load_config(Path("demo"), [*many, "cluster.workers.min_workers=9"])
+    assert load_config(Path("demo"), [*many, "cluster.workers.min_workers=2"]).cluster.workers.fewest == 2
+
+
+def test_adapters_need_something_to_adapt():
+    with pytest.raises(ConfigError, match="name its checkpoint in start_from"):
+        load_config(Path("demo"), ["dit.train.lora={rank: 4}"])
+
+
+@pytest.mark.parametrize(
+    ("stage", "offload", "told"),
+    [
+        (1, "optimizer", r"offload is 'optimizer', which takes ZeRO 2 or 3, but zero_stage is 1: set zero_stage to 2"),
+        (2, "optimizer_and_parameters", r"takes ZeRO 3, but zero_stage is 2: set zero_stage to 3, or offload to none"),
+    ],
+)
+def test_stages_that_cannot_are_refused(stage, offload, told):
+    with pytest.raises(ConfigError, match=told):
+        load_config(Path("demo"), [f"dit.train.zero_stage={stage}", f"dit.train.offload={offload}"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["dit.train.sequence_parallel=2"], r"dit\.model\.heads is 3, but 2 workers .* use 2 heads"),
+        (["dit.train.sequence_parallel=3"], r"sequence_parallel is 3, but .*num_workers 2 do not .* use 3 workers"),
+        (["autoencoder.train.sequence_parallel=2"], "is for the DiT"),
+        (
+            ["dit.train.sequence_parallel=2", "dit.model.heads=4", "dit.model.patch_size=8"],
+            r"bucket .* has 1 tokens, but 2 workers .* use train\.sequence_parallel=1",
+        ),
+    ],
+)
+def test_a_configuration_that_cannot_be_shared_is_refused(overrides, told):
+    with pytest.raises(ConfigError, match=told):
+        load_config(Path("demo"), ["cluster.workers.num_workers=2", *overrides])
+
+
+def test_groups_may_have_more_workers_than_clips():
+    config = load_config(
+        Path("demo"),
+        [
+            "cluster.workers.num_workers=4",
+            "dit.train.sequence_parallel=4",
+            "dit.train.global_batch=1",
+            "dit.model.heads=4",
+            "dit.model.width=192",
+        ],
+    )
+    assert config.dit.train.global_batch == 1

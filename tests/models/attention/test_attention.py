@@ -1,0 +1,57 @@
+"""TODO models/attention/test_attention."""
+
+from importlib.util import find_spec
+
+import pytest
+import torch
+
+from models.attention.attention import MATMUL_MAX_SCORES, attention, choose_backend
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_on_the_gpu_equals_the_reference(masked):
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 65, 4, 64).bfloat16() for _ in range(3))
+    mask = (torch.arange(65) < torch.tensor([[65], [30]])) if masked else None
+    on_gpu = attention(q.cuda(), k.cuda(), v.cuda(), None if mask is None else mask.cuda())
+    torch.testing.assert_close(on_gpu.cpu().double(), reference_attention(q, k, v, mask), rtol=3e-2, atol=3e-2)
+
+
+def test_flash_attention_is_taken_where_it_is_installed():
+    x = torch.zeros(1, 16, 2, 64, dtype=torch.bfloat16, device="cuda")
+    assert choose_backend(x, x, None) == ("flash-attn" if find_spec("flash_attn") else "sdpa")
+    assert choose_backend(x, x, torch.ones(1, 16, dtype=torch.bool, device="cuda")) == "sdpa"
+
+
+def reference_attention(q, k, v, mask=None):
+    """softmax(q k^T / sqrt(d)) v in float64, one head and sample at a time."""
+    out = torch.empty_like(q, dtype=torch.float64)
+    for b in range(q.shape[0]):
+        for h in range(q.shape[2]):
+            scores = q[b, :, h].double() @ k[b, :, h].double().T / q.shape[-1] ** 0.5
+            if mask is not None:
+                scores[:, ~mask[b]] = -torch.inf
+            out[b, :, h] = scores.softmax(-1) @ v[b, :, h].double()
+    return out
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_equals_the_reference(dtype, masked):
+    torch.manual_seed(0)
+    q, k, v = torch.randn(2, 7, 3, 8), torch.randn(2, 5, 3, 8), torch.randn(2, 5, 3, 8)
+    mask = torch.tensor([[True] * 5, [True, True, False, False, False]]) if masked else None
+    q, k, v = (x.to(dtype) for x in (q, k, v))
+    out = attention(q, k, v, mask)
+    tolerance = 1e-5 if dtype == torch.float32 else 3e-2
+    torch.testing.assert_close(out.double(), reference_attention(q, k, v, mask), rtol=tolerance, atol=tolerance)
+    assert out.dtype == dtype
+
+
+def test_attention_kernel_choice():
+    short, long = torch.zeros(1, 16, 1, 8), torch.zeros(1, MATMUL_MAX_SCORES // 16 + 1, 1, 8)
+    assert choose_backend(short, short, None) == "sdpa"
+    assert choose_backend(short.bfloat16(), short.bfloat16(), None) == "matmul"
+    assert choose_backend(short.bfloat16(), long.bfloat16(), None) == "sdpa"

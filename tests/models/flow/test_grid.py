@@ -1,0 +1,36 @@
+"""TODO models/flow/test_grid."""
+
+import pytest
+import torch
+
+from models.flow.grid import autoregressive, full_sequence, karras_grid, linear_quadratic_grid, pyramid, uniform_grid
+from models.flow.path import (
+    CosinePath,
+    VariancePreservingPath,
+)
+from testing.gaussians import steps, times
+
+
+def test_grids():
+    torch.testing.assert_close(uniform_grid(4), times(0.0, 0.25, 0.5, 0.75, 1.0))
+    grid = linear_quadratic_grid(20, 10, 0.025)
+    assert len(grid) == 21
+    torch.testing.assert_close(grid[:11], steps(10) * 0.025)
+    assert grid[-1].item() == pytest.approx(1.0)
+    assert bool((grid.diff() > 0).all())
+    for path in (VariancePreservingPath(), CosinePath()):
+        grid = karras_grid(10, path, sigma_min=0.01, sigma_max=50.0)
+        assert bool((grid.diff() > 0).all())
+        levels = (-path.log_ratio(grid[:-1])).exp() ** (1 / 7)
+        torch.testing.assert_close(levels.diff(), levels.diff()[:1].expand(9), rtol=1e-6, atol=1e-9)
+    with pytest.raises(ValueError, match="at least one step, got 0"):
+        uniform_grid(0)
+    with pytest.raises(ValueError, match="between 1 and 9 linear steps, got 10"):
+        linear_quadratic_grid(10, 10)
+
+
+def test_schedules():
+    grid = steps(2)
+    assert torch.equal(full_sequence(grid, 2), times(0, 0.5, 1)[:, None].expand(3, 2))
+    assert pyramid(grid, 3).tolist() == [[0, 0, 0], [0.5, 0, 0], [1, 0.5, 0], [1, 1, 0.5], [1, 1, 1]]
+    assert autoregressive(grid, 2).tolist() == [[0, 0], [0.5, 0], [1, 0], [1, 0.5], [1, 1]]

@@ -1,0 +1,58 @@
+"""TODO models/flow/test_likelihood."""
+
+import math
+from functools import partial
+
+import pytest
+import torch
+
+from models.flow.field import Field
+from models.flow.likelihood import (
+    bits_per_dimension,
+    dequantize,
+    exact_divergence,
+    log_likelihood,
+    probed_divergence,
+    rademacher,
+)
+from models.flow.path import (
+    CosinePath,
+    StraightPath,
+)
+from models.flow.solver import (
+    dopri5,
+)
+from testing.gaussians import PATHS, GaussianData, numbers, steps, times
+
+
+@pytest.mark.parametrize("path", [StraightPath(), CosinePath(), PATHS[-1]], ids=lambda path: type(path).__name__)
+def test_likelihood_of_a_gaussian(path):
+    """log N(x; mean, std²), by the change of density along the flow (Lipman et al. 2022, eq. 32)."""
+    data, x, exact = GaussianData(path, 0.7, 0.6), 0.7 + 0.6 * numbers(5, 3), partial(dopri5, tolerance=1e-11)
+    expected = torch.distributions.Normal(*times(0.7, 0.6)).log_prob(x).sum(1)
+    torch.testing.assert_close(log_likelihood(data.field, x, steps(1), solver=exact), expected, rtol=0, atol=1e-8)
+    # a diagonal Jacobian: one probe has no variance
+    for seed in (1, 2):
+        probe = rademacher(x, torch.Generator().manual_seed(seed))
+        probed = log_likelihood(data.field, x, steps(1), probed_divergence(probe), exact)
+        torch.testing.assert_close(probed, expected, rtol=0, atol=1e-8)
+
+
+def test_probed_divergence_is_right_on_average_over_all_probes():
+    matrix, x, t = numbers(4, 4), numbers(1, 4, seed=1), times(0.5)
+    field = Field(lambda y, s: y @ matrix.T, StraightPath())
+    signs = torch.cartesian_prod(*[times(-1, 1)] * 4)
+    estimates = torch.stack([probed_divergence(sign[None])(field, x, t)[1] for sign in signs])
+    torch.testing.assert_close(estimates.mean(0), exact_divergence(field, x, t)[1])
+    torch.testing.assert_close(estimates.mean(), matrix.trace())
+    assert estimates.std() > 0.1
+
+
+def test_bits_per_dimension():
+    """Uniform noise over 256 levels of [-1, 1] costs 8 bits; dequantised values stay within half a level."""
+    level, dimensions = 2 / 256, 12
+    log_density = torch.full((3,), -dimensions * math.log(2.0), dtype=torch.float64)  # density 1/2 on [-1, 1]
+    torch.testing.assert_close(bits_per_dimension(log_density, dimensions, level), torch.full((3,), 8.0).double())
+    x = numbers(100)
+    spread = dequantize(x, level, torch.rand(100, dtype=torch.float64)) - x
+    assert bool((spread.abs() <= level / 2).all())

@@ -1,0 +1,80 @@
+"""Attention, rotary embedding, caption encoder, DiT and autoencoder: what must hold of them exactly."""
+
+import pytest
+import torch
+
+from models.networks.config import DiTConfig
+from models.networks.dit import DiT, patchify, unpatchify
+from models.networks.rope import rope_angles
+from models.text.bytes import CaptionTokens
+from models.text.config import TextConfig
+
+SMALL_DIT = DiTConfig(width=64, depth=2, heads=2, text=TextConfig(width=32, depth=1, heads=2, max_bytes=24))
+
+
+def test_patchify_and_unpatchify_are_inverse():
+    x = torch.randn(2, 3, 4, 6, 8)
+    tokens = patchify(x, 2)
+    assert tokens.shape == (2, 4 * 3 * 4, 3 * 4)
+    assert torch.equal(unpatchify(tokens, 2, (4, 3, 4)), x)
+
+
+def test_dit_starts_at_zero_velocity_and_every_parameter_learns():
+    """adaLN-zero: the output is 0, so the first loss is E|v|^2; after two steps every parameter has a gradient."""
+    torch.manual_seed(0)
+    network = DiT(SMALL_DIT, 4)
+    x, t = torch.randn(2, 4, 3, 8, 8), torch.tensor([0.2, 0.8])
+    caption = CaptionTokens.encode(["a red circle", ""], 24)
+    assert torch.equal(network(x, t, caption), torch.zeros_like(x))
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
+    for _ in range(3):
+        optimizer.zero_grad()
+        (network(x, t, caption) - x).square().mean().backward()
+        optimizer.step()
+    silent = [name for name, p in network.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert silent == []
+
+
+def test_dit_reads_its_caption_and_time():
+    torch.manual_seed(0)
+    network = DiT(SMALL_DIT, 4)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    x = torch.randn(1, 4, 3, 8, 8)
+
+    def out(text, t):
+        return network(x, torch.tensor([t]), CaptionTokens.encode([text], 24))
+
+    assert not torch.allclose(out("a red circle", 0.5), out("a blue circle", 0.5))
+    assert not torch.allclose(out("a red circle", 0.5), out("a red circle", 0.6))
+
+
+def test_dit_takes_latents_of_any_shape():
+    """One network for every bucket: in a larger frame the tokens of a corner keep their places."""
+    torch.manual_seed(0)
+    network, caption = DiT(SMALL_DIT, 4), CaptionTokens.encode(["a red circle"], 24)
+    with torch.inference_mode():
+        for shape in ((1, 4, 3, 8, 8), (1, 4, 1, 4, 12), (1, 4, 5, 16, 8)):
+            assert network(torch.randn(shape), torch.tensor([0.5]), caption).shape == shape
+    x = torch.randn(1, 4, 1, 4, 12)
+    network(x, torch.tensor([0.5]), caption).sum().backward()  # what inference has kept serves training
+    with pytest.raises(ValueError, match="a latent of 7 x 8 does not split into patches of 2 x 2"):
+        network(torch.randn(1, 4, 3, 7, 8), torch.tensor([0.5]), caption)
+    large, small = rope_angles((2, 3, 4), 32).reshape(2, 3, 4, -1), rope_angles((1, 2, 2), 32).reshape(1, 2, 2, -1)
+    assert torch.equal(large[:1, :2, :2], small)
+
+
+def test_dit_takes_a_time_per_frame():
+    """One time said once or said for every frame is the same; a frame's own time changes what it predicts."""
+    torch.manual_seed(0)
+    network = DiT(SMALL_DIT, 4)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    x, caption = torch.randn(2, 4, 3, 8, 8), CaptionTokens.encode(["a red circle", ""], 24)
+    together, per_frame = torch.tensor([0.2, 0.8]), torch.tensor([[[0.2, 0.2, 0.2]], [[0.8, 0.8, 0.8]]])
+    torch.testing.assert_close(network(x, per_frame, caption), network(x, together, caption))
+    later = per_frame.clone()
+    later[0, 0, 2] = 0.9
+    changed = (network(x, later, caption) - network(x, per_frame, caption)).abs().amax((1, 3, 4))
+    assert changed[1].max() == 0
+    assert changed[0, 2] > changed[0, :2].max() > 0  # the other frames see it through attention

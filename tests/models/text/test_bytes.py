@@ -1,0 +1,23 @@
+"""TODO models/text/test_bytes."""
+
+import torch
+
+from models.text.bytes import CaptionEncoder, CaptionTokens
+from models.text.config import TextConfig
+
+
+def test_caption_tokens():
+    tokens = CaptionTokens.encode(["", "é", "x" * 50], 8)
+    assert tokens.ids.shape == (3, 9)
+    assert tokens.ids[0, 0] == 256
+    assert tokens.mask.sum(1).tolist() == [1, 3, 9]  # "é" is two bytes
+    assert tokens.ids[2, 8] == 256
+
+
+def test_padding_does_not_change_a_caption():
+    torch.manual_seed(0)
+    encoder = CaptionEncoder(TextConfig(width=32, depth=2, heads=2, max_bytes=24))
+    tokens = CaptionTokens.encode(["a red circle"], 24)
+    length = int(tokens.mask.sum())
+    changed = CaptionTokens(tokens.ids.masked_fill(~tokens.mask, 7), tokens.mask)
+    torch.testing.assert_close(encoder(tokens)[:, :length], encoder(changed)[:, :length])

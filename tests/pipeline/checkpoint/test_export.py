@@ -1,0 +1,33 @@
+"""TODO pipeline/checkpoint/test_export."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pipeline.checkpoint.read import load_weights, open_checkpoint
+from testing.paths import ROOT
+from testing.tiny import WEIGHTS
+
+
+@pytest.mark.parametrize("which", WEIGHTS)
+def test_weights_leave_a_checkpoint_whole_without_ray_or_deepspeed(often_saved, tmp_path, which):
+    output = tmp_path / "weights.safetensors"
+    code = (
+        "import sys; from pathlib import Path; from pipeline.checkpoint.read import open_checkpoint; "
+        "from pipeline.checkpoint.export import export_weights; "
+        "export_weights(open_checkpoint(Path(sys.argv[1])), Path(sys.argv[2]), sys.argv[3]); "
+        "print([name for name in ('ray', 'deepspeed') if name in sys.modules])"
+    )
+    command = [sys.executable, "-c", code, str(often_saved), str(output), which]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr
+    expected, exported = load_weights(open_checkpoint(often_saved), which), load_file(output)
+    assert {f"network.{name}" for name in exported} == set(expected)
+    assert all(torch.equal(exported[name.removeprefix("network.")], value) for name, value in expected.items())
+    about = json.loads(output.with_suffix(".json").read_text())
+    assert (about["kind"], about["weights"], about["step"]) == ("dit", which, 8)
+    assert about["trained"]["flow"]["caption_drop"] == 0.3

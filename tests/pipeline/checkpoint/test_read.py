@@ -1,0 +1,51 @@
+"""TODO pipeline/checkpoint/test_read."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+
+from pipeline.checkpoint.read import open_checkpoint
+from pipeline.checkpoint.record import CheckpointError
+from testing.processes import train_in_processes
+
+
+def test_fragments_tile_every_parameter_once(straight, tmp_path):
+    _, folder, _ = straight
+    train_in_processes(folder, tmp_path, world_size=2, steps=1)
+    checkpoint = open_checkpoint(tmp_path)
+    covered = {
+        name: torch.zeros(int(np.prod(shape)), dtype=torch.int) for name, shape in checkpoint.record.parameters.items()
+    }
+    sizes = []
+    for path in sorted(checkpoint.folder.glob("rank_*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            starts = json.loads(file.metadata()["starts"])
+            sizes.append(sum(file.get_slice(f"master/{n}").get_shape()[0] for n in starts))
+            for name, start in starts.items():
+                covered[name][start : start + file.get_slice(f"power-0.10/{name}").get_shape()[0]] += 1
+    assert all(bool((count == 1).all()) for count in covered.values())
+    assert abs(sizes[0] - sizes[1]) < 0.1 * sum(sizes)  # and the ranks share fairly
+
+
+def test_damage_is_noticed_and_named(straight, tmp_path):
+    _, _, run_dir = straight
+    copy = tmp_path / "run"
+    shutil.copytree(run_dir, copy)
+    shard = copy / "checkpoints" / "step_0000008" / "rank_00000.safetensors"
+    content = bytearray(shard.read_bytes())
+    content[-5] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"rank_00000\.safetensors is damaged"):
+        open_checkpoint(copy)
+    shard.unlink()
+    with pytest.raises(CheckpointError, match=r"rank_00000\.safetensors is missing"):
+        open_checkpoint(copy)
+    (copy / "latest").write_text("../../etc")
+    with pytest.raises(CheckpointError, match="instead of a checkpoint's name"):
+        open_checkpoint(copy)
+    with pytest.raises(CheckpointError, match="is not a checkpoint"):
+        open_checkpoint(tmp_path)

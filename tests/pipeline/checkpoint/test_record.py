@@ -1,0 +1,17 @@
+"""TODO pipeline/checkpoint/test_record."""
+
+import json
+
+import pytest
+
+from pipeline.checkpoint.record import CheckpointError, read_record
+from testing.often_saved import step_folder
+
+
+def test_a_record_of_a_newer_program_is_told_from_damage(run_dir):
+    path = step_folder(run_dir, 8) / "checkpoint.json"
+    record = json.loads(path.read_text())
+    del record["checksum"]
+    path.write_text(json.dumps(record | {"schema_version": 99, "news": 1}))
+    with pytest.raises(CheckpointError, match="schema 99, newer than this program's 1: use a newer reelflow"):
+        read_record(path.parent)

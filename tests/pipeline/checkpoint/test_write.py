@@ -1,0 +1,106 @@
+"""TODO pipeline/checkpoint/test_write."""
+
+import shutil
+import subprocess
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from data.files.publish import TEMPORARY_PREFIX
+from data.stream.loader import Sample
+from pipeline.checkpoint import write as saving
+from pipeline.checkpoint.read import load_weights, open_checkpoint
+from pipeline.checkpoint.record import rank_file
+from pipeline.checkpoint.tensor_files import write_tensors
+from pipeline.checkpoint.write import SaveError
+from pipeline.distributed.torchrun import train_here
+from pipeline.train.loop import train
+from pipeline.train.tasks.flow import FlowBatch, FlowTask
+from testing.often_saved import OFTEN, go_on, step_folder
+from testing.tiny import CONFIG, WEIGHTS, losses, make_task
+
+
+def test_what_an_interrupted_save_left_never_merges_with_a_new_one(tiny_latents, run_dir):
+    """Hole 7: an orphan of two ranks, and a save of one rank at the same step."""
+    orphan = run_dir / "checkpoints" / f"{TEMPORARY_PREFIX}step_0000010-deadbeef"
+    shutil.copytree(step_folder(run_dir, 8), orphan)
+    shutil.copy(orphan / rank_file(0), orphan / rank_file(1))
+    go_on(tiny_latents, run_dir, OFTEN.model_copy(update={"steps": 10}))
+    assert {path.name for path in step_folder(run_dir, 10).iterdir()} == {
+        "checkpoint.json", "autoencoder.safetensors", rank_file(0),
+    }  # fmt: skip
+    assert not list(run_dir.rglob(f"{TEMPORARY_PREFIX}*"))
+
+
+def test_a_slow_disk_holds_the_copy_of_its_own_step_while_training_goes_on(
+    tiny_latents, often_saved, tmp_path, monkeypatch
+):
+    written_at = []
+
+    def slow(path: Path, tensors, metadata):
+        time.sleep(0.3)
+        record = write_tensors(path, tensors, metadata)
+        written_at.append(len(losses(tmp_path)))
+        return record
+
+    monkeypatch.setattr(saving, "write_tensors", slow)
+    train_here(
+        partial(train, make_task(tiny_latents), OFTEN.model_copy(update={"checkpoint_every_steps": 4}), tmp_path), 1
+    )
+    assert written_at[0] > 4  # steps after the fourth were done before its checkpoint was on the disk
+    assert losses(tmp_path) == losses(often_saved)
+    for which in WEIGHTS:
+        ours, theirs = (load_weights(open_checkpoint(step_folder(run, 4)), which) for run in (tmp_path, often_saved))
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_blown_up_training_is_not_saved_over_a_good_one(tiny_latents, run_dir):
+    config = OFTEN.model_copy(
+        update={"steps": 20, "learning_rate": 1e30, "log_every_steps": 1000, "checkpoint_every_steps": 1}
+    )
+    with pytest.raises(FloatingPointError):
+        go_on(tiny_latents, run_dir, config)
+    assert all(torch.isfinite(tensor).all() for tensor in load_weights(open_checkpoint(run_dir), "master").values())
+
+
+def test_a_disk_that_fills_up(tiny_latents, tmp_path):
+    """A real one, of eight megabytes: the error is clear, what was saved is intact, and it goes on later."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "none", str(disk)], capture_output=True).returncode:
+        pytest.skip("no permission to mount a small file system")
+    try:
+        task = make_task(tiny_latents)
+        attachment = disk / "autoencoder.safetensors"  # hard links stay on one file system
+        shutil.copy(tiny_latents / attachment.name, attachment)
+        task = FlowTask(**vars(task) | {"autoencoder_path": attachment})
+        run_dir, filler = disk / "run", disk / "filler"
+        train_here(partial(train, task, CONFIG.model_copy(update={"steps": 4, "schedule": "constant"}), run_dir), 1)
+        free = shutil.disk_usage(disk).free
+        config = CONFIG.model_copy(update={"schedule": "constant"})
+        with pytest.raises(SaveError, match="No space left on device") as caught:
+            train_here(partial(train, FillingTask(**vars(task), filler=filler, num_bytes=free), config, run_dir), 1)
+        assert "rank 0 cannot write" in str(caught.value)
+        assert open_checkpoint(run_dir).record.step == 4
+        filler.unlink()
+        train_here(partial(train, task, config, run_dir), 1)
+        assert open_checkpoint(run_dir).record.step == 8
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+@dataclass(frozen=True)
+class FillingTask(FlowTask):
+    """Fills the disk, but for what the metrics need, when training has begun."""
+
+    filler: Path = Path()
+    num_bytes: int = 0
+
+    def prepare(self, samples: list[Sample]) -> FlowBatch:
+        if not self.filler.exists():
+            self.filler.write_bytes(bytes(self.num_bytes - 200_000))
+        return super().prepare(samples)

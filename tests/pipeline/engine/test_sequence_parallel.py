@@ -1,0 +1,216 @@
+"""Workers that share each sample's tokens compute what one worker computes: losses, gradients, weights, previews."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import pipeline.engine.zero
+from benchmarks.elastic import WatchedTask
+from data.stream.loader import Stream
+from models.networks.rope import rope_angles
+from pipeline.checkpoint.read import open_checkpoint
+from pipeline.checkpoint.record import read_record
+from pipeline.distributed.config import WorldSizeError
+from pipeline.distributed.process_group import Worker
+from pipeline.engine.config import SplitError, check_heads, check_tokens
+from pipeline.engine.sequence_parallel import split_tokens
+from pipeline.train.build import build
+from pipeline.train.loop import train
+from pipeline.train.monitor.metrics import read_metrics
+from pipeline.train.tasks.autoencoder import AutoencoderTask
+from pipeline.train.tasks.flow import FlowTask
+from testing.groups import Job, run_jobs
+from testing.records import SMALL
+from testing.tiny import CONFIG, make_task, write_latents
+
+TOLERANCE = {"rtol": 1e-5, "atol": 1e-7}
+
+SPLIT = CONFIG.model_copy(update={"sequence_parallel": 2, "schedule": "constant"})
+
+
+def task_of(folder: Path, times_per: str = "clip") -> FlowTask:
+    """Two blocks whose gates are open, so that attention has a part in the first loss already."""
+    fields = vars(make_task(folder))
+    model = fields["model"].model_copy(update={"depth": 2})
+    flow = fields["flow"].model_copy(update={"times_per": times_per})
+    return FlowTask(**fields | {"model": model, "flow": flow})
+
+
+def opened(task: FlowTask) -> torch.nn.Module:
+    """The network with no weight at zero."""
+    torch.manual_seed(3)
+    module = task.build()
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    return module
+
+
+def loss_and_gradients(worker: Worker, data: Path, results: Path, size: int, times_per: str) -> None:
+    """Of one global batch, in plain PyTorch: the mean over ranks is what ZeRO takes."""
+    task = task_of(data, times_per)
+    module = opened(task)
+    share, num_shares = worker.rank // size, worker.world_size // size
+    if size > 1:
+        split_tokens(module, worker.rank, worker.world_size, size)
+    stream = Stream(task.subsets(), {SMALL.name: 4}, seed=task.seed, rank=share, world_size=num_shares)
+    batch = next(stream.batches(0, task.prepare, readers=0))
+    loss = module(batch)["total"]
+    loss.backward()
+    torch.distributed.all_reduce(loss.detach())
+    gradients = {}
+    for name, parameter in module.named_parameters():
+        torch.distributed.all_reduce(parameter.grad)
+        gradients[name] = parameter.grad / worker.world_size
+    if worker.rank == 0:
+        torch.save({"loss": loss.detach() / worker.world_size, **gradients}, results / f"{worker.world_size}-{size}")
+
+
+def watched_training(worker: Worker, data: Path, run_dir: Path, size: int, stage: int, settings: dict) -> None:
+    pipeline.engine.zero.PERSISTENT_PARAMETERS = 0
+    if worker.rank == 0:
+        run_dir.mkdir()
+    torch.distributed.barrier()
+    task = WatchedTask(**vars(task_of(data)), log_dir=run_dir)
+    update = {"sequence_parallel": size, "zero_stage": stage, **settings}
+    train(task, SPLIT.model_copy(update=update), run_dir, worker)
+
+
+def go_on_apart(worker: Worker, data: Path, run_dir: Path) -> None:
+    train(task_of(data), SPLIT.model_copy(update={"sequence_parallel": 1, "steps": 10}), run_dir, worker)
+
+
+def parts_and_whole(worker: Worker, heads: int) -> None:
+    """Parts put together are the whole, and attention among them is attention."""
+    module = opened(task_of(Path()))
+    network = module.get_submodule("network")
+    unsplit = network.split
+    split_tokens(module, worker.rank, worker.world_size, worker.world_size)
+    torch.manual_seed(0)
+    tokens = torch.randn(2, 3 * 4, 5)
+    part = network.split.part(tokens, 3)
+    assert part.shape == (2, 3 * 4 // worker.world_size, 5)
+    assert torch.equal(network.split.whole(part, 3), tokens)
+    angles = rope_angles((3, 2, 2), 8)
+    assert torch.equal(network.split.part(angles, 3), network.split.part(angles[None], 3)[0])
+    q, k, v = (torch.randn(2, 12, heads, 8) for _ in range(3))
+    whole = unsplit.attention(q, k, v)
+    parts = network.split.attention(*(network.split.part(x.flatten(2), 3).unflatten(2, (heads, 8)) for x in (q, k, v)))
+    torch.testing.assert_close(network.split.whole(parts.flatten(2), 3).unflatten(2, (heads, 8)), whole)
+
+
+STAGES = (0, 1, 2, 3)
+
+TIMES = ("clip", "frame")
+
+RUNS = {f"pair-{stage}": (2, 2, stage, {}) for stage in STAGES} | {
+    "one": (1, 1, 2, {}),
+    "recomputed": (2, 2, 2, {"activation_checkpointing": True}),
+    "pieces": (2, 2, 2, {"accumulate": 2}),
+}
+
+
+def gradient_jobs(data: Path, folder: Path, world_size: int, size: int) -> list[Job]:
+    for times in TIMES:
+        (folder / times).mkdir(exist_ok=True)
+    return [Job(world_size, loss_and_gradients, (data, folder / times, size, times)) for times in TIMES]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder, data = tmp_path_factory.mktemp("sequence"), tmp_path_factory.mktemp("data")
+    write_latents(data)
+    jobs = [
+        Job(world, watched_training, (data, folder / name, size, stage, settings))
+        for name, (world, size, stage, settings) in RUNS.items()
+    ]
+    jobs += [Job(2, go_on_apart, (data, folder / "pair-3"))]
+    jobs += gradient_jobs(data, folder, 1, 1) + gradient_jobs(data, folder, 2, 2)
+    run_jobs([*jobs, Job(2, parts_and_whole, (4,))], folder)
+    return data, folder
+
+
+def compare_gradients(folder: Path, times: str, layout: str) -> None:
+    one, split = (torch.load(folder / times / name) for name in ("1-1", layout))
+    assert one.keys() == split.keys()
+    for name, expected in one.items():
+        assert expected.abs().max() > 0, name  # every parameter has a part in it
+        torch.testing.assert_close(split[name], expected, **TOLERANCE, msg=lambda text, n=name: f"{n}: {text}")
+
+
+def keys_by_position(run_dir: Path) -> set[tuple[int, str]]:
+    """Which sample stood where, on any rank; what was only fetched ahead is left out."""
+    lines = [json.loads(line) for path in run_dir.glob("keys-*.jsonl") for line in path.read_text().splitlines()]
+    return {(position, key) for position, key in lines if position < CONFIG.steps * CONFIG.global_batch}
+
+
+def compare_trainings(folder: Path, name: str) -> None:
+    for column in ("total", "gradient_norm"):
+        curves = [[row[column] for row in read_metrics(folder / run)[: CONFIG.steps]] for run in (name, "one")]
+        assert len(curves[0]) == CONFIG.steps
+        np.testing.assert_allclose(*curves, rtol=1e-4)
+    one, split = (read_record(folder / run / "checkpoints" / "step_0000008") for run in ("one", name))
+    assert (split.step, split.cursor) == (one.step, one.cursor)
+    keys = keys_by_position(folder / name)
+    assert len(keys) == CONFIG.steps * CONFIG.global_batch
+    assert keys == keys_by_position(folder / "one")
+
+
+@pytest.mark.parametrize("times", TIMES)
+def test_loss_and_every_gradient_are_those_of_one_worker(runs, times):
+    compare_gradients(runs[1], times, "2-2")
+
+
+@pytest.mark.parametrize("name", [name for name in RUNS if name != "one"])
+def test_a_training_is_that_of_one_worker_on_the_same_samples(runs, name):
+    compare_trainings(runs[1], name)
+
+
+@pytest.mark.slow
+def test_two_groups_of_two_are_one_worker(runs, tmp_path):
+    data, folder = runs
+    four = Job(4, watched_training, (data, folder / "groups", 2, 2, {}))
+    run_jobs([four, *gradient_jobs(data, folder, 4, 2)], tmp_path)
+    compare_trainings(folder, "groups")
+    for times in TIMES:
+        compare_gradients(folder, times, "4-2")
+
+
+def test_blocks_computed_again_exchange_again_and_change_no_bit(runs):
+    _, folder = runs
+    rows = [[row["total"] for row in read_metrics(folder / run)] for run in ("recomputed", "pair-2")]
+    assert rows[0] == rows[1][: CONFIG.steps]
+
+
+def test_a_checkpoint_goes_on_without_groups(runs):
+    _, folder = runs
+    record = open_checkpoint(folder / "pair-3").record
+    assert (record.step, record.cursor) == (10, 10 * CONFIG.global_batch)
+    assert [row["step"] for row in read_metrics(folder / "pair-3")] == list(range(1, 11))
+
+
+def test_what_cannot_be_shared_is_refused_with_what_would_fit():
+    with pytest.raises(SplitError, match=r"dit\.model\.heads is 3, but 2 workers .* use 2 heads"):
+        check_heads(3, 192, 2)
+    with pytest.raises(SplitError, match=r"heads is 3, but 2 workers .* use train\.sequence_parallel=1"):
+        check_heads(3, 24, 2)
+    check_heads(4, 32, 2)
+    with pytest.raises(SplitError, match=r"bucket b has 6 tokens, but 4 workers .* use train\.sequence_parallel=3"):
+        check_tokens("b", 6, 4)
+    check_tokens("b", 6, 3)
+    worker = Worker(0, 3, torch.device("cpu"))
+    with pytest.raises(WorldSizeError, match=r"sequence_parallel is 2, but 3 workers .* use 1"):
+        build(make_task(Path()), SPLIT, worker)
+    with pytest.raises(WorldSizeError, match=r"global_batch is 4, but 3 groups of workers must divide it: use 3"):
+        build(make_task(Path()), SPLIT, Worker(0, 6, torch.device("cpu")))
+
+
+def test_an_autoencoder_has_no_tokens_to_share(runs):
+    data, _ = runs
+    from models.autoencoder.config import AutoencoderConfig
+
+    module = AutoencoderTask(AutoencoderConfig(), data, 0).build()
+    with pytest.raises(SplitError, match="only a DiT"):
+        split_tokens(module, 0, 2, 2)

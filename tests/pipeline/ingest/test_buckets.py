@@ -1,0 +1,118 @@
+"""TODO pipeline/ingest/test_buckets."""
+
+import shutil
+from collections import Counter
+
+from data.curation.config import FilterConfig
+from data.curation.ledger import read_rejections
+from data.curation.sources import list_sources, of_dataset
+from data.dataset.buckets import (
+    BucketChoice,
+)
+from data.dataset.index import read_index
+from data.dataset.manifest import count_buckets, read_manifest
+from data.video.augment import AugmentConfig
+from data.video.formats import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from pipeline.distributed.isolated_pool import run_jobs
+from pipeline.ingest.config import ShardConfig
+from pipeline.ingest.shard import count_reusable_shards, make_shards, read_commit
+from testing.shapes import ALL, SHORT, SQUARE, STILL, TALL, WIDE, make_video
+
+
+def ingest(shape_videos, output, config, num_workers=2):
+    return make_shards(list_sources(str(shape_videos), config.suffixes), output, config, num_workers)
+
+
+def test_every_source_ends_in_its_bucket(cluster, shape_videos, tmp_path):
+    config = ShardConfig(buckets=ALL, max_clips_per_video=9)
+    assert config.suffixes == VIDEO_SUFFIXES | IMAGE_SUFFIXES
+    manifest = ingest(shape_videos, tmp_path, config)
+    rows = read_index(tmp_path)
+    assert Counter((row.source, row.bucket) for row in rows) == {
+        ("a.mp4", WIDE.name): 2,
+        ("b.mp4", WIDE.name): 1,
+        ("c.mp4", TALL.name): 1,
+        ("d.mp4", SQUARE.name): 2,
+        ("e.mp4", SHORT.name): 1,
+        ("f.png", STILL.name): 1,
+    }
+    assert {record.bucket.name: record.num_samples for record in manifest.buckets} == Counter(r.bucket for r in rows)
+    assert manifest.ledger is not None
+    assert (manifest.ledger.sources, manifest.ledger.shards, manifest.ledger.quarantine) == (7, 6, 1)
+    (bad,) = read_rejections(tmp_path / "quarantine.jsonl")
+    assert (bad.source, bad.reason) == ("g.jpg", "undecodable")
+
+
+def test_chosen_once_and_then_kept(cluster, shape_videos, tmp_path, monkeypatch):
+    config = ShardConfig(choose_buckets=BucketChoice(pixels=2304, num_frames=(1, 5, 9), max_aspects=3))
+    first = ingest(shape_videos, tmp_path, config)
+    sides = {(record.bucket.height, record.bucket.width) for record in first.buckets}
+    assert sides == {(32, 64), (64, 32), (48, 48)}
+    assert first.num_samples == sum(record.num_samples for record in first.buckets) == 8
+    sources = list_sources(str(shape_videos), config.suffixes)
+    assert count_reusable_shards(sources, tmp_path, config) == 1
+    other = config.model_copy(update={"choose_buckets": BucketChoice(pixels=9216, num_frames=(1, 5, 9))})
+    assert count_reusable_shards(sources, tmp_path, other) == 0
+    measured = []
+    monkeypatch.setattr(
+        "pipeline.ingest.shard.run_jobs", lambda f, jobs, *a: measured.append(f) or run_jobs(f, jobs, *a)
+    )
+    assert ingest(shape_videos, tmp_path, config) == first
+    assert [getattr(function, "__name__", "cut") for function in measured] == ["cut"]
+
+
+def test_a_change_makes_only_its_own_shards_anew(cluster, shape_videos, tmp_path):
+    sources, output = tmp_path / "videos", tmp_path / "clips"
+    shutil.copytree(shape_videos, sources)
+    config = ShardConfig(buckets=(SQUARE, SHORT), videos_per_shard=2)
+
+    def made() -> dict[str, int]:
+        return {path.name: path.stat().st_mtime_ns for path in output.glob("shard-*.tar")}
+
+    first = ingest(sources, output, config)
+    before = made()
+    assert [shard.num_samples for shard in first.shards] == [3, 3, 1]
+    make_video(sources / "d.mp4", 96, 96, 18, 40)
+    assert count_reusable_shards(list_sources(str(sources)), output, config) == 2
+    second = ingest(sources, output, config)
+    assert [name for name, time in made().items() if time != before[name]] == ["shard-00001.tar"]
+    assert [a == b for a, b in zip(first.shards, second.shards, strict=True)] == [True, False, True]
+    fresh = ingest(sources, tmp_path / "fresh", config)
+    assert fresh == second
+    (sources / "a.txt").write_text("a caption", encoding="utf-8")
+    assert count_reusable_shards(list_sources(str(sources)), output, config) == 2
+    other = config.model_copy(update={"buckets": (SQUARE,)})
+    assert count_reusable_shards(list_sources(str(sources)), output, other) == 0
+    (sources / "e.mp4").unlink()
+    third = ingest(sources, output, config)
+    assert sorted(made()) == [shard.name for shard in third.shards] == ["shard-00000.tar", "shard-00001.tar"]
+    assert read_commit(output / "shard-00002.tar") is None
+
+
+def test_a_deleted_shard_is_made_again(cluster, shape_videos, tmp_path):
+    config = ShardConfig(buckets=(SQUARE, SHORT), videos_per_shard=2)
+    first = ingest(shape_videos, tmp_path, config)
+    (tmp_path / "shard-00001.tar").unlink()
+    assert ingest(shape_videos, tmp_path, config) == first
+
+
+def test_a_mix_names_every_source_after_its_dataset(cluster, shape_videos, tmp_path):
+    config = ShardConfig(buckets=(SQUARE, SHORT))
+    listed = [source for name in ("one", "two") for source in of_dataset(name, list_sources(str(shape_videos)))]
+    make_shards(listed, tmp_path, config, 2)
+    rows = read_index(tmp_path)
+    assert len({row.key for row in rows}) == len(rows) == 14
+    assert Counter(row.dataset for row in rows) == {"one": 7, "two": 7}
+    assert all(row.source.startswith(f"{row.dataset}/") for row in rows)
+    assert read_manifest(tmp_path).buckets == count_buckets(rows)
+
+
+def test_only_the_training_split_is_augmented(cluster, shape_videos, tmp_path):
+    augment, filters = AugmentConfig(flip=True), FilterConfig(duplicate_bits=0)
+    config = ShardConfig(buckets=(SQUARE,), augment=augment, validation_fraction=0.5, filters=filters)
+    ingest(shape_videos, tmp_path, config)
+    rows = read_index(tmp_path)
+    assert len({row.key for row in rows}) == len(rows)
+    variants = {split: Counter(row.variant for row in rows if row.split == split) for split in ("train", "validation")}
+    assert variants["train"][""] == variants["train"]["flip"] > 0
+    assert set(variants["validation"]) == {""}

@@ -1,0 +1,64 @@
+"""TODO pipeline/ingest/test_prepare."""
+
+import os
+
+import av
+import numpy as np
+from PIL import Image
+
+from data.curation.config import FilterConfig
+from data.curation.sources import Source, list_folder, list_sources
+from data.dataset.buckets import Bucket
+from data.video.codec import encode_clip
+from data.video.spans import Stretch
+from pipeline.ingest.config import ShardConfig
+from pipeline.ingest.prepare import CutConfig, prepare_source
+from testing.text_frames import CREDITS, moving, written
+
+BUCKETS = (Bucket(num_frames=5, height=32, width=32, fps=8),)
+
+CUT = CutConfig(BUCKETS, {}, ShardConfig(buckets=BUCKETS, max_clips_per_video=9))
+
+
+def test_names_that_are_no_unicode_are_written_in_hexadecimal(tmp_path):
+    content = encode_clip(np.zeros((8, 32, 32, 3), np.uint8), 8)
+    (tmp_path / os.fsdecode(b"\xff.mp4")).write_bytes(content)
+    sources = list_sources(str(tmp_path))
+    assert [source.name for source in sources] == ["\\xff.mp4"]
+    report, clips = prepare_source(CUT, sources[0])
+    assert len(clips) == 1
+    assert report.model_validate_json(report.model_dump_json()) == report
+
+
+def test_a_stretch_is_part_of_the_key(shapes_dir):
+    whole, part = (
+        Source("a.mp4", str(shapes_dir / "a.mp4"), "a.mp4", shapes_dir, ""),
+        Source("a.mp4#t=0,2", str(shapes_dir / "a.mp4"), "a.mp4", shapes_dir, "", stretch=Stretch(0, 2)),
+    )
+    keys = [clip.key for source in (whole, part) for clip in prepare_source(CUT, source)[0].clips]
+    assert len(set(keys)) == len(keys)
+
+
+def test_the_size_of_a_source_is_that_of_what_it_shows(clips_dir, shapes_dir):
+    turned = clips_dir / "robust_pyscenedetect" / "issue-134-rotate.mp4"
+    with av.open(str(turned)) as container:
+        stored = (container.streams.video[0].height, container.streams.video[0].width)
+    sources = [Source(path.name, str(path), path.name, path.parent, "") for path in (turned, shapes_dir / "a.mp4")]
+    sizes = [
+        {(record.source_height, record.source_width) for record, _ in prepare_source(CUT, source)[1]}
+        for source in sources
+    ]
+    assert sizes == [{stored[::-1]}, {(48, 48)}]
+    assert stored[0] != stored[1]
+
+
+def test_images_are_looked_at_too(tmp_path):
+    image = Bucket(num_frames=1, height=64, width=64)
+    (tmp_path / "clean").mkdir()
+    Image.fromarray(moving()[0]).save(tmp_path / "clean.png")
+    Image.fromarray(written(moving()[:1], CREDITS, 30)[0]).save(tmp_path / "poster.png")
+    config = ShardConfig(buckets=(image,), filters=FilterConfig(text_fraction=0.1))
+    sources = list_folder(tmp_path, config.suffixes)
+    reports = [prepare_source(CutConfig((image,), {}, config), source)[0] for source in sources]
+    assert [len(report.clips) for report in reports] == [1, 0]
+    assert [rejection.reason for rejection in reports[1].filtered] == ["text_heavy"]

@@ -1,0 +1,37 @@
+"""TODO pipeline/sample/test_latents."""
+
+import pytest
+import torch
+
+from models.flow.spec import FlowSpec
+from pipeline.encode.captions import byte_captions
+from pipeline.sample.config import SampleConfig
+from pipeline.sample.latents import Wanted, sample_latents
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"guidance": "cfg-zero-star"},
+        {"guidance": "apg"},
+        {"guidance": "rescaled"},
+        {"negative_prompt": "a blue square"},
+        {"sde_sigma": 0.5},
+        {"shift": 3.0},
+    ],
+    ids=str,
+)
+def test_no_option_of_sampling_is_passed_over(options):
+    def network(x, t, caption):
+        return x + caption.mask.sum(1).reshape(-1, 1, 1, 1, 1) * x.roll(1, -1)
+
+    def latents(**chosen):
+        config = SampleConfig(solver="euler", steps=3, **chosen)
+        wanted, captions, cpu = [Wanted("a red circle", 1)], byte_captions(63), torch.device("cpu")
+        shape, spec = (4, 3, 4, 4), FlowSpec()
+        return sample_latents(
+            network, spec, config, wanted, guidance_scale=3.0, shape=shape, read_captions=captions, device=cpu
+        )
+
+    assert torch.equal(latents(), latents())
+    assert not torch.equal(latents(**options), latents())

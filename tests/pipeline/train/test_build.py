@@ -1,0 +1,35 @@
+"""TODO pipeline/train/test_build."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from models.networks.dit import DiT
+from pipeline.distributed.config import WorldSizeError
+from pipeline.distributed.process_group import Worker
+from pipeline.train.build import build
+from testing.steps import STEPS
+from testing.tiny import CONFIG, make_task
+
+
+def test_pieces_that_do_not_divide_are_refused(step_runs):
+    data, _ = step_runs
+    worker = Worker(0, 1, torch.device("cpu"))
+    with pytest.raises(WorldSizeError, match=r"1 workers must divide it, in 3 pieces each .*: use 3"):
+        build(make_task(data), STEPS.model_copy(update={"accumulate": 3}), worker)
+
+
+def test_compiled_networks_are_checkpointed_alike():
+    """The names of a compiled module are those of the module: a checkpoint of either serves both."""
+    module = DiT(make_task(Path()).model, 4)
+    names = list(module.state_dict())
+    module.compile()
+    assert list(module.state_dict()) == names
+
+
+def test_a_batch_that_the_workers_cannot_share_is_refused(straight, tmp_path):
+    task, _, _ = straight
+    worker = Worker(rank=0, world_size=3, device=torch.device("cpu"))
+    with pytest.raises(WorldSizeError, match="global_batch is 4, but 3 workers must divide it: use 3"):
+        build(task, CONFIG, worker)

@@ -1,0 +1,274 @@
+"""Videos in an S3-compatible store, read over a socket by the real shard stage: moto's server, with IAM enforced."""
+
+import http.client
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import boto3
+import pytest
+
+from data.curation.ledger import Rejection, read_rejections
+from data.curation.sources import SourceError, list_sources, listing_fingerprint
+from data.dataset.buckets import Bucket
+from data.dataset.index import read_index
+from data.synthetic import combinations, random_scene, render
+from data.video.codec import encode_clip
+from launch.errors import describe
+from pipeline.ingest.config import ShardConfig
+from pipeline.ingest.shard import make_shards
+
+REGION = {"AWS_DEFAULT_REGION": "us-east-1"}
+
+SETTINGS = ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_MAX_ATTEMPTS")
+
+CONFIG = ShardConfig(buckets=(Bucket(num_frames=5, height=32, width=32, fps=8),), max_clips_per_video=9)
+
+POLICY = {
+    "Version": "2012-10-17",
+    "Statement": [{"Effect": "Allow", "Action": "s3:*", "Resource": ["arn:aws:s3:::videos", "arn:aws:s3:::videos/*"]}],
+}
+
+
+def video(number: int, num_frames: int = 12) -> bytes:
+    return encode_clip(render(random_scene(0, number, combinations()), num_frames, 64), 8)
+
+
+VIDEOS = {"walk/a.mp4": video(0), "walk/sub/b.mp4": video(1, 24), "c.mp4": video(2)}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def store(tmp_path_factory) -> Iterator[str]:
+    """The address of a store with a bucket that may be read and one that may not; the environment names it.
+
+    Before the cluster starts, so that its workers inherit it, as they would from a user's shell.
+    """
+    log = tmp_path_factory.mktemp("moto") / "log"
+    environment = {**os.environ, **REGION, "INITIAL_NO_AUTH_ACTION_COUNT": "1000"}
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"]
+    with log.open("w") as file, pytest.MonkeyPatch.context() as patch:
+        server = subprocess.Popen(command, env=environment, stdout=file, stderr=file)
+        try:
+            while (found := re.search(r"Running on (http://127\.0\.0\.1:(\d+))", log.read_text())) is None:
+                assert server.poll() is None, log.read_text()
+                time.sleep(0.05)
+            address, port = found[1], int(found[2])
+            key = fill(address)
+            lock = http.client.HTTPConnection("127.0.0.1", port)
+            lock.request("POST", "/moto-api/reset-auth", body=b"0")  # from here on each request is checked
+            assert lock.getresponse().status == 200
+            for name, value in zip(SETTINGS, (address, key["AccessKeyId"], key["SecretAccessKey"], "1"), strict=True):
+                patch.setenv(name, value)
+            patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+            yield address
+        finally:
+            server.terminate()
+            server.wait()
+
+
+def fill(address: str) -> dict[str, str]:
+    """Put the videos there, and give back the key of a user who may see one of the buckets."""
+    known = {"endpoint_url": address, "region_name": "us-east-1", "aws_access_key_id": "x"}
+    s3, iam = (boto3.client(name, aws_secret_access_key="x", **known) for name in ("s3", "iam"))
+    for bucket in ("videos", "secret"):
+        s3.create_bucket(Bucket=bucket)
+        for name, content in VIDEOS.items():
+            s3.put_object(Bucket=bucket, Key=f"in/{name}", Body=content)
+    s3.put_object(Bucket="videos", Key="in/notes.txt", Body=b"hello")
+    s3.put_object(Bucket="videos", Key="in/broken.mp4", Body=VIDEOS["c.mp4"][:700])
+    iam.create_user(UserName="reader")
+    iam.put_user_policy(UserName="reader", PolicyName="read", PolicyDocument=json.dumps(POLICY))
+    return iam.create_access_key(UserName="reader")["AccessKey"]
+
+
+def put(key: str, content: bytes) -> None:
+    boto3.client("s3", region_name="us-east-1").put_object(Bucket="videos", Key=key, Body=content)
+
+
+def quarantine(folder: Path) -> dict[str, Rejection]:
+    return {rejection.source: rejection for rejection in read_rejections(folder / "quarantine.jsonl")}
+
+
+def test_a_prefix_and_a_glob_give_what_a_folder_gives(cluster, tmp_path):
+    """The same keys and the same bytes, on two workers."""
+    for name, content in VIDEOS.items():
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name).write_bytes(content)
+    (tmp_path / "in" / "broken.mp4").write_bytes(VIDEOS["c.mp4"][:700])
+    manifests = []
+    for number, place in enumerate((str(tmp_path / "in"), "s3://videos/in/**/*.mp4")):
+        output = tmp_path / f"clips-{number}"
+        manifests.append(make_shards(list_sources(place), output, CONFIG, 2))
+        counts = Counter(row.source for row in read_index(output))
+        assert counts == {"walk/a.mp4": 2, "walk/sub/b.mp4": 5, "c.mp4": 2}
+        assert list(quarantine(output)) == ["broken.mp4"]
+    assert manifests[0] == manifests[1]
+    assert list_sources("s3://videos/in") == list_sources("s3://videos/in/") == list_sources("s3://videos/in/**/*.mp4")
+    assert [source.name for source in list_sources("s3://videos/in/*/*.mp4")] == ["walk/a.mp4"]
+
+
+def test_a_table_in_the_store_names_spans_of_objects(cluster, tmp_path):
+    rows = [
+        {"path": "s3://videos/in/walk/sub/b.mp4", "caption": "first", "start": 0, "end": 0.7},
+        {"path": "walk/sub/b.mp4", "caption": "rest", "start": 1.0},
+        {"path": "s3://videos/in/gone.mp4", "caption": "gone"},
+        {"path": "s3://secret/in/c.mp4", "caption": "denied"},
+    ]
+    table = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    put("in/table.jsonl", table)
+    sources = list_sources("s3://videos/in/table.jsonl")
+    manifest = make_shards(sources, tmp_path / "clips", CONFIG, 2)
+    found = [(row.caption, row.start_seconds) for row in read_index(tmp_path / "clips")]
+    assert found == [("first", 0.0), ("rest", 1.0), ("rest", 1.625), ("rest", 2.25)]
+    assert manifest.ledger is not None
+    assert manifest.ledger.model_dump() == {"sources": 4, "shards": 2, "filtered": 0, "quarantine": 2}
+    rejected = quarantine(tmp_path / "clips")
+    assert {name: (rejection.reason, rejection.detail) for name, rejection in rejected.items()} == {
+        "s3://videos/in/gone.mp4": ("missing", "s3://videos/in/gone.mp4 is gone"),
+        "s3://secret/in/c.mp4": ("unreadable", "it cannot be read: s3://secret/in/c.mp4: Access Denied"),
+    }
+    (tmp_path / "table.jsonl").write_bytes(table)
+    local = list_sources(str(tmp_path / "table.jsonl"))
+    assert [(s.name, s.stretch, s.caption) for s in local] == [(s.name, s.stretch, s.caption) for s in sources]
+    at_home = str(tmp_path / "walk/sub/b.mp4")  # relative to the table, wherever that lies
+    assert [s.path for s in local] == [
+        at_home if s.path.endswith("b.mp4") and "#t=1" in s.name else s.path for s in sources
+    ]
+
+
+def test_an_object_that_changes_changes_the_fingerprint():
+    put("changing/a.mp4", VIDEOS["c.mp4"])
+    before = listing_fingerprint(list_sources("s3://videos/changing"))
+    assert listing_fingerprint(list_sources("s3://videos/changing")) == before
+    put("changing/a.mp4", VIDEOS["walk/a.mp4"])
+    assert listing_fingerprint(list_sources("s3://videos/changing")) != before
+
+
+@pytest.mark.parametrize(
+    ("place", "reason"),
+    [
+        ("s3://secret/in", r"s3://secret/in cannot be read \(Access Denied\); check the address, the credentials"),
+        ("s3://secret/in/*.mp4", r"s3://secret/in/\*\.mp4 cannot be read \(Access Denied\)"),
+        ("s3://secret/t.csv", r"s3://secret/t\.csv cannot be read \(Forbidden\)"),
+        ("s3://videos/none.csv", r"s3://videos/none\.csv is not there"),
+        ("s3://videos/none", r"s3://videos/none holds no video"),
+        ("s3://Not A Bucket/x", r"s3://Not A Bucket/x cannot be read"),
+        ("s3://", r"s3:// names no bucket"),
+    ],
+)
+def test_a_place_that_cannot_be_read_is_named(place, reason):
+    with pytest.raises(SourceError, match=reason) as caught:
+        list_sources(place)
+    assert describe(caught.value) == str(caught.value)
+
+
+def test_without_credentials_or_store_the_first_listing_says_so(monkeypatch):
+    import s3fs
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        free = listener.getsockname()[1]
+    for changed, reason in (
+        ({"AWS_ENDPOINT_URL": f"http://127.0.0.1:{free}"}, "Could not connect to the endpoint URL"),
+        ({"AWS_ACCESS_KEY_ID": ""}, "Unable to locate credentials"),
+    ):
+        with monkeypatch.context() as patch:
+            for name, value in changed.items():
+                patch.setenv(name, value) if value else patch.delenv(name)
+            s3fs.S3FileSystem.clear_instance_cache()
+            with pytest.raises(SourceError, match=rf"s3://videos/in cannot be read \({reason}"):
+                list_sources("s3://videos/in")
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+class MortalStore:
+    """Passes bytes on to a store, and dies for good when it has passed on so many."""
+
+    def __init__(self, address: str, life_bytes: int) -> None:
+        self._port, self._left = int(address.rpartition(":")[2]), life_bytes
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._open: list[socket.socket] = []
+        self.address = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    @property
+    def is_dead(self) -> bool:
+        return self._left <= 0
+
+    def _accept(self) -> None:
+        while not self.is_dead:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            server = socket.create_connection(("127.0.0.1", self._port))
+            self._open += [client, server]
+            threading.Thread(target=self._pass_on, args=(client, server, 0), daemon=True).start()
+            threading.Thread(target=self._pass_on, args=(server, client, 1), daemon=True).start()
+
+    def _pass_on(self, source: socket.socket, target: socket.socket, counted: int) -> None:
+        try:
+            while content := source.recv(512):
+                self._left -= counted * len(content)
+                if self.is_dead:
+                    return self.die()
+                target.sendall(content)
+        except OSError:
+            return None
+
+    def die(self) -> None:
+        self._left = 0
+        for end in (self._listener, *self._open):
+            try:
+                end.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                continue
+            finally:
+                end.close()
+
+
+def test_a_store_that_dies_in_the_middle_costs_what_it_still_held(store, tmp_path):
+    """It goes in the middle of the third video; the first two are in the shards, the others say why they are not."""
+    script = """
+import sys
+from pathlib import Path
+from data.curation.sources import list_sources
+from launch.cluster import connected
+from launch.config import ClusterConfig
+from pipeline.ingest.config import ShardConfig
+from pipeline.ingest.shard import make_shards
+with connected(ClusterConfig(object_store_mib=128)):
+    config = ShardConfig.model_validate_json(sys.argv[2])
+    print(make_shards(list_sources("s3://videos/long"), Path(sys.argv[1]), config, 1).ledger.model_dump_json())
+"""
+    content = VIDEOS["walk/sub/b.mp4"]
+    for number in range(5):
+        put(f"long/{number}.mp4", content)
+    mortal = MortalStore(store, life_bytes=round(2.6 * len(content)) + 4096)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", script, str(tmp_path), CONFIG.model_dump_json()],
+            env={**os.environ, "AWS_ENDPOINT_URL": mortal.address, "PYTHONPATH": os.getcwd()},  # noqa: PTH109
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+    finally:
+        was_dead = mortal.is_dead
+        mortal.die()
+    assert was_dead
+    assert done.returncode == 0, done.stderr
+    ledger = json.loads(done.stdout.splitlines()[-1])
+    rejected = quarantine(tmp_path)
+    assert ledger == {"sources": 5, "shards": 5 - len(rejected), "filtered": 0, "quarantine": len(rejected)}
+    assert {row.source for row in read_index(tmp_path)} == {f"{n}.mp4" for n in range(5)} - rejected.keys()
+    assert 2 <= len(rejected) <= 4
+    assert {rejection.reason for rejection in rejected.values()} == {"unreadable"}
+    assert all(f"s3://videos/long/{name}: " in rejection.detail for name, rejection in rejected.items())

@@ -1,0 +1,373 @@
+"""The whole road on a real Ray cluster, small: every stage, twice, and with things taken away."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from data.dataset.index import read_index
+from data.dataset.manifest import read_manifest
+from data.files.publish import TEMPORARY_PREFIX
+from data.video.codec import decode_clip
+from pipeline.checkpoint.read import open_checkpoint
+from pipeline.checkpoint.record import CheckpointError
+from pipeline.distributed.config import WorkersConfig
+from pipeline.run.stage_record import read_record
+from pipeline.sample.config import SampleConfig
+from pipeline.sample.job import sample_clips
+from pipeline.sample.outputs import read_samples
+from pipeline.sample.requests import PromptRequest
+from pipeline.sample.sampler import ClipSampler
+from pipeline.train.monitor.metrics import read_metrics
+from testing.commands import TINY, launch, launch_here
+from testing.paths import ROOT
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished run of every stage."""
+    folder = tmp_path_factory.mktemp("road")
+    config = folder / "tiny.yaml"
+    config.write_text(TINY.format(runs=folder / "runs"), encoding="utf-8")
+    done = launch("run", str(config))
+    assert done.returncode == 0, done.stderr
+    return config, folder / "runs" / "tiny", done.stdout
+
+
+def test_every_stage_ran_and_left_what_it_should(run):
+    _, run_dir, out = run
+    folders = ["videos", "clips", "autoencoder", "latents", "dit", "samples", "evaluation"]
+    assert all(read_record(run_dir / folder).complete for folder in folders)
+    assert out.count(": done in") == 7
+    clips, latents = read_manifest(run_dir / "clips"), read_manifest(run_dir / "latents")
+    assert clips.num_samples == latents.num_samples == 26
+    assert [shard.num_samples for shard in clips.shards] == [10, 10, 6]
+    assert [row.key for row in read_index(run_dir / "clips")] == [row.key for row in read_index(run_dir / "latents")]
+    assert clips.buckets == latents.buckets
+    assert [(b.bucket.name, b.num_samples) for b in latents.buckets] == [("9x32x32@8", 26)]
+    assert len(list((run_dir / "videos").rglob("*.mp4"))) == 26
+    for kind in ("autoencoder", "dit"):
+        assert [row["step"] for row in read_metrics(run_dir / kind)] == list(range(1, 7))
+        record = open_checkpoint(run_dir / kind).record
+        assert (record.step, record.cursor, record.world_size) == (6, 24, 2)
+
+
+def test_samples_are_playable_and_listed(run):
+    _, run_dir, _ = run
+    clips = read_samples(run_dir / "samples")
+    assert len(clips) == 24 * 2
+    for clip in clips[::10]:
+        assert decode_clip((run_dir / "samples" / clip.file).read_bytes()).shape == (9, 32, 32, 3)
+    assert {(clip.request.guidance_scale, clip.num_network_calls) for clip in clips} == {(3.0, 2), (1.0, 2)}
+    assert sorted(path.name for path in (run_dir / "samples").glob("*.mp4")) == sorted(clip.file for clip in clips)
+    page = (run_dir / "samples" / "index.html").read_text(encoding="utf-8")
+    assert page.count("<video") == 48
+
+
+def test_report_holds_every_figure(run):
+    _, run_dir, out = run
+    figures = json.loads((run_dir / "report.json").read_text(encoding="utf-8"))
+    stages = ["draw", "shard", "train autoencoder", "encode", "train dit", "sample", "evaluate"]
+    assert set(figures["wall_seconds"]) == {*stages, "total"}
+    assert all(figures["wall_seconds"][stage] > 0 for stage in stages)
+    assert figures["peak_rss_bytes"] > 5e8
+    assert figures["autoencoder"]["num_clips"] == 2
+    for section in (figures["judge"], figures["adherence"], figures["adherence"]["without_guidance"]):
+        assert {"colour", "direction", "shape", "all", "num_clips", "num_right"} <= set(section)
+    assert figures["adherence"]["num_clips"] == 24
+    page = (run_dir / "report.html").read_text(encoding="utf-8")
+    assert page.count("data:video/mp4;base64,") == 24 + 2 * 2
+    assert "http://" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
+        "http://creativecommons.org", ""
+    )  # self-contained: nothing is fetched
+    assert str(run_dir / "report.html") in out
+
+
+def test_a_second_run_has_nothing_to_do_and_a_lost_stage_takes_what_depends_on_it(run):
+    config, run_dir, _ = run
+    again = launch("run", str(config))  # a process of its own: what Ray says there is all in its stderr
+    assert again.returncode == 0
+    assert again.stdout.count("nothing to do") == 7
+    assert "Ray" not in again.stderr  # no cluster was started for nothing
+    before = {name: (run_dir / name).stat().st_mtime_ns for name in ("clips/manifest.json", "dit/latest")}
+
+    shutil.rmtree(run_dir / "samples")
+    third = launch_here("run", str(config))
+    assert third.stdout.count("nothing to do") == 5
+    assert "sample: done" in third.stdout
+    assert "evaluate: done" in third.stdout
+    assert before == {name: (run_dir / name).stat().st_mtime_ns for name in before}
+
+
+def test_a_changed_setting_is_said_and_the_old_output_is_kept(run, tmp_path):
+    config, run_dir, _ = run
+    changed = launch_here("sample", str(config), "--set", "sample.steps=1")
+    assert changed.returncode == 0, changed.stderr
+    assert "sampler.steps changed (2 -> 1): made again, the old one is in samples.superseded-1" in changed.stdout
+    assert (run_dir / "samples.superseded-1" / "manifest.jsonl").is_file()
+    back = launch_here("run", str(config))
+    assert back.returncode == 0, back.stderr
+
+
+def test_more_steps_go_on_from_the_checkpoint(run):
+    config, run_dir, _ = run
+    more = launch_here("train", "dit", str(config), "--set", "dit.train.steps=8", "--resume")
+    assert more.returncode == 0, more.stderr
+    assert "resuming from step 6" in more.stdout
+    assert [row["step"] for row in read_metrics(run_dir / "dit")] == list(range(1, 9))
+    assert open_checkpoint(run_dir / "dit").record.step == 8
+    again = launch_here("sample", str(config))
+    assert "dit changed" in again.stdout  # what was sampled before came from fewer steps
+
+
+def test_a_changed_setting_is_shown_and_refused_unless_allowed_by_name(run, tmp_path):
+    config, run_dir, _ = run
+    for folder in ("videos", "clips", "autoencoder", "latents", "dit"):
+        shutil.copytree(run_dir / folder, tmp_path / "tiny" / folder)
+    settings = [
+        "dit.train.steps=9",
+        "dit.train.learning_rate=0.0005",
+        "dit.flow.caption_drop=0.2",
+        f"runs_dir={tmp_path}",
+    ]
+    command = ["train", "dit", str(config), "--local", *(part for setting in settings for part in ("--set", setting))]
+    refused = launch_here(*command, "--resume")
+    assert refused.returncode == 1
+    assert "train.learning_rate changed (0.001 -> 0.0005)" in refused.stderr
+    assert "flow.caption_drop changed (0.1 -> 0.2)" in refused.stderr
+    assert "--allow-change flow.caption_drop --allow-change train.learning_rate" in refused.stderr
+    half = launch_here(*command, "--allow-change", "train.learning_rate")
+    assert half.returncode == 1
+    assert "learning_rate" not in half.stderr
+    before = read_metrics(tmp_path / "tiny" / "dit")[-1]["step"]
+    allowed = launch_here(*command, "--allow-change", "train.learning_rate", "--allow-change", "flow.caption_drop")
+    assert allowed.returncode == 0, allowed.stderr
+    assert f"resuming from step {before}" in allowed.stdout
+    assert [row["step"] for row in read_metrics(tmp_path / "tiny" / "dit")] == list(range(1, 10))
+    assert not (tmp_path / "tiny" / "dit.superseded-1").exists()
+
+
+def test_a_checkpoint_alone_is_enough_to_sample(run, tmp_path):
+    _, run_dir, _ = run
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(open_checkpoint(run_dir / "dit").folder, moved)
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red circle moves left\n\na blue square moves up\n", encoding="utf-8")
+    output = tmp_path / "clips"
+    command = ["sample", str(moved), "--prompts", str(prompts), "--output", str(output), "--set", "sample.steps=2"]
+    done = launch_here(*command)
+    assert done.returncode == 0, done.stderr
+    assert "line 2 is empty and was passed over" in done.stdout
+    first = {path.name: path.read_bytes() for path in output.glob("*.mp4")}
+    assert sorted(name.rsplit("-", 1)[0] for name in first) == ["a-blue-square-moves-up", "a-red-circle-moves-left"]
+    shutil.rmtree(output)
+    prompts.write_text("a blue square moves up\na red circle moves left\n", encoding="utf-8")
+    assert launch_here(*command).returncode == 0
+    assert {path.name: path.read_bytes() for path in output.glob("*.mp4")} == first  # order changes nothing
+
+
+@pytest.mark.parametrize(
+    ("options", "calls"),
+    [
+        ({"solver": "euler"}, 3),
+        ({"solver": "heun"}, 6),
+        ({"solver": "rk4"}, 12),
+        ({"solver": "ab2"}, 3),
+        ({"solver": "dpmpp_2m"}, 3),
+        ({"solver": "unipc"}, 3),
+        ({"solver": "ddim"}, 3),
+        ({"sde_sigma": 0.5}, 3),
+        ({"solver": "euler", "guidance": "cfg-zero-star"}, 3),
+        ({"solver": "euler", "guidance": "apg"}, 3),
+        ({"solver": "euler", "guidance": "rescaled"}, 3),
+        ({"solver": "euler", "negative_prompt": "a blue square"}, 3),
+    ],
+)
+def test_every_way_to_sample_has_its_price_and_knows_nothing_of_its_batch(run, options, calls):
+    """One network call per evaluation, both branches in it; a clip does not depend on what shares its batch."""
+    checkpoint = open_checkpoint(run[1] / "dit")
+    requests = [
+        PromptRequest(id=str(seed), prompt="a red circle moves left", seed=seed, guidance_scale=3.0, bucket="9x32x32@8")
+        for seed in (1, 2)
+    ]
+    sampler = ClipSampler(checkpoint, SampleConfig(steps=3, **options), torch.device("cpu"))
+    (first, second), made = sampler.sample(requests)
+    assert made == calls
+    assert first.shape == second.shape == (9, 32, 32, 3)
+    assert not (first == second).all()
+    (alone,), _ = sampler.sample(requests[1:])
+    assert abs(alone.astype(int) - second.astype(int)).max() <= 2  # sums of another shape round differently
+
+
+@pytest.mark.parametrize(
+    "flow",
+    [
+        {"path": "cosine"},
+        {"path": "vp", "prediction": "noise"},
+        {"prediction": "data", "loss_weight": "velocity"},
+        {"times_per": "frame"},
+    ],
+    ids=str,
+)
+def test_other_paths_and_predictions_train_and_sample(run, tmp_path, flow):
+    config, run_dir, _ = run
+    for folder in ("videos", "clips", "autoencoder", "latents"):
+        shutil.copytree(run_dir / folder, tmp_path / "tiny" / folder)
+    settings = [f"dit.flow.{name}={value}" for name, value in flow.items()]
+    given = [part for setting in settings for part in ("--set", setting)]
+    done = launch_here("train", "dit", str(config), "--local", "--set", f"runs_dir={tmp_path}", *given)
+    assert done.returncode == 0, done.stderr
+    checkpoint = open_checkpoint(tmp_path / "tiny" / "dit")
+    assert flow.items() <= checkpoint.record.trained["flow"].items()
+    request = PromptRequest(id="1", prompt="a red circle moves left", seed=1, guidance_scale=3.0, bucket="9x32x32@8")
+    per_frame = flow.get("times_per") == "frame"
+    frames = 3
+    for schedule, steps in {"full_sequence": 4, "pyramid": 4 + frames - 1, "autoregressive": 4 * frames}.items():
+        settings = SampleConfig(solver="euler", steps=4, schedule=schedule)
+        if schedule == "full_sequence" or per_frame:
+            (clip,), calls = ClipSampler(checkpoint, settings, torch.device("cpu")).sample([request])
+            assert clip.std() > 0
+            assert calls == steps
+        else:
+            with pytest.raises(CheckpointError, match="trained with one time for all frames"):
+                sample_clips(checkpoint, [request], tmp_path / "clips", settings, WorkersConfig())
+
+
+def test_captions_that_are_cut_are_said(run, tmp_path):
+    config, run_dir, out = run
+    assert "warning" not in out
+    for folder in ("videos", "clips", "autoencoder", "latents"):
+        shutil.copytree(run_dir / folder, tmp_path / "tiny" / folder)
+    given = ["--local", "--set", f"runs_dir={tmp_path}", "--set", "dit.model.text.max_bytes=10"]
+    done = launch_here("train", "dit", str(config), *given)
+    assert done.returncode == 0, done.stderr
+    assert "26 of 26 captions are longer than 10 bytes" in done.stdout
+    assert "raise dit.model.text.max_bytes" in done.stdout
+
+
+def test_training_without_ray(run, tmp_path):
+    config, run_dir, _ = run
+    shutil.copytree(run_dir / "clips", tmp_path / "tiny" / "clips")
+    shutil.copytree(run_dir / "videos", tmp_path / "tiny" / "videos")
+    done = launch("train", "autoencoder", str(config), "--local", "--set", f"runs_dir={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    record = open_checkpoint(tmp_path / "tiny" / "autoencoder").record
+    assert (record.step, record.world_size) == (6, 1)
+    alone = [row["total"] for row in read_metrics(tmp_path / "tiny" / "autoencoder")]
+    together = [row["total"] for row in read_metrics(run_dir / "autoencoder")]
+    assert alone == pytest.approx(together, rel=0.02)  # bf16 sums in another order
+
+
+@pytest.mark.slow
+def test_training_under_torchrun(run, tmp_path):
+    """One start of two processes: the first one looks after the folder, and both train as Ray's two do."""
+    config, run_dir, _ = run
+    for folder in ("clips", "videos"):
+        shutil.copytree(run_dir / folder, tmp_path / "tiny" / folder)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "launch"]
+    command += ["train", "autoencoder", str(config), "--set", f"runs_dir={tmp_path}"]
+
+    def start(*arguments: str) -> subprocess.CompletedProcess[str]:
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        given = {"cwd": ROOT, "env": environment, "capture_output": True, "text": True, "timeout": 300}
+        return subprocess.run([*command, *arguments], check=False, **given)
+
+    def logged(folder: Path) -> list[tuple[float, ...]]:
+        return [tuple(row[name] for name in ("step", "total", "gradient_norm")) for row in read_metrics(folder)]
+
+    done = start()
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("train autoencoder: done") == 1
+    assert open_checkpoint(tmp_path / "tiny" / "autoencoder").record.world_size == 2
+    assert logged(tmp_path / "tiny" / "autoencoder") == logged(run_dir / "autoencoder")
+    again = start()
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.count("nothing to do") == 1
+    refused = start("--set", "autoencoder.train.learning_rate=0.5", "--resume")
+    assert refused.returncode != 0
+    assert refused.stderr.count("train.learning_rate changed") == 1
+    assert not (tmp_path / "tiny" / "autoencoder.superseded-1").exists()
+
+
+def test_inspect_tells_what_each_folder_holds(run):
+    _, run_dir, _ = run
+    assert "26 samples in 3 shards" in launch_here("inspect", str(run_dir / "clips")).stdout
+    assert "latents, 26 samples in 3 shards" in launch_here("inspect", str(run_dir / "latents")).stdout
+    assert "2 workers, ZeRO stage 2" in launch_here("inspect", str(run_dir / "autoencoder")).stdout
+    assert "sampled clips" in launch_here("inspect", str(run_dir / "samples")).stdout
+    assert "complete" in launch_here("inspect", str(run_dir)).stdout
+
+
+@pytest.mark.slow
+def test_ctrl_c_leaves_nothing_half_written_and_the_next_start_goes_on(tmp_path):
+    config = tmp_path / "tiny.yaml"
+    config.write_text(TINY.format(runs=tmp_path / "runs"), encoding="utf-8")
+    run_dir = tmp_path / "runs" / "tiny"
+    command = [
+        sys.executable,
+        "-m",
+        "launch",
+        "train",
+        "autoencoder",
+        str(config),
+        "--set",
+        "autoencoder.train.steps=4000",
+    ]
+    assert launch("shard", str(config)).returncode == 0
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        while not (run_dir / "autoencoder" / "latest").is_file():
+            assert process.poll() is None
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        out, _ = process.communicate(timeout=300)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert "the same command goes on from here" in out
+    assert "Traceback" not in out
+    stopped_at = open_checkpoint(run_dir / "autoencoder").record.step
+    assert stopped_at >= 3
+    done = launch("train", "autoencoder", str(config), "--set", f"autoencoder.train.steps={stopped_at + 3}")
+    assert done.returncode == 0, done.stderr
+    assert f"resuming from step {stopped_at}" in done.stdout
+    assert [row["step"] for row in read_metrics(run_dir / "autoencoder")] == list(range(1, stopped_at + 4))
+    assert not list(run_dir.rglob(f"{TEMPORARY_PREFIX}*"))
+
+
+@pytest.mark.slow
+def test_a_copied_run_is_tuned_with_adapters_on_the_first_ones_network(run):
+    config, run_dir, _ = run
+    tuned = run_dir.with_name("tuned")
+    shutil.copytree(run_dir, tuned)
+    wanted = ["--set", "name=tuned", "--set", f"dit.train.start_from={run_dir / 'dit'}"]
+    adapters = [*wanted, "--set", "dit.train.lora={rank: 2, alpha: 4}"]
+    refused = launch_here("train", "dit", str(config), *adapters, "--set", "dit.model.heads=4")
+    assert refused.returncode != 0
+    assert "dit.model.heads is 4 but 2 there" in refused.stderr
+    done = launch_here("train", "dit", str(config), *adapters)
+    assert done.returncode == 0, done.stderr
+    assert "another autoencoder" not in done.stdout
+    checkpoint = open_checkpoint(tuned / "dit")
+    assert (checkpoint.record.step, checkpoint.record.trained["lora"]["rank"]) == (6, 2)
+    assert all("lora_" in name for name in checkpoint.record.parameters)
+    assert checkpoint.record.trained["base"] == open_checkpoint(run_dir / "dit").fingerprint
+    again = launch_here("train", "dit", str(config), *adapters)
+    assert "nothing to do" in again.stdout
+    own = launch_here("train", "dit", str(config), *adapters, "--set", f"dit.train.start_from={tuned / 'dit'}")
+    assert "a folder that this training would archive: give the run another name" in own.stderr
+
+    merged = tuned / "merged.safetensors"
+    assert launch_here("export", str(tuned / "dit"), str(merged)).returncode == 0
+    whole = open_checkpoint(run_dir / "dit").record.parameters
+    assert {f"network.{name}": list(weight.shape) for name, weight in load_file(merged).items()} == whole
+    sampler = ClipSampler(checkpoint, SampleConfig(steps=1), torch.device("cpu"))
+    assert all(torch.equal(sampler.network.state_dict()[name], weight) for name, weight in load_file(merged).items())
