@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.curation.ledger import LedgerCounts, Rejection, write_rejections
+from data.curation.ledger import LedgerCounts, Rejection, reject, write_rejections
 from data.dataset.buckets import Bucket
 from data.dataset.clip import LATENT_MEMBER, VIDEO_MEMBER, ClipRecord
 from data.dataset.index import write_index
@@ -47,3 +47,20 @@ def write_dataset(
     text = manifest.model_copy(update=changes).model_dump_json()
     (folder / "manifest.json").write_text(text, encoding="utf-8")
     return folder
+
+
+def write_mixed_dataset(folder: Path) -> Path:
+    """A dataset of 40 clips in two buckets, a quarter of them for validation, with three rejected sources."""
+    samples = []
+    for number in range(40):
+        bucket = WIDE if number % 5 == 0 else SMALL
+        split = "validation" if number % 4 == 0 else "train"
+        decoder = "pyav" if number < 10 else "decord"
+        clip = record(number, bucket, split=split, decoder=decoder, caption="x" * (number + 1))
+        samples.append((clip, colour_clip(bucket, (6 * number, 255 - 6 * number, 128))))
+    rejections = (
+        reject("a.mp4", "decode", "undecodable", "none of its frames can be decoded"),
+        reject("b.mp4", "decode", "undecodable", "none of its frames can be decoded"),
+        reject("c.mp4", "read", "empty_file", "the file is empty"),
+    )
+    return write_dataset(folder, samples, rejections)

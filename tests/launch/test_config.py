@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from launch.config import PRESETS_DIR, ConfigError, RunConfig, dump_config, find_config, load_config
+from launch.config import PRESETS_DIR, RunConfig, dump_config, find_config, load_config
+from launch.overrides import ConfigError
 from pipeline.distributed.config import WorldSizeError
 from pipeline.engine.ema_profile import FixedDecay, PowerFunction
 

@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 
 from data.errors import DatasetError
 from launch.__main__ import app
-from launch.config import ConfigError
 from launch.inspect import describe_folder, show_folder
+from launch.overrides import ConfigError
 from pipeline.report.contact_sheet import CAPTION_LINES, THUMB_PIXELS
 from testing.datasets import SMALL, WIDE, record, write_dataset
 from testing.html_page import Page

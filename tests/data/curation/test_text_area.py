@@ -11,7 +11,7 @@ from data.curation.text_area import covered_fraction, find_text, text_fraction
 from data.video.augment import AugmentConfig
 from data.video.codec import encode_clip
 from data.video.extract import Span, read_spans
-from testing.commands import ROOT
+from testing.paths import ROOT
 from testing.text_frames import BUCKET, CREDITS, FONT, moving, written
 
 
