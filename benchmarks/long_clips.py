@@ -6,21 +6,15 @@ Each figure is the peak of a process of its own, the libraries included, with th
 """
 
 import json
-import os
-import re
 import sys
 import tempfile
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
-from unittest.mock import patch
 
 import torch
 from safetensors.torch import save_file
 
 from data.dataset.buckets import Bucket
 from data.dataset.clip import VIDEO_MEMBER
-from data.dataset.manifest import ShardRecord
 from data.dataset.shards import write_shard
 from data.synthetic import combinations, random_scene, render
 from data.video.codec import encode_clip
@@ -28,30 +22,11 @@ from models.autoencoder.config import AutoencoderConfig
 from models.autoencoder.model import Autoencoder
 from pipeline.encode.codec import AUTOENCODER_NAME
 from pipeline.encode.config import EncodeConfig
-from pipeline.encode.encode import Encoder
+from testing.long_clips import peaks_of_new_process
 from testing.records import made_up_clip
 
 RESULT = Path(__file__).parent / "results" / "long_clips.json"
 LENGTHS, SIDE, CHUNK_FRAMES = (401, 801, 1601), 128, 100
-
-
-def peaks_mib(folder: Path, runs: list[tuple[ShardRecord, EncodeConfig]]) -> list[float]:
-    """The most memory this process has had, after each of some shards is encoded."""
-    peaks = []
-    for shard, config in runs:
-        encoder = Encoder(folder / AUTOENCODER_NAME, config, 1)
-        encoder.encode(folder / shard.name, shard, folder / f"latents-{shard.name}", "memory")
-        found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"))
-        assert found is not None
-        peaks.append(int(found[1]) / 1024)
-    return peaks
-
-
-def peaks_of_new_process(folder: Path, runs: list[tuple[ShardRecord, EncodeConfig]]) -> list[float]:
-    """`peaks_mib` where nothing has run before, and where what is freed goes back to the system at once."""
-    at_once = patch.dict(os.environ, MALLOC_MMAP_THRESHOLD_=str(2**17))
-    with at_once, ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        return pool.submit(peaks_mib, folder, runs).result()
 
 
 def main() -> None:

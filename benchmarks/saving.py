@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from data.files.publish import publish_text
 from pipeline.checkpoint.read import open_checkpoint
-from pipeline.checkpoint.record import Checkpoint, CheckpointRecord, Provenance, rank_file, read_record
+from pipeline.checkpoint.record import Checkpoint, CheckpointRecord, Provenance, rank_file, read_checkpoint_record
 from pipeline.checkpoint.restore import load_training_state
 from pipeline.checkpoint.retention import Retention
 from pipeline.checkpoint.tensor_files import write_tensors
@@ -194,7 +194,7 @@ def measure(worker: Worker, millions: int, folder: Path) -> Costs:
     largest = 4 * width * width
     return Costs(
         parameters=LAYERS * width * width,
-        checkpoint_bytes=sum(file.num_bytes for file in read_record(checkpoint.folder).files.values()),
+        checkpoint_bytes=sum(file.num_bytes for file in read_checkpoint_record(checkpoint.folder).files.values()),
         largest_tensor_bytes=largest,
         shard_bytes=shard,
         step_seconds=alone,

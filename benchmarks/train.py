@@ -125,7 +125,7 @@ def bare_seconds(worker: Worker, task: FlowTask) -> float:
     stream = Stream(subsets, sizes, seed=0, rank=worker.rank, world_size=worker.world_size)
     for group in trainer.zero.param_groups:
         group["lr"] = config.learning_rate
-    with closing(stream.batches(0, task.prepare)) as batches:
+    with closing(stream.batches(0, task.collate)) as batches:
         for _ in range(STEPS):
             losses = engine(next(batches).to(worker.device))
             engine.backward(losses["total"])

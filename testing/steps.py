@@ -17,14 +17,14 @@ from testing.tiny import CONFIG, make_task
 
 STAGES = (0, 1, 2, 3)
 
-STEPS = CONFIG.model_copy(update={"schedule": "constant", "accumulate": 1})
+STEPS = CONFIG.model_copy(update={"schedule": "constant", "gradient_accumulation_steps": 1})
 
 SETTINGS = {
     "plain": {},
-    "pieces": {"accumulate": 2},
+    "pieces": {"gradient_accumulation_steps": 2},
     "recomputed": {"activation_checkpointing": True},
-    "guarded": {"bad_steps": "skip"},
-    "poisoned": {"bad_steps": "skip"},
+    "guarded": {"non_finite_steps": "skip"},
+    "poisoned": {"non_finite_steps": "skip"},
 }
 
 POISONED_STEP = 2  # from 0
@@ -36,8 +36,8 @@ class PoisonedTask(FlowTask):
 
     position: int = 4 * POISONED_STEP + 3
 
-    def prepare(self, samples) -> FlowBatch:
-        batch = super().prepare(samples)
+    def collate(self, samples) -> FlowBatch:
+        batch = super().collate(samples)
         for number, sample in enumerate(samples):
             if sample.position == self.position:
                 batch.x_1[number, 0, 0, 0, 0] = float("nan")
@@ -58,10 +58,10 @@ def nothing_moves(worker: Worker, data: Path, stage: int) -> None:
     """A step that is left out changes no weight, no moment and no count, and the next one is as if it had not been."""
     pipeline.engine.zero.PERSISTENT_PARAMETERS = 0
     task = poisoned(data)
-    config = STEPS.model_copy(update={"bad_steps": "skip", "zero_stage": stage})
+    config = STEPS.model_copy(update={"non_finite_steps": "skip", "zero_stage": stage})
     trainer, _ = build(task, config, worker)
     stream = Stream(task.subsets(), {SMALL.name: 4}, seed=task.seed, rank=worker.rank, world_size=worker.world_size)
-    batches = stream.batches(0, task.prepare, readers=0)
+    batches = stream.batches(0, task.collate, readers=0)
 
     def state() -> list[torch.Tensor]:
         counts = [state["step"].clone() for state in trainer.adam.state.values()]

@@ -89,12 +89,12 @@ def compare_average(worker: Worker, data: Path, stage: int) -> None:
     stream = Stream(
         task.subsets(), {SMALL.name: 4, STILL.name: 4}, seed=7, rank=worker.rank, world_size=worker.world_size
     )
-    batches = stream.batches(0, task.prepare, readers=0)
+    batches = stream.batches(0, task.collate, readers=0)
     for step in range(1, 4):
         trainer.step([next(batches)], 3e-3)
         ema.update(step)
     probe = next(batches)
-    before = {held.name: held.master.clone() for held in trainer.holdings}
+    before = {held.name: held.master.clone() for held in trainer.local_fragments}
     raw = trainer.evaluate(probe)
     averages = {}
     for which in ("ema", "power-0.10"):
@@ -108,6 +108,6 @@ def compare_average(worker: Worker, data: Path, stage: int) -> None:
     again = trainer.evaluate(probe)
     assert len({float(losses["total"]) for losses in (*averages.values(), raw)}) == 3
     assert all(torch.equal(again[name], raw[name]) for name in raw)
-    assert all(torch.equal(held.master, before[held.name]) for held in trainer.holdings)
+    assert all(torch.equal(held.master, before[held.name]) for held in trainer.local_fragments)
     assert trainer.engine.module.training
     batches.close()

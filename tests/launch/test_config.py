@@ -150,8 +150,8 @@ def test_adapters_need_something_to_adapt():
 @pytest.mark.parametrize(
     ("stage", "offload", "told"),
     [
-        (1, "optimizer", r"offload is 'optimizer', which takes ZeRO 2 or 3, but zero_stage is 1: set zero_stage to 2"),
-        (2, "optimizer_and_parameters", r"takes ZeRO 3, but zero_stage is 2: set zero_stage to 3, or offload to none"),
+        (1, "optimizer", r"offload is 'optimizer', which needs ZeRO 2 or 3, but zero_stage is 1: set zero_stage to 2"),
+        (2, "optimizer_and_parameters", r"needs ZeRO 3, but zero_stage is 2: set zero_stage to 3, or offload to none"),
     ],
 )
 def test_stages_that_cannot_are_refused(stage, offload, told):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.elastic import LAYOUTS, Layout, run_pairs
+from testing.elastic import LAYOUTS, Layout, run_pairs
 
 CUT = [  # every number of workers and every stage on both sides, stage 0 too
     (Layout(4, 2), Layout(3, 3)),

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.elastic import WatchedTask
 from data.stream.loader import Sample
 from launch.config import ClusterConfig
 from pipeline.checkpoint.read import open_checkpoint
@@ -22,6 +21,7 @@ from pipeline.train.monitor.events import read_events
 from pipeline.train.monitor.metrics import read_metrics
 from pipeline.train.tasks.flow import FlowBatch
 from pipeline.train.world_size import fitting_worlds
+from testing.elastic import WatchedTask
 from testing.paths import ROOT
 from testing.tiny import CONFIG, make_task, write_latents
 
@@ -34,9 +34,9 @@ ELASTIC = CONFIG.model_copy(update={"steps": STEPS, "schedule": "constant", "che
 class SlowTask(WatchedTask):
     """Slow enough to be struck on its way."""
 
-    def prepare(self, samples: list[Sample]) -> FlowBatch:
+    def collate(self, samples: list[Sample]) -> FlowBatch:
         time.sleep(0.3)
-        return super().prepare(samples)
+        return super().collate(samples)
 
 
 def keys_of(folder: Path) -> set[tuple[int, str]]:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.faults import (
+from testing.faults import (
     FAULTS,
     INTERVAL,
     Cell,

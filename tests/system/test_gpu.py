@@ -38,7 +38,7 @@ def test_offload_from_the_gpu(tmp_path, stage, offload):
     """Never run: the master weights lie in host memory, and going on changes no bit."""
     write_latents(tmp_path)
     config = CONFIG.model_copy(
-        update={"zero_stage": stage, "offload": offload, "schedule": "constant", "bad_steps": "skip"}
+        update={"zero_stage": stage, "offload": offload, "schedule": "constant", "non_finite_steps": "skip"}
     )
     trainers = []
     train_here(lambda worker: trainers.append(build(make_task(tmp_path), config, worker)[0]), 1)

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from benchmarks.ingest_faults import (
+from testing.ingest_faults import (
     FAULTS,
     NUM_VIDEOS,
     disk_full,

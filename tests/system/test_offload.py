@@ -22,7 +22,7 @@ from testing.tiny import CONFIG, WEIGHTS, column, make_task, write_latents
 
 PLACES = ((2, "optimizer"), (3, "optimizer"), (3, "optimizer_and_parameters"))
 
-CONSTANT = CONFIG.model_copy(update={"schedule": "constant", "accumulate": 2})
+CONSTANT = CONFIG.model_copy(update={"schedule": "constant", "gradient_accumulation_steps": 2})
 
 
 def train_to(worker: Worker, data: Path, run_dir: Path, stops: tuple[int, ...], changes: dict) -> None:
@@ -33,7 +33,7 @@ def train_to(worker: Worker, data: Path, run_dir: Path, stops: tuple[int, ...], 
 
 
 def skip_one(worker: Worker, data: Path, run_dir: Path, changes: dict) -> None:
-    train(poisoned(data), CONSTANT.model_copy(update=changes | {"bad_steps": "skip"}), run_dir, worker)
+    train(poisoned(data), CONSTANT.model_copy(update=changes | {"non_finite_steps": "skip"}), run_dir, worker)
 
 
 def on_the_host(worker: Worker, data: Path, stage: int, offload: str) -> None:

@@ -20,7 +20,7 @@ from data.video.codec import decode_clip
 from pipeline.checkpoint.read import open_checkpoint
 from pipeline.checkpoint.record import CheckpointError
 from pipeline.distributed.config import WorkersConfig
-from pipeline.run.stage_record import read_record
+from pipeline.run.stage_record import read_stage_record
 from pipeline.sample.config import SampleConfig
 from pipeline.sample.job import sample_clips
 from pipeline.sample.outputs import read_samples
@@ -45,7 +45,7 @@ def run(tmp_path_factory):
 def test_every_stage_ran_and_left_what_it_should(run):
     _, run_dir, out = run
     folders = ["videos", "clips", "autoencoder", "latents", "dit", "samples", "evaluation"]
-    assert all(read_record(run_dir / folder).complete for folder in folders)
+    assert all(read_stage_record(run_dir / folder).complete for folder in folders)
     assert out.count(": done in") == 7
     clips, latents = read_manifest(run_dir / "clips"), read_manifest(run_dir / "latents")
     assert clips.num_samples == latents.num_samples == 26

@@ -11,7 +11,7 @@ from data.dataset.reader import PayloadReader
 from models.text.pretrained import PretrainedTextEncoder, text_encoder_fingerprint
 from pipeline.checkpoint.read import load_weights, open_checkpoint
 from pipeline.encode.captions import read_embeddings
-from pipeline.run.stage_record import read_record
+from pipeline.run.stage_record import read_stage_record
 from pipeline.sample.outputs import read_samples
 from testing.commands import TINY, launch_here
 from testing.text_encoders import WIDTH, write_text_encoder
@@ -63,12 +63,12 @@ def test_a_second_start_does_nothing_and_another_encoder_remakes_what_it_read(ru
     moved = shutil.copytree(text_encoder_dir, tmp_path / "moved")  # the same files elsewhere are the same encoder
     elsewhere = launch_here("encode", *arguments[1:], "--set", f"encode.text.folder={moved}")
     assert "encode: nothing to do" in elsewhere.stdout
-    builds = {name: read_record(run_dir / name).build for name in ("clips", "autoencoder", "latents")}
+    builds = {name: read_stage_record(run_dir / name).build for name in ("clips", "autoencoder", "latents")}
     other = write_text_encoder(tmp_path / "other", seed=1)
     done = launch_here("encode", *arguments[1:], "--set", f"encode.text.folder={other}")
     assert done.returncode == 0, done.stderr
     assert "config.text changed" in done.stdout
-    now = {name: read_record(run_dir / name).build for name in builds}
+    now = {name: read_stage_record(run_dir / name).build for name in builds}
     assert [name for name in builds if now[name] != builds[name]] == ["latents"]
     encode = launch_here("encode", *arguments[1:])  # as it was, for the other tests
     assert encode.returncode == 0, encode.stderr

@@ -86,7 +86,7 @@ def test_a_pixel_count_that_no_multiple_fills_still_has_buckets():
 
 def test_batches_have_equal_tokens():
     sizes = batch_sizes(ALL, global_batch=8, multiple=4)
-    tokens = {bucket.name: bucket.num_latents for bucket in ALL}
+    tokens = {bucket.name: bucket.num_latent_positions for bucket in ALL}
     assert tokens == {WIDE.name: 96, TALL.name: 96, SQUARE.name: 108, SHORT.name: 72, STILL.name: 36}
     assert sizes == {SQUARE.name: 8, WIDE.name: 8, TALL.name: 8, SHORT.name: 12, STILL.name: 24}
     assert all(size * tokens[name] <= 8 * 108 for name, size in sizes.items())

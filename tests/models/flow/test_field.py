@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from benchmarks.checkerboard import SQUARES, posterior_mean
 from models.flow.field import Field, from_velocity, to_velocity
 from models.flow.objective import target
 from models.flow.path import (
     StraightPath,
 )
+from testing.checkerboard import SQUARES, posterior_mean
 from testing.gaussians import PATHS, PREDICTIONS, GaussianData, each_path, numbers, steps, times
 
 

@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.checkerboard import exact_field, share_inside
 from models.flow.field import Field, check_prediction, from_velocity
 from models.flow.grid import autoregressive, full_sequence, pyramid
 from models.flow.likelihood import (
@@ -40,6 +39,7 @@ from models.flow.solver import (
     unipc,
     vp_diffusion,
 )
+from testing.checkerboard import exact_field, share_inside
 from testing.gaussians import GaussianData, numbers, steps, times
 
 

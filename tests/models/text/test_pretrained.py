@@ -35,7 +35,7 @@ def test_embeddings_are_those_of_the_model_itself(text_encoder_dir):
 def test_long_captions_are_cut_and_counted(text_encoder_dir):
     encoder = PretrainedTextEncoder(text_encoder_dir, 4, CPU)
     assert encoder([CAPTIONS[0]]).values.shape == (1, 4, WIDTH)
-    assert [encoder.num_cut([caption]) for caption in (*CAPTIONS, "a blue star moves")] == [1, 0, 0, 1]
+    assert [encoder.num_truncated([caption]) for caption in (*CAPTIONS, "a blue star moves")] == [1, 0, 0, 1]
 
 
 def test_a_folder_that_cannot_be_used_is_refused_and_says_why(text_encoder_dir, tmp_path):

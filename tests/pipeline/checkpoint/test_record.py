@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from pipeline.checkpoint.record import CheckpointError, read_record
+from pipeline.checkpoint.record import CheckpointError, read_checkpoint_record
 from testing.often_saved import step_folder
 
 
@@ -14,4 +14,4 @@ def test_a_record_of_a_newer_program_is_told_from_damage(run_dir):
     del record["checksum"]
     path.write_text(json.dumps(record | {"schema_version": 99, "news": 1}))
     with pytest.raises(CheckpointError, match="schema 99, newer than this program's 1: use a newer reelflow"):
-        read_record(path.parent)
+        read_checkpoint_record(path.parent)

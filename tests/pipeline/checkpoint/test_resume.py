@@ -14,7 +14,6 @@ import pytest
 import torch
 from torch.multiprocessing.spawn import ProcessExitedException
 
-from benchmarks.faults import FaultyTask
 from data.files.publish import TEMPORARY_PREFIX
 from data.stream import cache
 from data.stream.cache import CacheError
@@ -29,6 +28,7 @@ from pipeline.distributed.torchrun import train_here
 from pipeline.train.control import sigterm_stops
 from pipeline.train.loop import train
 from pipeline.train.monitor.events import read_events
+from testing.faults import FaultyTask
 from testing.groups import Job, run_jobs
 from testing.often_saved import MANY, OFTEN, StruckTask, cut, go_on, step_folder
 from testing.tiny import CONFIG, WEIGHTS, losses, make_task

@@ -100,7 +100,7 @@ class FillingTask(FlowTask):
     filler: Path = Path()
     num_bytes: int = 0
 
-    def prepare(self, samples: list[Sample]) -> FlowBatch:
+    def collate(self, samples: list[Sample]) -> FlowBatch:
         if not self.filler.exists():
             self.filler.write_bytes(bytes(self.num_bytes - 200_000))
-        return super().prepare(samples)
+        return super().collate(samples)

@@ -5,7 +5,6 @@ from pathlib import Path
 import torch
 from safetensors.torch import load
 
-from benchmarks.long_clips import peaks_of_new_process
 from data.dataset.buckets import Bucket
 from data.dataset.clip import LATENT_MEMBER, VIDEO_MEMBER
 from data.dataset.manifest import ShardRecord
@@ -17,6 +16,7 @@ from pipeline.encode.codec import AUTOENCODER_NAME, to_pixels
 from pipeline.encode.config import EncodeConfig
 from pipeline.encode.encode import Encoder, encoding_settings, same_shape_batches
 from testing.clips import SMALL_AUTOENCODER, write_autoencoder, write_clips
+from testing.long_clips import peaks_of_new_process
 from testing.records import made_up_clip
 
 TOLERANCE = 1e-5  # of values of order one: kernels sum in another order for another length

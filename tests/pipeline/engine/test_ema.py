@@ -16,7 +16,7 @@ from data.files.checksums import file_sha256
 from data.stream.loader import Stream
 from pipeline.checkpoint.export import export_weights
 from pipeline.checkpoint.read import load_weights, open_checkpoint
-from pipeline.checkpoint.record import CheckpointError, FileRecord, rank_file, read_record
+from pipeline.checkpoint.record import CheckpointError, FileRecord, rank_file, read_checkpoint_record
 from pipeline.distributed.collectives import from_every_rank
 from pipeline.distributed.process_group import Worker
 from pipeline.distributed.torchrun import train_here
@@ -44,7 +44,7 @@ def average_at_stage(worker: Worker, data: Path, run_dir: Path, stage: int) -> N
     pipeline.engine.zero.PERSISTENT_PARAMETERS = 0  # stage 3 with every parameter cut, however small
     trainer, ema = build(make_task(data), AVERAGED.model_copy(update={"zero_stage": stage}), worker)
     for update in range(1, 7):
-        for held in trainer.holdings:
+        for held in trainer.local_fragments:
             values = randomness.normal(update, "wander", [held.name], trainer.shapes[held.name]).flatten()
             held.master.copy_(values[held.start :][: held.master.numel()])
         ema.update(update)
@@ -97,7 +97,7 @@ def test_averages_are_the_sums_that_the_profiles_say(runs):
         kept = [{f.name: f.master.double().clone() for f in trainer.fragments}]
         subset = task.subsets()[0]
         stream = Stream([subset], {subset.bucket.name: 4}, seed=7, rank=0, world_size=1)
-        batches = stream.batches(0, task.prepare, readers=0)
+        batches = stream.batches(0, task.collate, readers=0)
         for update in range(1, 7):
             trainer.step([next(batches)], 3e-3)
             ema.update(update)
@@ -161,7 +161,7 @@ def test_a_checkpoint_of_a_program_with_one_average_goes_on(runs, tmp_path):
     path = folder / rank_file(0)
     record["files"][rank_file(0)] = FileRecord(num_bytes=path.stat().st_size, sha256=file_sha256(path)).model_dump()
     (folder / "checkpoint.json").write_text(json.dumps(record))
-    assert read_record(folder).averages == ["ema"]
+    assert read_checkpoint_record(folder).averages == ["ema"]
     for run_dir in (new, old):
         go_on(runs / "data", run_dir, steps=6, ema=(FixedDecay(decay=0.995),))
     assert "begins here" not in read_events(old)[-2].note

@@ -55,10 +55,10 @@ def nothing_moves(worker: Worker, data: Path, stage: int) -> None:
     pipeline.engine.zero.PERSISTENT_PARAMETERS = 0
     task = make_task(data)
     scaling = LossScaling(initial=2.0**40, hysteresis=1)
-    config = HALF.model_copy(update={"zero_stage": stage, "loss_scaling": scaling, "accumulate": 2})
+    config = HALF.model_copy(update={"zero_stage": stage, "loss_scaling": scaling, "gradient_accumulation_steps": 2})
     trainer, _ = build(task, config, worker)
     stream = Stream(task.subsets(), {SMALL.name: 4}, seed=task.seed, rank=worker.rank, world_size=worker.world_size)
-    batches = stream.batches(0, lambda samples: [task.prepare([sample]) for sample in samples], readers=0)
+    batches = stream.batches(0, lambda samples: [task.collate([sample]) for sample in samples], readers=0)
 
     def state() -> list[torch.Tensor]:
         counts = [state["step"].clone() for state in trainer.adam.state.values()]
@@ -86,7 +86,7 @@ def nothing_moves(worker: Worker, data: Path, stage: int) -> None:
 def runs(tmp_path_factory):
     folder, data = tmp_path_factory.mktemp("half"), tmp_path_factory.mktemp("data")
     write_latents(data)
-    growing = {"loss_scaling": LossScaling(initial=2.0**6, window=3), "bad_steps": "skip"}
+    growing = {"loss_scaling": LossScaling(initial=2.0**6, window=3), "non_finite_steps": "skip"}
     jobs = []
     for stage in STAGES:  # 3 comes last: from then on DeepSpeed's own linear layer rounds otherwise in this process
         at = {"zero_stage": stage}
@@ -172,7 +172,7 @@ def test_at_the_smallest_scale_it_is_a_bad_step(runs, tmp_path, stage):
     config = HALF.model_copy(update={"loss_scaling": LossScaling(initial=1.0), "zero_stage": stage, "steps": 4})
     with pytest.raises(FloatingPointError, match=rf"at step {POISONED_STEP + 1}; its samples"):
         train_here(partial(train, poisoned(data), config, tmp_path / "stopped"), 1)
-    skipping = config.model_copy(update={"bad_steps": "skip"})
+    skipping = config.model_copy(update={"non_finite_steps": "skip"})
     train_here(partial(train, poisoned(data), skipping, tmp_path / "skipped"), 1)
     assert column(tmp_path / "skipped", "skipped_updates") == [0, 0, 1, 1]
     assert column(tmp_path / "skipped", "overflows") == [0] * 4

@@ -8,11 +8,10 @@ import pytest
 import torch
 
 import pipeline.engine.zero
-from benchmarks.elastic import WatchedTask
 from data.stream.loader import Stream
 from models.networks.rope import rope_angles
 from pipeline.checkpoint.read import open_checkpoint
-from pipeline.checkpoint.record import read_record
+from pipeline.checkpoint.record import read_checkpoint_record
 from pipeline.distributed.config import WorldSizeError
 from pipeline.distributed.process_group import Worker
 from pipeline.engine.config import SplitError, check_heads, check_tokens
@@ -22,6 +21,7 @@ from pipeline.train.loop import train
 from pipeline.train.monitor.metrics import read_metrics
 from pipeline.train.tasks.autoencoder import AutoencoderTask
 from pipeline.train.tasks.flow import FlowTask
+from testing.elastic import WatchedTask
 from testing.groups import Job, run_jobs
 from testing.records import SMALL
 from testing.tiny import CONFIG, make_task, write_latents
@@ -56,7 +56,7 @@ def loss_and_gradients(worker: Worker, data: Path, results: Path, size: int, tim
     if size > 1:
         split_tokens(module, worker.rank, worker.world_size, size)
     stream = Stream(task.subsets(), {SMALL.name: 4}, seed=task.seed, rank=share, world_size=num_shares)
-    batch = next(stream.batches(0, task.prepare, readers=0))
+    batch = next(stream.batches(0, task.collate, readers=0))
     loss = module(batch)["total"]
     loss.backward()
     torch.distributed.all_reduce(loss.detach())
@@ -108,7 +108,7 @@ TIMES = ("clip", "frame")
 RUNS = {f"pair-{stage}": (2, 2, stage, {}) for stage in STAGES} | {
     "one": (1, 1, 2, {}),
     "recomputed": (2, 2, 2, {"activation_checkpointing": True}),
-    "pieces": (2, 2, 2, {"accumulate": 2}),
+    "pieces": (2, 2, 2, {"gradient_accumulation_steps": 2}),
 }
 
 
@@ -151,7 +151,7 @@ def compare_trainings(folder: Path, name: str) -> None:
         curves = [[row[column] for row in read_metrics(folder / run)[: CONFIG.steps]] for run in (name, "one")]
         assert len(curves[0]) == CONFIG.steps
         np.testing.assert_allclose(*curves, rtol=1e-4)
-    one, split = (read_record(folder / run / "checkpoints" / "step_0000008") for run in ("one", name))
+    one, split = (read_checkpoint_record(folder / run / "checkpoints" / "step_0000008") for run in ("one", name))
     assert (split.step, split.cursor) == (one.step, one.cursor)
     keys = keys_by_position(folder / name)
     assert len(keys) == CONFIG.steps * CONFIG.global_batch

@@ -41,7 +41,7 @@ def plain_losses(folder: Path) -> list[float]:
     adam = torch.optim.AdamW(groups, betas=FIFTY_STEPS.betas, eps=1e-8)
     stream = Stream(task.subsets(), {SMALL.name: FIFTY_STEPS.global_batch}, seed=task.seed, rank=0, world_size=1)
     losses = []
-    for step, batch in zip(range(FIFTY_STEPS.steps), stream.batches(0, task.prepare), strict=False):
+    for step, batch in zip(range(FIFTY_STEPS.steps), stream.batches(0, task.collate), strict=False):
         for group in adam.param_groups:
             group["lr"] = learning_rate(step, FIFTY_STEPS)
         loss = module(batch)["total"]

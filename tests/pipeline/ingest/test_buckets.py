@@ -15,7 +15,8 @@ from data.video.augment import AugmentConfig
 from data.video.formats import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from pipeline.distributed.isolated_pool import run_jobs
 from pipeline.ingest.config import ShardConfig
-from pipeline.ingest.shard import count_reusable_shards, make_shards, read_commit
+from pipeline.ingest.shard import ShardCommit, count_reusable_shards, make_shards
+from pipeline.run.commits import read_commit
 from testing.shapes import ALL, SHORT, SQUARE, STILL, TALL, WIDE, make_video
 
 
@@ -86,7 +87,7 @@ def test_a_change_makes_only_its_own_shards_anew(cluster, shape_videos, tmp_path
     (sources / "e.mp4").unlink()
     third = ingest(sources, output, config)
     assert sorted(made()) == [shard.name for shard in third.shards] == ["shard-00000.tar", "shard-00001.tar"]
-    assert read_commit(output / "shard-00002.tar") is None
+    assert read_commit(ShardCommit, output / "shard-00002.tar") is None
 
 
 def test_a_deleted_shard_is_made_again(cluster, shape_videos, tmp_path):

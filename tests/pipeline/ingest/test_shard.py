@@ -21,7 +21,8 @@ from data.video.codec import encode_clip
 from launch.inspect import describe_folder
 from pipeline.ingest.config import ShardConfig
 from pipeline.ingest.prepare import SourceReport
-from pipeline.ingest.shard import COMMIT_SUFFIX, commit_shard, forget_quarantined, make_shards, read_commit
+from pipeline.ingest.shard import ShardCommit, commit_shard, forget_quarantined, make_shards
+from pipeline.run.commits import read_commit, remove_commit
 from testing.text_frames import BUCKET, CREDITS, moving, written
 
 
@@ -149,9 +150,9 @@ def test_a_retried_source_takes_its_duplicates_out_of_later_shards(cluster, tmp_
     assert [row.source for row in read_index(clips_dir)] == ["0.mp4", "1.mp4", "3.mp4"]
     first, *later = sorted(clips_dir.glob("shard-*.tar"))
     lost = SourceReport(source="0.mp4", quarantined=reject("0.mp4", "decode", "crashed", "it crashed 3 workers"))
-    commit_shard(first, read_commit(first).made_from, [lost])  # as if its decoder had been killed
+    commit_shard(first, read_commit(ShardCommit, first).input_fingerprint, [lost])  # as if its decoder had been killed
     for path in later:
-        path.with_suffix(COMMIT_SUFFIX).unlink()
+        remove_commit(path)
     ingest(videos, clips_dir, config)
     assert [row.source for row in read_index(clips_dir)] == ["1.mp4", "2.mp4", "3.mp4"]
     forget_quarantined(clips_dir)

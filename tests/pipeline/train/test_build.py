@@ -17,7 +17,7 @@ def test_pieces_that_do_not_divide_are_refused(step_runs):
     data, _ = step_runs
     worker = Worker(0, 1, torch.device("cpu"))
     with pytest.raises(WorldSizeError, match=r"1 workers must divide it, in 3 pieces each .*: use 3"):
-        build(make_task(data), STEPS.model_copy(update={"accumulate": 3}), worker)
+        build(make_task(data), STEPS.model_copy(update={"gradient_accumulation_steps": 3}), worker)
 
 
 def test_compiled_networks_are_checkpointed_alike():

@@ -45,7 +45,7 @@ def test_recomputing_keeps_less(step_runs):
         module.get_submodule("network.blocks").recompute = recompute
         sizes = []
         stream = Stream(task.subsets(), {SMALL.name: 4}, seed=0, rank=0, world_size=1)
-        batch = next(stream.batches(0, task.prepare, readers=0))
+        batch = next(stream.batches(0, task.collate, readers=0))
         with torch.autograd.graph.saved_tensors_hooks(lambda t, s=sizes: s.append(t.numel()) or t, lambda t: t):
             module(batch)
         kept[recompute] = sum(sizes)
@@ -92,7 +92,7 @@ def test_loss_is_logged_and_the_first_is_that_of_zero_velocity(straight):
     """adaLN-zero predicts 0, so the first loss is the mean of |x_1 - x_0|^2 over the batch."""
     task, _, run_dir = straight
     stream = Stream(task.subsets(), {SMALL.name: 4}, seed=task.seed, rank=0, world_size=1)
-    batch = next(stream.batches(0, task.prepare, readers=0))
+    batch = next(stream.batches(0, task.collate, readers=0))
     assert losses(run_dir)[0] == pytest.approx((batch.x_1 - batch.x_0).square().mean().item(), rel=1e-5)
     assert [row["step"] for row in read_metrics(run_dir)] == list(range(1, 9))
 

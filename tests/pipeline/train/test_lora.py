@@ -98,7 +98,7 @@ def stages(groups):
 def answers(network: torch.nn.Module, data: Path) -> torch.Tensor:
     task = make_task(data)
     stream = Stream(task.subsets(), {SMALL.name: 4}, seed=5, rank=0, world_size=1)
-    batch = next(stream.batches(0, task.prepare, readers=0))
+    batch = next(stream.batches(0, task.collate, readers=0))
     with torch.no_grad():
         return network.eval()(batch.x_1, batch.t, batch.caption)
 

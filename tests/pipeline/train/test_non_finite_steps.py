@@ -39,7 +39,7 @@ def test_a_bad_step_is_skipped_counted_and_its_samples_are_listed(step_runs, sta
 
 def test_a_run_that_skipped_resumes_bit_for_bit(step_runs, tmp_path):
     data, _ = step_runs
-    config = STEPS.model_copy(update={"bad_steps": "skip"})
+    config = STEPS.model_copy(update={"non_finite_steps": "skip"})
     for steps in (4, 8):
         train_here(partial(train, poisoned(data), config.model_copy(update={"steps": steps}), tmp_path / "two"), 1)
     train_here(partial(train, poisoned(data), config, tmp_path / "one"), 1)

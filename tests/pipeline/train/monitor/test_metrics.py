@@ -19,7 +19,7 @@ from testing.watched import STAGES, STILL, task_of
 def test_losses_by_time_are_means_over_the_samples_of_all_ranks(watched_runs):
     task = task_of(watched_runs / "data")
     stream = Stream(task.subsets(), {SMALL.name: 4, STILL.name: 32}, seed=7, rank=0, world_size=1)
-    row, batch = read_metrics(watched_runs / "watched-2")[0], next(stream.batches(0, task.prepare, readers=0))
+    row, batch = read_metrics(watched_runs / "watched-2")[0], next(stream.batches(0, task.collate, readers=0))
     torch.manual_seed(7)
     module = task.build()
     x_t = module.path.at(batch.t, batch.x_1).point(batch.x_0, batch.x_1)

@@ -7,13 +7,13 @@ import torch
 
 from data.video.codec import decode_clip, encode_clip
 from pipeline.checkpoint.read import load_weights, open_checkpoint
-from pipeline.run.weight_names import Weights
+from pipeline.run.weight_names import WeightsName
 from pipeline.train.monitor.previews import fixed_prompts
 from pipeline.train.tasks.flow_preview import FlowQuery
 from testing.watched import STAGES, task_of
 
 
-def sampling_module(task, run_dir: Path, which: Weights):
+def sampling_module(task, run_dir: Path, which: WeightsName):
     """A checkpoint's network, which answers in the precision it was trained in."""
     module = task.build().eval()
     module.load_state_dict(load_weights(open_checkpoint(run_dir), which))

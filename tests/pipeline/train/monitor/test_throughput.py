@@ -11,7 +11,7 @@ from models.autoencoder.config import AutoencoderConfig
 from models.networks.config import DiTConfig
 from models.text.bytes import CaptionTokens
 from pipeline.train.monitor.metrics import read_metrics
-from pipeline.train.monitor.throughput import RankPace, flops_per_clip, peak_flops_per_second, slowest
+from pipeline.train.monitor.throughput import RankTiming, flops_per_clip, peak_flops_per_second, slowest
 from pipeline.train.tasks.autoencoder import AutoencoderTask
 from testing.records import SMALL
 from testing.tiny import make_task
@@ -60,7 +60,7 @@ def test_pace_is_counted_from_the_plan(watched_runs):
 
 
 def test_the_slowest_rank_is_the_one_the_others_wait_for():
-    ranks = [RankPace(1.0, 0.2, 5), RankPace(1.1, 0.9, 4), RankPace(1.0, 0.3, 9)]
+    ranks = [RankTiming(1.0, 0.2, 5), RankTiming(1.1, 0.9, 4), RankTiming(1.0, 0.3, 9)]
     assert slowest(ranks) == {"step_seconds": 1.1, "slowest_rank": 1, "slowest_own_seconds": 0.9, "memory_bytes": 9}
 
 

@@ -1,4 +1,4 @@
-"""TODO pipeline/train/monitor/test_wandb_run."""
+"""TODO pipeline/train/monitor/test_wandb_sink."""
 
 import json
 import struct
@@ -11,7 +11,7 @@ import pytest
 from pipeline.distributed.torchrun import train_here
 from pipeline.train.monitor.events import read_events
 from pipeline.train.monitor.metrics import read_metrics
-from pipeline.train.monitor.wandb_run import WandbError
+from pipeline.train.monitor.wandb_sink import WandbError
 from testing.records import SMALL
 from testing.tiny import CONFIG
 from testing.watched import WATCHED, train_watched

@@ -1,0 +1,195 @@
+"""Save in every layout, go on in every other: the state to the bit, the next losses, the batches.
+
+    python -m benchmarks.elastic
+
+A layout is a number of workers, 1 to 4, and a ZeRO stage, 1 to 3: 144 pairs, plain processes over gloo.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict
+from safetensors import safe_open
+
+import pipeline.engine.zero
+from data.stream.loader import Sample
+from pipeline.checkpoint.read import open_checkpoint
+from pipeline.checkpoint.record import Checkpoint, rank_file
+from pipeline.checkpoint.restore import load_training_state
+from pipeline.distributed.collectives import from_every_rank
+from pipeline.distributed.process_group import Worker
+from pipeline.train.build import build
+from pipeline.train.config import TrainConfig
+from pipeline.train.loop import train
+from pipeline.train.monitor.metrics import read_metrics
+from pipeline.train.tasks.flow import FlowBatch, FlowTask
+from testing.groups import Job, run_jobs
+from testing.tiny import CONFIG, WEIGHTS, make_task, write_latents
+
+SAVED_STEPS, ALL_STEPS, GLOBAL_BATCH = 4, 24, 12
+AVERAGES = WEIGHTS[1:]
+KINDS = (*WEIGHTS, "exp_avg", "exp_avg_sq")
+COMPARED_NAME = "compared.json"
+
+
+class Layout(NamedTuple):
+    """How a state is cut."""
+
+    world_size: int
+    zero_stage: int
+
+    @property
+    def name(self) -> str:
+        """Of a folder."""
+        return f"w{self.world_size}-z{self.zero_stage}"
+
+
+LAYOUTS = [Layout(world_size, stage) for world_size in (1, 2, 3, 4) for stage in (1, 2, 3)]
+
+
+@dataclass(frozen=True)
+class WatchedTask(FlowTask):
+    """Writes down which sample stood at which position, a file per process."""
+
+    log_dir: Path = Path()
+
+    def collate(self, samples: list[Sample]) -> FlowBatch:
+        """As ever, and noted."""
+        with (self.log_dir / f"keys-{os.getpid()}.jsonl").open("a") as file:
+            file.writelines(json.dumps([sample.position, sample.row.key]) + "\n" for sample in samples)
+        return super().collate(samples)
+
+
+def config_of(layout: Layout, steps: int) -> TrainConfig:
+    """The same training in any layout, saved after its last step."""
+    return CONFIG.model_copy(
+        update={
+            "steps": steps,
+            "schedule": "constant",
+            "global_batch": GLOBAL_BATCH,
+            "zero_stage": layout.zero_stage,
+            "checkpoint_every_steps": steps,
+        }
+    )
+
+
+def watched(data: Path, run_dir: Path) -> WatchedTask:
+    """The task, whose notes lie beside what it trains."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    return WatchedTask(**vars(make_task(data)), log_dir=run_dir)
+
+
+def save_at(worker: Worker, data: Path, run_dir: Path, layout: Layout, steps: int) -> None:
+    """Train from the beginning; the checkpoint after the last step is what matters."""
+    pipeline.engine.zero.PERSISTENT_PARAMETERS = 0
+    train(watched(data, run_dir), config_of(layout, steps), run_dir, worker)
+
+
+def go_on_at(worker: Worker, data: Path, run_dir: Path, layout: Layout) -> None:
+    """Compare what this rank holds after loading with the whole saved state, then train on."""
+    pipeline.engine.zero.PERSISTENT_PARAMETERS = 0
+    config, task = config_of(layout, ALL_STEPS), watched(data, run_dir)
+    trainer, ema = build(task, config, worker)
+    checkpoint = open_checkpoint(run_dir)
+    assert load_training_state(checkpoint, trainer, ema) == []
+    saved = {kind: whole_state(checkpoint, kind) for kind in KINDS}
+    num_equal = 0
+    for held in trainer.local_fragments:
+        for kind, tensor in held.tensors().items():
+            assert torch.equal(tensor, saved[kind][held.name][held.start :][: tensor.numel()]), (kind, held.name)
+    for fragment in trainer.fragments:
+        num_equal += len(fragment.tensors()) * fragment.master.numel()
+        for name in AVERAGES:
+            average = ema.averages[name][fragment.name]
+            assert torch.equal(average, saved[name][fragment.name][fragment.start :][: average.numel()]), fragment.name
+            num_equal += average.numel()
+    num_equal = sum(from_every_rank(num_equal))
+    assert num_equal == sum(flat.numel() for kind in KINDS for flat in saved[kind].values())
+    if worker.rank == 0:
+        (run_dir / COMPARED_NAME).write_text(json.dumps(num_equal), encoding="utf-8")
+    assert {float(state["step"]) for state in trainer.adam.state.values()} <= {float(SAVED_STEPS)}
+    if layout.zero_stage < 3:  # and the network computes with the restored weights
+        for name, parameter in trainer.engine.module.module.named_parameters():
+            assert torch.equal(parameter.detach().flatten(), saved["master"][name]), name
+    train(task, config, run_dir, worker)
+
+
+def whole_state(checkpoint: Checkpoint, kind: str) -> dict[str, torch.Tensor]:
+    """One kind of tensor, flattened, put together from every rank's file by other code than the product's."""
+    record = checkpoint.record
+    flat = {name: torch.full((int(np.prod(shape)),), torch.nan) for name, shape in record.parameters.items()}
+    for rank in range(record.world_size):
+        with safe_open(checkpoint.folder / rank_file(rank), framework="pt") as file:
+            for name, start in json.loads(file.metadata()["starts"]).items():
+                part = file.get_tensor(f"{kind}/{name}")
+                assert flat[name][start : start + part.numel()].isnan().all()  # written once
+                flat[name][start : start + part.numel()] = part
+    assert not any(values.isnan().any() for values in flat.values())  # and all of it
+    return flat
+
+
+def keys_by_batch(run_dir: Path) -> dict[int, set[str]]:
+    """The keys of each global batch that was trained on; what was only fetched ahead is left out."""
+    batches: dict[int, set[str]] = {}
+    for path in run_dir.glob("keys-*.jsonl"):
+        for line in path.read_text().splitlines():
+            position, key = json.loads(line)
+            if position < ALL_STEPS * GLOBAL_BATCH:
+                batches.setdefault(position // GLOBAL_BATCH, set()).add(f"{position} {key}")
+    return batches
+
+
+class Pair(BaseModel):
+    """What came of going on from one layout in another."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    saved_by: Layout
+    gone_on_by: Layout
+    num_values_compared: int  # of weights, moments and averages, all equal to the bit
+    largest_relative_difference: float  # of the next losses, to an undisturbed run's
+    batches_identical: bool  # by key
+
+
+def run_pairs(pairs: Sequence[tuple[Layout, Layout]], folder: Path) -> list[Pair]:
+    """Save in every layout on the left, go on from there in the one on the right, compare with an undisturbed run.
+
+    Raises:
+        ProcessRaisedException: a state that was loaded is not the one that was saved.
+    """
+    data, straight = folder / "data", folder / "straight"
+    data.mkdir()
+    write_latents(data)
+    sources = sorted({source for source, _ in pairs})
+    saves = [Job(s.world_size, save_at, (data, folder / s.name, s, SAVED_STEPS)) for s in sources]
+    reference = Layout(1, 2)
+    run_jobs([*saves, Job(1, save_at, (data, straight, reference, ALL_STEPS))], folder)
+    for path in folder.glob("store-*"):
+        path.unlink()
+
+    resumed = {pair: folder / f"{pair[0].name}-to-{pair[1].name}" for pair in pairs}
+    for (source, _), run_dir in resumed.items():
+        shutil.copytree(folder / source.name, run_dir, ignore=shutil.ignore_patterns("tensorboard"))
+    run_jobs([Job(there.world_size, go_on_at, (data, resumed[_, there], there)) for _, there in pairs], folder)
+    return [_compare(pair, run_dir, straight) for pair, run_dir in resumed.items()]
+
+
+def _compare(pair: tuple[Layout, Layout], run_dir: Path, straight: Path) -> Pair:
+    losses, expected = ([row["total"] for row in read_metrics(run)] for run in (run_dir, straight))
+    record, keys = open_checkpoint(run_dir).record, keys_by_batch(straight)
+    assert (record.world_size, record.zero_stage, record.step) == (*pair[1], ALL_STEPS)
+    assert len(keys) == ALL_STEPS
+    return Pair(
+        saved_by=pair[0],
+        gone_on_by=pair[1],
+        num_values_compared=json.loads((run_dir / COMPARED_NAME).read_text(encoding="utf-8")),
+        largest_relative_difference=float(np.abs(np.divide(losses, expected) - 1).max()),
+        batches_identical=keys_by_batch(run_dir) == keys,
+    )

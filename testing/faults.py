@@ -1,0 +1,464 @@
+"""Break a training in every way we know of and see that it ends as if nothing had happened.
+
+    python -m benchmarks.faults [--repeats 5] [--random-kills 50]
+
+Each cell runs `launch train dit` on a Ray cluster of its own: a tiny DiT on two workers, a checkpoint every three
+steps, one fault that strikes every twelve, and as many further starts of the same command as it takes. With random
+kills, one more training: again and again a worker, or the command, is killed at a random time, in whatever it is doing.
+The workers run the product's loop on a task of this file that knows how to die; nothing in the product knows of it.
+"""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import psutil
+import torch.distributed as dist
+import yaml
+from pydantic import TypeAdapter
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+import pipeline.train.tasks.flow
+from data.dataset.manifest import MANIFEST_NAME, BucketRecord, LatentStats, Manifest
+from data.files.publish import publish_text
+from models.networks.dit import DiT
+from pipeline.checkpoint import write as saving
+from pipeline.checkpoint.record import (
+    FOLDER_NAME,
+    LATEST_NAME,
+    CHECKPOINT_RECORD_NAME,
+    FileRecord,
+    rank_file,
+    read_checkpoint_record,
+    step_folders,
+)
+from pipeline.encode.codec import AUTOENCODER_NAME
+from pipeline.run import randomness
+from pipeline.run.stage_record import STAGE_RECORD_NAME
+from pipeline.run.stage_record import StageRecord
+from pipeline.train.monitor.events import read_events
+from pipeline.train.monitor.metrics import read_metrics
+from pipeline.train.tasks.flow import FlowBatch, FlowMatchingLoss, FlowTask
+from pipeline.train.tasks.flow_preview import FlowQuery
+from testing.paths import ROOT
+from testing.records import SMALL, write_random_latents
+
+INTERVAL = 3  # steps from checkpoint to checkpoint
+FIRST_STRIKE, STRIKE_EVERY = 8, 4 * INTERVAL  # in steps; the checkpoint of two steps before is the newest then
+LAST_STEPS = 16  # after the last strike: the workers of a killed driver live on for some
+TRAINING_WORKER = "RayTrainWorker"  # in the names of Ray's processes
+# A save is written within a step, as in a real training, and the workers of a killed driver do not come to the end.
+STEP_SECONDS = 0.25
+SHAPE = (4, 2, 4, 4)
+TIMEOUT_SECONDS = 240
+Fault = Literal[
+    "worker killed in step",
+    "worker killed in backward",
+    "worker killed during save",
+    "worker killed between save and publish",
+    "worker killed between publish and latest",
+    "driver killed",
+    "raylet killed",
+    "SIGTERM",
+    "disk full during save",
+    "newest shard corrupted",
+    "newest shard deleted",
+    "two starts at once",
+]
+FAULTS: tuple[Fault, ...] = get_args(Fault)
+STRUCK_FILE: dict[Fault, str] = {
+    "worker killed between save and publish": CHECKPOINT_RECORD_NAME,
+    "worker killed between publish and latest": LATEST_NAME,
+}
+STRUCK_FROM_OUTSIDE: tuple[Fault, ...] = (
+    "driver killed",
+    "raylet killed",
+    "SIGTERM",
+    "newest shard corrupted",
+    "newest shard deleted",
+)
+
+
+def strike_step(number: int) -> int:
+    """The step in which a fault strikes for the `number`-th time, from 0."""
+    return FIRST_STRIKE + STRIKE_EVERY * number
+
+
+def struck_save(number: int) -> int:
+    """The step whose checkpoint is struck, where the fault is in saving."""
+    return strike_step(number) - 2
+
+
+def steps_for(num_strikes: int) -> int:
+    """Steps of a training with so many strikes."""
+    return strike_step(num_strikes - 1) + LAST_STEPS
+
+
+@dataclass(frozen=True)
+class FaultyTask(FlowTask):
+    """A DiT that logs what it is fed, and is struck."""
+
+    strikes: tuple[Fault, ...] = ()
+    log_dir: Path = Path()
+    step_seconds: float = STEP_SECONDS
+
+    def build(self) -> nn.Module:
+        """The loss that logs and dies, and writers that do."""
+        saving.write_tensors = partial(_write, self, saving.write_tensors)
+        saving.publish_text = partial(_publish, self, saving.publish_text)
+        return FaultyLoss(DiT(self.model, self.latent_stats.num_channels), self)
+
+    def strikes_now(self, number: int) -> bool:
+        """True once in the life of a run."""
+        try:
+            (self.log_dir / f"struck-{number}").open("x").close()
+        except FileExistsError:
+            return False
+        return True
+
+    def strike_in_step(self, step: int) -> int | None:
+        """Which strike is meant for a step."""
+        return next((n for n in range(len(self.strikes)) if strike_step(n) == step), None)
+
+    def strike_in_save(self, text: str) -> int | None:
+        """Which strike is meant for the checkpoint that a path or a text names."""
+        return next((n for n in range(len(self.strikes)) if f"step_{struck_save(n):07d}" in text), None)
+
+
+class FaultyLoss(FlowMatchingLoss):
+    """Writes a line for each batch; dies in the forward or the backward pass."""
+
+    def __init__(self, network: DiT, task: FaultyTask) -> None:
+        super().__init__(network, task.flow)
+        self.task = task
+        self.steps = {row["batch"]: number for number, row in enumerate(first_fed(task.log_dir, dist.get_rank()), 1)}
+
+    def forward(self, batch: FlowBatch | FlowQuery) -> dict[str, Tensor]:
+        """As ever, slower."""
+        assert isinstance(batch, FlowBatch)  # nothing is sampled here
+        time.sleep(self.task.step_seconds)
+        rank = dist.get_rank()
+        content = b"".join(tensor.numpy().tobytes() for tensor in (batch.x_1, batch.x_0, batch.t))
+        name = sha256(content).hexdigest()
+        step = self.steps.setdefault(name, len(self.steps) + 1)
+        line = json.dumps({"time": time.time(), "batch": name})
+        with (self.task.log_dir / f"batches-{rank}.jsonl").open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+        losses = super().forward(batch)
+        number = self.task.strike_in_step(step)
+        if number is not None and rank == dist.get_world_size() - 1:
+            if self.task.strikes[number] == "worker killed in step":
+                _die(self.task, number)
+            if self.task.strikes[number] == "worker killed in backward":
+                losses["total"].register_hook(lambda _: _die(self.task, number))
+        return losses
+
+
+def _die(task: FaultyTask, number: int) -> None:
+    if task.strikes_now(number):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _write(
+    task: FaultyTask,
+    write: Callable[..., FileRecord],
+    path: Path,
+    tensors: dict[str, Tensor],
+    metadata: dict[str, str],
+) -> FileRecord:
+    number = task.strike_in_save(str(path))
+    if number is not None and path.name == rank_file(dist.get_world_size() - 1):
+        fault = task.strikes[number]
+        if fault in ("worker killed during save", "disk full during save"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"half a file")
+        if fault == "worker killed during save":
+            _die(task, number)
+        elif fault == "disk full during save" and task.strikes_now(number):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    return write(path, tensors, metadata)
+
+
+def _publish(task: FaultyTask, publish: Callable[[Path, str], None], path: Path, content: str) -> None:
+    number = task.strike_in_save(f"{path} {content}")
+    if number is not None and STRUCK_FILE.get(task.strikes[number]) == path.name:
+        _die(task, number)
+    publish(path, content)
+
+
+def drive(config: Path, log_dir: Path, step_seconds: float, strikes: tuple[Fault, ...]) -> None:
+    """The command line's `train dit`, with the task above in the place of the product's."""
+    import launch.__main__
+
+    pipeline.train.tasks.flow.FlowTask = partial(  # pyright: ignore[reportAttributeAccessIssue]
+        FaultyTask, log_dir=log_dir, step_seconds=step_seconds, strikes=strikes
+    )
+    launch.__main__.app(["train", "dit", str(config)], prog_name="reelflow")
+
+
+def prepare_run(folder: Path, zero_stage: int, steps: int) -> Path:
+    """A run whose latents are made; returns its config."""
+    train = {
+        "steps": steps, "global_batch": 4, "learning_rate": 0.003, "warmup_steps": 2, "precision": "fp32",
+        "zero_stage": zero_stage, "checkpoint_every_steps": INTERVAL, "log_every_steps": 1,
+    }  # fmt: skip
+    config = {
+        "name": "run",
+        "seed": 7,
+        "runs_dir": str(folder),
+        "data": {"buckets": [{"num_frames": 5, "height": 32, "width": 32, "fps": 8}]},
+        "dit": {
+            "model": {
+                "width": 32,
+                "depth": 1,
+                "heads": 2,
+                "text": {"width": 16, "depth": 1, "heads": 2, "max_bytes": 16},
+            },
+            "train": train,
+        },
+        "cluster": {"object_store_mib": 128, "workers": {"max_failures": 1000}},
+    }
+    write_latents(folder / "run" / "latents")
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(config), encoding="utf-8")
+    return path
+
+
+def write_latents(folder: Path) -> None:
+    """Ten random latents, as the encode stage would leave them."""
+    shard = write_random_latents(folder, 10, SHAPE, "faults")
+    save_file({"x": randomness.normal(0, "faults", [0], (8,))[0]}, folder / AUTOENCODER_NAME)
+    manifest = Manifest(
+        kind="latents",
+        fingerprint="faults",
+        buckets=[BucketRecord(bucket=SMALL, num_samples=shard.num_samples, num_train=shard.num_samples)],
+        num_samples=shard.num_samples,
+        shards=[shard],
+        latent_stats=LatentStats(mean=[0.0] * 4, std=[1.0] * 4),
+    )
+    publish_text(folder / MANIFEST_NAME, manifest.model_dump_json())
+    publish_text(
+        folder / STAGE_RECORD_NAME, StageRecord(stage="encode", complete=True, build="faults", inputs={}).model_dump_json()
+    )
+
+
+def first_fed(log_dir: Path, rank: int) -> list[dict[str, Any]]:
+    """What a rank was fed for the first time, in order."""
+    rows: dict[str, dict[str, Any]] = {}
+    for row in fed(log_dir, rank):
+        rows.setdefault(row["batch"], row)
+    return list(rows.values())
+
+
+def fed(log_dir: Path, rank: int) -> list[dict[str, Any]]:
+    """What a rank was fed, in order."""
+    path = log_dir / f"batches-{rank}.jsonl"
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+
+
+class Cell:
+    """One training and what strikes it, one after the other."""
+
+    def __init__(
+        self,
+        folder: Path,
+        zero_stage: int,
+        strikes: Sequence[Fault] = (),
+        steps: int | None = None,
+        step_seconds: float = STEP_SECONDS,
+    ) -> None:
+        self.folder, self.strikes, self.step_seconds = folder, strikes, step_seconds
+        self.steps = steps_for(len(strikes)) if steps is None else steps
+        self.config = prepare_run(folder, zero_stage, self.steps)
+        self.run_dir = folder / "run" / "dit"
+        self.num_starts = 0
+        self.savers: list[psutil.Process] = []
+        self.orphans: list[psutil.Process] = []
+        self.struck_at: dict[int, float] = {}  # by the strike's number
+
+    def start(self) -> subprocess.Popen[str]:
+        """Start the command."""
+        self.num_starts += 1
+        drive = (str(self.config), str(self.folder), str(self.step_seconds), *self.strikes)
+        command = [sys.executable, "-m", "testing.faults", *drive]
+        environment = os.environ | {"RAY_AUTH_MODE": "disabled"}
+        output = (self.folder / f"output-{self.num_starts:03d}.txt").open("w+", encoding="utf-8")
+        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT, text=True)
+
+    def end_of(self, process: subprocess.Popen[str]) -> int:
+        """Wait until it ends by itself."""
+        try:
+            return process.wait(TIMEOUT_SECONDS)
+        finally:
+            kill_all(children_of(process.pid))
+            process.kill()
+
+    def outputs_text(self) -> str:
+        """Everything the commands said."""
+        return "".join(path.read_text(encoding="utf-8") for path in sorted(self.folder.glob("output-*.txt")))
+
+    def wait_for_step(self, step: int, process: subprocess.Popen[str]) -> None:
+        """Until step number `step` has begun."""
+        deadline = time.monotonic() + TIMEOUT_SECONDS
+        while len(first_fed(self.folder, 0)) < step:
+            assert process.poll() is None, f"ended before step {step}:\n{self.outputs_text()}"
+            assert time.monotonic() < deadline, f"no step {step}:\n{self.outputs_text()}"
+            time.sleep(0.02)
+
+    def strike(self, process: subprocess.Popen[str], number: int) -> None:
+        """Do to the driver or its cluster what is to be done, once the step has come, and see it end."""
+        fault = self.strikes[number]
+        self.wait_for_step(strike_step(number), process)
+        children = children_of(process.pid)
+        workers = [child for child in children if child.name().startswith("ray::")]
+        self.savers = [worker for worker in workers if TRAINING_WORKER in worker.name()]
+        self.struck_at[number] = time.time()
+        if fault == "SIGTERM":
+            process.send_signal(signal.SIGTERM)
+            assert self.end_of(process) == 130, self.outputs_text()
+        elif fault == "raylet killed":
+            # With its workers, as a lost machine takes them along; left alone they may come to the end without it.
+            kill_all([*workers, *(child for child in children if child.name() == "raylet")])
+            assert self.end_of(process) != 0, self.outputs_text()
+        else:
+            process.kill()
+            process.wait()
+        self.orphans += children  # of a killed driver: the next start finds them alive
+        if fault.startswith("newest shard"):
+            self.spoil_newest(number)
+
+    def spoil_newest(self, number: int) -> None:
+        """Damage the newest checkpoint once nobody writes any more."""
+        psutil.wait_procs(self.savers, TIMEOUT_SECONDS)
+        newest = self.run_dir / FOLDER_NAME / (self.run_dir / LATEST_NAME).read_text().strip() / rank_file(1)
+        if self.strikes[number] == "newest shard deleted":
+            newest.unlink()
+        else:
+            content = bytearray(newest.read_bytes())
+            content[-5] ^= 1
+            newest.write_bytes(content)
+        self.struck_at[number] = time.time()
+
+    def run(self) -> None:
+        """Start, strike, and start again until the training is finished."""
+        try:
+            self._run()
+        finally:
+            kill_all(self.orphans)
+
+    def _run(self) -> None:
+        process = self._first_of(1 + self.strikes.count("two starts at once"))
+        for number, fault in enumerate(self.strikes):
+            if fault in STRUCK_FROM_OUTSIDE:
+                self.strike(process, number)
+                process = self.start()
+            elif fault == "disk full during save":
+                assert self.end_of(process) == 1, self.outputs_text()
+                process = self.start()
+        assert self.end_of(process) == 0, self.outputs_text()
+        self.struck_at |= {
+            int(path.name[len("struck-") :]): path.stat().st_mtime for path in self.folder.glob("struck-*")
+        }
+
+    def _first_of(self, num_starts: int) -> subprocess.Popen[str]:
+        """Start so many at once: the one that goes on where the others see that it is there, and end."""
+        processes = [self.start() for _ in range(num_starts)]
+        deadline = time.monotonic() + TIMEOUT_SECONDS
+        while len(going_on := [process for process in processes if process.poll() is None]) > 1:
+            assert time.monotonic() < deadline, self.outputs_text()
+            time.sleep(0.1)
+        assert sorted(process.returncode for process in processes if process not in going_on) == [1] * (num_starts - 1)
+        return going_on[0]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A disturbed run beside one that met nothing."""
+
+    finished: bool
+    losses_bit_identical: bool
+    batches_in_order: bool
+
+
+def compare(cell: Cell, undisturbed: Cell) -> Comparison:
+    """Losses, gradient norms and batches, of the steps that both were to do."""
+    metrics, expected = read_metrics(cell.run_dir), read_metrics(undisturbed.run_dir)[: cell.steps]
+    names = ("step", "total", "gradient_norm")
+    first_seen = [[row["batch"] for row in first_fed(cell.folder, rank)] for rank in (0, 1)]
+    wanted = [[row["batch"] for row in first_fed(undisturbed.folder, rank)][: cell.steps] for rank in (0, 1)]
+    newest = read_checkpoint_record(list(step_folders(cell.run_dir).values())[-1])
+    return Comparison(
+        finished=newest.step == cell.steps,
+        losses_bit_identical=[[row[n] for n in names] for row in metrics]
+        == [[row[n] for n in names] for row in expected],
+        batches_in_order=first_seen == wanted,
+    )
+
+
+def run_undisturbed(folder: Path, zero_stage: int, steps: int) -> Cell:
+    """What the others are compared with."""
+    cell = Cell(folder, zero_stage, steps=steps, step_seconds=0)
+    cell.run()
+    return cell
+
+
+def num_starts_of_the_training(cell: Cell) -> int:
+    """Of the workers: by commands, and by Ray."""
+    return sum(event.event == "started" for event in read_events(cell.run_dir))
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """What a strike cost."""
+
+    seconds: float  # until a step that had not been done before
+    recomputed_steps: int
+
+
+def recovery_of(cell: Cell, struck_at: float) -> Recovery | None:
+    """What followed a strike; None where it did not interrupt the training, or found nothing left to do."""
+    restarts = [event.time for event in read_events(cell.run_dir) if event.event == "started"]
+    restarted_at = min((at for at in restarts if at > struck_at), default=None)
+    if restarted_at is None:
+        return None
+    rows = fed(cell.folder, 0)
+    done = {row["batch"] for row in rows if row["time"] < restarted_at}
+    after = [row for row in rows if row["time"] >= restarted_at]
+    new = next((number for number, row in enumerate(after) if row["batch"] not in done), None)
+    return None if new is None else Recovery(after[new]["time"] - struck_at, new)
+
+
+def children_of(pid: int) -> list[psutil.Process]:
+    try:
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def kill_all(processes: list[psutil.Process]) -> None:
+    for process in processes:
+        try:
+            process.kill()
+        except psutil.NoSuchProcess:
+            continue
+
+
+def main() -> None:
+    """`python -m testing.faults CONFIG LOG_DIR STEP_SECONDS [FAULT ...]`: the command that a cell starts."""
+    config, log_dir, step_seconds, *strikes = sys.argv[1:]
+    drive(Path(config), Path(log_dir), float(step_seconds), TypeAdapter(tuple[Fault, ...]).validate_python(strikes))
+
+
+if __name__ == "__main__":
+    main()
