@@ -17,7 +17,7 @@ from typing import Annotated
 
 import typer
 
-from launch.stages import NAMES, STAGES, Entry, stages_of
+from launch.stages import NAMES, STAGES, Entry, Options, stages_of
 
 PROJECT_DIR = Path(__file__).resolve().parent.parent
 PACKAGES = ("models", "data", "pipeline", "launch")
@@ -150,10 +150,10 @@ def _run(config: Path, stages: Collection[str], start: _Start) -> None:
         is_first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun starts
         with console_log(start.level) if is_first else nullcontext():
             if start.allowed_changes is not None:
-                from pipeline.checkpoint.read import insist_on_checkpoint
+                from pipeline.checkpoint.read import require_checkpoint
 
                 for stage in stages_of(resolved, stages):
-                    insist_on_checkpoint(resolved.run_dir / stage.folder)
+                    require_checkpoint(resolved.run_dir / stage.folder)
             run_stages(resolved, stages, StartOptions(not start.local, start.retry, start.allowed_changes))
 
 
@@ -195,7 +195,7 @@ def run(
             typer.echo(closing_summary(load_config(config, overrides or [])))
 
 
-def _add_command(entry: Entry) -> None:
+def _add_command(entry: Entry, options: Options) -> None:
     """Give a stage its command: `reelflow NAME CONFIG`, or `reelflow train NAME CONFIG`, with the options it takes."""
     group, _, name = entry.name.rpartition(" ")
 
@@ -234,13 +234,13 @@ def _add_command(entry: Entry) -> None:
         start = _Start(overrides, dry_run, verbose, quiet, debug, resume=resume, allow_change=allow_change, local=local)
         _run(config, entry.runs, start)
 
-    command = {"plain": plain, "retry": retrying, "training": training}[entry.options]
+    command = {"plain": plain, "retry": retrying, "training": training}[options]
     (train_app if group else app).command(name, help=introspection.getdoc(entry.stage))(command)
 
 
 for _entry in STAGES:
     if _entry.options is not None:
-        _add_command(_entry)
+        _add_command(_entry, _entry.options)
 
 
 @app.command()
@@ -310,12 +310,12 @@ def export(
     with _errors_for_people(debug):
         from pipeline.checkpoint.export import export_weights
         from pipeline.checkpoint.read import open_checkpoint
-        from pipeline.run.weight_names import FIRST, MASTER
+        from pipeline.run.weight_names import FIRST_AVERAGE, MASTER
 
         if raw and average is not None:
             raise typer.BadParameter("--raw and --average name different weights; give one of them")
         found = open_checkpoint(checkpoint)
-        description = export_weights(found, output, MASTER if raw else average or FIRST)
+        description = export_weights(found, output, MASTER if raw else average or FIRST_AVERAGE)
         typer.echo(f"wrote {output} and {description} from {found.folder}")
 
 

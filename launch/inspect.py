@@ -7,12 +7,12 @@ from pathlib import Path
 from data.dataset.index import INDEX_NAME
 from data.dataset.manifest import MANIFEST_NAME, Manifest
 from data.dataset.survey import Histogram, Survey, survey_dataset
-from launch.config import ConfigError
+from launch.overrides import ConfigError
 from pipeline.checkpoint.read import open_checkpoint
-from pipeline.checkpoint.record import LATEST_NAME, RECORD_NAME
+from pipeline.checkpoint.record import LATEST_NAME, CHECKPOINT_RECORD_NAME
 from pipeline.report.dataset_page import clips_dir_of, write_dataset_page
 from pipeline.report.pages import visible
-from pipeline.run.stage_record import read_record
+from pipeline.run.stage_record import read_stage_record
 from pipeline.sample.outputs import SAMPLES_NAME, read_samples
 
 BAR_WIDTH, MAX_BUCKETS = 40, 20
@@ -29,7 +29,7 @@ def describe_folder(path: Path) -> str:
         raise ConfigError(f"{path} does not exist; name a run, a dataset, a checkpoint or a folder of samples")
     if _is_dataset(path):
         return _dataset(path)
-    if (path / RECORD_NAME).is_file() or (path / LATEST_NAME).is_file():
+    if (path / CHECKPOINT_RECORD_NAME).is_file() or (path / LATEST_NAME).is_file():
         return _checkpoint(path)
     if (path / SAMPLES_NAME).is_file():
         clips = read_samples(path)
@@ -61,7 +61,7 @@ def _is_dataset(path: Path) -> bool:
 def _run(path: Path) -> str:
     lines = [f"{path}: a run"]
     for folder in sorted(path.iterdir()):
-        if folder.is_dir() and (record := read_record(folder)) is not None:
+        if folder.is_dir() and (record := read_stage_record(folder)) is not None:
             state = "complete" if record.complete else "unfinished"
             facts = ", ".join(f"{name} {value}" for name, value in record.summary.items())
             lines.append(f"  {folder.name:24} {state:10} {record.wall_seconds:7.1f} s  {facts}")
@@ -88,7 +88,7 @@ def _dataset(path: Path) -> str:
         encoder = manifest.text_encoder
         lines.append(
             f"  text        {encoder.max_tokens} x {encoder.width} embeddings by {encoder.folder} "
-            f"({manifest.num_cut_captions} captions were cut)"
+            f"({manifest.num_truncated_captions} captions were cut)"
         )
     bars = [bar for histogram in survey.histograms for bar in histogram.bars]
     names = [record.bucket.name for record in manifest.buckets[:MAX_BUCKETS]] + [bar.label for bar in bars]

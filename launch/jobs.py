@@ -12,7 +12,8 @@ from pydantic import BaseModel
 from ray.job_submission import JobSubmissionClient
 
 from launch.cluster import PROJECT_DIR, ClusterError
-from launch.config import ConfigError, RunConfig, dump_config, load_config
+from launch.config import RunConfig, dump_config, load_config
+from launch.overrides import ConfigError
 from launch.stages import NAMES
 from pipeline.ingest.config import SYNTHETIC
 

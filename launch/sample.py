@@ -8,7 +8,8 @@ from pydantic import Field, ValidationError
 
 from data.records import Settings
 from launch.cluster import connected
-from launch.config import ClusterConfig, ConfigError, apply_override, check_writable, explain
+from launch.config import ClusterConfig, check_writable
+from launch.overrides import ConfigError, apply_override, explain
 from pipeline.checkpoint.read import open_checkpoint
 from pipeline.report.gallery import write_gallery
 from pipeline.sample.config import SampleSection
@@ -21,11 +22,11 @@ class SamplingConfig(Settings):
     """The part of a run's configuration that sampling reads."""
 
     seed: int = Field(default=0, ge=0, lt=2**31)
-    """TODO"""
+    """Every random number is a function of this seed and of what it is for."""
     sample: SampleSection = SampleSection()
-    """TODO"""
+    """How clips are sampled, and of which prompts."""
     cluster: ClusterConfig = ClusterConfig()
-    """TODO"""
+    """Where to compute, and with how many workers."""
 
 
 def sample_checkpoint(target: Path, output_dir: Path, overrides: Sequence[str], *, dry_run: bool) -> Iterator[str]:

@@ -1,0 +1,102 @@
+"""Rules between sections of the configuration. Each raises ValueError with the fields, their values and the way out."""
+
+from collections.abc import Callable
+from math import lcm
+from typing import TYPE_CHECKING
+
+from models.autoencoder.shapes import SPATIAL_FACTOR
+from pipeline.engine.config import check_heads, check_tokens
+from pipeline.run.weight_names import FIRST_AVERAGE, MASTER
+from pipeline.train.config import TrainConfig
+from pipeline.train.world_size import fitting_worlds
+
+if TYPE_CHECKING:
+    from launch.config import RunConfig
+
+
+def check_workers(config: "RunConfig") -> None:
+    """The workers can share every batch of both trainings."""
+    for name, train in (("autoencoder", config.autoencoder.train), ("dit", config.dit.train)):
+        check_shares(config, name, train)
+        workers = config.cluster.workers
+        fitting = fitting_worlds(train, (), workers.num_workers)
+        if fitting and workers.fewest not in fitting:
+            nearest = min(fitting, key=lambda number: abs(number - workers.fewest))
+            raise ValueError(
+                f"cluster.workers.min_workers is {workers.fewest}, but {name}.train.global_batch {train.global_batch} "
+                f"does not divide over so many: use {nearest}"
+            )
+
+
+def check_shares(config: "RunConfig", name: str, train: TrainConfig) -> None:
+    """All workers together divide the batches of one training."""
+    num_workers, together = config.cluster.workers.num_workers, train.sequence_parallel
+    if num_workers % together:
+        raise ValueError(
+            f"{name}.train.sequence_parallel is {together}, but cluster.workers.num_workers {num_workers} do "
+            f"not form groups of that many: use {-(-num_workers // together) * together} workers"
+        )
+    num_shares = num_workers // together
+    groups = f" in groups of {together}" if together > 1 else ""
+    if train.global_batch % num_shares:
+        nearest = max(1, round(train.global_batch / num_shares)) * num_shares
+        raise ValueError(
+            f"{name}.train.global_batch is {train.global_batch}, but cluster.workers.num_workers {num_workers}{groups} "
+            f"must divide it: use {nearest}"
+        )
+    has_several_buckets = config.known_buckets is None or len(config.known_buckets) > 1
+    if has_several_buckets and train.batch_multiple % num_shares:
+        raise ValueError(
+            f"{name}.train.batch_multiple is {train.batch_multiple}, but cluster.workers.num_workers "
+            f"{num_workers}{groups} must divide it, or not every bucket's batch does: use "
+            f"{lcm(train.batch_multiple, num_shares)}"
+        )
+
+
+def check_sequence_parallel(config: "RunConfig") -> None:
+    """The workers of a sequence-parallel group can share the heads and the tokens of the DiT."""
+    if config.autoencoder.train.sequence_parallel > 1:
+        raise ValueError("autoencoder.train.sequence_parallel is for the DiT, which has tokens to share: leave it out")
+    model, together = config.dit.model, config.dit.train.sequence_parallel
+    check_heads(model.heads, model.width, together)
+    for bucket in config.known_buckets or ():  # those that are chosen later are checked before the first step
+        tokens = bucket.num_latents // bucket.num_latent_frames // model.patch_size**2
+        check_tokens(bucket.name, tokens, together)
+
+
+def check_patches(config: "RunConfig") -> None:
+    """The latents of every bucket split into patches."""
+    patch, choice = config.dit.model.patch_size, config.data.choose_buckets
+    multiple = SPATIAL_FACTOR * patch
+    if choice is not None and choice.side_multiple % multiple:
+        raise ValueError(
+            f"data.choose_buckets.side_multiple is {choice.side_multiple}, but with dit.model.patch_size {patch} "
+            f"sides are multiples of {multiple}: use {lcm(choice.side_multiple, multiple)}"
+        )
+    for number, bucket in enumerate(config.known_buckets or ()):
+        for side, pixels in (("height", bucket.height), ("width", bucket.width)):
+            if pixels // SPATIAL_FACTOR % patch:
+                raise ValueError(
+                    f"data.buckets.{number}.{side} is {pixels}: its latent of {pixels // SPATIAL_FACTOR} does not "
+                    f"split into patches of dit.model.patch_size {patch}"
+                )
+
+
+def check_sampling(config: "RunConfig") -> None:
+    """The training gives what sampling asks for."""
+    known = [FIRST_AVERAGE, MASTER, *(profile.name for profile in config.dit.train.ema)]
+    if config.sample.weights not in known:
+        raise ValueError(f"sample.weights is {config.sample.weights!r}, but dit.train.ema gives {', '.join(known)}")
+    if config.sample.schedule != "full_sequence" and config.dit.flow.times_per != "frame":
+        raise ValueError(
+            f"sample.schedule is {config.sample.schedule!r}, but dit.flow.times_per is 'clip': a network that is "
+            "trained with one time for all frames cannot be asked for several; set dit.flow.times_per to frame"
+        )
+
+
+RULES: "tuple[Callable[[RunConfig], None], ...]" = (
+    check_workers,
+    check_sequence_parallel,
+    check_patches,
+    check_sampling,
+)
