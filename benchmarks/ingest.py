@@ -255,7 +255,7 @@ def measure_stage(scratch: Path) -> dict[str, Any]:
 
 
 def estimate(cut: Cut, overhead_bytes: float) -> dict[str, float]:
-    """A thousand hours of such video: see docs/scale.md for the formula."""
+    """A thousand hours of such video: see docs/reports/scale.md for the formula."""
     clips_per_hour = cut.clips / (cut.source_seconds / 3600)
     return {
         "hours": HOURS,

@@ -1,4 +1,4 @@
-"""The figures of docs/theory.md, drawn from the functions it describes.
+"""The figures of docs/reference/theory.md, drawn from the functions it describes.
 
 python -m benchmarks.theory_figures
 """

@@ -31,7 +31,7 @@ from data.video.spans import WHOLE, Stretch
 
 SCHEMES = ("file", "memory", "s3", "gs", "az")  # no pipe:, no http: a list of sources must not run or call anything
 TABLE_SUFFIXES = (".csv", ".jsonl", ".parquet")
-ASK = "check the address, the credentials and the endpoint (docs/cluster.md, Object stores)"
+ASK = "check the address, the credentials and the endpoint (docs/guides/cluster.md, Object stores)"
 COLUMNS = ("path", "caption", "start", "end")
 
 
