@@ -8,12 +8,12 @@ from data.records import Settings
 
 
 class CacheConfig(Settings):
-    """Where copies of shards go, and how much of them."""
+    """A local cache of shards, for datasets on slow storage."""
 
     folder: Path
-    """On a disk of this machine; several runs may share it."""
+    """Folder on a fast local disk where copies of shards are kept; several runs may share it."""
     limit_gib: float = Field(gt=0)
-    """TODO"""
+    """Largest total size of the copies in GiB; those read least recently are deleted to make room."""
 
     @property
     def limit_bytes(self) -> int:

@@ -1,4 +1,4 @@
-"""Settings of ingestion: drawing and sharding."""
+"""Settings of ingestion: synthetic videos, the sources, and how clips are cut from them."""
 
 from pathlib import Path
 from typing import Annotated, Self
@@ -13,28 +13,32 @@ from data.video.formats import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 
 
 class ShardConfig(Settings):
-    """How videos are cut into clips."""
+    """How clips are cut from videos."""
 
     buckets: tuple[Bucket, ...] = (Bucket(),)
-    """TODO"""
+    """Shapes of clips. Each scene is cut for the shape it is long enough for that crops it least."""
     choose_buckets: BucketChoice | None = None
-    """From the sources, instead of `buckets`."""
+    """Choose the shapes from the aspect ratios of the sources, instead of `buckets`; None uses `buckets`."""
     captions: Path | None = None
-    """A CSV, JSONL or JSON table; None: sidecar files, then folder names."""
+    """Table of captions (.csv, .jsonl or .json) with a file column and a caption column.
+
+    Videos that it does not list, and all of them if it is None, take their caption from a .txt or .json file beside the
+    video, otherwise from the name of their folder.
+    """
     max_clips_per_video: int = Field(default=4, ge=1)
-    """TODO"""
+    """Largest number of clips cut from one video, from its start; augmented copies are not counted."""
     videos_per_shard: Annotated[int, Layout] = Field(default=256, ge=1)
-    """TODO"""
+    """Number of consecutive videos whose clips form one shard; finished shards are kept after an interruption."""
     validation_fraction: float = Field(default=0.05, ge=0, lt=1)
-    """TODO"""
+    """Expected share of the videos whose clips are held out for validation, chosen by a hash of the video's name."""
     scene_detection: SceneDetection = "off"
-    """Content: no clip reaches across a scene cut; needs PySceneDetect."""
+    """`content` finds scene cuts so that no clip spans one (needs the extra `scenes`); `off` does not look for them."""
     augment: AugmentConfig = AugmentConfig()
-    """TODO"""
+    """Mirrored and shifted copies of the clips of the training split."""
     filters: FilterConfig = FilterConfig()
-    """TODO"""
+    """Thresholds beyond which videos and clips are left out on purpose."""
     decode_timeout_seconds: Annotated[float, Runtime] = Field(default=120, gt=0)
-    """For one video; then its process is killed."""
+    """Seconds that one video may take; then its process is killed and the video is quarantined."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -44,27 +48,27 @@ class ShardConfig(Settings):
         if len(set(names)) < len(names):
             raise ValueError(f"buckets names {max(names, key=names.count)} twice; name each shape once")
         if self.choose_buckets is not None and self.buckets != (Bucket(),):
-            raise ValueError("choose_buckets stands beside buckets; keep one of them")
+            raise ValueError("both choose_buckets and buckets are given; keep one of them")
         return self
 
     @property
     def suffixes(self) -> frozenset[str]:
-        """What source folders are searched for: images too where a bucket takes them."""
+        """File suffixes that source folders are searched for: those of images only if a bucket has one frame."""
         lengths = self.choose_buckets.num_frames if self.choose_buckets else [b.num_frames for b in self.buckets]
         return VIDEO_SUFFIXES | IMAGE_SUFFIXES if 1 in lengths else VIDEO_SUFFIXES
 
 
 class SyntheticConfig(Settings):
-    """The world of moving shapes."""
+    """The synthetic videos: captioned clips of one moving shape."""
 
     num_videos: int = Field(default=1440, ge=8)
-    """TODO"""
+    """Number of videos to draw."""
     pixels: int = Field(default=96, ge=32, multiple_of=2)
-    """TODO"""
+    """Height and width of the videos in pixels."""
     fps: float = Field(default=16.0, gt=0)
-    """TODO"""
+    """Frames per second of the videos."""
     seconds: float = Field(default=2.25, gt=0)
-    """TODO"""
+    """Duration of each video in seconds."""
 
 
 SYNTHETIC = "synthetic"
@@ -77,42 +81,42 @@ class MixPart(Settings):
     """One dataset of a mix."""
 
     source: str
-    """TODO"""
+    """`synthetic`, or a folder, glob, table or URI of videos."""
     weight: float = Field(default=1.0, gt=0, le=1000)
-    """How often each of its clips is seen, beside those of weight 1."""
+    """How often each clip of this dataset is seen, relative to a clip of a dataset of weight 1."""
 
 
 class DataConfig(ShardConfig):
-    """Where videos come from and how they are cut."""
+    """Where videos come from and how clips are cut from them."""
 
     source: str = SYNTHETIC
-    """"synthetic", or a folder, glob, table or URI of videos: see data/sources.py."""
+    """`synthetic`, or a folder, glob, table (.csv, .jsonl, .parquet) or URI (s3, gs, az, file) of videos."""
     mix: dict[DatasetName, MixPart] = Field(default={})
-    """Several datasets, instead of `source`."""
+    """Several datasets by name, instead of `source`; empty uses `source`."""
     synthetic: SyntheticConfig = SyntheticConfig()
-    """TODO"""
+    """The synthetic videos, drawn where a source is `synthetic`."""
 
     @model_validator(mode="after")
     def _check_mix(self) -> Self:
         if self.mix and self.source != SYNTHETIC:
-            raise ValueError(f"mix stands beside source ({self.source}); keep one of them")
+            raise ValueError(f"both mix and source ({self.source}) are given; keep one of them")
         return self
 
     def shard(self) -> ShardConfig:
-        """The part the shard stage needs."""
+        """The part that the shard stage needs."""
         return ShardConfig(**self.model_dump(exclude={"source", "mix", "synthetic"}))
 
     @property
     def places(self) -> dict[str, str]:
-        """Where videos come from, by the name of the dataset; nameless where there is no mix."""
+        """Sources by the name of their dataset; the name is empty where there is no mix."""
         return {name: part.source for name, part in self.mix.items()} or {"": self.source}
 
     @property
     def weights(self) -> tuple[tuple[str, float], ...]:
-        """How often each sample is seen, by the name of its dataset."""
+        """Weights by the name of the dataset, sorted by name; empty where there is no mix."""
         return tuple((name, part.weight) for name, part in sorted(self.mix.items()))
 
     @property
     def is_synthetic(self) -> bool:
-        """The videos are drawn, so what they show is known."""
+        """Whether all videos are synthetic, so that what they show is known."""
         return set(self.places.values()) == {SYNTHETIC}

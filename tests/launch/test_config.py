@@ -69,7 +69,7 @@ def test_a_mix_takes_the_place_of_the_source():
     assert config.data.places == {"a": "x", "b": "synthetic"}
     assert config.data.weights == (("a", 2.0), ("b", 1.0))
     assert not config.data.is_synthetic
-    with pytest.raises(ConfigError, match=r"data: mix stands beside source \(videos\); keep one of them"):
+    with pytest.raises(ConfigError, match=r"data: both mix and source \(videos\) are given; keep one of them"):
         load_config(Path("real-tiny"), ["data.mix={a: {source: x}}"])
 
 
