@@ -1,4 +1,4 @@
-"""Which errors are the user's to solve, and how they read."""
+"""Which errors are for the user, and how they read."""
 
 import errno
 
@@ -6,14 +6,14 @@ from data.errors import ReelflowError
 
 
 def describe(error: BaseException) -> str | None:
-    """One message that says what happened and what to do, or None for an error that is a bug of ours."""
+    """One message that says what happened and what to do, or None for a bug."""
     import ray.exceptions
     from ray.train import TrainingFailedError
 
     if isinstance(error, TrainingFailedError):
         causes = list(getattr(error, "worker_failures", {}).values()) or [error.__cause__]
         told = [text for cause in causes if cause is not None and (text := describe(_root(cause)))]
-        return told[0] if told else f"training failed: {_root(causes[0] or error)}; start it again to go on"
+        return told[0] if told else f"training failed: {_root(causes[0] or error)}; give the command again to continue"
     if isinstance(error, ray.exceptions.RayTaskError):
         return describe(_root(error))
     if isinstance(error, OSError):
@@ -26,7 +26,7 @@ def describe(error: BaseException) -> str | None:
     if isinstance(error, ReelflowError):
         return str(error)
     if isinstance(error, ray.exceptions.RayError):
-        return f"Ray failed: {str(error).splitlines()[0]}; start again to go on, or use --debug"
+        return f"Ray failed: {str(error).splitlines()[0]}; give the command again to continue, or use --debug"
     return None
 
 

@@ -9,8 +9,9 @@ from data.dataset.manifest import MANIFEST_NAME, Manifest
 from data.dataset.survey import Histogram, Survey, survey_dataset
 from launch.overrides import ConfigError
 from pipeline.checkpoint.read import open_checkpoint
-from pipeline.checkpoint.record import LATEST_NAME, CHECKPOINT_RECORD_NAME
+from pipeline.checkpoint.record import CHECKPOINT_RECORD_NAME, LATEST_NAME
 from pipeline.report.dataset_page import clips_dir_of, write_dataset_page
+from pipeline.report.gallery import GALLERY_NAME
 from pipeline.report.pages import visible
 from pipeline.run.stage_record import read_stage_record
 from pipeline.sample.outputs import SAMPLES_NAME, read_samples
@@ -35,7 +36,7 @@ def describe_folder(path: Path) -> str:
         clips = read_samples(path)
         scales = Counter(f"{clip.request.guidance_scale:g}" for clip in clips)
         counts = ", ".join(f"{number} at guidance {scale}" for scale, number in scales.items())
-        return f"{path}: {len(clips)} sampled clips ({counts})\n  {path / 'index.html'}"
+        return f"{path}: {len(clips)} sampled clips ({counts})\n  {path / GALLERY_NAME}"
     if (path / "config.yaml").is_file():
         return _run(path)
     raise ConfigError(f"{path} is not a run, a dataset, a checkpoint or a folder of samples")

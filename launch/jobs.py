@@ -1,4 +1,4 @@
-"""Stages as Ray jobs: submit, follow, ask, stop, through the Job Submission API of a running cluster."""
+"""Stages as Ray jobs: submit, follow, status and stop, through the Job Submission API of a running cluster."""
 
 import asyncio
 import re
@@ -18,7 +18,7 @@ from launch.stages import NAMES
 from pipeline.ingest.config import SYNTHETIC
 
 COMMANDS = ("run", "demo", *NAMES[1:])
-NO_AGENT = "No available agent"  # what a cluster says, after 10 s, whose nodes are still starting
+NO_AGENT = "No available agent"  # the answer, after 10 s, of a cluster whose nodes are still starting
 SUBMISSIONS = 3
 NOT_SHIPPED = [".git", ".venv", "runs", "tests", "testing", "docs", "benchmarks", "**/__pycache__"]
 
@@ -39,7 +39,7 @@ def _client(address: str) -> JobSubmissionClient:
 def submit(stage: str, config_path: Path, overrides: Sequence[str], address: str) -> str:
     """Check the configuration here, ship the code with it, and start the stage there; returns the job's id.
 
-    The job's id is new each time; the run's name decides what is gone on with.
+    The job's id is new each time; the run's name decides which folder the job continues in.
 
     Raises:
         ConfigError: an unknown stage, or a configuration that cannot be used.
@@ -50,7 +50,7 @@ def submit(stage: str, config_path: Path, overrides: Sequence[str], address: str
     config = absolute_paths(load_config(config_path, overrides))
     job_id = f"{config.name}-{stage.replace(' ', '-')}-{uuid.uuid4().hex[:6]}"
     client = _client(address)
-    # The resolved config travels inside the command: the job needs no file that only this machine has.
+    # The resolved configuration is part of the command: the job needs no file of this machine.
     command = "run" if stage == "demo" else stage
     script = f"printf %s {shlex.quote(dump_config(config))} > job.yaml && python -m launch {command} job.yaml"
     for attempts_left in reversed(range(SUBMISSIONS)):
@@ -68,14 +68,14 @@ def submit(stage: str, config_path: Path, overrides: Sequence[str], address: str
 
 
 def _absolute(place: str) -> str:
-    """A folder, glob or table from the root on; a URI as it is."""
+    """The absolute path of a folder, glob or table; a URI as it is."""
     return place if place == SYNTHETIC or "://" in place else str(Path(place).absolute())
 
 
 def absolute_paths(config: RunConfig) -> RunConfig:
     """The same configuration with every path absolute: a job runs in a folder of its own.
 
-    Paths must mean the same on the cluster's machines (a shared file system) as here.
+    Paths must be valid on the cluster's machines too, on a shared file system.
     """
     config = _resolved(config)
     mix = {name: part.model_copy(update={"source": _absolute(part.source)}) for name, part in config.data.mix.items()}
@@ -113,7 +113,7 @@ def status(job_id: str, address: str) -> str:
 
 
 def stop(job_id: str, address: str) -> None:
-    """Ask a job to stop; it gets SIGTERM, and SIGKILL if that does not help."""
+    """Stop a job: Ray sends SIGTERM, and SIGKILL if the job has not ended by then."""
     client = _client(address)
     _known(client, job_id)
     client.stop_job(job_id)

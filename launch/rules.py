@@ -4,7 +4,6 @@ from collections.abc import Callable
 from math import lcm
 from typing import TYPE_CHECKING
 
-from models.autoencoder.shapes import SPATIAL_FACTOR
 from pipeline.engine.config import check_heads, check_tokens
 from pipeline.run.weight_names import FIRST_AVERAGE, MASTER
 from pipeline.train.config import TrainConfig
@@ -60,14 +59,14 @@ def check_sequence_parallel(config: "RunConfig") -> None:
     model, together = config.dit.model, config.dit.train.sequence_parallel
     check_heads(model.heads, model.width, together)
     for bucket in config.known_buckets or ():  # those that are chosen later are checked before the first step
-        tokens = bucket.num_latents // bucket.num_latent_frames // model.patch_size**2
-        check_tokens(bucket.name, tokens, together)
+        check_tokens(bucket.name, model.num_tokens(bucket.latent_grid) // bucket.latent_grid[0], together)
 
 
 def check_patches(config: "RunConfig") -> None:
     """The latents of every bucket split into patches."""
     patch, choice = config.dit.model.patch_size, config.data.choose_buckets
-    multiple = SPATIAL_FACTOR * patch
+    factor = config.autoencoder.model.compression.spatial_factor
+    multiple = factor * patch
     if choice is not None and choice.side_multiple % multiple:
         raise ValueError(
             f"data.choose_buckets.side_multiple is {choice.side_multiple}, but with dit.model.patch_size {patch} "
@@ -75,9 +74,9 @@ def check_patches(config: "RunConfig") -> None:
         )
     for number, bucket in enumerate(config.known_buckets or ()):
         for side, pixels in (("height", bucket.height), ("width", bucket.width)):
-            if pixels // SPATIAL_FACTOR % patch:
+            if pixels // factor % patch:
                 raise ValueError(
-                    f"data.buckets.{number}.{side} is {pixels}: its latent of {pixels // SPATIAL_FACTOR} does not "
+                    f"data.buckets.{number}.{side} is {pixels}: its latent of {pixels // factor} does not "
                     f"split into patches of dit.model.patch_size {patch}"
                 )
 
@@ -96,7 +95,7 @@ def check_sampling(config: "RunConfig") -> None:
 
 RULES: "tuple[Callable[[RunConfig], None], ...]" = (
     check_workers,
-    check_sequence_parallel,
     check_patches,
+    check_sequence_parallel,
     check_sampling,
 )

@@ -1,4 +1,4 @@
-"""Sample a checkpoint by itself: no run, no config file, only prompts."""
+"""Sample a checkpoint outside its run: from prompts alone, without a configuration file."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from launch.cluster import connected
 from launch.config import ClusterConfig, check_writable
 from launch.overrides import ConfigError, apply_override, explain
 from pipeline.checkpoint.read import open_checkpoint
-from pipeline.report.gallery import write_gallery
+from pipeline.report.gallery import GALLERY_NAME, write_gallery
 from pipeline.sample.config import SampleSection
 from pipeline.sample.job import sample_clips
 from pipeline.sample.requests import order_buckets, plan_requests, read_prompts
@@ -19,7 +19,7 @@ from pipeline.sample.sampler import settings_text, trained_buckets
 
 
 class SamplingConfig(Settings):
-    """The part of a run's configuration that sampling reads."""
+    """The part of the configuration of a run that sampling reads."""
 
     seed: int = Field(default=0, ge=0, lt=2**31)
     """Every random number is a function of this seed and of what it is for."""
@@ -30,10 +30,16 @@ class SamplingConfig(Settings):
 
 
 def sample_checkpoint(target: Path, output_dir: Path, overrides: Sequence[str], *, dry_run: bool) -> Iterator[str]:
-    """Sample the checkpoint in `target`; yields lines to show.
+    """Sample the checkpoint in `target`; yields lines for the console.
+
+    Args:
+        overrides: settings such as "sample.steps=50".
+        dry_run: yield the settings and the plan, and sample nothing.
 
     Raises:
-        CheckpointError, PromptError, ConfigError: before anything starts.
+        CheckpointError: the checkpoint cannot be sampled.
+        PromptError: the prompts file cannot be used.
+        ConfigError: a setting is wrong. All three are raised before Ray starts.
     """
     tree: dict = {}
     for override in overrides:
@@ -47,7 +53,7 @@ def sample_checkpoint(target: Path, output_dir: Path, overrides: Sequence[str], 
     checkpoint = open_checkpoint(target)
     prompts, warnings = read_prompts(config.sample.prompts)
     sampler = config.sample.sampler()
-    checkpoint.kind_of(sampler.weights)  # refused now rather than in every worker
+    checkpoint.kind_of(sampler.weights)  # raises here rather than in every worker
     settings = settings_text(checkpoint, sampler)
     names = order_buckets([bucket.name for bucket in trained_buckets(checkpoint)], sampler.bucket, prompts)
     requests = plan_requests(prompts, config.sample.guidance_scales, config.seed, settings, names)
@@ -59,5 +65,5 @@ def sample_checkpoint(target: Path, output_dir: Path, overrides: Sequence[str], 
     check_writable(output_dir)
     with connected(config.cluster):
         clips = sample_clips(checkpoint, requests, output_dir, sampler, config.cluster.workers)
-    write_gallery(output_dir, clips)
-    yield f"{len(clips)} clips in {output_dir}, shown in {output_dir / 'index.html'}"
+    write_gallery(output_dir, [clip.shown() for clip in clips])
+    yield f"{len(clips)} clips in {output_dir}, shown in {output_dir / GALLERY_NAME}"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from typer.testing import CliRunner
 
-from launch.__main__ import app
+from launch.commands import app
 from testing.paths import ROOT
 
 TINY = """

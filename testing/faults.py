@@ -35,9 +35,9 @@ from data.files.publish import publish_text
 from models.networks.dit import DiT
 from pipeline.checkpoint import write as saving
 from pipeline.checkpoint.record import (
+    CHECKPOINT_RECORD_NAME,
     FOLDER_NAME,
     LATEST_NAME,
-    CHECKPOINT_RECORD_NAME,
     FileRecord,
     rank_file,
     read_checkpoint_record,
@@ -45,8 +45,7 @@ from pipeline.checkpoint.record import (
 )
 from pipeline.encode.codec import AUTOENCODER_NAME
 from pipeline.run import randomness
-from pipeline.run.stage_record import STAGE_RECORD_NAME
-from pipeline.run.stage_record import StageRecord
+from pipeline.run.stage_record import STAGE_RECORD_NAME, StageRecord
 from pipeline.train.monitor.events import read_events
 from pipeline.train.monitor.metrics import read_metrics
 from pipeline.train.tasks.flow import FlowBatch, FlowMatchingLoss, FlowTask
@@ -199,12 +198,12 @@ def _publish(task: FaultyTask, publish: Callable[[Path, str], None], path: Path,
 
 def drive(config: Path, log_dir: Path, step_seconds: float, strikes: tuple[Fault, ...]) -> None:
     """The command line's `train dit`, with the task above in the place of the product's."""
-    import launch.__main__
+    import launch.commands
 
     pipeline.train.tasks.flow.FlowTask = partial(  # pyright: ignore[reportAttributeAccessIssue]
         FaultyTask, log_dir=log_dir, step_seconds=step_seconds, strikes=strikes
     )
-    launch.__main__.app(["train", "dit", str(config)], prog_name="reelflow")
+    launch.commands.app(["train", "dit", str(config)], prog_name="reelflow")
 
 
 def prepare_run(folder: Path, zero_stage: int, steps: int) -> Path:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from data.errors import ReelflowError
 from pipeline.run.memory import MemoryWatch
-from pipeline.run.stage_record import OpenStage, StageRecord, begin, read_record
+from pipeline.run.stage_record import OpenStage, StageRecord, begin, read_stage_record
 
 if TYPE_CHECKING:
     from pipeline.run.stage import Stage
@@ -55,7 +55,7 @@ class RunContext:
         Raises:
             StageOrderError: that stage has not finished.
         """
-        record = read_record(self.run_dir / folder)
+        record = read_stage_record(self.run_dir / folder)
         if record is None or not record.complete:
             raise StageOrderError(
                 f"{self.run_dir / folder} is not finished; run `{stage_name}` first, or `run` to do every stage in "
@@ -66,7 +66,7 @@ class RunContext:
     def records(self, exclude: str) -> list[StageRecord]:
         """The records of all stages that have one, in order; without that of the folder `exclude`."""
         folders = [self.run_dir / name for name in self.folders if name != exclude]
-        return [record for folder in folders if (record := read_record(folder)) is not None]
+        return [record for folder in folders if (record := read_stage_record(folder)) is not None]
 
     def peak_rss_bytes(self) -> int:
         """The most memory that this process and those it started have used together."""
@@ -87,7 +87,7 @@ class RunContext:
             stage.continues(),
             stage.count_reusable(self),
             self.allowed_changes,
-            tidy=stage.remove_temporary,
+            remove_temporary=stage.remove_temporary,
         )
         if opened.complete:
             logger.info("%s: nothing to do (%s)", stage.name, _figures(opened.record.summary))

@@ -1,9 +1,9 @@
-"""Idempotence: each stage leaves a record of what it was made from, and is skipped while that stands.
+"""The record of a stage's folder: what it was made from, and whether it is complete. It decides what a start has to do.
 
-`stage.json` in a stage's folder names its inputs (its own settings and the builds of the stages before
-it). Started again with the same inputs, a finished stage does nothing and an interrupted one goes on;
-with others, the old folder is set aside, never deleted, and the reason is said. Stages that make shards
-remake in place only those that were made from something else.
+`stage.json` holds the inputs of the stage: its own settings, and the build ids of the stages before it. With the same
+inputs a complete stage is skipped and an interrupted one continues. With other inputs the old folder is archived under
+another name, never deleted, and the changed inputs are named. Stages that make shards keep those whose own inputs did
+not change.
 """
 
 import json
@@ -20,19 +20,19 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from data.errors import ReelflowError
 from data.files.publish import publish_text, remove_unpublished
 
-RECORD_NAME = "stage.json"
+STAGE_RECORD_NAME = "stage.json"
 
 
 @dataclass(frozen=True)
 class Change:
-    """One input that is not what it was."""
+    """One input whose value changed."""
 
     name: str  # such as train.learning_rate
     text: str  # with both values
 
 
 class ChangedError(ReelflowError, ValueError):
-    """A stage that was to go on was made from something else, or from nobody knows what."""
+    """A stage that has to resume was made from other inputs, or its inputs are unknown."""
 
 
 class StageRecord(BaseModel):
@@ -42,9 +42,9 @@ class StageRecord(BaseModel):
 
     stage: str
     complete: bool = False
-    build: str  # new each time the stage is made anew; the stages after it name it among their inputs
+    build: str  # random id, new whenever the content may differ; an input of the stages after it
     inputs: dict[str, Any]
-    outputs: list[str] = []  # files that must be there, relative to the folder
+    outputs: list[str] = []  # files that must exist, relative to the folder
     wall_seconds: float = 0.0  # over all starts
     peak_rss_bytes: int = 0
     summary: dict[str, Any] = {}
@@ -52,24 +52,24 @@ class StageRecord(BaseModel):
 
 @dataclass
 class OpenStage:
-    """A stage about to run: its folder, its record, and what to tell the user."""
+    """A stage that is running: its folder, its record, and what to tell the user."""
 
     folder: Path
     record: StageRecord
-    note: str  # why it runs: "new", "goes on", or what changed
-    _begun: float
+    note: str  # why it runs: "new", "continues", or what changed
+    _started: float
 
     @property
     def complete(self) -> bool:
-        """Nothing to do."""
+        """Whether there is nothing to do."""
         return self.record.complete
 
     def save(self) -> None:
         """Write the record, with the time spent so far."""
         now = time.monotonic()
-        self.record.wall_seconds += now - self._begun
-        self._begun = now
-        publish_text(self.folder / RECORD_NAME, self.record.model_dump_json(indent=1))
+        self.record.wall_seconds += now - self._started
+        self._started = now
+        publish_text(self.folder / STAGE_RECORD_NAME, self.record.model_dump_json(indent=1))
 
     def finish(self, outputs: list[Path], summary: dict[str, Any], peak_rss_bytes: int = 0) -> None:
         """Declare the stage complete."""
@@ -85,91 +85,89 @@ def begin(
     name: str,
     inputs: dict[str, Any],
     continues: dict[str, Any] | None = None,
-    standing: Callable[[], int] | None = None,
+    count_reusable: Callable[[], int] | None = None,
     allowed_changes: Collection[str] | None = None,
     *,
-    tidy: bool = True,
+    remove_temporary: bool = True,
 ) -> OpenStage:
-    """Look at what is in `folder` and decide: skip, go on, or start.
+    """Compare the inputs with the folder's record: skip the stage, continue it, or start it anew.
 
     Args:
-        inputs: everything the output depends on; plain JSON values.
-        continues: settings that may change without making the old output wrong, only unfinished
-            (how many steps to train): a change of one reopens a complete stage.
-        standing: how many shards in the folder the new inputs would give again; the stage remakes the others in place.
-        allowed_changes: names of inputs that may differ and what is there still be gone on from; None: whatever
-            differs, the stage is made anew.
-        tidy: remove what interrupted writers left in the folder; False where others may be writing there still.
+        inputs: everything the output depends on; JSON values.
+        continues: settings whose change makes a complete output unfinished, not wrong (how many steps to train).
+        count_reusable: counts the shards that the new inputs would give again; the others are made again in place.
+        allowed_changes: names of inputs that may differ when the stage resumes; None: it starts anew if any differs.
+        remove_temporary: remove files of interrupted writers; False where other processes may still be writing.
 
     Raises:
         ChangedError: other inputs differ.
     """
     inputs = json.loads(json.dumps({**inputs, "continues": continues or {}}))
-    old = read_record(folder)
-    note = "new"
-    if old is not None:
-        changed = _changes({k: v for k, v in old.inputs.items() if k != "continues"}, inputs | {"continues": None})
-        if not changed:
-            missing = [name for name in old.outputs if not (folder / name).exists()]
-            if old.complete and not missing and old.inputs.get("continues") == inputs["continues"]:
-                return OpenStage(folder, old, "nothing to do", time.monotonic())
-            note = f"goes on: {missing[0]} is missing" if old.complete and missing else "goes on"
-            if old.complete:  # what was made from it is not made from what it will be
-                old.build = uuid.uuid4().hex[:12]
-            old.complete, old.inputs = False, inputs
-            return _reopened(folder, old, note, tidy=tidy)
+    old = read_stage_record(folder)
+    if old is None:
         if allowed_changes is not None:
-            refused = [change for change in changed if change.name not in allowed_changes]
-            if refused:
-                raise ChangedError(_refusal(folder, refused))
-            old.complete, old.inputs, old.build = False, inputs, uuid.uuid4().hex[:12]
-            return _reopened(folder, old, f"goes on although {_told(changed)}", tidy=tidy)
-        if standing is not None and (num_standing := standing()) > 0:
-            old.complete, old.inputs, old.build = False, inputs, uuid.uuid4().hex[:12]
-            note = f"{_told(changed)}: {num_standing} shards stand, what depends on it is made again"
-            return _reopened(folder, old, note, tidy=tidy)
-        aside = set_aside(folder)
-        note = f"{_told(changed)}: made again, the old one is in {aside.name}"
-    elif allowed_changes is not None:
-        raise ChangedError(
-            f"{folder} holds no readable {RECORD_NAME}, so what it was made from is not known; restore it, or leave "
-            "out --resume to train anew (the old folder is kept)"
-        )
-    elif folder.exists() and any(folder.iterdir()):
-        aside = set_aside(folder)
-        note = f"the folder held something unknown, now in {aside.name}"
+            raise ChangedError(
+                f"{folder} holds no readable {STAGE_RECORD_NAME}, so its inputs are not known; restore it, or leave "
+                "out --resume to train anew (the old folder is kept)"
+            )
+        holds_something = folder.exists() and any(folder.iterdir())
+        note = f"the folder held something unknown, now in {archive(folder).name}" if holds_something else "new"
+        return _new(folder, name, inputs, note)
+
+    def reopened(note: str, *, is_same_build: bool = False) -> OpenStage:
+        """The stage continues in its folder; its record says "not complete" before any file there changes."""
+        if not is_same_build:
+            old.build = _new_build()
+        old.complete, old.inputs = False, inputs
+        if remove_temporary:
+            remove_unpublished(folder)
+        stage = OpenStage(folder, old, note, time.monotonic())
+        stage.save()
+        return stage
+
+    changed = _changes({k: v for k, v in old.inputs.items() if k != "continues"}, inputs | {"continues": None})
+    if not changed:
+        missing = [name for name in old.outputs if not (folder / name).exists()]
+        if old.complete and not missing and old.inputs.get("continues") == inputs["continues"]:
+            return OpenStage(folder, old, "nothing to do", time.monotonic())
+        note = f"continues: {missing[0]} is missing" if old.complete and missing else "continues"
+        return reopened(note, is_same_build=not old.complete)
+    if allowed_changes is not None:
+        if refused := [change for change in changed if change.name not in allowed_changes]:
+            raise ChangedError(_refusal(folder, refused))
+        return reopened(f"continues although {_listed(changed)}")
+    if count_reusable is not None and (num_reusable := count_reusable()) > 0:
+        return reopened(f"{_listed(changed)}: {num_reusable} shards are reused, the others are made again")
+    return _new(folder, name, inputs, f"{_listed(changed)}: made again, the old one is in {archive(folder).name}")
+
+
+def _new(folder: Path, name: str, inputs: dict[str, Any], note: str) -> OpenStage:
+    """Start a stage in an empty folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    stage = OpenStage(
-        folder, StageRecord(stage=name, build=uuid.uuid4().hex[:12], inputs=inputs), note, time.monotonic()
-    )
+    stage = OpenStage(folder, StageRecord(stage=name, build=_new_build(), inputs=inputs), note, time.monotonic())
     stage.save()
     return stage
 
 
-def read_record(folder: Path) -> StageRecord | None:
+def _new_build() -> str:
+    return uuid.uuid4().hex[:12]
+
+
+def read_stage_record(folder: Path) -> StageRecord | None:
     """The record of a stage's folder, or None where there is none that can be read."""
     try:
-        return StageRecord.model_validate_json((folder / RECORD_NAME).read_text(encoding="utf-8"))
+        return StageRecord.model_validate_json((folder / STAGE_RECORD_NAME).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError, ValidationError, UnicodeDecodeError):
         return None
 
 
-def set_aside(folder: Path) -> Path:
-    """Give a folder a name that nobody reads, beside its own."""
+def archive(folder: Path) -> Path:
+    """Rename a folder to `NAME.superseded-N`, beside it; returns the new path."""
     number = 1
-    while (aside := folder.with_name(f"{folder.name}.superseded-{number}")).exists():
+    while (archived := folder.with_name(f"{folder.name}.superseded-{number}")).exists():
         number += 1
-    folder.rename(aside)
-    return aside
-
-
-def _reopened(folder: Path, record: StageRecord, note: str, *, tidy: bool) -> OpenStage:
-    """A stage that goes on in its folder; that it is not complete is on the disk before anything changes there."""
-    if tidy:
-        remove_unpublished(folder)
-    stage = OpenStage(folder, record, note, time.monotonic())
-    stage.save()
-    return stage
+    folder.rename(archived)
+    return archived
 
 
 def _refusal(folder: Path, changes: list[Change]) -> str:
@@ -177,12 +175,12 @@ def _refusal(folder: Path, changes: list[Change]) -> str:
     lines = "".join(f"\n  {change.text}" for change in changes)
     names = " ".join(f"--allow-change {change.name}" for change in changes)
     return (
-        f"{folder} was made from something else:{lines}\nset it back; or go on all the same with {names}; or leave out "
-        "--resume to train anew (the old folder is kept)"
+        f"{folder} was made from something else:{lines}\nset it back; or resume all the same with {names}; or leave "
+        "out --resume to train anew (the old folder is kept)"
     )
 
 
-def _told(changes: list[Change]) -> str:
+def _listed(changes: list[Change]) -> str:
     return "; ".join(change.text for change in changes)
 
 

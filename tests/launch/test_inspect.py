@@ -10,7 +10,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from data.errors import DatasetError
-from launch.__main__ import app
+from launch.commands import app
 from launch.inspect import describe_folder, show_folder
 from launch.overrides import ConfigError
 from pipeline.report.contact_sheet import CAPTION_LINES, THUMB_PIXELS

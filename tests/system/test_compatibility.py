@@ -18,7 +18,7 @@ import pytest
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from launch.__main__ import app
+from launch.commands import app
 
 BEFORE = Path(__file__).resolve().parents[1] / "golden" / "run_before"
 OLD = BEFORE / "run"
@@ -148,7 +148,7 @@ def test_samples_keep_their_names(tmp_path):
     before = digests(run_dir / "samples")
     (run_dir / "samples" / "index.html").unlink()
     said = launch("sample", str(CONFIG), *placed(tmp_path))
-    assert "sample: goes on: index.html is missing" in said
+    assert "sample: continues: index.html is missing" in said
     after = digests(run_dir / "samples")
     assert {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)} == {"stage.json"}
 
@@ -158,7 +158,7 @@ def test_more_steps_go_on_from_its_checkpoint(tmp_path):
     dit, continued = copied(tmp_path) / "dit", BEFORE / "continued"
     resume = ["--local", "--resume", "--set", "dit.train.steps=10"]
     said = launch("train", "dit", str(CONFIG), *resume, *placed(tmp_path))
-    assert "train dit: goes on\n" in said
+    assert "train dit: continues\n" in said
     for name in ("events.jsonl", "metrics.jsonl"):
         old = (OLD / "dit" / name).read_text(encoding="utf-8")
         assert (dit / name).read_text(encoding="utf-8").startswith(old)

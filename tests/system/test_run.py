@@ -332,7 +332,7 @@ def test_ctrl_c_leaves_nothing_half_written_and_the_next_start_goes_on(tmp_path)
     finally:
         process.kill()
     assert process.returncode == 130
-    assert "the same command goes on from here" in out
+    assert "the same command continues from here" in out
     assert "Traceback" not in out
     stopped_at = open_checkpoint(run_dir / "autoencoder").record.step
     assert stopped_at >= 3

@@ -1,0 +1,356 @@
+"""The commands of `python -m launch ...`, or `reelflow ...` once installed.
+
+Heavy libraries are imported by the command that needs them, so that help and bad input answer at once.
+"""
+
+import inspect as introspection
+import logging
+import os
+import warnings
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from launch.stages import NAMES, STAGES, Entry, Options, stages_of
+
+app = typer.Typer(
+    help="Turn a folder of videos into a video generator: shard, train, encode, train, sample, evaluate.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+train_app = typer.Typer(help="Train the autoencoder or the diffusion transformer.", no_args_is_help=True)
+job_app = typer.Typer(help="Watch and stop jobs submitted with `submit`.", no_args_is_help=True)
+app.add_typer(train_app, name="train")
+app.add_typer(job_app, name="job")
+
+Config = Annotated[
+    Path, typer.Argument(metavar="CONFIG", help="A YAML file, or the name of a preset: demo, real-tiny.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Override a field; may be repeated."),
+]
+Retry = Annotated[bool, typer.Option("--retry", help="Try again what an earlier start put in quarantine.")]
+Resume = Annotated[
+    bool,
+    typer.Option("--resume", help="Require a checkpoint to resume from; fail without one, or if settings changed."),
+]
+AllowChange = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow-change",
+        metavar="NAME",
+        help="Resume although this setting is not what the checkpoints were trained with; may be repeated.",
+    ),
+]
+Local = Annotated[bool, typer.Option("--local", help="Train in this process, without Ray. torchrun implies it.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved config and the plan; do nothing.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show debugging messages too.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show warnings and errors only.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Address = Annotated[str, typer.Option(help="Where the cluster's dashboard answers.")]
+
+
+@contextmanager
+def _readable_errors(debug: bool) -> Iterator[None]:
+    """Turn errors for the user into one message and an exit code; --debug shows tracebacks."""
+    from launch.errors import describe
+    from pipeline.run.context import StoppedError
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo("\nstopped; nothing is half-written, and the same command continues from here", err=True)
+        raise typer.Exit(130) from None
+    except StoppedError as stop:
+        typer.echo(f"{stop}; the same command continues from here", err=True)
+        raise typer.Exit(130) from None
+    except Exception as error:
+        message = describe(error)
+        if debug or message is None:
+            raise
+        typer.secho(f"error: {message}", fg="red", err=True)
+        raise typer.Exit(1) from None
+
+
+@dataclass(frozen=True)
+class _Start:
+    """How a command was started."""
+
+    overrides: list[str] | None
+    dry_run: bool
+    verbose: bool
+    quiet: bool
+    debug: bool
+    retry: bool = False
+    resume: bool = False
+    allow_change: list[str] | None = None
+    local: bool = False
+
+    @property
+    def level(self) -> int:
+        """Of the messages that are shown."""
+        if self.quiet:
+            return logging.WARNING
+        return logging.DEBUG if self.verbose else logging.INFO
+
+    @property
+    def allowed_changes(self) -> list[str] | None:
+        """Of a training that has to resume; None: it may start anew."""
+        return self.allow_change or ([] if self.resume else None)
+
+
+def _run(config: Path, stages: Collection[str], start: _Start) -> None:
+    """Load the configuration, then print the plan or run the stages."""
+    with _readable_errors(start.debug):
+        from launch.config import dump_config, load_config
+
+        if start.verbose and start.quiet:
+            raise typer.BadParameter("--verbose and --quiet contradict each other; give one of them")
+        resolved = load_config(config, start.overrides or [])
+        if start.dry_run:
+            from launch.plan import describe_plan
+
+            typer.echo(dump_config(resolved))
+            typer.echo(describe_plan(resolved, stages))
+            return
+        warnings.filterwarnings("ignore", category=FutureWarning)  # of libraries; ours are errors in the tests
+        from launch.run import StartOptions, run_stages
+        from pipeline.run.logs import console_log
+
+        is_first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun starts
+        with console_log(start.level) if is_first else nullcontext():
+            if start.allowed_changes is not None:
+                from pipeline.checkpoint.read import require_checkpoint
+
+                for stage in stages_of(resolved, stages):
+                    require_checkpoint(resolved.run_dir / stage.folder)
+            run_stages(resolved, stages, StartOptions(not start.local, start.retry, start.allowed_changes))
+
+
+@app.command()
+def demo(
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Draw moving shapes, learn them, and generate clips that do what their captions say.
+
+    Example: `reelflow demo`
+    """
+    run(Path("demo"), overrides, dry_run, verbose, quiet, debug)
+
+
+@app.command()
+def run(
+    config: Config,
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Every stage, each skipped while its output is up to date.
+
+    Example: `reelflow run real-tiny --set data.source=my/videos --set dit.train.steps=3000`
+    """
+    _run(config, NAMES, _Start(overrides, dry_run, verbose, quiet, debug))
+    if not dry_run and not quiet:
+        from launch.plan import closing_summary
+
+        with _readable_errors(debug):
+            from launch.config import load_config
+
+            typer.echo(closing_summary(load_config(config, overrides or [])))
+
+
+def _add_command(entry: Entry, options: Options) -> None:
+    """Give a stage its command: `reelflow NAME CONFIG`, or `reelflow train NAME CONFIG`, with the options it takes."""
+    group, _, name = entry.name.rpartition(" ")
+
+    def plain(
+        config: Config,
+        overrides: Overrides = None,
+        dry_run: DryRun = False,
+        verbose: Verbose = False,
+        quiet: Quiet = False,
+        debug: Debug = False,
+    ) -> None:
+        _run(config, entry.runs, _Start(overrides, dry_run, verbose, quiet, debug))
+
+    def retrying(
+        config: Config,
+        overrides: Overrides = None,
+        retry: Retry = False,
+        dry_run: DryRun = False,
+        verbose: Verbose = False,
+        quiet: Quiet = False,
+        debug: Debug = False,
+    ) -> None:
+        _run(config, entry.runs, _Start(overrides, dry_run, verbose, quiet, debug, retry=retry))
+
+    def training(
+        config: Config,
+        overrides: Overrides = None,
+        resume: Resume = False,
+        allow_change: AllowChange = None,
+        local: Local = False,
+        dry_run: DryRun = False,
+        verbose: Verbose = False,
+        quiet: Quiet = False,
+        debug: Debug = False,
+    ) -> None:
+        start = _Start(overrides, dry_run, verbose, quiet, debug, resume=resume, allow_change=allow_change, local=local)
+        _run(config, entry.runs, start)
+
+    command = {"plain": plain, "retry": retrying, "training": training}[options]
+    (train_app if group else app).command(name, help=introspection.getdoc(entry.stage))(command)
+
+
+for _entry in STAGES:
+    if _entry.options is not None:
+        _add_command(_entry, _entry.options)
+
+
+@app.command()
+def sample(
+    target: Annotated[Path, typer.Argument(metavar="TARGET", help="A config, or a folder with a DiT checkpoint.")],
+    prompts: Annotated[Path | None, typer.Option(help="One prompt a line, or JSONL.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Where clips go when TARGET is a checkpoint.")] = None,
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Turn prompts into clips.
+
+    Example: `reelflow sample runs/demo/dit --prompts prompts.txt --output clips --set sample.guidance_scale=4`
+    """
+    given = [*(overrides or []), *([f"sample.prompts={prompts}"] if prompts else [])]
+    if not target.is_dir():
+        _run(target, ("sample",), _Start(given, dry_run, verbose, quiet, debug))
+        return
+    with _readable_errors(debug):
+        from launch.sample import sample_checkpoint
+
+        if prompts is None or output is None:
+            raise typer.BadParameter("a checkpoint is sampled with --prompts FILE and --output FOLDER")
+        for line in sample_checkpoint(target, output, given, dry_run=dry_run):
+            typer.echo(line)
+
+
+@app.command()
+def inspect(
+    path: Annotated[Path, typer.Argument(help="A run, a dataset, a checkpoint, or a samples folder.")],
+    html: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Of a dataset: write a page and a contact sheet there.")
+    ] = None,
+    clips: Annotated[int, typer.Option(min=1, help="How many clips the page shows.")] = 24,
+    debug: Debug = False,
+) -> None:
+    """Say what a folder holds, and show a dataset.
+
+    Example: `reelflow inspect runs/demo/clips --html look`
+    """
+    with _readable_errors(debug):
+        from launch.inspect import describe_folder, show_folder
+
+        typer.echo(describe_folder(path))
+        if html is not None:
+            for file in show_folder(path, html, clips):
+                typer.echo(f"  wrote {file} ({file.stat().st_size / 1e6:.1f} MB)")
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint, or a folder with checkpoints, as runs/NAME/dit.")],
+    output: Annotated[Path, typer.Argument(help="The safetensors file to write; a .json goes beside it.")],
+    raw: Annotated[bool, typer.Option("--raw", help="The weights as trained, not their average.")] = False,
+    average: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Another than the first average, such as power-0.10.")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Write a checkpoint's weights as one safetensors file.
+
+    Example: `reelflow export runs/demo/dit dit.safetensors`
+    """
+    with _readable_errors(debug):
+        from pipeline.checkpoint.export import export_weights
+        from pipeline.checkpoint.read import open_checkpoint
+        from pipeline.run.weight_names import FIRST_AVERAGE, MASTER
+
+        if raw and average is not None:
+            raise typer.BadParameter("--raw and --average name different weights; give one of them")
+        found = open_checkpoint(checkpoint)
+        description = export_weights(found, output, MASTER if raw else average or FIRST_AVERAGE)
+        typer.echo(f"wrote {output} and {description} from {found.folder}")
+
+
+@app.command()
+def submit(
+    stage: Annotated[
+        str, typer.Argument(help='run, demo, shard, encode, sample, evaluate, "train autoencoder" or "train dit".')
+    ],
+    config: Config,
+    address: Address = "http://127.0.0.1:8265",
+    overrides: Overrides = None,
+    follow: Annotated[bool, typer.Option(help="Print the job's log until it ends.")] = True,
+    debug: Debug = False,
+) -> None:
+    """Run a stage as a Ray job on a cluster.
+
+    Example: `reelflow submit "train dit" my.yaml --address http://127.0.0.1:8265`
+    """
+    with _readable_errors(debug):
+        from launch import jobs
+
+        job_id = jobs.submit(stage, config, overrides or [], address)
+        typer.echo(f"submitted {job_id}")
+        if follow:
+            _follow(job_id, address)
+
+
+@job_app.command("follow")
+def job_follow(job_id: str, address: Address = "http://127.0.0.1:8265", debug: Debug = False) -> None:
+    """Print a job's log until it ends."""
+    with _readable_errors(debug):
+        _follow(job_id, address)
+
+
+def _follow(job_id: str, address: str) -> None:
+    from launch import jobs
+
+    for text in jobs.follow(job_id, address):
+        typer.echo(text, nl=False)
+    status = jobs.status(job_id, address)
+    typer.echo(f"{job_id}: {status}")
+    if status != "SUCCEEDED":
+        raise typer.Exit(1)
+
+
+@job_app.command("status")
+def job_status(job_id: str, address: Address = "http://127.0.0.1:8265", debug: Debug = False) -> None:
+    """Say how a job is doing."""
+    with _readable_errors(debug):
+        from launch import jobs
+
+        typer.echo(f"{job_id}: {jobs.status(job_id, address)}")
+
+
+@job_app.command("stop")
+def job_stop(job_id: str, address: Address = "http://127.0.0.1:8265", debug: Debug = False) -> None:
+    """Stop a job; what it has published stays, and submitting it again continues."""
+    with _readable_errors(debug):
+        from launch import jobs
+
+        jobs.stop(job_id, address)
+        typer.echo(f"{job_id}: {jobs.status(job_id, address)}")
