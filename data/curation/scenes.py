@@ -7,10 +7,8 @@ not by a time that another decoder made up.
 import numpy as np
 
 from data.errors import ReelflowError
-from data.video.decoders import Timeline
-from data.video.resize import Size, resize_and_crop
-
-DETECTION_SIZE = (144, 256)  # cuts show at this size as well, at a fraction of the work
+from data.video.decoders.timeline import Timeline
+from data.video.resize import DETECTION_SIZE, Size, resize_and_crop
 
 
 class ScenesError(ReelflowError, ValueError):

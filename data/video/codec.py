@@ -12,7 +12,7 @@ from PIL import Image
 
 from data.errors import VideoError
 from data.records import Frames
-from data.video.decoders import DECORD_ERRORS
+from data.video.decoders.decord_reader import DECORD_ERRORS
 
 FRAMES_AHEAD = 8  # asked of decord in one call; one by one it does not notice padded rows
 

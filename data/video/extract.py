@@ -10,18 +10,18 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
-from data.curation.scenes import DETECTION_SIZE
 from data.dataset.buckets import Bucket, SourceShape
 from data.dataset.clip import Decoder
 from data.errors import VideoError
 from data.records import Frames
 from data.video.augment import AS_IT_IS, AugmentConfig
-from data.video.decoders import Timeline, UnfitDecoderError, timelines
+from data.video.decoders.selection import timelines
+from data.video.decoders.timeline import Timeline, UnfitDecoderError
 from data.video.formats import IMAGE_SUFFIXES
 from data.video.images import read_image
 from data.video.probe import probe_video
-from data.video.resize import Box, Size, crop_box, decoding_size, resize_and_crop
-from data.video.spans import WHOLE, PlannedSpan, Stretch, _shown_part, plan_spans
+from data.video.resize import DETECTION_SIZE, Box, Size, crop_box, decoding_size, resize_and_crop
+from data.video.spans import WHOLE, PlannedSpan, Stretch, plan_spans, shown_part
 
 TextMeasure = Callable[[UInt8[np.ndarray, "h w 3"], Box], float]
 
@@ -104,7 +104,7 @@ def measure_source(path: Path, stretch: Stretch = WHOLE) -> SourceShape:
     probe = probe_video(path)
     if len(probe.ticks) == 0:  # only decoding it tells; nothing says that it is short
         return SourceShape(probe.height, probe.width, float("inf"))
-    _, end = _shown_part(probe.times_seconds, stretch)
+    _, end = shown_part(probe.times_seconds, stretch)
     return SourceShape(probe.height, probe.width, max(0.0, end - min(stretch.start_seconds, end)))
 
 

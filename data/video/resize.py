@@ -12,6 +12,7 @@ DECODING_GAP = 5.0  # the same for pictures that a decoder shrinks, which keeps 
 ROW_PIXELS = 64  # decord pads the rows of other widths and then cannot copy them out
 Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels
 Size = tuple[int, int]  # height, width
+DETECTION_SIZE: Size = (144, 256)  # at which scene cuts are detected: smaller than most videos, so much faster
 
 
 def crop_box(source_height: int, source_width: int, height: int, width: int, position: float = 0.5) -> Box:

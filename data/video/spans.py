@@ -32,7 +32,7 @@ class Stretch:
 WHOLE = Stretch()
 
 
-def _shown_part(times_seconds: np.ndarray, stretch: Stretch) -> tuple[float, float]:
+def shown_part(times_seconds: np.ndarray, stretch: Stretch) -> tuple[float, float]:
     """How long the video is on screen, and where the stretch ends in it, in seconds."""
     # The last frame stays on screen for one more frame interval; without that a 2.0 s file has no 2.0 s clip.
     interval = float(np.median(np.diff(times_seconds))) if len(times_seconds) > 1 else 0.0
@@ -58,7 +58,7 @@ def plan_spans(
     Raises:
         VideoError: not even one clip fits.
     """
-    shown, end = _shown_part(times_seconds, stretch)
+    shown, end = shown_part(times_seconds, stretch)
     start = min(stretch.start_seconds, shown)
     scenes = [float(times_seconds[cut] - times_seconds[0]) for cut in cuts]
     edges = [start, *(edge for edge in scenes if start < edge < end), end]

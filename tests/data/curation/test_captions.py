@@ -1,4 +1,4 @@
-"""TODO data/curation/test_captions."""
+"""Captions from text files, tables and folders, valid and hostile."""
 
 import json
 

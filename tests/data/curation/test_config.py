@@ -1,4 +1,4 @@
-"""TODO data/curation/test_config."""
+"""A fraction outside 0 to 1 is refused."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""TODO data/curation/test_ledger."""
+"""The counts of a ledger must add up."""
 
 import pytest
 

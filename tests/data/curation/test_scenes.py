@@ -1,11 +1,11 @@
-"""TODO data/curation/test_scenes."""
+"""Scene cuts of a video made of two scenes."""
 
 import numpy as np
 
 from data.curation.scenes import find_cuts
 from data.dataset.buckets import Bucket
 from data.video.codec import encode_clip
-from data.video.decoders import timelines
+from data.video.decoders.selection import timelines
 from data.video.extract import read_spans
 from data.video.probe import probe_video
 

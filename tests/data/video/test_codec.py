@@ -1,4 +1,4 @@
-"""TODO data/video/test_codec."""
+"""Encoding and decoding of clips: nearly inverse, reproducible, and in chunks."""
 
 import io
 
@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data.dataset.compression import COMPRESSION
 from data.errors import VideoError
 from data.synthetic import combinations, random_scene, render
 from data.video.codec import decode_chunks, decode_clip, encode_clip, encode_gif
-from models.autoencoder.shapes import chunk_lengths
 from testing.clips import moving_shapes
 
 
@@ -42,7 +42,7 @@ def test_a_file_is_decoded_in_chunks(num_frames, height, width):
     content = encode_clip(moving_shapes(num_frames, 272)[:, :height, :width], 8)
     whole = decode_clip(content)
     for most in (4, 12, 44):
-        lengths = chunk_lengths(num_frames, most)
+        lengths = COMPRESSION.chunk_lengths(num_frames, most)
         chunks = list(decode_chunks(content, lengths))
         assert [len(chunk) for chunk in chunks] == lengths
         np.testing.assert_array_equal(np.concatenate(chunks), whole)

@@ -6,7 +6,9 @@ import av
 import numpy as np
 import pytest
 
-from data.video.decoders import Timeline, UnfitDecoderError, has_torchcodec, timelines
+from data.video.decoders.selection import timelines
+from data.video.decoders.timeline import Timeline, UnfitDecoderError
+from data.video.decoders.torchcodec_reader import has_torchcodec
 from data.video.probe import probe_video
 from data.video.resize import decoding_size, resize_and_crop
 from data.video.spans import TIE_SECONDS
@@ -91,7 +93,7 @@ def assert_frames_equal_the_reference(timeline: Timeline, path: Path, name: str)
 
 @pytest.mark.parametrize(("name", "decoder"), FILES, ids=[name for name, _ in FILES])
 def test_each_decoder_gives_the_frame_on_screen(clips_dir, monkeypatch, name, decoder):
-    monkeypatch.setattr("data.video.decoders.has_torchcodec", lambda: False)
+    monkeypatch.setattr("data.video.decoders.torchcodec_reader.has_torchcodec", lambda: False)
     path = clips_dir / name
     timeline = next(timelines(path, probe_video(path)))
     assert timeline.decoder == decoder
@@ -101,7 +103,7 @@ def test_each_decoder_gives_the_frame_on_screen(clips_dir, monkeypatch, name, de
 @pytest.mark.parametrize("name", [name for name, _ in FILES if name != "robust_decord/unordered.mov"])  # 50 x 50
 def test_clips_of_frames_decoded_smaller_are_the_same(clips_dir, monkeypatch, name):
     """Whatever their rotation: beside the same frames decoded as they are."""
-    monkeypatch.setattr("data.video.decoders.has_torchcodec", lambda: False)
+    monkeypatch.setattr("data.video.decoders.torchcodec_reader.has_torchcodec", lambda: False)
     path = clips_dir / name
     probe = probe_video(path)
     shown, clip = (probe.height, probe.width), (probe.height // 16, probe.width // 16)

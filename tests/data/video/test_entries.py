@@ -7,7 +7,8 @@ import av
 import numpy as np
 import pytest
 
-from data.video.decoders import _pyav_frames, _pyav_timeline
+from data.video.decoders.pyav_reader import pyav_timeline
+from data.video.decoders.pyav_stream import decode_frames
 from data.video.entries import SEEK_FRAMES, Entry, Packet, Run, entries_of, is_exact, plan_runs
 from data.video.probe import Probe, probe_video
 
@@ -31,7 +32,7 @@ def write_long(path: Path, seconds: int, x264: str, codec: str = "libx264") -> N
 
 def decoded_from_the_start(path: Path, probe: Probe, wanted: list[int]) -> list[np.ndarray]:
     ticks = set(probe.ticks[wanted].tolist())
-    frames = (frame for frame, tick in _pyav_frames(path, probe, "pts") if tick in ticks)
+    frames = (frame for frame, tick in decode_frames(path, probe, "pts") if tick in ticks)
     return [probe.matrix.apply(frame.to_ndarray(format="rgb24")) for frame in frames]
 
 
@@ -39,7 +40,7 @@ def count_decoded(path: Path, probe: Probe, runs: list[Run]) -> int:
     """Frames that come out of the decoder until each run has its last."""
     number = 0
     for run in runs:
-        for _, tick in _pyav_frames(path, probe, "pts", run.entry):
+        for _, tick in decode_frames(path, probe, "pts", run.entry):
             number += 1
             if tick == run.ticks[-1]:
                 break
@@ -63,7 +64,7 @@ def test_a_late_clip_of_a_long_file_is_not_decoded_from_its_start(tmp_path, x264
     assert len(probe.ticks) == 60 * FPS
     assert len(probe.entries) == 60 * FPS // GROUP - 1
     for wanted in ([1400, 1403, 1406, 1409], [3, 4, 600, 1201, 1202, 1499], list(range(745, 760))):
-        read = list(_pyav_timeline(path, probe, probe.ticks, "pts").read(wanted))
+        read = list(pyav_timeline(path, probe, probe.ticks, "pts").read(wanted))
         np.testing.assert_array_equal(read, decoded_from_the_start(path, probe, wanted))
         runs = plan_runs(probe.ticks, wanted, probe.entries)
         assert [tick for run in runs for tick in run.ticks] == probe.ticks[wanted].tolist()
@@ -90,7 +91,7 @@ def test_real_files_read_from_an_entry_as_from_the_start(clips_dir, name):
     for entry in probe.entries[:: max(1, len(probe.entries) // 3)]:
         first = int(np.searchsorted(probe.ticks, entry.tick))
         wanted = sorted({first, min(first + 2, len(probe.ticks) - 1), len(probe.ticks) - 1})
-        read = list(_pyav_timeline(path, probe, probe.ticks, "pts").read(wanted))
+        read = list(pyav_timeline(path, probe, probe.ticks, "pts").read(wanted))
         np.testing.assert_array_equal(read, decoded_from_the_start(path, probe, wanted))
 
 
@@ -104,7 +105,7 @@ def test_a_file_that_is_refreshed_bit_by_bit_is_read_from_its_start(tmp_path):
         packets = [bytes(packet) for packet in container.demux(video=0) if packet.pts == flagged.tick]
     assert not is_exact("h264", packets[0])
     wanted = [110, 112, 190]
-    read = list(_pyav_timeline(path, probe, probe.ticks, "pts").read(wanted))
+    read = list(pyav_timeline(path, probe, probe.ticks, "pts").read(wanted))
     np.testing.assert_array_equal(read, decoded_from_the_start(path, probe, wanted))
 
 
@@ -123,8 +124,10 @@ def test_clips_read_one_after_the_other_are_decoded_once(tmp_path, monkeypatch):
     write_long(path, 8, f"scenecut=0:keyint={8 * FPS}")
     probe = probe_video(path)
     opened = []
-    monkeypatch.setattr("data.video.decoders._pyav_frames", lambda *args: opened.append(args) or _pyav_frames(*args))
-    timeline = _pyav_timeline(path, probe, probe.ticks, "pts")
+    monkeypatch.setattr(
+        "data.video.decoders.pyav_reader.decode_frames", lambda *args: opened.append(args) or decode_frames(*args)
+    )
+    timeline = pyav_timeline(path, probe, probe.ticks, "pts")
     clips = [list(range(0, 40, 3)), [39, 42, 45], [45, 46, 120], [121, 199], [5, 6]]
     for wanted, number_opened in zip(clips, (1, 1, 1, 1, 2), strict=True):
         read = list(timeline.read(wanted))

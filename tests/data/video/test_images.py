@@ -1,4 +1,4 @@
-"""TODO data/video/test_images."""
+"""Images of 16 bits and with transparency."""
 
 import numpy as np
 from PIL import Image

@@ -1,4 +1,4 @@
-"""TODO data/video/test_probe."""
+"""The display matrix of a video, and files that cannot be probed."""
 
 import numpy as np
 import pytest

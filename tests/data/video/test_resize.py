@@ -1,4 +1,4 @@
-"""TODO data/video/test_resize."""
+"""Resizing and cropping, in one step and in two."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""TODO data/video/test_spans."""
+"""Spans of a video: no overlap, none across a cut, and why a video has none."""
 
 import numpy as np
 import pytest

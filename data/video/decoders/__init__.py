@@ -1,0 +1,1 @@
+"""Decoders of source videos behind one interface: `timeline` defines it, `selection` chooses the decoder of a file."""

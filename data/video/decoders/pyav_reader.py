@@ -1,0 +1,105 @@
+"""PyAV (FFmpeg) as the decoder of source videos: reads every file, slower than the others."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from av.video.reformatter import VideoReformatter
+
+from data.errors import VideoError
+from data.video.decoders.pyav_stream import Clock, NoEntryError, decode_frames
+from data.video.decoders.timeline import Frame, Timeline, UnfitDecoderError
+from data.video.entries import plan_runs
+from data.video.probe import Probe
+from data.video.resize import Size
+
+
+def packet_timeline(path: Path, probe: Probe, size: Size) -> Timeline | None:
+    """Frames read by PyAV at the time stamps of the packets; None if the packets do not tell when frames are shown."""
+    return pyav_timeline(path, probe, probe.ticks, "pts", size) if len(probe.ticks) > 0 else None
+
+
+def measured_timeline(path: Path, probe: Probe, size: Size) -> Timeline:
+    """Frames read by PyAV at the time stamps that they carry once decoded: the whole file is decoded to list them.
+
+    AVI stores when a frame is decoded, not when it is shown: there only the stamps of decoding are in order. Frames
+    without a stamp, which some decoders return at the end of a file, are left out.
+
+    Raises:
+        VideoError: the file cannot be decoded, or neither kind of stamps is in order.
+    """
+    for clock in ("pts", "dts"):
+        ticks = np.array([tick for _, tick in decode_frames(path, probe, clock) if tick is not None], np.int64)
+        if len(ticks) and np.all(np.diff(ticks) > 0):
+            return pyav_timeline(path, probe, ticks, clock, size)
+    raise VideoError("no_time_stamps", "its frames carry no usable time stamps")
+
+
+def pyav_timeline(path: Path, probe: Probe, ticks: np.ndarray, clock: Clock, size: Size | None = None) -> Timeline:
+    """Frames at the given time stamps.
+
+    Args:
+        ticks: of the frames, strictly increasing.
+        clock: which time stamps these are.
+        size: height and width to decode to; None: those of the video.
+    """
+    size = size or (probe.height, probe.width)
+    return Timeline(ticks * probe.seconds_per_tick, _PyavReader(path, probe, ticks, clock, size).read, "pyav")
+
+
+class _PyavReader:
+    """Reads frames by continuing from the current one, from an entry, or from the start, whichever skips most."""
+
+    def __init__(self, path: Path, probe: Probe, ticks: np.ndarray, clock: Clock, size: Size) -> None:
+        self._path, self._probe, self._ticks = path, probe, ticks
+        self._stored_size = size[::-1] if probe.matrix.is_transposed else size
+        self._clock: Clock = clock
+        self._entries = probe.entries if clock == "pts" else ()
+        self._reformatter = VideoReformatter()
+        self._restart()
+
+    def _restart(self) -> None:
+        self._frames, self._next_index = decode_frames(self._path, self._probe, self._clock), 0
+        # Frame `_next_index - 1`: at a low frame rate the next clip may begin with the frame that ended this one.
+        self._last: Frame | None = None
+
+    def read(self, indices: list[int]) -> Iterator[Frame]:
+        """Frames by index; the indices must increase.
+
+        Raises:
+            UnfitDecoderError: the decoder does not return one of them.
+            VideoError: the file cannot be decoded.
+        """
+        if indices and indices[0] == self._next_index - 1 and self._last is not None:
+            yield self._last
+            indices = indices[1:]
+        if indices and indices[0] < self._next_index:
+            self._restart()
+        for run in plan_runs(self._ticks, indices, self._entries, self._next_index):
+            if run.entry is not None:
+                self._frames = decode_frames(self._path, self._probe, self._clock, run.entry)
+            try:
+                yield from self._read_run(run.ticks)
+            except NoEntryError:  # raised before the first frame
+                self._restart()
+                yield from self._read_run(run.ticks)
+
+    def _read_run(self, wanted: list[int]) -> Iterator[Frame]:
+        remaining = iter(wanted)
+        tick = next(remaining)
+        for frame, stamp in self._frames:
+            if stamp is None or stamp < tick:
+                continue
+            if stamp > tick:
+                break
+            # One thread and one reformatter: starting either costs more than converting a small frame.
+            height, width = self._stored_size
+            picture = self._reformatter.reformat(frame, width, height, "rgb24", interpolation="AREA", threads=1)
+            self._last = self._probe.matrix.apply(picture.to_ndarray())
+            self._next_index = int(np.searchsorted(self._ticks, tick)) + 1
+            yield self._last
+            tick = next(remaining, None)
+            if tick is None:
+                return
+        self._restart()
+        raise UnfitDecoderError(f"the decoder returns no frame with the time stamp {tick}")

@@ -1,0 +1,103 @@
+"""The frames of a video stream in the order of decoding, by PyAV: from the start or from an entry, deinterlaced."""
+
+from collections.abc import Iterator
+from itertools import chain, dropwhile
+from pathlib import Path
+from typing import Literal
+
+import av
+import av.container
+import av.filter
+
+from data.errors import VideoError
+from data.video.entries import Entry, is_exact
+from data.video.probe import Probe
+
+Clock = Literal["pts", "dts"]  # the time stamp of presentation, or of decoding
+
+
+class NoEntryError(Exception):
+    """Decoding cannot begin exactly at an entry, although the list of packets says so."""
+
+
+def decode_frames(
+    path: Path, probe: Probe, clock: Clock, entry: Entry | None = None
+) -> Iterator[tuple[av.VideoFrame, int | None]]:
+    """Every frame that is shown, with its time stamp in ticks; None where a frame has none.
+
+    Args:
+        clock: which time stamp.
+        entry: where to begin; None: at the start of the file.
+
+    Raises:
+        NoEntryError: before the first frame: decoding cannot begin at the entry.
+        VideoError: the file cannot be decoded, or the size of its frames changes.
+    """
+    try:
+        with av.open(str(path.resolve())) as container:
+            stream = container.streams[probe.stream_index]
+            assert isinstance(stream, av.VideoStream)
+            stream.codec_context.thread_count = 1  # several processes are faster than several threads
+            frames = container.decode(stream) if entry is None else _frames_from(entry, container, stream)
+            for frame in _deinterlaced(frames, stream) if probe.is_interlaced else frames:
+                if (frame.height, frame.width) != probe.stored_size:
+                    raise VideoError("size_changes", "its frame size changes in mid-stream")
+                yield frame, frame.dts if clock == "dts" else frame.pts
+    except av.FFmpegError as error:
+        raise VideoError("undecodable", f"it cannot be decoded (FFmpeg: {error.strerror})") from error
+
+
+def _frames_from(
+    entry: Entry, container: av.container.InputContainer, stream: av.VideoStream
+) -> Iterator[av.VideoFrame]:
+    """The frames from an entry on.
+
+    Raises:
+        NoEntryError: the container cannot seek to it, or the bitstream does not allow decoding to begin there.
+    """
+    try:
+        # The first packet names the encoder of the file; FFmpeg corrects the errors of some (4:4:4 of old x264).
+        next(container.demux(stream)).decode()
+        container.seek(entry.seek_tick, stream=stream)
+        packets = dropwhile(lambda packet: packet.pts != entry.tick, container.demux(stream))
+        first = next(packets, None)
+    except av.FFmpegError as error:
+        raise NoEntryError from error
+    if first is None or not first.is_keyframe or not is_exact(stream.codec_context.codec.canonical_name, bytes(first)):
+        raise NoEntryError
+    frames = (frame for packet in chain((first,), packets) for frame in packet.decode())
+    for frame in frames:
+        assert isinstance(frame, av.VideoFrame)
+        if frame.pts is not None and frame.pts >= entry.tick:
+            if frame.pts > entry.tick or not frame.key_frame:
+                raise NoEntryError
+            yield frame
+            break
+    for frame in frames:
+        assert isinstance(frame, av.VideoFrame)
+        yield frame
+
+
+def _deinterlaced(frames: Iterator[av.VideoFrame], stream: av.VideoStream) -> Iterator[av.VideoFrame]:
+    """Progressive frames: in those flagged as interlaced, bwdif interpolates the lines of the second field."""
+    graph = av.filter.Graph()
+    graph.link_nodes(
+        graph.add_buffer(template=stream),
+        graph.add("bwdif", "mode=send_frame:deint=interlaced"),
+        graph.add("buffersink"),
+    ).configure()
+    for frame in chain(frames, (None,)):  # None flushes the filter
+        graph.vpush(frame)
+        while (picture := _pull(graph)) is not None:
+            if picture.pts is not None:  # the filter counts in half ticks
+                assert picture.time_base is not None
+                assert stream.time_base is not None
+                picture.pts = round(picture.pts * picture.time_base / stream.time_base)
+            yield picture
+
+
+def _pull(graph: av.filter.Graph) -> av.VideoFrame | None:
+    try:
+        return graph.vpull()
+    except (av.BlockingIOError, av.EOFError):
+        return None
