@@ -1,4 +1,7 @@
-"""Fixtures that tests of several packages share. Imports are inside the fixtures: a test file loads only what it needs."""
+"""Fixtures that tests of several packages share, and how tests are spread over the processes of `pytest -n`.
+
+Imports are inside the fixtures: a test file loads only what it needs.
+"""
 
 import os
 from collections.abc import Iterator
@@ -9,6 +12,30 @@ import pytest
 from testing.paths import CLIPS_DIR
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# Fixtures that take long to make: the tests that use one run in one process (`--dist loadgroup`), and before others.
+COSTLY = ("finished_run", "step_runs", "watched_runs", "often_saved", "straight")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Group tests by the costly fixture that they share, or by the file whose fixtures they share."""
+    first: list[pytest.Item] = []
+    others: list[pytest.Item] = []
+    for item in items:
+        names = getattr(item, "fixturenames", ())
+        group = next((name for name in COSTLY if name in names), None)
+        if group is None and _shares_fixtures_of_its_file(item):
+            group = item.nodeid.split("::")[0]
+        if group is not None:
+            item.add_marker(pytest.mark.xdist_group(group))
+        (others if group is None else first).append(item)
+    items[:] = first + others
+
+
+def _shares_fixtures_of_its_file(item: pytest.Item) -> bool:
+    info = getattr(item, "_fixtureinfo", None)
+    definitions = info.name2fixturedefs.values() if info is not None else ()
+    return any(definition.scope in ("module", "class") for stack in definitions for definition in stack)
 
 
 @pytest.fixture(scope="session")

@@ -1,45 +1,133 @@
-"""The house rules that a machine can check: directions of import, who starts Ray, nothing unpickled."""
+"""Rules of the source tree that a machine can check: directions of imports, what loads heavy libraries, no pickle."""
 
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
-ROOMS = ("data", "models", "pipeline", "launch")
-MAY_IMPORT = {  # of the project's own rooms, and of the heavy libraries that belong to one room
+from testing.paths import ROOT
+
+PACKAGES = ("data", "models", "pipeline", "launch")
+MAY_IMPORT = {  # other packages of the project, and heavy libraries that belong to one package
     "data": set(),
-    "models": set(),
+    "models": set(),  # and PUBLIC_DATA
     "pipeline": {"data", "models", "ray", "deepspeed"},
     "launch": {"data", "models", "pipeline", "ray"},
 }
+PUBLIC_DATA = {"data.records", "data.errors", "data.dataset.compression"}  # records that `models` share with `data`
+ORDER = (  # of the packages of `pipeline`: each imports only from those in the rows above its own
+    ("run",),
+    ("distributed",),
+    ("engine",),
+    ("checkpoint",),
+    ("report",),
+    ("ingest", "encode"),
+    ("sample",),
+    ("train",),
+    ("evaluate",),
+)
+ROW = {room: number for number, rooms in enumerate(ORDER) for room in rooms}
+DECODERS = ("av", "decord", "torchcodec")
+HEAVY = ("torch", "ray", "deepspeed", "transformers", *DECODERS)
 
 
-def imports_of(path: Path) -> set[str]:
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found.add(node.module.split(".")[0])
+def sources(folder: Path) -> list[Path]:
+    """Every module below a folder; at least one, so that a renamed folder fails a test instead of emptying it."""
+    found = sorted(folder.rglob("*.py"))
+    assert found, f"there are no modules in {folder}"
     return found
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_imports_run_one_way(room):
-    watched = {*ROOMS, "ray", "deepspeed"}
-    for path in (ROOT / room).rglob("*.py"):
-        foreign = (imports_of(path) & watched) - {room} - MAY_IMPORT[room]
+def modules_of(path: Path) -> Iterator[str]:
+    """The full name of each module that a file imports, inside functions too."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.relative_to(ROOT)} has a relative import"
+            assert node.module is not None
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def imports_of(path: Path) -> set[str]:
+    """The first part of each of those names."""
+    return {name.split(".")[0] for name in modules_of(path)}
+
+
+def loaded_by(code: str) -> set[str]:
+    """The heavy libraries that are in memory once a new process has run `code`."""
+    report = f"import sys; print(*[name for name in {HEAVY} if name in sys.modules], sep='\\n', file=sys.stderr)"
+    command = [sys.executable, "-c", f"{code}\n{report}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    return set(done.stderr.split())
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_imports_run_one_way(package):
+    watched = {*PACKAGES, "ray", "deepspeed"}
+    for path in sources(ROOT / package):
+        foreign = (imports_of(path) & watched) - {package} - MAY_IMPORT[package]
+        if package == "models":
+            public = {name for name in modules_of(path) if name.split(".")[0] == "data"}
+            hidden = {name for name in public if not any(f"{name}.".startswith(f"{one}.") for one in PUBLIC_DATA)}
+            assert not hidden, f"{path.relative_to(ROOT)} imports {sorted(hidden)}"
+            foreign -= {"data"}
         assert not foreign, f"{path.relative_to(ROOT)} imports {sorted(foreign)}"
+
+
+def test_the_packages_of_pipeline_are_those_of_the_order():
+    folders = {path.parent.name for path in (ROOT / "pipeline").glob("*/__init__.py")}
+    assert folders == set(ROW)
+    assert len(folders) <= 10
+    assert {path.name for path in (ROOT / "pipeline").glob("*.py")} == {"__init__.py"}
+
+
+@pytest.mark.parametrize("room", ROW)
+def test_no_package_of_pipeline_imports_from_one_above_it(room):
+    """Rows are in order, so this also excludes circles of imports."""
+    for path in sources(ROOT / "pipeline" / room):
+        others = {name.split(".")[1] for name in modules_of(path) if name.startswith("pipeline.")} - {room}
+        upwards = sorted(other for other in others if ROW[other] >= ROW[room])
+        assert not upwards, f"{path.relative_to(ROOT)} imports from {upwards}"
+
+
+def test_configurations_load_nothing_heavy():
+    """A process of its own for each `config.py`: only records, so that a configuration is read in a moment."""
+    paths = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("config.py"))
+    assert len(paths) >= 10
+    names = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in paths]
+    # One process first, since all of them together load nothing; only if they do, one each, to name the culprit.
+    if together := loaded_by("import " + ", ".join(names)):
+        assert {name: heavy for name in names if (heavy := loaded_by(f"import {name}"))} == {}, together
+
+
+def test_a_plan_loads_nothing_heavy(tmp_path):
+    code = f"""
+import sys
+sys.argv = ["reelflow", "demo", "--dry-run", "--set", "runs_dir={tmp_path}"]
+from launch.__main__ import main
+try:
+    main()
+except SystemExit as done:
+    assert not done.code, done.code
+"""
+    assert loaded_by(code) == set()
+
+
+def test_sampling_from_noise_loads_neither_ray_nor_deepspeed_nor_a_decoder():
+    assert loaded_by("import pipeline.sample.latents") == {"torch"}
 
 
 def test_only_the_cluster_module_starts_ray():
     callers = [
         path.name
-        for room in ROOMS
-        for path in (ROOT / room).rglob("*.py")
+        for package in PACKAGES
+        for path in sources(ROOT / package)
         if "ray.init(" in path.read_text(encoding="utf-8")
     ]
     assert callers == ["cluster.py"]
@@ -47,8 +135,8 @@ def test_only_the_cluster_module_starts_ray():
 
 def test_nothing_is_unpickled():
     """Formats on disk hold tensors, JSON and video; torch.load and pickle appear nowhere."""
-    for room in ROOMS:
-        for path in (ROOT / room).rglob("*.py"):
+    for package in PACKAGES:
+        for path in sources(ROOT / package):
             text = path.read_text(encoding="utf-8")
             assert "torch.load(" not in text, path
             assert "pickle" not in imports_of(path), path
@@ -63,6 +151,9 @@ def test_help_is_quick_because_nothing_heavy_is_imported():
 def test_gitignore_does_not_hide_the_packages():
     """Ray honours .gitignore when it ships the code: a package listed there vanishes from the cluster."""
     hidden = subprocess.run(
-        ["git", "check-ignore", *[f"{room}/__init__.py" for room in ROOMS]], cwd=ROOT, capture_output=True, text=True
+        ["git", "check-ignore", *[f"{package}/__init__.py" for package in PACKAGES]],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
     )
     assert hidden.stdout == ""

@@ -1,4 +1,4 @@
-"""TODO launch/test_plan."""
+"""The plan that is printed before a run starts."""
 
 from pathlib import Path
 

@@ -8,7 +8,7 @@ from pydantic import BaseModel
 
 from data.records import Settings
 from launch.config import RunConfig
-from launch.reference import PAGE, SCHEMA, _records, render_page, render_schema
+from launch.reference import PAGE, SCHEMA, records_in, render_page, render_schema
 
 
 def settings_records() -> set[type[BaseModel]]:
@@ -19,7 +19,7 @@ def settings_records() -> set[type[BaseModel]]:
         if record not in found:
             found.add(record)
             for field in record.model_fields.values():
-                waiting += _records(field.annotation)
+                waiting += records_in(field.annotation)
     return found
 
 

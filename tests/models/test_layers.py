@@ -1,4 +1,4 @@
-"""TODO models/test_layers."""
+"""RMS norms and the time embedding."""
 
 import pytest
 import torch

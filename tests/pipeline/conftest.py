@@ -1,4 +1,4 @@
-"""TODO pipeline/conftest."""
+"""Latents and finished trainings of eight steps, made once for all tests of this folder."""
 
 import shutil
 from functools import partial

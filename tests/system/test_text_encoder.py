@@ -1,4 +1,4 @@
-"""TODO system/test_text_encoder."""
+"""A run whose captions go through a frozen text encoder."""
 
 import shutil
 

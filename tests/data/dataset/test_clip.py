@@ -1,4 +1,4 @@
-"""TODO data/dataset/test_clip."""
+"""Keys and splits are functions of source, span and bucket."""
 
 from data.dataset.buckets import Bucket
 from data.dataset.clip import clip_key, split_of

@@ -1,4 +1,4 @@
-"""TODO data/dataset/test_manifest."""
+"""Manifests and indices that are malformed or point outside their folder."""
 
 import json
 

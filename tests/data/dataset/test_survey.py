@@ -1,4 +1,4 @@
-"""TODO data/dataset/test_survey."""
+"""The survey of a dataset: counts, histograms and captions."""
 
 from collections import Counter
 

@@ -1,4 +1,4 @@
-"""TODO data/dataset/test_tarfiles."""
+"""A tar file without samples."""
 
 from data.dataset.clip import VIDEO_MEMBER
 from data.dataset.shards import write_shard

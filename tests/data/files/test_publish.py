@@ -1,4 +1,4 @@
-"""TODO data/files/test_publish."""
+"""Publishing a file is all or nothing."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""TODO data/stream/test_buffers."""
+"""A buffer is reused only when nothing refers to it."""
 
 import gc
 

@@ -175,12 +175,12 @@ def test_two_processes_and_their_threads_share_a_cache(subset, folder):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-import data.cache
+import data.stream.cache
 from data.stream.cache import ShardCache
 def stop(block, value): os.kill(os.getpid(), signal.SIGKILL)
 cache = ShardCache(Path(sys.argv[2]), 10**9)
-data.cache.BLOCK_BYTES = 1000
-data.cache.crc32 = stop
+data.stream.cache.BLOCK_BYTES = 1000
+data.stream.cache.crc32 = stop
 cache.open(Path(sys.argv[1]))
 """
 

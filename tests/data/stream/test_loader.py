@@ -1,4 +1,4 @@
-"""TODO data/stream/test_loader."""
+"""The stream of samples: resumed at any cursor, on any world size, with damaged samples replaced."""
 
 import os
 from collections import Counter

@@ -1,15 +1,15 @@
-"""TODO models/attention/test_attention."""
+"""Attention by every backend, and which one is chosen."""
 
 from importlib.util import find_spec
 
 import pytest
 import torch
 
-from models.attention.attention import MATMUL_MAX_SCORES, attention, choose_backend
+from models.attention.attention import attention
+from models.attention.backends import MATMUL_MAX_SCORES, choose_backend
 
-pytestmark = pytest.mark.gpu
 
-
+@pytest.mark.gpu
 @pytest.mark.parametrize("masked", [False, True])
 def test_attention_on_the_gpu_equals_the_reference(masked):
     torch.manual_seed(0)
@@ -19,10 +19,11 @@ def test_attention_on_the_gpu_equals_the_reference(masked):
     torch.testing.assert_close(on_gpu.cpu().double(), reference_attention(q, k, v, mask), rtol=3e-2, atol=3e-2)
 
 
+@pytest.mark.gpu
 def test_flash_attention_is_taken_where_it_is_installed():
     x = torch.zeros(1, 16, 2, 64, dtype=torch.bfloat16, device="cuda")
-    assert choose_backend(x, x, None) == ("flash-attn" if find_spec("flash_attn") else "sdpa")
-    assert choose_backend(x, x, torch.ones(1, 16, dtype=torch.bool, device="cuda")) == "sdpa"
+    assert choose_backend(x, x, None).name == ("flash-attn" if find_spec("flash_attn") else "sdpa")
+    assert choose_backend(x, x, torch.ones(1, 16, dtype=torch.bool, device="cuda")).name == "sdpa"
 
 
 def reference_attention(q, k, v, mask=None):
@@ -52,6 +53,6 @@ def test_attention_equals_the_reference(dtype, masked):
 
 def test_attention_kernel_choice():
     short, long = torch.zeros(1, 16, 1, 8), torch.zeros(1, MATMUL_MAX_SCORES // 16 + 1, 1, 8)
-    assert choose_backend(short, short, None) == "sdpa"
-    assert choose_backend(short.bfloat16(), short.bfloat16(), None) == "matmul"
-    assert choose_backend(short.bfloat16(), long.bfloat16(), None) == "sdpa"
+    assert choose_backend(short, short, None).name == "sdpa"
+    assert choose_backend(short.bfloat16(), short.bfloat16(), None).name == "matmul"
+    assert choose_backend(short.bfloat16(), long.bfloat16(), None).name == "sdpa"

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from torch.distributions import Normal, kl_divergence
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from data.dataset.compression import COMPRESSION
 from models.autoencoder.config import AutoencoderConfig
 from models.autoencoder.model import Autoencoder, Posterior, psnr_db, squared_error
-from models.autoencoder.shapes import chunk_lengths, latent_shape, num_latent_frames
 from testing.clips import NETWORK, SMALL_AUTOENCODER
 
 SMALL_AE = AutoencoderConfig(latent_channels=4, width=8, deep_width=16)
@@ -21,7 +21,7 @@ def test_autoencoder_shapes():
     network = Autoencoder(SMALL_AE)
     pixels = torch.rand(2, 3, 9, 32, 48) * 2 - 1
     posterior = network.encode(pixels)
-    assert posterior.mean.shape == (2, *latent_shape(SMALL_AE, 9, 32, 48)) == (2, 4, 3, 4, 6)
+    assert posterior.mean.shape == (2, *SMALL_AE.latent_shape(9, 32, 48)) == (2, 4, 3, 4, 6)
     assert network.decode(posterior.mean).shape == pixels.shape
 
 
@@ -163,11 +163,13 @@ class LargestTensor(TorchDispatchMode):
 
 def largest_tensor(num_frames: int, most: int) -> tuple[int, int]:
     """In bytes, when a clip is encoded and when it is decoded."""
-    lengths = chunk_lengths(num_frames, most)
+    lengths = COMPRESSION.chunk_lengths(num_frames, most)
     found = []
     for run in (
         lambda: NETWORK.encode_frames(torch.rand(1, 3, length, 32, 32) for length in lengths),
-        lambda: NETWORK.decode_latents(torch.rand(1, 4, num_latent_frames(length), 4, 4) for length in lengths),
+        lambda: NETWORK.decode_latents(
+            torch.rand(1, 4, COMPRESSION.num_latent_frames(length), 4, 4) for length in lengths
+        ),
     ):
         with LargestTensor() as largest:
             for _ in run():

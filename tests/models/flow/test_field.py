@@ -1,4 +1,4 @@
-"""TODO models/flow/test_field."""
+"""Conversions between velocity, data, noise and score, in float64."""
 
 import pytest
 import torch

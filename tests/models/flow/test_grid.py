@@ -1,4 +1,4 @@
-"""TODO models/flow/test_grid."""
+"""Time grids and schedules over frames."""
 
 import pytest
 import torch

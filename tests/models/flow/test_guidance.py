@@ -1,4 +1,4 @@
-"""TODO models/flow/test_guidance."""
+"""Guidance rules on a pair of Gaussians, in float64."""
 
 import pytest
 import torch

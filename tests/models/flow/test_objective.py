@@ -1,4 +1,4 @@
-"""TODO models/flow/test_objective."""
+"""Losses, their weights, the laws of training times and the optimal coupling."""
 
 import math
 

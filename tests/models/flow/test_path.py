@@ -1,4 +1,4 @@
-"""TODO models/flow/test_path."""
+"""Probability paths against closed forms, in float64."""
 
 import math
 

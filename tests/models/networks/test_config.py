@@ -1,4 +1,4 @@
-"""TODO models/networks/test_config."""
+"""A width that the heads do not divide is refused with the nearest that they do."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""TODO models/networks/test_rope."""
+"""Rotary position embedding: depends on offsets only, keeps norms, uses every channel."""
 
 import pytest
 import torch

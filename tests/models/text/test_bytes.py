@@ -1,4 +1,4 @@
-"""TODO models/text/test_bytes."""
+"""Captions as bytes: truncation, and padding that has no effect."""
 
 import torch
 

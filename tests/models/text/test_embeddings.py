@@ -1,4 +1,4 @@
-"""TODO models/text/test_embeddings."""
+"""Caption embeddings: the null caption, and padding that has no effect."""
 
 import pytest
 import torch

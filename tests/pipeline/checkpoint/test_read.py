@@ -1,4 +1,4 @@
-"""TODO pipeline/checkpoint/test_read."""
+"""Fragments in the files of a checkpoint cover every parameter, and damage is detected."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""TODO pipeline/checkpoint/test_record."""
+"""A record of a newer version is told apart from a damaged one."""
 
 import json
 

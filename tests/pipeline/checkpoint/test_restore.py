@@ -1,4 +1,4 @@
-"""TODO pipeline/checkpoint/test_restore."""
+"""A checkpoint of another architecture is refused."""
 
 import shutil
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""TODO pipeline/checkpoint/test_retention."""
+"""Which checkpoints are removed, and when a disk is too small."""
 
 import shutil
 from functools import partial

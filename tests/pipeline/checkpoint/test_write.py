@@ -1,4 +1,4 @@
-"""TODO pipeline/checkpoint/test_write."""
+"""Saving while training continues, on slow and full disks, and after an interrupted save."""
 
 import shutil
 import subprocess

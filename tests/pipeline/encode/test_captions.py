@@ -1,4 +1,4 @@
-"""TODO pipeline/encode/test_captions."""
+"""Caption embeddings are read back as they were stored."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""TODO pipeline/encode/test_chunks."""
+"""Latents of many clips are decoded in groups of bounded size."""
 
 import numpy as np
 import torch

@@ -1,4 +1,4 @@
-"""TODO pipeline/encode/test_encode."""
+"""Encoding of shards in chunks: equal latents and bounded memory."""
 
 from pathlib import Path
 
@@ -7,14 +7,14 @@ from safetensors.torch import load
 
 from data.dataset.buckets import Bucket
 from data.dataset.clip import LATENT_MEMBER, VIDEO_MEMBER
+from data.dataset.compression import COMPRESSION
 from data.dataset.manifest import ShardRecord
 from data.dataset.shards import read_shard
 from data.video.codec import decode_clip
 from models.autoencoder.config import AutoencoderConfig
-from models.autoencoder.shapes import num_latent_frames
 from pipeline.encode.codec import AUTOENCODER_NAME, to_pixels
 from pipeline.encode.config import EncodeConfig
-from pipeline.encode.encode import Encoder, encoding_settings, same_shape_batches
+from pipeline.encode.encode import Encoder, ShardTask, encoding_settings, same_shape_batches
 from testing.clips import SMALL_AUTOENCODER, write_autoencoder, write_clips
 from testing.long_clips import peaks_of_new_process
 from testing.records import made_up_clip
@@ -27,7 +27,7 @@ SETTINGS = EncodeConfig(chunk_frames=20, precision="fp32")
 def encode_shard(folder: Path, shard: ShardRecord, config: EncodeConfig) -> dict[str, torch.Tensor]:
     """What the stage's actor writes, by key."""
     target = folder / f"latents-{shard.name}"
-    Encoder(folder / AUTOENCODER_NAME, config, 1).encode(folder / shard.name, shard, target, "a test")
+    Encoder(folder / AUTOENCODER_NAME, config, 1).encode(ShardTask(folder / shard.name, shard, target, "a test"))
     return {record.key: load(payload)["mean"] for record, payload in read_shard(target, LATENT_MEMBER)}
 
 
@@ -38,7 +38,7 @@ def test_long_clips_beside_short_ones_are_encoded_in_chunks(tmp_path):
     latents = encode_shard(tmp_path, shard, SETTINGS)
     for (record, content), num_frames in zip(read_shard(tmp_path / "clips.tar", VIDEO_MEMBER), lengths, strict=True):
         whole = network.encode(to_pixels(decode_clip(content))[None]).mean[0]
-        assert latents[record.key].shape == (4, num_latent_frames(num_frames), 8, 8)
+        assert latents[record.key].shape == (4, COMPRESSION.num_latent_frames(num_frames), 8, 8)
         torch.testing.assert_close(latents[record.key], whole, rtol=0, atol=TOLERANCE)
 
 

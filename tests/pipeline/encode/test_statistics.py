@@ -1,4 +1,4 @@
-"""TODO pipeline/encode/test_statistics."""
+"""normalize and denormalize are inverse."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""TODO pipeline/engine/test_ema_profile."""
+"""Averaging profiles against their closed forms and the exponents of the EDM2 paper."""
 
 import numpy as np
 import pytest

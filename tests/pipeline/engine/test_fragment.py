@@ -1,4 +1,4 @@
-"""TODO pipeline/engine/test_fragment."""
+"""Shares of a flat parameter cover it exactly once."""
 
 import pytest
 

@@ -66,18 +66,18 @@ def nothing_moves(worker: Worker, data: Path, stage: int) -> None:
 
     moved = []
     for _ in range(25):
-        before, scale = state(), trainer.loss_scaler.scale
+        before, scale = state(), trainer.guard.loss_scaler.scale
         trainer.step(next(batches), 1e-3)
         same = [torch.equal(old, new) for old, new in zip(before, state(), strict=True)]
-        assert all(same) == trainer.overflowed
-        assert not trainer.skipped
-        assert np.isfinite(trainer.gradient_norm()) != trainer.overflowed
-        assert trainer.loss_scaler.scale == (scale / 2 if trainer.overflowed else scale)
-        moved.append(not trainer.overflowed)
+        assert all(same) == trainer.guard.overflowed
+        assert not trainer.guard.skipped
+        assert np.isfinite(trainer.guard.gradient_norm()) != trainer.guard.overflowed
+        assert trainer.guard.loss_scaler.scale == (scale / 2 if trainer.guard.overflowed else scale)
+        moved.append(not trainer.guard.overflowed)
     assert moved == sorted(moved)  # the scale goes down until it fits
     assert not moved[0]
     assert moved[-1]
-    assert trainer.num_overflows == moved.count(False)
+    assert trainer.guard.num_overflows == moved.count(False)
     assert {float(state["step"]) for state in trainer.adam.state.values()} == {float(moved.count(True))}
     batches.close()
 

@@ -15,7 +15,7 @@ from pipeline.checkpoint.record import read_checkpoint_record
 from pipeline.distributed.config import WorldSizeError
 from pipeline.distributed.process_group import Worker
 from pipeline.engine.config import SplitError, check_heads, check_tokens
-from pipeline.engine.sequence_parallel import split_tokens
+from pipeline.engine.sequence_parallel import parallelize_sequence
 from pipeline.train.build import build
 from pipeline.train.loop import train
 from pipeline.train.monitor.metrics import read_metrics
@@ -54,7 +54,7 @@ def loss_and_gradients(worker: Worker, data: Path, results: Path, size: int, tim
     module = opened(task)
     share, num_shares = worker.rank // size, worker.world_size // size
     if size > 1:
-        split_tokens(module, worker.rank, worker.world_size, size)
+        parallelize_sequence(module, worker.rank, worker.world_size, size)
     stream = Stream(task.subsets(), {SMALL.name: 4}, seed=task.seed, rank=share, world_size=num_shares)
     batch = next(stream.batches(0, task.collate, readers=0))
     loss = module(batch)["total"]
@@ -86,19 +86,19 @@ def parts_and_whole(worker: Worker, heads: int) -> None:
     """Parts put together are the whole, and attention among them is attention."""
     module = opened(task_of(Path()))
     network = module.get_submodule("network")
-    unsplit = network.split
-    split_tokens(module, worker.rank, worker.world_size, worker.world_size)
+    single = network.sequence_plan
+    parallelize_sequence(module, worker.rank, worker.world_size, worker.world_size)
     torch.manual_seed(0)
     tokens = torch.randn(2, 3 * 4, 5)
-    part = network.split.part(tokens, 3)
+    part = network.sequence_plan.shard(tokens, 3)
     assert part.shape == (2, 3 * 4 // worker.world_size, 5)
-    assert torch.equal(network.split.whole(part, 3), tokens)
+    assert torch.equal(network.sequence_plan.gather(part, 3), tokens)
     angles = rope_angles((3, 2, 2), 8)
-    assert torch.equal(network.split.part(angles, 3), network.split.part(angles[None], 3)[0])
+    assert torch.equal(network.sequence_plan.shard(angles, 3), network.sequence_plan.shard(angles[None], 3)[0])
     q, k, v = (torch.randn(2, 12, heads, 8) for _ in range(3))
-    whole = unsplit.attention(q, k, v)
-    parts = network.split.attention(*(network.split.part(x.flatten(2), 3).unflatten(2, (heads, 8)) for x in (q, k, v)))
-    torch.testing.assert_close(network.split.whole(parts.flatten(2), 3).unflatten(2, (heads, 8)), whole)
+    whole = single.attention(q, k, v)
+    parts = network.sequence_plan.attention(*(network.sequence_plan.shard(x.flatten(2), 3).unflatten(2, (heads, 8)) for x in (q, k, v)))
+    torch.testing.assert_close(network.sequence_plan.gather(parts.flatten(2), 3).unflatten(2, (heads, 8)), whole)
 
 
 STAGES = (0, 1, 2, 3)
@@ -212,5 +212,5 @@ def test_an_autoencoder_has_no_tokens_to_share(runs):
     from models.autoencoder.config import AutoencoderConfig
 
     module = AutoencoderTask(AutoencoderConfig(), data, 0).build()
-    with pytest.raises(SplitError, match="only a DiT"):
-        split_tokens(module, 0, 2, 2)
+    with pytest.raises(SplitError, match="only a velocity network"):
+        parallelize_sequence(module, 0, 2, 2)

@@ -1,4 +1,4 @@
-"""TODO pipeline/evaluate/test_judge."""
+"""The judge recognises the attributes of generated shapes and says when it cannot."""
 
 from collections import Counter
 

@@ -1,4 +1,4 @@
-"""TODO pipeline/evaluate/test_reconstruction."""
+"""Reconstruction error of a clip that is decoded in chunks."""
 
 import numpy as np
 import pytest

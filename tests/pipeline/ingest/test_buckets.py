@@ -1,4 +1,4 @@
-"""TODO pipeline/ingest/test_buckets."""
+"""Ingestion into several buckets: placement, choice of buckets, and what a change remakes."""
 
 import shutil
 from collections import Counter

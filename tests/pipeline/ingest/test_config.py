@@ -1,4 +1,4 @@
-"""TODO pipeline/ingest/test_config."""
+"""Bucket settings that cannot be satisfied are refused."""
 
 import pytest
 from pydantic import ValidationError

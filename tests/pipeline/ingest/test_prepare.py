@@ -1,4 +1,4 @@
-"""TODO pipeline/ingest/test_prepare."""
+"""From one source to its clips: spans, keys, sizes and filters."""
 
 import os
 

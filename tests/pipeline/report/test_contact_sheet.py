@@ -1,4 +1,4 @@
-"""TODO pipeline/report/test_contact_sheet."""
+"""Captions of a contact sheet are wrapped to their cell."""
 
 from PIL import ImageFont
 

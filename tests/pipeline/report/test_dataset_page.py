@@ -1,4 +1,4 @@
-"""TODO pipeline/report/test_dataset_page."""
+"""The page of a dataset: self-contained, complete, and safe for hostile captions."""
 
 import base64
 import unicodedata

@@ -1,4 +1,4 @@
-"""TODO pipeline/run/test_lock."""
+"""The lock of a folder: refused while held, taken over from a dead process."""
 
 import json
 import os

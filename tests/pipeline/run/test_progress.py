@@ -1,4 +1,4 @@
-"""TODO pipeline/run/test_progress."""
+"""Lines of progress in a log without a terminal."""
 
 from pipeline.run.progress import bar
 

@@ -1,4 +1,4 @@
-"""TODO pipeline/run/test_randomness."""
+"""Random numbers are functions of their address."""
 
 import torch
 

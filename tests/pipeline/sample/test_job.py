@@ -1,4 +1,4 @@
-"""TODO pipeline/sample/test_job."""
+"""Batches of a sampling job do not depend on the order of the prompts."""
 
 from pipeline.sample.job import canonical_batches
 from pipeline.sample.requests import PromptRequest

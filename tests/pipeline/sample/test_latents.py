@@ -1,4 +1,7 @@
-"""TODO pipeline/sample/test_latents."""
+"""Every option of sampling changes what is sampled; the module that samples loads neither Ray nor a decoder."""
+
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -6,7 +9,7 @@ import torch
 from models.flow.spec import FlowSpec
 from pipeline.encode.captions import byte_captions
 from pipeline.sample.config import SampleConfig
-from pipeline.sample.latents import Wanted, sample_latents
+from pipeline.sample.latents import PromptSeed, sample_latents
 
 
 @pytest.mark.parametrize(
@@ -27,11 +30,18 @@ def test_no_option_of_sampling_is_passed_over(options):
 
     def latents(**chosen):
         config = SampleConfig(solver="euler", steps=3, **chosen)
-        wanted, captions, cpu = [Wanted("a red circle", 1)], byte_captions(63), torch.device("cpu")
+        clips, captions, cpu = [PromptSeed("a red circle", 1)], byte_captions(63), torch.device("cpu")
         shape, spec = (4, 3, 4, 4), FlowSpec()
         return sample_latents(
-            network, spec, config, wanted, guidance_scale=3.0, shape=shape, read_captions=captions, device=cpu
+            network, spec, config, clips, guidance_scale=3.0, shape=shape, read_captions=captions, device=cpu
         )
 
     assert torch.equal(latents(), latents())
     assert not torch.equal(latents(**options), latents())
+
+
+def test_nothing_heavy_is_loaded_to_sample_latents():
+    heavy = ("ray", "deepspeed", "decord", "av", "matplotlib", "transformers")
+    code = f"import sys, pipeline.sample.latents; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

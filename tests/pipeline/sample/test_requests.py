@@ -1,4 +1,4 @@
-"""TODO pipeline/sample/test_requests."""
+"""Files of prompts: what they may hold, and how a bad one is refused."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""TODO pipeline/train/conftest."""
+"""Trainings of a few steps with every setting, made once for all tests of this folder."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""TODO pipeline/train/test_base."""
+"""Weights that a training starts from."""
 
 from functools import partial
 

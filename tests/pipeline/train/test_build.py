@@ -1,4 +1,4 @@
-"""TODO pipeline/train/test_build."""
+"""What the engine is built from: checks of batch sizes, and names of compiled modules."""
 
 from pathlib import Path
 
@@ -16,7 +16,9 @@ from testing.tiny import CONFIG, make_task
 def test_pieces_that_do_not_divide_are_refused(step_runs):
     data, _ = step_runs
     worker = Worker(0, 1, torch.device("cpu"))
-    with pytest.raises(WorldSizeError, match=r"1 workers must divide it, in 3 pieces each .*: use 3"):
+    with pytest.raises(
+        WorldSizeError, match=r"1 workers must divide it, with train.gradient_accumulation_steps 3 on each: use 3"
+    ):
         build(make_task(data), STEPS.model_copy(update={"gradient_accumulation_steps": 3}), worker)
 
 

@@ -1,4 +1,4 @@
-"""TODO pipeline/train/test_control."""
+"""Stop and save requests, by file, by signal and by time."""
 
 import signal
 import subprocess
@@ -9,7 +9,7 @@ from functools import partial
 from pipeline.checkpoint.read import open_checkpoint
 from pipeline.checkpoint.record import step_folders
 from pipeline.distributed.torchrun import train_here
-from pipeline.train.control import SAVE_NAME, STOP_NAME, Requests, Wish
+from pipeline.train.control import SAVE_NAME, STOP_NAME, ControlFiles, ControlFlags
 from pipeline.train.loop import train
 from testing.often_saved import MANY, StruckTask
 from testing.paths import ROOT
@@ -39,12 +39,12 @@ def test_stop_on_request_and_go_on_without_a_trace(tiny_latents, tmp_path):
 
 def test_a_wish_that_comes_after_the_look_is_not_taken_for_an_earlier_one(tmp_path):
     """Between the look and the checkpoint there may be minutes of validation, and a machine that is taken away."""
-    requests = Requests(tmp_path, every_minutes=None)
+    control = ControlFiles(tmp_path, every_minutes=None)
     (tmp_path / SAVE_NAME).touch()
-    wish = requests.look()
-    assert wish == Wish(save=True, stop=False)
+    flags = control.poll()
+    assert flags == ControlFlags(save=True, stop=False)
     (tmp_path / STOP_NAME).touch()
-    requests.done(wish)
+    control.acknowledge(flags)
     assert [path.name for path in tmp_path.iterdir()] == [STOP_NAME]
 
 

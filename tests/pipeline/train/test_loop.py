@@ -12,8 +12,7 @@ from pipeline.checkpoint.read import load_weights, open_checkpoint
 from pipeline.checkpoint.record import CheckpointError
 from pipeline.distributed.process_group import Worker
 from pipeline.distributed.torchrun import train_here
-from pipeline.train.config import TrainConfig
-from pipeline.train.loop import memory_advice, train
+from pipeline.train.loop import train
 from pipeline.train.monitor.metrics import read_metrics
 from testing.processes import train_in_processes
 from testing.records import SMALL
@@ -67,17 +66,6 @@ def test_other_batches_than_those_that_were_counted_are_refused(step_runs, tmp_p
     train_here(partial(train, make_task(data), STEPS.model_copy(update={"steps": 4}), tmp_path), 1)
     with pytest.raises(CheckpointError, match=r"after 4 steps and 16 samples, but .* taken 32: restore train.global"):
         train_here(partial(train, make_task(data), STEPS.model_copy(update={"global_batch": 8}), tmp_path), 1)
-
-
-def test_too_little_memory_names_the_knobs():
-    worker = Worker(1, 2, torch.device("cpu"))
-    with (
-        pytest.raises(
-            torch.OutOfMemoryError, match=r"rank 1 .* 16 clips .* stage 2; set train\.accumulate=2 or .*=true or"
-        ),
-        memory_advice(TrainConfig(), worker, 32),
-    ):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.\nmore")
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""TODO pipeline/train/test_non_finite_steps."""
+"""Steps with a non-finite gradient: skipped, counted, listed, or the end of the training."""
 
 import json
 from functools import partial

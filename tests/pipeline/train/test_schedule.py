@@ -1,4 +1,4 @@
-"""TODO pipeline/train/test_schedule."""
+"""The learning-rate schedule at its corner points."""
 
 import pytest
 

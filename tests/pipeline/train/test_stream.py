@@ -1,4 +1,4 @@
-"""TODO pipeline/train/test_stream."""
+"""A sample that cannot be read is replaced, counted and listed."""
 
 import json
 from functools import partial

@@ -1,4 +1,4 @@
-"""TODO pipeline/train/test_time_bins."""
+"""Means of losses by bins of the flow time."""
 
 import torch
 

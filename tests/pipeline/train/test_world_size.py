@@ -1,4 +1,4 @@
-"""TODO pipeline/train/test_world_size."""
+"""The number of workers that can share every batch."""
 
 from pipeline.distributed.config import taking_part
 from pipeline.train.world_size import fitting_worlds

@@ -1,4 +1,4 @@
-"""TODO pipeline/train/monitor/conftest."""
+"""Trainings with and without monitoring, made once for all tests of this folder."""
 
 import pytest
 

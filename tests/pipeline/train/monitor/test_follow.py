@@ -1,4 +1,4 @@
-"""TODO pipeline/train/monitor/test_follow."""
+"""The progress bar reports a stalled training."""
 
 from pipeline.run.progress import bar
 from pipeline.train.monitor.follow import following
@@ -11,6 +11,6 @@ def test_the_person_who_waits_is_told_of_a_stall(tmp_path):
         for process in (7, 8):  # started again, it hangs again
             (tmp_path / "stalls" / f"rank_00001-{process}.txt").write_text("rank 1\nFile x\n")
     assert said == [
-        f"  rank 1 has made no step for long; where it hangs is in {tmp_path / 'stalls' / f'rank_00001-{process}.txt'}"
+        f"  rank 1 has made no step for a long time; its stack traces are in {tmp_path / 'stalls' / f'rank_00001-{process}.txt'}"
         for process in (7, 8)
     ]

@@ -1,4 +1,4 @@
-"""TODO pipeline/train/monitor/test_metrics."""
+"""Lines of metrics.jsonl and TensorBoard: losses by time, distances of averages, curves."""
 
 import io
 

@@ -1,4 +1,4 @@
-"""TODO pipeline/train/monitor/test_previews."""
+"""Previews are sampled with the chosen weights, alike on any number of workers."""
 
 from pathlib import Path
 

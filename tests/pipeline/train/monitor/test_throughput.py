@@ -1,4 +1,4 @@
-"""TODO pipeline/train/monitor/test_throughput."""
+"""Counts of operations and of clips per second, the slowest rank, and known peak rates."""
 
 from dataclasses import replace
 from pathlib import Path

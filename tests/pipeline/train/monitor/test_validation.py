@@ -1,4 +1,4 @@
-"""TODO pipeline/train/monitor/test_validation."""
+"""Validation losses: independent of workers and ZeRO stage, and those of the saved weights."""
 
 import json
 import shutil

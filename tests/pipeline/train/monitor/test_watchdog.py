@@ -1,4 +1,4 @@
-"""TODO pipeline/train/monitor/test_watchdog."""
+"""A rank that makes no progress leaves a stack trace; one that does leaves none."""
 
 import os
 import time

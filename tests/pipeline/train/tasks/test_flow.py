@@ -1,4 +1,4 @@
-"""TODO pipeline/train/tasks/test_flow."""
+"""What the flow task draws per sample: dropped captions and times per frame."""
 
 from dataclasses import replace
 

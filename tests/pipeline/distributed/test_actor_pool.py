@@ -1,0 +1,103 @@
+"""Jobs on actors and tasks: each once, in order, one at a time per actor; actors end however the jobs do."""
+
+from collections import Counter
+
+import pytest
+
+from pipeline.distributed import actor_pool
+from pipeline.distributed.actor_pool import results_of_actors, results_of_tasks
+
+
+class FakeRay:
+    """Ray's calls, in this process: the reference last given out is the first to be done."""
+
+    def __init__(self, monkeypatch) -> None:
+        self.submitted, self.killed, self.most_running = [], [], 0
+        self._running = []
+        monkeypatch.setattr(actor_pool, "ray", self)
+
+    def start_actor(self) -> str:
+        self.started = getattr(self, "started", 0) + 1
+        return f"actor {self.started}"
+
+    def submit(self, actor, job):
+        reference = (actor, job)
+        self.submitted.append(reference)
+        self._running.append(reference)
+        self.most_running = max(self.most_running, len(self._running))
+        busy = Counter(actor for actor, _ in self._running)
+        assert actor is None or busy[actor] == 1
+        return reference
+
+    def wait(self, references, num_returns):
+        assert (list(references), num_returns) == (self._running, 1)
+        return [self._running.pop()], self._running
+
+    def get(self, reference):
+        _, job = reference
+        if job == "bad":
+            raise ValueError("a bad job")
+        return f"result of {job}"
+
+    def kill(self, actor):
+        self.killed.append(actor)
+
+
+@pytest.fixture
+def ray(monkeypatch):
+    return FakeRay(monkeypatch)
+
+
+@pytest.mark.parametrize("num_jobs", [0, 1, 2, 3, 10])
+def test_each_job_runs_once_in_order_on_no_more_actors_than_jobs(ray, num_jobs):
+    jobs = [f"job {number}" for number in range(num_jobs)]
+    with results_of_actors(ray.start_actor, ray.submit, jobs, 3) as results:
+        assert sorted(results) == sorted((job, f"result of {job}") for job in jobs)
+        assert ray.killed == []
+    assert [job for _, job in ray.submitted] == jobs
+    assert ray.most_running == min(num_jobs, 3)
+    assert ray.killed == [f"actor {number}" for number in range(1, min(num_jobs, 3) + 1)]
+
+
+def test_the_next_job_goes_to_the_idle_actor_before_another_result_is_awaited(ray):
+    with results_of_actors(ray.start_actor, ray.submit, ["a", "b", "c"], 2) as results:
+        assert next(results) == ("b", "result of b")
+        assert next(results) == ("c", "result of c")
+    assert ray.submitted == [("actor 1", "a"), ("actor 2", "b"), ("actor 2", "c")]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+def test_actors_end_when_the_block_is_left_early(ray, error):
+    with pytest.raises(error), results_of_actors(ray.start_actor, ray.submit, ["a", "b", "c"], 2) as results:
+        next(results)
+        raise error
+    assert ray.killed == ["actor 1", "actor 2"]
+
+
+def test_the_error_of_a_job_is_raised_and_the_actors_end(ray):
+    with (
+        pytest.raises(ValueError, match="a bad job"),
+        results_of_actors(ray.start_actor, ray.submit, ["a", "bad", "c"], 2) as results,
+    ):
+        list(results)
+    assert ray.killed == ["actor 1", "actor 2"]
+
+
+def test_actors_end_when_one_of_them_cannot_start(ray):
+    def start():
+        if getattr(ray, "started", 0):
+            raise RuntimeError("no more")
+        return ray.start_actor()
+
+    with pytest.raises(RuntimeError, match="no more"), results_of_actors(start, ray.submit, ["a", "b"], 2):
+        pass
+    assert ray.killed == ["actor 1"]
+
+
+def test_tasks_are_all_submitted_at_once_and_come_as_they_finish(ray):
+    results = results_of_tasks(lambda job: ray.submit(None, job), ["a", "b", "c"])
+    assert list(results) == [(job, f"result of {job}") for job in "cba"]
+    assert [job for _, job in ray.submitted] == ["a", "b", "c"]
+    assert ray.most_running == 3
+    with pytest.raises(ValueError, match="a bad job"):
+        list(results_of_tasks(lambda job: ray.submit(None, job), ["a", "bad"]))
