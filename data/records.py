@@ -40,7 +40,7 @@ Layout = FieldMarker("changes how samples are grouped into shards, not the sampl
 
 @dataclass(frozen=True)
 class AddedLater:
-    """Marks a field that older versions did not have: with this value it is left out of fingerprints and stored records.
+    """Marks a field that older versions lacked: with this value it is left out of fingerprints and stored records.
 
     So an output that was made before the field existed stays valid as long as the field keeps the older behaviour.
     """

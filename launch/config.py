@@ -3,13 +3,13 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from data.dataset.buckets import Bucket
-from data.records import Settings
+from data.records import Runtime, Settings
 from launch.overrides import ConfigError, apply_override, explain
 from launch.rules import RULES
 from models.autoencoder.config import AutoencoderConfig
@@ -48,9 +48,9 @@ class DiTSection(Settings):
 class ClusterConfig(Settings):
     """Where Ray runs."""
 
-    address: str | None = None
+    address: Annotated[str | None, Runtime] = None
     """A running Ray cluster: `auto`, or host:port. None: the command starts one on this machine, and ends it."""
-    object_store_mib: int = Field(default=512, ge=80)
+    object_store_mib: Annotated[int, Runtime] = Field(default=512, ge=80)
     """Shared memory of a cluster that is started by the command, in MiB."""
     workers: WorkersConfig = WorkersConfig()
     """How many workers run, and what each may use."""
@@ -59,11 +59,11 @@ class ClusterConfig(Settings):
 class RunConfig(Settings):
     """Everything a run depends on."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")
+    name: Annotated[str, Runtime] = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")
     """Name of the run and of its folder: lower-case letters, digits, `-` and `_`, at most 63."""
     seed: int = Field(default=0, ge=0, lt=2**31)
     """Every random number of the run is a function of this seed and of what it is for."""
-    runs_dir: Path = Path("runs")
+    runs_dir: Annotated[Path, Runtime] = Path("runs")
     """The folder that holds the folders of all runs."""
     data: DataConfig = DataConfig()
     """The videos, and how they are cut into clips."""
@@ -77,7 +77,7 @@ class RunConfig(Settings):
     """How clips are sampled, and of which prompts."""
     evaluate: EvaluateConfig = EvaluateConfig()
     """What is measured."""
-    cluster: ClusterConfig = ClusterConfig()
+    cluster: Annotated[ClusterConfig, Runtime] = ClusterConfig()
     """Where the run computes, and with how many workers."""
 
     @property

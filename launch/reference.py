@@ -62,7 +62,7 @@ def _sections(model: type[BaseModel], path: str, described: dict[type[BaseModel]
         yield "\n| field | values | default | changes | meaning |\n|---|---|---|---|---|\n"
         yield from rows
     for name, field in fields.items():
-        for record in _records(field.annotation):
+        for record in records_in(field.annotation):
             place = f"{path}.{name}".lstrip(".")
             if record in described:
                 yield f"\n## {place}\n\nThe fields of [{described[record]}](#{described[record].replace('.', '')}).\n"
@@ -75,11 +75,11 @@ def _is_section(field: FieldInfo) -> bool:
     return isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
 
 
-def _records(annotation: Any) -> list[type[BaseModel]]:  # noqa: ANN401 - any type expression
+def records_in(annotation: Any) -> list[type[BaseModel]]:  # noqa: ANN401 - any type expression
     """The records that occur in a type expression."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    found = [record for part in get_args(annotation) for record in _records(part)]
+    found = [record for part in get_args(annotation) for record in records_in(part)]
     return list(dict.fromkeys(found))
 
 

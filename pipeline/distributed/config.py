@@ -1,12 +1,12 @@
 """Settings of the workers."""
 
 from collections.abc import Collection
-from typing import Self
+from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
 from data.errors import ReelflowError
-from data.records import Settings
+from data.records import Runtime, Settings
 
 
 class WorldSizeError(ReelflowError, ValueError):
@@ -16,15 +16,15 @@ class WorldSizeError(ReelflowError, ValueError):
 class WorkersConfig(Settings):
     """How many workers run, and what each may use."""
 
-    num_workers: int = Field(default=2, ge=1)
+    num_workers: Annotated[int, Runtime] = Field(default=2, ge=1)
     """TODO"""
-    min_workers: int | None = Field(default=None, ge=1)
+    min_workers: Annotated[int | None, Runtime] = Field(default=None, ge=1)
     """A training goes on with so few while the cluster has no more."""
-    cpus_per_worker: int = Field(default=1, ge=1)
+    cpus_per_worker: Annotated[int, Runtime] = Field(default=1, ge=1)
     """TODO"""
-    gpus_per_worker: float = Field(default=0, ge=0)
+    gpus_per_worker: Annotated[float, Runtime] = Field(default=0, ge=0)
     """TODO"""
-    max_failures: int = Field(default=2, ge=0)
+    max_failures: Annotated[int, Runtime] = Field(default=2, ge=0)
     """Restarts of a training whose worker died."""
 
     @model_validator(mode="after")

@@ -1,25 +1,27 @@
 """Settings of the encode stage."""
 
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import Field
 
-from data.records import Settings
+from data.dataset.compression import COMPRESSION
+from data.records import Runtime, Settings
 from pipeline.run.config import Precision
 
-CALL_FRAMES = 512  # of pixels: one call holds no more, over all its clips
+CALL_FRAMES = 512  # default of chunk_frames: the most frames in one call of the autoencoder, over all its clips
 
 
 class TextEncoderConfig(Settings):
-    """A frozen encoder that reads the captions, instead of one trained with the DiT."""
+    """A pretrained text encoder, frozen, that embeds the captions."""
 
-    folder: Path
-    """Of the hub's files: config.json, a tokenizer, safetensors."""
+    folder: Annotated[Path, Runtime]
+    """Folder of a text encoder in the format of the Hugging Face hub: config.json, tokenizer files, safetensors."""
     max_tokens: int = Field(default=128, ge=1)
-    """Captions are cut there; every clip stores as many embeddings."""
+    """Number of tokens that are embedded and stored for each clip; longer captions are truncated."""
 
     def resolved(self) -> "TextEncoderConfig":
-        """With a folder that workers find too."""
+        """The same settings with an absolute folder, as workers run in other directories."""
         return self.model_copy(update={"folder": self.folder.expanduser().resolve()})
 
 
@@ -27,10 +29,18 @@ class EncodeConfig(Settings):
     """How clips are encoded."""
 
     batch: int = Field(default=16, ge=1)
-    """Clips per call."""
-    chunk_frames: int = Field(default=CALL_FRAMES, ge=4, multiple_of=4)
-    """Per call: longer clips come alone, in chunks."""
+    """Number of clips of one shape that the autoencoder encodes together; fewer if they have too many frames."""
+    chunk_frames: int = Field(
+        default=CALL_FRAMES, ge=COMPRESSION.temporal_factor, multiple_of=COMPRESSION.temporal_factor
+    )
+    """Largest number of frames in one call of the autoencoder, over all its clips. A longer clip is encoded alone, in
+    chunks of at most this length, with the same result up to rounding. A multiple of 4.
+    """
     precision: Precision = "auto"
-    """TODO"""
+    """Floating-point type of the autoencoder's matrix products: auto takes bf16 where the hardware has instructions for
+    it, otherwise fp32.
+    """
     text: TextEncoderConfig | None = None
-    """None: captions stay bytes, which the DiT learns to read."""
+    """Pretrained text encoder of the captions; None stores no embeddings, and the DiT is trained to read captions as
+    bytes.
+    """

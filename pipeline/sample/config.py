@@ -8,7 +8,7 @@ from pydantic import Field
 from data.records import Runtime, Settings
 from models.flow.spec import OdeSolver
 from pipeline.run.config import Precision
-from pipeline.run.weight_names import FIRST, Weights
+from pipeline.run.weight_names import FIRST_AVERAGE, WeightsName
 
 GuidanceRule = Literal["plain", "cfg-zero-star", "apg", "rescaled"]
 Schedule = Literal["full_sequence", "pyramid", "autoregressive"]
@@ -18,46 +18,65 @@ class SampleConfig(Settings):
     """How clips are sampled."""
 
     solver: OdeSolver = "heun"
-    """TODO"""
+    """Method that integrates the flow from noise (time 0) to data (time 1). Midpoint and heun evaluate the network
+    twice per step, rk4 four times, all others once.
+    """
     steps: int = Field(default=20, ge=1)
-    """TODO"""
+    """Number of steps of the solver."""
     shift: float = Field(default=1.0, gt=0)
-    """TODO"""
+    """Time shift of the steps: above 1 they are denser near noise, below 1 denser near data, 1 spaces them evenly."""
     bucket: str | None = None
-    """Shape of the clips, such as 17x64x64@8; None: that with most training clips."""
+    """Shape of the clips, written frames x height x width @ frames per second, such as 17x64x64@8. It must be one that
+    the network was trained on; None takes the one with most training clips.
+    """
     schedule: Schedule = "full_sequence"
-    """Others need a DiT trained with flow.times_per: frame."""
+    """Order in which latent frames are denoised: full_sequence all together, pyramid each frame one step after the
+    frame before it, autoregressive each frame after the frame before it is finished. The last two need a network that
+    was trained with `flow.times_per: frame`.
+    """
     guidance_scale: float = 3.0
-    """TODO"""
+    """Scale of classifier-free guidance: 1 means no guidance, larger values follow the prompt more closely."""
     guidance: GuidanceRule = "plain"
-    """TODO"""
+    """How the predictions with and without the prompt are combined: plain (Ho & Salimans 2022), cfg-zero-star (Fan et
+    al. 2025), apg (adaptive projected guidance, Sadat et al. 2024) or rescaled (Lin et al. 2024).
+    """
     negative_prompt: str | None = None
-    """Takes the null caption's place."""
+    """Prompt that guidance moves away from; None takes the null caption that the network was trained with."""
     sde_sigma: float = Field(default=0.0, ge=0)
-    """Above 0: noise of this strength per unit of time, instead of `solver`."""
+    """Standard deviation of the noise that is added while sampling, per square root of unit time. Above 0 the
+    stochastic Euler-Maruyama method replaces `solver`.
+    """
     batch: Annotated[int, Runtime] = Field(default=24, ge=1)
-    """TODO"""
-    weights: Weights = FIRST
-    """Or "master", those as trained, or the name of an average."""
+    """Number of clips that a worker samples together; more need more memory."""
+    weights: WeightsName = FIRST_AVERAGE
+    """Weights of the checkpoint to use: "master" (as trained), "ema" (the first moving average) or the name of another
+    average.
+    """
     precision: Precision = "auto"
-    """TODO"""
+    """Floating-point type of matrix products: auto takes bf16 where the hardware has instructions for it, otherwise
+    fp32.
+    """
     text_encoder: Annotated[Path | None, Runtime] = None
-    """Where the one that the DiT was trained with is now; None: where it was then."""
+    """Folder of the text encoder that the network was trained with, if it is not where it was then; None takes the
+    folder that the checkpoint names.
+    """
 
 
 class SampleSection(SampleConfig):
-    """How clips are sampled, and which."""
+    """How clips are sampled, and of which prompts."""
 
-    prompts: Path | None = None
-    """One a line, or JSONL; None: held-out combinations, or captions of the data."""
+    prompts: Annotated[Path | None, Runtime] = None
+    """Prompts file: text with one prompt per line, or JSONL with options for each prompt. None samples combinations
+    that were held out of training (synthetic videos) or captions of the data set (other videos).
+    """
     compare_unguided: bool = False
-    """Also make every clip at guidance scale 1."""
+    """Sample every prompt a second time without guidance, for comparison."""
 
     def sampler(self) -> SampleConfig:
-        """The part a sampler needs."""
+        """The settings without the prompts."""
         return SampleConfig(**self.model_dump(exclude={"prompts", "compare_unguided"}))
 
     @property
     def guidance_scales(self) -> list[float]:
-        """The scales to sample at."""
+        """The guidance scales to sample at, the highest first."""
         return sorted({self.guidance_scale, 1.0}, reverse=True) if self.compare_unguided else [self.guidance_scale]

@@ -23,7 +23,7 @@ class Decided:
     later: str = ""
 
 
-# Whoever adds a field decides here: does another value give another output? If it does, outputs that were made before the
+# Whoever adds a field decides here: does another value give another output? If it does, outputs made before the
 # field existed stay valid only if it is `AddedLater`.
 DECIDED = {
     "RunConfig": Decided(
