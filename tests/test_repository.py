@@ -1,14 +1,20 @@
-"""What the repository says about itself: links, headings, paths, versions, templates, sizes of files."""
+"""What the repository says about itself: links, paths, names of code and fields, versions, templates, file sizes."""
 
 import re
 import subprocess
 import tomllib
 import unicodedata
+from importlib import import_module
 from pathlib import Path
+from typing import Any, get_args
 from urllib.parse import unquote
 
 import pytest
 import yaml
+from pydantic import BaseModel
+
+from launch.config import RunConfig
+from pipeline.train.config import FlowTrainConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 GUIDES = [
@@ -32,6 +38,10 @@ HTML_LINK = re.compile(r"<(?:a|img)\b[^>]*?\b(?:href|src)=[\"']([^\"']+)[\"']", 
 HTML_ANCHOR = re.compile(r"<[a-z][^>]*?\b(?:id|name)=[\"']([^\"']+)[\"']", re.IGNORECASE)
 SCHEME = re.compile(r"^([a-z][a-z0-9+.-]*:|//)", re.IGNORECASE)
 PATH = re.compile(rf"^(?:{'|'.join(ROOMS)})/[\w./*-]*$")
+SECTIONS = ("data", "autoencoder", "encode", "dit", "sample", "evaluate", "cluster", "train")
+FIELD = re.compile(rf"^(?:{'|'.join(SECTIONS)})(?:\.[a-z][a-z_]*)+$")
+FILE_SUFFIXES = ("py", "json", "jsonl", "yaml", "yml", "md", "safetensors", "tar", "parquet", "html", "lock", "txt")
+THEORY = ROOT / "docs" / "reference" / "theory.md"
 
 
 def prose_of(markdown: str) -> str:
@@ -100,6 +110,70 @@ def missing_paths(markdown: str, root: Path) -> list[str]:
     return sorted(path for path in paths if not any(any(root.glob(name.rstrip("/"))) for name in (path, f"{path}.py")))
 
 
+def cells_of(markdown: str, column: str) -> list[str]:
+    """The cells of a column, from every table that has a column of that name."""
+    cells, index = [], None
+    for line in prose_of(markdown).splitlines():
+        row = [cell.strip() for cell in line.strip().strip("|").split("|")] if line.startswith("|") else []
+        if not row:
+            index = None
+        elif index is None:
+            index = row.index(column) if column in row else -1
+        elif index >= 0 and not set(row[index]) <= set("-: "):
+            cells.append(row[index])
+    return cells
+
+
+def codes_of(markdown: str) -> list[str]:
+    """What stands in backticks."""
+    return [code for _, code in CODE.findall(prose_of(markdown))]
+
+
+def names_of_tests() -> set[str]:
+    """The names of all test functions."""
+    sources = (path.read_text(encoding="utf-8") for path in ROOT.glob("tests/**/test_*.py"))
+    return {name for source in sources for name in re.findall(r"^ *def (test_\w+)\(", source, re.MULTILINE)}
+
+
+def has_member(owner: Any, name: str) -> bool:
+    """Whether a module or class has a function, class, method or field of that name."""
+    return hasattr(owner, name) or name in getattr(owner, "model_fields", {})
+
+
+def is_code(name: str) -> bool:
+    """Whether a name of the theory's tables exists: `module.function` in `models.flow`, or with its full package."""
+    parts = name.split(".")
+    full = parts if parts[0] in ROOMS else ["models", "flow", *parts]
+    for length in range(len(full) - 1, 0, -1):
+        path = ROOT.joinpath(*full[:length])
+        if not path.with_suffix(".py").is_file():
+            continue
+        owner: Any = import_module(".".join(full[:length]))
+        for part in full[length:-1]:
+            owner = getattr(owner, part, None)
+        return has_member(owner, full[-1])
+    return False
+
+
+def records_in(annotation: Any) -> list[type[BaseModel]]:
+    """The records that occur in a type expression."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [record for part in get_args(annotation) for record in records_in(part)]
+
+
+def is_field(name: str) -> bool:
+    """Whether a configuration has this field; `train.x` is meant for both trainings."""
+    first, *parts = name.split(".")
+    owners = [FlowTrainConfig] if first == "train" else records_in(RunConfig.model_fields[first].annotation)
+    for part in parts:
+        fields = [owner.model_fields[part] for owner in owners if part in owner.model_fields]
+        if not fields:
+            return False
+        owners = [record for field in fields for record in records_in(field.annotation)]
+    return True
+
+
 @pytest.mark.parametrize(
     ("heading", "slug"),
     [
@@ -139,6 +213,37 @@ def test_every_link_leads_to_a_file_and_a_heading(name):
 @pytest.mark.parametrize("name", GUIDES)
 def test_every_path_in_backticks_exists(name):
     assert missing_paths((ROOT / name).read_text(encoding="utf-8"), ROOT) == []
+
+
+def test_tables_of_the_theory_name_code_and_tests_that_exist():
+    theory, tests = THEORY.read_text(encoding="utf-8"), names_of_tests()
+    code = [name for cell in cells_of(theory, "code") for name in codes_of(cell)]
+    assert len(code) > 30
+    assert [name for name in code if not is_code(name)] == []
+    named = [name for cell in cells_of(theory, "test") for name in codes_of(cell) if not PATH.match(name)]
+    assert len(named) > 30
+    assert [name for name in named if name not in tests] == []
+    assert all(codes_of(cell) or cell.startswith("the same test") for cell in cells_of(theory, "test"))
+
+
+def test_names_that_do_not_exist_are_found():
+    assert cells_of("| a | b |\n|---|---|\n| 1 | `2` |\n\n| b |\n|---|\n| 3 |\n", "b") == ["`2`", "3"]
+    assert [is_code(name) for name in ("solver.heun", "path.Path.sample", "spec.FlowSpec.path")] == [True] * 3
+    assert [is_code(name) for name in ("solver.gone", "path.Path.gone", "gone.heun", "models.gone.DiT")] == [False] * 4
+    assert [is_field(name) for name in ("dit.train.ema", "train.start_from", "data.gone")] == [True, True, False]
+
+
+@pytest.mark.parametrize("name", GUIDES)
+def test_every_test_in_backticks_exists(name):
+    codes = {code for code in codes_of((ROOT / name).read_text(encoding="utf-8")) if re.fullmatch(r"test_\w+", code)}
+    assert codes - names_of_tests() == set()
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_every_field_of_the_configuration_in_backticks_exists(name):
+    words = (word for code in codes_of((ROOT / name).read_text(encoding="utf-8")) for word in re.split(r"[=:\s]", code))
+    fields = {word for word in words if FIELD.match(word) and not word.endswith(FILE_SUFFIXES)}
+    assert sorted(field for field in fields if not is_field(field)) == []
 
 
 def test_the_documents_are_found():
