@@ -3,7 +3,7 @@
 import pytest
 
 from data.dataset.clip import VIDEO_MEMBER
-from data.dataset.index import PLACE_NAMES, chosen, read_index, values, write_index
+from data.dataset.index import LOCATION_NAMES, chosen, read_index, values, write_index
 from data.dataset.shards import write_shard
 from data.stream.loader import subsets_of
 from testing.records import made_up_clip
@@ -33,8 +33,8 @@ def test_an_index_is_its_rows(tmp_path, rows):
     assert [index[-1], index[-NUMBER]] == [rows[-1], rows[0]]
     assert list(index[7:30:3]) == rows[7:30:3]
     for number, row in enumerate(rows):
-        place = index.place(number)
-        assert all(getattr(place, name) == getattr(row, name) for name in PLACE_NAMES)
+        location = index.location(number)
+        assert all(getattr(location, name) == getattr(row, name) for name in LOCATION_NAMES)
     for name in vars(rows[0]):
         assert index.values(name) == values(rows, name) == [getattr(row, name) for row in rows]
     for outside in (NUMBER, -NUMBER - 1):

@@ -65,7 +65,7 @@ def test_what_is_no_latent_is_refused():
     for damaged in (b"", good[:20], good.replace(b"mean", b"meat"), good.replace(b"F32", b"I32")):
         with pytest.raises(DatasetError, match="damaged header"):
             read_latents([damaged])
-    with pytest.raises(DatasetError, match="does not add up"):
+    with pytest.raises(DatasetError, match="has a contradictory header"):
         read_latents([good.replace(b"[2,3,4,5]", b"[2,3,4,6]")])
 
 

@@ -38,22 +38,25 @@ def add_sample(tar: tarfile.TarFile, key: str = RECORD.key) -> None:
 
 
 HOSTILE = {
-    "absolute": (lambda tar: add(tar, "/tmp/evil.mp4"), "is no name of a sample"),
-    "parent": (lambda tar: add(tar, "../../evil.mp4"), "is no name of a sample"),
-    "folder": (lambda tar: add(tar, "folder/evil.mp4"), "is no name of a sample"),
-    "symlink": (lambda tar: add(tar, "b.mp4", b"", type=tarfile.SYMTYPE, linkname="/etc/passwd"), "no regular file"),
-    "hardlink": (lambda tar: add(tar, "b.mp4", b"", type=tarfile.LNKTYPE, linkname="/etc/passwd"), "no regular file"),
-    "device": (lambda tar: add(tar, "b.mp4", b"", type=tarfile.CHRTYPE, devmajor=1, devminor=5), "no regular file"),
-    "fifo": (lambda tar: add(tar, "b.mp4", b"", type=tarfile.FIFOTYPE), "no regular file"),
-    "twice": (lambda tar: (add_sample(tar, "b"), add_sample(tar, RECORD.key)), "comes twice"),
-    "member twice": (lambda tar: (add(tar, "b.mp4"), add(tar, "b.mp4")), "comes twice"),
-    "pickle": (lambda tar: add(tar, "b.pkl", pickle.dumps(Bomb())), "is none of json, mp4, txt"),
-    "torch": (lambda tar: add(tar, "b.pth", pickle.dumps(Bomb())), "is none of json, mp4, txt"),
+    "absolute": (lambda tar: add(tar, "/tmp/evil.mp4"), "is not named after a sample"),
+    "parent": (lambda tar: add(tar, "../../evil.mp4"), "is not named after a sample"),
+    "folder": (lambda tar: add(tar, "folder/evil.mp4"), "is not named after a sample"),
+    "symlink": (lambda tar: add(tar, "b.mp4", b"", type=tarfile.SYMTYPE, linkname="/etc/passwd"), "not a regular file"),
+    "hardlink": (
+        lambda tar: add(tar, "b.mp4", b"", type=tarfile.LNKTYPE, linkname="/etc/passwd"),
+        "not a regular file",
+    ),
+    "device": (lambda tar: add(tar, "b.mp4", b"", type=tarfile.CHRTYPE, devmajor=1, devminor=5), "not a regular file"),
+    "fifo": (lambda tar: add(tar, "b.mp4", b"", type=tarfile.FIFOTYPE), "not a regular file"),
+    "twice": (lambda tar: (add_sample(tar, "b"), add_sample(tar, RECORD.key)), "occurs twice"),
+    "member twice": (lambda tar: (add(tar, "b.mp4"), add(tar, "b.mp4")), "occurs twice"),
+    "pickle": (lambda tar: add(tar, "b.pkl", pickle.dumps(Bomb())), "is not one of the members json, mp4, txt"),
+    "torch": (lambda tar: add(tar, "b.pth", pickle.dumps(Bomb())), "is not one of the members json, mp4, txt"),
     "incomplete": (lambda tar: add(tar, "b.mp4"), "lacks json, txt"),
     "bomb": (lambda tar: add(tar, "b.mp4", b"", size=2**40), "has 1099511627776 bytes, more than"),
     "other key": (
         lambda tar: (add(tar, "b.mp4"), add(tar, "b.txt"), add(tar, "b.json", RECORD.model_dump_json().encode())),
-        "calls itself",
+        "has the key",
     ),
     "no record": (lambda tar: (add(tar, "b.mp4"), add(tar, "b.txt"), add(tar, "b.json", b"{}")), "Field required"),
 }
@@ -85,7 +88,7 @@ def test_a_truncated_tar_is_refused(tmp_path, keep):
     content = path.read_bytes()
     assert len(list(read_shard(path, VIDEO_MEMBER, shard))) == 3
     path.write_bytes(content[:keep])
-    with pytest.raises(DatasetError, match=r"cut short|no readable tar|lacks"):
+    with pytest.raises(DatasetError, match=r"cut short|not a readable tar|lacks"):
         list(read_shard(path, VIDEO_MEMBER))
 
 

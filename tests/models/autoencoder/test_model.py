@@ -164,6 +164,7 @@ class LargestTensor(TorchDispatchMode):
 def largest_tensor(num_frames: int, most: int) -> tuple[int, int]:
     """In bytes, when a clip is encoded and when it is decoded."""
     lengths = COMPRESSION.chunk_lengths(num_frames, most)
+    latent_lengths = [COMPRESSION.num_latent_frames(length) for length in lengths]
     found = []
     for run in (
         lambda: NETWORK.encode_frames(torch.rand(1, 3, length, 32, 32) for length in lengths),

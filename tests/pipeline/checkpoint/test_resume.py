@@ -109,7 +109,7 @@ def test_a_branch_that_was_left_is_neither_kept_nor_gone_on_from(tiny_latents, r
 def test_without_one_good_checkpoint_training_refuses_to_start_again(tiny_latents, run_dir):
     for step in (4, 6, 8):
         cut(step_folder(run_dir, step) / rank_file(0))
-    with pytest.raises(CheckpointError, match=r"no checkpoint to go on from: .*step_0000008/rank_00000.* move "):
+    with pytest.raises(CheckpointError, match=r"no checkpoint to resume from: .*step_0000008/rank_00000.* move "):
         go_on(tiny_latents, run_dir)
     assert sorted(step_folders(run_dir)) == [4, 6, 8]
 

@@ -68,9 +68,13 @@ def test_the_next_job_goes_to_the_idle_actor_before_another_result_is_awaited(ra
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
 def test_actors_end_when_the_block_is_left_early(ray, error):
-    with pytest.raises(error), results_of_actors(ray.start_actor, ray.submit, ["a", "b", "c"], 2) as results:
-        next(results)
-        raise error
+    def run():
+        with results_of_actors(ray.start_actor, ray.submit, ["a", "b", "c"], 2) as results:
+            next(results)
+            raise error
+
+    with pytest.raises(error):
+        run()
     assert ray.killed == ["actor 1", "actor 2"]
 
 

@@ -1,6 +1,8 @@
 """Training in float16: the scale of the loss, the steps that overflow, and going on from between them."""
 
+import importlib
 import json
+import random
 import shutil
 from functools import partial
 from pathlib import Path
@@ -18,6 +20,8 @@ from pipeline.checkpoint.record import rank_file
 from pipeline.distributed.process_group import Worker
 from pipeline.distributed.torchrun import train_here
 from pipeline.engine.config import LossScaling
+from pipeline.engine.deepspeed_internals import import_deepspeed
+from pipeline.engine.loss_scale import LossScaler
 from pipeline.train.build import build
 from pipeline.train.loop import train
 from testing.groups import Job, run_jobs
@@ -178,3 +182,26 @@ def test_at_the_smallest_scale_it_is_a_bad_step(runs, tmp_path, stage):
     assert column(tmp_path / "skipped", "overflows") == [0] * 4
     weights = [load_weights(open_checkpoint(tmp_path / "skipped"), which) for which in WEIGHTS]
     assert all(torch.isfinite(value).all() for named in weights for value in named.values())
+
+
+@pytest.mark.parametrize("hysteresis", [1, 2, 3])
+@pytest.mark.parametrize("window", [1, 2, 5])
+def test_the_scale_moves_as_that_of_deepspeed(window, hysteresis, monkeypatch):
+    import_deepspeed()
+    module = importlib.import_module("deepspeed.runtime.fp16.loss_scaler")
+    monkeypatch.setattr(module.dist, "get_rank", lambda: 1)
+    peer = module.DynamicLossScaler(
+        init_scale=2.0**8,
+        scale_window=window,
+        min_scale=1.0,
+        delayed_shift=hysteresis,
+        consecutive_hysteresis=False,
+        raise_error_at_min_scale=False,
+    )
+    scaler = LossScaler(LossScaling(initial=2.0**8, window=window, hysteresis=hysteresis))
+    for number in range(3000):
+        overflow = random.Random(number).random() < (0.1, 0.5)[number // 200 % 2]
+        peer.update_scale(overflow)
+        scaler.update(overflow)
+        state = (peer.cur_scale, peer.cur_iter, peer.last_overflow_iter, peer.cur_hysteresis)
+        assert tuple(scaler.state.model_dump().values()) == state

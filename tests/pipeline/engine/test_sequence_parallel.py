@@ -90,15 +90,16 @@ def parts_and_whole(worker: Worker, heads: int) -> None:
     parallelize_sequence(module, worker.rank, worker.world_size, worker.world_size)
     torch.manual_seed(0)
     tokens = torch.randn(2, 3 * 4, 5)
-    part = network.sequence_plan.shard(tokens, 3)
+    plan = network.sequence_plan
+    part = plan.shard(tokens, 3)
     assert part.shape == (2, 3 * 4 // worker.world_size, 5)
-    assert torch.equal(network.sequence_plan.gather(part, 3), tokens)
+    assert torch.equal(plan.gather(part, 3), tokens)
     angles = rope_angles((3, 2, 2), 8)
-    assert torch.equal(network.sequence_plan.shard(angles, 3), network.sequence_plan.shard(angles[None], 3)[0])
+    assert torch.equal(plan.shard(angles, 3), plan.shard(angles[None], 3)[0])
     q, k, v = (torch.randn(2, 12, heads, 8) for _ in range(3))
     whole = single.attention(q, k, v)
-    parts = network.sequence_plan.attention(*(network.sequence_plan.shard(x.flatten(2), 3).unflatten(2, (heads, 8)) for x in (q, k, v)))
-    torch.testing.assert_close(network.sequence_plan.gather(parts.flatten(2), 3).unflatten(2, (heads, 8)), whole)
+    parts = plan.attention(*(plan.shard(x.flatten(2), 3).unflatten(2, (heads, 8)) for x in (q, k, v)))
+    torch.testing.assert_close(plan.gather(parts.flatten(2), 3).unflatten(2, (heads, 8)), whole)
 
 
 STAGES = (0, 1, 2, 3)

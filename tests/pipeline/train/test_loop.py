@@ -10,7 +10,6 @@ import torch
 from data.stream.loader import Stream
 from pipeline.checkpoint.read import load_weights, open_checkpoint
 from pipeline.checkpoint.record import CheckpointError
-from pipeline.distributed.process_group import Worker
 from pipeline.distributed.torchrun import train_here
 from pipeline.train.loop import train
 from pipeline.train.monitor.metrics import read_metrics

@@ -1,0 +1,104 @@
+"""Two networks in one engine, each with its own settings of AdamW."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pipeline.distributed.process_group import Worker
+from pipeline.engine.parameter_groups import ParameterGroup, optimizer_groups
+from pipeline.engine.zero import ZeroTrainer
+from testing.groups import Job, run_jobs
+
+STEPS, BATCH, LEARNING_RATE = 6, 4, 1e-2
+
+GROUPS = (
+    ParameterGroup(weight_decay=0.1, betas=(0.9, 0.99), prefix="generator."),
+    ParameterGroup(weight_decay=0.0, betas=(0.5, 0.9), prefix="discriminator.", learning_rate_scale=0.25),
+)
+
+
+class TwoNetworks(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.generator = nn.Sequential(nn.Linear(3, 8), nn.SiLU(), nn.Linear(8, 5))
+        # 141 parameters: an odd number, which DeepSpeed refuses as the size of a bucket
+        self.discriminator = nn.Sequential(nn.Linear(5, 7), nn.LayerNorm(7), nn.Linear(7, 1))
+
+    def forward(self, noise: Tensor) -> dict[str, Tensor]:
+        made = self.generator(noise)
+        return {"total": (self.discriminator(made) - 1).square().mean() + made.square().mean()}
+
+
+def two_networks() -> TwoNetworks:
+    torch.manual_seed(0)
+    return TwoNetworks()
+
+
+def batches() -> Tensor:
+    return torch.randn(STEPS, BATCH, 3, generator=torch.Generator().manual_seed(1))
+
+
+def train_two(worker: Worker, folder: Path, stage: int) -> None:
+    module = two_networks()
+    trainer = ZeroTrainer(
+        module,
+        GROUPS,
+        device=worker.device,
+        dtype=None,
+        stage=stage,
+        micro_batch=BATCH // worker.world_size,
+        clip_norm=1e6,
+    )
+    for batch in batches():
+        trainer.step([batch.chunk(worker.world_size)[worker.rank]], LEARNING_RATE)
+    torch.save(module.state_dict(), folder / f"{stage}-{worker.rank}.pt")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two")
+    run_jobs([Job(2, train_two, (folder, stage)) for stage in (0, 1, 2)], folder)
+    return folder
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_each_network_is_updated_as_by_an_adamw_of_its_own(trained, stage, rank):
+    module = two_networks()
+    adams = []
+    for group, network in zip(GROUPS, (module.generator, module.discriminator), strict=True):
+        decayed = {"params": [p for p in network.parameters() if p.ndim >= 2], "weight_decay": group.weight_decay}
+        others = {"params": [p for p in network.parameters() if p.ndim < 2], "weight_decay": 0.0}
+        learning_rate = LEARNING_RATE * group.learning_rate_scale
+        adams.append(torch.optim.AdamW([decayed, others], lr=learning_rate, betas=group.betas, eps=1e-8))
+    before = {name: weight.clone() for name, weight in module.state_dict().items()}
+    for batch in batches():
+        module.zero_grad()
+        module(batch)["total"].backward()
+        for adam in adams:
+            adam.step()
+    weights = torch.load(trained / f"{stage}-{rank}.pt", weights_only=True)
+    for name, weight in module.state_dict().items():
+        torch.testing.assert_close(weights[name], weight, rtol=0, atol=1e-6)
+        assert not torch.allclose(weight, before[name], rtol=0, atol=1e-4)
+
+
+def test_one_group_of_all_parameters_is_what_a_single_network_has():
+    module = two_networks()
+    module.discriminator[0].requires_grad_(False)
+    decayed, others = optimizer_groups(module, [ParameterGroup(weight_decay=0.01, betas=(0.9, 0.99))])
+    trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    assert list(map(id, decayed["params"])) == [id(p) for p in trainable if p.ndim >= 2]
+    assert list(map(id, others["params"])) == [id(p) for p in trainable if p.ndim < 2]
+    assert (decayed["weight_decay"], others["weight_decay"]) == (0.01, 0.0)
+
+
+@pytest.mark.parametrize("prefixes", [("generator.",), ("generator.", "")])
+def test_a_parameter_in_no_group_or_in_two_is_refused(prefixes):
+    groups = [ParameterGroup(weight_decay=0.0, betas=(0.9, 0.99), prefix=prefix) for prefix in prefixes]
+    name = "discriminator.0.weight" if len(prefixes) == 1 else "generator.0.weight"
+    with pytest.raises(ValueError, match=re.escape(f"parameter {name} must be in one group")):
+        optimizer_groups(two_networks(), groups)
