@@ -41,6 +41,7 @@ from pipeline.distributed.torchrun import train_here
 from pipeline.engine.ema import ShardedEma
 from pipeline.engine.ema_profile import FixedDecay
 from pipeline.engine.fragment import share
+from pipeline.engine.parameter_groups import ParameterGroup
 from pipeline.engine.zero import ZeroTrainer
 
 SIZES = (10, 30, 100, 300)  # millions of parameters
@@ -143,13 +144,12 @@ def measure(worker: Worker, millions: int, folder: Path) -> Costs:
     width = round((millions * 1e6 / LAYERS) ** 0.5)
     trainer = ZeroTrainer(
         Stack(width),
+        [ParameterGroup(weight_decay=0.0, betas=(0.9, 0.99))],
         device=worker.device,
         dtype=None,
         stage=2,
         micro_batch=4,
-        weight_decay=0.0,
-        betas=(0.9, 0.99),
-        clip=1,
+        clip_norm=1,
     )
     ema = ShardedEma(trainer.fragments, [FixedDecay(decay=0.99)])
     x, steps = torch.randn(4, width), 0

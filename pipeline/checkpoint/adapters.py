@@ -1,7 +1,7 @@
-"""Low-rank adapters on a trained DiT (LoRA: Hu et al. 2021, eq. 3), by peft: W x + (alpha / rank) B A x.
+"""Low-rank adapters on a trained DiT (LoRA: Hu et al. 2021, equation 3): W x + (alpha / rank) B A x.
 
-Training needs peft; reading does not. A checkpoint holds the adapters, and the base's weights as a file beside them,
-the same file in every checkpoint (a hard link): `network_weights` merges the two.
+Training needs the package peft, reading does not. A checkpoint holds the adapters, and beside them a file with the
+weights of the base network, which all checkpoints share through hard links; `network_weights` merges the two.
 """
 
 import importlib
@@ -16,18 +16,23 @@ from data.errors import ReelflowError
 from pipeline.checkpoint.config import LoraConfig
 from pipeline.checkpoint.read import load_weights, stream_weights
 from pipeline.checkpoint.record import Checkpoint
-from pipeline.run.weight_names import Weights
+from pipeline.run.weight_names import FIRST_AVERAGE, WeightsName
 
 BASE_NAME = "base.safetensors"
-PREFIX = "network."  # where a task's loss keeps its network
-DOWN, UP = "lora_A.default.weight", "lora_B.default.weight"  # as peft names an adapted layer's parameters
+PREFIX = "network."  # of the parameters of the network in a task's loss module
+DOWN, UP = "lora_A.default.weight", "lora_B.default.weight"  # names that peft gives to an adapter's parameters A and B
 
 
 class LoraError(ReelflowError, ValueError):
-    """Adapters cannot be made; the message names the package or the field, and the way out."""
+    """Adapters cannot be added; the message names the package or the field, and the way out."""
 
 
-def _peft() -> Any:  # noqa: ANN401 - an optional package
+def import_peft() -> Any:  # noqa: ANN401 - an optional package
+    """The package peft.
+
+    Raises:
+        LoraError: it is not installed.
+    """
     try:
         return importlib.import_module("peft")
     except ImportError as error:
@@ -38,15 +43,15 @@ def _peft() -> Any:  # noqa: ANN401 - an optional package
 
 
 def network_shapes(checkpoint: Checkpoint) -> dict[str, list[int]]:
-    """The shapes of what `network_weights` yields, in its order."""
+    """Shapes of the weights that `network_weights` yields, in the same order."""
     if "lora" not in checkpoint.record.trained:
         return {name.removeprefix(PREFIX): shape for name, shape in checkpoint.record.parameters.items()}
     with safe_open(checkpoint.folder / BASE_NAME, framework="pt") as base:
         return {name: base.get_slice(name).get_shape() for name in base.keys()}  # noqa: SIM118 - not a dictionary
 
 
-def network_weights(checkpoint: Checkpoint, which: Weights = "ema") -> Iterator[tuple[str, Tensor]]:
-    """The network's whole weights by its own names, one in memory at a time; adapters are merged into their base."""
+def network_weights(checkpoint: Checkpoint, which: WeightsName = FIRST_AVERAGE) -> Iterator[tuple[str, Tensor]]:
+    """Whole weights by the network's own names, one in memory at a time, with adapters merged into them."""
     if "lora" not in checkpoint.record.trained:
         yield from ((name.removeprefix(PREFIX), weight) for name, weight in stream_weights(checkpoint, which))
         return
@@ -61,6 +66,6 @@ def network_weights(checkpoint: Checkpoint, which: Weights = "ema") -> Iterator[
 
 
 def read_base(path: Path) -> dict[str, Tensor]:
-    """The exported weights that a training starts from."""
+    """Read the weights of the base network, by name."""
     with safe_open(path, framework="pt") as file:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary

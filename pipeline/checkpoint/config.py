@@ -6,15 +6,15 @@ from data.records import Settings
 
 
 class LoraConfig(Settings):
-    """Which layers get adapters, and how large."""
+    """Which layers get low-rank adapters (LoRA), and how large these are."""
 
     rank: int = Field(default=16, ge=1)
-    """TODO"""
+    """Rank of the adapters: the inner width of the two matrices that are added to each layer."""
     alpha: float = Field(default=16.0, gt=0)
-    """The adapter's output is scaled by alpha / rank."""
+    """The output of an adapter is multiplied by alpha / rank."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Of the adapter's input."""
+    """Fraction of an adapter's inputs that are set to 0 in training, in [0, 1)."""
     targets: tuple[str, ...] = Field(
         default=("qkv", "out", "cross_query", "cross_key_value", "cross_out", "up", "down"), min_length=1
     )
-    """Linear layers whose names end so, of the DiT and its caption encoder; "blocks.0.qkv" names one."""
+    """Ends of the names of the linear layers that get adapters, in the DiT and its caption encoder, such as "qkv"."""

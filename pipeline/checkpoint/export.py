@@ -1,4 +1,4 @@
-"""Whole weights out of a sharded checkpoint: one safetensors file and its JSON, with neither Ray nor DeepSpeed."""
+"""Export of a checkpoint's whole weights to one safetensors file and a JSON file, without Ray or DeepSpeed."""
 
 import json
 from pathlib import Path
@@ -7,17 +7,17 @@ from data.files.publish import publish_text, published
 from pipeline.checkpoint.adapters import network_shapes, network_weights
 from pipeline.checkpoint.record import Checkpoint
 from pipeline.checkpoint.tensor_files import stream_tensors
-from pipeline.run.weight_names import FIRST, Weights
+from pipeline.run.weight_names import FIRST_AVERAGE, WeightsName
 
 
-def export_weights(checkpoint: Checkpoint, path: Path, which: Weights = FIRST) -> Path:
-    """Write averaged or raw weights to `path`, one parameter in memory at a time; adapters are merged.
+def export_weights(checkpoint: Checkpoint, path: Path, which: WeightsName = FIRST_AVERAGE) -> Path:
+    """Write master or averaged weights to `path`, one parameter in memory at a time; adapters are merged.
 
     Returns:
-        The JSON beside it: what was trained, for how many steps, and which weights these are.
+        Path of the JSON file beside it: what was trained, for how many steps, and which weights these are.
 
     Raises:
-        CheckpointError: there are no such weights; names those there are.
+        CheckpointError: there are no such weights; the message lists those there are.
     """
     record = checkpoint.record
     shapes = network_shapes(checkpoint)
@@ -31,7 +31,7 @@ def export_weights(checkpoint: Checkpoint, path: Path, which: Weights = FIRST) -
     }
     with published(path) as temporary:
         weights = (tensor for _, tensor in network_weights(checkpoint, which))
-        # "config" as in the autoencoder beside a DiT's checkpoint
+        # "config" as in the autoencoder file beside a DiT's checkpoint
         stream_tensors(temporary, shapes, weights, {"config": json.dumps(record.trained["model"])})
     description = path.with_suffix(".json")
     publish_text(description, json.dumps(about, indent=1) + "\n")

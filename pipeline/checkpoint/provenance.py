@@ -1,4 +1,4 @@
-"""Where weights come from: which data, which code, and which checkpoints before them."""
+"""Where weights come from: the data, the code and the earlier checkpoints they were trained from."""
 
 from functools import lru_cache
 from hashlib import sha256
@@ -15,7 +15,7 @@ PACKAGES = ("data", "models", "pipeline", "launch")
 
 @lru_cache(maxsize=1)
 def code_fingerprint() -> str:
-    """One name for the program's source, which a cluster gets without its history."""
+    """A hash of the source files; a cluster gets these without the git history."""
     digest = sha256()
     for path in sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py")):
         digest.update(f"{path.relative_to(ROOT).as_posix()}\0".encode())
@@ -24,10 +24,10 @@ def code_fingerprint() -> str:
 
 
 def provenance(dataset_dir: Path, before: Checkpoint | None) -> Provenance:
-    """What the checkpoints of a training come from.
+    """Where the checkpoints of a training come from.
 
     Args:
-        before: what it goes on from.
+        before: the checkpoint it resumed from; None: it started anew.
     """
     earlier = before.record.provenance.lineage if before is not None and before.record.provenance is not None else []
     return Provenance(

@@ -1,4 +1,4 @@
-"""Reading checkpoints: damage, whole weights."""
+"""Reading checkpoints: verifying their files, and putting together whole weights."""
 
 import json
 from collections.abc import Iterator
@@ -13,61 +13,61 @@ from torch import Tensor
 
 from data.files.checksums import file_sha256
 from pipeline.checkpoint.record import (
-    _STEP,
+    CHECKPOINT_RECORD_NAME,
     FOLDER_NAME,
     LATEST_NAME,
-    RECORD_NAME,
     Checkpoint,
     CheckpointError,
     FileRecord,
+    is_checkpoint_name,
     rank_file,
-    read_record,
+    read_checkpoint_record,
     step_folders,
 )
-from pipeline.run.weight_names import FIRST, Weights
+from pipeline.run.weight_names import FIRST_AVERAGE, WeightsName
 
 
-def insist_on_checkpoint(run_dir: Path) -> None:
-    """For those who asked to resume: look whether there is anything to resume from.
+def require_checkpoint(run_dir: Path) -> None:
+    """Check that there is a checkpoint to resume from.
 
     Raises:
-        CheckpointError: there is not.
+        CheckpointError: there is none.
     """
-    if not any(whole(folder) for folder in step_folders(run_dir).values()):
+    if not any(is_complete(folder) for folder in step_folders(run_dir).values()):
         raise CheckpointError(f"{run_dir} holds no checkpoint to resume from; without --resume training starts anew")
 
 
 def find_damage(folder: Path, part: int = 0, num_parts: int = 1) -> list[str]:
-    """What is wrong with a checkpoint, a line per file; files are read in full to compare checksums.
+    """What is wrong with a checkpoint, one line per file; files are read in full to compare checksums.
 
     Args:
-        part, num_parts: look only at every `num_parts`-th file, so that ranks can share the reading.
+        part, num_parts: verify only every `num_parts`-th file, starting at `part`, so that ranks share the reading.
     """
     try:
-        files = read_record(folder).files
+        files = read_checkpoint_record(folder).files
     except CheckpointError as error:
         return [str(error)]
-    problems = (_file_damage(folder / name, files[name], whole=True) for name in sorted(files)[part::num_parts])
+    problems = (_file_damage(folder / name, files[name], content=True) for name in sorted(files)[part::num_parts])
     return [problem for problem in problems if problem]
 
 
-def whole(folder: Path) -> bool:
-    """Whether every file of a checkpoint is there in its full size; nothing but checkpoint.json is read."""
+def is_complete(folder: Path) -> bool:
+    """Whether every file of a checkpoint exists in its full size; reads checkpoint.json only."""
     try:
-        files = read_record(folder).files
+        files = read_checkpoint_record(folder).files
     except CheckpointError:
         return False
-    return not any(_file_damage(folder / name, file, whole=False) for name, file in files.items())
+    return not any(_file_damage(folder / name, file, content=False) for name, file in files.items())
 
 
-def _file_damage(path: Path, file: FileRecord, *, whole: bool) -> str | None:
-    """What is wrong with a file; its content counts only where the `whole` of it is asked for."""
+def _file_damage(path: Path, file: FileRecord, *, content: bool) -> str | None:
+    """What is wrong with a file, or None; its checksum is compared only if `content`."""
     try:
         if not path.is_file():
             return f"{path} is missing"
         if (size := path.stat().st_size) != file.num_bytes:
             return f"{path} is damaged (it has {size} of {file.num_bytes} bytes)"
-        if whole and file_sha256(path) != file.sha256:
+        if content and file_sha256(path) != file.sha256:
             return f"{path} is damaged (its checksum differs)"
     except OSError as error:
         return f"{path} cannot be read ({error.strerror})"
@@ -78,26 +78,26 @@ def open_checkpoint(path: Path) -> Checkpoint:
     """A checkpoint from its own folder, or the latest of a run's folder, its checksums verified.
 
     Raises:
-        CheckpointError: there is none, or it is damaged; the message names the file.
+        CheckpointError: there is none, or it is damaged; the message names the file and the way out.
     """
     pointer = path / LATEST_NAME
-    if not (path / RECORD_NAME).is_file() and pointer.is_file():
+    if not (path / CHECKPOINT_RECORD_NAME).is_file() and pointer.is_file():
         name = pointer.read_text(encoding="utf-8", errors="replace").strip()
-        if not _STEP(name):
+        if not is_checkpoint_name(name):
             raise CheckpointError(f"{pointer} holds {name[:40]!r} instead of a checkpoint's name; write one into it")
         path = path / FOLDER_NAME / name
-    elif not (path / RECORD_NAME).is_file():
+    elif not (path / CHECKPOINT_RECORD_NAME).is_file():
         raise CheckpointError(
-            f"{path} is not a checkpoint: it holds no {RECORD_NAME} (nor {LATEST_NAME}, as a run's folder does); "
-            f"train first, or name a folder like runs/NAME/dit"
+            f"{path} is not a checkpoint: it holds no {CHECKPOINT_RECORD_NAME} (nor {LATEST_NAME}, as a run's folder "
+            f"does); train first, or name a folder like runs/NAME/dit"
         )
     if damage := find_damage(path):
         raise CheckpointError(f"{'; '.join(damage)}; restore it, or point {LATEST_NAME} to an older checkpoint")
-    return Checkpoint(path, read_record(path))
+    return Checkpoint(path, read_checkpoint_record(path))
 
 
-def _rank_file(checkpoint: Checkpoint, rank: int) -> Any:  # noqa: ANN401 - safetensors is untyped
-    """A rank's file, opened. Nothing but its header is read yet."""
+def open_rank_file(checkpoint: Checkpoint, rank: int) -> Any:  # noqa: ANN401 - safetensors is untyped
+    """The file of one rank, opened; only its header is read."""
     path = checkpoint.folder / rank_file(rank)
     try:
         return safe_open(path, framework="pt")
@@ -105,15 +105,15 @@ def _rank_file(checkpoint: Checkpoint, rank: int) -> Any:  # noqa: ANN401 - safe
         raise CheckpointError(f"{path} is damaged: {error}") from error
 
 
-def stream_weights(checkpoint: Checkpoint, which: Weights = FIRST) -> Iterator[tuple[str, Tensor]]:
-    """Whole weights by parameter name, put together from every rank's fragments, one in memory at a time.
+def stream_weights(checkpoint: Checkpoint, which: WeightsName = FIRST_AVERAGE) -> Iterator[tuple[str, Tensor]]:
+    """Whole weights by parameter name, put together from the fragments of all ranks, one in memory at a time.
 
     Raises:
-        CheckpointError: there are no such weights; names those there are.
+        CheckpointError: there are no such weights; the message lists those there are.
     """
     kind = checkpoint.kind_of(which)
     with ExitStack() as opened:
-        files = [opened.enter_context(_rank_file(checkpoint, rank)) for rank in range(checkpoint.record.world_size)]
+        files = [opened.enter_context(open_rank_file(checkpoint, rank)) for rank in range(checkpoint.record.world_size)]
         starts = [json.loads(file.metadata()["starts"]) for file in files]
         for name, shape in checkpoint.record.parameters.items():
             flat = torch.full((prod(shape),), float("nan"))
@@ -124,6 +124,6 @@ def stream_weights(checkpoint: Checkpoint, which: Weights = FIRST) -> Iterator[t
             yield name, flat.reshape(shape)
 
 
-def load_weights(checkpoint: Checkpoint, which: Weights = FIRST) -> dict[str, Tensor]:
-    """All of them."""
+def load_weights(checkpoint: Checkpoint, which: WeightsName = FIRST_AVERAGE) -> dict[str, Tensor]:
+    """All weights by parameter name, as `stream_weights` yields them."""
     return dict(stream_weights(checkpoint, which))

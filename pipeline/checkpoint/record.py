@@ -2,13 +2,13 @@
 
     checkpoints/step_0001000/
         rank_00000.safetensors ...   each rank's fragments of master weights, AdamW moments and averages
-        ...                          attachments (the autoencoder beside a DiT)
+        ...                          attachments, such as the autoencoder of a DiT
         checkpoint.json              step, cursor, shapes, checksums, what was trained; written last
-    latest                           the name of the newest one, moved after that
+    latest                           the name of the newest checkpoint, replaced after that
 
-A fragment is a stretch (start, length) of a flattened parameter. Together the files of a checkpoint
-tile every parameter exactly once, so any number of workers can read what it needs of it.
-`pipeline/saving.py` writes them.
+A fragment is a range (start, length) of a flattened parameter. Together the files of a checkpoint cover every value of
+every parameter exactly once, so any number of workers can read the ranges they need. `pipeline/checkpoint/write.py`
+writes them.
 """
 
 import json
@@ -18,24 +18,24 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from data.errors import ReelflowError
 from data.records import Record
 from pipeline.engine.loss_scale import LossScalerState
-from pipeline.run.weight_names import FIRST, MASTER, Weights
+from pipeline.run.weight_names import FIRST_AVERAGE, MASTER, WeightsName
 
 SCHEMA_VERSION = 1
-RECORD_NAME = "checkpoint.json"
+CHECKPOINT_RECORD_NAME = "checkpoint.json"
 LATEST_NAME = "latest"
 FOLDER_NAME = "checkpoints"
-CHECKSUM = "checksum"  # in checkpoint.json, of everything else in it
+CHECKSUM = "checksum"  # a field of checkpoint.json: SHA-256 of all its other fields
 _FIELDS = TypeAdapter(dict[str, Any])
-_STEP = re.compile(r"step_\d{7,}").fullmatch
+is_checkpoint_name = re.compile(r"step_\d{7,}").fullmatch
 
 
 class CheckpointError(ReelflowError, ValueError):
-    """A checkpoint that is missing or cannot be used; the message says which file and what to do."""
+    """A checkpoint is missing or cannot be used; the message names the file and the way out."""
 
 
 class FileRecord(Record):
@@ -50,8 +50,8 @@ class Provenance(Record):
 
     dataset: str  # SHA-256 of the dataset's index, which holds the checksum of every sample
     code: str  # fingerprint of this program's source
-    versions: dict[str, str]  # of what it computes with
-    lineage: list[str]  # fingerprints of the checkpoints that trainings went on from, the first one first
+    versions: dict[str, str]  # of torch and DeepSpeed
+    lineage: list[str]  # fingerprints of the checkpoints that training resumed from, oldest first
 
 
 class CheckpointRecord(Record):
@@ -64,12 +64,12 @@ class CheckpointRecord(Record):
     world_size: int
     zero_stage: int
     parameters: dict[str, list[int]]  # shapes
-    averages: list[str] = [FIRST]  # their names, the first one first; an older program had one, of this name
+    averages: list[str] = Field(default=[FIRST_AVERAGE])  # names; older versions saved one average, of this name
     files: dict[str, FileRecord]
-    num_skipped_updates: int = 0  # steps that changed nothing, which AdamW's bias correction does not count
-    num_overflows: int = 0  # of float16, which changed nothing either
-    loss_scaler: LossScalerState | None = None  # None: it was not float16
-    provenance: Provenance | None = None  # None: saved by an older program
+    num_skipped_updates: int = 0  # steps without an update, which AdamW's bias correction does not count
+    num_overflows: int = 0  # steps without an update because the loss scale was too large (float16)
+    loss_scaler: LossScalerState | None = None  # None: the training does not use float16
+    provenance: Provenance | None = None  # None: saved by an older version
     trained: dict[str, Any]  # what was trained: model config, diffusion record, latent statistics, seed, ...
 
 
@@ -82,22 +82,22 @@ class Checkpoint:
 
     @property
     def fingerprint(self) -> str:
-        """One name for its contents."""
+        """A name for its contents, which changes with them."""
         return self.record.files[rank_file(0)].sha256[:16] + f"-{self.record.step}"
 
-    def kind_of(self, which: Weights) -> str:
-        """What the tensors of these weights are filed under.
+    def kind_of(self, which: WeightsName) -> str:
+        """The prefix of the names of these weights' tensors in its files.
 
         Raises:
-            CheckpointError: there is no average of that name; says which there are.
+            CheckpointError: it holds no average of that name; the message lists those it holds.
         """
         averages = self.record.averages
-        if which == FIRST:
+        if which == FIRST_AVERAGE:
             return averages[0]
         if which not in (MASTER, *averages):
             raise CheckpointError(
                 f"{self.folder} holds no weights named {which!r}: there are {', '.join((MASTER, *averages))} "
-                f"({FIRST} means {averages[0]})"
+                f"({FIRST_AVERAGE} means {averages[0]})"
             )
         return which
 
@@ -113,25 +113,29 @@ def rank_file(rank: int) -> str:
 
 
 def step_folders(run_dir: Path) -> dict[int, Path]:
-    """The folders of a run's checkpoints by step, oldest first, whatever state they are in."""
-    found = {int(folder.name[5:]): folder for folder in (run_dir / FOLDER_NAME).glob("step_*") if _STEP(folder.name)}
+    """The folders of a run's checkpoints by step, oldest first, whether complete or not."""
+    found = {
+        int(folder.name[5:]): folder
+        for folder in (run_dir / FOLDER_NAME).glob("step_*")
+        if is_checkpoint_name(folder.name)
+    }
     return dict(sorted(found.items()))
 
 
-def read_record(folder: Path) -> CheckpointRecord:
-    """checkpoint.json.
+def read_checkpoint_record(folder: Path) -> CheckpointRecord:
+    """Read checkpoint.json of a checkpoint's folder.
 
     Raises:
-        CheckpointError: it is missing, so the checkpoint was never finished, or it is damaged.
+        CheckpointError: it is missing, because the checkpoint was never finished, or it is damaged.
     """
-    path = folder / RECORD_NAME
+    path = folder / CHECKPOINT_RECORD_NAME
     try:
         fields = _FIELDS.validate_json(path.read_bytes())
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} is missing: the checkpoint was never finished") from error
     except (ValidationError, OSError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
-    if fields.pop(CHECKSUM, None) not in (None, _checksum(fields)):  # None: saved by an older program
+    if fields.pop(CHECKSUM, None) not in (None, _checksum(fields)):  # None: saved by an older version
         raise CheckpointError(f"{path} is damaged (its checksum differs)")
     schema = fields.get("schema_version", SCHEMA_VERSION)
     if isinstance(schema, int) and schema > SCHEMA_VERSION:
@@ -145,7 +149,7 @@ def read_record(folder: Path) -> CheckpointRecord:
 
 
 def sealed(record: CheckpointRecord) -> str:
-    """The text of checkpoint.json, with a checksum of all the rest of it."""
+    """The text of checkpoint.json: the record and a checksum of its fields."""
     fields = _FIELDS.validate_json(record.model_dump_json())
     return json.dumps(fields | {CHECKSUM: _checksum(fields)}, indent=1)
 

@@ -1,7 +1,7 @@
-"""Before the first step: alone in the folder, room on the disk, and the checkpoint to go on from.
+"""Before the first step: exclusive use of the folder, and the checkpoint to resume from.
 
-Rank 0 looks and every rank learns what it found, so that a damaged file, which one rank reads, is an
-error of all, and never a rank that waits for the others.
+Rank 0 decides and sends its decision to all ranks. A damaged file, which only one rank reads, is therefore an error of
+every rank, and no rank waits for another that has failed.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,12 +13,12 @@ from pathlib import Path
 from data.files.publish import remove_unpublished
 from pipeline.checkpoint.read import find_damage
 from pipeline.checkpoint.record import (
-    _STEP,
     FOLDER_NAME,
     LATEST_NAME,
     Checkpoint,
     CheckpointError,
-    read_record,
+    is_checkpoint_name,
+    read_checkpoint_record,
     step_folders,
 )
 from pipeline.distributed.collectives import from_every_rank, from_rank_zero
@@ -28,54 +28,54 @@ from pipeline.run.lock import LockedError, locked
 
 @dataclass(frozen=True)
 class Resumption:
-    """Where a training goes on: its newest checkpoint that is whole, and what is wrong with those passed over."""
+    """The checkpoint that training resumes from, and what is wrong with newer ones."""
 
-    checkpoint: Checkpoint | None  # None: there is none yet
+    checkpoint: Checkpoint | None  # the newest undamaged one; None: there is none yet
     problems: list[str]
 
 
 def find_resumption(run_dir: Path, find_damage: Callable[[Path], list[str]]) -> Resumption:
-    """The checkpoint that `latest` names, or where `find_damage` finds it damaged the one before, and so on.
+    """The checkpoint that `latest` names or, if `find_damage` reports damage, the newest undamaged one before it.
 
     Raises:
-        CheckpointError: there are checkpoints, and none can be used: a training never silently starts again.
+        CheckpointError: there are checkpoints, but all are damaged. Training never silently starts anew.
     """
     folders, problems = step_folders(run_dir), []
     pointer = run_dir / LATEST_NAME
     if folders or pointer.is_file():
         name = pointer.read_text(encoding="utf-8", errors="replace").strip() if pointer.is_file() else "nothing"
-        if _STEP(name):
+        if is_checkpoint_name(name):
             folders = {step: folder for step, folder in folders.items() if step <= int(name[5:])}
             if run_dir / FOLDER_NAME / name not in folders.values():
                 problems.append(f"{run_dir / FOLDER_NAME / name} is missing, but {pointer} names it")
         else:
-            problems.append(f"{pointer} names {name[:40]!r}, not a checkpoint: the newest whole one is taken")
+            problems.append(f"{pointer} names {name[:40]!r}, not a checkpoint: the newest undamaged one is used")
     for folder in reversed(folders.values()):
         damage = find_damage(folder)
         if not damage:
-            return Resumption(Checkpoint(folder, read_record(folder)), problems)
+            return Resumption(Checkpoint(folder, read_checkpoint_record(folder)), problems)
         problems += damage
     if problems:
         raise CheckpointError(
-            f"{run_dir} has no checkpoint to go on from: {'; '.join(problems)}. Restore one, or to start from the "
+            f"{run_dir} has no checkpoint to resume from: {'; '.join(problems)}. Restore one, or to start from the "
             f"beginning move {run_dir / FOLDER_NAME} and {pointer} away"
         )
     return Resumption(None, [])
 
 
 LOCK_NAME = "training.lock"
-ORPHANS_LIVE_SECONDS = 30.0  # the workers of a killed driver end within this time
+ORPHANS_LIVE_SECONDS = 30.0  # workers of a killed driver end within this time
 
 
 @contextmanager
-def alone_in(run_dir: Path, rank: int) -> Iterator[None]:
-    """Hold the training lock of `run_dir`, on rank 0 for all; remove what interrupted writers left.
+def exclusive_access(run_dir: Path, rank: int) -> Iterator[None]:
+    """Hold the training lock of `run_dir`, on rank 0 for all ranks; remove what interrupted writers left.
 
-    Workers that a killed driver left are waited for, and so is proof that a holder on another machine is dead: Ray
-    starts the workers again elsewhere before a lost machine's lock is stale.
+    Waits for workers of a killed driver to end, and for the lock of a lost machine to become stale: Ray restarts the
+    workers on another machine before that.
 
     Raises:
-        LockedError: on every rank: another training works there.
+        LockedError: on every rank, if another training uses the folder.
     """
     with ExitStack() as held:
         problem = None
@@ -90,15 +90,15 @@ def alone_in(run_dir: Path, rank: int) -> Iterator[None]:
             raise LockedError(problem)
         if rank == 0:
             for folder in (run_dir, run_dir / FOLDER_NAME):  # which may be a link to another disk
-                remove_unpublished(folder)  # interrupted saves, which nobody else can be writing
+                remove_unpublished(folder)  # interrupted saves: no other process writes here
         yield
 
 
-def agree_on_resumption(run_dir: Path, rank: int, world_size: int) -> Resumption:
-    """The newest whole checkpoint; each rank reads a part of the files of every one that is considered.
+def find_common_resumption(run_dir: Path, rank: int, world_size: int) -> Resumption:
+    """The newest undamaged checkpoint, the same on every rank; each rank verifies a part of the files.
 
     Raises:
-        CheckpointError: on every rank: there are checkpoints, and none can be used.
+        CheckpointError: on every rank, if there are checkpoints, but all are damaged.
     """
 
     def damage_seen_by_any(folder: Path) -> list[str]:
@@ -114,7 +114,7 @@ def agree_on_resumption(run_dir: Path, rank: int, world_size: int) -> Resumption
             found = find_resumption(run_dir, ask_all)
         except CheckpointError as error:
             found = str(error)
-        from_rank_zero(None)  # no more folders to look at
+        from_rank_zero(None)  # no more folders to verify
     else:
         while (folder := from_rank_zero(None)) is not None:
             damage_seen_by_any(folder)

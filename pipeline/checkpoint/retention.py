@@ -1,4 +1,4 @@
-"""Which checkpoints stay, and whether the disk has room for them."""
+"""Which checkpoints are kept, and whether the disk has room for them."""
 
 import shutil
 import uuid
@@ -7,7 +7,7 @@ from math import prod
 from pathlib import Path
 
 from data.files.publish import TEMPORARY_PREFIX
-from pipeline.checkpoint.read import whole
+from pipeline.checkpoint.read import is_complete
 from pipeline.checkpoint.record import CheckpointError, step_folders
 from pipeline.checkpoint.tensor_files import BYTES_PER_VALUE
 from pipeline.distributed.collectives import from_rank_zero
@@ -17,42 +17,44 @@ from pipeline.engine.zero import ZeroTrainer
 
 @dataclass(frozen=True)
 class Retention:
-    """Which checkpoints stay: the `keep_last` newest, and every one at a multiple of `keep_every_steps`."""
+    """Which checkpoints are kept: the `keep_last` newest, and those at multiples of `keep_every_steps`."""
 
     keep_last: int
     keep_every_steps: int | None = None
 
-    def superseded(self, good: dict[int, Path]) -> list[Path]:
-        """Of good checkpoints by step, oldest first, those that may go. The newest never may."""
-        old = list(good.items())[: -max(1, self.keep_last)]
-        return [folder for step, folder in old if not self.for_good(step)]
+    def superseded(self, complete: dict[int, Path]) -> list[Path]:
+        """Those to delete of complete checkpoints by step, oldest first. The newest is always kept."""
+        old = list(complete.items())[: -max(1, self.keep_last)]
+        return [folder for step, folder in old if not self.keeps_forever(step)]
 
-    def for_good(self, step: int) -> bool:
+    def keeps_forever(self, step: int) -> bool:
         """Whether the checkpoint of a step is never deleted."""
         return self.keep_every_steps is not None and step % self.keep_every_steps == 0
 
 
 def remove_folder(folder: Path) -> None:
-    """Delete a checkpoint so that no reader meets half of it: first its name goes, then its files."""
+    """Delete a checkpoint: rename its folder first, so that no reader finds an incomplete checkpoint."""
     doomed = folder.with_name(f"{TEMPORARY_PREFIX}{folder.name}-{uuid.uuid4().hex[:8]}")
     folder.rename(doomed)
     shutil.rmtree(doomed, ignore_errors=True)
 
 
 def remove_superseded(run_dir: Path, newest_step: int, retention: Retention) -> None:
-    """Delete the checkpoints that `retention` gives up, counting only those up to `newest_step` that are whole."""
-    good = {step: folder for step, folder in step_folders(run_dir).items() if step <= newest_step and whole(folder)}
-    for folder in retention.superseded(good):
+    """Delete the checkpoints that `retention` does not keep, among the complete ones up to `newest_step`."""
+    complete = {
+        step: folder for step, folder in step_folders(run_dir).items() if step <= newest_step and is_complete(folder)
+    }
+    for folder in retention.superseded(complete):
         remove_folder(folder)
 
 
 def check_space(
     run_dir: Path, trainer: ZeroTrainer, ema: ShardedEma, retention: Retention, resumed_step: int = 0
 ) -> None:
-    """Refuse a training whose checkpoints will not fit, before its first step; called by all ranks.
+    """Refuse, before its first step, a training whose checkpoints will not fit on the disk; called by all ranks.
 
     Args:
-        resumed_step: where the training goes on; what lies beyond is not deleted.
+        resumed_step: the step that training resumes from; checkpoints of later steps are not deleted.
 
     Raises:
         CheckpointError: the disk has no room for the checkpoints that are kept and the one being written.
@@ -65,11 +67,13 @@ def check_space(
 
 
 def _lack_of_space(run_dir: Path, checkpoint_bytes: int, retention: Retention, resumed_step: int) -> str | None:
-    there = step_folders(run_dir).items()
-    going = [folder for step, folder in there if step <= resumed_step and not retention.for_good(step)]
-    room = sum(file.stat().st_size for folder in going for file in folder.glob("rank_*.safetensors"))
+    folders = step_folders(run_dir).items()
+    deleted = [folder for step, folder in folders if step <= resumed_step and not retention.keeps_forever(step)]
+    room = sum(file.stat().st_size for folder in deleted for file in folder.glob("rank_*.safetensors"))
     keep_last, free = retention.keep_last, shutil.disk_usage(run_dir).free
-    needed = max(checkpoint_bytes, checkpoint_bytes * (keep_last + 1) - room)  # none goes before one is written
+    needed = max(
+        checkpoint_bytes, checkpoint_bytes * (keep_last + 1) - room
+    )  # the next one is written before one is deleted
     if needed <= free:
         return None
     return (

@@ -1,4 +1,4 @@
-"""Writing safetensors files without holding them in memory."""
+"""Writing safetensors files one tensor at a time, without holding the file in memory."""
 
 import json
 import os
@@ -33,9 +33,9 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
 def stream_tensors(
     path: Path, shapes: dict[str, list[int]], tensors: Iterable[Tensor], metadata: dict[str, str]
 ) -> FileRecord:
-    """Write float32 tensors as safetensors, one after the other, in the order of `shapes`.
+    """Write float32 tensors as safetensors, one after another, in the order of `shapes`.
 
-    The checksum is of the bytes in memory, so a disk that stores others is found out.
+    The checksum is computed from the bytes in memory, so reading the file back reveals a disk that stored others.
 
     Raises:
         OSError: the file cannot be written.

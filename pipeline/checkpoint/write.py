@@ -1,8 +1,8 @@
-"""Writing checkpoints beside the training, and keeping the disk in order.
+"""Writing checkpoints while training continues.
 
-A save copies this rank's fragments to host memory and returns; a thread writes them. The file of every
-rank lies on the disk before rank 0 commits: checkpoint.json with every checksum, then the folder's
-name, then `latest`. A kill at any instruction leaves the checkpoint before as it was.
+A save copies this rank's fragments to host memory and returns; a thread writes them. Once the files of all ranks are on
+the disk, rank 0 commits: it writes checkpoint.json with every checksum, renames the folder, and replaces `latest`. A
+process that is killed at any instruction leaves the previous checkpoint as it was.
 """
 
 import json
@@ -22,9 +22,9 @@ from torch import Tensor
 from data.files.checksums import file_sha256
 from data.files.publish import TEMPORARY_PREFIX, fsync, publish_text
 from pipeline.checkpoint.record import (
+    CHECKPOINT_RECORD_NAME,
     FOLDER_NAME,
     LATEST_NAME,
-    RECORD_NAME,
     CheckpointError,
     CheckpointRecord,
     FileRecord,
@@ -40,16 +40,16 @@ from pipeline.distributed.collectives import from_every_rank, from_rank_zero
 from pipeline.engine.ema import ShardedEma
 from pipeline.engine.loss_scale import LossScalerState
 from pipeline.engine.zero import ZeroTrainer
-from pipeline.run.stage_record import set_aside
+from pipeline.run.stage_record import archive
 
 
 class SaveError(CheckpointError):
-    """A checkpoint could not be written; raised by every rank, and those before it are intact."""
+    """A checkpoint could not be written; raised by every rank. Earlier checkpoints are intact."""
 
 
 @dataclass(frozen=True)
 class Contents:
-    """What a checkpoint holds besides tensors."""
+    """What a checkpoint holds besides the tensors of the training."""
 
     kind: str
     trained: dict[str, Any]
@@ -71,7 +71,7 @@ class _Pending:
 
 
 class CheckpointSaver:
-    """Saves in a thread, one at a time. All ranks call `begin`, `commit` and `finish` at the same step."""
+    """Saves checkpoints in a thread, one at a time. All ranks call `begin`, `commit` and `finish` at the same step."""
 
     def __init__(
         self,
@@ -89,43 +89,45 @@ class CheckpointSaver:
         self._retention = retention
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="reelflow-save")
         self._pending: _Pending | None = None
-        # Once and beside the training: they may be larger than what is trained. A file that rots later is found out.
+        # Computed once, in the thread: attachments may be larger than the trained network. `find_damage` checks later.
         self._attached = self._executor.submit(_attached, contents.attachments if trainer.rank == 0 else [])
-        self._passed_over = [folder for step, folder in step_folders(run_dir).items() if step > resumed_step]
-        # Kept between saves: who has no room for it then has none for the next save, and new pages triple the pause.
+        self._newer_folders = [folder for step, folder in step_folders(run_dir).items() if step > resumed_step]
+        # Kept between saves: freeing it would not help the next save, and allocating new pages triples the pause.
         self._snapshot: dict[str, Tensor] = {}
 
     @property
     def pending(self) -> bool:
-        """Whether a checkpoint was begun and is not committed; the same on every rank."""
+        """Whether a checkpoint was begun and is not yet committed; the same on every rank."""
         return self._pending is not None
 
     @property
     def busy(self) -> bool:
-        """Whether this rank is still writing its part of it."""
+        """Whether this rank is still writing its part of a checkpoint."""
         return self._pending is not None and not self._pending.written.done()
 
     def begin(self, step: int, cursor: int) -> None:
-        """Copy this rank's part to host memory and start to write it; waits for the save before.
+        """Copy this rank's part to host memory and start writing it; waits for the previous save.
 
         Raises:
-            SaveError: the save before could not be written.
+            SaveError: the previous save could not be written.
         """
         self.finish()
-        attempt = from_rank_zero(uuid.uuid4().hex[:8])  # so that nothing of an interrupted save is taken for this one
+        attempt = from_rank_zero(uuid.uuid4().hex[:8])  # files of an interrupted save have another name
         folder = self._run_dir / FOLDER_NAME / f"{TEMPORARY_PREFIX}{checkpoint_name(step)}-{attempt}"
         tensors, starts = self._take_snapshot()
         path = folder / rank_file(self._trainer.rank)
         written = self._executor.submit(write_tensors, path, tensors, {"starts": json.dumps(starts)})
-        trainer, scaler = self._trainer, self._trainer.loss_scaler
+        trainer, scaler = self._trainer, self._trainer.guard.loss_scaler
         state = None if scaler is None else scaler.state
-        self._pending = _Pending(step, cursor, trainer.num_skipped, trainer.num_overflows, state, folder, written)
+        self._pending = _Pending(
+            step, cursor, trainer.guard.num_skipped, trainer.guard.num_overflows, state, folder, written
+        )
 
     def commit(self) -> None:
-        """Publish what every rank has written.
+        """Publish the checkpoint once every rank has written its part.
 
         Raises:
-            SaveError: a rank could not write its part; names the rank and the file.
+            SaveError: a rank could not write its part; the message names the rank and the file.
         """
         pending, self._pending = self._pending, None
         assert pending is not None
@@ -138,7 +140,7 @@ class CheckpointSaver:
             problems = [outcome] if isinstance(outcome, str) else []
         problems = from_rank_zero(problems)
         if problems:
-            shutil.rmtree(pending.folder, ignore_errors=True)  # gives back what it took of a full disk
+            shutil.rmtree(pending.folder, ignore_errors=True)  # frees its space on a full disk
             raise SaveError(
                 f"the checkpoint of step {pending.step} was not saved: {'; '.join(problems)}. The checkpoints before "
                 "it are intact: free some space and start again"
@@ -147,16 +149,16 @@ class CheckpointSaver:
             self._executor.submit(remove_superseded, self._run_dir, pending.step, self._retention)
 
     def finish(self) -> None:
-        """Wait for the save that is under way, if one is, and commit it."""
+        """Wait for the save in progress, if there is one, and commit it."""
         if self.pending:
             self.commit()
 
     def close(self) -> None:
-        """Wait for this rank's thread; what was not committed stays a temporary folder for the next start to remove."""
+        """Wait for this rank's thread. A save that was not committed is removed by the next start."""
         self._executor.shutdown(wait=True)
 
     def _take_snapshot(self) -> tuple[dict[str, Tensor], dict[str, int]]:
-        """Copies in host memory of this rank's fragments, and where in its parameter each begins."""
+        """Copies in host memory of this rank's fragments, by name, and the start of each in its flattened parameter."""
         fragments, averages = self._trainer.fragments, self._ema.averages
         for fragment in fragments:
             views = fragment.tensors() | {name: average[fragment.name] for name, average in averages.items()}
@@ -169,7 +171,7 @@ class CheckpointSaver:
 
     def _publish(self, pending: _Pending, files: dict[str, FileRecord]) -> FileRecord:
         for attachment, file in self._attached.result().items():
-            os.link(attachment, pending.folder / attachment.name)  # the same bytes, not a second copy
+            os.link(attachment, pending.folder / attachment.name)  # a hard link: no second copy
             files[attachment.name] = file
         record = CheckpointRecord(
             kind=self._contents.kind,
@@ -186,17 +188,17 @@ class CheckpointSaver:
             provenance=self._contents.provenance,
             trained=self._contents.trained,
         )
-        publish_text(pending.folder / RECORD_NAME, sealed(record))
+        publish_text(pending.folder / CHECKPOINT_RECORD_NAME, sealed(record))
         final = self._run_dir / FOLDER_NAME / checkpoint_name(pending.step)
-        if final.exists():  # damaged, or of an attempt that `latest` never named: it would have been resumed from
+        if final.exists():  # damaged, or never named by `latest`: otherwise training had resumed from it
             remove_folder(final)
         pending.folder.rename(final)
         fsync(final.parent)
         publish_text(self._run_dir / LATEST_NAME, final.name + "\n")
-        for folder in self._passed_over:  # they would count as newer than ours, and be gone on from
+        for folder in self._newer_folders:  # damaged: a restart must not find them newer than this checkpoint
             if folder != final and folder.exists():
-                set_aside(folder)
-        self._passed_over.clear()
+                archive(folder)
+        self._newer_folders.clear()
         return files[rank_file(0)]
 
 
@@ -205,7 +207,7 @@ def _attached(paths: list[Path]) -> dict[Path, FileRecord]:
 
 
 def _outcome(write: Callable[[], FileRecord], doing: str) -> FileRecord | str:
-    """What `write` wrote, or why it could not."""
+    """What `write` returned, or why it failed."""
     try:
         return write()
     except OSError as error:

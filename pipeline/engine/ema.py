@@ -10,7 +10,7 @@ from torch import Tensor
 from pipeline.engine.ema_profile import EmaProfile
 from pipeline.engine.fragment import Fragment
 from pipeline.engine.zero import ZeroTrainer
-from pipeline.run.weight_names import FIRST
+from pipeline.run.weight_names import FIRST_AVERAGE
 
 
 class ShardedEma:
@@ -27,9 +27,9 @@ class ShardedEma:
         """Let an average be the weights as they are."""
         self.averages[name] = {fragment.name: fragment.master.clone() for fragment in self._fragments}
 
-    def of(self, which: str = FIRST) -> dict[str, Tensor]:
+    def of(self, which: str = FIRST_AVERAGE) -> dict[str, Tensor]:
         """The average of that name, or the first one."""
-        return self.averages[self._profiles[0].name if which == FIRST else which]
+        return self.averages[self._profiles[0].name if which == FIRST_AVERAGE else which]
 
     @torch.no_grad()
     def update(self, num_updates: int) -> None:
@@ -41,21 +41,21 @@ class ShardedEma:
 
 
 @contextmanager
-def averaged_weights(trainer: ZeroTrainer, ema: ShardedEma, which: str = FIRST) -> Iterator[None]:
+def averaged_weights(trainer: ZeroTrainer, ema: ShardedEma, which: str = FIRST_AVERAGE) -> Iterator[None]:
     """While the block runs, the module computes with averaged weights; entered and left by all ranks.
 
     The master weights wait in host memory and come back bit for bit, after an error of every rank too. One parameter
     at a time is whole at most, and at stage 0 alone, where ranks hold everything but average only their shares.
     """
     average = ema.of(which)
-    kept = [held.master.to("cpu", copy=True) for held in trainer.holdings]
+    kept = [held.master.to("cpu", copy=True) for held in trainer.local_fragments]
     try:
-        for held in trainer.holdings:
+        for held in trainer.local_fragments:
             held.master.copy_(_average(held, trainer, average))
         trainer.publish_master()
         yield
     finally:
-        for held, master in zip(trainer.holdings, kept, strict=True):
+        for held, master in zip(trainer.local_fragments, kept, strict=True):
             held.master.copy_(master)
         trainer.publish_master()
 

@@ -1,11 +1,9 @@
-"""Dynamic loss scaling, which float16 needs: its smallest number is 6e-8, and gradients lie below (arXiv 1710.03740).
+"""Dynamic loss scaling for float16, whose smallest positive number is 6e-8 (Micikevicius et al., arXiv 1710.03740).
 
-The loss is multiplied by a scale before backward and the gradient divided by it after. A gradient that is not finite
-then says that the scale was too great: the step is left out, and the scale goes down. DeepSpeed's scaler decides when.
+The loss is multiplied by a scale before the backward pass and the gradient is divided by it after, so that small
+gradients do not become 0. A gradient that is not finite means that the scale was too large: the step makes no update
+and the scale is lowered. The rule is that of DeepSpeed's `DynamicLossScaler`.
 """
-
-import importlib
-from typing import Any
 
 from data.records import Record
 from pipeline.engine.config import SMALLEST_SCALE, LossScaling
@@ -21,39 +19,35 @@ class LossScalerState(Record):
 
 
 class LossScaler:
-    """The scale of the next step. Ranks that tell it the same have the same."""
+    """The scale of the next step; the same on all ranks, because all pass the same values to `update`."""
 
     def __init__(self, scaling: LossScaling) -> None:
-        self._scaler: Any = importlib.import_module("deepspeed.runtime.fp16.loss_scaler").DynamicLossScaler(
-            init_scale=scaling.initial,
-            scale_window=scaling.window,
-            min_scale=SMALLEST_SCALE,
-            delayed_shift=scaling.hysteresis,
-            consecutive_hysteresis=False,
-            raise_error_at_min_scale=False,
+        self._scaling = scaling
+        self.state = LossScalerState(
+            scale=scaling.initial, num_steps=0, last_overflow=-1, hysteresis=scaling.hysteresis
         )
 
     @property
     def scale(self) -> float:
-        """What to multiply the loss with."""
-        return self._scaler.cur_scale
+        """Factor of the loss, at least `SMALLEST_SCALE`."""
+        return self.state.scale
 
     def update(self, overflow: bool) -> None:
-        """A step was made, or left out because of an overflow."""
-        self._scaler.update_scale(overflow)
+        """Move the scale after a step; `overflow` says that its gradient was not finite."""
+        self.state = next_state(self.state, self._scaling, overflow=overflow)
 
-    @property
-    def state(self) -> LossScalerState:
-        """All of it."""
-        scaler = self._scaler
-        return LossScalerState(
-            scale=scaler.cur_scale,
-            num_steps=scaler.cur_iter,
-            last_overflow=scaler.last_overflow_iter,
-            hysteresis=scaler.cur_hysteresis,
-        )
 
-    @state.setter
-    def state(self, state: LossScalerState) -> None:
-        self._scaler.cur_scale, self._scaler.cur_iter = state.scale, state.num_steps
-        self._scaler.last_overflow_iter, self._scaler.cur_hysteresis = state.last_overflow, state.hysteresis
+def next_state(state: LossScalerState, scaling: LossScaling, *, overflow: bool) -> LossScalerState:
+    """Halve the scale once `hysteresis` overflows have happened; double it after `window` steps without overflow."""
+    scale, last_overflow, hysteresis = state.scale, state.last_overflow, state.hysteresis
+    if overflow:
+        if scaling.hysteresis == 1 or hysteresis == 1:
+            scale = max(scale / 2, SMALLEST_SCALE)
+        else:
+            hysteresis -= 1
+        last_overflow = state.num_steps
+    elif (num_good := state.num_steps - last_overflow - 1) > 0 and num_good % scaling.window == 0:
+        scale, hysteresis = scale * 2, scaling.hysteresis
+    return LossScalerState(
+        scale=scale, num_steps=state.num_steps + 1, last_overflow=last_overflow, hysteresis=hysteresis
+    )

@@ -1,11 +1,11 @@
-"""One process at a time in a folder.
+"""One process at a time in a folder: a lock file that names its holder.
 
-The lock is flock on a file, which the kernel lets go when its process dies, however it dies. The file
-also names its holder and is touched while held: on a file system that does not carry flock between
-machines, a holder on another machine counts as alive until the file has not been touched for a while.
+`filelock` takes flock on the file, which the kernel releases when the process dies, however it dies. Some network file
+systems do not carry flock between machines. The holder therefore writes its name into the file and touches the file
+while it holds the lock: a holder named on another machine counts as alive until the file has not been touched for
+`STALE_SECONDS`.
 """
 
-import fcntl
 import os
 import socket
 import threading
@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from data.errors import ReelflowError
@@ -23,7 +24,7 @@ from data.records import Record
 TOUCH_EVERY_SECONDS = 10.0
 STALE_SECONDS = 90.0
 RETRY_SECONDS = 0.2
-THIS_MACHINE = "this machine"  # in the place of a name that is just being written
+THIS_MACHINE = "this machine"  # instead of the name of a holder that has not written it yet
 
 
 class LockedError(ReelflowError, RuntimeError):
@@ -31,7 +32,7 @@ class LockedError(ReelflowError, RuntimeError):
 
 
 class Holder(Record):
-    """Who holds a lock."""
+    """Who holds a lock: the content of its file."""
 
     host: str
     pid: int
@@ -40,29 +41,55 @@ class Holder(Record):
 
 @contextmanager
 def locked(path: Path, patience_seconds: float = 0.0, patience_elsewhere_seconds: float = 0.0) -> Iterator[None]:
-    """Hold the lock file at `path` while the block runs; wait for it.
+    """Hold the lock file at `path` while the block runs; wait for it first.
 
     Args:
-        patience_seconds: how long, for a holder on this machine.
-        patience_elsewhere_seconds: how long for one on another, which may be dead unless it touches its file.
+        patience_seconds: longest wait for a holder on this machine.
+        patience_elsewhere_seconds: longest wait for a holder on another machine, which may be dead.
 
     Raises:
-        LockedError: somebody else holds it.
+        LockedError: another process still holds it after that time.
     """
-    begun = time.monotonic()
-    while isinstance(lock := _take(path), Holder):
-        elsewhere = lock.host not in (socket.gethostname(), THIS_MACHINE)
+    lock, begun = FileLock(path, thread_local=False, preserve_lock_file=True), time.monotonic()
+    while (holder := _acquire(lock, path)) is not None:
+        elsewhere = holder.host not in (socket.gethostname(), THIS_MACHINE)
         if time.monotonic() - begun >= (patience_elsewhere_seconds if elsewhere else patience_seconds):
             raise LockedError(
-                f"{path.parent} is in use by process {lock.pid} on {lock.host} since {lock.since}; wait until it ends, "
-                f"stop it there with `kill {lock.pid}`, or give this run another name"
+                f"{path.parent} is in use by process {holder.pid} on {holder.host} since {holder.since}; wait until it "
+                f"ends, stop it there with `kill {holder.pid}`, or give this run another name"
             )
         time.sleep(RETRY_SECONDS)
+    try:
+        with _touched(path):
+            yield
+    finally:
+        os.truncate(path, 0)  # emptied, not deleted: another process may have opened it already
+        lock.release()
+
+
+def _acquire(lock: FileLock, path: Path) -> Holder | None:
+    """Take the lock and write our name into its file, or return the process that holds it."""
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        return _named_in(path) or Holder(host=THIS_MACHINE, pid=0, since="just now")
+    holder, own_host = _named_in(path), socket.gethostname()
+    if holder is not None and holder.host != own_host and time.time() - path.stat().st_mtime < STALE_SECONDS:
+        lock.release()
+        return holder
+    since = datetime.now(UTC).isoformat(timespec="seconds")
+    path.write_text(Holder(host=own_host, pid=os.getpid(), since=since).model_dump_json(), encoding="utf-8")
+    return None
+
+
+@contextmanager
+def _touched(path: Path) -> Iterator[None]:
+    """Touch a file every `TOUCH_EVERY_SECONDS` from a thread while the block runs."""
     released = threading.Event()
 
     def touch() -> None:
         while not released.wait(TOUCH_EVERY_SECONDS):
-            os.utime(lock)
+            os.utime(path)
 
     thread = threading.Thread(target=touch, name="reelflow-lock", daemon=True)
     thread.start()
@@ -71,34 +98,11 @@ def locked(path: Path, patience_seconds: float = 0.0, patience_elsewhere_seconds
     finally:
         released.set()
         thread.join()
-        os.ftruncate(lock, 0)  # emptied, not deleted: a second process may have it open already
-        os.close(lock)
 
 
-def _take(path: Path) -> int | Holder:
-    """The descriptor of the lock, now ours, or whoever has it."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+def _named_in(path: Path) -> Holder | None:
+    """The holder that a lock file names; None if it was released or is being written."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        holder = _holder(descriptor) or Holder(host=THIS_MACHINE, pid=0, since="just now")
-        os.close(descriptor)
-        return holder
-    holder = _holder(descriptor)
-    touched_seconds_ago = time.time() - os.fstat(descriptor).st_mtime
-    if holder is not None and holder.host != socket.gethostname() and touched_seconds_ago < STALE_SECONDS:
-        os.close(descriptor)
-        return holder
-    since = datetime.now(UTC).isoformat(timespec="seconds")
-    own = Holder(host=socket.gethostname(), pid=os.getpid(), since=since)
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, own.model_dump_json().encode(), 0)
-    return descriptor
-
-
-def _holder(descriptor: int) -> Holder | None:
-    """Who wrote their name into the lock, or None where it was let go or is being written."""
-    try:
-        return Holder.model_validate_json(os.pread(descriptor, 4096, 0))
+        return Holder.model_validate_json(path.read_bytes())
     except ValidationError:
         return None

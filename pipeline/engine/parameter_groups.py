@@ -1,0 +1,50 @@
+"""How AdamW updates the parameters of each network."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+LEARNING_RATE_SCALE = "learning_rate_scale"  # an entry of torch's groups
+
+
+@dataclass(frozen=True)
+class ParameterGroup:
+    """Settings of AdamW for the parameters of one network, such as a generator or its discriminator.
+
+    Weight decay applies to matrices and kernels, not to biases and norms (parameters of fewer than two axes).
+    """
+
+    weight_decay: float
+    betas: tuple[float, float]
+    prefix: str = ""  # of the names of its parameters, such as "discriminator."; empty: all parameters
+    learning_rate_scale: float = 1.0  # multiplies the learning rate of each step
+
+
+def optimizer_groups(module: nn.Module, groups: Sequence[ParameterGroup]) -> list[dict[str, Any]]:
+    """The trainable parameters in torch's form: per group those with weight decay, then those without.
+
+    Raises:
+        ValueError: a trainable parameter is in none of the groups, or in several.
+    """
+    trainable = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+    for name in trainable:
+        prefixes = [group.prefix for group in groups if name.startswith(group.prefix)]
+        if len(prefixes) != 1:
+            raise ValueError(f"parameter {name} must be in one group, but is in those of the prefixes {prefixes}")
+    optimized: list[dict[str, Any]] = []
+    for group in groups:
+        own = [parameter for name, parameter in trainable.items() if name.startswith(group.prefix)]
+        decayed, others = [p for p in own if p.ndim >= 2], [p for p in own if p.ndim < 2]
+        for parameters, weight_decay in ((decayed, group.weight_decay), (others, 0.0)):
+            if parameters:
+                settings = {"weight_decay": weight_decay, "betas": group.betas}
+                optimized.append({"params": parameters, **settings, LEARNING_RATE_SCALE: group.learning_rate_scale})
+    return optimized
+
+
+def set_learning_rate(groups: list[dict[str, Any]], learning_rate: float) -> None:
+    """Set the learning rate of every group in torch's form, times its own scale."""
+    for group in groups:
+        group["lr"] = learning_rate * group[LEARNING_RATE_SCALE]
