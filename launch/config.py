@@ -14,7 +14,7 @@ from launch.overrides import ConfigError, apply_override, explain
 from launch.rules import RULES
 from models.autoencoder.config import AutoencoderConfig
 from models.flow.spec import FlowSpec
-from models.networks.config import DiTConfig
+from models.networks.config import DEFAULT_NETWORK, NetworkConfig
 from pipeline.distributed.config import WorkersConfig
 from pipeline.encode.config import EncodeConfig
 from pipeline.evaluate.config import EvaluateConfig
@@ -34,11 +34,11 @@ class AutoencoderSection(Settings):
     """How the autoencoder is trained."""
 
 
-class DiTSection(Settings):
-    """The DiT, what it learns, and its training."""
+class FlowSection(Settings):
+    """The network that predicts the velocity of a flow, the flow, and the training."""
 
-    model: DiTConfig = DiTConfig()
-    """Size of the network."""
+    model: NetworkConfig = DEFAULT_NETWORK
+    """Architecture and size of the network."""
     flow: FlowSpec = FlowSpec()
     """The path from noise to data, and what the network predicts."""
     train: FlowTrainConfig = FlowTrainConfig()
@@ -71,7 +71,7 @@ class RunConfig(Settings):
     """The autoencoder and its training."""
     encode: EncodeConfig = EncodeConfig()
     """How clips are encoded into latents."""
-    dit: DiTSection = DiTSection()
+    dit: FlowSection = FlowSection()
     """The diffusion transformer and its training."""
     sample: SampleSection = SampleSection()
     """How clips are sampled, and of which prompts."""

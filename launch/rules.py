@@ -19,10 +19,10 @@ def check_workers(config: "RunConfig") -> None:
         check_shares(config, name, train)
         workers = config.cluster.workers
         fitting = fitting_worlds(train, (), workers.num_workers)
-        if fitting and workers.fewest not in fitting:
-            nearest = min(fitting, key=lambda number: abs(number - workers.fewest))
+        if fitting and workers.num_required not in fitting:
+            nearest = min(fitting, key=lambda number: abs(number - workers.num_required))
             raise ValueError(
-                f"cluster.workers.min_workers is {workers.fewest}, but {name}.train.global_batch {train.global_batch} "
+                f"cluster.workers.min_workers is {workers.num_required}, but {name}.train.global_batch {train.global_batch} "
                 f"does not divide over so many: use {nearest}"
             )
 

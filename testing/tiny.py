@@ -39,7 +39,7 @@ def make_task(folder: Path) -> FlowTask:
     """A small DiT on those latents."""
     return FlowTask(
         model=DiTConfig(width=32, depth=1, heads=2, text=TextConfig(width=16, depth=1, heads=2, max_bytes=16)),
-        flow=FlowSpec(caption_drop=0.3),
+        flow=FlowSpec(caption_dropout=0.3),
         buckets=(SMALL,),
         latent_stats=LatentStats(mean=[0.1] * 4, std=[0.9] * 4),
         dataset_dir=folder,

@@ -1,7 +1,7 @@
-"""The shapes of clips. Every clip of a bucket has the same frames, height, width and rate.
+"""Clip shapes (buckets): every clip of a bucket has the same number of frames, height, width and frame rate.
 
-A dataset may have several: which one a scene is cut for follows from its picture and its length (`bucket_for`), and how
-many clips make a batch from how many tokens they have (`batch_sizes`).
+A dataset may have several buckets. `bucket_for` assigns one to each scene by its aspect ratio and its length, and
+`batch_sizes` says how many clips of each make a batch with about the same number of tokens.
 """
 
 from collections import Counter
@@ -13,59 +13,40 @@ from typing import Self
 import numpy as np
 from pydantic import Field, model_validator
 
+from data.dataset.compression import COMPRESSION
 from data.records import Settings
 
-SIDE_MULTIPLE = 16  # pixels: 8 for the autoencoder, 2 for the patches
-MIN_GAIN = 0.01  # share of the picture, averaged over all sources, that one more aspect ratio has to save
-MIN_FILL = 0.75  # of the pixels allowed, that a shape has to use
-
-
-def nearest_clip_lengths(num_frames: int, temporal_factor: int = 4) -> tuple[int, int]:
-    """The valid lengths (factor * k + 1) just below and just above `num_frames`."""
-    below = max(0, (num_frames - 1) // temporal_factor) * temporal_factor + 1
-    return below, below + temporal_factor
-
-
-def check_clip_length(num_frames: int) -> None:
-    """Refuse lengths that are not 4k + 1.
-
-    Raises:
-        ValueError: names the nearest lengths.
-    """
-    if num_frames % 4 != 1:
-        below, above = nearest_clip_lengths(num_frames)
-        raise ValueError(
-            f"num_frames is {num_frames}, but a clip has 4k + 1 frames (the first alone, then fours): "
-            f"use {below} or {above}"
-        )
+SIDE_MULTIPLE = 2 * COMPRESSION.spatial_factor  # pixels: the latent's sides are even, for patches of 2 x 2
+MIN_GAIN = 0.01  # share of the picture, averaged over the sources, that another aspect ratio must keep from cropping
+MIN_FILL = 0.75  # share of the allowed pixels that a shape must use
 
 
 class Bucket(Settings):
-    """One clip shape: `num_frames` frames of `height` x `width` pixels at `fps` frames per second.
+    """A clip shape: `num_frames` frames of `height` x `width` pixels at `fps` frames per second.
 
-    The autoencoder is causal with a stride of four in time, so the first frame stands alone and
-    the others come in fours: `num_frames` must be 4k + 1. Images are clips of one frame.
+    The autoencoder encodes the first frame alone and the others in groups of four, so `num_frames` is 4k + 1. Images
+    are clips of one frame.
     """
 
     num_frames: int = Field(default=17, ge=1)
-    """TODO"""
-    height: int = Field(default=64, ge=16)
-    """TODO"""
-    width: int = Field(default=64, ge=16)
-    """TODO"""
+    """Frames of a clip: 4k + 1, such as 1 (images), 17 or 49."""
+    height: int = Field(default=64, ge=SIDE_MULTIPLE)
+    """Height in pixels, a multiple of 16."""
+    width: int = Field(default=64, ge=SIDE_MULTIPLE)
+    """Width in pixels, a multiple of 16."""
     fps: float = Field(default=8.0, gt=0, le=240)
-    """TODO"""
+    """Frame rate in frames per second; videos of another rate are resampled to it."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        check_clip_length(self.num_frames)
+        COMPRESSION.check_length(self.num_frames)
         for side in ("height", "width"):
             pixels = getattr(self, side)
             if pixels % SIDE_MULTIPLE:
                 low = pixels // SIDE_MULTIPLE * SIDE_MULTIPLE
                 raise ValueError(
-                    f"{side} is {pixels}, but it must be a multiple of 16 (8 for the autoencoder, 2 for the patches): "
-                    f"use {low} or {low + SIDE_MULTIPLE}"
+                    f"{side} is {pixels}, but it must be a multiple of {SIDE_MULTIPLE} ({COMPRESSION.spatial_factor} "
+                    f"for the autoencoder, 2 for the patches): use {low} or {low + SIDE_MULTIPLE}"
                 )
         return self
 
@@ -80,19 +61,20 @@ class Bucket(Settings):
         return (self.num_frames - 1) / self.fps
 
     @property
-    def num_latent_frames(self) -> int:
-        """Frames of its latent."""
-        return (self.num_frames - 1) // 4 + 1
+    def latent_grid(self) -> tuple[int, int, int]:
+        """Positions (t, h, w) of a clip's latent."""
+        return COMPRESSION.latent_grid(self.num_frames, self.height, self.width)
 
     @property
-    def num_latents(self) -> int:
-        """Positions of its latent; the tokens of the DiT are in proportion to them."""
-        return self.num_latent_frames * (self.height // 8) * (self.width // 8)
+    def num_latent_positions(self) -> int:
+        """All positions of a clip's latent; the number of tokens of the network is proportional to it."""
+        t, h, w = self.latent_grid
+        return t * h * w
 
 
 @dataclass(frozen=True)
 class SourceShape:
-    """What a source offers: pixels as shown, and seconds of video (0: an image)."""
+    """Size of a source in displayed pixels, and its duration in seconds (0: an image)."""
 
     height: int
     width: int
@@ -100,40 +82,41 @@ class SourceShape:
 
 
 class BucketChoice(Settings):
-    """How buckets are chosen from the sources: the aspect ratios that lose least of the pictures, and these lengths."""
+    """Buckets chosen from the sources: the aspect ratios that crop least, each with every length of `num_frames`."""
 
     pixels: int = Field(default=4096, ge=SIDE_MULTIPLE**2)
-    """Of a frame, at most."""
+    """Most pixels of a frame (height x width)."""
     num_frames: tuple[int, ...] = (17,)
-    """Lengths on offer; 1 takes images."""
+    """Clip lengths in frames, each 4k + 1; a scene gets the longest that it fills, and 1 takes images."""
     fps: float = Field(default=8.0, gt=0, le=240)
-    """TODO"""
+    """Frame rate in frames per second of every bucket."""
     max_aspects: int = Field(default=3, ge=1)
-    """TODO"""
+    """Most aspect ratios; fewer are chosen where another would save less than 1% of the pictures from cropping."""
     side_multiple: int = Field(default=SIDE_MULTIPLE, ge=SIDE_MULTIPLE, multiple_of=SIDE_MULTIPLE)
-    """TODO"""
+    """Height and width are multiples of it, in pixels; itself a multiple of 16."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if not self.num_frames:
             raise ValueError("num_frames is empty; name at least one length, such as [17]")
         for length in self.num_frames:
-            check_clip_length(length)
+            COMPRESSION.check_length(length)
         if self.pixels < self.side_multiple**2:
             raise ValueError(f"pixels is {self.pixels}: not even a square of {self.side_multiple} has so few")
         return self
 
 
 def cropped_share(shape: SourceShape, bucket: Bucket) -> float:
-    """The share of a picture that is cut off to fill the bucket, in [0, 1)."""
+    """The share of a picture that is cropped to fill the bucket, in [0, 1)."""
     ratio = (shape.width * bucket.height) / (shape.height * bucket.width)
     return 1 - min(ratio, 1 / ratio)
 
 
 def bucket_for(shape: SourceShape, buckets: Sequence[Bucket]) -> Bucket | None:
-    """The bucket a scene is cut for; None where it is too short for all.
+    """The bucket for the clips of a scene; None if the scene is too short for all.
 
-    Of those it is long enough for, the one that crops least, then enlarges least, then is longest, then is largest.
+    Of the buckets it is long enough for, the one that crops least; of equal ones that which enlarges least, then the
+    longest, then the largest.
     """
 
     def cost(bucket: Bucket) -> tuple[float, float, int, int, str]:
@@ -145,10 +128,10 @@ def bucket_for(shape: SourceShape, buckets: Sequence[Bucket]) -> Bucket | None:
 
 
 def choose_buckets(shapes: Sequence[SourceShape], choice: BucketChoice) -> tuple[Bucket, ...]:
-    """Buckets for these sources, the one with most of them first.
+    """Buckets for these sources, ordered by their number of sources, most first.
 
-    Aspect ratios are added one by one, each time the one that saves most of what is cropped, until there are enough or
-    the next would save less than `MIN_GAIN`. A bucket without a source is left out.
+    Aspect ratios are added greedily, each time the one that reduces cropping most, until there are `max_aspects` or
+    the next would gain less than `MIN_GAIN`. A bucket without a source is left out.
 
     Raises:
         ValueError: there are no sources.
@@ -159,14 +142,14 @@ def choose_buckets(shapes: Sequence[SourceShape], choice: BucketChoice) -> tuple
     heights = range(step, choice.pixels // step + 1, step)
     sides = [(height, choice.pixels // height // step * step) for height in heights]
     sides = [(height, width) for height, width in sides if width]
-    most = max(height * width for height, width in sides)  # what `pixels` leaves of multiples of the step
+    most = max(height * width for height, width in sides)  # the largest shape whose sides are multiples of the step
     candidates = [
         Bucket(num_frames=shortest, height=height, width=width, fps=choice.fps)
         for height, width in sides
         if height * width >= MIN_FILL * most
     ]
     aspects, counts = np.unique([round(log(shape.width / shape.height), 6) for shape in shapes], return_counts=True)
-    lost = np.ones(len(aspects))  # of each picture, by the best bucket so far
+    lost = np.ones(len(aspects))  # share of each picture that its best bucket so far crops
 
     def lost_with(candidate: Bucket) -> np.ndarray:
         return np.minimum(lost, 1 - np.exp(-abs(aspects - log(candidate.width / candidate.height))))
@@ -194,16 +177,17 @@ def batch_sizes(buckets: Iterable[Bucket], global_batch: int, multiple: int) -> 
     """Clips in a global batch of each bucket, by name.
 
     Args:
-        global_batch: of the bucket with most tokens. The others hold as many clips as have no more tokens.
-        multiple: the others' batches are rounded down to multiples of it (or up to the first), so that workers can
-            share them.
+        global_batch: clips in a batch of the bucket with most tokens. Batches of the others have as many clips as give
+            at most that number of tokens.
+        multiple: the others' batches are rounded down to a multiple of it (at least one), so that workers can share
+            them evenly.
     """
     by_name = {bucket.name: bucket for bucket in buckets}
-    largest = max((bucket.num_latents for bucket in by_name.values()), default=0)
+    largest = max((bucket.num_latent_positions for bucket in by_name.values()), default=0)
     return {
         name: global_batch
-        if bucket.num_latents == largest
-        else max(1, global_batch * largest // bucket.num_latents // multiple) * multiple
+        if bucket.num_latent_positions == largest
+        else max(1, global_batch * largest // bucket.num_latent_positions // multiple) * multiple
         for name, bucket in by_name.items()
     }
 

@@ -1,4 +1,4 @@
-"""Layers that are causal in time, and the state with which a clip passes through them in chunks."""
+"""Layers that are causal in time, and the cache with which a clip passes through them in chunks."""
 
 from dataclasses import dataclass, field
 
@@ -9,25 +9,29 @@ from torch.nn.functional import pad
 
 
 @dataclass
-class Past:
-    """What a chunk needs of the chunks before it; one for each clip that is encoded or decoded, empty before the first.
+class CausalCache:
+    """The last input frames of every convolution over time, for the chunk that comes next.
 
-    It holds two frames for each convolution over time, however many frames have passed.
+    One for each clip that is encoded or decoded in chunks, empty before the first chunk. It holds `kernel - 1` frames
+    for each convolution over time, however many frames came before.
     """
 
     is_empty: bool = True
-    frames: dict[nn.Module, Float[Tensor, "b c t h w"]] = field(default_factory=dict)  # the last that each layer saw
+    frames: dict[nn.Module, Float[Tensor, "b c t h w"]] = field(default_factory=dict)  # by layer: its last input frames
 
-    def before(self, layer: nn.Module, x: Float[Tensor, "b c t h w"], num: int) -> Float[Tensor, "b c s h w"]:
-        """`x` with the `num` frames before it, which the first chunk makes up; remembers the last `num`."""
+    def prepend(self, layer: nn.Module, x: Float[Tensor, "b c t h w"], num: int) -> Float[Tensor, "b c s h w"]:
+        """`x` after the `num` input frames of `layer` before it, and keep the last `num` for the next chunk.
+
+        Before the first chunk its first frame is repeated instead.
+        """
         x = repeat_first(x, num) if self.is_empty else torch.cat([self.frames[layer], x], dim=2)
-        self.frames[layer] = x[:, :, -num:].clone()  # a view would keep the whole chunk
+        self.frames[layer] = x[:, :, -num:].clone()  # a view would keep the whole chunk in memory
         return x
 
 
-def starts(past: Past | None) -> bool:
-    """Whether what comes with this past starts a clip: all of it, or its first chunk."""
-    return past is None or past.is_empty
+def is_clip_start(cache: CausalCache | None) -> bool:
+    """Whether the input that comes with this cache begins a clip: a whole clip (None), or its first chunk."""
+    return cache is None or cache.is_empty
 
 
 def repeat_first(x: Float[Tensor, "b c t h w"], num: int) -> Float[Tensor, "b c s h w"]:
@@ -36,22 +40,22 @@ def repeat_first(x: Float[Tensor, "b c t h w"], num: int) -> Float[Tensor, "b c 
 
 
 class CausalConv3d(nn.Module):
-    """3D convolution that sees the present and the past: the first frame is repeated to the left."""
+    """3D convolution whose output depends on no later frame: time is padded on the left, with the first frame."""
 
     def __init__(self, channels_in: int, channels_out: int, kernel: tuple[int, int, int]) -> None:
         super().__init__()
-        self.reach = kernel[0] - 1  # into the past, in frames
+        self.num_previous = kernel[0] - 1  # frames before the current one that an output frame depends on
         self.conv = nn.Conv3d(channels_in, channels_out, kernel, padding=(0, kernel[1] // 2, kernel[2] // 2))
 
-    def forward(self, x: Float[Tensor, "b c t h w"], past: Past | None = None) -> Float[Tensor, "b d t h w"]:
-        """Convolve a clip, or a chunk of one."""
-        if self.reach:
-            x = repeat_first(x, self.reach) if past is None else past.before(self, x, self.reach)
+    def forward(self, x: Float[Tensor, "b c t h w"], cache: CausalCache | None = None) -> Float[Tensor, "b d t h w"]:
+        """Convolve a clip, or with a cache the next chunk of one."""
+        if self.num_previous:
+            x = repeat_first(x, self.num_previous) if cache is None else cache.prepend(self, x, self.num_previous)
         return self.conv(x)
 
 
-def start_at_zero(layer: CausalConv3d) -> None:
-    """Begin with only what flows around the layer."""
+def zero_initialize(layer: CausalConv3d) -> None:
+    """Set weights and biases to zero, so that at first only the residual or shortcut connection carries a signal."""
     nn.init.zeros_(layer.conv.weight)
     if layer.conv.bias is not None:
         nn.init.zeros_(layer.conv.bias)
@@ -63,10 +67,10 @@ class CausalStack(nn.ModuleList):
     def __init__(self, *layers: nn.Module) -> None:
         super().__init__(layers)
 
-    def forward(self, x: Float[Tensor, "b c t h w"], past: Past | None = None) -> Float[Tensor, "b d s i j"]:
-        """The output of the last one, for a clip, or for the chunk that follows those of `past`."""
+    def forward(self, x: Float[Tensor, "b c t h w"], cache: CausalCache | None = None) -> Float[Tensor, "b d s i j"]:
+        """The output of the last layer, for a clip, or with a cache for the next chunk of one."""
         for layer in self:
-            x = layer(x, past)
-        if past is not None:
-            past.is_empty = False
+            x = layer(x, cache)
+        if cache is not None:
+            cache.is_empty = False
         return x

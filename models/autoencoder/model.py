@@ -1,10 +1,10 @@
 """The causal video autoencoder: 4k + 1 frames of pixels to k + 1 frames of latents, and back.
 
-No output depends on a later frame: time is padded on the left only and nothing is normalised across
-time. So the first frame stands alone (an image is a clip of one frame), the others come in fours, and
-a clip encodes the same however long it goes on: in chunks, if it is too long to be held, with the few
-frames that each chunk needs of those before it (`Past`). The latent is Gaussian with a small
-Kullback-Leibler price (Kingma & Welling 2013, appendix B).
+No output depends on a later frame: time is padded on the left only, and no norm averages over time. So the first frame
+is encoded alone (an image is a clip of one frame), the others in groups of four, and a clip that does not fit into
+memory is encoded in chunks with the same result, where a `CausalCache` keeps the few frames that a chunk needs of the
+chunks before it. The latent is a Gaussian whose KL divergence to N(0, I) is part of the loss, with a small weight
+(Kingma & Welling 2013, appendix B).
 """
 
 from collections.abc import Iterable, Iterator
@@ -16,11 +16,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from models.autoencoder.causal import CausalConv3d, CausalStack, Past, start_at_zero, starts
+from models.autoencoder.causal import CausalCache, CausalConv3d, CausalStack, is_clip_start, zero_initialize
 from models.autoencoder.config import AutoencoderConfig
-from models.autoencoder.shapes import TEMPORAL_FACTOR, latent_shape
 
-INITIAL_LOG_VARIANCE = -4.0  # an untrained encoder should not drown its own signal in noise
+INITIAL_LOG_VARIANCE = -4.0  # noise of an untrained encoder: well below the scale of its means
+PIXEL_PATCH = 4  # side of the squares of pixels that are moved into channels; one downsampling by 2 makes it 8
 
 
 @dataclass(frozen=True)
@@ -41,14 +41,14 @@ class Posterior:
 
 
 class ChannelNorm(nn.Module):
-    """RMS norm over the channels of each pixel, so that no frame knows of another."""
+    """RMS norm over the channels of each position, so that frames stay independent of each other."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(channels))
 
     def forward(self, x: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b c t h w"]:
-        """Normalise; the result has the type of `x`."""
+        """Normalise in float32; the result has the type of `x`."""
         exact = x.float()
         power = (exact * exact).mean(1, keepdim=True)
         return x * (torch.rsqrt(power + 1e-6).to(x.dtype) * rearrange(self.weight.to(x.dtype), "c -> 1 c 1 1 1"))
@@ -62,47 +62,48 @@ class ResidualBlock(nn.Module):
         self.norm = ChannelNorm(channels)
         self.conv_1 = CausalConv3d(channels, channels, kernel)
         self.conv_2 = CausalConv3d(channels, channels, (1, 3, 3))
-        start_at_zero(self.conv_2)
+        zero_initialize(self.conv_2)
 
-    def forward(self, x: Float[Tensor, "b c t h w"], past: Past | None = None) -> Float[Tensor, "b c t h w"]:
-        """Refine."""
-        return x + self.conv_2(silu(self.conv_1(silu(self.norm(x)), past)))
+    def forward(self, x: Float[Tensor, "b c t h w"], cache: CausalCache | None = None) -> Float[Tensor, "b c t h w"]:
+        """Add the residual."""
+        return x + self.conv_2(silu(self.conv_1(silu(self.norm(x)), cache)))
 
 
-def fold(x: Float[Tensor, "b c t h w"], space: int, *, starts: bool) -> Float[Tensor, "b d s i j"]:
+def fold(x: Float[Tensor, "b c t h w"], space: int, *, is_start: bool) -> Float[Tensor, "b d s i j"]:
     """Move pairs of frames, and squares of `space` x `space` pixels, into channels: 2k + 1 frames to k + 1.
 
-    The first frame is paired with itself, so no pair reaches into the future.
+    The first frame is paired with itself, so no output depends on a later frame.
 
     Args:
-        starts: `x` starts its clip; otherwise it goes on, and 2k frames become k.
+        space: side of the squares.
+        is_start: `x` begins a clip; otherwise it is a later chunk, and 2k frames become k.
     """
-    if starts:
+    if is_start:
         x = torch.cat([x[:, :, :1], x], dim=2)
     return rearrange(x, "b c (t s) (h p) (w q) -> b (c p q s) t h w", s=2, p=space, q=space)
 
 
-def unfold(x: Float[Tensor, "b c t h w"], space: int, *, starts: bool) -> Float[Tensor, "b d s i j"]:
-    """The inverse of `fold`: k + 1 frames to 2k + 1, where the first frame's double is dropped, or k to 2k."""
+def unfold(x: Float[Tensor, "b c t h w"], space: int, *, is_start: bool) -> Float[Tensor, "b d s i j"]:
+    """The inverse of `fold`: k + 1 frames to 2k + 1, where the copy of the first frame is dropped, or k to 2k."""
     x = rearrange(x, "b (c p q s) t h w -> b c (t s) (h p) (w q)", s=2, p=space, q=space)
-    return x[:, :, 1:] if starts else x
+    return x[:, :, 1:] if is_start else x
 
 
 class Downsample(nn.Module):
     """Halve time, and height and width by a factor `space`, around a shortcut that averages channels.
 
-    The shortcut lets a signal through from the first step on (Chen et al. 2024, "DC-AE", section 3.1).
+    The shortcut carries a signal from the first training step on (Chen et al. 2024, "DC-AE", section 3.1).
     """
 
     def __init__(self, channels_in: int, channels_out: int, space: int) -> None:
         super().__init__()
         self.space, self.channels_out = space, channels_out
         self.conv = CausalConv3d(channels_in * space**2 * 2, channels_out, (1, 3, 3))
-        start_at_zero(self.conv)
+        zero_initialize(self.conv)
 
-    def forward(self, x: Float[Tensor, "b c t h w"], past: Past | None = None) -> Float[Tensor, "b d s i j"]:
-        """Fold, then convolve."""
-        folded = fold(x, self.space, starts=starts(past))
+    def forward(self, x: Float[Tensor, "b c t h w"], cache: CausalCache | None = None) -> Float[Tensor, "b d s i j"]:
+        """Fold, then convolve and add the shortcut."""
+        folded = fold(x, self.space, is_start=is_clip_start(cache))
         return self.conv(folded) + reduce(folded, "b (c g) t h w -> b c t h w", "mean", c=self.channels_out)
 
 
@@ -115,16 +116,16 @@ class Upsample(nn.Module):
         folded = channels_out * space**2 * 2
         self.repeats = folded // channels_in
         self.conv = CausalConv3d(channels_in, folded, (1, 3, 3))
-        start_at_zero(self.conv)
+        zero_initialize(self.conv)
 
-    def forward(self, x: Float[Tensor, "b c t h w"], past: Past | None = None) -> Float[Tensor, "b d s i j"]:
-        """Convolve, then unfold."""
+    def forward(self, x: Float[Tensor, "b c t h w"], cache: CausalCache | None = None) -> Float[Tensor, "b d s i j"]:
+        """Convolve and add the shortcut, then unfold."""
         shortcut = repeat(x, "b c t h w -> b (c g) t h w", g=self.repeats)
-        return unfold(self.conv(x) + shortcut, self.space, starts=starts(past))
+        return unfold(self.conv(x) + shortcut, self.space, is_start=is_clip_start(cache))
 
 
 class Autoencoder(nn.Module):
-    """Encoder and decoder. Pixels are in [-1, 1]."""
+    """Encoder and decoder of clips with pixels in [-1, 1]."""
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
@@ -135,7 +136,7 @@ class Autoencoder(nn.Module):
             return [ResidualBlock(width, kernel) for _ in range(config.num_blocks)]
 
         self.encoder = CausalStack(  # c    t     h    w
-            CausalConv3d(3 * 16, near, (1, 3, 3)),  # near 4k+1  H/4  W/4
+            CausalConv3d(3 * PIXEL_PATCH**2, near, (1, 3, 3)),  # near 4k+1  H/4  W/4
             *blocks(near, (1, 3, 3)),
             Downsample(near, deep, space=2),  # deep 2k+1  H/8  W/8
             *blocks(deep, (3, 3, 3)),
@@ -150,75 +151,79 @@ class Autoencoder(nn.Module):
             *blocks(deep, (3, 3, 3)),
             Upsample(deep, near, space=2),  # near 4k+1  H/4  W/4
             *blocks(near, (1, 3, 3)),
-            CausalConv3d(near, 3 * 16, (1, 3, 3)),
+            CausalConv3d(near, 3 * PIXEL_PATCH**2, (1, 3, 3)),
         )
 
-    def encode(self, pixels: Float[Tensor, "b 3 t h w"], past: Past | None = None) -> Posterior:
+    def encode(self, pixels: Float[Tensor, "b 3 t h w"], cache: CausalCache | None = None) -> Posterior:
         """Pixels of 4k + 1 frames to a distribution over latents of k + 1 frames.
 
         Args:
-            past: of the chunks before, where `pixels` are a chunk of a clip: 4k + 1 frames if it is the first, else 4k
-                frames, which become k latent frames.
+            cache: of this clip, where `pixels` are a chunk of it: 4k + 1 frames if it is the first, else 4k frames,
+                which become k latent frames.
 
         Raises:
-            ValueError: the frames are of another number, or not of multiples of 8 pixels.
+            ValueError: the number of frames does not fit, or a side is not a multiple of 8 pixels.
         """
         num_frames, height, width = pixels.shape[2:]
-        if starts(past):
-            latent_shape(self.config, num_frames, height, width)  # raises for a clip that does not fit
-        elif num_frames % TEMPORAL_FACTOR or not num_frames:
+        compression = self.config.compression
+        if is_clip_start(cache):
+            compression.latent_grid(num_frames, height, width)  # raises for a clip that does not fit
+        elif not compression.fits_chunk(num_frames):
+            factor = compression.temporal_factor
             raise ValueError(
-                f"a chunk of {num_frames} frames cannot follow others: all but the first of a clip take "
-                f"{TEMPORAL_FACTOR}k frames, so that the clip has {TEMPORAL_FACTOR}k + 1"
+                f"a chunk of {num_frames} frames cannot follow others: each but the first takes {factor}k frames, so "
+                f"that the clip has {factor}k + 1"
             )
-        patches = rearrange(pixels, "b c t (h p) (w q) -> b (c p q) t h w", p=4, q=4)
-        mean, log_variance = self.encoder(patches, past).float().chunk(2, dim=1)
+        patches = rearrange(pixels, "b c t (h p) (w q) -> b (c p q) t h w", p=PIXEL_PATCH, q=PIXEL_PATCH)
+        mean, log_variance = self.encoder(patches, cache).float().chunk(2, dim=1)
         return Posterior(mean, (log_variance + INITIAL_LOG_VARIANCE).clamp(-20, 10))
 
-    def decode(self, latents: Float[Tensor, "b c t h w"], past: Past | None = None) -> Float[Tensor, "b 3 s i j"]:
-        """Latents of k + 1 frames to pixels of 4k + 1; values may stray a little outside [-1, 1].
+    def decode(
+        self, latents: Float[Tensor, "b c t h w"], cache: CausalCache | None = None
+    ) -> Float[Tensor, "b 3 s i j"]:
+        """Latents of k + 1 frames to pixels of 4k + 1; values may lie slightly outside [-1, 1].
 
         Args:
-            past: of the chunks before, where `latents` are a chunk of a clip. Of all but the first, k latent frames
-                become 4k frames.
+            cache: of this clip, where `latents` are a chunk of it: after the first chunk, k latent frames become 4k
+                frames.
         """
-        patches = self.decoder(latents, past).float()
-        return rearrange(patches, "b (c p q) t h w -> b c t (h p) (w q)", p=4, q=4)
+        patches = self.decoder(latents, cache).float()
+        return rearrange(patches, "b (c p q) t h w -> b c t (h p) (w q)", p=PIXEL_PATCH, q=PIXEL_PATCH)
 
     def encode_frames(self, chunks: Iterable[Float[Tensor, "b 3 _ h w"]]) -> Iterator[Float[Tensor, "b c _ i j"]]:
-        """The means of the latents of a clip that comes in chunks, in the memory of one chunk; without gradients.
+        """The latent means of a clip that comes in chunks, in the memory of one chunk and without gradients.
 
-        They are those of `encode`, but for the rounding of kernels, which depends on the length of what they are given;
-        for a clip of a single chunk they are the same bits.
+        They equal those of `encode` up to the rounding of kernels, which depends on the length of their input; for a
+        clip of a single chunk they are bit-identical.
 
         Args:
-            chunks: 4k + 1 frames, then any number of chunks of 4k frames, each of a k of its own.
+            chunks: first 4k + 1 frames, then any number of chunks of 4k frames; k may differ between chunks.
 
         Yields:
-            k + 1 latent frames, then k for each chunk, as it comes.
+            k + 1 latent frames for the first chunk, k for each later one.
 
         Raises:
             ValueError: a chunk does not fit.
         """
-        past = Past()
+        cache = CausalCache()
         for pixels in chunks:
             with torch.no_grad():
-                mean = self.encode(pixels, past).mean
+                mean = self.encode(pixels, cache).mean
             yield mean
 
     def decode_latents(self, chunks: Iterable[Float[Tensor, "b c _ h w"]]) -> Iterator[Float[Tensor, "b 3 _ i j"]]:
-        """The pixels of latents that come in chunks, as `encode_frames` makes latents: as little memory, as exact.
+        """The pixels of latents that come in chunks: the counterpart of `encode_frames`, with the same exactness.
 
         Args:
-            chunks: k + 1 latent frames, then any number of chunks, each of a k of its own.
+            chunks: first k + 1 latent frames, then any number of chunks of k; k may differ between chunks.
 
         Yields:
-            4k + 1 frames, then 4k for each chunk, as it comes.
+            4k + 1 frames for the first chunk, 4k for each later one.
         """
-        past = Past()
+        cache = CausalCache()
         for latents in chunks:
             with torch.no_grad():
-                pixels = self.decode(latents, past)
+                pixels = self.decode(latents, cache)
             yield pixels
 
 

@@ -1,8 +1,8 @@
-"""What training, validation and sampling of a flow have to agree on: its record, and the scale of the latents."""
+"""The choices of a flow that training, validation and sampling have to share. Nothing here loads torch."""
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AliasChoices, Field, model_validator
 
 from data.records import Settings
 
@@ -13,42 +13,55 @@ OdeSolver = Literal["euler", "midpoint", "heun", "rk4", "ab2", "dpmpp_2m", "unip
 
 
 class TimeLaw(Settings):
-    """The law of training times, as a map from uniform numbers (its quantile function).
+    """The distribution of training times t in [0, 1], from noise (0) to data (1).
 
-    logit-normal: t = sigmoid(mean + std n), n ~ N(0, 1): the middle of the path, where noise and data are hardest to
-    tell apart, is learnt most often. mode: heavy in the middle, but positive at the ends. (Esser et al. 2024, section
-    3.1, where time runs the other way.) `shift` > 1 then moves times towards noise, for larger clips.
+    logit-normal: t = sigmoid(mean + std n) with n ~ N(0, 1). Most times are in the middle of the path, where noise and
+    data are hardest to tell apart. mode: most times are in the middle, with a positive density at both ends (Esser et
+    al. 2024, section 3.1, where time runs in the other direction). `shift` is applied after either.
     """
 
     law: Literal["logit-normal", "uniform", "mode"] = "logit-normal"
-    """TODO"""
+    """Name of the distribution."""
     mean: float = 0.0
-    """TODO"""
+    """Mean of the normal variable of `logit-normal`; negative values move times towards noise."""
     std: float = Field(default=1.0, gt=0)
-    """TODO"""
+    """Standard deviation of the normal variable of `logit-normal`."""
     mode_scale: float = Field(default=1.29, ge=-1, le=1.75)
-    """Within these the law has a density."""
+    """Scale s of `mode`, in [-1, 1.75] (where it is a distribution); larger values prefer the middle of the path."""
     shift: float = Field(default=1.0, gt=0)
-    """TODO"""
+    """Time shift: values above 1 move times towards noise, which larger clips need; 1 leaves them as they are."""
 
 
 class FlowSpec(Settings):
-    """Every choice of the diffusion that training, validation and sampling have to share."""
+    """Every choice of the flow that training, validation and sampling have to share; saved in every checkpoint."""
 
     path: PathName = "straight"
-    """TODO"""
+    """Probability path from noise to data: `straight` (alpha = t), `cosine`, or `vp` (variance preserving)."""
     prediction: Literal["velocity", "data", "noise"] = "velocity"
-    """TODO"""
+    """What the network predicts; `noise` needs the path `vp`."""
     loss_weight: LossWeight = "plain"
-    """TODO"""
+    """Weight of the squared error: `plain` (1), or `velocity` (as if the velocity were predicted)."""
     times: TimeLaw = TimeLaw()
-    """TODO"""
+    """Distribution of the training times."""
     times_per: Literal["clip", "frame"] = "clip"
-    """"frame": each latent frame at its own time (Chen et al. 2024)."""
-    caption_drop: float = Field(default=0.1, ge=0, lt=1)
-    """Share of samples trained without their caption."""
+    """Whether all frames of a clip share a time, or each latent frame has its own (Chen et al. 2024)."""
+    caption_dropout: float = Field(
+        default=0.1,
+        ge=0,
+        lt=1,
+        validation_alias=AliasChoices("caption_dropout", "caption_drop"),
+        serialization_alias="caption_drop",
+    )
+    """Share of the samples, in [0, 1), that are trained with the null caption, for classifier-free guidance."""
     null_caption: str = ""
-    """TODO"""
+    """Caption that replaces a dropped one, and stands for "no caption" in guidance."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_names(cls, fields: Any) -> Any:  # noqa: ANN401 - whatever a configuration holds
+        if isinstance(fields, dict) and {"caption_dropout", "caption_drop"} <= fields.keys():
+            raise ValueError("caption_drop is the old name of caption_dropout: give caption_dropout only")
+        return fields
 
     @model_validator(mode="after")
     def _check(self) -> "FlowSpec":

@@ -1,26 +1,40 @@
-"""Configuration of the networks that predict the velocity."""
+"""Configuration of the networks that predict the velocity. Nothing here loads torch."""
 
-from pydantic import Field, model_validator
+from typing import Annotated, Any, Literal
 
-from data.records import Settings
+from pydantic import Field, TypeAdapter, model_validator
+
+from data.records import AddedLater, Settings
 from models.text.config import TextConfig
 
 
-class DiTConfig(Settings):
-    """Size of the transformer."""
+def nearest_heads(width: int, heads: int, multiple: int = 1) -> int | None:
+    """The number of heads nearest to `heads` that splits `width` into multiples of 8 channels; None: there is none.
 
+    Args:
+        multiple: must divide the number of heads.
+    """
+    fitting = [h for h in range(multiple, width + 1, multiple) if width % h == 0 and width // h % 8 == 0]
+    return min(fitting, key=lambda h: abs(h - heads), default=None)
+
+
+class DiTConfig(Settings):
+    """Size of a spatiotemporal diffusion transformer (`models/networks/dit.py`)."""
+
+    architecture: Annotated[Literal["dit"], AddedLater("dit")] = "dit"
+    """Kind of network; the other fields of this section depend on it. The only one is `dit`."""
     width: int = Field(default=192, ge=32)
-    """TODO"""
+    """Channels of each token."""
     depth: int = Field(default=6, ge=1)
-    """TODO"""
+    """Number of transformer blocks."""
     heads: int = Field(default=3, ge=1)
-    """TODO"""
+    """Attention heads of each block; each head gets `width` / `heads` channels, which must be a multiple of 8."""
     mlp_ratio: int = Field(default=4, ge=1)
-    """TODO"""
+    """Hidden channels of each feed-forward layer, as a multiple of `width`."""
     patch_size: int = Field(default=2, ge=1)
-    """Latent pixels per token side; one latent frame per token."""
+    """Side of the square of latent pixels that becomes one token; in time each latent frame has its own tokens."""
     text: TextConfig = TextConfig()
-    """TODO"""
+    """Size of the caption encoder that is trained together with the network."""
 
     @model_validator(mode="after")
     def _check(self) -> "DiTConfig":
@@ -34,16 +48,38 @@ class DiTConfig(Settings):
                 )
         return self
 
+    def token_grid(self, latent_grid: tuple[int, int, int]) -> tuple[int, int, int]:
+        """Tokens (t, h, w) of a latent of that many positions (t, h, w).
 
-def nearest_heads(width: int, heads: int, multiple: int = 1) -> int | None:
-    """The number of heads nearest to `heads` that splits `width` into multiples of 8 channels; None: there is none.
+        Raises:
+            ValueError: the height or the width does not split into patches.
+        """
+        t, h, w = latent_grid
+        p = self.patch_size
+        if h % p or w % p:
+            raise ValueError(f"a latent of {h} x {w} does not split into patches of {p} x {p}")
+        return t, h // p, w // p
 
-    Args:
-        multiple: what must divide the number.
-    """
-    fitting = [h for h in range(multiple, width + 1, multiple) if width % h == 0 and width // h % 8 == 0]
-    return min(fitting, key=lambda h: abs(h - heads), default=None)
+    def num_tokens(self, latent_grid: tuple[int, int, int]) -> int:
+        """Tokens of a latent of that many positions (t, h, w).
+
+        Raises:
+            ValueError: as `token_grid`.
+        """
+        t, h, w = self.token_grid(latent_grid)
+        return t * h * w
 
 
 NetworkConfig = DiTConfig
-"""The configuration of any network that predicts a velocity."""
+"""Configuration of any network: with a second architecture, the union of all, told apart by `architecture`."""
+
+DEFAULT_NETWORK: NetworkConfig = DiTConfig()
+
+
+def read_network_config(fields: dict[str, Any]) -> NetworkConfig:
+    """The configuration that a checkpoint stores; without `architecture` (before the field existed) it is of a DiT.
+
+    Raises:
+        ValidationError: a field is unknown or impossible; for an unknown architecture it names the known ones.
+    """
+    return TypeAdapter(NetworkConfig).validate_python({"architecture": "dit"} | fields)

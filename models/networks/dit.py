@@ -1,8 +1,8 @@
 """The spatiotemporal diffusion transformer: the velocity of a noisy latent clip at a time, given a caption.
 
-Latents are cut into patches (one token each), every token attends to every other in space and time,
-looks at the caption by cross-attention, and is steered by the time through adaLN-zero
-(Peebles & Xie 2022, section 3.2). Queries and keys are normalised per head and rotated in 3D.
+Latents are cut into patches, one token each. Every token attends to every other in space and time, and to the caption
+by cross-attention; the time and the whole caption shift, scale and gate the layers by adaLN-zero (Peebles & Xie 2022,
+section 3.2). Queries and keys are normalised per head and rotated by their position in time, height and width (rope).
 """
 
 import torch
@@ -14,7 +14,7 @@ from torch.nn.functional import silu
 from models.attention.attention import attention
 from models.layers import BlockStack, FeedForward, HeadNorm, RMSNorm, TimeEmbedder
 from models.networks.config import DiTConfig
-from models.networks.protocol import TokenSplit, Unsplit
+from models.networks.protocol import SequenceParallelPlan, VelocityNetwork
 from models.networks.rope import rope_angles, rotate
 from models.text.bytes import CaptionEncoder
 from models.text.caption import Caption
@@ -22,7 +22,7 @@ from models.text.embeddings import EmbeddedCaptionEncoder
 
 
 def patchify(x: Float[Tensor, "b c t h w"], patch_size: int) -> Float[Tensor, "b n d"]:
-    """Cut every latent frame into squares; tokens run over time, then rows, then columns."""
+    """Cut every latent frame into squares, one token each, in the order of time, then rows, then columns."""
     return rearrange(x, "b c t (h p) (w q) -> b (t h w) (c p q)", p=patch_size, q=patch_size)
 
 
@@ -52,13 +52,13 @@ def add_gated(
 
 
 class DiTBlock(nn.Module):
-    """Self-attention, cross-attention to the caption, feed-forward; the first and last gated by the condition."""
+    """Self-attention, cross-attention to the caption, feed-forward; the condition gates the first and the last."""
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
         width, self.heads = config.width, config.heads
-        self.norm = nn.LayerNorm(width, elementwise_affine=False)  # scale and shift come from the condition
-        self.qkv = nn.Linear(width, 3 * width, bias=False)  # the condition's shifts do what biases would
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)  # the condition gives scale and shift
+        self.qkv = nn.Linear(width, 3 * width, bias=False)  # the shift before it acts as a bias
         self.qk_norm = HeadNorm(2 * config.heads)
         self.out = nn.Linear(width, width, bias=False)
         self.cross_norm = RMSNorm(width)
@@ -68,7 +68,7 @@ class DiTBlock(nn.Module):
         self.cross_out = nn.Linear(width, width, bias=False)
         self.feed_forward = FeedForward(width, config.mlp_ratio)
         self.modulation = nn.Linear(width, 6 * width)
-        # Zero at the start: every block is the identity, and the network predicts zero velocity.
+        # Zero at first: every block is the identity, and the network predicts zero velocity.
         for parameter in (self.modulation.weight, self.modulation.bias, self.cross_out.weight):
             nn.init.zeros_(parameter)
 
@@ -79,15 +79,22 @@ class DiTBlock(nn.Module):
         text: Float[Tensor, "b m e"],
         text_mask: Bool[Tensor, "b m"],
         angles: Float[Tensor, "n half"],
-        split: TokenSplit,
+        plan: SequenceParallelPlan,
     ) -> Float[Tensor, "b n d"]:
-        """One block; `condition` is the embedded time (of the sample, or of each frame) and caption, through silu."""
+        """Refine the tokens.
+
+        Args:
+            condition: silu of the embedded time and caption, one per sample (f = 1) or per latent frame.
+            text: encoded caption, for cross-attention.
+            angles: rotation angles of each token, see `rope_angles`.
+            plan: how the tokens are shared among processes.
+        """
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = self.modulation(condition).float().chunk(6, dim=-1)
 
         h = modulate(self.norm(x), shift_1, scale_1)
         q_k, v = rearrange(self.qkv(h), "b n (h d) -> b n h d", h=3 * self.heads).tensor_split([2 * self.heads], dim=2)
         q, k = rotate(self.qk_norm(q_k), angles).chunk(2, dim=2)
-        h = self.out(rearrange(split.attention(q, k, v), "b n heads d -> b n (heads d)"))
+        h = self.out(rearrange(plan.attention(q, k, v), "b n heads d -> b n (heads d)"))
         x = add_gated(x, gate_1, h.float())
 
         q = self.cross_query_norm(rearrange(self.cross_query(self.cross_norm(x)), "b n (h d) -> b n h d", h=self.heads))
@@ -99,14 +106,12 @@ class DiTBlock(nn.Module):
         return add_gated(x, gate_2, h.float())
 
 
-class DiT(nn.Module):
-    """Velocity network v(x_t, t, caption) on normalised latents of `channels`, of any length, height and width.
+class DiT(VelocityNetwork):
+    """The diffusion transformer on latents of `channels` channels.
 
     Args:
-        embedding_width: of captions that arrive as embeddings of a pretrained encoder; None: they arrive as bytes.
+        embedding_width: channels of a pretrained text encoder's embeddings; None: captions are read as bytes.
     """
-
-    split: TokenSplit = Unsplit()
 
     def __init__(self, config: DiTConfig, channels: int, embedding_width: int | None = None) -> None:
         super().__init__()
@@ -142,28 +147,20 @@ class DiT(nn.Module):
         Raises:
             ValueError: the latent's height or width does not split into patches.
         """
-        grid = self.grid_of(x)
+        num_frames, height, width = x.shape[2:]
+        grid = self.config.token_grid((num_frames, height, width))
         angles = rope_angles(grid, self.config.width // self.config.heads, x.device)
-        # Rotary angles tell offsets only; where a token lies in the frame (a horizon, a border) is told once, here.
-        places = rope_angles(grid, self.config.width, x.device)
+        # Rotary angles give relative positions only; absolute ones (a border, the ground) are added to the tokens.
+        positions = rope_angles(grid, self.config.width, x.device)
         text = self.text(caption)  # b m e
-        # The largest value over the caption tells whether a word occurs, however long the caption is.
+        # The maximum over the caption says whether a word occurs, independently of the length of the caption.
         pooled = text.float().masked_fill(~caption.mask[..., None], float("-inf")).amax(1)  # b e
         times = t.reshape(len(t), -1)  # b f, where f is 1 or the number of frames
         condition = silu(self.time(times) + rearrange(self.text_pooled(pooled), "b d -> b 1 d"))  # b f d
-        angles, places, patches = (
-            self.split.part(each, grid[0]) for each in (angles, places, patchify(x, self.config.patch_size))
-        )
-        tokens = self.patch(patches) + torch.cat([places.cos(), places.sin()], dim=-1)  # b n d
-        tokens = self.blocks.run(tokens, condition, text, caption.mask, angles, self.split)
+        patches = patchify(x, self.config.patch_size)
+        angles, positions, patches = (self.sequence_plan.shard(each, grid[0]) for each in (angles, positions, patches))
+        tokens = self.patch(patches) + torch.cat([positions.cos(), positions.sin()], dim=-1)  # b n d
+        tokens = self.blocks.run(tokens, condition, text, caption.mask, angles, self.sequence_plan)
         shift, scale = self.final_modulation(condition).float().chunk(2, dim=-1)  # b f d
         tokens = self.final(modulate(self.final_norm(tokens), shift, scale))  # b n (c p q)
-        return unpatchify(self.split.whole(tokens, grid[0]), self.config.patch_size, grid)  # b c t h w
-
-    def grid_of(self, x: Float[Tensor, "b c t h w"]) -> tuple[int, int, int]:
-        """How many tokens a latent has along time, height and width."""
-        t, h, w = x.shape[2:]
-        p = self.config.patch_size
-        if h % p or w % p:
-            raise ValueError(f"a latent of {h} x {w} does not split into patches of {p} x {p}")
-        return t, h // p, w // p
+        return unpatchify(self.sequence_plan.gather(tokens, grid[0]), self.config.patch_size, grid)  # b c t h w

@@ -1,19 +1,23 @@
-"""What the rest of the program knows of a network."""
+"""What the rest of the program knows of a network that predicts the velocity of a flow."""
 
+from abc import ABC, abstractmethod
 from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.attention.attention import attention
+from models.layers import BlockStack
+from models.networks.config import NetworkConfig
+from models.text.caption import Caption
 
 
 @runtime_checkable
-class TokenSplit(Protocol):
-    """How processes that compute one sample together share its tokens: each has a part of every frame."""
+class SequenceParallelPlan(Protocol):
+    """How the processes that compute one sample together share its tokens: each has a part of every frame."""
 
-    def part(self, tokens: Float[Tensor, "... n d"], num_frames: int) -> Float[Tensor, "... m d"]:
-        """The tokens of this process."""
+    def shard(self, tokens: Float[Tensor, "... n d"], num_frames: int) -> Float[Tensor, "... m d"]:
+        """This process's tokens of all, where the tokens of a frame follow one another."""
         ...
 
     def attention(
@@ -22,19 +26,19 @@ class TokenSplit(Protocol):
         key: Float[Tensor, "b m heads d"],
         value: Float[Tensor, "b m heads d"],
     ) -> Float[Tensor, "b m heads d"]:
-        """Self-attention among the tokens of all of them."""
+        """Self-attention among the tokens of all processes; arguments and result are of this process's tokens."""
         ...
 
-    def whole(self, tokens: Float[Tensor, "b m d"], num_frames: int) -> Float[Tensor, "b n d"]:
-        """The tokens of all of them, in their order."""
+    def gather(self, tokens: Float[Tensor, "b m d"], num_frames: int) -> Float[Tensor, "b n d"]:
+        """The inverse of `shard`, on every process."""
         ...
 
 
-class Unsplit:
-    """All tokens are here."""
+class SingleProcess:
+    """The plan without sequence parallelism: this process has all tokens."""
 
-    def part(self, tokens: Float[Tensor, "... n d"], num_frames: int) -> Float[Tensor, "... n d"]:  # noqa: ARG002
-        """All of them."""
+    def shard(self, tokens: Float[Tensor, "... n d"], num_frames: int) -> Float[Tensor, "... n d"]:  # noqa: ARG002
+        """All tokens."""
         return tokens
 
     def attention(
@@ -46,6 +50,47 @@ class Unsplit:
         """Self-attention."""
         return attention(query, key, value)
 
-    def whole(self, tokens: Float[Tensor, "b n d"], num_frames: int) -> Float[Tensor, "b n d"]:  # noqa: ARG002
-        """The same."""
+    def gather(self, tokens: Float[Tensor, "b n d"], num_frames: int) -> Float[Tensor, "b n d"]:  # noqa: ARG002
+        """The tokens unchanged."""
         return tokens
+
+
+class VelocityNetwork(nn.Module, ABC):
+    """The velocity v(x_t, t, caption) of normalised latents, on latents of any length, height and width.
+
+    Training, sampling, adapters and sequence parallelism use nothing of a network but what is named here. How many
+    tokens it computes with follows from its configuration alone: `config.num_tokens`.
+    """
+
+    config: NetworkConfig
+    blocks: BlockStack
+    """Its repeated blocks: what activation checkpointing recomputes and torch.compile compiles."""
+    sequence_plan: SequenceParallelPlan = SingleProcess()
+    """How processes share the tokens of a sample; replaced where training runs in sequence-parallel groups."""
+
+    @abstractmethod
+    def forward(
+        self,
+        x: Float[Tensor, "b c t h w"],
+        t: Float[Tensor, " b"] | Float[Tensor, "b 1 t"],
+        caption: Caption,
+    ) -> Float[Tensor, "b c t h w"]:
+        """Predict the velocity at x_t = `x`.
+
+        Args:
+            t: times in [0, 1], one per sample or one per latent frame.
+
+        Raises:
+            ValueError: the network does not take latents of this height or width.
+        """
+
+    def lora_targets(self) -> list[str]:
+        """Names of the layers that low-rank adapters can be put on: every linear layer."""
+        return [name for name, layer in self.named_modules() if isinstance(layer, nn.Linear)]
+
+    def flops_probe(self, latent: Float[Tensor, "1 c t h w"], t: Tensor, caption: Caption) -> Float[Tensor, ""]:
+        """A scalar whose forward and backward pass are those of training on one clip.
+
+        Call it under torch.device("meta"), where tensors have shapes but no values: its operations are counted.
+        """
+        return self(latent, t, caption).mean()

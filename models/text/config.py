@@ -1,4 +1,4 @@
-"""Configuration of the caption encoder."""
+"""Configuration of the caption encoder. Nothing here loads torch."""
 
 from pydantic import Field
 
@@ -6,15 +6,15 @@ from data.records import Settings
 
 
 class TextConfig(Settings):
-    """Size of the caption encoder. The last two are of captions that arrive as bytes."""
+    """Size of the caption encoder that is trained with the network, on bytes or on pretrained embeddings."""
 
     width: int = Field(default=128, ge=16)
-    """TODO"""
+    """Channels of each encoded caption token."""
     depth: int = Field(default=2, ge=0)
-    """TODO"""
+    """Number of transformer blocks."""
     heads: int = Field(default=2, ge=1)
-    """TODO"""
+    """Attention heads of each block; each gets `width` / `heads` channels, which must be a multiple of 8."""
     max_bytes: int = Field(default=96, ge=8)
-    """TODO"""
+    """Bytes that are read of a caption (UTF-8); longer ones are truncated. Not used with a pretrained encoder."""
     ngram_buckets: int = Field(default=2048, ge=64)
-    """Rows of each table of byte n-grams."""
+    """Rows of each table of byte n-gram embeddings. Not used with a pretrained encoder."""

@@ -135,7 +135,7 @@ class PretrainedTextEncoder:
         """Of an embedding."""
         return self._model.config.hidden_size
 
-    def num_cut(self, captions: Sequence[str]) -> int:
+    def num_truncated(self, captions: Sequence[str]) -> int:
         """How many captions have more tokens than are read."""
         return sum(length > self._max_tokens for length in self._tokenize(captions).lengths)
 

@@ -8,29 +8,29 @@ from data.errors import ReelflowError
 from data.records import Settings
 from models.networks.config import nearest_heads
 
-SMALLEST_SCALE = 1.0  # a gradient that is not finite here is the training's fault and no longer the scale's
+SMALLEST_SCALE = 1.0  # a gradient that is not finite at this scale is an error of the training, not of the scale
 
 
 class LossScaling(Settings):
-    """When the scale moves."""
+    """How the factor that float16 losses are multiplied by changes during training."""
 
     initial: float = Field(default=2.0**16, ge=SMALLEST_SCALE, allow_inf_nan=False)
-    """TODO"""
+    """The scale of the first step, at least 1."""
     window: int = Field(default=1000, ge=1)
-    """It doubles after so many steps without overflow."""
+    """Number of steps without overflow after which the scale is doubled."""
     hysteresis: int = Field(default=2, ge=1)
-    """It is halved at the so manieth overflow."""
+    """Number of overflows after which the scale is halved; the count restarts whenever the scale is doubled."""
 
 
 class SplitError(ReelflowError, ValueError):
-    """A network or a clip that the ranks of a sequence group cannot share; the message names what would fit."""
+    """A network or a clip that a sequence-parallel group of ranks cannot share; the message names what would fit."""
 
 
 def check_heads(heads: int, width: int, size: int) -> None:
-    """Refuse heads that `size` ranks cannot share.
+    """Refuse attention heads that `size` ranks cannot share evenly.
 
     Raises:
-        SplitError: names the nearest number that they can, or the nearest size.
+        SplitError: names the nearest number of heads that fits, or the nearest size of a group.
     """
     if heads % size:
         fitting = nearest_heads(width, heads, multiple=size)
@@ -44,10 +44,10 @@ def check_heads(heads: int, width: int, size: int) -> None:
 
 
 def check_tokens(bucket: str, tokens_per_frame: int, size: int) -> None:
-    """Refuse frames that `size` ranks cannot share.
+    """Refuse frames whose tokens `size` ranks cannot share evenly.
 
     Raises:
-        SplitError: names the bucket and the nearest size.
+        SplitError: names the bucket and the nearest size of a group.
     """
     if tokens_per_frame % size:
         sizes = [number for number in range(1, tokens_per_frame + 1) if tokens_per_frame % number == 0]

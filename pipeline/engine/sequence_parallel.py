@@ -1,10 +1,12 @@
 """Ulysses sequence parallelism (Jacobs et al. 2023): the ranks of a group compute one sample together.
 
-Each holds a part of the tokens. Around self-attention two exchanges turn "some tokens of every head" into "every token
-of some heads" and back (DeepSpeed's `DistributedAttention`); all else is local, and what the network answers is put
-together on every rank, which then has the loss of the whole sample. A parameter's gradient on a rank is the group's
-number of ranks times what its own tokens contribute, so that the mean over all ranks, which ZeRO takes whatever the
-group, is the mean over the samples: ZeRO cuts its state over all ranks and need not know of the groups.
+Each rank holds a part of the tokens. Two all-to-all exchanges around self-attention turn "some tokens of every head"
+into "every token of some heads" and back (DeepSpeed's `DistributedAttention`); all other layers are local. The
+network's output is gathered on every rank, which then computes the loss of the whole sample.
+
+The gradient of a parameter on one rank is the group's size times the contribution of that rank's own tokens. So the
+mean over all ranks, which ZeRO computes whatever the groups are, is the mean over the samples: ZeRO partitions its
+state over all ranks and does not need to know of the groups.
 """
 
 import importlib
@@ -17,14 +19,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from models.attention.attention import attention
-from models.networks.dit import DiT
+from models.networks.protocol import VelocityNetwork
 from pipeline.distributed.collectives import COLLECTIVE_TIMEOUT
 from pipeline.engine.config import SplitError, check_heads
 from pipeline.engine.deepspeed_internals import import_deepspeed
 
 
 class _Gather(torch.autograd.Function):
-    """Every rank's tensor, stacked in the order of ranks. The adjoint: this rank's part of the sum of all gradients."""
+    """All-gather, stacked in the order of ranks. Its adjoint is this rank's part of the sum of all gradients."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, group: dist.ProcessGroup) -> Tensor:  # noqa: ANN401 - autograd's own
@@ -40,24 +42,24 @@ class _Gather(torch.autograd.Function):
         return total[dist.get_rank(ctx.group)], None
 
 
-class SequenceGroup:
-    """What one rank of a group has of the tokens: a part of every frame, so that times per frame stay local.
+class UlyssesPlan:
+    """A `SequenceParallelPlan` in which each rank has a part of every frame, so that times per frame stay local.
 
-    Self-attention does not mind in which order tokens come, so a group needs no more than each part's own angles.
+    Self-attention is invariant to the order of tokens, so it needs only the rotation angles of each part.
     """
 
     def __init__(self, group: dist.ProcessGroup) -> None:
-        import_deepspeed().init_distributed()  # its collectives go through a layer of its own
+        import_deepspeed().init_distributed()  # DeepSpeed's collectives need its own initialization
         layer = importlib.import_module("deepspeed.sequence.layer")
         self._group = group
         self._rank, self._size = dist.get_rank(group), dist.get_world_size(group)
         distributed = layer.DistributedAttention(attention, group, scatter_idx=2, gather_idx=1)
-        # DeepSpeed's exchange is no operator that a compiler could see through: compiled, its gradient would be lost.
+        # torch.compile cannot trace DeepSpeed's exchange: inside a compiled graph its gradient would be lost.
         self._attend: Any = torch.compiler.disable(distributed.forward)
         self._gather: Any = torch.compiler.disable(_Gather.apply)
 
-    def part(self, tokens: Float[Tensor, "... n d"], num_frames: int) -> Float[Tensor, "... m d"]:
-        """This rank's tokens, where the tokens of a frame follow one another."""
+    def shard(self, tokens: Float[Tensor, "... n d"], num_frames: int) -> Float[Tensor, "... m d"]:
+        """This rank's tokens of all, where the tokens of a frame follow one another."""
         parts = rearrange(tokens, "... (t r s) d -> r ... (t s) d", t=num_frames, r=self._size)
         return parts[self._rank]
 
@@ -70,32 +72,35 @@ class SequenceGroup:
         """Self-attention among the tokens of all ranks; each computes its share of the heads."""
         return self._attend(query, key, value, 0)
 
-    def whole(self, tokens: Float[Tensor, "b m d"], num_frames: int) -> Float[Tensor, "b n d"]:
-        """The inverse of `part`, on every rank."""
+    def gather(self, tokens: Float[Tensor, "b m d"], num_frames: int) -> Float[Tensor, "b n d"]:
+        """The inverse of `shard`, on every rank."""
         parts = self._gather(tokens, self._group)
         return rearrange(parts, "r b (t s) d -> b (t r s) d", t=num_frames)
 
 
-def sequence_group(rank: int, world_size: int, size: int) -> SequenceGroup:
-    """The group of this rank, of `size` consecutive ones; called by all."""
+def ulysses_plan(rank: int, world_size: int, size: int) -> UlyssesPlan:
+    """The plan of this rank in groups of `size` consecutive ranks; all ranks must call it (it creates the groups)."""
     starts = range(0, world_size, size)
     groups = [dist.new_group(range(start, start + size), timeout=COLLECTIVE_TIMEOUT) for start in starts]
     group = groups[rank // size]
     assert isinstance(group, dist.ProcessGroup)
-    return SequenceGroup(group)
+    return UlyssesPlan(group)
 
 
-def split_tokens(module: nn.Module, rank: int, world_size: int, size: int) -> None:
-    """Let every DiT in `module` share its tokens among `size` ranks; called by all.
+def parallelize_sequence(module: nn.Module, rank: int, world_size: int, size: int) -> None:
+    """Let every velocity network in `module` share its tokens among groups of `size` ranks; all ranks must call it.
 
     Raises:
-        SplitError: there is none, or its heads do not divide.
+        SplitError: there is no such network, or `size` does not divide its heads.
     """
-    networks = [part for part in module.modules() if isinstance(part, DiT)]
+    networks = [part for part in module.modules() if isinstance(part, VelocityNetwork)]
     if not networks:
-        raise SplitError(f"train.sequence_parallel is {size}, but only a DiT has tokens to share: leave it at 1")
+        raise SplitError(
+            f"train.sequence_parallel is {size}, but only a velocity network (dit.train) has tokens to share: "
+            "leave it at 1"
+        )
     for network in networks:
         check_heads(network.config.heads, network.config.width, size)
-    split = sequence_group(rank, world_size, size)
+    plan = ulysses_plan(rank, world_size, size)
     for network in networks:
-        network.split = split
+        network.sequence_plan = plan

@@ -1,4 +1,4 @@
-"""Stage 6: how good is it? Reconstruction of clips never seen, validity of the judge, prompt adherence."""
+"""How well the autoencoder reconstructs clips of the validation split."""
 
 from pathlib import Path
 
@@ -11,21 +11,21 @@ from data.video.codec import decode_clip
 from models.autoencoder.model import psnr_db, squared_error
 from pipeline.encode.chunks import pixel_chunks, reconstructed
 from pipeline.encode.codec import load_autoencoder, to_frames
-from pipeline.report.figures import Reconstructions, Shown
+from pipeline.report.figures import ReconstructedClip, Reconstructions
 from pipeline.run.precision import autocast
 from pipeline.run.progress import bar
 
 
 def held_out_rows(dataset_dir: Path, limit: int) -> list[IndexRow]:
-    """Clips of the validation split, or of the training split of a dataset too small to have one."""
+    """At most `limit` clips of the validation split; of the training split where the dataset has no other."""
     rows = read_index(dataset_dir, "validation") or read_index(dataset_dir)
     return list(rows[:limit])
 
 
 def measure_reconstruction(
     clips_dir: Path, autoencoder_path: Path, limit: int, num_shown: int
-) -> tuple[Reconstructions, list[Shown]]:
-    """PSNR on held-out clips, and a few of them to look at."""
+) -> tuple[Reconstructions, list[ReconstructedClip]]:
+    """Peak signal-to-noise ratio on held-out clips, and the first `num_shown` of them with their reconstructions."""
     network = load_autoencoder(autoencoder_path)
     rows = held_out_rows(clips_dir, limit)
     reader = PayloadReader(clips_dir)
@@ -34,13 +34,14 @@ def measure_reconstruction(
         for number, row in enumerate(rows, 1):
             content, errors, frames = reader.read(row), 0.0, []
             with autocast("auto", torch.device("cpu")):
-                for pixels, reconstruction in reconstructed(network, pixel_chunks([content], row.num_frames)):
+                chunks = pixel_chunks([content], row.num_frames, network.config.compression)
+                for pixels, reconstruction in reconstructed(network, chunks):
                     errors += pixels.shape[2] * float(squared_error(pixels, reconstruction))
                     if len(shown) < num_shown:
                         frames.append(to_frames(reconstruction[0]))
             values.append(float(psnr_db(torch.tensor(errors / row.num_frames))))
             if frames:
-                shown.append(Shown(row.caption, row.fps, decode_clip(content), np.concatenate(frames)))
+                shown.append(ReconstructedClip(row.caption, row.fps, decode_clip(content), np.concatenate(frames)))
             progress.update(number)
     reader.close()
     result = Reconstructions(num_clips=len(values), psnr_db=float(np.mean(values)), psnr_db_min=min(values))

@@ -1,18 +1,19 @@
-"""Starting from the weights of an earlier training."""
+"""Checks before a training starts from the weights of another one."""
 
 from collections.abc import Iterator
 from typing import Any
 
 from data.dataset.manifest import TextEncoderRecord
 from models.flow.spec import FlowSpec
-from models.networks.config import DiTConfig
+from models.networks.config import NetworkConfig
 from pipeline.checkpoint.record import Checkpoint, CheckpointError
+from pipeline.run.fingerprints import stored
 
 
 def check_base(
-    base: Checkpoint, model: DiTConfig, flow: FlowSpec, num_channels: int, text_encoder: TextEncoderRecord | None
+    base: Checkpoint, model: NetworkConfig, flow: FlowSpec, num_channels: int, text_encoder: TextEncoderRecord | None
 ) -> None:
-    """Refuse to start from the weights of another network.
+    """Refuse to start from the weights of a different network.
 
     Raises:
         CheckpointError: names every field that differs.
@@ -29,7 +30,7 @@ def check_base(
         "text_encoder": (record.trained.get("text_encoder") or {}).get("fingerprint"),
     }
     here = {
-        "model": model.model_dump(),
+        "model": stored(model),
         "flow": {"path": flow.path, "prediction": flow.prediction},
         "latent_channels": num_channels,
         "text_encoder": None if text_encoder is None else text_encoder.fingerprint,

@@ -1,22 +1,24 @@
 """Adding low-rank adapters to a network."""
 
 import torch
-from torch import nn
 
 from models.networks.build import build_network
 from models.networks.config import NetworkConfig
-from pipeline.checkpoint.adapters import LoraError, _peft
+from models.networks.protocol import VelocityNetwork
+from pipeline.checkpoint.adapters import LoraError, import_peft
 from pipeline.checkpoint.config import LoraConfig
 
 
-def add_adapters(network: nn.Module, config: LoraConfig) -> None:
-    """Put adapters on the named layers and freeze everything else. They begin at zero: no output changes.
+def add_adapters(network: VelocityNetwork, config: LoraConfig) -> None:
+    """Put adapters on the layers that `targets` names and freeze all other weights.
+
+    The product of each adapter is zero at first, so that no output changes.
 
     Raises:
         LoraError: peft is missing, or a target names no linear layer.
     """
-    peft = _peft()
-    names = [name for name, layer in network.named_modules() if isinstance(layer, nn.Linear)]
+    peft = import_peft()
+    names = network.lora_targets()
     for target in config.targets:
         if not any(name == target or name.endswith(f".{target}") for name in names):
             known = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in names}))

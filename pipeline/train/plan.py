@@ -4,7 +4,7 @@ from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 from data.dataset.buckets import Bucket, batch_sizes
-from pipeline.distributed.config import WorldSizeError, taking_part
+from pipeline.distributed.config import WorldSizeError, num_participating
 from pipeline.train.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ def describe_steps(train: TrainConfig, buckets: Sequence[Bucket] | None, patch_s
     """
     if buckets is None:
         return f"{train.steps} steps of {train.global_batch} clips of the largest bucket, or as many tokens of another"
-    tokens = {bucket.name: bucket.num_latents // patch_size**2 for bucket in buckets}
+    tokens = {bucket.name: bucket.num_latent_positions // patch_size**2 for bucket in buckets}
     sizes = batch_sizes(buckets, train.global_batch, train.batch_multiple)
     batches = [
         f"{size} clips of {tokens[name]} tokens" + (f" ({name})" if len(sizes) > 1 else "")
@@ -63,6 +63,6 @@ def describe_elastic(name: str, fewest: int, most: int, fitting: Collection[int]
         )
     parts = []
     for number in range(fewest, most + 1):
-        used = taking_part(number, fitting)
+        used = num_participating(number, fitting)
         parts.append(f"{number}" if used == number else f"{number} ({used} work, {number - used} wait)")
     return f"  elastic: {name} continues with {', '.join(parts)} workers, whatever the cluster has room for"

@@ -1,4 +1,4 @@
-"""The batches of a training."""
+"""The stream of batches of a training."""
 
 import socket
 from collections.abc import Callable
@@ -20,10 +20,10 @@ from pipeline.train.world_size import check_world
 
 
 def open_stream(task: TrainTask, config: TrainConfig, trainer: ZeroTrainer) -> Stream:
-    """This rank's part of every batch; called by all.
+    """The stream of this rank's part of every global batch. Collective.
 
     Raises:
-        CacheError: a worker's machine cannot keep its cache of shards.
+        CacheError: on every rank: a machine cannot write its cache of shards.
         SplitError: the workers of a sequence group cannot share a clip.
         WorldSizeError: the workers cannot share the batches of every bucket.
     """
@@ -31,13 +31,13 @@ def open_stream(task: TrainTask, config: TrainConfig, trainer: ZeroTrainer) -> S
     buckets = [subset.bucket for subset in subsets]
     sizes = batch_sizes(buckets, config.global_batch, config.batch_multiple)
     share, num_shares = trainer.data_rank, trainer.data_world_size
-    check_world(sizes, num_shares * config.accumulate, config.batch_multiple)
+    check_world(sizes, num_shares * config.gradient_accumulation_steps, config.batch_multiple)
     for bucket in buckets:
-        check_tokens(bucket.name, task.num_tokens(bucket) // bucket.num_latent_frames, config.sequence_parallel)
+        check_tokens(bucket.name, task.num_tokens(bucket) // bucket.latent_grid[0], config.sequence_parallel)
     stream, problem = None, None
     try:
         stream = Stream(subsets, sizes, seed=task.seed, rank=share, world_size=num_shares, cache=config.cache)
-    except CacheError as error:  # of one machine's disk, and nobody may go on without the others
+    except CacheError as error:  # one machine's disk; raised on all ranks below, which would wait for this one
         problem = f"{error} (on {socket.gethostname()})"
     if problems := from_every_rank(problem):
         raise CacheError(problems[0])
@@ -45,17 +45,17 @@ def open_stream(task: TrainTask, config: TrainConfig, trainer: ZeroTrainer) -> S
     return stream
 
 
-def in_pieces(prepare: Callable[[list[Sample]], Any], num_pieces: int, samples: list[Sample]) -> list[Any]:
-    """A rank's part of a batch, prepared in equal pieces."""
-    size = len(samples) // num_pieces
-    return [prepare(samples[at : at + size]) for at in range(0, len(samples), size)]
+def micro_batches(collate: Callable[[list[Sample]], Any], num_steps: int, samples: list[Sample]) -> list[Any]:
+    """A rank's part of a global batch, collated into `num_steps` micro-batches of equal size."""
+    size = len(samples) // num_steps
+    return [collate(samples[start : start + size]) for start in range(0, len(samples), size)]
 
 
 def check_cursor(stream: Stream, step: int, cursor: int, run_dir: Path) -> None:
-    """Refuse to go on with other batches than those that were counted.
+    """Refuse to resume if today's batch sizes would have consumed another number of samples in the steps so far.
 
     Raises:
-        CheckpointError: says what to restore.
+        CheckpointError: names the settings to restore.
     """
     if (expected := stream.plan.cursor(step)) != cursor:
         raise CheckpointError(
@@ -65,14 +65,15 @@ def check_cursor(stream: Stream, step: int, cursor: int, run_dir: Path) -> None:
         )
 
 
-Weights = tuple[tuple[str, float], ...]  # of the datasets of a mix, by name: how often each of their samples is seen
+Weights = tuple[tuple[str, float], ...]
+"""Of a mix: name of a dataset, and how often each of its samples is seen per epoch."""
 
 
 def training_subsets(dataset_dir: Path, weights: Weights) -> list[Subset]:
-    """The training split of a dataset.
+    """The training split of a dataset, by bucket and dataset of the mix.
 
     Raises:
-        DatasetError: it is empty.
+        DatasetError: the split is empty.
     """
     subsets = subsets_of(dataset_dir, read_index(dataset_dir, "train"), dict(weights))
     if not subsets:

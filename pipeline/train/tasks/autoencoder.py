@@ -1,4 +1,4 @@
-"""What the training loop needs to know of the autoencoder."""
+"""Train the autoencoder to reconstruct clips."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,6 @@ from data.stream.loader import Sample, Subset
 from data.video.codec import decode_clip
 from models.autoencoder.config import AutoencoderConfig
 from models.autoencoder.model import Autoencoder
-from models.autoencoder.shapes import latent_shape
 from pipeline.encode.codec import to_pixels
 from pipeline.run import randomness
 from pipeline.train.stream import Weights, training_subsets
@@ -23,7 +22,7 @@ from pipeline.train.stream import Weights, training_subsets
 
 @dataclass(frozen=True)
 class PixelBatch:
-    """Clips and the noise their latents are sampled with."""
+    """Clips in [-1, 1], and the noise that their latents are sampled with."""
 
     pixels: Float[Tensor, "b 3 t h w"]
     noise: Float[Tensor, "b c s i j"]
@@ -34,14 +33,14 @@ class PixelBatch:
 
 
 class AutoencoderLoss(nn.Module):
-    """Squared and absolute error of the reconstruction, plus the price of the latent's information."""
+    """Squared and absolute error of the reconstruction, plus the weighted KL divergence of the posterior."""
 
     def __init__(self, network: Autoencoder) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, batch: PixelBatch) -> dict[str, Tensor]:
-        """Encode, sample, decode, compare."""
+        """The losses of a batch: encode, sample the posterior, decode, compare with the input."""
         posterior = self.network.encode(batch.pixels)
         reconstruction = self.network.decode(posterior.sample(batch.noise))
         squared = mse_loss(reconstruction, batch.pixels)
@@ -69,38 +68,38 @@ class AutoencoderTask:
         """The training split."""
         return training_subsets(self.dataset_dir, self.weights)
 
-    def prepare(self, samples: list[Sample]) -> PixelBatch:
-        """Decode the clips of a batch, which are of one shape."""
+    def collate(self, samples: list[Sample]) -> PixelBatch:
+        """A batch of clips of one shape; the posterior's noise is a function of each sample's position."""
         pixels = torch.stack([to_pixels(decode_clip(sample.payload)) for sample in samples])
         t, h, w = pixels.shape[2:]
-        shape = latent_shape(self.model, t, h, w)
+        shape = self.model.latent_shape(t, h, w)
         return PixelBatch(
             pixels, randomness.normal(self.seed, "posterior", (sample.position for sample in samples), shape)
         )
 
     def validation_batch(self, row: IndexRow, payload: bytes) -> PixelBatch:
-        """One clip; its noise belongs to its key."""
+        """One clip; its noise is a function of its key."""
         pixels = to_pixels(decode_clip(payload))[None]
-        shape = latent_shape(self.model, *pixels.shape[2:])
+        shape = self.model.latent_shape(*pixels.shape[2:])
         return PixelBatch(pixels, randomness.normal(self.seed, "validation-posterior", [row.key], shape))
 
     def previewer(self, device: torch.device) -> None:
-        """It makes no clips of its own."""
+        """None: an autoencoder generates no clips."""
 
     def num_tokens(self, bucket: Bucket) -> int:
-        """Positions of one clip's latent."""
-        return bucket.num_latents
+        """Number of latent positions of one clip."""
+        return bucket.num_latent_positions
 
-    def outline(self, bucket: Bucket) -> Tensor:
-        """The network inside its loss for one clip of the bucket."""
+    def flops_probe(self, bucket: Bucket) -> Tensor:
+        """The loss of one clip of the bucket."""
         size = (bucket.num_frames, bucket.height, bucket.width)
-        batch = PixelBatch(torch.empty(1, 3, *size), torch.empty(1, *latent_shape(self.model, *size)))
+        batch = PixelBatch(torch.empty(1, 3, *size), torch.empty(1, *self.model.latent_shape(*size)))
         return AutoencoderLoss(Autoencoder(self.model))(batch)["total"]
 
-    def trained(self) -> dict[str, Any]:
-        """The model's size."""
+    def metadata(self) -> dict[str, Any]:
+        """The architecture and the seed."""
         return {"model": self.model.model_dump(), "seed": self.seed}
 
     def attachments(self) -> list[Path]:
-        """None."""
+        """None: a checkpoint of the autoencoder needs no other files."""
         return []

@@ -1,4 +1,4 @@
-"""What the training loop needs to know of the DiT: conditional flow matching on latents."""
+"""Train a velocity network by conditional flow matching on latents."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,8 +17,9 @@ from data.stream.loader import Sample, Subset
 from models.flow.objective import matching_loss, stratified, training_times
 from models.flow.path import path_of
 from models.flow.spec import FlowSpec
-from models.networks.config import DiTConfig
-from models.networks.dit import DiT
+from models.networks.build import build_network
+from models.networks.config import NetworkConfig
+from models.networks.protocol import VelocityNetwork
 from models.text.bytes import CaptionTokens
 from models.text.caption import Caption
 from models.text.embeddings import CaptionEmbeddings
@@ -28,6 +29,7 @@ from pipeline.encode.captions import StoredCaptions, byte_captions, read_embeddi
 from pipeline.encode.codec import load_autoencoder
 from pipeline.encode.statistics import normalize
 from pipeline.run import randomness
+from pipeline.run.fingerprints import stored
 from pipeline.train.lora import add_adapters
 from pipeline.train.stream import Weights, training_subsets
 from pipeline.train.tasks.flow_preview import FlowPreviewer, FlowQuery
@@ -36,7 +38,7 @@ from pipeline.train.time_bins import NUM_TIME_BINS, binned
 
 @dataclass(frozen=True)
 class FlowBatch:
-    """Normalised latents, their noise, times and captions."""
+    """Normalized latents x_1, noise x_0, times in [0, 1] and captions."""
 
     x_1: Float[Tensor, "b c t h w"]
     x_0: Float[Tensor, "b c t h w"]
@@ -49,18 +51,18 @@ class FlowBatch:
 
 
 class FlowMatchingLoss(nn.Module):
-    """Conditional flow matching (Lipman et al. 2022, eq. 23), or whatever path and prediction the spec names."""
+    """Conditional flow matching (Lipman et al. 2022, eq. 23), or another path and prediction that `spec` names."""
 
-    def __init__(self, network: DiT, spec: FlowSpec) -> None:
+    def __init__(self, network: VelocityNetwork, spec: FlowSpec) -> None:
         super().__init__()
         self.network = network
         self.spec = spec
         self.path = path_of(spec.path)
 
     def forward(self, batch: FlowBatch | FlowQuery) -> dict[str, Tensor]:
-        """Mean squared error of the prediction, and of the samples of each bin of time (see `binned`).
+        """The mean squared error of the prediction, also by time bin (see `binned`).
 
-        A `FlowQuery` is answered with the prediction itself.
+        For a `FlowQuery`: {"predicted": the prediction, (b c t h w)}.
         """
         if isinstance(batch, FlowQuery):
             return {"predicted": self.network(batch.x_t, batch.t, batch.caption)}
@@ -74,34 +76,34 @@ class FlowMatchingLoss(nn.Module):
 
 @dataclass(frozen=True)
 class FlowTask:
-    """Train the DiT on a folder of latent shards."""
+    """Train a velocity network on a folder of latent shards."""
 
-    model: DiTConfig
+    model: NetworkConfig
     flow: FlowSpec
-    buckets: tuple[Bucket, ...]  # that with most clips first
+    buckets: tuple[Bucket, ...]  # the bucket with the most clips first
     latent_stats: LatentStats
     dataset_dir: Path
-    autoencoder_path: Path  # exported weights; they travel with every checkpoint
+    autoencoder_path: Path  # exported weights, which are linked into every checkpoint
     seed: int
     weights: Weights = ()
     text_encoder: TextEncoderRecord | None = None  # None: captions are read as bytes
     base_path: Path | None = None  # exported weights to start from
-    base: str | None = None  # fingerprint of the checkpoint they are of
+    base: str | None = None  # fingerprint of the checkpoint that they were exported from
     lora: LoraConfig | None = None
     kind: str = "dit"
 
     def build(self) -> nn.Module:
-        """The DiT inside its loss, with the weights that it starts from."""
+        """The network inside its loss, with the weights of `base_path` if it is given."""
         network = self._network()
         if self.base_path is not None:
             network.load_state_dict(read_base(self.base_path))
         return FlowMatchingLoss(self._adapted(network), self.flow)
 
-    def _network(self) -> DiT:
+    def _network(self) -> VelocityNetwork:
         width = None if self.text_encoder is None else self.text_encoder.width
-        return DiT(self.model, self.latent_stats.num_channels, width)
+        return build_network(self.model, self.latent_stats.num_channels, width)
 
-    def _adapted(self, network: DiT) -> DiT:
+    def _adapted(self, network: VelocityNetwork) -> VelocityNetwork:
         if self.lora is not None:
             add_adapters(network, self.lora)
         return network
@@ -110,12 +112,12 @@ class FlowTask:
         """The training split."""
         return training_subsets(self.dataset_dir, self.weights)
 
-    def prepare(self, samples: list[Sample]) -> FlowBatch:
-        """Read latents, all of one shape; noise, time and caption drop are functions of each sample's position."""
+    def collate(self, samples: list[Sample]) -> FlowBatch:
+        """A batch of latents of one shape. Noise, time and caption dropout are functions of each sample's position."""
         positions = [sample.position for sample in samples]
         payloads = [sample.payload for sample in samples]
         latents = read_latents(payloads).float()
-        dropped = randomness.uniform(self.seed, "caption-drop", positions) < self.flow.caption_drop
+        dropped = randomness.uniform(self.seed, "caption-drop", positions) < self.flow.caption_dropout
         return FlowBatch(
             x_1=normalize(latents, self.latent_stats),
             x_0=randomness.normal(self.seed, "noise", positions, latents.shape[1:]),
@@ -126,7 +128,7 @@ class FlowTask:
     def _captions(
         self, captions: list[str], payloads: Sequence[bytes | memoryview], dropped: Bool[Tensor, " b"]
     ) -> Caption:
-        """The captions of samples, the null caption where they are dropped."""
+        """The captions of samples, replaced by the null caption where `dropped` is true."""
         if self.text_encoder is not None:
             return read_embeddings(payloads).replaced(dropped, self._stored_captions().null())
         kept = [
@@ -139,39 +141,38 @@ class FlowTask:
         return StoredCaptions(self.dataset_dir, self.flow.null_caption)
 
     def validation_batch(self, row: IndexRow, payload: bytes) -> FlowBatch:
-        """One clip with its caption, once in each bin of time; noise and times belong to its key."""
+        """One clip repeated for every time bin; noise and times are functions of its key."""
         addresses = [f"{row.key} {number}" for number in range(NUM_TIME_BINS)]
         payloads = [payload] * NUM_TIME_BINS
         latents = read_latents(payloads).float()
-        of_one = (1, latents.shape[2]) if self.flow.times_per == "frame" else ()
-        start = torch.arange(NUM_TIME_BINS).reshape(-1, *(1 for _ in of_one))
+        time_shape = (1, latents.shape[2]) if self.flow.times_per == "frame" else ()
+        start = torch.arange(NUM_TIME_BINS).reshape(-1, *(1 for _ in time_shape))
         return FlowBatch(
             x_1=normalize(latents, self.latent_stats),
             x_0=randomness.normal(self.seed, "validation-noise", addresses, latents.shape[1:]),
-            t=(start + randomness.uniform(self.seed, "validation-time", addresses, of_one)) / NUM_TIME_BINS,
+            t=(start + randomness.uniform(self.seed, "validation-time", addresses, time_shape)) / NUM_TIME_BINS,
             caption=self._captions(
                 [row.caption] * NUM_TIME_BINS, payloads, torch.zeros(NUM_TIME_BINS, dtype=torch.bool)
             ),
         )
 
     def previewer(self, device: torch.device) -> FlowPreviewer:
-        """Clips of the bucket that most clips have."""
+        """Samples clips of the bucket with the most clips."""
         autoencoder = load_autoencoder(self.autoencoder_path).to(device)
         read = byte_captions(self.model.text.max_bytes) if self.text_encoder is None else self._stored_captions()
         return FlowPreviewer(self.flow, self.latent_stats, self.buckets[0], read, autoencoder, device)
 
     def num_tokens(self, bucket: Bucket) -> int:
-        """Patches of one clip."""
-        return bucket.num_latents // self.model.patch_size**2
+        """Tokens of one clip."""
+        return self.model.num_tokens(bucket.latent_grid)
 
-    def outline(self, bucket: Bucket) -> Tensor:
-        """The network for one clip of the bucket."""
-        channels = self.latent_stats.num_channels
-        latent = torch.empty(1, channels, (bucket.num_frames - 1) // 4 + 1, bucket.height // 8, bucket.width // 8)
+    def flops_probe(self, bucket: Bucket) -> Tensor:
+        """A scalar whose forward and backward pass are those of training on one clip of the bucket."""
+        latent = torch.empty(1, self.latent_stats.num_channels, *bucket.latent_grid)
         t = torch.zeros((1, 1, latent.shape[2]) if self.flow.times_per == "frame" else 1)
-        return self._adapted(self._network())(latent, t, self._outlined_caption().to(latent.device)).mean()
+        return self._adapted(self._network()).flops_probe(latent, t, self._probe_caption().to(latent.device))
 
-    def _outlined_caption(self) -> Caption:
+    def _probe_caption(self) -> Caption:
         if self.text_encoder is None:
             return CaptionTokens.encode([""], self.model.text.max_bytes)
         shape = (1, self.text_encoder.max_tokens)
@@ -184,11 +185,11 @@ class FlowTask:
             uniform = stratified(torch.tensor(positions), randomness.uniform(self.seed, "time", [0]).item())  # b
         return training_times(self.flow.times, uniform).float()
 
-    def trained(self) -> dict[str, Any]:
-        """Everything sampling needs."""
+    def metadata(self) -> dict[str, Any]:
+        """Everything that sampling needs besides weights."""
         return {
-            "model": self.model.model_dump(),
-            "flow": self.flow.model_dump(),
+            "model": stored(self.model),
+            "flow": stored(self.flow),
             "buckets": [bucket.model_dump() for bucket in self.buckets],
             "latent_stats": self.latent_stats.model_dump(),
             "text_encoder": None if self.text_encoder is None else self.text_encoder.model_dump(),
@@ -198,6 +199,6 @@ class FlowTask:
         }
 
     def attachments(self) -> list[Path]:
-        """The autoencoder, and of adapters their base, so that a checkpoint is all that sampling needs."""
+        """The autoencoder, and the base network of adapters: sampling needs no other files than a checkpoint."""
         adapted = [self.base_path] if self.lora is not None and self.base_path is not None else []
         return [self.autoencoder_path, *adapted]

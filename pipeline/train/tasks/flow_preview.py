@@ -1,4 +1,4 @@
-"""Clips from a flow that is still being trained: its network answers through the training's engine."""
+"""Sampling clips during training, with a network that is wrapped by the training engine."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,34 +12,33 @@ from data.dataset.buckets import Bucket
 from data.dataset.manifest import LatentStats
 from data.records import Frames
 from models.autoencoder.model import Autoencoder
-from models.autoencoder.shapes import latent_shape
 from models.flow.spec import FlowSpec
 from models.text.caption import Caption, CaptionReader
 from pipeline.encode.chunks import decode_clips
 from pipeline.encode.statistics import denormalize
 from pipeline.run.precision import autocast
 from pipeline.sample.config import SampleConfig
-from pipeline.sample.latents import Wanted, sample_latents
+from pipeline.sample.latents import PromptSeed, sample_latents
 
 PREVIEW = SampleConfig()
 
 
 @dataclass(frozen=True)
 class FlowQuery:
-    """What sampling asks the network, in the place of a batch: the way through the engine gathers its weights."""
+    """The inputs of a network, passed to the engine like a batch, because ZeRO-3 gathers parameters in its forward."""
 
     x_t: Float[Tensor, "b c t h w"]
     t: Tensor
     caption: Caption
 
     def to(self, device: torch.device) -> Self:
-        """The same question on another device."""
+        """The same query on another device."""
         return type(self)(self.x_t.to(device), self.t.to(device), self.caption.to(device))
 
 
 @dataclass(frozen=True)
 class FlowPreviewer:
-    """Samples one clip at a time, so that it does not depend on how many are made together, or where."""
+    """Samples one clip at a time, so that a clip depends neither on the batch size nor on the rank."""
 
     flow: FlowSpec
     stats: LatentStats
@@ -50,7 +49,7 @@ class FlowPreviewer:
 
     @torch.no_grad()
     def clip(self, evaluate: Callable[[Any], dict[str, Tensor]], prompt: str, seed: int) -> Frames:
-        """The clip of a prompt and a seed, by a network that answers a `FlowQuery`."""
+        """The clip of a prompt and a seed, uint8 (t h w 3); `evaluate` answers a `FlowQuery`."""
 
         def network(x_t: Tensor, t: Tensor, caption: Caption) -> Tensor:
             return evaluate(FlowQuery(x_t, t, caption))["predicted"]
@@ -61,9 +60,9 @@ class FlowPreviewer:
                 network,
                 self.flow,
                 PREVIEW,
-                [Wanted(prompt, seed)],
+                [PromptSeed(prompt, seed)],
                 guidance_scale=PREVIEW.guidance_scale,
-                shape=latent_shape(self.autoencoder.config, *size),
+                shape=self.autoencoder.config.latent_shape(*size),
                 read_captions=self.read_captions,
                 device=self.device,
             )

@@ -168,9 +168,7 @@ def largest_tensor(num_frames: int, most: int) -> tuple[int, int]:
     found = []
     for run in (
         lambda: NETWORK.encode_frames(torch.rand(1, 3, length, 32, 32) for length in lengths),
-        lambda: NETWORK.decode_latents(
-            torch.rand(1, 4, COMPRESSION.num_latent_frames(length), 4, 4) for length in lengths
-        ),
+        lambda: NETWORK.decode_latents(torch.rand(1, 4, length, 4, 4) for length in latent_lengths),
     ):
         with LargestTensor() as largest:
             for _ in run():
