@@ -9,6 +9,7 @@ from launch.config import PRESETS_DIR, RunConfig, dump_config, find_config, load
 from launch.overrides import ConfigError
 from pipeline.distributed.config import WorldSizeError
 from pipeline.engine.ema_profile import FixedDecay, PowerFunction
+from testing.paths import ROOT
 
 
 def test_a_number_is_a_fixed_decay_under_its_old_name_too(tmp_path):
@@ -38,6 +39,21 @@ def test_a_number_is_a_fixed_decay_under_its_old_name_too(tmp_path):
 def test_profiles_that_cannot_be_used_are_refused_by_name(override, told):
     with pytest.raises(ConfigError, match=told):
         load_config(Path("demo"), [override])
+
+
+def test_the_caption_dropout_is_read_under_its_old_name_too(tmp_path):
+    assert load_config(Path("real-tiny"), ["dit.flow.caption_drop=0.2"]).dit.flow.caption_dropout == 0.2
+    assert load_config(Path("real-tiny"), ["dit.flow.caption_dropout=0.2"]).dit.flow.caption_dropout == 0.2
+    config = load_config(Path("demo"), ["dit.flow.caption_dropout=0.2"])
+    (tmp_path / "config.yaml").write_text(dump_config(config))
+    assert "caption_dropout: 0.2" in dump_config(config)
+    assert load_config(tmp_path / "config.yaml") == config
+
+
+def test_the_configuration_of_a_run_of_an_older_version_is_read():
+    config = load_config(ROOT / "tests" / "golden" / "run_before" / "run" / "config.yaml")
+    assert config.dit.flow.caption_dropout == 0.1
+    assert config.dit.model.architecture == "dit"
 
 
 @pytest.mark.parametrize("preset", sorted(PRESETS_DIR.glob("*.yaml")), ids=lambda path: path.stem)
@@ -89,6 +105,8 @@ def test_a_mix_takes_the_place_of_the_source():
         ("data.mix={a: {sauce: x}}", "data.mix.a.sauce: there is no such field; did you mean source"),
         ("dit.model.patch_size=3", "data.buckets.0.height is 64.*does not split into patches"),
         ("data.source=[a", r"'\[a' is not YAML"),
+        ("dit.model.architecture=unet", "dit.model.architecture: input should be 'dit' .*'unet'"),
+        ("dit.flow.caption_drop=0.2", "dit.flow: caption_drop is the old name of caption_dropout"),
         ("dit.model.heads=5", "dit.model: heads is 5.*use 4 heads"),
         ("dit.train.global_batch=33", "dit.train.global_batch is 33.*use 32"),
         ("autoencoder.model.deep_width=100", "deep_width is 100.*use 96"),
@@ -139,7 +157,7 @@ def test_a_smallest_number_that_cannot_be_is_refused():
         load_config(Path("demo"), [*many, "cluster.workers.min_workers=3"])
     with pytest.raises(ConfigError, match="min_workers is 9, but num_workers is 4"):
         load_config(Path("demo"), [*many, "cluster.workers.min_workers=9"])
-    assert load_config(Path("demo"), [*many, "cluster.workers.min_workers=2"]).cluster.workers.fewest == 2
+    assert load_config(Path("demo"), [*many, "cluster.workers.min_workers=2"]).cluster.workers.num_required == 2
 
 
 def test_adapters_need_something_to_adapt():

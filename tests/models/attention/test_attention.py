@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from models.attention.attention import attention
-from models.attention.backends import MATMUL_MAX_SCORES, choose_backend
+from models.attention.backends import BACKENDS, MATMUL_MAX_SCORES, choose_backend
 
 
 @pytest.mark.gpu
@@ -56,3 +56,25 @@ def test_attention_kernel_choice():
     assert choose_backend(short, short, None).name == "sdpa"
     assert choose_backend(short.bfloat16(), short.bfloat16(), None).name == "matmul"
     assert choose_backend(short.bfloat16(), long.bfloat16(), None).name == "sdpa"
+
+
+@pytest.mark.parametrize("backend", BACKENDS, ids=lambda backend: backend.name)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("masked", [False, True])
+def test_every_backend_that_supports_the_arguments_equals_the_reference(backend, dtype, masked):
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, length, 3, 8).to(dtype) for length in (7, 5, 5))
+    mask = torch.tensor([[True] * 5, [True, True, False, False, False]]) if masked else None
+    if not backend.supports(q, k, mask):
+        assert backend.name in {"flash-attn", "matmul"}
+        return
+    out = backend.run(q, k, v, mask)
+    tolerance = 1e-5 if dtype == torch.float32 else 3e-2
+    torch.testing.assert_close(out.double(), reference_attention(q, k, v, mask), rtol=tolerance, atol=tolerance)
+
+
+def test_the_last_backend_supports_everything():
+    x = torch.zeros(1, 3, 1, 8)
+    for query in (x, x.bfloat16(), x.half(), x.double()):
+        for mask in (None, torch.ones(1, 3, dtype=torch.bool)):
+            assert BACKENDS[-1].supports(query, query, mask)

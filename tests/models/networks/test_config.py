@@ -1,10 +1,32 @@
-"""A width that the heads do not divide is refused with the nearest that they do."""
+"""Configurations of networks: what is refused, how many tokens there are, and what records of older versions mean."""
 
 import pytest
 
-from models.networks.config import DiTConfig
+from models.networks.config import DEFAULT_NETWORK, DiTConfig, read_network_config
+from pipeline.run.fingerprints import stored
 
 
 def test_dit_config_names_the_nearest_heads():
     with pytest.raises(ValueError, match=r"heads is 5.*use 4 heads"):
         DiTConfig(width=128, heads=5)
+
+
+def test_tokens_are_patches_of_each_latent_frame():
+    config = DiTConfig(patch_size=2)
+    assert config.token_grid((5, 8, 6)) == (5, 4, 3)
+    assert config.num_tokens((5, 8, 6)) == 60
+    with pytest.raises(ValueError, match=r"a latent of 8 x 5 does not split into patches of 2 x 2"):
+        config.num_tokens((5, 8, 5))
+
+
+def test_a_record_without_an_architecture_is_of_a_dit():
+    """Checkpoints of versions that had one network do not name it, and those of this version are stored the same."""
+    fields = stored(DiTConfig(depth=3))
+    assert "architecture" not in fields
+    assert read_network_config(fields) == DiTConfig(depth=3)
+    assert read_network_config(DEFAULT_NETWORK.model_dump()) == DEFAULT_NETWORK
+
+
+def test_an_unknown_architecture_is_refused_and_the_known_ones_named():
+    with pytest.raises(ValueError, match=r"architecture\n +Input should be 'dit'"):
+        read_network_config({"architecture": "unet"})
