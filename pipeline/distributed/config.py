@@ -1,4 +1,4 @@
-"""Settings of the workers."""
+"""Settings of the worker processes."""
 
 from collections.abc import Collection
 from typing import Annotated, Self
@@ -10,22 +10,22 @@ from data.records import Runtime, Settings
 
 
 class WorldSizeError(ReelflowError, ValueError):
-    """A global batch cannot be shared out evenly; the message names the nearest one that can."""
+    """A global batch cannot be divided evenly among the workers; the message names the nearest one that can."""
 
 
 class WorkersConfig(Settings):
-    """How many workers run, and what each may use."""
+    """How many workers run, and the resources of each."""
 
     num_workers: Annotated[int, Runtime] = Field(default=2, ge=1)
-    """TODO"""
+    """Number of worker processes that train or encode; in training each computes a part of every batch."""
     min_workers: Annotated[int | None, Runtime] = Field(default=None, ge=1)
-    """A training goes on with so few while the cluster has no more."""
+    """Smallest number of workers a training continues with when the cluster has no room for all; None means all."""
     cpus_per_worker: Annotated[int, Runtime] = Field(default=1, ge=1)
-    """TODO"""
+    """CPU cores that Ray reserves for each worker, and the number of its compute threads."""
     gpus_per_worker: Annotated[float, Runtime] = Field(default=0, ge=0)
-    """TODO"""
+    """GPUs that Ray reserves for each worker; 0 computes on the CPU."""
     max_failures: Annotated[int, Runtime] = Field(default=2, ge=0)
-    """Restarts of a training whose worker died."""
+    """Number of times a training is restarted after one of its workers died; 0 never restarts it."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -36,20 +36,20 @@ class WorkersConfig(Settings):
         return self
 
     @property
-    def fewest(self) -> int:
-        """Workers that a training needs at least."""
+    def num_required(self) -> int:
+        """Smallest number of workers that a training can start with."""
         return self.num_workers if self.min_workers is None else self.min_workers
 
-    def startable(self) -> int:
-        """Workers that the connected cluster has room for, one at least."""
+    def num_startable(self) -> int:
+        """Number of workers that the connected cluster has room for, at least 1 and at most `num_workers`."""
         import ray
 
-        there = ray.cluster_resources()
-        room = [there.get("CPU", 0) // self.cpus_per_worker]
-        room += [there.get("GPU", 0) // self.gpus_per_worker] if self.gpus_per_worker else []
+        resources = ray.cluster_resources()
+        room = [resources.get("CPU", 0) // self.cpus_per_worker]
+        room += [resources.get("GPU", 0) // self.gpus_per_worker] if self.gpus_per_worker else []
         return max(1, min(self.num_workers, *map(int, room)))
 
 
-def taking_part(num_workers: int, fitting: Collection[int]) -> int:
-    """How many of the workers there are take part: the largest number that shares every batch evenly."""
+def num_participating(num_workers: int, fitting: Collection[int]) -> int:
+    """Number of workers that compute: the largest one of `fitting`, which divide every batch evenly."""
     return max(number for number in fitting if number <= num_workers)

@@ -1,7 +1,7 @@
-"""Jobs on workers that may hang or crash: one job each, a deadline, and a fresh worker in place of a lost one.
+"""Jobs that may hang or crash their process: each has a deadline, and a lost worker is replaced.
 
-Decoders are C code fed with files from anywhere. Each job runs in a Ray actor, which is a process of its
-own: past the deadline the process is killed, and whatever kills a process costs that job alone.
+Video decoders are C code that reads untrusted files. Each job runs in a Ray actor, which is a process of its own: it is
+killed after the deadline, and a crash ends that job only.
 """
 
 import os
@@ -17,7 +17,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 Job = TypeVar("Job")
-MAX_ATTEMPTS = 3  # one lost worker can be the machine's fault (memory, a kill), three in a row are the job's
+MAX_ATTEMPTS = 3  # one crash may be the machine's fault, such as a lack of memory; three are the job's
 MAX_FAILED_STARTS = 3
 POLL_SECONDS = 0.5
 KILL_SECONDS = 10.0
@@ -28,26 +28,26 @@ class Done(Generic[Job]):
     """A job that returned."""
 
     job: Job
-    report: Any  # its first result, fetched
-    payload: Any  # reference to its second result, which stays in the object store
+    report: Any  # its first result
+    payload: Any  # reference to its second result, which is in the object store
 
 
 @dataclass(frozen=True)
 class Lost(Generic[Job]):
-    """A job given up."""
+    """A job that did not return."""
 
     job: Job
     reason: Literal["timed_out", "crashed", "failed"]
     detail: str
 
 
-@dataclass
+@dataclass(eq=False)
 class _Worker(Generic[Job]):
-    """One actor: what it has been given, and what to wait for."""
+    """One actor, the job it was given, and the reference to wait for."""
 
     handle: Any
-    pending: Any  # reference: where it is, once it is up, or the report of its job
-    place: tuple[str, int] | None = None  # node and process
+    pending: Any  # reference: its location while it starts, then the report of its job
+    location: tuple[str, int] | None = None  # node and process
     payload: Any = None
     job: Job | None = None  # None while it starts
     deadline: float = float("inf")
@@ -58,9 +58,9 @@ class _Worker(Generic[Job]):
         self.pending, self.payload = self.handle.run.options(num_returns=2).remote(job)
 
     def kill(self) -> None:
-        """End the process, wherever it is, even where it no longer listens to Ray."""
-        assert self.place is not None
-        node, process = self.place
+        """End the process on its own node, even if it no longer answers Ray."""
+        assert self.location is not None
+        node, process = self.location
         on_its_node = NodeAffinitySchedulingStrategy(node, soft=False)
         kill = ray.remote(_kill).options(num_cpus=0, max_retries=0, scheduling_strategy=on_its_node)
         ray.wait([kill.remote(process)], timeout=KILL_SECONDS)
@@ -77,8 +77,8 @@ class _Runner:
     def __init__(self, function: Callable[[Any], tuple[Any, Any]]) -> None:
         self._function = function
 
-    def place(self) -> tuple[str, int]:
-        """Node and process, once it is up: deadlines count from here."""
+    def location(self) -> tuple[str, int]:
+        """Node and process. Answered once the process has started, so that deadlines do not include its start."""
         return ray.get_runtime_context().get_node_id(), os.getpid()
 
     def run(self, job: object) -> tuple[Any, Any]:
@@ -86,66 +86,108 @@ class _Runner:
         return self._function(job)
 
 
+class _Pool(Generic[Job]):
+    """The workers, the jobs that wait for one, and how often each job has crashed its worker."""
+
+    def __init__(
+        self, function: Callable[[Job], tuple[Any, Any]], jobs: Collection[Job], num_workers: int, timeout: float
+    ) -> None:
+        self.waiting, self.workers = deque(jobs), list[_Worker[Job]]()
+        self._num_workers, self._timeout = num_workers, timeout
+        self._function, self._actor = ray.put(function), ray.remote(_Runner).options(num_cpus=1)
+        self._crashes, self._failed_starts = Counter[Job](), 0
+
+    def start_workers(self) -> None:
+        """Start workers up to their number, but no more than there are jobs left."""
+        num_jobs = len(self.waiting) + sum(worker.job is not None for worker in self.workers)
+        while len(self.workers) < min(self._num_workers, num_jobs):
+            handle: Any = self._actor.remote(self._function)
+            self.workers.append(_Worker(handle, handle.location.remote()))
+
+    def ready(self) -> list[_Worker[Job]]:
+        """Workers that have started, have done their job, or have died; waits at most `POLL_SECONDS` for one."""
+        finished, _ = ray.wait([worker.pending for worker in self.workers], num_returns=1, timeout=POLL_SECONDS)
+        return [worker for worker in self.workers if worker.pending in finished]
+
+    def collect(self, worker: _Worker[Job]) -> Done[Job] | Lost[Job] | None:
+        """What became of the job of a ready worker; None if it has none yet, or its job is tried again.
+
+        Raises:
+            RayActorError: `MAX_FAILED_STARTS` workers in a row died while they started.
+            RayTaskError: the operating system refused something, such as writing to a full disk.
+        """
+        try:
+            report: Any = ray.get(worker.pending)
+        except RayActorError:
+            self.workers.remove(worker)
+            if worker.job is None:
+                self._failed_starts += 1
+                if self._failed_starts == MAX_FAILED_STARTS:
+                    raise
+                return None
+            self._crashes[worker.job] += 1
+            if self._crashes[worker.job] < MAX_ATTEMPTS:
+                self.waiting.appendleft(worker.job)
+                return None
+            return Lost(worker.job, "crashed", f"decoding it crashed {MAX_ATTEMPTS} workers")
+        except RayTaskError as error:
+            if worker.job is None or isinstance(error.cause, OSError):  # an error of the machine, not of the job
+                raise
+            return Lost(worker.job, "failed", f"it raised {type(error.cause).__name__}: {error.cause}")
+        self._failed_starts = 0
+        if worker.job is None:
+            worker.location = report
+            return None
+        return Done(worker.job, report, worker.payload)
+
+    def give_next(self, worker: _Worker[Job]) -> None:
+        """Give a worker the next job, or end it if there is none; nothing if it has died."""
+        if worker not in self.workers:
+            return
+        if self.waiting:
+            worker.give(self.waiting.popleft(), self._timeout)
+        else:
+            self.workers.remove(worker)
+            ray.kill(worker.handle)
+
+    def kill_overdue(self) -> Iterator[Lost[Job]]:
+        """Kill the workers whose job has passed its deadline."""
+        for worker in [worker for worker in self.workers if time.monotonic() > worker.deadline]:
+            assert worker.job is not None
+            self.workers.remove(worker)
+            worker.kill()
+            yield Lost(worker.job, "timed_out", f"decoding it took longer than {self._timeout:g} s")
+
+    def close(self) -> None:
+        """End all workers."""
+        for worker in self.workers:
+            ray.kill(worker.handle)
+
+
 def run_jobs(
     function: Callable[[Job], tuple[Any, Any]], jobs: Collection[Job], num_workers: int, timeout_seconds: float
 ) -> Iterator[Done[Job] | Lost[Job]]:
-    """Run every job and yield it as it ends, in no particular order; a worker that is free takes the next one.
+    """Run every job and yield it when it ends, in no particular order; an idle worker takes the next job.
 
-    A job whose worker dies is tried again on another. A job that raises is given up, so one file that meets a
-    bug does not end a night's work; an error of the operating system (a full disk) is raised here.
+    A job whose worker dies is tried again on another worker, `MAX_ATTEMPTS` times in all. A job that raises an error is
+    lost and the others continue, except that an error of the operating system (such as a full disk) is raised here.
 
     Args:
-        function: from a job to a report, which comes back, and a payload, which stays in the object store.
-        jobs: hashable, each once.
+        function: from a job to a report, which is fetched, and a payload, which stays in the object store.
+        jobs: hashable and distinct.
 
     Raises:
-        RayActorError: workers die before they are given anything.
+        RayActorError: workers die while they start.
+        RayTaskError: a job raised an OSError.
     """
-    waiting, crashes, failed_starts = deque(jobs), Counter[Job](), 0
-    shared, actor = ray.put(function), ray.remote(_Runner).options(num_cpus=1)
-    workers: list[_Worker[Job]] = []
+    pool = _Pool(function, jobs, num_workers, timeout_seconds)
     try:
-        while workers or waiting:
-            while len(workers) < min(num_workers, len(waiting) + sum(worker.job is not None for worker in workers)):
-                handle: Any = actor.remote(shared)
-                workers.append(_Worker(handle, handle.place.remote()))
-            finished, _ = ray.wait([worker.pending for worker in workers], num_returns=1, timeout=POLL_SECONDS)
-            for worker in [worker for worker in workers if worker.pending in finished]:
-                try:
-                    report: Any = ray.get(worker.pending)
-                except RayActorError:
-                    workers.remove(worker)
-                    if worker.job is None:
-                        failed_starts += 1
-                        if failed_starts == MAX_FAILED_STARTS:
-                            raise
-                        continue
-                    crashes[worker.job] += 1
-                    if crashes[worker.job] < MAX_ATTEMPTS:
-                        waiting.appendleft(worker.job)
-                    else:
-                        yield Lost(worker.job, "crashed", f"decoding it crashed {MAX_ATTEMPTS} workers")
-                    continue
-                except RayTaskError as error:
-                    if worker.job is None or isinstance(error.cause, OSError):  # of the machine, not of the job
-                        raise
-                    yield Lost(worker.job, "failed", f"it raised {type(error.cause).__name__}: {error.cause}")
-                else:
-                    failed_starts = 0
-                    if worker.job is None:
-                        worker.place = report
-                    else:
-                        yield Done(worker.job, report, worker.payload)
-                if waiting:
-                    worker.give(waiting.popleft(), timeout_seconds)
-                else:
-                    workers.remove(worker)
-                    ray.kill(worker.handle)
-            for worker in [worker for worker in workers if time.monotonic() > worker.deadline]:
-                assert worker.job is not None
-                workers.remove(worker)
-                worker.kill()
-                yield Lost(worker.job, "timed_out", f"decoding it took longer than {timeout_seconds:g} s")
+        while pool.workers or pool.waiting:
+            pool.start_workers()
+            for worker in pool.ready():
+                if (outcome := pool.collect(worker)) is not None:
+                    yield outcome
+                pool.give_next(worker)
+            yield from pool.kill_overdue()
     finally:
-        for worker in workers:
-            ray.kill(worker.handle)
+        pool.close()

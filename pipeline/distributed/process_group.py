@@ -1,4 +1,4 @@
-"""One process of a group, and its end."""
+"""A worker process of a process group."""
 
 import sys
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import torch.distributed as dist
 
 @dataclass(frozen=True)
 class Worker:
-    """Who this process is among the workers, and where it computes."""
+    """The rank of this process among the workers, and the device it computes on."""
 
     rank: int
     world_size: int
@@ -17,7 +17,7 @@ class Worker:
 
 
 def leave_process_group() -> None:
-    """Destroy the process group, and DeepSpeed's memory of it, so that another may follow in this process."""
+    """Destroy the process group, also inside DeepSpeed, so that this process can join another one."""
     deepspeed = sys.modules.get("deepspeed")
     if deepspeed is not None and deepspeed.comm.is_initialized():
         deepspeed.comm.destroy_process_group()

@@ -1,4 +1,4 @@
-"""Training in this process, and in those that torchrun started with it."""
+"""Training in this process alone, or as one of the processes that torchrun started."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -19,9 +19,9 @@ def train_here(function: Callable[[Worker], None], num_threads: int) -> None:
 
 @contextmanager
 def local_worker(num_threads: int) -> Iterator[Worker]:
-    """This process as a worker, alone or one of several started by torchrun, for as long as the block runs."""
+    """This process as a worker while the block runs, alone or as one of several started by torchrun."""
     rank, world_size = torchrun_rank(), int(os.environ.get("WORLD_SIZE", "1"))
-    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists on it
+    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed requires it
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
     if cuda:
@@ -41,9 +41,10 @@ def local_worker(num_threads: int) -> Iterator[Worker]:
 
 @contextmanager
 def starting_together(worker: Worker) -> Iterator[Callable[[Callable[[Worker], None]], None]]:
-    """Yield what runs a function on this worker once rank 0 runs it, and not at all if rank 0 never comes to that.
+    """Yield a function that runs its argument on this worker once rank 0 has called it too, or not at all.
 
-    Until then rank 0 may prepare what the others rely on; where it finds nothing to do, or an error, they end too.
+    Before that call rank 0 can prepare what the others read. If rank 0 leaves the block without the call, because there
+    is nothing to do or because of an error, the others return without running their argument.
     """
     begun = False
 
@@ -61,5 +62,5 @@ def starting_together(worker: Worker) -> Iterator[Callable[[Callable[[Worker], N
 
 
 def torchrun_rank() -> int:
-    """Which of the processes of one start this is: 0 but under torchrun."""
+    """Rank of this process under torchrun, otherwise 0."""
     return int(os.environ.get("RANK", "0"))

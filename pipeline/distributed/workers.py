@@ -1,6 +1,6 @@
-"""Run one training function on N workers: under Ray Train, or right here as a plain process.
+"""Run one training function on the workers of a Ray Train group.
 
-Either way the function finds an initialised torch.distributed process group and its `Worker` record.
+The function finds an initialised torch.distributed process group and gets its `Worker` record, as under `torchrun.py`.
 """
 
 import signal
@@ -16,12 +16,12 @@ import torch.distributed as dist
 from data.errors import ReelflowError
 from data.files.publish import publish_text
 from pipeline.distributed.collectives import COLLECTIVE_TIMEOUT, from_rank_zero
-from pipeline.distributed.config import WorkersConfig, taking_part
+from pipeline.distributed.config import WorkersConfig, num_participating
 from pipeline.distributed.process_group import Worker
 
 
 class TrainingError(ReelflowError, RuntimeError):
-    """A training ended for a reason that starting its workers again would not mend; the message says which."""
+    """A training ended for a reason that a restart of its workers would not remove; the message names it."""
 
 
 def train_on_ray(
@@ -29,70 +29,36 @@ def train_on_ray(
 ) -> None:
     """Run `function` on every worker of a Ray Train group; a worker that dies restarts the group.
 
-    With `min_workers` the group is restarted with fewer where the cluster has no room for all, and again with more
+    With `min_workers` the group is restarted with fewer workers if the cluster has no room for all, and again with more
     once it has.
 
     Args:
-        fitting: with `min_workers`, the numbers of workers that share every batch evenly, `min_workers` among them; of
-            a group of another size the last ones wait.
+        fitting: used with `min_workers`: numbers of workers that divide every batch evenly, `min_workers` among them.
+            In a group of another size the last workers wait.
 
     Raises:
-        TrainingError: the function raised an error that is not retryable, on every worker; nothing was started again.
-        ray.train.TrainingFailedError: it raised something else, or workers died, more than `max_failures` times.
+        TrainingError: every worker raised an error that is not retryable; nothing was restarted.
+        ray.train.TrainingFailedError: workers raised another error, or died, more than `max_failures` times.
         KeyboardInterrupt: Ctrl-C; the workers have ended.
     """
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
 
-    def worker_function(settings: dict[str, Any]) -> None:
-        import ray.train
-        from ray.train.torch import get_device
-
-        context = ray.train.get_context()
-        torch.set_num_threads(settings["threads"])
-        worker = Worker(context.get_world_rank(), context.get_world_size(), get_device())
-        try:
-            if settings["fitting"]:
-                worker = _join(worker, taking_part(worker.world_size, settings["fitting"]))
-            if worker is not None:
-                settings["function"](worker)
-        except ReelflowError as error:
-            if error.retryable:
-                raise
-            # Raised by every rank at the same step: each returns, which Ray does not count as a failure to retry.
-            if context.get_world_rank() == 0:
-                publish_text(settings["final_error_path"], str(error))
-
-    # Our checkpoints are our own; Ray keeps only its bookkeeping here, under a name that is never used twice.
-    name = uuid.uuid4().hex[:12]
+    name = uuid.uuid4().hex[:12]  # of Ray's own files in `storage_dir`; never used twice
     final_error_path = storage_dir.resolve() / f"{name}.error"
-
     trainer = TorchTrainer(
-        worker_function,
+        _run_on_worker,
         train_loop_config={
             "function": function,
             "threads": config.cpus_per_worker,
             "final_error_path": final_error_path,
             "fitting": tuple(fitting) if config.min_workers is not None else (),
         },
-        torch_config=TorchConfig(
-            backend="nccl" if config.gpus_per_worker else "gloo", timeout_s=int(COLLECTIVE_TIMEOUT.total_seconds())
-        ),
-        scaling_config=ScalingConfig(
-            num_workers=config.num_workers if config.min_workers is None else (config.min_workers, config.num_workers),
-            use_gpu=config.gpus_per_worker > 0,
-            resources_per_worker={"CPU": config.cpus_per_worker, **_gpu(config.gpus_per_worker)},
-        ),
-        run_config=RunConfig(
-            name=name,
-            storage_path=str(storage_dir.resolve()),
-            failure_config=FailureConfig(max_failures=config.max_failures),
-        ),
+        **_group_settings(config, name, storage_dir.resolve()),
     )
     handler = signal.getsignal(signal.SIGINT)
     try:
         trainer.fit()
-    except SystemExit:  # Ray Train takes SIGINT over, and leaves so once it has ended the workers
+    except SystemExit:  # Ray Train handles SIGINT itself, and exits once the workers have ended
         raise KeyboardInterrupt from None
     finally:
         if threading.current_thread() is threading.main_thread():
@@ -103,8 +69,50 @@ def train_on_ray(
             raise TrainingError(message)
 
 
+def _group_settings(config: WorkersConfig, name: str, storage_dir: Path) -> dict[str, Any]:
+    """Settings of Ray Train: backend, resources and restarts."""
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig
+
+    gpu = {"GPU": config.gpus_per_worker} if config.gpus_per_worker else {}
+    return {
+        "torch_config": TorchConfig(
+            backend="nccl" if config.gpus_per_worker else "gloo", timeout_s=int(COLLECTIVE_TIMEOUT.total_seconds())
+        ),
+        "scaling_config": ScalingConfig(
+            num_workers=config.num_workers if config.min_workers is None else (config.min_workers, config.num_workers),
+            use_gpu=config.gpus_per_worker > 0,
+            resources_per_worker={"CPU": config.cpus_per_worker, **gpu},
+        ),
+        "run_config": RunConfig(
+            name=name, storage_path=str(storage_dir), failure_config=FailureConfig(max_failures=config.max_failures)
+        ),
+    }
+
+
+def _run_on_worker(settings: dict[str, Any]) -> None:
+    """What Ray Train calls on every worker. Ray would retry any error, so one that is not retryable goes to a file."""
+    import ray.train
+    from ray.train.torch import get_device
+
+    context = ray.train.get_context()
+    torch.set_num_threads(settings["threads"])
+    worker = Worker(context.get_world_rank(), context.get_world_size(), get_device())
+    try:
+        if settings["fitting"]:
+            worker = _join(worker, num_participating(worker.world_size, settings["fitting"]))
+        if worker is not None:
+            settings["function"](worker)
+    except ReelflowError as error:
+        if error.retryable:
+            raise
+        # Every rank raises it at the same step and returns, which Ray does not count as a failure.
+        if context.get_world_rank() == 0:
+            publish_text(settings["final_error_path"], str(error))
+
+
 def _join(worker: Worker, world_size: int) -> Worker | None:
-    """This worker in a process group of the first `world_size` ones, or None if it is not among them; called by all."""
+    """This worker in a process group of the first `world_size` ones; None if it is not one of them. Called by all."""
     if world_size == worker.world_size:
         return worker
     import ray.util
@@ -113,16 +121,12 @@ def _join(worker: Worker, world_size: int) -> Worker | None:
     store = None
     if worker.rank == 0:
         store = dist.TCPStore(ray.util.get_node_ip_address(), 0, is_master=True, wait_for_workers=False)
-    place = from_rank_zero(None if store is None else (store.host, store.port))
-    assert place is not None
+    address = from_rank_zero(None if store is None else (store.host, store.port))
+    assert address is not None
     dist.barrier()
     dist.destroy_process_group()
     if worker.rank >= world_size:
         return None
-    store = store or dist.TCPStore(*place, is_master=False)
+    store = store or dist.TCPStore(*address, is_master=False)
     dist.init_process_group(backend, store=store, rank=worker.rank, world_size=world_size, timeout=timeout)
     return Worker(worker.rank, world_size, worker.device)
-
-
-def _gpu(gpus: float) -> dict[str, float]:
-    return {"GPU": gpus} if gpus else {}

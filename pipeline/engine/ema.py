@@ -1,4 +1,4 @@
-"""Moving averages of the weights, in float32 from the master weights, cut like them."""
+"""Exponential moving averages of the master weights, in float32, partitioned over the ranks as these are."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ from pipeline.run.weight_names import FIRST_AVERAGE
 
 
 class ShardedEma:
-    """This rank's part of every average: one tensor per profile and fragment, by their names."""
+    """This rank's part of every average: one tensor per profile and fragment, by profile name and parameter name."""
 
     def __init__(self, fragments: list[Fragment], profiles: Sequence[EmaProfile]) -> None:
         self._fragments = fragments
@@ -24,16 +24,16 @@ class ShardedEma:
             self.begin(profile.name)
 
     def begin(self, name: str) -> None:
-        """Let an average be the weights as they are."""
+        """Set an average to the current weights."""
         self.averages[name] = {fragment.name: fragment.master.clone() for fragment in self._fragments}
 
     def of(self, which: str = FIRST_AVERAGE) -> dict[str, Tensor]:
-        """The average of that name, or the first one."""
+        """The average of that name; "ema" is the first one."""
         return self.averages[self._profiles[0].name if which == FIRST_AVERAGE else which]
 
     @torch.no_grad()
     def update(self, num_updates: int) -> None:
-        """Move towards the weights after update number `num_updates` (from 1)."""
+        """Move every average towards the weights after update `num_updates` (from 1)."""
         for profile in self._profiles:
             average, weight = self.averages[profile.name], profile.weight(num_updates)
             for fragment in self._fragments:
@@ -42,10 +42,11 @@ class ShardedEma:
 
 @contextmanager
 def averaged_weights(trainer: ZeroTrainer, ema: ShardedEma, which: str = FIRST_AVERAGE) -> Iterator[None]:
-    """While the block runs, the module computes with averaged weights; entered and left by all ranks.
+    """The module computes with averaged weights while the block runs; entered and left by all ranks.
 
-    The master weights wait in host memory and come back bit for bit, after an error of every rank too. One parameter
-    at a time is whole at most, and at stage 0 alone, where ranks hold everything but average only their shares.
+    The master weights are kept in host memory and restored bit for bit, also after an error that every rank raises.
+    Averages are gathered at stage 0 only, where ranks hold all weights but average only their shares, and one parameter
+    at a time.
     """
     average = ema.of(which)
     kept = [held.master.to("cpu", copy=True) for held in trainer.local_fragments]
@@ -61,11 +62,11 @@ def averaged_weights(trainer: ZeroTrainer, ema: ShardedEma, which: str = FIRST_A
 
 
 def _average(held: Fragment, trainer: ZeroTrainer, average: dict[str, Tensor]) -> Tensor:
-    """The average of the values that this rank holds; called by all."""
+    """The average of the values that this rank holds; called by all ranks."""
     if trainer.stage > 0:
         return average[held.name]
     num_values = held.master.numel()
-    own = held.master.new_zeros(-(-num_values // trainer.world_size))  # as `share` cuts it, the last one padded
+    own = held.master.new_zeros(-(-num_values // trainer.world_size))  # split as by `share`, the last part padded
     if (part := average.get(held.name)) is not None:
         own[: part.numel()] = part
     everyone = own.new_empty(own.numel() * trainer.world_size)

@@ -1,7 +1,7 @@
-"""How an average weighs the updates behind it: a fixed decay, or the power function of Karras et al. 2023.
+"""How an average weighs past weights: by a fixed decay, or by the power function of Karras et al. 2023.
 
 "Analyzing and Improving the Training Dynamics of Diffusion Models" (arXiv 2312.02696), section 3.1 and appendix C. A
-power function keeps its shape as a training grows longer: it always spans the same share of it, its relative width.
+power function keeps its shape as training continues: its width is always the same fraction of the training's length.
 """
 
 from collections.abc import Sequence
@@ -17,10 +17,10 @@ FLATTEST = 1 / sqrt(12)  # relative standard deviation of the plain mean, expone
 
 
 class FixedDecay(Settings):
-    """ema += (1 - decay) (weight - ema): half of it lies in the last log(1/2) / log(decay) updates."""
+    """ema += (1 - decay) (weight - ema): the last log(1/2) / log(decay) updates have half of the total weight."""
 
     decay: float = Field(ge=0, lt=1)
-    """TODO"""
+    """Decay per update, in [0, 1). In the first updates a smaller decay, (1 + n) / (10 + n) at update n, is used."""
 
     @property
     def name(self) -> str:
@@ -28,7 +28,7 @@ class FixedDecay(Settings):
         return f"decay-{self.decay!r}"
 
     def weight(self, num_updates: int) -> float:
-        """Share of the weights after update number `num_updates` (from 1): large at first, then 1 - decay."""
+        """Share of the weights after update `num_updates` (from 1) in the average: large at first, then 1 - decay."""
         return 1 - min(self.decay, (1 + num_updates) / (10 + num_updates))
 
 
@@ -36,7 +36,7 @@ class PowerFunction(Settings):
     """The weights after update s count in proportion to s^gamma: (s^(gamma+1) - (s-1)^(gamma+1)) / t^(gamma+1) at t."""
 
     sigma_rel: float = Field(ge=1e-3, le=FLATTEST)
-    """Standard deviation of s over t, of the whole training's length."""
+    """Standard deviation of s / t: the width of the average relative to the length of training, in [0.001, 0.288]."""
 
     @property
     def name(self) -> str:
@@ -49,9 +49,9 @@ class PowerFunction(Settings):
         return exponent(self.sigma_rel)
 
     def weight(self, num_updates: int) -> float:
-        """Share of the weights after update number `num_updates` t (from 1): 1 - (1 - 1/t)^(gamma+1) (equation 3)."""
+        """Share of the weights after update t (from 1) in the average: 1 - (1 - 1/t)^(gamma+1) (equation 3)."""
         if num_updates == 1:
-            return 1.0  # the random start is forgotten
+            return 1.0  # the initial weights have no share
         return -expm1((self.gamma + 1) * log1p(-1 / num_updates))
 
 
@@ -71,7 +71,7 @@ def _kind(profile: Any) -> str:  # noqa: ANN401 - what a configuration may hold
 
 
 def _listed(value: Any) -> Any:  # noqa: ANN401 - what a configuration may hold
-    """A number means a fixed decay, and a profile alone a list of one."""
+    """A number stands for a fixed decay, and a single profile for a list of one."""
     items = value if isinstance(value, list | tuple) else [value]
     items = [{"decay": item} if isinstance(item, int | float) else item for item in items]
     for item in items:
@@ -87,10 +87,10 @@ EmaProfiles = Annotated[tuple[EmaProfile, ...], BeforeValidator(_listed), Field(
 
 
 def profile_names(profiles: Sequence[EmaProfile]) -> list[str]:
-    """Their names.
+    """Names of the profiles.
 
     Raises:
-        ValueError: two are the same.
+        ValueError: two profiles have the same name.
     """
     names = [profile.name for profile in profiles]
     if len(set(names)) < len(names):
