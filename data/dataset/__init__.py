@@ -1,1 +1,1 @@
-"""Datasets on disk: clips, buckets, shards, manifest, index."""
+"""Datasets on disk: shapes and records of clips, shards, manifest, index."""

@@ -1,4 +1,4 @@
-"""What a clip is called and what is known of it. Keys, splits and member names are defined here only."""
+"""The record of a clip, its key and its split. The names of the members of a sample are defined here only."""
 
 from hashlib import blake2b
 from typing import Literal
@@ -11,37 +11,37 @@ CAPTION_MEMBER = "txt"
 RECORD_MEMBER = "json"
 LATENT_MEMBER = "latent.safetensors"
 Split = Literal["train", "validation"]
-Decoder = Literal["decord", "torchcodec", "pyav", "pillow"]  # who read the source; the last one images
+Decoder = Literal["decord", "torchcodec", "pyav", "pillow"]  # the library that read the source; pillow reads images
 
 
 class ClipRecord(Record):
-    """One clip of a source video, as stored beside it in the shard."""
+    """The metadata of a clip, stored beside its payload in the shard."""
 
     key: str
-    source: str  # path of the video inside the source folder, with forward slashes
+    source: str  # name of the video: its path inside the source folder, with forward slashes
     start_seconds: float  # presentation time of the clip's first frame in the source
     caption: str
-    dataset: str  # of a mix, the one its source belongs to
+    dataset: str  # name of its dataset in a mix; empty where there is no mix
     split: Split
     decoder: Decoder
-    variant: str  # how it was augmented, such as flip; empty: not at all
+    variant: str  # how it was augmented, such as "flip"; empty if it was not
     num_frames: int
     height: int
     width: int
     fps: float
-    source_height: int  # of the source's frames, as shown: turned and mirrored as the file says
+    source_height: int  # pixels, after the rotation and mirroring that the file asks for
     source_width: int
 
     @property
     def bucket(self) -> Bucket:
-        """Its shape."""
+        """The shape of the clip."""
         return Bucket(num_frames=self.num_frames, height=self.height, width=self.width, fps=self.fps)
 
 
 def clip_key(source: str, start_seconds: float, bucket: Bucket, variant: str = "") -> str:
-    """Address of a clip: the same source, span, shape and augmentation always give the same 20 hex digits.
+    """20 hexadecimal digits that depend on the source, start, shape and augmentation only.
 
-    Keys hold no dots, because WebDataset ends a key at the first one.
+    Keys contain no dots, because WebDataset ends a key at the first dot.
     """
     address = f"{source}\0{start_seconds:.6f}\0{bucket.model_dump_json()}"
     if variant:
@@ -50,6 +50,6 @@ def clip_key(source: str, start_seconds: float, bucket: Bucket, variant: str = "
 
 
 def split_of(source: str, validation_fraction: float) -> Split:
-    """Which side a source belongs to. Decided per source, so two clips of one video never part."""
+    """The split of a source, by a hash of its name: all clips of one video belong to the same split."""
     fraction = int.from_bytes(blake2b(source.encode(), digest_size=8, person=b"split").digest(), "big") / 2**64
     return "validation" if fraction < validation_fraction else "train"

@@ -1,6 +1,6 @@
-"""The index of a dataset in memory: columns, from which a row is made when it is asked for.
+"""The index of a dataset: one row per sample, stored as Parquet and held in memory as columns.
 
-A million samples take about two hundred bytes each, where records of them would take a kilobyte each.
+A row object is made when it is asked for. A sample takes about 200 bytes, a row object would take about 1000.
 """
 
 from collections.abc import Iterable, Sequence
@@ -21,80 +21,80 @@ INDEX_NAME = "index.parquet"
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where the payload of a sample lies."""
+class PayloadLocation:
+    """Where the payload of a sample is stored."""
 
     key: str
     shard: str
-    offset: int  # of the payload inside the shard, bytes
-    size: int
-    crc32: int  # of the payload, as zip files have it
+    offset: int  # of the payload from the start of the shard, bytes
+    size: int  # of the payload, bytes
+    crc32: int  # of the payload
 
 
 @dataclass(frozen=True)
-class IndexRow(Place):
-    """One sample of a dataset: its address and its metadata."""
+class IndexRow(PayloadLocation):
+    """A sample of a dataset: its location and its metadata."""
 
     caption_offset: int
     caption_size: int
     record_offset: int
     record_size: int
     caption: str
-    dataset: str  # of a mix, the one its source belongs to
-    bucket: str  # name of its shape
+    dataset: str  # name of its dataset in a mix; empty where there is no mix
+    bucket: str  # name of its shape, such as 17x64x64@8
     split: Split
     source: str
-    start_seconds: float  # of the clip in its source
+    start_seconds: float  # of the clip in its source, after its first frame
     end_seconds: float
     decoder: Decoder
-    variant: str  # how it was augmented; empty: not at all
+    variant: str  # how it was augmented; empty if it was not
     num_frames: int
     height: int
     width: int
     fps: float
-    source_height: int  # of the source's frames, as shown
+    source_height: int  # pixels, after the rotation and mirroring that the file asks for
     source_width: int
 
 
-PLACE_NAMES = tuple(field.name for field in fields(Place))
+LOCATION_NAMES = tuple(field.name for field in fields(PayloadLocation))
 NAMES = tuple(field.name for field in fields(IndexRow))
 NUMBERS = {name: kind for name, kind in get_type_hints(IndexRow).items() if kind in (int, float)}
-OWN_TEXTS = frozenset({"key", "caption", "source"})  # of each row its own; the others are a few, repeated
+DISTINCT_TEXTS = frozenset({"key", "caption", "source"})  # mostly distinct; other text columns repeat a few values
 
 
 @dataclass(frozen=True)
 class Labels:
-    """A column of a few texts, repeated."""
+    """A text column with few distinct values."""
 
     names: list[str]
     codes: Int[np.ndarray, " n"]  # index into `names`
 
     def item(self, number: int) -> str:
-        """The text of a row."""
+        """The text in row `number`."""
         return self.names[self.codes.item(number)]
 
 
 @dataclass(frozen=True)
 class Texts:
-    """A column of texts of their own."""
+    """A text column with mostly distinct values."""
 
     array: pa.LargeStringArray
-    ends: Int[np.ndarray, " n+1"]  # where each text begins in `content`, and where the last one ends
-    content: memoryview  # of all texts, UTF-8; read from here, as a scalar of Arrow costs ten times as much
+    ends: Int[np.ndarray, " n+1"]  # start of each text in `content`, then the end of the last one
+    content: memoryview  # all texts, UTF-8; slicing it takes a tenth of the time of an Arrow scalar
 
     @classmethod
     def of(cls, array: pa.LargeStringArray) -> Self:
-        """A column, of an array without missing texts."""
+        """The column of an array without nulls."""
         _, ends, content = array.buffers()
         begin = array.offset
-        places = np.frombuffer(ends, np.int64)[begin : begin + len(array) + 1] if ends else np.zeros(1, np.int64)
-        return cls(array, places, memoryview(content or b""))
+        own_ends = np.frombuffer(ends, np.int64)[begin : begin + len(array) + 1] if ends else np.zeros(1, np.int64)
+        return cls(array, own_ends, memoryview(content or b""))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self).of, (self.array,)  # the rest are views of it
+        return type(self).of, (self.array,)  # the other fields are views of it
 
     def item(self, number: int) -> str:
-        """The text of a row."""
+        """The text in row `number`."""
         return str(self.content[self.ends.item(number) : self.ends.item(number + 1)], "utf-8")
 
 
@@ -102,14 +102,14 @@ Column = np.ndarray | Labels | Texts
 
 
 class Index(Sequence[IndexRow]):
-    """Rows by number, and whole columns without making rows."""
+    """Rows by number, and whole columns without row objects."""
 
     def __init__(self, columns: dict[str, Column], length: int) -> None:
         self._columns, self._length = columns, length
 
     @classmethod
     def of(cls, table: pa.Table) -> Self:
-        """The rows of a table with a column for each field of `IndexRow`; an empty one may have no columns."""
+        """The rows of a table with a column for each field of `IndexRow`; a table without rows may have no columns."""
         if table.num_rows == 0:
             return cls({}, 0)
         return cls({name: _column(name, table.column(name)) for name in NAMES}, table.num_rows)
@@ -130,17 +130,17 @@ class Index(Sequence[IndexRow]):
         cells: list[Any] = [column.item(number) for column in self._columns.values()]
         return IndexRow(*cells)
 
-    def place(self, number: int) -> Place:
-        """Where the payload of a row lies, at a third of the price of the row."""
-        cells: list[Any] = [self._columns[name].item(number) for name in PLACE_NAMES]
-        return Place(*cells)
+    def location(self, number: int) -> PayloadLocation:
+        """The location of a row's payload, in a third of the time that the whole row takes."""
+        cells: list[Any] = [self._columns[name].item(number) for name in LOCATION_NAMES]
+        return PayloadLocation(*cells)
 
     def take(self, numbers: Int[np.ndarray, " m"]) -> Self:
-        """Some rows, in the order given."""
+        """The rows with these numbers, in this order."""
         return type(self)({name: _taken(column, numbers) for name, column in self._columns.items()}, len(numbers))
 
     def values(self, name: str) -> list[Any]:
-        """A field of every row."""
+        """The values of one field for all rows."""
         if self._length == 0:
             return []
         column = self._columns[name]
@@ -149,18 +149,18 @@ class Index(Sequence[IndexRow]):
         return column.array.to_pylist() if isinstance(column, Texts) else column.tolist()
 
 
-def place_of(rows: Sequence[IndexRow], number: int) -> Place:
-    """Where a payload lies, of an index without making a row."""
-    return rows.place(number) if isinstance(rows, Index) else rows[number]
+def location_of(rows: Sequence[IndexRow], number: int) -> PayloadLocation:
+    """The location of a row's payload; of an `Index`, without making the row object."""
+    return rows.location(number) if isinstance(rows, Index) else rows[number]
 
 
 def values(rows: Sequence[IndexRow], name: str) -> list[Any]:
-    """A field of every row, of an index without making rows."""
+    """The values of one field for all rows; of an `Index`, without making row objects."""
     return rows.values(name) if isinstance(rows, Index) else [getattr(row, name) for row in rows]
 
 
 def chosen(rows: Sequence[IndexRow], numbers: Iterable[int]) -> Sequence[IndexRow]:
-    """Some rows, in the order given: of an index an index, of a list a list."""
+    """The rows with these numbers, in this order, in the same kind of container."""
     if isinstance(rows, Index):
         return rows.take(np.fromiter(numbers, np.int64))
     return [rows[number] for number in numbers]
@@ -169,7 +169,7 @@ def chosen(rows: Sequence[IndexRow], numbers: Iterable[int]) -> Sequence[IndexRo
 def _column(name: str, values: pa.ChunkedArray) -> Column:
     if name in NUMBERS:
         return values.to_numpy().astype(NUMBERS[name], copy=False)
-    if name in OWN_TEXTS:
+    if name in DISTINCT_TEXTS:
         return Texts.of(cast("pa.LargeStringArray", _joined(values.cast(pa.large_string()))))
     labels = cast("pa.DictionaryArray", _joined(values.dictionary_encode()))
     return Labels(labels.dictionary.to_pylist(), labels.indices.to_numpy().astype(np.int32))
@@ -182,7 +182,7 @@ def _taken(column: Column, numbers: Int[np.ndarray, " m"]) -> Column:
 
 
 def _joined(values: pa.ChunkedArray) -> pa.Array:
-    """In one piece."""
+    """The chunks of a column as one array."""
     joined = values.combine_chunks()
     return pa.concat_arrays(joined.chunks) if isinstance(joined, pa.ChunkedArray) else joined
 
@@ -193,13 +193,17 @@ def shape_of(row: IndexRow) -> Bucket:
 
 
 def write_index(dataset_dir: Path, rows: Iterable[IndexRow]) -> None:
-    """Publish the index of a dataset."""
+    """Publish the index of a dataset atomically."""
     table = pa.Table.from_pylist([asdict(row) for row in rows])
     with published(dataset_dir / INDEX_NAME) as temporary:
         pq.write_table(table, temporary)
 
 
 def read_index(dataset_dir: Path, split: Split | None = None) -> Index:
-    """Every sample of a dataset, or of one split of it, in order of the shards."""
+    """The index of a dataset, in the order of the shards.
+
+    Args:
+        split: only the samples of this split; None: all.
+    """
     wanted = None if split is None else [("split", "=", split)]
     return Index.of(pq.read_table(dataset_dir / INDEX_NAME, filters=wanted))

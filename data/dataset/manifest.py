@@ -1,4 +1,4 @@
-"""What a dataset holds: manifest.json and the records in it."""
+"""manifest.json, which describes a finished dataset, and the records in it."""
 
 import json
 from collections import Counter
@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from hashlib import sha256
 from pathlib import Path
 
-from pydantic import Field, ValidationError
+from pydantic import AliasChoices, ConfigDict, Field, ValidationError
 
 from data.curation.ledger import LedgerCounts, Reason
 from data.dataset.buckets import Bucket
@@ -20,7 +20,7 @@ MANIFEST_NAME = "manifest.json"
 
 
 class ShardRecord(Record):
-    """One shard, as listed in the manifest."""
+    """A shard, as listed in the manifest."""
 
     name: str
     num_samples: int
@@ -36,50 +36,56 @@ class LatentStats(Record):
 
     @property
     def num_channels(self) -> int:
-        """Channels of a latent."""
+        """Number of channels of a latent."""
         return len(self.mean)
 
 
 class TextEncoderRecord(Record):
-    """The frozen encoder that has read the captions of a latent dataset."""
+    """The pretrained text encoder that embedded the captions of a latent dataset."""
 
-    folder: str  # where it was
+    folder: str  # path it was read from
     fingerprint: str  # of its files
     max_tokens: int
     width: int  # of an embedding
 
 
 class BucketRecord(Record):
-    """How many samples have one shape."""
+    """How many samples have a shape."""
 
     bucket: Bucket
     num_samples: int
-    num_train: int  # of them, in the training split
+    num_train: int  # of these, in the training split
 
     @property
     def num_validation(self) -> int:
-        """Of them, in the validation split."""
+        """Samples of the shape in the validation split."""
         return self.num_samples - self.num_train
 
 
 class Manifest(Record):
-    """What a dataset folder holds."""
+    """The contents of manifest.json."""
+
+    model_config = ConfigDict(serialize_by_alias=True)
 
     schema_version: int = SCHEMA_VERSION
     kind: str  # "clips" or "latents"
-    fingerprint: str  # of the contents: the shards' checksums
-    buckets: list[BucketRecord]  # that with most samples first
+    fingerprint: str  # of the checksums of all shards
+    buckets: list[BucketRecord]  # the shape with most samples first
     num_samples: int
     shards: list[ShardRecord]
-    ledger: LedgerCounts | None = None  # of clips: what became of their sources
-    filtered: dict[Reason, int] = Field(default={})  # clips and whole sources left out, by filter
+    ledger: LedgerCounts | None = None  # of a dataset of clips: how many sources ended where
+    filtered: dict[Reason, int] = Field(default={})  # number of clips and whole sources left out by each filter
     latent_stats: LatentStats | None = None
     text_encoder: TextEncoderRecord | None = None  # of latents; None: captions are read by the DiT, as bytes
-    num_cut_captions: int = 0  # by the text encoder, which reads the first max_tokens
+    num_truncated_captions: int = Field(
+        default=0,
+        validation_alias=AliasChoices("num_truncated_captions", "num_cut_captions"),
+        serialization_alias="num_cut_captions",
+    )  # captions with more than the text encoder's max_tokens
 
 
 def count_buckets(rows: Iterable[IndexRow]) -> list[BucketRecord]:
-    """How many samples each shape has, that with most of them first."""
+    """How many samples each shape has, the shape with most samples first."""
     counts: Counter[tuple[str, Split]] = Counter()
     shapes: dict[str, Bucket] = {}
     for row in rows:
@@ -97,7 +103,7 @@ def count_buckets(rows: Iterable[IndexRow]) -> list[BucketRecord]:
 
 
 def content_fingerprint(shards: Iterable[ShardRecord]) -> str:
-    """One name for everything in a dataset."""
+    """20 hexadecimal digits that depend on the contents of all shards."""
     return sha256("\n".join(shard.sha256 for shard in shards).encode()).hexdigest()[:20]
 
 

@@ -4,17 +4,17 @@ import os
 from functools import lru_cache
 from pathlib import Path
 
-from data.dataset.index import INDEX_NAME, IndexRow, Place
+from data.dataset.index import INDEX_NAME, IndexRow, PayloadLocation
 from data.errors import DatasetError
 from data.files.checksums import crc32
 from data.stream.cache import ShardCache
 
 MAX_OPEN_SHARDS = 128
-MAX_OPEN_COPIES = 16  # those that are open cannot make room for others
+MAX_OPEN_COPIES = 16  # of the cache, which cannot delete a copy while it is open
 
 
 class _OpenShard:
-    """A descriptor that is closed when nobody holds it any more."""
+    """A file descriptor that is closed when the last reference to the object is gone."""
 
     def __init__(self, descriptor: int, *, is_copy: bool) -> None:
         self.descriptor = descriptor
@@ -25,13 +25,13 @@ class _OpenShard:
 
 
 class PayloadReader:
-    """Reads any sample's payload with one positioned read, from any thread; keeps the shards of late open.
+    """Reads the payload of any sample with one positioned read. Thread-safe; recently used shards stay open.
 
-    Not through a memory map: an error of the disk, or a shard that is cut while it is mapped, would end the process.
+    Shards are not memory-mapped: a disk error, or a shard truncated while mapped, would kill the process (SIGBUS).
 
     Args:
-        verify: compare each payload with its checksum in the index: a tar has none over its members.
-        cache: where to keep copies of the shards, if not to read them where they lie.
+        verify: compare each payload with its checksum in the index; tar files have no checksums of their contents.
+        cache: where local copies of the shards are made and read; None: the shards themselves are read.
     """
 
     def __init__(self, dataset_dir: Path, *, verify: bool = False, cache: ShardCache | None = None) -> None:
@@ -41,41 +41,41 @@ class PayloadReader:
         self._open = lru_cache(maxsize=MAX_OPEN_SHARDS if cache is None else MAX_OPEN_COPIES)(self._open_shard)
 
     def read(self, row: IndexRow) -> bytes:
-        """The payload bytes of one sample.
+        """The payload of one sample.
 
         Raises:
-            DatasetError: the shard is missing, shorter than the index says, or holds other bytes.
+            DatasetError: the shard is missing, shorter than the index says, or the checksum differs.
         """
         content = bytearray(row.size)
         self.read_into(row, memoryview(content))
         return bytes(content)
 
-    def read_into(self, row: Place, buffer: memoryview) -> None:
-        """The same into memory of exactly `row.size` bytes, whose content is undefined after an error.
+    def read_into(self, location: PayloadLocation, buffer: memoryview) -> None:
+        """Read a payload into a buffer of exactly `location.size` bytes; its content is undefined after an error.
 
         Raises:
-            DatasetError: see `read`.
+            DatasetError: as `read`.
         """
-        shard = self._open(row.shard)
+        shard = self._open(location.shard)
         try:
-            self._read_from(shard, row, buffer)
+            self._read_from(shard, location, buffer)
         except (DatasetError, OSError):
             if self._cache is None or not shard.is_copy:
                 raise
-            self._read_from(
-                self._open_original(row.shard), row, buffer
-            )  # if it is damaged too, the copy is not to blame
-            self._cache.discard(self._dataset_dir / row.shard)
+            # If this read fails too, the shard itself is damaged and the copy is kept.
+            self._read_from(self._open_original(location.shard), location, buffer)
+            self._cache.discard(self._dataset_dir / location.shard)
             self._open.cache_clear()
 
-    def _read_from(self, shard: _OpenShard, row: Place, buffer: memoryview) -> None:
-        if os.preadv(shard.descriptor, [buffer], row.offset) != row.size:
+    def _read_from(self, shard: _OpenShard, location: PayloadLocation, buffer: memoryview) -> None:
+        if os.preadv(shard.descriptor, [buffer], location.offset) != location.size:
             raise DatasetError(
-                f"{self._dataset_dir / row.shard} is cut short at sample {row.key}; make {self._dataset_dir} again"
+                f"{self._dataset_dir / location.shard} is cut short at sample {location.key}; "
+                f"make {self._dataset_dir} again"
             )
-        if self._verify and crc32(buffer) != row.crc32:
+        if self._verify and crc32(buffer) != location.crc32:
             raise DatasetError(
-                f"{self._dataset_dir / row.shard} holds other bytes for sample {row.key} than were written "
+                f"{self._dataset_dir / location.shard} holds other bytes for sample {location.key} than were written "
                 f"(its checksum differs); make {self._dataset_dir} again"
             )
 

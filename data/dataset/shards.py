@@ -1,12 +1,12 @@
-"""WebDataset shards with an index beside them.
+"""Shards in the WebDataset format, written and read.
 
 A dataset is a folder:
 
-    shard-00000.tar ...   plain USTAR, one sample = members of one key in a row; any WebDataset reader takes it
-    index.parquet         one row per sample: where its payload lies (shard, offset, size) and what it is
+    shard-00000.tar ...   plain USTAR; a sample is the consecutive members of one key; any WebDataset reader reads it
+    index.parquet         a row per sample: location of the payload (shard, offset, size) and metadata
     manifest.json         published last: counts, checksums, fingerprint; without it the folder is not a dataset
-    quarantine.jsonl      which sources could not be used, and why
-    filtered.jsonl        which clips and sources were left out on purpose, and why
+    quarantine.jsonl      sources that could not be used, and why
+    filtered.jsonl        clips and sources that were left out on purpose, and why
 """
 
 import tarfile
@@ -23,14 +23,22 @@ from data.errors import DatasetError
 from data.files.checksums import crc32, file_sha256
 from data.files.publish import published
 
-WRITE_BUFFER_BYTES = 4 << 20  # the page cache holds a file in pieces of the size of the writes: large ones read faster
+WRITE_BUFFER_BYTES = 4 << 20  # files written in large blocks are read faster: the page cache keeps the blocks
 
 
 def write_shard(
     path: Path, samples: Iterable[tuple[ClipRecord, bytes]], payload_member: str
 ) -> tuple[ShardRecord, list[IndexRow]]:
-    """Write one shard atomically and say where everything in it is. Equal samples give equal bytes."""
-    from webdataset.writer import TarWriter  # imports torch, 120 MiB that workers which only cut clips do without
+    """Write a shard atomically; equal samples give equal bytes.
+
+    Args:
+        samples: record and payload of each.
+        payload_member: name of the member that holds the payload, such as `VIDEO_MEMBER`.
+
+    Returns:
+        The shard's entry for the manifest, and the index rows of its samples, in order.
+    """
+    from webdataset.writer import TarWriter  # imports torch, 120 MiB that workers save until they write
 
     records: list[ClipRecord] = []
     checksums: list[int] = []
@@ -50,56 +58,69 @@ def write_shard(
                 records.append(record)
                 checksums.append(crc32(payload))
         with tarfile.open(temporary) as tar:
-            places = {member.name: (member.offset_data, member.size) for member in tar}
+            members = {member.name: (member.offset_data, member.size) for member in tar}
         shard = ShardRecord(
             name=path.name,
             num_samples=len(records),
             num_bytes=temporary.stat().st_size,
             sha256=file_sha256(temporary),
         )
-    rows = []
-    for record, checksum in zip(records, checksums, strict=True):
-        offset, size = places[f"{record.key}.{payload_member}"]
-        caption_offset, caption_size = places[f"{record.key}.{CAPTION_MEMBER}"]
-        record_offset, record_size = places[f"{record.key}.{RECORD_MEMBER}"]
-        row = IndexRow(
-            key=record.key,
-            shard=path.name,
-            offset=offset,
-            size=size,
-            crc32=checksum,
-            caption_offset=caption_offset,
-            caption_size=caption_size,
-            record_offset=record_offset,
-            record_size=record_size,
-            caption=record.caption,
-            dataset=record.dataset,
-            bucket=record.bucket.name,
-            split=record.split,
-            source=record.source,
-            start_seconds=record.start_seconds,
-            end_seconds=record.start_seconds + record.num_frames / record.fps,
-            decoder=record.decoder,
-            variant=record.variant,
-            num_frames=record.num_frames,
-            height=record.height,
-            width=record.width,
-            fps=record.fps,
-            source_height=record.source_height,
-            source_width=record.source_width,
-        )
-        rows.append(row)
+    rows = [
+        _index_row(record, path.name, checksum, members, payload_member)
+        for record, checksum in zip(records, checksums, strict=True)
+    ]
     return shard, rows
 
 
-def read_shard(path: Path, payload_member: str, shard: ShardRecord | None = None) -> Iterator[tuple[ClipRecord, bytes]]:
-    """The samples of one shard, in order.
+def _index_row(
+    record: ClipRecord, shard: str, checksum: int, members: dict[str, tuple[int, int]], payload_member: str
+) -> IndexRow:
+    """The row of one sample.
 
     Args:
-        shard: what the manifest says of it, if its checksum shall be compared first.
+        checksum: CRC-32 of its payload.
+        members: offset and size in bytes of each member of the shard, by name.
+    """
+    offset, size = members[f"{record.key}.{payload_member}"]
+    caption_offset, caption_size = members[f"{record.key}.{CAPTION_MEMBER}"]
+    record_offset, record_size = members[f"{record.key}.{RECORD_MEMBER}"]
+    return IndexRow(
+        key=record.key,
+        shard=shard,
+        offset=offset,
+        size=size,
+        crc32=checksum,
+        caption_offset=caption_offset,
+        caption_size=caption_size,
+        record_offset=record_offset,
+        record_size=record_size,
+        caption=record.caption,
+        dataset=record.dataset,
+        bucket=record.bucket.name,
+        split=record.split,
+        source=record.source,
+        start_seconds=record.start_seconds,
+        end_seconds=record.start_seconds + record.num_frames / record.fps,
+        decoder=record.decoder,
+        variant=record.variant,
+        num_frames=record.num_frames,
+        height=record.height,
+        width=record.width,
+        fps=record.fps,
+        source_height=record.source_height,
+        source_width=record.source_width,
+    )
+
+
+def read_shard(path: Path, payload_member: str, shard: ShardRecord | None = None) -> Iterator[tuple[ClipRecord, bytes]]:
+    """The records and payloads of a shard, in order.
+
+    Args:
+        payload_member: as in `write_shard`.
+        shard: its entry in the manifest, to verify its checksum first; None: it is not verified.
 
     Raises:
-        DatasetError: it is missing, not what the manifest says, or holds anything but samples.
+        DatasetError: it is missing, damaged, or contains anything but samples.
     """
     if not path.is_file():
         raise DatasetError(f"{path} is missing although the manifest names it; make {path.parent} again")
@@ -109,7 +130,7 @@ def read_shard(path: Path, payload_member: str, shard: ShardRecord | None = None
         for key, sample in read_samples(path, frozenset({payload_member, CAPTION_MEMBER, RECORD_MEMBER})):
             record = ClipRecord.model_validate_json(sample[RECORD_MEMBER])
             if record.key != key:
-                raise DatasetError(f"{path}: the record of {key} calls itself {record.key!r}; make {path.parent} again")
+                raise DatasetError(f"{path}: the record of {key} has the key {record.key!r}; make {path.parent} again")
             yield record, sample[payload_member]
     except TarError as error:
         raise DatasetError(f"{error}; make {path.parent} again") from error

@@ -1,7 +1,4 @@
-"""What a dataset holds, counted from its index column by column.
-
-A million samples are a million numbers per column here, never a million Python objects.
-"""
+"""Statistics of a dataset, computed from the columns of its index without a Python object per sample."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -22,8 +19,8 @@ from data.errors import DatasetError
 from data.files.jsonl import JsonLineError, iterate_jsonl
 
 MAX_BARS = 12
-LABEL_DIGITS = 3
-HAIR = 1e-6  # of a bar's width
+LABEL_DIGITS = 3  # after the decimal point
+TOLERANCE = 1e-6  # of a bar's width, for rounding errors at the edges of bars
 BATCH_ROWS = 2**16
 SHAPE = ("num_frames", "height", "width", "fps", "source_height", "source_width")
 COLUMNS = pa.schema(
@@ -43,8 +40,8 @@ COLUMNS = pa.schema(
 
 
 @dataclass(frozen=True)
-class Bar:
-    """One bar of a histogram."""
+class HistogramBar:
+    """A bar of a histogram."""
 
     label: str
     count: int
@@ -52,16 +49,16 @@ class Bar:
 
 @dataclass(frozen=True)
 class Histogram:
-    """How many clips have which value. The counts of the bars add up to the number of clips."""
+    """How many clips have which value. The counts of all bars add up to the number of clips."""
 
     name: str
-    measure: str  # what the labels say, with the unit
-    bars: tuple[Bar, ...]
+    measure: str  # quantity of the labels, with the unit
+    bars: tuple[HistogramBar, ...]
 
 
 @dataclass(frozen=True)
-class LeftOut:
-    """What one file of the ledger lists under one reason."""
+class Exclusions:
+    """The entries of one file of the ledger that share a reason."""
 
     file: str
     count: int
@@ -70,37 +67,37 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Survey:
-    """A dataset in figures."""
+    """Statistics of a dataset."""
 
     dataset_dir: Path
     manifest: Manifest
     splits: dict[str, int]
     decoders: dict[str, int]
-    captions: dict[str, int]  # the commonest few
-    num_captions: int  # different ones
+    captions: dict[str, int]  # the most common ones, with their number of clips
+    num_captions: int  # distinct captions
     histograms: tuple[Histogram, ...]
-    left_out: tuple[LeftOut, ...]  # by file, the commonest reason first
+    left_out: tuple[Exclusions, ...]  # by file, the most common reason first
 
     @property
     def num_bytes(self) -> int:
-        """Of all shards together."""
+        """Total size of the shards in bytes."""
         return sum(shard.num_bytes for shard in self.manifest.shards)
 
 
 def survey_dataset(dataset_dir: Path) -> Survey:
-    """Count what a finished dataset holds.
+    """Compute the statistics of a finished dataset.
 
     Raises:
         DatasetError: the manifest, the index or the ledger is missing, damaged, or they contradict each other.
     """
     manifest = read_manifest(dataset_dir)
     index = _read_columns(dataset_dir, manifest)
-    num_captions, captions = _commonest(index["caption"], 3)
+    num_captions, captions = _most_common(index["caption"], 3)
     return Survey(
         dataset_dir=dataset_dir,
         manifest=manifest,
-        splits=_commonest(index["split"])[1],
-        decoders=_commonest(index["decoder"])[1],
+        splits=_most_common(index["split"])[1],
+        decoders=_most_common(index["decoder"])[1],
         captions=captions,
         num_captions=num_captions,
         histograms=(
@@ -116,7 +113,7 @@ def survey_dataset(dataset_dir: Path) -> Survey:
 
 
 def pick_rows(dataset_dir: Path, number: int) -> list[IndexRow]:
-    """Up to `number` rows of the index, evenly chosen from the first to the last.
+    """Up to `number` rows of the index, evenly spaced from the first to the last.
 
     Raises:
         DatasetError: the index is missing or damaged.
@@ -133,33 +130,33 @@ def pick_rows(dataset_dir: Path, number: int) -> list[IndexRow]:
     return rows
 
 
-def numeric_bars(values: np.ndarray) -> tuple[Bar, ...]:
-    """A bar for each value where they are few, otherwise for stretches of equal width in round numbers.
+def numeric_bars(values: np.ndarray) -> tuple[HistogramBar, ...]:
+    """A bar for each distinct value if there are at most `MAX_BARS`, otherwise for intervals of equal, round width.
 
-    Rare values far above the others (over twice as far from the lowest as 99 of 100 values) share the last bar.
+    Outliers share the last bar, if the largest value is over twice as far from the smallest as the 99th percentile.
 
     Args:
         values: (n,), finite; whole numbers as integers.
     """
-    values = values.round(LABEL_DIGITS)  # so that two bars never have one label
+    values = values.round(LABEL_DIGITS)  # so that no two bars have the same label
     distinct, counts = np.unique(values, return_counts=True)
     if len(distinct) <= MAX_BARS:
-        return tuple(Bar(_number(value), int(count)) for value, count in zip(distinct, counts, strict=True))
+        return tuple(HistogramBar(_number(value), int(count)) for value, count in zip(distinct, counts, strict=True))
     whole = np.issubdtype(values.dtype, np.integer)
     low, usual, high = float(distinct[0]), float(np.percentile(values, 99)), float(distinct[-1])
     top = usual if usual > low and high - low > 2 * (usual - low) else high
     step = _round_step((top - low) / (MAX_BARS - 2), whole)
-    # Edges and values are rounded numbers: what is a hair below an edge lies on it.
-    edges = np.arange(floor(low / step + HAIR), floor(top / step + HAIR) + 2) * step
-    places = np.maximum(np.searchsorted(edges - HAIR * step, values, side="right") - 1, 0)
+    # A value within the rounding error below an edge belongs to the bar above it.
+    edges = np.arange(floor(low / step + TOLERANCE), floor(top / step + TOLERANCE) + 2) * step
+    places = np.maximum(np.searchsorted(edges - TOLERANCE * step, values, side="right") - 1, 0)
     totals = np.bincount(places, minlength=len(edges)).tolist()
     labels = [f"{_number(a)} to {_number(b - 1 if whole else b)}" for a, b in pairwise(edges)]
-    bars = [Bar(label, count) for label, count in zip(labels, totals[:-1], strict=True)]
-    return (*bars, Bar(f"{_number(edges[-1])} and more", totals[-1])) if totals[-1] else tuple(bars)
+    bars = [HistogramBar(label, count) for label, count in zip(labels, totals[:-1], strict=True)]
+    return (*bars, HistogramBar(f"{_number(edges[-1])} and more", totals[-1])) if totals[-1] else tuple(bars)
 
 
 def _round_step(width: float, whole: bool) -> float:
-    """The next of 1, 2, 5, 10, 20, ... (and 0.5, 0.2, ...) that is not below `width`."""
+    """The smallest of ..., 0.2, 0.5, 1, 2, 5, 10, ... that is at least `width`; at least 1 if `whole`."""
     power = 10.0 ** floor(log10(width))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= width)
     return max(step, 1.0) if whole else step
@@ -169,33 +166,33 @@ def _number(value: float) -> str:
     return f"{round(float(value), LABEL_DIGITS):.15g}"
 
 
-def _size_bars(index: pa.Table, height: str, width: str) -> tuple[Bar, ...]:
-    """The commonest sizes, from small to large, and one bar for all others.
+def _size_bars(index: pa.Table, height: str, width: str) -> tuple[HistogramBar, ...]:
+    """The most common sizes, from small to large, and one bar for all others.
 
     Args:
-        height, width: the columns that hold them.
+        height, width: names of the columns.
     """
     groups = index.group_by([height, width]).aggregate([([], "count_all")]).to_pylist()
     sizes = sorted((-group["count_all"], group[height], group[width]) for group in groups)
     shown = sizes if len(sizes) <= MAX_BARS else sizes[: MAX_BARS - 1]
     by_area = sorted(shown, key=lambda size: (size[1] * size[2], size[1]))
-    bars = [Bar(f"{high} x {wide}", -count) for count, high, wide in by_area]
+    bars = [HistogramBar(f"{high} x {wide}", -count) for count, high, wide in by_area]
     rest = sizes[len(shown) :]
     if rest:
-        bars.append(Bar(f"{len(rest)} others", -sum(count for count, _, _ in rest)))
+        bars.append(HistogramBar(f"{len(rest)} others", -sum(count for count, _, _ in rest)))
     return tuple(bars)
 
 
-def _commonest(column: pa.ChunkedArray, limit: int | None = None) -> tuple[int, dict[str, int]]:
-    """How many different values there are, and how often the commonest ones come; of equals the first one first."""
+def _most_common(column: pa.ChunkedArray, limit: int | None = None) -> tuple[int, dict[str, int]]:
+    """The number of distinct values, and how often the most common ones occur; ties in order of first occurrence."""
     counted = column.combine_chunks().value_counts()
     values, counts = counted.field("values"), counted.field("counts").to_numpy()
     order = np.argsort(-counts, kind="stable")[:limit]
     return len(values), dict(zip(values.take(pa.array(order)).to_pylist(), counts[order].tolist(), strict=True))
 
 
-def _left_out(dataset_dir: Path, name: str) -> list[LeftOut]:
-    """What a file of the ledger lists, by reason; nothing where there is no such file."""
+def _left_out(dataset_dir: Path, name: str) -> list[Exclusions]:
+    """The entries of a file of the ledger by reason; none where there is no such file."""
     counts, examples = Counter[str](), dict[str, Rejection]()
     try:
         for rejection in iterate_jsonl(dataset_dir / name, Rejection):
@@ -203,15 +200,19 @@ def _left_out(dataset_dir: Path, name: str) -> list[LeftOut]:
             examples.setdefault(rejection.reason, rejection)
     except JsonLineError as error:
         raise DatasetError(f"{error}; make {dataset_dir} again") from error
-    return [LeftOut(name, number, examples[reason]) for reason, number in counts.most_common()]
+    return [Exclusions(name, number, examples[reason]) for reason, number in counts.most_common()]
 
 
 def _read_columns(dataset_dir: Path, manifest: Manifest) -> pa.Table:
-    """The columns that are counted, checked."""
+    """The columns that the statistics need.
+
+    Raises:
+        DatasetError: they are damaged, or contradict the manifest.
+    """
     path = dataset_dir / INDEX_NAME
     with _open_index(dataset_dir) as file:
         num_rows = file.metadata.num_rows
-        # An index without rows has no columns either: there was nothing to tell their types from.
+        # An index without rows has no columns either: their types are inferred from the rows.
         table = _cast(file) if num_rows else COLUMNS.empty_table()
     if num_rows != manifest.num_samples:
         raise DatasetError(
@@ -228,13 +229,13 @@ def _cast(file: pq.ParquetFile) -> pa.Table:
     if missing:
         raise ValueError(f"it lacks {', '.join(sorted(missing))}")
     table = file.read(columns=COLUMNS.names).select(COLUMNS.names).cast(COLUMNS)
-    table.validate(full=True)  # text that is no UTF-8
+    table.validate(full=True)  # finds text that is not UTF-8
     return table
 
 
 @contextmanager
 def _open_index(dataset_dir: Path) -> Iterator[pq.ParquetFile]:
-    """The index; whatever goes wrong while it is read is said to be its damage."""
+    """The index file; errors while it is read are reported as `DatasetError`."""
     path = dataset_dir / INDEX_NAME
     if not path.is_file():
         raise DatasetError(f"{dataset_dir} holds no {INDEX_NAME} although it has a manifest; make {dataset_dir} again")

@@ -1,7 +1,7 @@
-"""The deterministic stream: the samples of each batch, read ahead by threads, in the order of `data/plan`.
+"""The deterministic stream of batches, in the order of `BatchPlan`, read ahead by threads.
 
-The state of the stream is one integer, the cursor: how many samples the run has consumed. Global batch k holds the same
-samples on one worker or on sixty-four, with one reader or many, before and after any restart.
+Its state is one integer, the cursor: how many samples the run has consumed. Global batch k contains the same samples
+for any number of workers and reader threads, and after any restart.
 """
 
 from collections import deque
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from data.dataset.buckets import Bucket
-from data.dataset.index import IndexRow, Place, chosen, place_of, shape_of, values
+from data.dataset.index import IndexRow, PayloadLocation, chosen, location_of, shape_of, values
 from data.dataset.reader import PayloadReader
 from data.errors import DatasetError
 from data.stream.buffers import BufferPool
@@ -28,40 +28,40 @@ MAX_SUBSTITUTES = 8
 
 @dataclass(frozen=True)
 class Sample:
-    """One element of a batch: its place in the run's stream, which sample it is, and its payload."""
+    """An element of a batch: its position in the stream, its row and its payload."""
 
-    position: int  # global sample index since the start of the run; what randomness is addressed by
+    position: int  # global sample index since the start of the run; addresses all randomness of the sample
     rows: Sequence[IndexRow]
-    number: int  # in `rows`
-    payload: bytes | memoryview  # of memory that is this batch's own
+    number: int  # of its row in `rows`
+    payload: bytes | memoryview  # in memory that only this batch uses
 
     @property
     def row(self) -> IndexRow:
-        """What is known of the sample; made when it is asked for."""
+        """The metadata of the sample; the row object is made when it is asked for."""
         return self.rows[self.number]
 
 
 @dataclass(frozen=True)
 class Subset:
-    """Samples of one dataset that share a bucket, shard by shard."""
+    """Samples of one dataset that share a bucket, in the order of the shards."""
 
     dataset_dir: Path
     rows: Sequence[IndexRow]
     bucket: Bucket
-    weight: float = 1.0  # how often each sample is seen, beside those of other subsets
+    weight: float = 1.0  # how often each sample is seen, relative to a sample of a subset of weight 1
 
     def part(self) -> Part:
-        """What the plan needs to know."""
+        """The description of the subset that `BatchPlan` takes."""
         sizes = tuple(sum(1 for _ in shard) for _, shard in groupby(values(self.rows, "shard")))
         return Part(self.bucket.name, sizes, self.weight * len(self.rows))
 
 
 def subsets_of(dataset_dir: Path, rows: Sequence[IndexRow], weights: Mapping[str, float]) -> list[Subset]:
-    """Samples of a dataset by shape and, in a mix, by the dataset they come from.
+    """The samples of a dataset, grouped by shape and, in a mix, by the dataset that they come from.
 
     Args:
-        rows: in order of the shards.
-        weights: of the datasets of the mix, by name; 1 where none is given.
+        rows: in the order of the shards.
+        weights: of the datasets of the mix, by name; 1 if none is given.
     """
     groups: dict[tuple[str, str], list[int]] = {}
     for number, group in enumerate(zip(values(rows, "bucket"), values(rows, "dataset"), strict=True)):
@@ -74,7 +74,7 @@ def subsets_of(dataset_dir: Path, rows: Sequence[IndexRow], weights: Mapping[str
 
 @dataclass(frozen=True)
 class SkippedSample:
-    """A sample that could not be read; another took its place in the batch."""
+    """A sample that could not be read and was replaced in its batch."""
 
     position: int
     key: str
@@ -82,10 +82,10 @@ class SkippedSample:
 
 
 def local_slots(batch_size: int, rank: int, world_size: int) -> range:
-    """The slots of a global batch that belong to `rank`: a contiguous slice.
+    """The slots of a global batch that belong to `rank`: a contiguous range.
 
     Raises:
-        ValueError: the batch does not divide over the workers.
+        ValueError: the batch size is not a multiple of the number of workers.
     """
     micro_batch, remainder = divmod(batch_size, world_size)
     if remainder:
@@ -94,15 +94,15 @@ def local_slots(batch_size: int, rank: int, world_size: int) -> range:
 
 
 def check_shards(subset: Subset) -> None:
-    """Look at every shard before the first step, rather than find out in the night.
+    """Check before the first step that every shard exists and has the size that the index implies.
 
     Raises:
-        DatasetError: a subset is empty, or a shard is missing or shorter than its index says.
+        DatasetError: the subset is empty, or a shard is missing or too short.
     """
     if not subset.rows:
         raise DatasetError(f"{subset.dataset_dir} has no samples to train on")
-    places = zip(*(values(subset.rows, name) for name in ("shard", "offset", "size")), strict=True)
-    for shard, here in groupby(places, key=itemgetter(0)):
+    locations = zip(*(values(subset.rows, name) for name in ("shard", "offset", "size")), strict=True)
+    for shard, here in groupby(locations, key=itemgetter(0)):
         path, needed = subset.dataset_dir / shard, max(offset + size for _, offset, size in here)
         if not path.is_file():
             raise DatasetError(f"{path} is missing although the index names it; make {subset.dataset_dir} again")
@@ -114,15 +114,15 @@ def check_shards(subset: Subset) -> None:
 
 
 class Stream:
-    """Global batches of some subsets, one rank's slice of each, read ahead.
+    """This rank's part of every global batch of some subsets, read ahead.
 
-    A sample that turns out unreadable is replaced by the one that its slot would hold one batch later (of that bucket),
-    which every rank can tell alone, and is told by `take_skipped`.
+    A sample that cannot be read is replaced by the sample of the same slot one batch (of that bucket) later, which
+    needs no communication between ranks. `take_skipped` reports it.
 
     Raises:
-        CacheError: see `ShardCache`.
-        DatasetError: see `check_shards`.
-        ValueError: a batch does not divide over the workers, or see `BatchPlan`.
+        CacheError: as `ShardCache`.
+        DatasetError: as `check_shards`.
+        ValueError: as `local_slots` and `BatchPlan`.
     """
 
     def __init__(
@@ -150,12 +150,13 @@ class Stream:
     def batches(
         self, cursor: int, prepare: Callable[[list[Sample]], T], readers: int = 1, ahead: int = 4
     ) -> Generator[T]:
-        """Endless batches from `cursor` on, each passed through `prepare` in the thread that read it.
+        """Endless batches from `cursor` on, each converted by `prepare` in the thread that read it.
 
-        An error in a thread is raised here, at the batch it belongs to.
+        An error in a thread is raised here, in place of the batch it belongs to.
 
         Args:
-            readers: threads; 0 reads in the caller's. ahead: batches kept ready.
+            readers: number of threads; 0 reads in the thread of the caller.
+            ahead: number of batches that are read ahead.
         """
         step = self.plan.step(cursor)
         opened = [PayloadReader(subset.dataset_dir, verify=True, cache=self._cache) for subset in self._subsets]
@@ -181,23 +182,23 @@ class Stream:
                 reader.close()
 
     def rows(self, step: int) -> list[IndexRow]:
-        """The samples of this rank's slice of a global batch, whether or not they can be read."""
+        """The rows of this rank's part of a global batch, whether or not they can be read."""
         slots = local_slots(self.plan.batch_size(step), self._rank, self._world_size)
         return [self._subsets[address.part].rows[address.sample] for address in self.plan.addresses(step, slots)]
 
     def take_skipped(self) -> list[SkippedSample]:
-        """What was skipped since the last call."""
+        """The samples that were skipped since the last call."""
         return [self._skipped.popleft() for _ in range(len(self._skipped))]
 
     def _read(self, readers: list[PayloadReader], step: int) -> list[Sample]:
-        """The samples of a batch, in one piece of memory in the order of their slots (but for substitutes)."""
+        """The samples of a batch; their payloads are consecutive in one buffer, except those of substitutes."""
         slots = local_slots(self.plan.batch_size(step), self._rank, self._world_size)
         addresses = self.plan.addresses(step, slots)
-        places = [place_of(self._subsets[address.part].rows, address.sample) for address in addresses]
-        memory, samples = self._memory.take(sum(place.size for place in places)), []
-        for slot, address, place in zip(slots, addresses, places, strict=True):
-            payload, memory = memory[: place.size], memory[place.size :]
-            samples.append(self._read_or_substitute(readers, step, slot, address, place, payload))
+        locations = [location_of(self._subsets[address.part].rows, address.sample) for address in addresses]
+        memory, samples = self._memory.take(sum(location.size for location in locations)), []
+        for slot, address, location in zip(slots, addresses, locations, strict=True):
+            payload, memory = memory[: location.size], memory[location.size :]
+            samples.append(self._read_or_substitute(readers, step, slot, address, location, payload))
         return samples
 
     def _read_or_substitute(
@@ -206,19 +207,19 @@ class Stream:
         step: int,
         slot: int,
         address: Address,
-        place: Place,
+        location: PayloadLocation,
         payload: memoryview,
     ) -> Sample:
         position, reason = address.position, ""
         for _ in range(MAX_SUBSTITUTES):
             try:
-                readers[address.part].read_into(place, payload)
+                readers[address.part].read_into(location, payload)
                 return Sample(position, self._subsets[address.part].rows, address.sample, payload)
             except DatasetError as error:
                 reason = str(error)
-                self._skipped.append(SkippedSample(position, place.key, reason))
+                self._skipped.append(SkippedSample(position, location.key, reason))
             slot += self.plan.batch_size(step)
             (address,) = self.plan.addresses(step, range(slot, slot + 1))
-            place = place_of(self._subsets[address.part].rows, address.sample)
-            payload = self._memory.take(place.size)
+            location = location_of(self._subsets[address.part].rows, address.sample)
+            payload = self._memory.take(location.size)
         raise DatasetError(f"{MAX_SUBSTITUTES} samples in a row cannot be read, the last one because {reason}")

@@ -1,14 +1,14 @@
-"""Which sample comes when: the order of a training run as a pure function of (seed, position).
+"""The order of the samples of a training run, as a pure function of (seed, position).
 
-Nothing is replayed and nothing is saved: every question is answered in closed form, so a run resumes at any position at
-once, on any number of workers. Three orders are nested.
+Every position is computed directly, without replaying what came before, so a run resumes at any position at once, on
+any number of workers. Three orders are nested.
 
-- Turns (`Interleave`): buckets take turns by steps, and inside a bucket the datasets by samples, as evenly as whole
-  numbers allow.
-- Epochs (`ShuffledEpochs`): the samples of one dataset in one bucket come without replacement, each epoch in another
-  order. Shards are shuffled, and samples within blocks of shards, so that reading stays near itself on the disk.
-- Batches (`BatchPlan`): global batch k is one bucket's next samples. Batches go on across the ends of epochs: no clip
-  is left over.
+- Turns (`Interleave`): buckets alternate by steps, and within a bucket datasets alternate by samples, in proportion to
+  their weights.
+- Epochs (`ShuffledEpochs`): the samples of one dataset in one bucket are drawn without replacement, in a new order each
+  epoch. Shards are shuffled, and samples are shuffled within blocks of shards, so that reads stay local.
+- Batches (`BatchPlan`): global batch k consists of one bucket's next samples. A batch may span the end of an epoch, so
+  no sample is dropped.
 """
 
 from bisect import bisect_right
@@ -21,15 +21,15 @@ from math import lcm
 import numpy as np
 from jaxtyping import Int
 
-BLOCK_SHARDS = 16
+BLOCK_SHARDS = 16  # number of shards within which samples are shuffled
 
 
 @dataclass(frozen=True)
 class Interleave:
-    """Turns taken in proportion to whole-number weights, every prefix as balanced as can be.
+    """Members that take turns in proportion to integer weights, every prefix as balanced as possible.
 
-    The weights are split in halves again and again; at each split the left half has had round(m a / T) of the first m
-    turns. So the count of any member after any number of turns is known without counting.
+    The weights are halved recursively. At each split, with weights a of the left half and T of both, the left half has
+    round(m a / T) of the first m turns. So the number of turns of any member within the first m is known directly.
 
     Raises:
         ValueError: there is no weight, or one is not positive.
@@ -39,14 +39,14 @@ class Interleave:
 
     def __post_init__(self) -> None:
         if not self.weights or min(self.weights) < 1:
-            raise ValueError(f"expected positive whole-number weights, got {self.weights}")
+            raise ValueError(f"expected positive integer weights, got {self.weights}")
 
     def counts(self, turns: int) -> list[int]:
         """How many of the first `turns` turns each member has had."""
         return _split(self.weights, turns)
 
     def turn(self, number: int) -> tuple[int, int]:
-        """Who has turn `number`, and how many turns it has had before."""
+        """The member that has turn `number`, and how many turns it had before."""
         if len(self.weights) == 1:
             return 0, number
         before, after = self.counts(number), self.counts(number + 1)
@@ -64,9 +64,14 @@ def _split(weights: tuple[int, ...], turns: int) -> list[int]:
 
 
 class ShuffledEpochs:
-    """An endless order over the samples of some shards, in which every epoch holds each sample once.
+    """An endless order of the samples of some shards; every epoch contains each sample once.
 
-    Memory is a few bytes per shard, and per sample of the blocks being read; samples are not listed.
+    Memory: a few bytes per shard, and per sample of the blocks that are being read.
+
+    Args:
+        shard_sizes: number of samples of each shard.
+        seed, purpose: address of the random order.
+        block_shards: number of shards within which samples are shuffled.
     """
 
     def __init__(self, shard_sizes: Sequence[int], seed: int, purpose: str, block_shards: int = BLOCK_SHARDS) -> None:
@@ -79,7 +84,7 @@ class ShuffledEpochs:
         self._block = lru_cache(maxsize=4)(self._shuffle_block)
 
     def samples(self, positions: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
-        """The numbers of the samples (counted through the shards in order) at positions of the endless stream."""
+        """The samples at positions of the endless order, numbered through the shards in their given order."""
         result = np.empty_like(positions)
         epochs, places = np.divmod(positions, self.num_samples)
         for epoch in set(epochs.tolist()):
@@ -92,12 +97,12 @@ class ShuffledEpochs:
         return result
 
     def _shuffle_shards(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """The epoch's order of shards, and the place in the epoch at which each block of them starts."""
+        """The order of the shards in an epoch, and the position in the epoch at which each block starts."""
         order = np.random.default_rng([*self._key, epoch]).permutation(len(self._sizes))
         return order, np.concatenate([[0], np.cumsum(self._sizes[order])[:-1]])[:: self._block_shards]
 
     def _shuffle_block(self, epoch: int, block: int) -> np.ndarray:
-        """The samples of one block of an epoch, shuffled."""
+        """The samples of a block of an epoch, in their order."""
         order, _ = self._shards(epoch)
         shards = order[block * self._block_shards : (block + 1) * self._block_shards]
         ends = zip(self._first[shards].tolist(), self._first[shards + 1].tolist(), strict=True)
@@ -111,25 +116,24 @@ class Part:
 
     bucket: str
     shard_sizes: tuple[int, ...]
-    share: float = (
-        1.0  # of the run's samples, in any unit; equal to the sample count where each is to be seen equally often
-    )
+    share: float = 1.0
+    """Relative share of the run's samples, in any unit; if it is the number of samples, all are seen equally often."""
 
 
 @dataclass(frozen=True)
 class Address:
-    """One slot of a batch: its position in the run, and the sample that fills it."""
+    """A slot of a batch: its position in the run, and its sample."""
 
-    position: int  # samples before it since the start of the run
+    position: int  # number of samples before it since the start of the run
     part: int
-    sample: int  # number within the part, counted through its shards
+    sample: int  # number within the part, through its shards
 
 
 class BatchPlan:
-    """The run's global batches.
+    """The global batches of a run.
 
     Args:
-        batch_sizes: samples in a global batch of each bucket.
+        batch_sizes: number of samples in a global batch of each bucket.
 
     Raises:
         ValueError: a part has no samples or no share, or its bucket has no batch size.
@@ -158,33 +162,33 @@ class BatchPlan:
         ]
 
     def cursor(self, step: int) -> int:
-        """How many samples come before global batch `step`."""
+        """Number of samples before global batch `step`."""
         return sum(n * size for n, size in zip(self._bucket_turns.counts(step), self._sizes, strict=True))
 
     def step(self, cursor: int) -> int:
         """The inverse of `cursor`.
 
         Raises:
-            ValueError: no batch begins there.
+            ValueError: no batch begins at the cursor.
         """
         step = bisect_right(range(cursor + 2), cursor, key=self.cursor) - 1
         if self.cursor(step) != cursor:
             raise ValueError(
                 f"no batch begins after {cursor} samples, the nearest before it after {self.cursor(step)}: "
-                "the batch sizes are not those the cursor was counted with; restore them, or start a new run"
+                "the batch sizes differ from those that the cursor was counted with; restore them, or start a new run"
             )
         return step
 
     def bucket(self, step: int) -> str:
-        """The bucket of a global batch; every rank knows it without asking."""
+        """The bucket of a global batch, the same on every rank."""
         return self._buckets[self._bucket_turns.turn(step)[0]]
 
     def addresses(self, step: int, slots: range) -> list[Address]:
-        """What fills some slots of a global batch. Slots beyond its end are the bucket's next samples."""
+        """The samples of some slots of a global batch. Slots beyond its end continue with the bucket's next samples."""
         bucket, earlier = self._bucket_turns.turn(step)
         members, first = self._members[bucket], earlier * self._sizes[bucket]
         start = self.cursor(step)
-        if len(members) == 1:  # the rule below, for the most frequent case
+        if len(members) == 1:  # a faster path for the most common case, with the same result
             places = first + np.arange(slots.start, slots.stop, slots.step)
             numbers = self._epochs[members[0]].samples(places).tolist()
             return [Address(start + slot, members[0], number) for slot, number in zip(slots, numbers, strict=True)]
@@ -201,11 +205,11 @@ class BatchPlan:
         ]
 
     def batch_size(self, step: int) -> int:
-        """Samples in a global batch."""
+        """Number of samples in global batch `step`."""
         return self._sizes[self._bucket_turns.turn(step)[0]]
 
 
 def _interleave(shares: Sequence[Fraction]) -> Interleave:
-    """Turns in exact proportion to fractions."""
+    """Turns in proportion to fractions, exactly."""
     unit = lcm(*(share.denominator for share in shares))
     return Interleave(tuple(int(share * unit) for share in shares))

@@ -40,7 +40,7 @@ def test_turns_are_taken_evenly(weights, num_turns):
 
 def test_turns_need_positive_weights():
     for bad in ((), (1, 0)):
-        with pytest.raises(ValueError, match="positive whole-number weights"):
+        with pytest.raises(ValueError, match="positive integer weights"):
             Interleave(bad)
 
 
