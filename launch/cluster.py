@@ -78,9 +78,9 @@ def connected(config: ClusterConfig) -> Iterator[None]:
 def _check_resources(config: ClusterConfig) -> None:
     workers, there = config.workers, ray.cluster_resources()
     for resource, each in (("CPU", workers.cpus_per_worker), ("GPU", workers.gpus_per_worker)):
-        if there.get(resource, 0) < workers.fewest * each:
+        if there.get(resource, 0) < workers.num_required * each:
             field = "num_workers" if workers.min_workers is None else "min_workers"
             raise ClusterError(
-                f"{workers.fewest} workers with {each:g} {resource} each need {workers.fewest * each:g}, but "
+                f"{workers.num_required} workers with {each:g} {resource} each need {workers.num_required * each:g}, but "
                 f"the cluster has {there.get(resource, 0):g}; lower cluster.workers.{field} or add nodes"
             )
