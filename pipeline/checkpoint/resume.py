@@ -25,6 +25,9 @@ from pipeline.distributed.collectives import from_every_rank, from_rank_zero
 from pipeline.run import lock
 from pipeline.run.lock import LockedError, locked
 
+LOCK_NAME = "training.lock"
+ORPHANS_LIVE_SECONDS = 30.0  # workers of a killed driver end within this time
+
 
 @dataclass(frozen=True)
 class Resumption:
@@ -61,10 +64,6 @@ def find_resumption(run_dir: Path, find_damage: Callable[[Path], list[str]]) -> 
             f"beginning move {run_dir / FOLDER_NAME} and {pointer} away"
         )
     return Resumption(None, [])
-
-
-LOCK_NAME = "training.lock"
-ORPHANS_LIVE_SECONDS = 30.0  # workers of a killed driver end within this time
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What a night can do to a training's folder, and what the next start makes of it."""
+"""What a restart does after damage, full disks, signals and killed processes."""
 
 import errno
 import os
@@ -41,7 +41,7 @@ def flip(path: Path) -> None:
 
 
 def misstate(path: Path) -> None:
-    """Still a record that can be read: of the files of no worker."""
+    """A record that is valid but lists no worker's files."""
     path.write_text(path.read_text().replace('"world_size": 1', '"world_size": 0'))
 
 
@@ -61,7 +61,7 @@ def misstate(path: Path) -> None:
 def test_the_one_before_a_damaged_checkpoint_is_used_and_it_is_said(
     tiny_latents, often_saved, run_dir, file, spoil, told
 ):
-    """Holes 2, 4 and 5: a flipped bit, a torn file and a lost file are each found before anything is loaded."""
+    """A flipped bit, a torn file and a lost file are each found before anything is loaded."""
     newest = step_folder(run_dir, 8)
     attached = newest / file
     content = attached.read_bytes()
@@ -80,7 +80,7 @@ def test_the_one_before_a_damaged_checkpoint_is_used_and_it_is_said(
 
 @pytest.mark.parametrize("pointer", [None, "", "../../etc", "step_", "step_0000099"])
 def test_a_lost_or_torn_pointer_never_means_a_start_from_the_beginning(tiny_latents, often_saved, run_dir, pointer):
-    """Hole 3: DeepSpeed warns and begins at step 0."""
+    """DeepSpeed warns and begins at step 0."""
     (run_dir / "latest").unlink()
     if pointer is not None:
         (run_dir / "latest").write_text(pointer)
@@ -96,12 +96,12 @@ def test_an_older_checkpoint_can_be_pointed_to(tiny_latents, often_saved, run_di
 
 
 def test_a_branch_that_was_left_is_neither_kept_nor_gone_on_from(tiny_latents, run_dir):
-    """Saved at other steps, its checkpoints would count as newer than those of the branch that goes on."""
+    """Checkpoints of later steps would count as newer than those of the training that resumed."""
     (run_dir / "latest").write_text("step_0000004\n")
     go_on(tiny_latents, run_dir, OFTEN.model_copy(update={"steps": 5, "schedule": "constant"}))
     assert sorted(step_folders(run_dir)) == [4, 5]
     assert "step_0000006, step_0000008 will be set aside by the first save" in read_events(run_dir)[-2].note
-    for step in (6, 8):  # nothing is lost: who went back by mistake gives it its name again
+    for step in (6, 8):  # nothing is deleted: renaming the folder restores it
         aside = step_folder(run_dir, step)
         assert open_checkpoint(aside.with_name(f"{aside.name}.superseded-1")).record.step == step
 
@@ -125,16 +125,15 @@ class Exploit:
 
 
 def test_a_pickle_in_a_checkpoint_is_never_opened(tiny_latents, often_saved, run_dir, tmp_path):
-    """Hole 14."""
     marker, newest = tmp_path / "executed", step_folder(run_dir, 8)
     attack = pickle.dumps(Exploit(marker))
     pickle.loads(attack)
-    assert marker.exists()  # the weapon works
+    assert marker.exists()  # the attack works with pickle
     marker.unlink()
     for name in ("model_states.pt", "rank_00000.pt", "optimizer.pkl", ".metadata", "latest.pt"):
         (newest / name).write_bytes(attack)
     load_weights(open_checkpoint(run_dir))
-    (newest / rank_file(0)).write_bytes(attack)  # and in the place of a shard it is a damaged file
+    (newest / rank_file(0)).write_bytes(attack)  # in place of a rank's file it counts as damaged
     with pytest.raises(CheckpointError, match="is damaged"):
         open_checkpoint(run_dir)
     go_on(tiny_latents, run_dir)
@@ -186,7 +185,6 @@ def lack_a_cache(worker: Worker, tiny_latents: Path, run_dir: Path) -> None:
 
 
 def test_on_two_workers_damage_failures_and_signals_reach_all_alike(tiny_latents, tmp_path):
-    """Holes 2, 9, 10 and 11."""
     names = ("damage", "full", "cache", "signal")
     functions = (spoil_then_go_on, fail_to_write, lack_a_cache, stop_by_signal)
     run_jobs(
@@ -196,7 +194,7 @@ def test_on_two_workers_damage_failures_and_signals_reach_all_alike(tiny_latents
     assert [event.step for event in started] == [0, 6]
     assert "step_0000008/rank_00001.safetensors is damaged" in started[1].note
     assert sorted(step_folders(tmp_path / "full")) == [2, 4]
-    assert not list((tmp_path / "full").rglob(f"{TEMPORARY_PREFIX}*"))  # the full disk gets its space back
+    assert not list((tmp_path / "full").rglob(f"{TEMPORARY_PREFIX}*"))  # its space on the full disk is freed
     assert [event.event for event in read_events(tmp_path / "signal")] == ["started", "stopped"]
     stopped = read_events(tmp_path / "signal")[-1].step
     assert 4 <= stopped < MANY.steps
@@ -228,7 +226,7 @@ def never_killed(tiny_latents, tmp_path_factory):
     ],
 )
 def test_killed_at_any_instruction_it_goes_on_bit_for_bit(tiny_latents, never_killed, tmp_path, fault, goes_on_from):
-    """Holes 1 and 2: what counts as saved is on the disk, whole, before anything points to it."""
+    """A checkpoint is completely on the disk before `latest` names it."""
     task = FaultyTask(**vars(make_task(tiny_latents)), strikes=(fault,), log_dir=tmp_path)
     run_dir = tmp_path / "run"
     with pytest.raises(ProcessExitedException, match="SIGKILL"):

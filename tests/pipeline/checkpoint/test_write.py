@@ -25,7 +25,7 @@ from testing.tiny import CONFIG, WEIGHTS, losses, make_task
 
 
 def test_what_an_interrupted_save_left_never_merges_with_a_new_one(tiny_latents, run_dir):
-    """Hole 7: an orphan of two ranks, and a save of one rank at the same step."""
+    """A folder left by an interrupted save of two ranks, then a save by one rank at the same step."""
     orphan = run_dir / "checkpoints" / f"{TEMPORARY_PREFIX}step_0000010-deadbeef"
     shutil.copytree(step_folder(run_dir, 8), orphan)
     shutil.copy(orphan / rank_file(0), orphan / rank_file(1))
@@ -68,7 +68,7 @@ def test_a_blown_up_training_is_not_saved_over_a_good_one(tiny_latents, run_dir)
 
 
 def test_a_disk_that_fills_up(tiny_latents, tmp_path):
-    """A real one, of eight megabytes: the error is clear, what was saved is intact, and it goes on later."""
+    """A real disk of 8 MB: the error is clear, earlier checkpoints are intact, training resumes later."""
     disk = tmp_path / "disk"
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "none", str(disk)], capture_output=True).returncode:
@@ -95,7 +95,7 @@ def test_a_disk_that_fills_up(tiny_latents, tmp_path):
 
 @dataclass(frozen=True)
 class FillingTask(FlowTask):
-    """Fills the disk, but for what the metrics need, when training has begun."""
+    """Fills the disk once training has begun, except for what the metrics need."""
 
     filler: Path = Path()
     num_bytes: int = 0

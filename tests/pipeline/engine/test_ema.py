@@ -37,11 +37,11 @@ AVERAGED = CONFIG.model_copy(update={"ema": PROFILES})
 
 
 def average_at_stage(worker: Worker, data: Path, run_dir: Path, stage: int) -> None:
-    """The averages of weights that wander alike at every stage, saved, on rank 0, as whole parameters.
+    """Averages of weights that take the same random walk at every stage; rank 0 saves them as whole parameters.
 
     They are set and not trained: a product of matrices has other last bits where the memory is aligned otherwise.
     """
-    pipeline.engine.zero.PERSISTENT_PARAMETERS = 0  # stage 3 with every parameter cut, however small
+    pipeline.engine.zero.PERSISTENT_PARAMETERS = 0  # stage 3 with every parameter partitioned, however small
     trainer, ema = build(make_task(data), AVERAGED.model_copy(update={"zero_stage": stage}), worker)
     for update in range(1, 7):
         for held in trainer.local_fragments:
@@ -147,7 +147,7 @@ def test_an_average_that_was_not_kept_begins_with_the_weights(runs, tmp_path):
 
 
 def test_a_checkpoint_of_a_program_with_one_average_goes_on(runs, tmp_path):
-    """Its only average was filed under `ema`, and checkpoint.json did not name it."""
+    """Its only average was stored as `ema`, and checkpoint.json did not name it."""
     new, old = tmp_path / "new", tmp_path / "old"
     go_on(runs / "data", new, ema=(FixedDecay(decay=0.995),))
     shutil.copytree(new, old)

@@ -1,4 +1,4 @@
-"""Training in float16: the scale of the loss, the steps that overflow, and going on from between them."""
+"""Training in float16: the scale of the loss, the steps that overflow, and resuming between them."""
 
 import importlib
 import json
@@ -49,7 +49,7 @@ def train_half(worker: Worker, data: Path, run_dir: Path, changes: dict) -> None
 
 
 def interrupted(worker: Worker, data: Path, run_dir: Path, stage: int) -> None:
-    """Stops between overflows and goes on."""
+    """Stops between overflows and resumes."""
     for steps in (5, 12):
         train_half(worker, data, run_dir, {"zero_stage": stage, "steps": steps})
 
@@ -142,12 +142,12 @@ def test_without_overflow_it_is_the_training_of_float32(runs, stage, tmp_path):
     np.testing.assert_allclose(column(folder / f"calm-{stage}", "total"), column(folder / "single", "total"), rtol=2e-3)
     calm, single = (column(folder / run, "gradient_norm") for run in (f"calm-{stage}", "single"))
     np.testing.assert_allclose(calm, single, rtol=1e-2)
-    assert calm != single  # it did compute in another type
+    assert calm != single  # it computed in another type
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_scale_that_doubles_halves_no_gradient(runs, stage):
-    """Left to itself DeepSpeed divides by the new scale at that step, and the first moment shows it."""
+    """Otherwise DeepSpeed would divide by the new scale in that step, which the first moment would show."""
     _, folder = runs
     growing, calm = folder / f"growing-{stage}", folder / f"calm-{stage}"
     assert len(set(column(growing, "loss_scale"))) > 2

@@ -49,7 +49,7 @@ def opened(task: FlowTask) -> torch.nn.Module:
 
 
 def loss_and_gradients(worker: Worker, data: Path, results: Path, size: int, times_per: str) -> None:
-    """Of one global batch, in plain PyTorch: the mean over ranks is what ZeRO takes."""
+    """Gradients of one global batch in plain PyTorch; ZeRO takes the mean over ranks."""
     task = task_of(data, times_per)
     module = opened(task)
     share, num_shares = worker.rank // size, worker.world_size // size
@@ -83,7 +83,7 @@ def go_on_apart(worker: Worker, data: Path, run_dir: Path) -> None:
 
 
 def parts_and_whole(worker: Worker, heads: int) -> None:
-    """Parts put together are the whole, and attention among them is attention."""
+    """Gathered parts equal the whole, and attention among them equals attention on one worker."""
     module = opened(task_of(Path()))
     network = module.get_submodule("network")
     single = network.sequence_plan
@@ -137,12 +137,12 @@ def compare_gradients(folder: Path, times: str, layout: str) -> None:
     one, split = (torch.load(folder / times / name) for name in ("1-1", layout))
     assert one.keys() == split.keys()
     for name, expected in one.items():
-        assert expected.abs().max() > 0, name  # every parameter has a part in it
+        assert expected.abs().max() > 0, name  # every parameter has a gradient
         torch.testing.assert_close(split[name], expected, **TOLERANCE, msg=lambda text, n=name: f"{n}: {text}")
 
 
 def keys_by_position(run_dir: Path) -> set[tuple[int, str]]:
-    """Which sample stood where, on any rank; what was only fetched ahead is left out."""
+    """The position of every sample on any rank, without samples that were only prefetched."""
     lines = [json.loads(line) for path in run_dir.glob("keys-*.jsonl") for line in path.read_text().splitlines()]
     return {(position, key) for position, key in lines if position < CONFIG.steps * CONFIG.global_batch}
 

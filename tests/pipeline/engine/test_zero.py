@@ -24,7 +24,7 @@ FIFTY_STEPS = CONFIG.model_copy(update={"steps": 50, "checkpoint_every_steps": 5
 
 
 def train_at_stage(worker: Worker, folder: Path, run_dir: Path, stage: int) -> None:
-    """The product's loop; stage 3 with every parameter cut, however small."""
+    """The product's loop; stage 3 with every parameter partitioned, however small."""
     pipeline.engine.zero.PERSISTENT_PARAMETERS = 0
     train(make_task(folder), FIFTY_STEPS.model_copy(update={"zero_stage": stage}), run_dir, worker)
 

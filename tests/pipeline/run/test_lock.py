@@ -34,14 +34,13 @@ def hold(path: Path) -> subprocess.Popen[str]:
 
 
 def test_a_second_start_is_refused_and_the_lock_of_the_dead_is_taken_over(tmp_path):
-    """Hole 8."""
     path = tmp_path / "run.lock"
     process = hold(path)
     with pytest.raises(LockedError, match=rf"{tmp_path} is in use by process {process.pid} on {socket.gethostname()} "):
         locked(path).__enter__()
     process.kill()
     process.wait()
-    assert json.loads(path.read_text())["pid"] == process.pid  # it had no time to let go
+    assert json.loads(path.read_text())["pid"] == process.pid  # it was killed while it held the lock
     with locked(path):
         assert json.loads(path.read_text())["pid"] == os.getpid()
     assert path.read_text() == ""
@@ -56,7 +55,7 @@ def test_a_lock_is_waited_for_with_patience(tmp_path):
 
 
 def test_a_holder_on_another_machine_counts_until_its_file_goes_stale(tmp_path):
-    """Where the file system does not carry flock between machines, only the file tells."""
+    """On a file system that does not carry flock between machines, only the file's content and age count."""
     path = tmp_path / "run.lock"
     path.write_text(json.dumps({"host": "elsewhere", "pid": 7, "since": "noon"}))
     with pytest.raises(LockedError, match="process 7 on elsewhere since noon"):
@@ -68,7 +67,7 @@ def test_a_holder_on_another_machine_counts_until_its_file_goes_stale(tmp_path):
 
 
 def test_a_training_whose_first_machine_died_goes_on_on_another(tiny_latents, tmp_path, monkeypatch):
-    """Nobody let go of its lock, and a restart comes before the file is stale: it waits instead of giving up."""
+    """Its lock was not released, and the restart comes before the file is stale: it waits for that."""
     monkeypatch.setattr(lock, "STALE_SECONDS", 2.0)
     monkeypatch.setattr("pipeline.checkpoint.resume.ORPHANS_LIVE_SECONDS", 0.0)
     (tmp_path / "training.lock").write_text(json.dumps({"host": "elsewhere", "pid": 7, "since": "noon"}))
