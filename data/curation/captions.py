@@ -15,7 +15,7 @@ MAX_SIDECAR_BYTES = 2**16
 
 
 class CaptionError(ReelflowError, ValueError):
-    """A caption table or sidecar that cannot be used."""
+    """A caption, caption table or sidecar file that cannot be used."""
 
 
 def read_caption_table(table: Path) -> dict[str, str]:
@@ -48,18 +48,17 @@ def read_caption_table(table: Path) -> dict[str, str]:
 
 
 def clean_file_name(name: str) -> str:
-    """One spelling of a path: forward slashes, no leading './'."""
+    """A path with forward slashes and without a leading './'."""
     return name.replace("\\", "/").removeprefix("./")
 
 
 def caption_of(source_dir: Path, source: str, table: dict[str, str]) -> str:
-    """The caption of the video at `source` (relative to `source_dir`), from the first place that has one.
+    """The caption of the video at `source` (relative to `source_dir`), from the first of these that has one.
 
-    Order: the table (by path, then by any trailing part of it), ``name.txt``, ``name.json``, the folder's name.
+    The table (by the path, then by its trailing parts), `name.txt`, `name.json`, the name of the folder.
 
     Raises:
-        CaptionError: a sidecar exists but cannot be read, or the caption is longer than 4096 characters or holds
-            control characters.
+        CaptionError: a sidecar exists but cannot be read, or as `clean_caption`.
     """
     caption = _from_table(source_dir, source, table)
     if caption is None:
@@ -71,22 +70,25 @@ def caption_of(source_dir: Path, source: str, table: dict[str, str]) -> str:
 
 
 def clean_caption(caption: str) -> str:
-    """One line with single spaces.
+    """The caption as one line with single spaces.
 
     Raises:
-        CaptionError: it is longer than 4096 characters or holds control characters.
+        CaptionError: it has more than `MAX_CAPTION_CHARACTERS` characters or contains control characters.
     """
     caption = " ".join(caption.split())
     if len(caption) > MAX_CAPTION_CHARACTERS:
         raise CaptionError(f"its caption has {len(caption)} characters, more than {MAX_CAPTION_CHARACTERS}")
     strange = next((character for character in caption if unicodedata.category(character) in ("Cc", "Cs")), None)
     if strange is not None:
-        raise CaptionError(f"its caption holds the control character U+{ord(strange):04X}")
+        raise CaptionError(f"its caption contains the control character U+{ord(strange):04X}")
     return caption
 
 
 def _from_table(source_dir: Path, source: str, table: dict[str, str]) -> str | None:
-    """Tables are often written from another folder: try the path as given, then with the folder's name before it."""
+    """The caption in the table, whose paths may be relative to a folder above or below `source_dir`.
+
+    The path is tried as given, then with more and more of its parent folders before it, then the file name alone.
+    """
     parts = (*source_dir.resolve().parts[1:], *source.split("/"))
     for start in range(len(parts) - len(source.split("/")), -1, -1):
         caption = table.get("/".join(parts[start:]))
@@ -96,7 +98,7 @@ def _from_table(source_dir: Path, source: str, table: dict[str, str]) -> str | N
 
 
 def sidecars(video: Path) -> tuple[Path, Path]:
-    """Where a caption may lie beside a video: as text, or in a JSON object."""
+    """Paths of the sidecar files of a video: plain text, and a JSON object with the key `caption`."""
     return video.with_suffix(".txt"), video.with_suffix(".json")
 
 

@@ -1,7 +1,7 @@
 """The ledger of a dataset: every source ends in exactly one of shards, filtered and quarantine.
 
-`quarantine.jsonl` has a line for each source that could not be used, `filtered.jsonl` one for each clip,
-or whole source, that was left out on purpose. The manifest holds the counts, which must add up.
+`quarantine.jsonl` has a line for each source that could not be used, `filtered.jsonl` one for each clip, or whole
+source, that was left out on purpose. The manifest stores the number of sources in each.
 """
 
 from collections import Counter
@@ -15,7 +15,6 @@ from data.files.jsonl import publish_jsonl, read_jsonl
 from data.records import Record
 
 FILTERED_NAME = "filtered.jsonl"
-
 QUARANTINE_NAME = "quarantine.jsonl"
 
 Stage = Literal["read", "caption", "decode", "filter"]
@@ -36,21 +35,21 @@ Fault = Literal[
 ]
 Filter = Literal["too_short", "too_small", "static", "black", "letter_boxed", "text_heavy", "duplicate"]
 Reason = Fault | Filter
-_MEND = "mend or replace the file, then run `shard` with --retry"
+_REPAIR = "repair or replace the file, then run `shard` with --retry"
 _SETTING = "set {} and run `shard` again"
 RETRY: dict[Reason, str] = {
-    "bad_caption": "mend the caption, then run `shard` with --retry",
-    "crashed": _MEND,
-    "empty_file": _MEND,
+    "bad_caption": "correct the caption, then run `shard` with --retry",
+    "crashed": _REPAIR,
+    "empty_file": _REPAIR,
     "encrypted": "decrypt the file, then run `shard` with --retry",
-    "failed": "report it as a bug, with the file; once solved, run `shard` with --retry",
+    "failed": "report it as a bug, with the file; once it is fixed, run `shard` with --retry",
     "missing": "put the file back, then run `shard` with --retry",
-    "no_time_stamps": "write it anew with ffmpeg (`ffmpeg -i OLD NEW.mp4`), then run `shard` with --retry",
-    "no_video": _MEND,
+    "no_time_stamps": "rewrite it with ffmpeg (`ffmpeg -i OLD NEW.mp4`), then run `shard` with --retry",
+    "no_video": _REPAIR,
     "not_a_file": "put a regular file there, then run `shard` with --retry",
-    "size_changes": "write it anew with ffmpeg (`ffmpeg -i OLD NEW.mp4`), then run `shard` with --retry",
+    "size_changes": "rewrite it with ffmpeg (`ffmpeg -i OLD NEW.mp4`), then run `shard` with --retry",
     "timed_out": "set data.decode_timeout_seconds higher, then run `shard` with --retry",
-    "undecodable": _MEND,
+    "undecodable": _REPAIR,
     "unreadable": "make the file readable, then run `shard` with --retry",
     "too_short": _SETTING.format("a bucket of fewer frames or of a higher rate in data.buckets"),
     "too_small": _SETTING.format("data.filters.too_small_pixels lower"),
@@ -63,29 +62,29 @@ RETRY: dict[Reason, str] = {
 
 
 class LedgerError(RuntimeError):
-    """The ledger does not add up: a bug, never the user's fault."""
+    """The ledger does not account for every source exactly once: a bug."""
 
 
 class Rejection(Record):
-    """One line of `quarantine.jsonl` or `filtered.jsonl`."""
+    """A line of `quarantine.jsonl` or `filtered.jsonl`."""
 
     source: str
-    start_seconds: float | None = None  # of the clip; None: the whole source
+    start_seconds: float | None = None  # of the clip in its source; None: the whole source
     stage: Stage
     reason: Reason
     detail: str  # one sentence about this file
-    retry: str
+    retry: str  # what to do so that it can be used
 
 
 def reject(source: str, stage: Stage, reason: Reason, detail: str, start_seconds: float | None = None) -> Rejection:
-    """A line of the ledger, with the way out that belongs to its reason."""
+    """A line of the ledger, with what to do for its reason."""
     return Rejection(
         source=source, start_seconds=start_seconds, stage=stage, reason=reason, detail=detail, retry=RETRY[reason]
     )
 
 
 class LedgerCounts(Record):
-    """How many sources a stage was given and where they went."""
+    """How many sources there are, and how many ended in each place."""
 
     sources: int
     shards: int
@@ -102,11 +101,11 @@ class LedgerCounts(Record):
 def balance(
     sources: Collection[str], sharded: Collection[str], filtered: Collection[str], quarantined: Collection[str]
 ) -> LedgerCounts:
-    """Count every source once.
+    """The counts, after checking that every source ended in exactly one place.
 
     Args:
         sources: the name of every source.
-        sharded, filtered, quarantined: the names of those that ended there.
+        sharded, filtered, quarantined: the names of the sources that ended there.
 
     Raises:
         LedgerError: a source is missing, unknown, or in two places.
@@ -122,7 +121,7 @@ def balance(
 
 
 def write_rejections(path: Path, rejections: Iterable[Rejection]) -> None:
-    """Publish a list of what was left out: one JSON object per line."""
+    """Publish a file of the ledger."""
     publish_jsonl(path, rejections)
 
 

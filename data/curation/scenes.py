@@ -1,7 +1,7 @@
-"""Scene cuts, found by PySceneDetect: no clip may reach across one.
+"""Scene cuts, found by PySceneDetect, so that no clip spans one.
 
-The frames come from the same timeline that the clips are cut from, so a cut is known by its frame and
-not by a time that another decoder made up.
+The frames come from the timeline that clips are cut from, so a cut is given by the index of a frame and not by a time
+that another decoder measured.
 """
 
 import numpy as np
@@ -12,11 +12,11 @@ from data.video.resize import DETECTION_SIZE, Size, resize_and_crop
 
 
 class ScenesError(ReelflowError, ValueError):
-    """Scene detection cannot run here; the message says what is missing."""
+    """Scene detection is not available; the message says what is missing."""
 
 
 def check_scene_detection() -> None:
-    """Fail before a run starts, rather than on its first video.
+    """Check that scene detection is available, before a run starts.
 
     Raises:
         ScenesError: PySceneDetect is not installed or cannot load OpenCV.
@@ -30,10 +30,10 @@ def check_scene_detection() -> None:
 
 
 def find_cuts(timeline: Timeline, shown: Size | None = None) -> list[int]:
-    """The first frame of every scene but the first, by PySceneDetect's content detector at its default threshold.
+    """Indices of the first frame of each scene after the first, by PySceneDetect's content detector with its defaults.
 
     Args:
-        shown: the size of the video, where its frames are decoded in another.
+        shown: height and width of the video, if its frames are decoded to another size; None: they are not.
     """
     from scenedetect import ContentDetector, FrameTimecode  # pyright: ignore[reportMissingImports] - optional
 
@@ -41,7 +41,7 @@ def find_cuts(timeline: Timeline, shown: Size | None = None) -> list[int]:
     cuts: list[int] = []
     for index, frame in enumerate(timeline.read(list(range(len(timeline.times_seconds))))):
         small = resize_and_crop(frame[None], *DETECTION_SIZE, shown=shown)[0]
-        # A rate of 1 makes its time code count frames: the times on screen are the timeline's business.
+        # At a rate of 1 its time codes are frame indices.
         found = detector.process_frame(FrameTimecode(index, fps=1.0), np.ascontiguousarray(small[..., ::-1]))
         cuts += [cut.frame_num for cut in found]
     return sorted(set(cuts))

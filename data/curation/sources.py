@@ -1,11 +1,11 @@
-"""What there is to make clips from: sources, each with a name, a place and, from a table, a caption and a span.
+"""Sources: the videos that clips are made from, each with a name, a path or URI and, from a table, caption and span.
 
 `data.source` is one of
 
     folder/                          every video below it
     folder/**/*.mp4                  a glob
-    table.csv, .jsonl, .parquet      columns path, and if wanted caption, start, end (seconds)
-    s3://bucket/videos               a folder, file, glob or table of any file system in SCHEMES that fsspec can open
+    table.csv, .jsonl, .parquet      columns path and optionally caption, start, end (seconds)
+    s3://bucket/videos               a folder, file, glob or table on any file system in SCHEMES, opened by fsspec
 """
 
 import errno
@@ -29,35 +29,35 @@ from data.files.tables import Row, TableError, read_table
 from data.video.formats import VIDEO_SUFFIXES
 from data.video.spans import WHOLE, Stretch
 
-SCHEMES = ("file", "memory", "s3", "gs", "az")  # no pipe:, no http: a list of sources must not run or call anything
+SCHEMES = ("file", "memory", "s3", "gs", "az")  # not pipe or http: a table must not run commands or send requests
 TABLE_SUFFIXES = (".csv", ".jsonl", ".parquet")
 ASK = "check the address, the credentials and the endpoint (docs/guides/cluster.md, Object stores)"
 COLUMNS = ("path", "caption", "start", "end")
 
 
 class SourceError(ReelflowError, ValueError):
-    """Sources there is nothing to make clips from; the message names the place, the field and the way out."""
+    """A list of sources that cannot be used; the message names the place, the field and the way out."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """One line of the ledger."""
+    """A video, or a part of one, that the ledger accounts for."""
 
-    name: str  # what the ledger calls it; unique
-    path: str  # absolute, or a URI
-    file: str  # the video within its folder: equal for two stretches of one video
-    root: Path  # what its sidecars and folder names are looked up under
-    stamp: str  # changes when it, or a caption beside it, is resized or rewritten
+    name: str  # its name in the ledger; unique
+    path: str  # absolute path, or a URI
+    file: str  # path of the video within its folder; equal for two parts of one video
+    root: Path  # the folder that sidecars and folder names are looked up in
+    stamp: str  # changes when the file or a sidecar changes in size or modification time
     caption: str | None = None
     stretch: Stretch = WHOLE
-    dataset: str = ""  # of a mix, the one it belongs to
+    dataset: str = ""  # name of its dataset in a mix; empty where there is no mix
 
 
 def list_sources(place: str, suffixes: frozenset[str] = VIDEO_SUFFIXES) -> list[Source]:
-    """Every source at a place, in the order in which their clips lie in the shards.
+    """Every source at a place, in the order in which their clips are stored in the shards.
 
     Args:
-        suffixes: what folders and globs are searched for.
+        suffixes: of the files that folders and globs are searched for.
 
     Raises:
         SourceError: there is none, or the place cannot be read.
@@ -74,15 +74,15 @@ def list_sources(place: str, suffixes: frozenset[str] = VIDEO_SUFFIXES) -> list[
 
 
 def of_dataset(name: str, sources: Iterable[Source]) -> list[Source]:
-    """The same sources as a part of a mix; their names begin with its name."""
+    """The sources as a dataset of a mix: their names get the prefix `name/`."""
     return [replace(source, name=f"{name}/{source.name}", dataset=name) for source in sources]
 
 
 def list_folder(folder: Path, suffixes: frozenset[str] = VIDEO_SUFFIXES) -> list[Source]:
-    """Every video file below a folder, sorted by its path relative to it, which is its name.
+    """Every video file below a folder, sorted by its path relative to the folder, which is its name.
 
     Raises:
-        SourceError: the folder is missing, empty, or holds no video.
+        SourceError: the folder is missing, empty, or contains no video.
     """
     if not folder.is_dir():
         raise SourceError(f"{folder} is not a folder; set data.source to a folder of videos")
@@ -130,13 +130,13 @@ def _list_stored_table(uri: str) -> list[Source]:
     return _sources_of_rows(uri, content, Path(PurePosixPath(folder).name), lambda file: f"{folder}/{file}")
 
 
-def _sources_of_rows(table: str, content: bytes, root: Path, place_of: Callable[[str], str]) -> list[Source]:
+def _sources_of_rows(table: str, content: bytes, root: Path, resolve: Callable[[str], str]) -> list[Source]:
     """The sources that a table lists.
 
     Args:
-        table: what errors call it.
-        root: what captions are looked up under where it has none.
-        place_of: from a path that is not a URI to a local path or a URI.
+        table: its path or URI.
+        root: the folder that captions are looked up in where the table has none.
+        resolve: makes an absolute path or a URI of a path in the table that is not a URI.
     """
     sources = []
     for number, row in _read_rows(table, content):
@@ -159,7 +159,7 @@ def _sources_of_rows(table: str, content: bytes, root: Path, place_of: Callable[
             if stretch == WHOLE
             else f"#t={_exact(stretch.start_seconds)}" + ("" if end is None else f",{_exact(end)}")
         )
-        place = file if "://" in file else place_of(file)
+        place = file if "://" in file else resolve(file)
         stamp = "" if "://" in place else _stamp(place)
         name = _printable(file)
         sources.append(Source(name + fragment, place, name, root, stamp, caption or None, stretch))
@@ -202,13 +202,13 @@ def _seconds(value: object, where: str, column: str) -> float | None:
 
 
 def _exact(seconds: float) -> str:
-    """To the microsecond, without zeros at the end."""
+    """Seconds with microseconds, without trailing zeros."""
     return f"{seconds:.6f}".rstrip("0").rstrip(".")
 
 
 def _list_uri(place: str, suffixes: frozenset[str]) -> list[Source]:
     with _listing(place) as (files, root):
-        # With what is known of each: asking for that again would be a request for every object.
+        # With details, which would otherwise take a request per object.
         found: Any = files.glob(root, detail=True) if glob.has_magic(root) else files.find(root, detail=True)
     videos = sorted(name for name in found if PurePosixPath(name).suffix.lower() in suffixes)
     if not videos:
@@ -227,13 +227,13 @@ def _list_uri(place: str, suffixes: frozenset[str]) -> list[Source]:
 
 @contextmanager
 def _listing(uri: str) -> Iterator[tuple[fsspec.AbstractFileSystem, str]]:
-    """The file system of a URI and the path in it, with what goes wrong in the block told in words.
+    """The file system of a URI and the path in it; errors within the block become `SourceError`.
 
     Raises:
-        SourceError: the store cannot be reached, refuses, or holds no such thing.
+        SourceError: the store cannot be reached, denies access, or has no such file.
     """
     files, path = _filesystem(uri, "data.source")
-    files.invalidate_cache()  # what it held a while ago
+    files.invalidate_cache()  # listings cached earlier in this process
     try:
         yield files, path
     except FileNotFoundError as error:
@@ -243,7 +243,7 @@ def _listing(uri: str) -> Iterator[tuple[fsspec.AbstractFileSystem, str]]:
 
 
 def _client_errors(uri: str) -> tuple[type[Exception], ...]:
-    """What the client of a store raises, beside errors of the operating system, when it gets no answer."""
+    """Exceptions other than OSError that the client of a store raises when it gets no answer."""
     if not uri.startswith("s3://"):
         return ()
     from aiohttp import ClientError
@@ -268,11 +268,11 @@ def _filesystem(uri: str, where: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
 @contextmanager
 def local_copy(source: Source) -> Iterator[Path]:
-    """A local path of a source: its own, or a copy that is deleted afterwards.
+    """A local path of a source: its own, or that of a copy which is deleted afterwards.
 
     Raises:
-        VideoError: it is something else than a regular file: a folder, a pipe, a device.
-        OSError: it is not there or cannot be read, from a store either.
+        VideoError: it is not a regular file but a folder, a pipe or a device.
+        OSError: it does not exist or cannot be read, locally or from a store.
     """
     if "://" not in source.path:
         path = Path(source.path)
@@ -294,14 +294,14 @@ def local_copy(source: Source) -> Iterator[Path]:
 
 
 def _printable(name: str) -> str:
-    """The name as valid Unicode: bytes of a file name that are none are written in hexadecimal."""
+    """The name as valid Unicode; bytes that are not valid UTF-8 are written in hexadecimal."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def _stamp(path: str) -> str:
-    """Size and time of change of a file and of captions beside it.
+    """Sizes and modification times of a file and its sidecars.
 
-    A file that is not there is found out when its turn comes.
+    A missing file is no error here: it is reported when it is prepared.
     """
     stats = []
     for file in (Path(path), *sidecars(Path(path))):
@@ -315,7 +315,7 @@ def _stamp(path: str) -> str:
 
 
 def listing_fingerprint(sources: Iterable[Source]) -> str:
-    """Changes when a source is added, removed, renamed, resized or rewritten, or is told another caption."""
+    """Changes when a source is added, removed, renamed or modified, or when the table gives it another caption."""
     digest = sha256()
     for source in sources:
         digest.update(f"{source.name}\0{source.caption}\0{source.stamp}\n".encode())

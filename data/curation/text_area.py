@@ -1,7 +1,6 @@
-"""How much of a picture is text: subtitles, credits, signs, found by RapidOCR's detector (PP-OCRv4, in its wheel).
+"""The share of a picture that is text (subtitles, credits, signs), by RapidOCR's detector (PP-OCRv4, in its wheel).
 
-Only where text is matters, not what it says, so nothing is recognised. Pictures are looked at as they were
-decoded: in the small clip made of them the letters could no longer be told.
+Text is located, not recognised. Frames are measured before they are resized, which would make small letters illegible.
 """
 
 from collections.abc import Iterable
@@ -14,21 +13,19 @@ from jaxtyping import Float, UInt8
 from data.errors import ReelflowError
 from data.video.resize import Box
 
-DETECT_MAX_SIDE = (
-    960  # pixels, the detector's usual limit: larger pictures are shrunk to it, a fifth of the work at 1080p
-)
-DETECT_MIN_SIDE = 480  # smaller ones are enlarged: at 64 x 64 it would miss every letter
-MIN_SCORE = 0.6  # how sure the detector has to be of a line: PP-OCR's own default
-MIN_ASPECT = 1.5  # length by height of a line; to the detector a lone circle, cross or square is a letter
+DETECT_MAX_SIDE = 960  # pixels, the detector's default: larger pictures are shrunk to it, at 1080p a fifth of the work
+DETECT_MIN_SIDE = 480  # pixels: smaller pictures are enlarged to it; at 64 x 64 the detector misses every letter
+MIN_SCORE = 0.6  # confidence from which a line counts, PP-OCR's default
+MIN_ASPECT = 1.5  # length by height from which a line counts: the detector takes a lone circle or cross for a letter
 Frame = UInt8[np.ndarray, "h w 3"]
 
 
 class TextDetectionError(ReelflowError, ValueError):
-    """Text detection cannot run here; the message says what is missing."""
+    """Text detection is not available; the message says what is missing."""
 
 
 def check_text_detection() -> None:
-    """Fail before a run starts, rather than on its first video.
+    """Check that text detection is available, before a run starts.
 
     Raises:
         TextDetectionError: RapidOCR is not installed or cannot load ONNX Runtime or OpenCV.
@@ -43,33 +40,33 @@ def check_text_detection() -> None:
 
 
 def text_fraction(frame: Frame, box: Box) -> float:
-    """The share of a part of a picture that is covered by text, from 0 to 1.
+    """The share of a part of a picture that is covered by text, in [0, 1].
 
     Args:
-        box: the part; text is looked for in the whole picture, so that the part's edges cut no line in two unseen.
+        box: the part. Text is detected in the whole picture, so that lines across the edge of the part are found.
     """
     return covered_fraction(find_text(frame), box)
 
 
 def find_text(frame: Frame) -> list[Float[np.ndarray, "4 2"]]:
-    """The corners (right, down, in pixels) of a quadrilateral around each line of text; not around lone letters."""
+    """The corners (x, y in pixels) of a quadrilateral around each line of text; single letters are ignored."""
     found, _ = _detector()(np.ascontiguousarray(frame[..., ::-1]), use_det=True, use_cls=False, use_rec=False)
     quadrilaterals = [np.asarray(corners, np.float64) for corners in found or ()]
     return [corners for corners in quadrilaterals if _aspect(corners) >= MIN_ASPECT]
 
 
 def covered_fraction(quadrilaterals: Iterable[Float[np.ndarray, "4 2"]], box: Box) -> float:
-    """The share of a box that they cover together, from 0 to 1; where they overlap counts once."""
+    """The share of a box that quadrilaterals cover together, in [0, 1]; overlaps count once."""
     import shapely
 
     part = shapely.box(*box)
-    # Of nearly flat ones the corners may come in an order that crosses itself.
+    # The corners of nearly flat ones may be in an order in which the sides cross.
     hulls = [shapely.MultiPoint(corners).convex_hull for corners in quadrilaterals]
     return shapely.intersection(shapely.union_all(hulls), part).area / part.area
 
 
 def _aspect(corners: Float[np.ndarray, "4 2"]) -> float:
-    """The longer side by the shorter one, each the mean of two that face each other."""
+    """The longer side divided by the shorter one, each the mean of two opposite sides."""
     sides = np.linalg.norm(corners - np.roll(corners, -1, axis=0), axis=1)
     across, along = sorted((sides[0] + sides[2], sides[1] + sides[3]))
     return along / max(across, 1.0)
@@ -77,7 +74,7 @@ def _aspect(corners: Float[np.ndarray, "4 2"]) -> float:
 
 @lru_cache(maxsize=1)
 def _detector() -> Any:  # noqa: ANN401 - a class of an optional package
-    """One for each process, on one thread: processes work side by side."""
+    """One detector per process, with one thread, because several processes run at once."""
     import cv2
     from rapidocr_onnxruntime import RapidOCR
 

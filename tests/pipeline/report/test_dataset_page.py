@@ -56,7 +56,7 @@ def test_the_page_alone_holds_the_clips(mixed_dataset, tmp_path):
     cells = page.text_in("td")
     assert cells[:10] == [SMALL.name, "32", "80.0 %", "24", "8", WIDE.name, "8", "20.0 %", "6", "2"]
     assert "43 sources = 40 in shards + 0 filtered + 3 in quarantine." in page.text
-    assert "mend or replace the file, then run `shard` with --retry" in cells
+    assert "repair or replace the file, then run `shard` with --retry" in cells
     with Image.open(sheet_path) as sheet:
         pixels = np.asarray(sheet.convert("RGB")).astype(int)
     for number, row in enumerate(rows):  # the middle of each clip's first thumb has its colour
