@@ -1,4 +1,4 @@
-"""TODO testing/steps."""
+"""Jobs for worker processes: trainings with every setting of a step, and one with a non-finite gradient."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,12 +70,12 @@ def nothing_moves(worker: Worker, data: Path, stage: int) -> None:
     for step in range(POISONED_STEP + 2):
         before = state()
         trainer.step([next(batches)], 1e-3)
-        assert trainer.skipped == (step == POISONED_STEP)
+        assert trainer.guard.skipped == (step == POISONED_STEP)
         same = [torch.equal(old, new) for old, new in zip(before, state(), strict=True)]
-        assert all(same) == trainer.skipped
-    assert trainer.num_skipped == 1
-    assert np.isfinite(trainer.gradient_norm())
+        assert all(same) == trainer.guard.skipped
+    assert trainer.guard.num_skipped == 1
+    assert np.isfinite(trainer.guard.gradient_norm())
     for norm, skipped in ((float("inf"), True), (float("nan"), True), (1e30, False)):
         trainer._norm = norm
-        assert trainer.skipped == skipped
+        assert trainer.guard.skipped == skipped
     batches.close()

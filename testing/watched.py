@@ -1,4 +1,4 @@
-"""TODO testing/watched."""
+"""Jobs for worker processes: trainings with monitoring, and checks of the averages that it uses."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""How much memory this process and everything it started have used."""
+"""Peak memory of this process and its descendants."""
 
 import threading
 from collections.abc import Iterator
@@ -9,14 +9,14 @@ import psutil
 INTERVAL_SECONDS = 1.0
 
 
-class MemoryWatch:
-    """The highest sum of resident memory seen over the process tree, in bytes. Shared pages count in each process."""
+class MemoryMonitor:
+    """The peak of the resident memory of the process tree, in bytes. Shared pages are counted in every process."""
 
     def __init__(self) -> None:
         self.peak_rss_bytes = 0
 
     def measure(self) -> None:
-        """Look once."""
+        """Measure now."""
         own = psutil.Process()
         total = 0
         for process in [own, *own.children(recursive=True)]:
@@ -28,19 +28,19 @@ class MemoryWatch:
 
 
 @contextmanager
-def memory_watch() -> Iterator[MemoryWatch]:
+def memory_monitor() -> Iterator[MemoryMonitor]:
     """Measure every second from a thread while the block runs."""
-    watch, stopped = MemoryWatch(), threading.Event()
+    monitor, stopped = MemoryMonitor(), threading.Event()
 
     def loop() -> None:
         while not stopped.wait(INTERVAL_SECONDS):
-            watch.measure()
+            monitor.measure()
 
     thread = threading.Thread(target=loop, name="reelflow-memory", daemon=True)
     thread.start()
     try:
-        yield watch
+        yield monitor
     finally:
         stopped.set()
         thread.join()
-        watch.measure()
+        monitor.measure()

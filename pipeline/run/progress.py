@@ -1,4 +1,4 @@
-"""How far a stage is, for people: a live bar on a terminal, a line every few seconds in a log."""
+"""Progress of a stage: a live bar on a terminal, or a line every few seconds where output is not a terminal."""
 
 import sys
 import time
@@ -13,28 +13,28 @@ LINE_INTERVAL_SECONDS = 10.0
 
 
 class Bar(Protocol):
-    """What a stage reports to."""
+    """A display of progress."""
 
     def update(self, done: int, note: str = "") -> None:
-        """Say how much is done in all, and something worth seeing beside it."""
+        """Set the number of finished units, and a short text that is shown beside it."""
         ...
 
 
 class _TerminalBar:
     def __init__(self, progress: Progress, name: str, total: int, unit: str, start: int) -> None:
         self._progress, self._unit = progress, unit
-        self._start, self._begun = start, time.monotonic()
+        self._start, self._started = start, time.monotonic()
         self._task = progress.add_task(name, total=total, completed=start, rate="", note="")
 
     def update(self, done: int, note: str = "") -> None:
-        rate = (done - self._start) / max(time.monotonic() - self._begun, 1e-6)
+        rate = (done - self._start) / max(time.monotonic() - self._started, 1e-6)
         self._progress.update(self._task, completed=done, rate=f"{rate:.1f} {self._unit}/s", note=note)
 
 
 class _LogBar:
     def __init__(self, name: str, total: int, unit: str, start: int) -> None:
         self._name, self._total, self._unit, self._start = name, total, unit, start
-        self._begun = self._printed = time.monotonic()
+        self._started = self._printed = time.monotonic()
         self._complete = False
 
     def update(self, done: int, note: str = "") -> None:
@@ -42,16 +42,16 @@ class _LogBar:
         if self._complete or (now - self._printed < LINE_INTERVAL_SECONDS and done < self._total):
             return
         self._printed, self._complete = now, done >= self._total
-        rate = (done - self._start) / max(now - self._begun, 1e-6)
+        rate = (done - self._start) / max(now - self._started, 1e-6)
         minutes, seconds = divmod(round((self._total - done) / rate) if rate > 0 else 0, 60)
-        eta = f"in {now - self._begun:.0f} s" if self._complete else f"ETA {minutes}:{seconds:02d}"
+        eta = f"in {now - self._started:.0f} s" if self._complete else f"ETA {minutes}:{seconds:02d}"
         text = f"  {self._name}  {done}/{self._total} {self._unit}  {rate:.1f}/s  {eta}  {note}"
         print(text.rstrip(), flush=True)
 
 
 @contextmanager
 def bar(name: str, total: int, unit: str, start: int = 0) -> Iterator[Bar]:
-    """A bar for `total` units of work, of which `start` were done before."""
+    """Yield a bar for `total` units of work, of which `start` were finished before."""
     if not sys.stderr.isatty():
         yield _LogBar(name, total, unit, start)
         return

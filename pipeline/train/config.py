@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AliasChoices, Field, model_validator
 
 from data.records import Runtime, Settings
 from data.stream.config import CacheConfig
@@ -11,93 +11,114 @@ from pipeline.checkpoint.config import LoraConfig
 from pipeline.engine.config import LossScaling, Offload, ZeroStage
 from pipeline.engine.ema_profile import EmaProfiles, FixedDecay, profile_names
 from pipeline.run.config import Precision
-from pipeline.run.weight_names import FIRST, RAW
+from pipeline.run.weight_names import FIRST_AVERAGE, MASTER_IN_VALIDATION, ValidatedWeights
+
+OLD_NAMES = {
+    "accumulate": "gradient_accumulation_steps",
+    "bad_steps": "non_finite_steps",
+    "ema_decay": "ema",
+}
+"""Names that older configurations use -> today's names. Both are read."""
 
 
-class WatchConfig(Settings):
-    """What to watch. May change from one start to the next."""
+class MonitorConfig(Settings):
+    """Validation, previews and dashboards during training. None of them changes what is trained."""
 
     validate_every_steps: Annotated[int | None, Runtime] = Field(default=None, ge=1)
-    """None: before the first step and after the last."""
-    validate_weights: Annotated[tuple[str, ...], Runtime] = (RAW, FIRST)
-    """As trained, the first average, or an average by name."""
+    """Steps between two validations; None validates only before the first step and after the last one."""
+    validate_weights: Annotated[ValidatedWeights, Runtime] = (MASTER_IN_VALIDATION, FIRST_AVERAGE)
+    """The weights to validate: "master" (or "raw") as trained, "ema" for the first average, or an average's name."""
     validation_clips: Annotated[int, Runtime] = Field(default=64, ge=0)
-    """At most; 0 turns validation off."""
+    """The largest number of held-out clips to validate on; 0 turns validation off."""
     sample_every_steps: Annotated[int | None, Runtime] = Field(default=None, ge=1)
-    """Of the DiT; None: never."""
-    sample_weights: Annotated[str, Runtime] = FIRST
-    """The first average, or one by name."""
+    """Steps between two previews, which are clips sampled for four fixed prompts; None makes no previews."""
+    sample_weights: Annotated[str, Runtime] = FIRST_AVERAGE
+    """The averaged weights that previews are sampled with: "ema" for the first average, or an average's name."""
     wandb_project: Annotated[str | None, Runtime] = Field(default=None, min_length=1)
-    """None: nothing goes to Weights & Biases."""
+    """The Weights & Biases project that also receives metrics and previews; None sends nothing to W&B."""
 
 
-class TrainConfig(WatchConfig):
-    """How a network is trained."""
+class TrainConfig(MonitorConfig):
+    """How a network is trained.
+
+    Fields marked `Runtime` may change when a training resumes. The result is then the same up to the order in which
+    floating-point numbers are added. For `steps` that holds with a constant learning rate: a cosine schedule spans all
+    steps, so a training that is extended continues at a higher rate than it ended with.
+    """
 
     steps: Annotated[int, Runtime] = Field(default=1000, ge=1)
-    """TODO"""
+    """Number of training steps in total, over all starts; each step is one update of the weights."""
     global_batch: int = Field(default=32, ge=1)
-    """Samples per step over all workers, of the largest bucket."""
+    """Clips per step over all workers, for the bucket with the most tokens; other buckets get as many tokens."""
     batch_multiple: int = Field(default=4, ge=1)
-    """Batches of smaller buckets are multiples of it: workers must divide it."""
-    accumulate: Annotated[int, Runtime] = Field(default=1, ge=1)
-    """Each worker computes its part of a batch in so many pieces."""
+    """Batch sizes of the other buckets are multiples of this number; the number of workers must divide it."""
+    gradient_accumulation_steps: Annotated[int, Runtime] = Field(
+        default=1, ge=1, validation_alias=AliasChoices("gradient_accumulation_steps", "accumulate")
+    )
+    """Forward and backward passes per step on each worker; raise it when a worker's part of a batch exceeds its memory.
+    """
     sequence_parallel: Annotated[int, Runtime] = Field(default=1, ge=1)
-    """Workers that share each sample of the DiT: a part of its tokens each."""
+    """Workers that compute each clip together, each with a part of its tokens; for long clips, of the DiT only."""
     readers: Annotated[int, Runtime] = Field(default=1, ge=0)
-    """Threads that read ahead, of each worker."""
+    """Threads per worker that read and decode samples ahead of training; 0 reads in the training thread."""
     cache: Annotated[CacheConfig | None, Runtime] = None
-    """Copies of shards on a fast disk of each machine."""
+    """Copies of shards on a local disk of each machine, for datasets on slow or remote storage; None makes no copies.
+    """
     learning_rate: float = Field(default=1e-3, gt=0, allow_inf_nan=False)
-    """TODO"""
+    """Peak learning rate of AdamW, reached after the warm-up."""
     warmup_steps: int = Field(default=50, ge=0)
-    """TODO"""
+    """Steps over which the learning rate rises linearly from 0 to its peak."""
     schedule: Literal["constant", "cosine"] = "cosine"
-    """TODO"""
+    """The learning rate after the warm-up: constant, or half a cosine down to a tenth of the peak at the last step."""
     weight_decay: float = Field(default=0.01, ge=0)
-    """TODO"""
+    """Decoupled weight decay of AdamW; applied to matrices and kernels, not to biases and norms."""
     betas: tuple[float, float] = (0.9, 0.99)
-    """TODO"""
+    """Decay rates of AdamW's averages of the gradient and of its square, each in [0, 1)."""
     clip_norm: float = Field(default=1.0, gt=0)
-    """TODO"""
-    bad_steps: Annotated[Literal["stop", "skip"], Runtime] = "stop"
-    """Whose loss or gradient is not finite, or beyond `max_norm`."""
+    """The gradient is scaled down to this norm, taken over all parameters and workers, where it is longer."""
+    non_finite_steps: Annotated[Literal["stop", "skip"], Runtime] = Field(
+        default="stop", validation_alias=AliasChoices("non_finite_steps", "bad_steps")
+    )
+    """At a step whose loss or gradient is infinite, not a number or longer than `max_norm`: stop, or skip its update.
+    """
     max_norm: Annotated[float | None, Runtime] = Field(default=None, gt=0)
-    """Of a gradient before clipping, over all workers."""
-    ema: EmaProfiles = (FixedDecay(decay=0.995),)
-    """Averages of the weights; a number is a fixed decay."""
+    """The longest gradient that a step may have, before clipping; None allows any finite one."""
+    ema: EmaProfiles = Field(default=(FixedDecay(decay=0.995),), validation_alias=AliasChoices("ema", "ema_decay"))
+    """Exponential moving averages of the weights that are kept; a number stands for one average of that decay."""
     precision: Precision = "auto"
-    """TODO"""
+    """The type that networks compute in: auto is bf16 where the hardware multiplies in it, otherwise fp32."""
     loss_scaling: LossScaling = LossScaling()
-    """Of fp16."""
+    """How the loss is scaled while `precision` is fp16; unused with the other types."""
     activation_checkpointing: Annotated[bool, Runtime] = False
-    """The DiT's blocks are computed again in backward, for their memory."""
+    """Recompute the activations of transformer blocks in the backward pass: less memory, about a third more time."""
     compile: Annotated[bool, Runtime] = False
-    """By torch.compile, once for each bucket; needs a compiler on every worker."""
+    """Compile the network with torch.compile, once per bucket; every worker needs a C++ compiler."""
     zero_stage: Annotated[ZeroStage, Runtime] = 2
-    """TODO"""
+    """What ZeRO partitions over the workers: 0 nothing, 1 optimizer state, 2 also gradients, 3 also parameters."""
     offload: Annotated[Offload, Runtime] = "none"
-    """What lies in host memory; at ZeRO 2 and 3, the parameters at 3."""
+    """What is kept in host memory: the optimizer state (ZeRO 2 or 3), or also the parameters (ZeRO 3)."""
     checkpoint_every_steps: Annotated[int, Runtime] = Field(default=250, ge=1)
-    """TODO"""
+    """Steps between two checkpoints; the last step is always saved."""
     checkpoint_every_minutes: Annotated[float | None, Runtime] = Field(default=None, gt=0)
-    """Also, where steps are slow."""
+    """Minutes after which a checkpoint is saved even between those steps; None saves by steps only."""
     keep_checkpoints: Annotated[int, Runtime] = Field(default=2, ge=2)
-    """The newest."""
+    """Number of newest checkpoints that are kept; older ones are deleted."""
     keep_every_steps: Annotated[int | None, Runtime] = Field(default=None, ge=1)
-    """And for good those at multiples of this."""
+    """Checkpoints at multiples of this step are never deleted; None keeps only the newest ones."""
     log_every_steps: Annotated[int, Runtime] = Field(default=10, ge=1)
-    """TODO"""
+    """Steps between two lines of metrics.jsonl; a loss that is not finite is detected at the same steps."""
     stall_minutes: Annotated[float | None, Runtime] = Field(default=4, gt=0)
-    """Without a step: every rank writes its stacks to stalls/; before the collectives' timeout ends a rank that waits.
+    """Minutes without a step after which every rank writes its stack traces to stalls/; None turns that off.
+
+    Below 5, which is when a collective that waits for a missing rank times out.
     """
 
     @model_validator(mode="before")
     @classmethod
-    def _take_old_name(cls, fields: Any) -> Any:  # noqa: ANN401 - what a configuration may hold
-        if isinstance(fields, dict) and "ema_decay" in fields:
-            old = fields["ema_decay"]
-            return {name: value for name, value in fields.items() if name != "ema_decay"} | {"ema": old}
+    def _refuse_both_names(cls, fields: Any) -> Any:  # noqa: ANN401 - whatever a configuration may hold
+        for old, new in OLD_NAMES.items():
+            if isinstance(fields, dict) and old in fields and new in fields:
+                raise ValueError(f"{old} is the old name of {new}, and both are given: remove {old}")
         return fields
 
     @model_validator(mode="after")
@@ -105,15 +126,15 @@ class TrainConfig(WatchConfig):
         least = {"none": 0, "optimizer": 2, "optimizer_and_parameters": 3}[self.offload]
         if self.zero_stage < least:
             raise ValueError(
-                f"offload is {self.offload!r}, which takes ZeRO {least}{' or 3' if least < 3 else ''}, but zero_stage "
+                f"offload is {self.offload!r}, which needs ZeRO {least}{' or 3' if least < 3 else ''}, but zero_stage "
                 f"is {self.zero_stage}: set zero_stage to {least}, or offload to none"
             )
         return self
 
     @model_validator(mode="after")
     def _check_averages(self) -> Self:
-        names = [FIRST, *profile_names(self.ema)]
-        for field, known in (("validate_weights", [RAW, *names]), ("sample_weights", names)):
+        names = [FIRST_AVERAGE, *profile_names(self.ema)]
+        for field, known in (("validate_weights", [MASTER_IN_VALIDATION, *names]), ("sample_weights", names)):
             chosen = getattr(self, field)
             for name in (chosen,) if isinstance(chosen, str) else chosen:
                 if name not in known:
@@ -125,9 +146,9 @@ class FlowTrainConfig(TrainConfig):
     """How a DiT is trained, and from which weights."""
 
     start_from: Annotated[Path | None, Runtime] = None
-    """A DiT's checkpoint, or a folder with checkpoints: its averaged weights."""
+    """A DiT's checkpoint, or a folder of checkpoints, whose averaged weights training starts from; None starts anew."""
     lora: LoraConfig | None = None
-    """Learn adapters on those, and nothing else."""
+    """Train low-rank adapters on the network of `start_from` and nothing else; None trains all weights."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

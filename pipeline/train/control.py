@@ -1,11 +1,11 @@
-"""Asking a training that runs to save, or to save and stop: files in its folder, which rank 0 looks for.
+"""Control of a running training through files in its folder, which rank 0 looks for.
 
-    touch runs/NAME/dit/save             a checkpoint after the step that runs, then on
-    touch runs/NAME/dit/save_and_stop    a checkpoint, then the end; the same command goes on from there
+    touch runs/NAME/dit/save             save a checkpoint after the current step and continue
+    touch runs/NAME/dit/save_and_stop    save a checkpoint and stop; the same command resumes from it
 
-SIGTERM, with which schedulers announce that a machine is taken away, becomes the second file: the signal
-reaches one process, the file reaches whoever trains, on Ray (whose workers cannot have handlers of their
-own: they run in a thread) and off it.
+The first SIGTERM, which schedulers send before they take a machine away, creates the second file. The signal reaches
+one process, but the file reaches rank 0 wherever it runs. That includes workers of Ray, which cannot have signal
+handlers of their own, because Ray runs them in a thread.
 """
 
 import signal
@@ -18,69 +18,80 @@ from pathlib import Path
 
 SAVE_NAME = "save"
 STOP_NAME = "save_and_stop"
-LOOK_EVERY_SECONDS = 0.5  # a shared file system answers in milliseconds, too slow for every step
+POLL_INTERVAL_SECONDS = 0.5  # a shared file system takes milliseconds to answer, too slow for every step
 
 
 @dataclass(frozen=True)
-class Wish:
-    """What somebody outside asks of the training."""
+class ControlFlags:
+    """What is requested of the training."""
 
     save: bool
     stop: bool
 
 
-NOTHING = Wish(save=False, stop=False)
+NO_FLAGS = ControlFlags(save=False, stop=False)
 
 
-class Requests:
-    """Rank 0's view of the folder and of the clock."""
+class ControlFiles:
+    """The control files of one training, and the clock of `checkpoint_every_minutes`. Used by rank 0.
+
+    Args:
+        every_minutes: a save is requested this long after the last one; None: by files only.
+    """
 
     def __init__(self, run_dir: Path, every_minutes: float | None) -> None:
         self._run_dir = run_dir
         self._every_seconds = None if every_minutes is None else 60 * every_minutes
-        self._saved = time.monotonic()
-        self._looked = 0.0
+        self._saved_at = time.monotonic()
+        self._polled_at = 0.0
 
-    def look(self) -> Wish:
-        """What is asked for now."""
+    def poll(self) -> ControlFlags:
+        """What is requested now; files are looked for at most every `POLL_INTERVAL_SECONDS`."""
         now = time.monotonic()
-        overdue = self._every_seconds is not None and now - self._saved >= self._every_seconds
-        if now - self._looked < LOOK_EVERY_SECONDS:
-            return Wish(overdue, stop=False)
-        self._looked = now
+        overdue = self._every_seconds is not None and now - self._saved_at >= self._every_seconds
+        if now - self._polled_at < POLL_INTERVAL_SECONDS:
+            return ControlFlags(overdue, stop=False)
+        self._polled_at = now
         save, stop = ((self._run_dir / name).exists() for name in (SAVE_NAME, STOP_NAME))
-        return Wish(save or overdue, stop)
+        return ControlFlags(save or overdue, stop)
 
-    def done(self, wish: Wish) -> None:
-        """A checkpoint was begun: the clock starts again, and the wish it fulfilled is taken away, no later one."""
-        self._saved = time.monotonic()
-        for name, fulfilled in ((SAVE_NAME, wish.save), (STOP_NAME, wish.stop)):
-            if fulfilled:
+    def acknowledge(self, flags: ControlFlags) -> None:
+        """Call when a checkpoint was started: restarts the clock and removes the files behind `flags`, and no others.
+
+        Args:
+            flags: what `poll` returned before the checkpoint. A file that was created since then remains.
+        """
+        self._saved_at = time.monotonic()
+        for name, raised in ((SAVE_NAME, flags.save), (STOP_NAME, flags.stop)):
+            if raised:
                 (self._run_dir / name).unlink(missing_ok=True)
 
 
-def request_stop(run_dir: Path) -> None:
+def request_save_and_stop(run_dir: Path) -> None:
     """Ask the training in `run_dir` to save and stop."""
     (run_dir / STOP_NAME).touch()
 
 
-def clear_requests(run_dir: Path) -> None:
-    """Forget what was asked, of this training or of an earlier one."""
+def clear_control_files(run_dir: Path) -> None:
+    """Remove the control files of this training or of an earlier one."""
     for name in (SAVE_NAME, STOP_NAME):
         (run_dir / name).unlink(missing_ok=True)
 
 
 @contextmanager
 def sigterm_stops(run_dir: Path) -> Iterator[None]:
-    """While the block runs, the first SIGTERM asks the training in `run_dir` to save and stop; a second one ends us."""
+    """While the block runs, the first SIGTERM asks the training in `run_dir` to save and stop.
+
+    A second SIGTERM has its usual effect. Outside the main thread, which alone may set handlers, nothing changes.
+    """
     if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may have handlers; whoever owns it decides
+        yield
         return
     before = signal.getsignal(signal.SIGTERM)
 
     def ask(*_: object) -> None:
-        request_stop(run_dir)
-        signal.signal(signal.SIGTERM, before)  # where no worker is left to answer, there has to be a way out
+        request_save_and_stop(run_dir)
+        signal.signal(signal.SIGTERM, before)  # the process can still be ended where no worker is left to react
 
     signal.signal(signal.SIGTERM, ask)
     try:

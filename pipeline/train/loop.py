@@ -1,139 +1,139 @@
-"""The training loop, the same for the autoencoder and the DiT, on Ray or as a plain process.
+"""The training loop, the same for every network, on Ray's workers or in processes of torchrun.
 
-Which samples, which noise, which times: everything is addressed by the cursor (how many samples the run
-has consumed), so the loop's whole state is the weights, the moments, the EMA and one integer.
+From a configuration to a training step there are six files to read, in this order:
+
+    pipeline/train/config.py       what can be set
+    pipeline/train/stage.py        starts `train` on every worker
+    pipeline/train/loop.py         this file: what happens in a step
+    pipeline/train/tasks/flow.py   a batch, and the loss of a network (tasks/autoencoder.py for the autoencoder)
+    pipeline/train/build.py        the network in its engine
+    pipeline/engine/zero.py        forward, backward and update with DeepSpeed ZeRO
+
+(`setup.py` constructs what surrounds a step: checkpoints, the stream of batches, monitors.)
+
+Samples, noise, times and dropped captions are functions of the seed and of the cursor, which is the number of samples
+consumed so far. The whole state of the loop is therefore the weights, the optimizer's moments, the averages of the
+weights, and one integer. A training that is stopped and resumed has the same losses to the last bit.
 """
 
-from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
-from functools import partial
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from pipeline.checkpoint.provenance import provenance
-from pipeline.checkpoint.record import step_folders
-from pipeline.checkpoint.restore import load_training_state
-from pipeline.checkpoint.resume import agree_on_resumption, alone_in
-from pipeline.checkpoint.retention import Retention, check_space
-from pipeline.checkpoint.write import CheckpointSaver, Contents
-from pipeline.distributed.collectives import Flags
+from pipeline.checkpoint.resume import exclusive_access
 from pipeline.distributed.process_group import Worker
 from pipeline.run import randomness
-from pipeline.train.build import build
 from pipeline.train.config import TrainConfig
-from pipeline.train.control import NOTHING, Requests
-from pipeline.train.monitor.events import Event, EventKind, append_event
-from pipeline.train.monitor.metrics import MetricsWriter
-from pipeline.train.monitor.monitor import Watch
+from pipeline.train.control import NO_FLAGS, ControlFlags
+from pipeline.train.memory_advice import memory_advice
 from pipeline.train.monitor.step_log import StepLog
-from pipeline.train.monitor.wandb_run import start_wandb
-from pipeline.train.monitor.watchdog import stall_watch
-from pipeline.train.non_finite_steps import BadSteps
 from pipeline.train.schedule import learning_rate
-from pipeline.train.stream import check_cursor, in_pieces, open_stream
+from pipeline.train.setup import Training, record_event, set_up
 from pipeline.train.task import TrainTask
 
 
 def train(task: TrainTask, config: TrainConfig, run_dir: Path, worker: Worker) -> None:
-    """Train to `config.steps`, or until asked to stop, from the newest whole checkpoint in `run_dir`.
+    """Train until `config.steps`, or until asked to stop, from the newest complete checkpoint in `run_dir`. Collective.
 
     Raises:
         CacheError: the cache of shards cannot be written.
-        CheckpointError: none can be used, there is no room for more, or one cannot be written.
-        NonFiniteError: the loss or the gradient is not finite.
+        CheckpointError: no checkpoint can be used, there is no room for more, or one cannot be written.
         LockedError: another training works in `run_dir`.
+        NonFiniteError: the loss or the gradient is not finite.
         SplitError: the workers of a sequence group cannot share the network or a clip.
-        WandbError: a W&B project is named, and W&B cannot be used.
+        WandbError: a W&B project is configured, and W&B cannot be used.
         WorldSizeError: the workers cannot share the global batch evenly.
-        Each is raised by every rank at the same step, so a restart would meet it again.
+        Each is raised by every rank at the same step.
     """
     with ExitStack() as stack:
-        stack.enter_context(alone_in(run_dir, worker.rank))
-        trainer, ema = build(task, config, worker)
-        resumption = agree_on_resumption(run_dir, worker.rank, worker.world_size)
-        contents = Contents(
-            task.kind, task.trained(), provenance(task.dataset_dir, resumption.checkpoint), task.attachments()
-        )
-        retention = Retention(config.keep_checkpoints, config.keep_every_steps)
-        step, cursor, note = 0, 0, ""
-        if (checkpoint := resumption.checkpoint) is not None:
-            begun = [f"the average {name} begins here" for name in load_training_state(checkpoint, trainer, ema)]
-            step, cursor = checkpoint.record.step, checkpoint.record.cursor
-            beyond = [folder.name for other, folder in step_folders(run_dir).items() if other > step]
-            begun += [f"{', '.join(beyond)} will be set aside by the first save"] if beyond else []
-            note = "; ".join([*resumption.problems, *begun, f"resuming from step {step}"])
-        check_space(run_dir, trainer, ema, retention, step)
-        saver = stack.enter_context(closing(CheckpointSaver(run_dir, trainer, ema, contents, retention, step)))
-        stream = open_stream(task, config, trainer)
-        check_cursor(stream, step, cursor, run_dir)
-        prepare = partial(in_pieces, task.prepare, config.accumulate)
-        batches = stack.enter_context(closing(stream.batches(cursor, prepare, config.readers)))
-        wandb_run = start_wandb(config.wandb_project, run_dir, worker.rank)
-        metrics = stack.enter_context(closing(MetricsWriter(run_dir, step, wandb_run))) if worker.rank == 0 else None
-        watch = Watch(task, config, trainer, ema, run_dir, metrics, stream, first_step=step, last_step=config.steps)
-        requests = Requests(run_dir, config.checkpoint_every_minutes) if worker.rank == 0 else None
-        flags = Flags()
-
-        def happened(event: EventKind, note: str = "") -> None:
-            if worker.rank == 0:
-                append_event(run_dir, Event.now(event, step, worker.world_size, config.zero_stage, note))
-
-        happened("started", note)
-        limit = None if config.stall_minutes is None else 60 * config.stall_minutes
-        moved = stack.enter_context(stall_watch(run_dir, worker.rank, limit))
-        bad = BadSteps(run_dir, stream, config, worker.rank)
-        watch.begin()
-        step_log, stop = StepLog(trainer, stream, watch, metrics, cursor), False
+        stack.enter_context(exclusive_access(run_dir, worker.rank))
+        training = set_up(task, config, run_dir, worker, stack)
+        training.monitor.start()  # validates a new training before its first step
+        step, cursor = training.start.step, training.start.cursor
+        log = StepLog(training.trainer, training.stream, training.monitor, training.metrics, cursor)
+        stop = False
         while step < config.steps and not stop:
+            # 1. Fetch this rank's part of the global batch, one micro-batch per gradient accumulation step.
+            with log.wait.measured():
+                batches = [batch.to(worker.device) for batch in next(training.batches)]
+
+            # 2. Compute losses and gradients, and update the weights and their averages.
             rate = learning_rate(step, config)
-            with step_log.wait.measured():
-                pieces = [piece.to(worker.device) for piece in next(batches)]
-            # What layers draw: dropout, of LoRA alone. The one thing that depends on how many workers there are.
-            torch.manual_seed(randomness.number(task.seed, "layers", f"{step} {worker.rank}"))
-            with memory_advice(config, worker, stream.plan.batch_size(step)):
-                losses = trainer.step(pieces, rate)
-            bad.note(step, losses["total"], trainer)
-            step, cursor = step + 1, stream.plan.cursor(step + 1)
-            if not (trainer.skipped or trainer.overflowed):
-                ema.update(trainer.num_updates(step))
-            moved()
+            losses = update(training, step, batches, rate)
+            step, cursor = step + 1, training.stream.plan.cursor(step + 1)
+            training.heartbeat()
 
-            wish = requests.look() if requests is not None else NOTHING
-            writing, asked, stop = flags.any_rank(saver.busy, wish.save, wish.stop)
-            save = asked or stop or step % config.checkpoint_every_steps == 0 or step == config.steps
-            log = step % config.log_every_steps == 0 or step == config.steps
-            if log or save:
-                bad.check(task.kind)
-                step_log.look(step, cursor, losses, rate, write=log)
-            watch.after(step)
-            if saver.pending and not writing:
-                saver.commit()
-            if save:
-                saver.begin(step, cursor)
-                if requests is not None:
-                    requests.done(wish)
-        saver.finish()
-        happened("finished" if step == config.steps else "stopped")
+            # 3. Agree with the other ranks on what follows; then log, validate and make previews where they are due.
+            decision = agree(training, step)
+            if decision.log or decision.save:
+                training.non_finite_steps.check(task.kind)  # before a save: no checkpoint holds weights that are broken
+                log.collect(step, cursor, losses, rate, write=decision.log)
+            training.monitor.after_step(step)
+
+            # 4. Publish the checkpoint that a thread has finished writing, and begin the next one.
+            if decision.commit:
+                training.saver.commit()
+            if decision.save:
+                training.saver.begin(step, cursor)
+                if training.control is not None:
+                    training.control.acknowledge(decision.control)
+            stop = decision.stop
+        training.saver.finish()
+        record_event(run_dir, config, worker, "finished" if step == config.steps else "stopped", step)
 
 
-@contextmanager
-def memory_advice(config: TrainConfig, worker: Worker, batch_size: int) -> Iterator[None]:
-    """Say which knob to turn where a GPU has too little memory.
+def update(training: Training, step: int, batches: list[Any], rate: float) -> dict[str, Tensor]:
+    """Make update number `step` (from 0): forward and backward per micro-batch, optimizer step, averages. Collective.
 
-    Raises:
-        OutOfMemoryError: with the numbers.
+    Args:
+        batches: this rank's micro-batches, on its device.
+        rate: the learning rate.
+
+    Returns:
+        The means of this rank's losses over its micro-batches: scalars on its device.
     """
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        each = batch_size * config.sequence_parallel // worker.world_size // config.accumulate
-        knobs = [f"train.accumulate={2 * config.accumulate}"] if each > 1 else []
-        knobs += ["train.activation_checkpointing=true"] if not config.activation_checkpointing else []
-        knobs += [f"train.zero_stage={config.zero_stage + 1}"] if config.zero_stage < 3 else []
-        knobs += ["train.offload=optimizer"] if config.zero_stage >= 2 and config.offload == "none" else []
-        knobs += ["a smaller bucket or model"] if not knobs else []
-        raise torch.OutOfMemoryError(
-            f"rank {worker.rank} has too little memory for {each} clips at a time at ZeRO stage {config.zero_stage}; "
-            f"set {' or '.join(knobs)} ({str(error).splitlines()[0]})"
-        ) from error
+    trainer, worker = training.trainer, training.worker
+    # Random numbers of layers, which only LoRA's dropout uses: the only ones that depend on the number of workers.
+    torch.manual_seed(randomness.number(training.task.seed, "layers", f"{step} {worker.rank}"))
+    with memory_advice(training.config, worker, training.stream.plan.batch_size(step)):
+        losses = trainer.step(batches, rate)
+    training.non_finite_steps.record(step, losses["total"], trainer)
+    if not (trainer.guard.skipped or trainer.guard.overflowed):  # otherwise the weights are unchanged
+        training.ema.update(trainer.guard.num_updates(step + 1))
+    return losses
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What all ranks do after a step."""
+
+    log: bool
+    save: bool
+    stop: bool
+    commit: bool
+    """Every rank has written its part of the checkpoint in progress."""
+    control: ControlFlags
+    """What the control files asked for; on rank 0."""
+
+
+def agree(training: Training, step: int) -> Decision:
+    """Decide what follows after `step` updates, the same on every rank. Collective.
+
+    Control files, the clock and writing threads differ between ranks, so these decisions are made together: a rank
+    that saved alone would wait for the others in a collective.
+    """
+    config, saver = training.config, training.saver
+    control = NO_FLAGS if training.control is None else training.control.poll()
+    is_writing, asked, stop = training.flags.any_rank(saver.busy, control.save, control.stop)
+    is_last = step == config.steps
+    return Decision(
+        log=step % config.log_every_steps == 0 or is_last,
+        save=asked or stop or step % config.checkpoint_every_steps == 0 or is_last,
+        stop=stop,
+        commit=saver.pending and not is_writing,
+        control=control,
+    )

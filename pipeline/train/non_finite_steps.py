@@ -1,10 +1,10 @@
-"""Steps whose loss or gradient is not finite, or too long: found out, named with their samples, skipped or the end.
+"""Steps whose loss or gradient is not finite, or whose gradient is too long: they end the training or are skipped.
 
-Under the rule "stop" nothing is looked at before the next logged step or save, so that a GPU never waits; the step at
-fault is then found among those since. Under "skip" each update is decided before it is made (`ZeroTrainer.max_norm`).
+With `non_finite_steps: stop`, losses and norms are read only at the next logged step or save, so that the GPU never
+waits for the host; the first step at fault since then is named. With `skip`, every update is decided before it is made
+(`UpdateGuard`). The samples of each such step are listed in `bad_steps.jsonl`.
 """
 
-import json
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from data.errors import ReelflowError
+from data.files.jsonl import append_line
 from data.stream.loader import Stream
 from pipeline.distributed.collectives import from_every_rank
 from pipeline.engine.zero import ZeroTrainer
@@ -19,58 +20,62 @@ from pipeline.engine.zero import ZeroTrainer
 if TYPE_CHECKING:
     from pipeline.train.config import TrainConfig
 
-BAD_STEPS_NAME = "bad_steps.jsonl"
+NON_FINITE_STEPS_NAME = "bad_steps.jsonl"
 
 
 class NonFiniteError(ReelflowError, FloatingPointError):
-    """The loss or the gradient of a step is not finite, or too large; the message names the step."""
+    """The loss or the gradient of a step is not finite, or too long; the message names the step."""
 
 
-class BadSteps:
-    """What to do with them; one per rank."""
+class NonFiniteSteps:
+    """Detects and lists such steps. Constructed by all ranks."""
 
     def __init__(self, run_dir: Path, stream: Stream, config: "TrainConfig", rank: int) -> None:
-        self._path = run_dir / BAD_STEPS_NAME
+        self._path = run_dir / NON_FINITE_STEPS_NAME
         self._stream = stream
         self._config = config
         self._rank = rank
-        self._noted: list[
-            tuple[int, Tensor, float | Tensor]
-        ] = []  # step, loss of this rank, norm; since the last check
+        self._recorded: list[tuple[int, Tensor, float | Tensor]] = []  # step, this rank's loss, gradient norm
 
-    def note(self, step: int, loss: Tensor, trainer: ZeroTrainer) -> None:
-        """Remember a step (from 0); called by all after it. One that overflowed was none: the scale was too great."""
-        if trainer.overflowed:
+    def record(self, step: int, loss: Tensor, trainer: ZeroTrainer) -> None:
+        """Record a step (from 0) after it, for the next `check`.
+
+        A step that overflowed in float16 is left out: the loss scale was too large, and the training is sound.
+        """
+        if trainer.guard.overflowed:
             return
-        self._noted.append((step, loss, trainer.norm))
-        if trainer.skipped:
-            self._list(step, float(loss), trainer.gradient_norm(), "skipped")
+        self._recorded.append((step, loss, trainer.guard.norm))
+        if trainer.guard.skipped:
+            self._list(step, float(loss), trainer.guard.gradient_norm(), "skipped")
 
     def check(self, kind: str) -> None:
-        """Refuse to go on, and above all to save, once the training has blown up; called by all at the same step.
+        """With the setting "stop", refuse to continue, and to save, after a step that is not finite. Collective.
+
+        Args:
+            kind: of the task, for the message.
 
         Raises:
-            NonFiniteError: on every rank; names the first bad step and where its samples are listed.
+            NonFiniteError: on every rank; names the first such step and the file with its samples.
         """
-        noted, self._noted = self._noted, []
-        if self._config.bad_steps == "skip":
+        recorded, self._recorded = self._recorded, []
+        if self._config.non_finite_steps == "skip":
             return
         limit = self._config.max_norm or math.inf
         bad = {
-            step: (float(loss), float(norm))
-            for step, loss, norm in noted
+            step
+            for step, loss, norm in recorded
             if not (math.isfinite(loss) and math.isfinite(norm) and 0 <= norm <= limit)  # DeepSpeed's invalid is -1
         }
         first = min((step for step in from_every_rank(min(bad, default=-1)) if step >= 0), default=None)
         if first is None:
             return
-        loss, norm = next((float(loss), float(norm)) for step, loss, norm in noted if step == first)
+        loss, norm = next((float(loss), float(norm)) for step, loss, norm in recorded if step == first)
         self._list(first, loss, norm, "stopped")
         limits = f", beyond train.max_norm {limit:g}" if norm > limit and math.isfinite(norm) else ""
         raise NonFiniteError(
             f"the {kind} loss is {loss} and its gradient {norm}{limits} at step {first + 1}; its samples are in "
-            f"{self._path}. The last checkpoint is intact: set train.bad_steps=skip and start again, or lower "
-            f"train.learning_rate (it is {self._config.learning_rate:g}) and go on with --allow-change "
+            f"{self._path}. The last checkpoint is intact: set train.non_finite_steps=skip and start again, or lower "
+            f"train.learning_rate (it is {self._config.learning_rate:g}) and resume with --allow-change "
             "train.learning_rate"
         )
 
@@ -78,5 +83,4 @@ class BadSteps:
         """Append the samples that this rank had at a step."""
         keys = [row.key for row in self._stream.rows(step)]
         line = {"step": step + 1, "rank": self._rank, "loss": loss, "gradient_norm": norm, "outcome": outcome}
-        with self._path.open("a", encoding="utf-8") as file:  # one short write: lines of several ranks stay whole
-            file.write(json.dumps(line | {"keys": keys}) + "\n")
+        append_line(self._path, line | {"keys": keys})

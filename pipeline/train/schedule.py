@@ -1,4 +1,4 @@
-"""The learning rate over the steps."""
+"""The learning-rate schedule."""
 
 import math
 
@@ -6,7 +6,7 @@ from pipeline.train.config import TrainConfig
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
-    """The rate for update number `step` (from 0): a linear warm-up, then constant or half a cosine to a tenth."""
+    """The rate of update number `step` (from 0): a linear warm-up, then constant, or half a cosine down to a tenth."""
     peak = config.learning_rate
     if step < config.warmup_steps:
         return peak * (step + 1) / config.warmup_steps

@@ -110,13 +110,13 @@ class TrainStage(Stage):
         """Run the training, with a progress bar and the notes of its workers; returns what it made."""
         from pipeline.checkpoint.read import open_checkpoint
         from pipeline.run.progress import bar
-        from pipeline.train.control import clear_requests, sigterm_stops
+        from pipeline.train.control import clear_control_files, sigterm_stops
         from pipeline.train.monitor.follow import following, steps_done
         from pipeline.train.monitor.metrics import read_metrics
         from pipeline.train.monitor.watchdog import clear_stalls
 
         folder, steps = opened.folder, self.train.steps
-        clear_requests(folder)
+        clear_control_files(folder)
         clear_stalls(folder)
         with (
             bar(self.name, steps, "steps", start=steps_done(folder)) as progress,
@@ -289,11 +289,11 @@ def _warn_of_truncated_captions(latents_dir: Path, manifest: "Manifest", max_byt
     from data.dataset.index import read_index
 
     if manifest.text_encoder is not None:
-        if manifest.num_cut_captions:
+        if manifest.num_truncated_captions:
             logger.warning(
                 "  warning: %d of %d captions have more than %d tokens and are cut there: raise encode.text.max_tokens "
                 "to keep them whole",
-                manifest.num_cut_captions,
+                manifest.num_truncated_captions,
                 manifest.num_samples,
                 manifest.text_encoder.max_tokens,
             )

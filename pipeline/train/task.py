@@ -1,4 +1,4 @@
-"""What the loop needs to know of a network."""
+"""The protocol between the training loop and what is trained."""
 
 from pathlib import Path
 from typing import Any, Protocol
@@ -6,11 +6,11 @@ from typing import Any, Protocol
 from torch import nn
 
 from data.stream.loader import Sample, Subset
-from pipeline.train.monitor.monitor import WatchedTask
+from pipeline.train.monitor.monitor import MonitoredTask
 
 
-class TrainTask(WatchedTask, Protocol):
-    """What the loop needs to know of a network; frozen records, pickled to the workers."""
+class TrainTask(MonitoredTask, Protocol):
+    """What is trained, and on which data. Implementations are frozen records, which are pickled to the workers."""
 
     @property
     def kind(self) -> str:
@@ -19,30 +19,30 @@ class TrainTask(WatchedTask, Protocol):
 
     @property
     def seed(self) -> int:
-        """What all randomness of the run starts from."""
+        """The seed of all addressed randomness."""
         ...
 
     def build(self) -> nn.Module:
-        """The network inside its loss: forward(batch) gives {"total": scalar, ...}."""
+        """The network inside its loss: forward(batch) returns {"total": scalar, ...}."""
         ...
 
     @property
     def dataset_dir(self) -> Path:
-        """Where the shards are."""
+        """The folder of the shards."""
         ...
 
     def subsets(self) -> list[Subset]:
-        """What to train on, by shape and dataset."""
+        """The training samples, by bucket and dataset of the mix."""
         ...
 
-    def prepare(self, samples: list[Sample]) -> Any:  # noqa: ANN401 - the task's own batch type, with .to(device)
-        """A batch of tensors, made in the loader's thread."""
+    def collate(self, samples: list[Sample]) -> Any:  # noqa: ANN401 - the task's own batch type, with .to(device)
+        """A batch of tensors on the CPU; called in a reader thread."""
         ...
 
-    def trained(self) -> dict[str, Any]:
-        """What a reader of the checkpoint has to know."""
+    def metadata(self) -> dict[str, Any]:
+        """What a reader of the checkpoint needs to build the network again: JSON values, stored as `trained`."""
         ...
 
     def attachments(self) -> list[Path]:
-        """Files that go into every checkpoint."""
+        """Files that are linked into every checkpoint."""
         ...

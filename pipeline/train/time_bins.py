@@ -1,19 +1,22 @@
-"""The loss by time: a flow is learnt at all times at once, and its average hides at which of them it is bad."""
+"""The loss by flow time: the mean over all times hides at which of them a network is poor."""
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-NUM_TIME_BINS = 4  # of [0, 1], from noise to data
+NUM_TIME_BINS = 4  # equal parts of [0, 1], from noise to data
 
 
 def binned(loss: Float[Tensor, " b"], t: Tensor) -> dict[str, Tensor]:
-    """Per bin, the share of the batch's samples in it, and the sum of their losses divided by the batch's size.
+    """Per time bin, the fraction of samples in it, and the sum of their losses divided by the batch size.
 
-    Both may be averaged over batches of equal size and over ranks; `bin_means` then makes exact means of them.
+    Both may be averaged over batches of equal size and over ranks, and `bin_means` turns the averages into exact means.
 
     Args:
-        t: one time per sample, or several (b ...), whose mean decides.
+        t: times, (b ...); a sample belongs to the bin of its mean time.
+
+    Returns:
+        Scalars `loss_t0`, ..., `share_t0`, ...
     """
     with torch.no_grad():
         number = (t.reshape(len(t), -1).mean(1) * NUM_TIME_BINS).long().clamp(0, NUM_TIME_BINS - 1)
@@ -25,7 +28,7 @@ def binned(loss: Float[Tensor, " b"], t: Tensor) -> dict[str, Tensor]:
 
 
 def bin_means(values: dict[str, float]) -> dict[str, float]:
-    """Values with the parts of `binned` made into the mean loss of each bin; a bin without samples is left out."""
+    """`values` with the results of `binned` replaced by the mean loss of each bin; empty bins are left out."""
     result = {name: value for name, value in values.items() if not name.startswith(("loss_t", "share_t"))}
     for n in range(NUM_TIME_BINS):
         if share := values.get(f"share_t{n}"):

@@ -1,4 +1,4 @@
-"""Which numbers of workers can share the batches."""
+"""Numbers of workers that can share the batches of every bucket evenly."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -11,24 +11,29 @@ from pipeline.train.config import TrainConfig
 def fitting_worlds(config: TrainConfig, buckets: Iterable[Bucket], most: int) -> list[int]:
     """The numbers of workers up to `most` that share the batches of every bucket evenly."""
     sizes = [config.global_batch, *batch_sizes(buckets, config.global_batch, config.batch_multiple).values()]
-    together, pieces = config.sequence_parallel, config.accumulate
+    group_size, accumulation = config.sequence_parallel, config.gradient_accumulation_steps
     return [
         number
-        for number in range(together, most + 1, together)
-        if all(size % (number // together * pieces) == 0 for size in sizes)
+        for number in range(group_size, most + 1, group_size)
+        if all(size % (number // group_size * accumulation) == 0 for size in sizes)
     ]
 
 
-def check_world(sizes: Mapping[str, int], num_pieces: int, multiple: int) -> None:
-    """Refuse a world that cannot share the batches of every bucket.
+def check_world(sizes: Mapping[str, int], num_micro_batches: int, multiple: int) -> None:
+    """Refuse batch sizes that do not divide into equal micro-batches.
+
+    Args:
+        sizes: clips per global batch, by bucket.
+        num_micro_batches: workers (or sequence groups) times gradient accumulation steps.
+        multiple: the configured `batch_multiple`.
 
     Raises:
-        WorldSizeError: names the bucket and the way out.
+        WorldSizeError: names the bucket and a `batch_multiple` that fits.
     """
     for bucket, size in sizes.items():
-        if size % num_pieces:
+        if size % num_micro_batches:
             raise WorldSizeError(
-                f"batches of bucket {bucket} hold {size} clips, which do not divide over {num_pieces} workers (or "
-                f"pieces, with train.accumulate): set train.batch_multiple (it is {multiple}) to "
-                f"{math.lcm(multiple, num_pieces)}"
+                f"batches of bucket {bucket} hold {size} clips, which do not divide over {num_micro_batches} workers "
+                f"(times train.gradient_accumulation_steps): set train.batch_multiple (it is {multiple}) to "
+                f"{math.lcm(multiple, num_micro_batches)}"
             )

@@ -1,4 +1,4 @@
-"""Watching a training: what it shows of itself between its steps, without changing what they do."""
+"""Monitoring between training steps: throughput, validation and previews, none of which changes the training."""
 
 from pathlib import Path
 from typing import Protocol
@@ -6,35 +6,35 @@ from typing import Protocol
 from data.stream.loader import Stream
 from pipeline.engine.ema import ShardedEma
 from pipeline.engine.zero import ZeroTrainer
-from pipeline.train.config import WatchConfig
-from pipeline.train.monitor.metrics import MetricsWriter
+from pipeline.train.config import MonitorConfig
+from pipeline.train.monitor.metrics import Metrics
 from pipeline.train.monitor.previews import PreviewedTask, Previews
-from pipeline.train.monitor.throughput import Pace, PacedTask
+from pipeline.train.monitor.throughput import Throughput, ThroughputTask
 from pipeline.train.monitor.validation import ValidatedTask, Validation
 
 
-class WatchedTask(ValidatedTask, PacedTask, PreviewedTask, Protocol):
-    """What watching needs to know of a network."""
+class MonitoredTask(ValidatedTask, ThroughputTask, PreviewedTask, Protocol):
+    """What monitoring needs from a task."""
 
 
-class Watch:
-    """Looks on between the steps. Made and called by all ranks at the same steps."""
+class Monitor:
+    """Runs what is due between steps. Constructed and called by all ranks, at the same steps."""
 
     def __init__(
         self,
-        task: WatchedTask,
-        config: WatchConfig,
+        task: MonitoredTask,
+        config: MonitorConfig,
         trainer: ZeroTrainer,
         ema: ShardedEma,
         run_dir: Path,
-        metrics: MetricsWriter | None,
+        metrics: Metrics | None,
         stream: Stream,
         *,
         first_step: int,
         last_step: int,
     ) -> None:
         self._first_step = first_step
-        self._pace = Pace(task, trainer, ema, stream.plan, stream.buckets, first_step)
+        self._throughput = Throughput(task, trainer, ema, stream.plan, stream.buckets, first_step)
         self._previews = Previews(
             task, trainer, ema, run_dir, metrics, config.sample_every_steps, config.sample_weights
         )
@@ -51,19 +51,19 @@ class Watch:
             max_clips=config.validation_clips,
         )
 
-    def begin(self) -> None:
-        """Before the first step."""
+    def start(self) -> None:
+        """Call before the first step of this start: validates a new training once."""
         if self._first_step == 0:
-            self.after(0)
-        self._pace.begin()
+            self.after_step(0)
+        self._throughput.start()
 
-    def pace(self, step: int, waited_seconds: float) -> dict[str, float]:
-        """See `Pace.look`."""
-        return self._pace.look(step, waited_seconds)
+    def throughput(self, step: int, waited_seconds: float) -> dict[str, float]:
+        """The values of `Throughput.measure`."""
+        return self._throughput.measure(step, waited_seconds)
 
-    def after(self, step: int) -> None:
-        """What is due after `step` updates."""
-        for show in (self._validation, self._previews):
-            if show.due(step):
-                with self._pace.paused():
-                    show.run(step)
+    def after_step(self, step: int) -> None:
+        """Run the validation and the previews that are due after `step` updates."""
+        for part in (self._validation, self._previews):
+            if part.due(step):
+                with self._throughput.paused():
+                    part.run(step)

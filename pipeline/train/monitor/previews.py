@@ -1,4 +1,4 @@
-"""Clips of fixed prompts and seeds while the DiT is trained, so that one can see what a loss does not say."""
+"""Previews: clips of fixed prompts and seeds, sampled during training to show what the loss does not."""
 
 from collections.abc import Callable
 from itertools import chain
@@ -18,50 +18,50 @@ from pipeline.distributed.collectives import from_every_rank
 from pipeline.engine.ema import ShardedEma, averaged_weights
 from pipeline.engine.zero import ZeroTrainer
 from pipeline.sample.requests import PromptRequest
-from pipeline.train.monitor.metrics import MetricsWriter
+from pipeline.train.monitor.metrics import Metrics
 
 PREVIEWS_NAME = "samples"
 NUM_PROMPTS = 4
 
 
 class Previewer(Protocol):
-    """Makes clips with a network that is being trained."""
+    """Samples clips with the network that is being trained."""
 
     @property
     def bucket(self) -> Bucket:
-        """Their shape."""
+        """The shape of the clips."""
         ...
 
     def clip(self, evaluate: Callable[[Any], dict[str, Tensor]], prompt: str, seed: int) -> Frames:
-        """One clip; calls `evaluate` equally often whatever the prompt."""
+        """One clip, uint8 (t h w 3). The number of calls of `evaluate` does not depend on the prompt."""
         ...
 
 
 class PreviewedTask(Protocol):
-    """What previews need to know of a network."""
+    """What previews need from a task."""
 
     @property
     def dataset_dir(self) -> Path:
-        """The dataset, whose captions are the prompts."""
+        """The dataset, whose captions are used as prompts."""
         ...
 
     def previewer(self, device: torch.device) -> Previewer | None:
-        """None where the network makes no clips."""
+        """The previewer; None if the network generates no clips."""
         ...
 
 
 def fixed_prompts(dataset_dir: Path) -> list[str]:
-    """The first few different captions of the held-out clips, or where none are held out, of all."""
+    """The first distinct captions of the validation split; of the training split if the former is empty."""
     rows = read_index(dataset_dir, "validation") or read_index(dataset_dir, "train")
     return list(dict.fromkeys(rows.values("caption")))[:NUM_PROMPTS]
 
 
 class Previews:
-    """This rank's share of the prompts. Made and called by all ranks.
+    """Samples previews; each rank samples a part of the prompts. Constructed and called by all ranks.
 
     Args:
         every_steps: None turns previews off.
-        weights: the average that clips are made with.
+        weights: the average that clips are sampled with.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Previews:
         trainer: ZeroTrainer,
         ema: ShardedEma,
         run_dir: Path,
-        metrics: MetricsWriter | None,
+        metrics: Metrics | None,
         every_steps: int | None,
         weights: str,
     ) -> None:
@@ -84,13 +84,14 @@ class Previews:
         return bool(self._prompts) and self._every_steps is not None and step > 0 and step % self._every_steps == 0
 
     def run(self, step: int) -> None:
-        """Sample with averaged weights; rank 0 writes what all have made."""
+        """Sample with averaged weights; rank 0 writes the clips of all ranks. Collective."""
         assert self._previewer is not None
         rank, world_size = self._trainer.data_rank, self._trainer.data_world_size
         num_prompts = len(self._prompts)
         own: list[tuple[int, Frames]] = []
         with averaged_weights(self._trainer, self._ema, self._weights):
-            # Equally many on every rank, though a clip be made twice: at stage 3 a forward pass is for all.
+            # All ranks run equally many forward passes, because ZeRO-3 gathers parameters inside forward; a clip that
+            # two ranks sample for that reason is the same on both.
             for turn in range(rank, -(-num_prompts // world_size) * world_size, world_size):
                 number = turn % num_prompts
                 own.append((number, self._previewer.clip(self._trainer.evaluate, self._prompts[number], number)))
@@ -99,10 +100,10 @@ class Previews:
             for number, frames in sorted(clips.items()):
                 self._write(step, number, frames, self._metrics)
 
-    def _write(self, step: int, number: int, frames: Frames, metrics: MetricsWriter) -> None:
+    def _write(self, step: int, number: int, frames: Frames, metrics: Metrics) -> None:
         assert self._previewer is not None
         bucket, prompt = self._previewer.bucket, self._prompts[number]
         request = PromptRequest(id=f"{number:02}", prompt=prompt, seed=number, guidance_scale=0.0, bucket=bucket.name)
         path = self._folder / checkpoint_name(step) / request.file_name
         publish_bytes(path, encode_clip(frames, bucket.fps))
-        metrics.film(step, f"samples/{number:02} {prompt}", encode_gif(frames, bucket.fps), frames.shape)
+        metrics.add_video(step, f"samples/{number:02} {prompt}", encode_gif(frames, bucket.fps), frames.shape)

@@ -1,4 +1,4 @@
-"""How fast a training goes, how far from what the hardware could do, and which rank holds the others up."""
+"""Throughput of a training: tokens and operations per second, hardware utilisation, and the slowest rank."""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -18,8 +18,9 @@ from pipeline.distributed.collectives import from_every_rank
 from pipeline.engine.ema import ShardedEma
 from pipeline.engine.zero import ZeroTrainer
 
-# Dense bfloat16, operations per second, from the makers' data sheets; the first name found in the device's counts.
-PEAKS = (
+# Peak dense bfloat16 operations per second, from the vendors' data sheets. The first entry whose name is part of the
+# device's name applies.
+PEAK_FLOPS = (
     ("A100", 312e12),
     ("H100 PCIe", 756e12),
     ("H100 NVL", 835e12),
@@ -29,45 +30,45 @@ PEAKS = (
 )
 
 
-class PacedTask(Protocol):
-    """What the pace of a training depends on."""
+class ThroughputTask(Protocol):
+    """What the measurement of throughput needs from a task."""
 
     def num_tokens(self, bucket: Bucket) -> int:
-        """Positions of one clip that the network computes with."""
+        """Number of positions of one clip that the network computes with."""
         ...
 
-    def outline(self, bucket: Bucket) -> Tensor:
-        """A scalar at the end of the network for one clip, without numbers: made under torch.device("meta")."""
+    def flops_probe(self, bucket: Bucket) -> Tensor:
+        """A scalar that the network computes from one clip; called under torch.device("meta"), so without data."""
         ...
 
 
 def peak_flops_per_second(device_name: str) -> float | None:
-    """What a device can do in bfloat16; None where that is not known."""
-    return next((peak for name, peak in PEAKS if name in device_name), None)
+    """The device's peak in bfloat16, in operations per second; None for unknown devices."""
+    return next((peak for name, peak in PEAK_FLOPS if name in device_name), None)
 
 
-def flops_per_clip(task: PacedTask, bucket: Bucket) -> int:
-    """Operations of a forward and a backward pass for one clip: products of matrices and convolutions."""
+def flops_per_clip(task: ThroughputTask, bucket: Bucket) -> int:
+    """Operations of a forward and a backward pass for one clip, counting matrix products and convolutions only."""
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        task.outline(bucket).backward()
+        task.flops_probe(bucket).backward()
     return counter.get_total_flops()
 
 
 class ForwardClock:
-    """Seconds of this rank's forward passes in training: below ZeRO stage 3 it waits for nobody in them."""
+    """Seconds of this rank's forward passes in training. Below ZeRO stage 3 they contain no waiting for other ranks."""
 
     def __init__(self, module: nn.Module, device: torch.device) -> None:
         self._cuda = device.type == "cuda"
-        self._seconds, self._begun = 0.0, 0.0
+        self._seconds, self._started = 0.0, 0.0
         self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
         module.register_forward_pre_hook(self._begin)
         module.register_forward_hook(self._end)
 
     def take(self) -> float:
-        """The seconds since the last call; waits for the GPU."""
+        """The seconds since the last call; synchronizes with the GPU."""
         if self._events:
             self._events[-1][1].synchronize()
-            self._seconds += sum(begun.elapsed_time(ended) for begun, ended in self._events) / 1000
+            self._seconds += sum(start.elapsed_time(end) for start, end in self._events) / 1000
             self._events.clear()
         seconds, self._seconds = self._seconds, 0.0
         return seconds
@@ -76,27 +77,27 @@ class ForwardClock:
         if torch.is_grad_enabled() and self._cuda:
             self._events.append((torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)))
             self._events[-1][0].record()
-        self._begun = time.monotonic()
+        self._started = time.monotonic()
 
     def _end(self, *_: Any) -> None:  # noqa: ANN401 - a hook
         if torch.is_grad_enabled():
             if self._cuda:
                 self._events[-1][1].record()
             else:
-                self._seconds += time.monotonic() - self._begun
+                self._seconds += time.monotonic() - self._started
 
 
 @dataclass(frozen=True)
-class RankPace:
-    """What one rank did since the last logged step."""
+class RankTiming:
+    """Time and memory of one rank since the last logged step."""
 
     step_seconds: float
-    own_seconds: float  # of a step: its data and its forward pass, before it waits for others
+    own_seconds: float  # per step: waiting for its data and its forward pass, without waiting for other ranks
     memory_bytes: int
 
 
-def slowest(ranks: list[RankPace]) -> dict[str, float]:
-    """Which rank holds the others up, by its own work: at the end of a step all have waited for it."""
+def slowest(ranks: list[RankTiming]) -> dict[str, float]:
+    """The rank with the longest own work per step, which the others wait for at the end of each step."""
     number = max(range(len(ranks)), key=lambda rank: ranks[rank].own_seconds)
     return {
         "step_seconds": max(rank.step_seconds for rank in ranks),
@@ -108,7 +109,7 @@ def slowest(ranks: list[RankPace]) -> dict[str, float]:
 
 @torch.no_grad()
 def ema_distance(trainer: ZeroTrainer, ema: ShardedEma) -> float:
-    """|first average - weights| / |weights| over all parameters; called by all."""
+    """|first average - weights| / |weights| over all parameters. Collective."""
     squares, average = torch.zeros(2, dtype=torch.float64, device=trainer.device), ema.of()
     for fragment in trainer.fragments:
         squares[0] += torch.linalg.vector_norm(average[fragment.name] - fragment.master).double().square()
@@ -118,12 +119,12 @@ def ema_distance(trainer: ZeroTrainer, ema: ShardedEma) -> float:
     return difference / size if size else 0.0
 
 
-class Pace:
-    """Tells at the logged steps what happened since the one before. Made and called by all ranks."""
+class Throughput:
+    """Measures throughput between logged steps. Constructed and called by all ranks."""
 
     def __init__(
         self,
-        task: PacedTask,
+        task: ThroughputTask,
         trainer: ZeroTrainer,
         ema: ShardedEma,
         plan: BatchPlan,
@@ -140,29 +141,29 @@ class Pace:
         self._clock = ForwardClock(trainer.engine.module, trainer.device)
         self._step, self._waited, self._since, self._elsewhere = first_step, 0.0, time.monotonic(), 0.0
 
-    def begin(self) -> None:
-        """The first step comes now."""
+    def start(self) -> None:
+        """Call immediately before the first step."""
         self._since, self._elsewhere = time.monotonic(), 0.0
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """The block is not training: its time does not count."""
+        """Exclude the time of the block, which is not training."""
         if self._trainer.device.type == "cuda":
-            torch.cuda.synchronize(self._trainer.device)  # what is still running is
-        begun = time.monotonic()
+            torch.cuda.synchronize(self._trainer.device)  # kernels in flight belong to training
+        started = time.monotonic()
         yield
-        self._elsewhere += time.monotonic() - begun
+        self._elsewhere += time.monotonic() - started
 
-    def look(self, step: int, waited_seconds: float) -> dict[str, float]:
-        """The pace up to `step`; on every rank, though only rank 0 knows the operations.
+    def measure(self, step: int, waited_seconds: float) -> dict[str, float]:
+        """The throughput since the last call, up to `step`; operations per second on rank 0 only. Collective.
 
         Args:
-            waited_seconds: how long this rank has waited for its data since the training began.
+            waited_seconds: how long this rank has waited for its data since training started.
         """
         forward = self._clock.take()
         now, steps = time.monotonic(), range(self._step, step)
         seconds = now - self._since - self._elsewhere
-        own = RankPace(
+        own = RankTiming(
             step_seconds=seconds / len(steps),
             own_seconds=(forward + waited_seconds - self._waited) / len(steps),
             memory_bytes=memory_in_use(self._trainer.device),
@@ -181,7 +182,7 @@ class Pace:
 
 
 def memory_in_use(device: torch.device) -> int:
-    """Bytes: of a GPU the most that tensors took since the last call, on a CPU what the process has now."""
+    """Bytes: on a GPU the peak of allocated tensors since the last call, on a CPU the process's resident memory."""
     if device.type != "cuda":
         return psutil.Process().memory_info().rss
     peak = torch.cuda.max_memory_allocated(device)

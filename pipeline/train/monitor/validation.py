@@ -1,14 +1,13 @@
-"""Validation while training: held-out clips, each with noise, times and a caption of its own that never change.
+"""Validation during training: the loss on held-out clips, whose noise, times and captions never change.
 
-`validation.jsonl` gets a line per bucket and bin of time, of the raw weights and of their averages. A clip is always
-computed alone, and the sums are taken in the order of the clips, so the number of workers plays no part.
+`validation.jsonl` gets one line per bucket, time bin and kind of weights (trained or averaged). Every clip is a batch
+of its own and the means are taken in the order of the clips, so the result does not depend on the number of workers.
 """
 
-import json
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import chain, islice, zip_longest
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,27 +17,27 @@ import torch
 from data.dataset.index import IndexRow, read_index, values
 from data.dataset.reader import PayloadReader
 from data.errors import DatasetError
-from data.files.publish import publish_text
+from data.files.jsonl import publish_jsonl, read_jsonl
 from pipeline.distributed.collectives import from_every_rank, from_rank_zero
 from pipeline.engine.ema import ShardedEma, averaged_weights
 from pipeline.engine.zero import ZeroTrainer
-from pipeline.run.weight_names import RAW
-from pipeline.train.monitor.metrics import MetricsWriter, read_lines
+from pipeline.run.weight_names import MASTER_IN_VALIDATION
+from pipeline.train.monitor.metrics import Metrics
 from pipeline.train.time_bins import NUM_TIME_BINS, bin_means
 
 VALIDATION_NAME = "validation.jsonl"
 
 
 class ValidatedTask(Protocol):
-    """What validation needs to know of a network."""
+    """What validation needs from a task."""
 
     @property
     def dataset_dir(self) -> Path:
-        """The dataset, of which the validation split is taken."""
+        """The dataset with the validation split."""
         ...
 
     def validation_batch(self, row: IndexRow, payload: bytes) -> Any:  # noqa: ANN401 - the task's own batch type
-        """One clip, made from nothing but the seed, the row and the payload."""
+        """A batch of one clip; a pure function of the task's seed, the row and the payload."""
         ...
 
 
@@ -49,13 +48,13 @@ class ValidationRow:
     step: int
     weights: str  # "raw", "ema" (the first average) or an average's name
     bucket: str
-    time_bin: int | None  # None: at all times; of a flow, uniform ones
+    time_bin: int | None  # None: the mean over all times, which are uniform for a flow
     loss: float
     num_clips: int
 
 
 def held_out(rows: Sequence[IndexRow], max_clips: int) -> list[IndexRow]:
-    """The clips to validate on: the first of every bucket by key, then the second of each, and so on."""
+    """The clips to validate on: the first of every bucket by key, then the second of every bucket, and so on."""
     buckets: dict[str, list[int]] = defaultdict(list)
     places = zip(values(rows, "bucket"), values(rows, "key"), range(len(rows)), strict=True)
     for bucket, _, number in sorted(places):
@@ -65,18 +64,19 @@ def held_out(rows: Sequence[IndexRow], max_clips: int) -> list[IndexRow]:
 
 
 def read_validation(run_dir: Path) -> list[ValidationRow]:
-    """What validation has found so far."""
-    return [ValidationRow(**line) for line in read_lines(run_dir / VALIDATION_NAME)]
+    """The lines so far, without one that is being written; none where nothing was validated."""
+    return read_jsonl(run_dir / VALIDATION_NAME, ValidationRow, skip_damaged=True)
 
 
 class Validation:
-    """This rank's share of the clips. Made and called by all ranks.
+    """Validates; each rank computes a part of the clips. Constructed and called by all ranks.
 
-    Clips that cannot be read are left out. The file's lines of steps after `first_step` are dropped: they come again.
+    Clips that cannot be read are left out. Lines of steps after `first_step` are removed from the file, because these
+    steps run again.
 
     Args:
-        every_steps: None means only before the first step and after the last.
-        weights: which ones to validate.
+        every_steps: None validates only before the first step and after the last.
+        weights: names of the weights to validate.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Validation:
         trainer: ZeroTrainer,
         ema: ShardedEma,
         run_dir: Path,
-        metrics: MetricsWriter | None,
+        metrics: Metrics | None,
         *,
         first_step: int,
         last_step: int,
@@ -102,7 +102,8 @@ class Validation:
         unreadable = [row.key for row in rows[rank::world_size] if not _readable(reader, row)]
         left_out = set(chain.from_iterable(from_every_rank(unreadable)))
         rows = [row for row in rows if row.key not in left_out]
-        # Every rank gets equally many, the first ones again if need be: at stage 3 a forward pass is for all.
+        # All ranks run equally many forward passes, because ZeRO-3 gathers parameters inside forward: the first clips
+        # are computed again where the number of clips is no multiple of the number of ranks.
         turns = range(rank, -(-len(rows) // world_size) * world_size, world_size)
         self._clips = [(turn, rows[turn % len(rows)]) for turn in turns]
         self._payloads = {row.key: reader.read(row) for _, row in self._clips}
@@ -112,27 +113,31 @@ class Validation:
         if metrics is not None and rows:
             self._lines = [line for line in read_validation(run_dir) if line.step <= first_step]
             self._publish()
-        self._begun = from_rank_zero(bool(self._lines))
+        self._validated_before = from_rank_zero(bool(self._lines))
 
     def due(self, step: int) -> bool:
-        """Whether to validate after `step` updates; step 0 of a run that goes on was validated when it began."""
+        """Whether to validate after `step` updates; step 0 only if it has not been validated before."""
         if not self._rows:
             return False
         if step == 0:
-            return not self._begun
+            return not self._validated_before
         return step == self._last_step or (self._every_steps is not None and step % self._every_steps == 0)
 
     def run(self, step: int) -> None:
-        """Validate all weights and write the lines, all at once."""
+        """Validate all kinds of weights and publish their lines together. Collective."""
         lines = []
         for weights in self._weights:
-            place = nullcontext() if weights == RAW else averaged_weights(self._trainer, self._ema, weights)
-            with place:
+            swapped = (
+                nullcontext()
+                if weights == MASTER_IN_VALIDATION
+                else averaged_weights(self._trainer, self._ema, weights)
+            )
+            with swapped:
                 lines += self._measure(step, weights)
         if self._metrics is not None:
             self._lines += lines
             self._publish()
-            self._metrics.show(step, {_tag(line): line.loss for line in lines})
+            self._metrics.add_scalars(step, {_tag(line): line.loss for line in lines})
 
     def _measure(self, step: int, weights: str) -> list[ValidationRow]:
         own = []
@@ -154,7 +159,7 @@ class Validation:
         ]
 
     def _publish(self) -> None:
-        publish_text(self._path, "".join(json.dumps(asdict(line)) + "\n" for line in self._lines))
+        publish_jsonl(self._path, self._lines)
 
 
 def _readable(reader: PayloadReader, row: IndexRow) -> bool:
@@ -166,6 +171,6 @@ def _readable(reader: PayloadReader, row: IndexRow) -> bool:
 
 
 def _tag(line: ValidationRow) -> str:
-    """The curve of TensorBoard that a line belongs to."""
+    """Name of the curve on dashboards that a line belongs to."""
     time = "all" if line.time_bin is None else f"t{line.time_bin}"
     return f"validation_{line.weights}/{line.bucket}/{time}"

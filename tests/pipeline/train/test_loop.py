@@ -1,4 +1,4 @@
-"""What a step is made of: pieces, blocks computed twice, updates left out; and what a training that fails tells."""
+"""The training loop: steps, accumulation, recomputation, resuming, and numbers of workers."""
 
 import shutil
 from functools import partial

@@ -1,4 +1,4 @@
-"""Watching a training: what it tells is right, and nothing of what it does changes."""
+"""Monitoring does not change what is trained."""
 
 import pytest
 import torch
