@@ -1,4 +1,4 @@
-"""What a folder holds, in words: a run, a dataset, a checkpoint, or sampled clips."""
+"""Describe a folder in text: a run, a dataset, a checkpoint, or sampled clips."""
 
 from collections import Counter
 from math import prod
@@ -20,11 +20,11 @@ BAR_WIDTH, MAX_BUCKETS = 40, 20
 
 
 def describe_folder(path: Path) -> str:
-    """A few lines about a folder this project wrote.
+    """Describe a folder that reelflow wrote, in a few lines.
 
     Raises:
-        ConfigError: the folder is none of ours.
-        DatasetError: it is a dataset, but an unfinished or damaged one.
+        ConfigError: the folder does not exist or holds nothing that reelflow wrote.
+        DatasetError: it is an unfinished or damaged dataset.
     """
     if not path.exists():
         raise ConfigError(f"{path} does not exist; name a run, a dataset, a checkpoint or a folder of samples")
@@ -43,19 +43,21 @@ def describe_folder(path: Path) -> str:
 
 
 def show_folder(path: Path, page_dir: Path, num_clips: int) -> list[Path]:
-    """Write a page about a dataset into a folder, and say which files that made.
+    """Write the page of the dataset at `path` into `page_dir`; returns the files that were written.
 
     Raises:
-        ConfigError: the folder is no dataset.
+        ConfigError: the folder holds no dataset.
         DatasetError: it is an unfinished or damaged one.
     """
     if not _is_dataset(path):
-        raise ConfigError(f"{path} is no dataset, and a page shows only those; name a folder such as runs/NAME/clips")
+        raise ConfigError(
+            f"{path} is no dataset, and a page shows only datasets; name a folder such as runs/NAME/clips"
+        )
     return write_dataset_page(survey_dataset(path), page_dir, num_clips)
 
 
 def _is_dataset(path: Path) -> bool:
-    """A finished one, or what an interrupted start left of one."""
+    """Whether a folder holds a dataset, finished or not."""
     return any((path / name).is_file() for name in (MANIFEST_NAME, INDEX_NAME, "shard-00000.tar"))
 
 
@@ -89,7 +91,7 @@ def _dataset(path: Path) -> str:
         encoder = manifest.text_encoder
         lines.append(
             f"  text        {encoder.max_tokens} x {encoder.width} embeddings by {encoder.folder} "
-            f"({manifest.num_truncated_captions} captions were cut)"
+            f"({manifest.num_truncated_captions} captions were truncated)"
         )
     bars = [bar for histogram in survey.histograms for bar in histogram.bars]
     names = [record.bucket.name for record in manifest.buckets[:MAX_BUCKETS]] + [bar.label for bar in bars]
@@ -106,7 +108,7 @@ def _counts(counts: dict[str, int]) -> str:
 
 
 def _buckets(manifest: Manifest, width: int) -> list[str]:
-    """A table of the shapes, the largest first."""
+    """A table of the shapes, that with most clips first."""
     lines = [f"  {'buckets':{width + 2}} {'clips':>11} {'share':>8} {'train':>11} {'validation':>11}"]
     for record in manifest.buckets[:MAX_BUCKETS]:
         share = f"{100 * record.num_samples / manifest.num_samples:.1f} %"
@@ -129,7 +131,7 @@ def _bars(histogram: Histogram, width: int) -> list[str]:
 
 
 def _ledger(survey: Survey) -> list[str]:
-    """Where the sources went, and a table by reason of what was left out."""
+    """How many sources were used, and a table of those left out, by reason."""
     counts = survey.manifest.ledger
     if counts is None:
         return []

@@ -1,1 +1,1 @@
-"""Stage encode: clips to shards of latents."""
+"""Stage encode: clips become shards of latents."""

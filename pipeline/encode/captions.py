@@ -1,4 +1,4 @@
-"""Where the DiT's captions come from: bytes, embeddings stored beside the latents, or a text encoder at hand."""
+"""Captions for the DiT: as bytes, or as embeddings that are stored beside the latents of a dataset."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,12 +30,12 @@ NULL_CAPTION_NAME = "null_caption.safetensors"
 
 
 def byte_captions(max_bytes: int) -> CaptionReader:
-    """Captions as their bytes."""
+    """A reader that represents captions by their first `max_bytes` UTF-8 bytes."""
     return lambda captions: CaptionTokens.encode(captions, max_bytes)
 
 
 def text_tensors(embeddings: CaptionEmbeddings) -> list[dict[str, Tensor]]:
-    """What is stored of each caption."""
+    """The tensors to store for each caption: its embeddings (n e) in 16 bits, and its number of tokens (1)."""
     values, lengths = embeddings.values.cpu(), embeddings.mask.sum(1, keepdim=True).cpu()
     return [
         {TEXT_TENSOR: value.to(STORED_DTYPE).contiguous(), TEXT_LENGTH_TENSOR: length}
@@ -44,10 +44,10 @@ def text_tensors(embeddings: CaptionEmbeddings) -> list[dict[str, Tensor]]:
 
 
 def read_embeddings(payloads: Sequence[bytes | memoryview]) -> CaptionEmbeddings:
-    """The captions that were stored in some payloads.
+    """The captions that are stored in payloads of a latent dataset, as float32.
 
     Raises:
-        DatasetError: a payload holds none.
+        DatasetError: a payload holds no caption.
     """
     values, lengths = read_tensors(payloads, TEXT_TENSOR).float(), read_tensors(payloads, TEXT_LENGTH_TENSOR)
     return CaptionEmbeddings(values, torch.arange(values.shape[1]) < lengths)
@@ -55,16 +55,16 @@ def read_embeddings(payloads: Sequence[bytes | memoryview]) -> CaptionEmbeddings
 
 @dataclass(frozen=True)
 class StoredCaptions:
-    """A reader of the captions of a latent dataset and of the null caption, which needs no encoder."""
+    """A reader of captions that a latent dataset holds, and of its null caption. It needs no text encoder."""
 
     dataset_dir: Path
     null_caption: str
 
     def __call__(self, captions: Sequence[str]) -> CaptionEmbeddings:
-        """The embeddings that the dataset holds.
+        """The embeddings of captions.
 
         Raises:
-            ValueError: a caption is neither of the dataset nor the null caption.
+            ValueError: a caption is neither in the dataset nor the null caption.
         """
         return CaptionEmbeddings.cat(
             [
@@ -74,7 +74,7 @@ class StoredCaptions:
         )
 
     def null(self) -> CaptionEmbeddings:
-        """The caption of samples that are trained without theirs."""
+        """The embeddings of the null caption, with which samples are trained whose caption is dropped."""
         return _read_null(self.dataset_dir / NULL_CAPTION_NAME)
 
 
@@ -93,7 +93,7 @@ def _read_stored(dataset_dir: Path, caption: str) -> CaptionEmbeddings:
 
 
 def store_null_caption(dataset_dir: Path, config: TextEncoderConfig, null_caption: str) -> TextEncoderRecord:
-    """Publish the null caption's embedding, and say what encodes the captions of this dataset.
+    """Publish the embeddings of the null caption; returns the record of the dataset's text encoder.
 
     Raises:
         TextEncoderError: the encoder cannot be used.
@@ -110,17 +110,17 @@ def store_null_caption(dataset_dir: Path, config: TextEncoderConfig, null_captio
 
 
 def check_same_encoder(record: TextEncoderRecord, folder: Path) -> None:
-    """Compare an encoder with the one a network was trained with.
+    """Check that a folder holds the text encoder that a network was trained with.
 
     Raises:
-        TextEncoderError: it is another, or cannot be used.
+        TextEncoderError: it holds another one, or none that can be used.
     """
     try:
         check_text_encoder(folder)
     except TextEncoderError as error:
         raise TextEncoderError(
-            f"{error}; the network was trained with the text encoder {record.folder}: set sample.text_encoder to where "
-            "it is now"
+            f"{error}; the network was trained with the text encoder {record.folder}: set sample.text_encoder to its "
+            "present folder"
         ) from error
     found = text_encoder_fingerprint(folder)
     if found != record.fingerprint:

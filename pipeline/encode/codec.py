@@ -1,4 +1,4 @@
-"""The trained autoencoder as a file, and pixels as it takes them."""
+"""The trained autoencoder as one file, and the conversion between video frames and its input."""
 
 import json
 from pathlib import Path
@@ -18,9 +18,11 @@ from models.autoencoder.model import Autoencoder
 from pipeline.checkpoint.read import load_weights
 from pipeline.checkpoint.record import Checkpoint
 
+AUTOENCODER_NAME = "autoencoder.safetensors"
+
 
 def export_autoencoder(checkpoint: Checkpoint, path: Path) -> None:
-    """The averaged weights and the configuration of an autoencoder, as one safetensors file."""
+    """Write the averaged weights and the configuration of an autoencoder to one safetensors file."""
     prefix = "network."
     weights = {name.removeprefix(prefix): value for name, value in load_weights(checkpoint).items()}
     with published(path) as temporary:
@@ -28,22 +30,19 @@ def export_autoencoder(checkpoint: Checkpoint, path: Path) -> None:
 
 
 def to_pixels(frames: Frames) -> Float[Tensor, "3 t h w"]:
-    """uint8 (t h w c) from a video to float (c t h w) in [-1, 1]."""
+    """Convert uint8 frames (t h w c) to float (c t h w) in [-1, 1]."""
     return rearrange(torch.from_numpy(np.asarray(frames)).float() / 127.5 - 1, "t h w c -> c t h w")
 
 
 def to_frames(pixels: Float[Tensor, "3 t h w"]) -> Frames:
-    """The inverse of `to_pixels`, rounded and clipped."""
+    """The inverse of `to_pixels`; values are clamped to [-1, 1] and rounded."""
     levels = ((pixels.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     return rearrange(levels, "c t h w -> t h w c").cpu().numpy()
 
 
 def load_autoencoder(path: Path) -> Autoencoder:
-    """What `encode.export_autoencoder` wrote, ready to use."""
+    """Load a file that `export_autoencoder` wrote, in evaluation mode, without gradients, on the CPU."""
     with safe_open(path, framework="pt") as file:
         network = Autoencoder(AutoencoderConfig(**json.loads(file.metadata()["config"])))
         network.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 - not a dict
     return network.eval().requires_grad_(False)
-
-
-AUTOENCODER_NAME = "autoencoder.safetensors"

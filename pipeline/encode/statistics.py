@@ -1,4 +1,4 @@
-"""Mean and standard deviation of the latents, per channel."""
+"""Normalisation of latents by their mean and standard deviation per channel."""
 
 import torch
 from jaxtyping import Float
@@ -8,7 +8,7 @@ from data.dataset.manifest import LatentStats
 
 
 def normalize(latents: Float[Tensor, "b c t h w"], stats: LatentStats) -> Float[Tensor, "b c t h w"]:
-    """Zero mean and unit variance per channel."""
+    """Scale latents to mean 0 and variance 1 per channel, by the statistics of their dataset."""
     mean, std = (torch.tensor(values, device=latents.device)[:, None, None, None] for values in (stats.mean, stats.std))
     return (latents - mean) / std
 

@@ -1,1 +1,1 @@
-"""Stage evaluate: reconstruction and prompt adherence, measured."""
+"""Stage evaluate: measures reconstruction and prompt adherence, and writes the report."""

@@ -1,6 +1,8 @@
-"""Do the clips show what their prompts say? Judged on the drawn world, where it is known."""
+"""Prompt adherence: whether sampled clips show what their prompts say, for prompts of the synthetic world."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import ray
 
@@ -8,15 +10,22 @@ from data.dataset.buckets import Bucket
 from data.synthetic import Combination, combinations, random_scene, render
 from data.video.codec import decode_clip, encode_clip
 from data.video.extract import read_spans
+from pipeline.distributed.actor_pool import results_of_tasks
 from pipeline.evaluate.judge import judge_clip
 from pipeline.ingest.config import SyntheticConfig
 from pipeline.report.figures import Share, count
 from pipeline.run.progress import bar
 from pipeline.sample.outputs import SampledClip
 
+VALIDATION_SEED_OFFSET = 1_000_003  # so that the judge's clips are other scenes than the training videos
+
 
 def judge_fresh_clip(index: int, seed: int, config: SyntheticConfig, bucket: Bucket, scratch: Path) -> dict[str, bool]:
-    """Draw a clip nobody has seen, send it down the same road as any source, and judge what comes out."""
+    """Draw a scene, encode, cut and decode it as ingestion does, and judge the result.
+
+    Returns:
+        Whether the judge is right, by attribute and for `all` together.
+    """
     scene = random_scene(seed, index, combinations())
     path = scratch / f"fresh-{index}.mp4"
     path.write_bytes(encode_clip(render(scene, round(config.seconds * config.fps), config.pixels), config.fps))
@@ -26,25 +35,42 @@ def judge_fresh_clip(index: int, seed: int, config: SyntheticConfig, bucket: Buc
 
 
 def validate_judge(num_clips: int, seed: int, config: SyntheticConfig, bucket: Bucket, scratch: Path) -> Share:
-    """How often the judge is right where the truth is known. Runs on the connected Ray cluster."""
+    """How often the judge is right about scenes that are known, on the connected Ray cluster.
+
+    Args:
+        scratch: a folder for temporary videos; created if need be.
+    """
     scratch.mkdir(parents=True, exist_ok=True)
     task = ray.remote(judge_fresh_clip).options(num_cpus=1)
-    fresh_seed = seed + 1_000_003  # another world than the training videos'
-    tasks = [task.remote(index, fresh_seed, config, bucket, scratch.resolve()) for index in range(num_clips)]
-    return count(_collect(tasks, "judge (fresh)"))
+    fresh_seed = seed + VALIDATION_SEED_OFFSET
+    return count(
+        _judge_all(
+            "judge (fresh)",
+            lambda index: task.remote(index, fresh_seed, config, bucket, scratch.resolve()),
+            num_clips,
+        )
+    )
 
 
-def judge_file(path: Path, wanted: Combination) -> dict[str, bool]:
-    """Judge one sampled clip against what its prompt asked for."""
-    return judge_clip(decode_clip(path.read_bytes())).agrees(wanted)
+def judge_file(path: Path, expected: Combination) -> dict[str, bool]:
+    """Whether a clip shows what is expected, by attribute and for `all` together."""
+    return judge_clip(decode_clip(path.read_bytes())).agrees(expected)
 
 
-def measure_adherence(samples_dir: Path, clips: list[SampledClip]) -> tuple[dict[float, Share], dict[str, bool]]:
-    """Adherence by guidance scale, and whether each clip (by file) was right in everything."""
-    judged = [(clip, clip.request.expect) for clip in clips if clip.request.expect]
+def measure_adherence(samples_dir: Path, clips: Sequence[SampledClip]) -> tuple[dict[float, Share], dict[str, bool]]:
+    """Judge the sampled clips whose prompts say what to expect, on the connected Ray cluster.
+
+    Returns:
+        Adherence by guidance scale, and for each judged file whether all attributes are right.
+    """
+    judged = [(clip, Combination(**clip.request.expect)) for clip in clips if clip.request.expect]
     task = ray.remote(judge_file).options(num_cpus=1)
-    tasks = [task.remote((samples_dir / clip.file).resolve(), Combination(**wanted)) for clip, wanted in judged]
-    verdicts = _collect(tasks, "judge")
+
+    def submit(index: int) -> Any:  # noqa: ANN401 - Ray's reference
+        clip, expected = judged[index]
+        return task.remote((samples_dir / clip.file).resolve(), expected)
+
+    verdicts = _judge_all("judge", submit, len(judged))
     by_scale: dict[float, list[dict[str, bool]]] = {}
     for (clip, _), verdict in zip(judged, verdicts, strict=True):
         by_scale.setdefault(clip.request.guidance_scale, []).append(verdict)
@@ -52,11 +78,15 @@ def measure_adherence(samples_dir: Path, clips: list[SampledClip]) -> tuple[dict
     return {scale: count(verdicts) for scale, verdicts in by_scale.items()}, right
 
 
-def _collect(tasks: list, name: str) -> list[dict[str, bool]]:
-    """Wait for tasks with a bar; results in the tasks' order."""
-    waiting = tasks
-    with bar(name, len(tasks), "clips") as progress:
-        while waiting:
-            _, waiting = ray.wait(waiting, timeout=1.0)
-            progress.update(len(tasks) - len(waiting))
-    return ray.get(tasks)
+def _judge_all(name: str, submit: Callable[[int], Any], num_clips: int) -> list[dict[str, bool]]:
+    """Run one task per clip, under a progress bar.
+
+    Returns:
+        The verdicts, in the order of the clips.
+    """
+    verdicts: dict[int, dict[str, bool]] = {}
+    with bar(name, num_clips, "clips") as progress:
+        for index, verdict in results_of_tasks(submit, range(num_clips)):
+            verdicts[index] = verdict
+            progress.update(len(verdicts))
+    return [verdicts[index] for index in range(num_clips)]

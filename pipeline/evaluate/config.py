@@ -9,8 +9,10 @@ class EvaluateConfig(Settings):
     """What is measured."""
 
     max_reconstructions: int = Field(default=64, ge=1)
-    """Held-out clips the autoencoder's figure is averaged over."""
+    """The reconstruction error of the autoencoder is averaged over at most this many clips of the validation split."""
     judge_clips: int = Field(default=192, ge=1)
-    """Freshly drawn clips the judge is validated on."""
+    """Number of newly drawn synthetic clips on which the judge of prompt adherence is validated."""
     prompts_per_combination: int = Field(default=6, ge=1)
-    """Held-out combinations of the demo."""
+    """Number of clips sampled for each combination of colour, shape and direction that is held out of training; only
+    for synthetic videos, and without a prompts file.
+    """

@@ -1,7 +1,7 @@
-"""The judge: what does a clip show? It looks at pixels only and knows nothing of any model or caption.
+"""The judge of prompt adherence: tells from the pixels of a synthetic clip what it shows, without any model.
 
-Shapes are coloured and backgrounds are grey, so saturation separates them. Colour is the hue of the
-coloured pixels, direction the drift of their centre, and shape the template that covers them best.
+Shapes are coloured and backgrounds are grey, so saturation separates them. The colour is the hue of the coloured
+pixels, the direction is the motion of their centre, and the shape is the template that overlaps them best.
 """
 
 from dataclasses import dataclass
@@ -11,36 +11,36 @@ from jaxtyping import Float, UInt8
 
 from data.synthetic import COLOURS, DIRECTIONS, SHAPES, Combination, shape_mask
 
-MIN_SATURATION = 60  # of 255: greys stay below, every colour's flat area lies above 120
-MIN_SHARE = 0.006  # of the frame that must be coloured for a frame to count
-MIN_TRAVEL = 0.06  # share of the frame: less is no motion
-SUPERSAMPLING = 3
+MIN_SATURATION = 60  # of 255: greys are below it, the inside of each coloured shape is above 120
+MIN_SHARE = 0.006  # fraction of pixels that must be coloured for a frame to be used
+MIN_TRAVEL = 0.06  # fraction of the frame's side: a shorter path of the centre is no motion
+SUPERSAMPLING = 3  # samples per pixel and axis when a template is drawn
 TEMPLATE_POINTS = np.linspace(-1, 1, 201)
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """What the judge sees; None where it cannot tell."""
+    """What a clip shows, by the names of `data.synthetic`; None where it cannot be told."""
 
     colour: str | None
     shape: str | None
     direction: str | None
 
     def agrees(self, wanted: Combination) -> dict[str, bool]:
-        """Attribute by attribute, and all together."""
+        """Whether each attribute is as wanted, and under `all` whether every one is."""
         right = {name: getattr(self, name) == getattr(wanted, name) for name in ("colour", "direction", "shape")}
         return right | {"all": all(right.values())}
 
 
 def judge_clip(frames: UInt8[np.ndarray, "t h w 3"]) -> Judgement:
-    """Judge one clip."""
+    """Judge one clip; all is None if fewer than half of its frames show a coloured shape."""
     levels = frames.astype(np.float32)
     saturation = levels.max(-1) - levels.min(-1)
     visible = np.flatnonzero((saturation > MIN_SATURATION).mean((1, 2)) > MIN_SHARE)
     if len(visible) < len(frames) / 2:
         return Judgement(None, None, None)
     levels, saturation = levels[visible], saturation[visible]
-    flat = float(np.quantile(saturation[saturation > MIN_SATURATION], 0.75))  # how coloured the shape's inside is
+    flat = float(np.quantile(saturation[saturation > MIN_SATURATION], 0.75))  # saturation of the inside of the shape
     cover = np.clip(saturation / flat, 0, 1) * (saturation > MIN_SATURATION / 2)
     return Judgement(
         colour=_colour(levels[saturation > MIN_SATURATION]),
@@ -50,13 +50,13 @@ def judge_clip(frames: UInt8[np.ndarray, "t h w 3"]) -> Judgement:
 
 
 def _hue(rgb: np.ndarray) -> np.ndarray:
-    """Angle on the colour circle, in radians."""
+    """Hue of colours (..., 3), in radians (-pi, pi]."""
     red, green, blue = np.moveaxis(rgb, -1, 0)
     return np.arctan2(np.sqrt(3) * (green - blue), 2 * red - green - blue)
 
 
 def _colour(pixels: Float[np.ndarray, "n 3"]) -> str:
-    """The palette colour nearest in hue to the mean chroma."""
+    """The palette colour whose hue is nearest to that of the mean pixel."""
     chroma = pixels - pixels.mean(-1, keepdims=True)
     hue = _hue(chroma.mean(0))
     palette = _hue(np.array(list(COLOURS.values()), dtype=np.float32))
@@ -65,7 +65,7 @@ def _colour(pixels: Float[np.ndarray, "n 3"]) -> str:
 
 
 def _centres(cover: Float[np.ndarray, "t h w"]) -> Float[np.ndarray, "t 2"]:
-    """Centre of mass (down, right) of each frame, as a share of the frame."""
+    """Centre of mass (down, right) of each frame, as fractions of its height and width."""
     _, height, width = cover.shape
     mass = cover.sum((1, 2))
     down = (cover.sum(2) @ (np.arange(height) + 0.5)) / mass / height
@@ -74,7 +74,7 @@ def _centres(cover: Float[np.ndarray, "t h w"]) -> Float[np.ndarray, "t 2"]:
 
 
 def _direction(cover: Float[np.ndarray, "t h w"], times: np.ndarray) -> str | None:
-    """The named direction nearest to a straight-line fit of the centre's path."""
+    """The direction nearest to a straight line that is fitted to the path of the centre; None without motion."""
     drift = np.polyfit(times, _centres(cover), 1)[0] * (times[-1] - times[0])
     if np.hypot(*drift) < MIN_TRAVEL:
         return None
@@ -89,7 +89,7 @@ def _template(shape: str) -> tuple[float, np.ndarray]:
 
 
 def _shape(cover: Float[np.ndarray, "t h w"]) -> str | None:
-    """The shape that, drawn with the blob's own area and centre, overlaps it best over all frames."""
+    """The shape that overlaps the coloured pixels best over all frames, if drawn with their area and centre."""
     _, height, width = cover.shape
     centres, areas = _centres(cover), cover.sum((1, 2)) / (height * width)
     rows = (np.arange(height * SUPERSAMPLING) + 0.5) / (height * SUPERSAMPLING)

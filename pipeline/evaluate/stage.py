@@ -69,9 +69,8 @@ class EvaluateStage(Stage):
             shown=shown,
             judge=judge,
             adherence=adherence,
-            right=right,
             guidance_scale=self.guidance_scale,
-            clips=clips,
+            clips=[clip.shown(right.get(clip.file)) for clip in clips],
             losses={name: read_metrics(run.run_dir / name) for name in ("autoencoder", "dit")},
             latents=read_manifest(latents_dir),
         )

@@ -1,4 +1,4 @@
-"""Stage 0 of the demo: draw the source videos, as anybody's folder of mp4 files with captions beside them."""
+"""The draw stage: synthetic source videos, as a folder of mp4 files with caption sidecars."""
 
 from pathlib import Path
 
@@ -7,6 +7,7 @@ import ray
 from data.files.publish import publish_bytes, publish_text
 from data.synthetic import random_scene, render, training_combinations
 from data.video.codec import encode_clip
+from pipeline.distributed.actor_pool import results_of_tasks
 from pipeline.ingest.config import SyntheticConfig
 from pipeline.run.progress import bar
 
@@ -14,12 +15,16 @@ CLIPS_PER_TASK = 16
 
 
 def video_path(output_dir: Path, index: int) -> Path:
-    """Where video number `index` lies: a hundred to a folder."""
+    """Path of video number `index`; a folder contains 100 videos."""
     return output_dir / f"{index // 100:03d}" / f"shapes-{index:06d}.mp4"
 
 
 def draw(output_dir: Path, config: SyntheticConfig, seed: int, indices: range) -> int:
-    """Draw some of the videos; those that are there already stay."""
+    """Draw the videos that do not exist yet. Runs in a worker.
+
+    Returns:
+        The number of indices.
+    """
     allowed = training_combinations()
     for index in indices:
         path = video_path(output_dir, index)
@@ -33,16 +38,16 @@ def draw(output_dir: Path, config: SyntheticConfig, seed: int, indices: range) -
 
 
 def make_videos(output_dir: Path, config: SyntheticConfig, seed: int) -> int:
-    """Run the stage on the connected Ray cluster; returns how many videos there are."""
+    """Run the stage on the connected Ray cluster and return the number of videos."""
     task = ray.remote(draw).options(num_cpus=1)
     batches = [
         range(at, min(at + CLIPS_PER_TASK, config.num_videos)) for at in range(0, config.num_videos, CLIPS_PER_TASK)
     ]
-    running = [task.remote(output_dir.resolve(), config, seed, indices) for indices in batches]
     num_done = 0
     with bar("draw", config.num_videos, "videos") as progress:
-        while running:
-            finished, running = ray.wait(running)
-            num_done += sum(ray.get(finished))
+        for _, num_drawn in results_of_tasks(
+            lambda indices: task.remote(output_dir.resolve(), config, seed, indices), batches
+        ):
+            num_done += num_drawn
             progress.update(num_done)
     return num_done

@@ -1,98 +1,91 @@
-"""Stage 1: a folder of videos becomes WebDataset shards of clips.
+"""The shard stage: videos become WebDataset shards of clips.
 
-Sources are sorted and divided among planned shards, so the same sources always give the same shards. One job
-prepares one source (`pipeline/cut.py`) in a process that a time-out can kill; a Ray task writes each shard
-from the clips of its sources, without the pixels passing through the driver. Every source ends in exactly
-one of shards, filtered and quarantine (`data/ledger.py`), and the stage ends by counting them.
+Sources are assigned to shards in their order, so the same sources always give the same shards. One job prepares one
+source (`pipeline/ingest/prepare.py`) in a process that is killed after a timeout; a Ray task writes each shard from the
+clips of its sources, which do not pass through the driver. Every source ends in exactly one of shards, filtered and
+quarantine (`data/curation/ledger.py`), which is checked at the end.
 """
 
 from collections import Counter, deque
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray
-from pydantic import ValidationError
 
 from data.curation.captions import read_caption_table
 from data.curation.filters import Duplicates
 from data.curation.ledger import FILTERED_NAME, QUARANTINE_NAME, Reason, balance, reject, write_rejections
 from data.curation.sources import Source, SourceError, listing_fingerprint
 from data.dataset.clip import VIDEO_MEMBER
-from data.dataset.index import IndexRow, write_index
-from data.dataset.manifest import MANIFEST_NAME, Manifest, ShardRecord, content_fingerprint, count_buckets
+from data.dataset.index import write_index
+from data.dataset.manifest import MANIFEST_NAME, Manifest, content_fingerprint, count_buckets
 from data.dataset.shards import write_shard
 from data.files.publish import publish_text, remove_unpublished
-from data.records import Record
 from pipeline.distributed.isolated_pool import Done, run_jobs
-from pipeline.ingest.buckets import _read_choice, settle_buckets
+from pipeline.ingest.buckets import read_choice, settle_buckets
 from pipeline.ingest.config import ShardConfig
-from pipeline.ingest.prepare import Clips, CutConfig, SourceReport, drop_duplicates, prepare_source
+from pipeline.ingest.prepare import Clips, PrepareConfig, SourceReport, drop_duplicates, prepare_source
+from pipeline.run.commits import (
+    Commit,
+    publish_commit,
+    read_commit,
+    remove_commit,
+    remove_other_shards,
+    reusable_commit,
+)
 from pipeline.run.fingerprints import fingerprint
 from pipeline.run.progress import bar
 
-COMMIT_SUFFIX = ".commit.json"
+
+class ShardCommit(Commit):
+    """The commit of a shard of clips, made from its sources, their captions and the settings."""
+
+    reports: list[SourceReport]  # what became of each source
 
 
-class ShardCommit(Record):
-    """Published beside a shard after it: the shard is done, and this is what became of its sources."""
-
-    made_from: str  # fingerprint of its sources, their captions and the settings
-    shard: ShardRecord
-    rows: list[IndexRow]
-    reports: list[SourceReport]
-
-
-def commit_shard(path: Path, made_from: str, reports: list[SourceReport], *clips: Clips) -> None:
-    """Write one shard and then its commit. Runs in a worker; Ray has brought the clips of every source."""
+def commit_shard(path: Path, input_fingerprint: str, reports: list[SourceReport], *clips: Clips) -> None:
+    """Write a shard, then its commit. Runs in a worker, which gets the clips from Ray's object store."""
     kept = {clip.key for report in reports for clip in report.clips}
     samples = [clip for source in clips for clip in source if clip[0].key in kept]
-    path.with_suffix(COMMIT_SUFFIX).unlink(missing_ok=True)  # of a shard made from something else
+    remove_commit(path)
     shard, rows = write_shard(path, samples, VIDEO_MEMBER)
-    commit = ShardCommit(made_from=made_from, shard=shard, rows=rows, reports=reports)
-    publish_text(path.with_suffix(COMMIT_SUFFIX), commit.model_dump_json())
-
-
-def read_commit(path: Path) -> ShardCommit | None:
-    """The commit of the shard at `path`, or None where it is not done, or was by an older program."""
-    try:
-        return ShardCommit.model_validate_json(path.with_suffix(COMMIT_SUFFIX).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValidationError):
-        return None
+    publish_commit(path, ShardCommit(input_fingerprint=input_fingerprint, shard=shard, rows=rows, reports=reports))
 
 
 def forget_quarantined(output_dir: Path) -> None:
-    """Undo the shards that sources are missing from, so that the next start tries those again.
+    """Remove the commits of shards with quarantined sources, so that the next start tries those sources again.
 
-    And those after them, where duplicates are looked for: which clips they keep depends on the clips before.
+    If duplicates are looked for, the commits of all later shards are removed too: the clips that a shard keeps depend
+    on the shards before it.
     """
-    is_undone = False
+    is_removed = False
     for path in sorted(output_dir.glob("shard-*.tar")):
-        commit = read_commit(path)
+        commit = read_commit(ShardCommit, path)
         if commit is None:
             continue
         compares = any(clip.perceptual_hash is not None for report in commit.reports for clip in report.clips)
-        if (compares and is_undone) or any(report.quarantined is not None for report in commit.reports):
-            path.with_suffix(COMMIT_SUFFIX).unlink()
+        if (compares and is_removed) or any(report.quarantined is not None for report in commit.reports):
+            remove_commit(path)
             (output_dir / MANIFEST_NAME).unlink(missing_ok=True)
-            is_undone = True
+            is_removed = True
 
 
 @dataclass
-class _Group:
-    """One planned shard while its sources are being prepared."""
+class _PlannedShard:
+    """A planned shard while its sources are being prepared."""
 
     number: int
     path: Path
     sources: Sequence[Source]
-    made_from: str
+    input_fingerprint: str
     reports: dict[str, SourceReport] = field(default_factory=dict)  # by source
-    clips: dict[str, Any] = field(default_factory=dict)  # source -> reference to its clips
+    clips: dict[str, Any] = field(default_factory=dict)  # Ray reference to the clips, by source
 
     @property
-    def ready(self) -> bool:
+    def is_complete(self) -> bool:
         return len(self.reports) == len(self.sources)
 
     @property
@@ -100,28 +93,27 @@ class _Group:
         return [self.reports[source.name] for source in self.sources]
 
     def commit(self) -> ShardCommit | None:
-        """Its commit, if it has been made from just this and is there."""
-        commit = read_commit(self.path) if self.path.is_file() else None
-        return commit if commit is not None and commit.made_from == self.made_from else None
+        """The commit of the shard if it is reusable, otherwise None."""
+        return reusable_commit(ShardCommit, self.path, self.input_fingerprint)
 
 
 def make_shards(sources: Sequence[Source], output_dir: Path, config: ShardConfig, num_workers: int) -> Manifest:
-    """Run the stage on the connected Ray cluster; shards that were made from the same stay.
+    """Run the stage on the connected Ray cluster; shards that were made from the same inputs are reused.
 
     Args:
-        sources: in the order in which their clips shall lie in the shards.
+        sources: in the order in which their clips are stored in the shards.
 
     Raises:
         SourceError: none of the sources can be used.
         CaptionError: the caption table cannot be read.
     """
     output_dir.mkdir(parents=True, exist_ok=True)
-    (output_dir / MANIFEST_NAME).unlink(missing_ok=True)  # no dataset until all of it is
-    table = {} if config.captions is None else read_caption_table(config.captions)
-    cut = CutConfig(settle_buckets(sources, output_dir, config, num_workers), table, config)
-    planned = _plan(sources, output_dir.resolve(), cut)
-    _prepare_and_commit(partial(prepare_source, cut), planned, config, num_workers)
-    remove_unpublished(output_dir)  # of workers that were killed while they wrote
+    (output_dir / MANIFEST_NAME).unlink(missing_ok=True)  # the folder is not a dataset until all shards are written
+    captions = {} if config.captions is None else read_caption_table(config.captions)
+    prepare = PrepareConfig(settle_buckets(sources, output_dir, config, num_workers), captions, config)
+    planned = _plan(sources, output_dir.resolve(), prepare)
+    _prepare_and_commit(partial(prepare_source, prepare), planned, config, num_workers)
+    remove_unpublished(output_dir)  # left by workers that were killed while writing
     remove_other_shards(output_dir, {group.path.name for group in planned})
 
     commits = [commit for group in planned if (commit := group.commit()) is not None]
@@ -130,43 +122,36 @@ def make_shards(sources: Sequence[Source], output_dir: Path, config: ShardConfig
     return manifest
 
 
-def _plan(sources: Sequence[Source], output_dir: Path, cut: CutConfig) -> list[_Group]:
-    """Which sources go into which shard, and from what each is made."""
-    size, settings, before = cut.config.videos_per_shard, cut.fingerprint(), ""
+def _plan(sources: Sequence[Source], output_dir: Path, config: PrepareConfig) -> list[_PlannedShard]:
+    """The sources of each shard, and the fingerprint of its inputs."""
+    size, settings, before = config.settings.videos_per_shard, config.fingerprint(), ""
     planned = []
     for number, at in enumerate(range(0, len(sources), size)):
         group = sources[at : at + size]
-        made_from = fingerprint([settings, listing_fingerprint(group), before])
-        if cut.config.filters.duplicate_bits is not None:
-            before = made_from  # what a shard keeps depends on the ones before it
-        planned.append(_Group(number, output_dir / f"shard-{number:05d}.tar", group, made_from))
+        input_fingerprint = fingerprint([settings, listing_fingerprint(group), before])
+        if config.settings.filters.duplicate_bits is not None:
+            before = input_fingerprint  # the clips that a shard keeps depend on the shards before it
+        planned.append(_PlannedShard(number, output_dir / f"shard-{number:05d}.tar", group, input_fingerprint))
     return planned
 
 
 def count_reusable_shards(sources: Sequence[Source], output_dir: Path, config: ShardConfig) -> int:
-    """How many shards in a folder are what these sources and settings would give again."""
+    """Number of shards in a folder that were made from these sources and settings."""
     buckets = config.buckets
     if config.choose_buckets is not None:
-        known = _read_choice(output_dir, config.choose_buckets)
+        known = read_choice(output_dir, config.choose_buckets)
         if known is None:
             return 0
         buckets = known.buckets
-    table = {} if config.captions is None else read_caption_table(config.captions)
-    return sum(group.commit() is not None for group in _plan(sources, output_dir, CutConfig(buckets, table, config)))
-
-
-def remove_other_shards(output_dir: Path, names: Collection[str]) -> None:
-    """Delete the shards of an earlier, longer list."""
-    for path in output_dir.glob("shard-*.tar"):
-        if path.name not in names:
-            path.with_suffix(COMMIT_SUFFIX).unlink(missing_ok=True)
-            path.unlink()
+    captions = {} if config.captions is None else read_caption_table(config.captions)
+    planned = _plan(sources, output_dir, PrepareConfig(buckets, captions, config))
+    return sum(shard.commit() is not None for shard in planned)
 
 
 def _prepare_and_commit(
-    prepare: partial[tuple[SourceReport, Clips]], planned: list[_Group], config: ShardConfig, num_workers: int
+    prepare: partial[tuple[SourceReport, Clips]], planned: list[_PlannedShard], config: ShardConfig, num_workers: int
 ) -> None:
-    """Prepare the sources of every shard that is missing, and write each as soon as its last source is in."""
+    """Prepare the sources of every missing shard, and write each shard as soon as it can be (`_CommitOrder`)."""
     committing: Any = ray.remote(commit_shard).options(num_cpus=0)
     committed = {group.number: commit for group in planned if (commit := group.commit()) is not None}
     group_of = {source: group for group in planned if group.number not in committed for source in group.sources}
@@ -184,7 +169,7 @@ def _prepare_and_commit(
             group.reports[source.name] = report
             for due, reports in order.due(group):
                 clips = [due.clips[source.name] for source in due.sources if source.name in due.clips]
-                commits.append(committing.remote(due.path, due.made_from, reports, *clips))
+                commits.append(committing.remote(due.path, due.input_fingerprint, reports, *clips))
                 due.clips.clear()
             num_done, num_rejected = num_done + 1, num_rejected + (not report.clips)
             progress.update(num_done, f"{num_rejected} left out" if num_rejected else "")
@@ -192,24 +177,24 @@ def _prepare_and_commit(
 
 
 class _CommitOrder:
-    """Which shards can be written now.
+    """Decides which shards can be written now.
 
-    Any that is complete, unless duplicates are looked for: which clip of a pair stays must not depend on who
-    was quicker, so then shards are written in their order, and each knows what the ones before it keep.
+    Without a search for duplicates, every complete shard. Otherwise shards are written in their order, because which of
+    two duplicate clips is kept must not depend on which was prepared first.
     """
 
-    def __init__(self, planned: list[_Group], committed: dict[int, ShardCommit], bits: int | None) -> None:
+    def __init__(self, planned: list[_PlannedShard], committed: dict[int, ShardCommit], bits: int | None) -> None:
         self._waiting = deque(planned)
         self._committed = committed
         self._seen = Duplicates(bits) if bits is not None else None
 
-    def due(self, group: _Group) -> Iterator[tuple[_Group, list[SourceReport]]]:
-        """Shards to write, with the reports of their sources in order, now that `group` has a new report."""
+    def due(self, group: _PlannedShard) -> Iterator[tuple[_PlannedShard, list[SourceReport]]]:
+        """Shards to write after a new report of a source of `group`, each with the reports of its sources, in order."""
         if self._seen is None:
-            if group.ready:
+            if group.is_complete:
                 yield group, group.ordered_reports
             return
-        while self._waiting and (self._waiting[0].ready or self._waiting[0].number in self._committed):
+        while self._waiting and (self._waiting[0].is_complete or self._waiting[0].number in self._committed):
             first = self._waiting.popleft()
             known = self._committed.get(first.number)
             reports = first.ordered_reports if known is None else known.reports
@@ -219,11 +204,11 @@ class _CommitOrder:
 
 
 def _close_ledger(sources: Sequence[Source], commits: Iterable[ShardCommit], output_dir: Path) -> Manifest:
-    """Write index, filtered and quarantine, check that they account for every source, and sum up.
+    """Write the index and the files of the ledger; return the manifest.
 
     Raises:
-        LedgerError: they do not.
-        SourceError: there is not a single clip.
+        LedgerError: the ledger does not account for every source exactly once.
+        SourceError: no source has a clip.
     """
     commits = list(commits)
     reports = [report for commit in commits for report in commit.reports]

@@ -1,1 +1,1 @@
-"""How results are shown: report, gallery, dataset page, contact sheets."""
+"""Pages for people: the report of a run, the gallery of samples, the page of a dataset, and contact sheets."""

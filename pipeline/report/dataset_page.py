@@ -1,6 +1,6 @@
-"""A page that shows a dataset: playing clips, histograms, buckets, and what was left out; beside it a contact sheet.
+"""The page of a dataset: playing clips, histograms, buckets, and what was left out. A contact sheet is beside it.
 
-The page is one file. Captions and names of sources come from anywhere: they are text there, never markup.
+The page is one file. Captions and names of sources are untrusted: they are always escaped.
 """
 
 from dataclasses import dataclass
@@ -18,11 +18,22 @@ from data.dataset.reader import PayloadReader
 from data.dataset.survey import Histogram, Survey, pick_rows
 from data.errors import DatasetError, VideoError
 from data.files.publish import publish_bytes, publish_text
+from data.records import Frames
 from data.video.codec import decode_clip
-from pipeline.report.contact_sheet import INK, ShownClip, contact_sheet
+from pipeline.report.contact_sheet import INK, SHEET_NAME, SheetClip, SheetLayout, contact_sheet
 from pipeline.report.pages import LINE_COLOUR, TEMPLATES, svg_of, video_uri
 
-PAGE_NAME, SHEET_NAME = "index.html", "contact_sheet.png"
+PAGE_NAME = "index.html"
+
+
+@dataclass(frozen=True)
+class DatasetClip:
+    """One clip of the page and of the contact sheet."""
+
+    row: IndexRow
+    video: str  # a data URI of the MP4; empty where the clip cannot be read
+    thumbs: Frames  # its first, middle and last frame; none where it cannot be read
+    problem: str  # why it cannot be read; empty where it can
 
 
 @dataclass(frozen=True)
@@ -31,25 +42,28 @@ class Channel:
 
     number: int
     mean: float  # over the training split, from the manifest
-    std: float
-    low: float  # over the samples looked at
-    high: float
+    std: float  # as the mean
+    low: float  # over the samples that were read
+    high: float  # as the lowest value
 
 
 def write_dataset_page(survey: Survey, folder: Path, num_clips: int) -> list[Path]:
-    """Write the page, and of clips the contact sheet, and say where they are.
+    """Write the page and, for a dataset of clips, the contact sheet.
 
     Args:
-        num_clips: how many samples are shown, evenly chosen from the index.
+        num_clips: number of samples to show, evenly spaced in the index.
+
+    Returns:
+        The files that were written.
 
     Raises:
-        DatasetError: the index is damaged, or a latent that was chosen.
+        DatasetError: the index or one of the chosen latents is damaged.
     """
     dataset_dir, manifest = survey.dataset_dir, survey.manifest
     rows = pick_rows(dataset_dir, num_clips)
     stats = manifest.latent_stats
     reader = PayloadReader(dataset_dir, verify=True)
-    clips = [_show(reader, row) for row in rows] if manifest.kind == "clips" else []
+    clips = [_read_clip(reader, row) for row in rows] if manifest.kind == "clips" else []
     channels = measure_channels(dataset_dir, rows, stats) if stats is not None else []
     clips_dir = clips_dir_of(dataset_dir)
     page = TEMPLATES.get_template("dataset.html").render(
@@ -67,35 +81,36 @@ def write_dataset_page(survey: Survey, folder: Path, num_clips: int) -> list[Pat
     publish_text(folder / PAGE_NAME, page)
     if not clips:
         return [folder / PAGE_NAME]
-    publish_bytes(folder / SHEET_NAME, contact_sheet(clips))
+    sheet = [SheetClip(clip.thumbs, clip.problem or clip.row.caption, bool(clip.problem)) for clip in clips]
+    publish_bytes(folder / SHEET_NAME, contact_sheet(sheet, SheetLayout()))
     return [folder / PAGE_NAME, folder / SHEET_NAME]
 
 
 def _short(folder: Path) -> str:
-    """Run and folder, as demo/clips: pages travel, and where a home folder lies is nobody's business."""
+    """The names of run and folder, as demo/clips: pages are shared, and must not show paths of the machine."""
     return "/".join(folder.resolve().parts[-2:])
 
 
 def clips_dir_of(latents_dir: Path) -> Path | None:
-    """Where a run keeps the clips its latents were made from; None where there are none."""
+    """The clips that a run's latents were made from; None where the run has none."""
     clips_dir = latents_dir.resolve().parent / "clips"
     return clips_dir if (clips_dir / MANIFEST_NAME).is_file() else None
 
 
-def _show(reader: PayloadReader, row: IndexRow) -> ShownClip:
+def _read_clip(reader: PayloadReader, row: IndexRow) -> DatasetClip:
     try:
         content = reader.read(row)
         frames = decode_clip(content)
     except (DatasetError, VideoError) as error:
-        return ShownClip(row, "", np.zeros((0, row.height, row.width, 3), np.uint8), str(error))
-    return ShownClip(row, video_uri(content), frames[[0, len(frames) // 2, -1]], "")
+        return DatasetClip(row, "", np.zeros((0, row.height, row.width, 3), np.uint8), str(error))
+    return DatasetClip(row, video_uri(content), frames[[0, len(frames) // 2, -1]], "")
 
 
 def measure_channels(dataset_dir: Path, rows: list[IndexRow], stats: LatentStats) -> list[Channel]:
-    """Mean and deviation of each channel as the manifest has them, and the extremes over some samples.
+    """Mean and standard deviation of each channel, from the manifest, and its extremes over some samples.
 
     Raises:
-        DatasetError: a sample cannot be read, or has another number of channels.
+        DatasetError: a sample cannot be read or has another number of channels.
     """
     reader, num_channels = PayloadReader(dataset_dir, verify=True), len(stats.mean)
     low, high = np.full(num_channels, np.inf), np.full(num_channels, -np.inf)
@@ -114,7 +129,7 @@ def measure_channels(dataset_dir: Path, rows: list[IndexRow], stats: LatentStats
 
 
 def bar_plot(histogram: Histogram) -> str:
-    """A histogram with its counts, as SVG text."""
+    """A histogram with its counts; SVG text."""
     figure, axes = _plot(len(histogram.bars))
     counts = [bar.count for bar in histogram.bars]
     drawn = axes.barh([bar.label for bar in histogram.bars], counts, height=0.75, color=LINE_COLOUR)
@@ -125,7 +140,7 @@ def bar_plot(histogram: Histogram) -> str:
 
 
 def channel_plot(channels: list[Channel]) -> str:
-    """Each channel's extremes, and the stretch of one deviation around its mean, as SVG text; empty without any."""
+    """The extremes of each channel, and one standard deviation around its mean; SVG text, empty without channels."""
     if not channels:
         return ""
     figure, axes = _plot(len(channels))

@@ -1,4 +1,4 @@
-"""The figures that a report shows."""
+"""What pages are made from: the figures, clips and verdicts that stages hand to a report."""
 
 from dataclasses import dataclass
 
@@ -8,27 +8,38 @@ ATTRIBUTES = ("colour", "direction", "shape", "all")
 
 
 class Share(Record):
-    """How often each attribute was right."""
+    """How often each attribute was right, over some clips."""
 
     num_clips: int
-    right: dict[str, int]
+    right: dict[str, int]  # number of clips, by attribute
 
     def share(self, attribute: str) -> float:
-        """Right clips over all clips."""
+        """The fraction of clips in which an attribute was right, in [0, 1]."""
         return self.right[attribute] / self.num_clips
 
 
 class Reconstructions(Record):
-    """The autoencoder on clips it never saw."""
+    """Reconstruction error of the autoencoder on clips of the validation split."""
 
     num_clips: int
     psnr_db: float  # mean over clips
-    psnr_db_min: float
+    psnr_db_min: float  # of the worst clip
 
 
 @dataclass(frozen=True)
-class Shown:
-    """A clip and what the autoencoder makes of it."""
+class GalleryClip:
+    """A sampled clip, as pages show it."""
+
+    file: str  # name in the samples folder
+    prompt: str
+    seed: int
+    guidance_scale: float
+    right: bool | None  # whether it shows all that its prompt says; None where that is not known
+
+
+@dataclass(frozen=True)
+class ReconstructedClip:
+    """A clip beside its reconstruction by the autoencoder."""
 
     caption: str
     fps: float
@@ -37,5 +48,5 @@ class Shown:
 
 
 def count(verdicts: list[dict[str, bool]]) -> Share:
-    """Add up verdicts."""
+    """Count the right verdicts of each attribute."""
     return Share(num_clips=len(verdicts), right={name: sum(v[name] for v in verdicts) for name in ATTRIBUTES})

@@ -1,12 +1,15 @@
-"""A page of a samples folder on which every clip plays."""
+"""The page of a samples folder, on which every clip plays."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from data.files.publish import publish_text
+from pipeline.report.figures import GalleryClip
 from pipeline.report.pages import TEMPLATES
-from pipeline.sample.outputs import SampledClip
+
+GALLERY_NAME = "index.html"
 
 
-def write_gallery(samples_dir: Path, clips: list[SampledClip]) -> None:
-    """index.html: every clip of a samples folder, playing beside its prompt."""
-    publish_text(samples_dir / "index.html", TEMPLATES.get_template("gallery.html").render(clips=clips))
+def write_gallery(samples_dir: Path, clips: Sequence[GalleryClip]) -> None:
+    """Write index.html, which plays every clip above its prompt."""
+    publish_text(samples_dir / GALLERY_NAME, TEMPLATES.get_template("gallery.html").render(clips=clips))

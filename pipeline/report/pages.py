@@ -1,4 +1,4 @@
-"""What the HTML pages share: templates, plots and clips inside the page, and text that hides nothing."""
+"""What all HTML pages share: templates, plots and videos as part of the page, and the escaping of invisible text."""
 
 import base64
 import io
@@ -11,13 +11,13 @@ from jinja2 import Environment, FileSystemLoader
 from matplotlib.figure import Figure
 
 LINE_COLOUR = "#2b6cb0"
-# Control, format (marks of direction, zero widths), private use, surrogate, separators of lines and paragraphs.
+# Control, format (direction marks, zero-width characters), private use, surrogates, line and paragraph separators.
 HIDDEN_CATEGORIES = frozenset({"Cc", "Cf", "Co", "Cs", "Zl", "Zp"})
-JOINERS = "\u200c\u200d"  # letters of some scripts, and emoji, are written with them
+JOINERS = "\u200c\u200d"  # part of the spelling of some scripts and of emoji
 
 
 def visible(text: str) -> str:
-    """The text with every character that cannot be seen written out, as <U+202E>."""
+    """The text with every invisible character replaced by its code point, such as <U+202E>."""
     return re.sub(r"[^ -~]", lambda match: _shown(match[0]), text)
 
 
@@ -27,12 +27,12 @@ def _shown(character: str) -> str:
 
 
 def video_uri(content: bytes) -> str:
-    """An MP4 as an address that holds it, so that the page alone is enough."""
+    """An MP4 file as a data URI, so that a page contains its videos."""
     return "data:video/mp4;base64," + base64.b64encode(content).decode()
 
 
 def svg_of(figure: Figure) -> str:
-    """The figure as an `<svg>` element; equal figures give equal text."""
+    """A figure as an `<svg>` element; equal figures give equal text."""
     buffer = io.StringIO()
     with mpl.rc_context({"svg.hashsalt": "reelflow"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None})

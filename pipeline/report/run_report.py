@@ -1,22 +1,21 @@
-"""What people see: report.json, one self-contained report.html, a gallery, and a contact sheet."""
+"""The report of a run: report.json, one self-contained report.html, and a contact sheet."""
 
-import io
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from PIL import Image, ImageDraw
 
 from data.dataset.manifest import Manifest
 from data.files.publish import publish_bytes, publish_text
 from data.video.codec import decode_clip, encode_clip
-from pipeline.report.figures import ATTRIBUTES, Reconstructions, Share, Shown
+from pipeline.report.contact_sheet import SHEET_NAME, SheetClip, SheetLayout, contact_sheet
+from pipeline.report.figures import ATTRIBUTES, GalleryClip, ReconstructedClip, Reconstructions, Share
 from pipeline.report.pages import LINE_COLOUR, TEMPLATES, svg_of, video_uri
 from pipeline.run.stage_record import StageRecord
-from pipeline.sample.outputs import SampledClip
 
 MAX_CLIPS_SHOWN = 24
 SHEET_ROWS, SHEET_FRAMES = 8, 9
@@ -24,29 +23,28 @@ SHEET_ROWS, SHEET_FRAMES = 8, 9
 
 @dataclass(frozen=True)
 class Report:
-    """Everything the report shows."""
+    """What the report of a run is made from."""
 
     run_dir: Path
     config_yaml: str
     stages: list[StageRecord]
     reconstructions: Reconstructions
-    shown: list[Shown]
-    judge: Share | None  # None: the videos are real, and there is no truth to judge against
+    shown: list[ReconstructedClip]
+    judge: Share | None  # of the judge itself; None for real videos, of which is not known what they show
     adherence: dict[float, Share]  # by guidance scale
-    right: dict[str, bool]  # by file
-    guidance_scale: float
-    clips: list[SampledClip]
-    losses: dict[str, list[dict[str, float]]]
-    latents: Manifest
+    guidance_scale: float  # of the clips that are shown
+    clips: list[GalleryClip]
+    losses: dict[str, list[dict[str, float]]]  # lines of metrics.jsonl, by training
+    latents: Manifest  # of the latent dataset
     peak_rss_bytes: int = 0
 
     def with_stage(self, record: StageRecord, peak_rss_bytes: int) -> "Report":
-        """The same report with the time of the stage that writes it, and the run's peak memory."""
+        """The same report with the record of the stage that writes it, and the peak memory of the run."""
         peaks = [record.peak_rss_bytes for record in self.stages]
         return replace(self, stages=[*self.stages, record], peak_rss_bytes=max([peak_rss_bytes, *peaks]))
 
     def headline(self) -> dict[str, Any]:
-        """The few figures a run is judged by."""
+        """The figures that are shown on the console and kept in the stage's record."""
         figures: dict[str, Any] = {"psnr_db": round(self.reconstructions.psnr_db, 2)}
         if self.guidance_scale in self.adherence:
             share = self.adherence[self.guidance_scale]
@@ -54,7 +52,7 @@ class Report:
         return figures
 
     def figures(self) -> dict[str, Any]:
-        """report.json."""
+        """The content of report.json."""
         wall = {record.stage: round(record.wall_seconds, 1) for record in self.stages}
         figures: dict[str, Any] = {
             "wall_seconds": wall | {"total": round(sum(wall.values()), 1)},
@@ -80,15 +78,19 @@ def _share_json(share: Share) -> dict[str, Any]:
 
 
 def write_report(report: Report) -> list[Path]:
-    """Write every file of the report and say where they are."""
+    """Write the report into the folder of its run.
+
+    Returns:
+        The files that were written.
+    """
     figures = report.figures()
     json_path, html_path = report.run_dir / "report.json", report.run_dir / "report.html"
-    sheet_path = report.run_dir / "contact_sheet.png"
+    sheet_path = report.run_dir / SHEET_NAME
     publish_text(json_path, json.dumps(figures, indent=1) + "\n")
-    guided = [clip for clip in report.clips if clip.request.guidance_scale == report.guidance_scale]
+    guided = [clip for clip in report.clips if clip.guidance_scale == report.guidance_scale]
     picked = [guided[i] for i in np.linspace(0, len(guided) - 1, min(len(guided), MAX_CLIPS_SHOWN)).astype(int)]
     samples_dir = report.run_dir / "samples"
-    publish_bytes(sheet_path, contact_sheet(samples_dir, picked))
+    publish_bytes(sheet_path, _sheet(samples_dir, picked))
     page = TEMPLATES.get_template("report.html").render(
         name=report.run_dir.name,
         figures=figures,
@@ -108,9 +110,9 @@ def write_report(report: Report) -> list[Path]:
         clips=[
             {
                 "video": video_uri((samples_dir / clip.file).read_bytes()),
-                "prompt": clip.request.prompt,
-                "seed": clip.request.seed,
-                "right": report.right.get(clip.file),
+                "prompt": clip.prompt,
+                "seed": clip.seed,
+                "right": clip.right,
             }
             for clip in picked
         ],
@@ -122,7 +124,7 @@ def write_report(report: Report) -> list[Path]:
 
 
 def loss_curve(rows: list[dict[str, float]]) -> str:
-    """The training loss over steps, as SVG text."""
+    """The training loss over the steps, raw and smoothed by a moving average; SVG text."""
     figure = Figure(figsize=(6, 2.6), layout="constrained")
     axes = figure.subplots()
     steps, loss = [row["step"] for row in rows], np.array([row["total"] for row in rows])
@@ -135,20 +137,8 @@ def loss_curve(rows: list[dict[str, float]]) -> str:
     return svg_of(figure)
 
 
-def contact_sheet(samples_dir: Path, clips: list[SampledClip]) -> bytes:
-    """Frames of some clips side by side, one clip a row, under its prompt; a PNG."""
-    rows = []
-    for clip in clips[:: max(1, len(clips) // SHEET_ROWS)][:SHEET_ROWS]:
-        frames = decode_clip((samples_dir / clip.file).read_bytes())
-        picked = frames[np.linspace(0, len(frames) - 1, min(SHEET_FRAMES, len(frames))).astype(int)]
-        strip = np.concatenate(
-            [np.pad(frame, ((2, 2), (2, 2), (0, 0)), constant_values=255) for frame in picked], axis=1
-        )
-        title = Image.new("RGB", (strip.shape[1], 16), "white")
-        ImageDraw.Draw(title).text((3, 2), clip.request.prompt, fill="black")
-        rows += [np.asarray(title), strip]
-    width = max(row.shape[1] for row in rows)  # clips of several shapes
-    rows = [np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0)), constant_values=255) for row in rows]
-    buffer = io.BytesIO()
-    Image.fromarray(np.concatenate(rows)).save(buffer, format="PNG", optimize=True)
-    return buffer.getvalue()
+def _sheet(samples_dir: Path, clips: Sequence[GalleryClip]) -> bytes:
+    """The contact sheet of evenly spaced clips, one per row."""
+    picked = clips[:: max(1, len(clips) // SHEET_ROWS)][:SHEET_ROWS]
+    shown = [SheetClip(decode_clip((samples_dir / clip.file).read_bytes()), clip.prompt) for clip in picked]
+    return contact_sheet(shown, SheetLayout(frames_per_clip=SHEET_FRAMES, columns=1))

@@ -1,7 +1,7 @@
-"""Stage 5: prompts become clips. Ray actors load the checkpoint once and take batches of prompts.
+"""Prompts become clips on Ray actors, each of which loads the checkpoint once and samples batches of requests.
 
-Each clip's noise belongs to its own seed, its file is published atomically under a content address, and
-`manifest.jsonl` lists them in the order of the prompts; a second start makes only what is missing.
+The noise of each clip depends on its own seed only. Each file is published atomically under a content address, and
+`manifest.jsonl` lists the files in the order of the prompts; the next start makes only the clips that are missing.
 """
 
 from itertools import groupby
@@ -11,22 +11,24 @@ from typing import Any
 import ray
 import torch
 
-from data.files.publish import publish_bytes, publish_text
+from data.files.jsonl import publish_jsonl
+from data.files.publish import publish_bytes
 from data.video.codec import encode_clip
 from models.flow.spec import FlowSpec
 from pipeline.checkpoint.read import open_checkpoint
 from pipeline.checkpoint.record import Checkpoint, CheckpointError
+from pipeline.distributed.actor_pool import results_of_actors
 from pipeline.distributed.config import WorkersConfig
 from pipeline.encode.captions import check_same_encoder
 from pipeline.run.progress import bar
 from pipeline.sample.config import SampleConfig
 from pipeline.sample.outputs import SAMPLES_NAME, SampledClip, read_samples
 from pipeline.sample.requests import PromptRequest
-from pipeline.sample.sampler import ClipSampler, folder_of, text_encoder_of
+from pipeline.sample.sampler import ClipSampler, text_encoder_folder, text_encoder_of
 
 
 class SamplerActor:
-    """A `ClipSampler` in a Ray worker."""
+    """A Ray actor that holds a `ClipSampler`."""
 
     def __init__(self, checkpoint_dir: Path, output_dir: Path, config: SampleConfig, num_threads: int) -> None:
         torch.set_num_threads(num_threads)
@@ -35,7 +37,7 @@ class SamplerActor:
         self._output_dir = output_dir
 
     def make(self, requests: list[PromptRequest]) -> list[SampledClip]:
-        """Sample a batch and publish each clip, then its line for the manifest."""
+        """Sample and publish clips of one guidance scale and bucket; returns their lines of the manifest."""
         frames, calls = self._sampler.sample(requests)
         clips = []
         for request, clip in zip(requests, frames, strict=True):
@@ -52,15 +54,18 @@ def sample_clips(
     config: SampleConfig,
     workers: WorkersConfig,
 ) -> list[SampledClip]:
-    """Run the stage on the connected Ray cluster; clips that are already there stay.
+    """Sample the requests whose clips do not exist yet, on the connected Ray cluster.
+
+    Returns:
+        All clips, in the order of the requests.
 
     Raises:
         CheckpointError: the checkpoint was not trained for the schedule.
-        TextEncoderError: its text encoder is not there.
+        TextEncoderError: its text encoder is missing or another one.
     """
     encoder = text_encoder_of(checkpoint)
     if encoder is not None:
-        check_same_encoder(encoder, folder_of(encoder, config))
+        check_same_encoder(encoder, text_encoder_folder(encoder, config))
     if config.schedule != "full_sequence" and FlowSpec(**checkpoint.record.trained["flow"]).times_per != "frame":
         raise CheckpointError(
             f"sample.schedule is {config.schedule!r}, but {checkpoint.folder} was trained with one time for all "
@@ -69,43 +74,39 @@ def sample_clips(
     output_dir.mkdir(parents=True, exist_ok=True)
     made = {clip.request.id: clip for clip in read_samples(output_dir) if (output_dir / clip.file).is_file()}
     missing = [request for request in requests if request.id not in made]
-    actor = ray.remote(SamplerActor).options(num_cpus=workers.cpus_per_worker, num_gpus=workers.gpus_per_worker)
+    actor: Any = ray.remote(SamplerActor).options(num_cpus=workers.cpus_per_worker, num_gpus=workers.gpus_per_worker)
+
+    def start() -> Any:  # noqa: ANN401 - Ray's handle
+        return actor.remote(checkpoint.folder.resolve(), output_dir.resolve(), config, workers.cpus_per_worker)
+
     batches = canonical_batches(missing, config.batch)
-    actors: list[Any] = [
-        actor.remote(checkpoint.folder.resolve(), output_dir.resolve(), config, workers.cpus_per_worker)
-        for _ in range(min(workers.startable(), len(batches)))
-    ]
-    idle, running = actors.copy(), {}
-    with bar("sample", len(requests), "clips", start=len(requests) - len(missing)) as progress:
-        while batches or running:
-            while batches and idle:
-                worker = idle.pop()
-                running[worker.make.remote(batches.pop(0))] = worker
-            finished, _ = ray.wait(list(running), num_returns=1)
-            for task in finished:
-                made |= {clip.request.id: clip for clip in ray.get(task)}
-                idle.append(running.pop(task))
-                # After every batch: a stop loses at most the running ones.
-                _publish_manifest(output_dir, requests, made)
+    with (
+        bar("sample", len(requests), "clips", start=len(requests) - len(missing)) as progress,
+        results_of_actors(
+            start, lambda sampler, batch: sampler.make.remote(batch), batches, workers.num_startable()
+        ) as done,
+    ):
+        for _, clips in done:
+            made |= {clip.request.id: clip for clip in clips}
+            _publish_manifest(output_dir, requests, made)  # after every batch: a stop loses only the running ones
             progress.update(sum(request.id in made for request in requests))
-    for worker in actors:
-        ray.kill(worker)
     return _publish_manifest(output_dir, requests, made)
 
 
 def _publish_manifest(
     output_dir: Path, requests: list[PromptRequest], made: dict[str, SampledClip]
 ) -> list[SampledClip]:
+    """List the clips that have been made, in the order of the requests."""
     clips = [made[request.id] for request in requests if request.id in made]
-    publish_text(output_dir / SAMPLES_NAME, "".join(clip.model_dump_json() + "\n" for clip in clips))
+    publish_jsonl(output_dir / SAMPLES_NAME, clips)
     return clips
 
 
 def canonical_batches(requests: list[PromptRequest], size: int) -> list[list[PromptRequest]]:
     """Batches of equal guidance scale and bucket, in the order of the content addresses.
 
-    The kernels of some processors round a row by its place in the batch: with a canonical order the same requests give
-    the same bytes, in whatever order they are listed.
+    On some processors the rounding of a row depends on its position in the batch. In this order the same requests give
+    the same bytes, however they are listed.
     """
     ordered = sorted(requests, key=lambda request: (request.guidance_scale, request.bucket, request.id))
     batches = []

@@ -1,4 +1,4 @@
-"""Latents from noise with any network at hand: that of a checkpoint, or one that is still being trained."""
+"""Latents from noise, by the network of a checkpoint or one that is being trained. Pure functions on tensors."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from pipeline.sample.config import GuidanceRule, SampleConfig, Schedule
 
 
 def guidance_of(rule: GuidanceRule, scale: float) -> Guidance:
-    """The rule a configuration names."""
+    """The guidance rule of a configuration."""
     match rule:
         case "plain":
             return Plain(scale)
@@ -31,7 +31,11 @@ def guidance_of(rule: GuidanceRule, scale: float) -> Guidance:
 
 
 def schedule_of(name: Schedule, grid: Float[Tensor, " n"], num_frames: int) -> Tensor:
-    """The times of every latent frame, by the schedule a configuration names; (n) where all go together."""
+    """The times of the steps, by the schedule of a configuration.
+
+    Returns:
+        (n) where all latent frames share their times, otherwise (n, num_frames).
+    """
     match name:
         case "full_sequence":
             return grid
@@ -42,8 +46,8 @@ def schedule_of(name: Schedule, grid: Float[Tensor, " n"], num_frames: int) -> T
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """A clip to make: what it shows, and the seed of its noise."""
+class PromptSeed:
+    """A prompt, and the seed of its clip's noise."""
 
     prompt: str
     seed: int
@@ -53,31 +57,31 @@ def sample_latents(
     network: Callable[[Tensor, Tensor, Caption], Tensor],
     flow: FlowSpec,
     config: SampleConfig,
-    wanted: Sequence[Wanted],
+    clips: Sequence[PromptSeed],
     *,
     guidance_scale: float,
     shape: tuple[int, ...],
     read_captions: CaptionReader,
     device: torch.device,
 ) -> Float[Tensor, "b c t h w"]:
-    """Normalised latents; each clip's noise belongs to its own seed.
+    """Sample normalised latents. The noise of each clip depends on its own seed only, not on the other clips.
 
     Args:
-        network: (x_t, t, caption) to its prediction.
+        network: maps (x_t, t, caption) to its prediction; x_t is (b c t h w), t broadcasts from the left over x_t.
         shape: of one latent, (c t h w).
-        read_captions: as the network was trained.
+        read_captions: maps captions to what the network was trained with, tokens or embeddings.
     """
-    noise = torch.cat([randomness.normal(one.seed, "sample", [0], shape) for one in wanted])
-    caption = read_captions([one.prompt for one in wanted])
+    noise = torch.cat([randomness.normal(clip.seed, "sample", [0], shape) for clip in clips])
+    caption = read_captions([clip.prompt for clip in clips])
     negative = flow.null_caption if config.negative_prompt is None else config.negative_prompt
-    uncond = read_captions([negative] * len(wanted))
+    uncond = read_captions([negative] * len(clips))
     branches = batched(network, caption.to(device), uncond.to(device), joined(caption, uncond).to(device))
     field = guided(branches, path_of(flow.path), flow.prediction, guidance_of(config.guidance, guidance_scale))
     grid = schedule_of(config.schedule, uniform_grid(config.steps, config.shift), shape[1])
     start = noise.to(device)
 
     def fresh_noise(step: int) -> Tensor:
-        return torch.cat([randomness.normal(one.seed, "sde", [step], shape) for one in wanted])
+        return torch.cat([randomness.normal(clip.seed, "sde", [step], shape) for clip in clips])
 
     if config.sde_sigma > 0:
         return euler_maruyama(field, start, grid, constant_diffusion(config.sde_sigma), fresh_noise)

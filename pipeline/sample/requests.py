@@ -1,4 +1,4 @@
-"""Prompts files: plain text with one prompt a line, or JSONL with options."""
+"""Prompts files (text with one prompt per line, or JSONL with options), and the clips they request."""
 
 import json
 from collections import Counter
@@ -15,22 +15,22 @@ MAX_PROMPT_CHARACTERS = 4096
 
 
 class PromptError(ReelflowError, ValueError):
-    """A prompts file that cannot be used; the message names the file and the line."""
+    """A prompt or a prompts file that cannot be used; the message names the file and the line."""
 
 
 class Prompt(Record):
-    """One clip to make."""
+    """A line of a prompts file."""
 
     prompt: str = Field(max_length=MAX_PROMPT_CHARACTERS)
-    seed: int | None = None  # None: derived from the run's seed and the prompt's text
-    bucket: str | None = None  # the clip's shape, such as 17x64x64@8; None: the run's
-    expect: dict[str, str] | None = None  # what the judge should see, where that is known
+    seed: int | None = None  # of the noise; None: derived from the seed of the run and the text of the prompt
+    bucket: str | None = None  # shape of the clip, such as 17x64x64@8; None: that of the configuration
+    expect: dict[str, str] | None = None  # attribute -> value that the judge should find, where it is known
 
 
 class PromptRequest(Record):
-    """A prompt with everything decided, and the name its clip will have."""
+    """One clip to sample, with all options decided."""
 
-    id: str
+    id: str  # content address: 12 hexadecimal digits
     prompt: str
     seed: int
     guidance_scale: float
@@ -39,27 +39,29 @@ class PromptRequest(Record):
 
     @property
     def file_name(self) -> str:
-        """Readable words of the prompt, then the id."""
+        """Name of the MP4 file: words of the prompt, then the id."""
         words = "-".join("".join(c if c.isalnum() and c.isascii() else " " for c in self.prompt.lower()).split())
         return f"{words[:48].strip('-') or 'clip'}-{self.id}.mp4"
 
 
 def read_prompts(path: Path) -> tuple[list[Prompt], list[str]]:
-    """The prompts of a file and a warning for every line that was passed over.
+    """The prompts of a file, and a warning for each empty line, which is skipped.
 
     Raises:
-        PromptError: the file is missing, holds no prompt, or a line of a JSONL file is malformed.
+        PromptError: the file is missing, not UTF-8 or without prompts, or a line of a JSONL file is malformed.
     """
     if not path.is_file():
-        raise PromptError(f"{path}: there is no such prompts file; write one prompt a line")
+        raise PromptError(f"{path}: there is no such prompts file; write one with one prompt per line")
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise PromptError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start})") from error
+    # In JSON, other line separators than a line feed may be part of a string.
+    lines = text.removesuffix("\n").split("\n") if path.suffix == ".jsonl" else text.splitlines()
     prompts, warnings = [], []
     for number, line in enumerate(lines, 1):
         if not line.strip():
-            warnings.append(f"{path}: line {number} is empty and was passed over")
+            warnings.append(f"{path}: line {number} is empty and was skipped")
             continue
         try:
             if path.suffix == ".jsonl":
@@ -73,15 +75,19 @@ def read_prompts(path: Path) -> tuple[list[Prompt], list[str]]:
                 f'a line is {{"prompt": "a red circle moves left", "seed": 1}}'
             ) from error
     if not prompts:
-        raise PromptError(f"{path} holds no prompt; write one a line")
+        raise PromptError(f"{path} holds no prompt; write one per line")
     return prompts, warnings
 
 
 def order_buckets(trained: Sequence[str], wanted: str | None, prompts: list[Prompt]) -> list[str]:
-    """The names of the shapes a network was trained on, the wanted one first.
+    """The names of the shapes that a network was trained on, with the one of the configuration first.
+
+    Args:
+        trained: the names, that with most training clips first.
+        wanted: `sample.bucket`; None keeps the order.
 
     Raises:
-        PromptError: it, or that of a prompt, is none of them.
+        PromptError: the configuration or a prompt names a shape that the network was not trained on.
     """
     known = ", ".join(trained)
     if wanted is not None and wanted not in trained:
@@ -93,27 +99,28 @@ def order_buckets(trained: Sequence[str], wanted: str | None, prompts: list[Prom
 
 
 def format_prompts(prompts: list[Prompt]) -> str:
-    """JSONL text of prompts."""
+    """Prompts as the text of a JSONL file."""
     return "".join(prompt.model_dump_json(exclude_none=True) + "\n" for prompt in prompts)
 
 
 def plan_requests(
     prompts: list[Prompt], guidance_scales: list[float], run_seed: int, settings: str, buckets: Sequence[str]
 ) -> list[PromptRequest]:
-    """One request per prompt and guidance scale. A prompt's noise is the same at every scale.
+    """One request per prompt and guidance scale; equal requests are planned once.
 
-    Ids are content addresses: adding, removing or reordering lines changes no other line's clip.
+    The noise of a prompt is the same at every scale. Ids are content addresses: adding, removing or reordering prompts
+    changes no clip of another prompt.
 
     Args:
-        settings: names everything else the pixels depend on (checkpoint, solver, steps).
-        buckets: names of the shapes that can be made; a prompt that names none gets the first.
+        settings: identifies all else that the pixels depend on, such as checkpoint, solver and steps.
+        buckets: names of the shapes that the network was trained on; a prompt that names none gets the first.
     """
     repeats: Counter[str] = Counter()
     requests = []
     for prompt in prompts:
         bucket = prompt.bucket or buckets[0]
         seed = prompt.seed
-        if seed is None:  # the second of two equal lines is another clip
+        if seed is None:  # of two equal lines, the second gets another seed
             address = f"{run_seed}\0{prompt.prompt}\0{repeats[prompt.prompt]}"
             repeats[prompt.prompt] += 1
             seed = int.from_bytes(blake2b(address.encode(), digest_size=4).digest(), "big")

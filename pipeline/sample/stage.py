@@ -61,7 +61,7 @@ class SampleStage(Stage):
         from data.dataset.manifest import read_manifest
         from data.files.publish import publish_text
         from pipeline.checkpoint.read import open_checkpoint
-        from pipeline.report.gallery import write_gallery
+        from pipeline.report.gallery import GALLERY_NAME, write_gallery
         from pipeline.sample.job import sample_clips
         from pipeline.sample.outputs import SAMPLES_NAME
         from pipeline.sample.requests import format_prompts, order_buckets, plan_requests
@@ -75,8 +75,8 @@ class SampleStage(Stage):
         address = settings_text(checkpoint, sampler)
         requests = plan_requests(prompts, self.config.guidance_scales, self.seed, address, names)
         clips = sample_clips(checkpoint, requests, opened.folder, sampler, self.workers)
-        write_gallery(opened.folder, clips)
-        outputs = [opened.folder / name for name in (SAMPLES_NAME, "index.html", *(clip.file for clip in clips))]
+        write_gallery(opened.folder, [clip.shown() for clip in clips])
+        outputs = [opened.folder / name for name in (SAMPLES_NAME, GALLERY_NAME, *(clip.file for clip in clips))]
         return Outcome(outputs, {"clips": len(clips)})
 
     def _prompts(self, run: RunContext) -> "tuple[list[Prompt], list[str]]":

@@ -93,7 +93,7 @@ def test_what_is_no_dataset_is_refused(tmp_path):
         describe_folder(tmp_path / "nowhere")
     with pytest.raises(ConfigError, match="is not a run, a dataset"):
         describe_folder(tmp_path)
-    with pytest.raises(ConfigError, match="is no dataset, and a page shows only those"):
+    with pytest.raises(ConfigError, match="is no dataset, and a page shows only datasets"):
         show_folder(tmp_path, tmp_path / "look", 24)
 
 

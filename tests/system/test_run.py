@@ -165,7 +165,7 @@ def test_a_checkpoint_alone_is_enough_to_sample(run, tmp_path):
     command = ["sample", str(moved), "--prompts", str(prompts), "--output", str(output), "--set", "sample.steps=2"]
     done = launch_here(*command)
     assert done.returncode == 0, done.stderr
-    assert "line 2 is empty and was passed over" in done.stdout
+    assert "line 2 is empty and was skipped" in done.stdout
     first = {path.name: path.read_bytes() for path in output.glob("*.mp4")}
     assert sorted(name.rsplit("-", 1)[0] for name in first) == ["a-blue-square-moves-up", "a-red-circle-moves-left"]
     shutil.rmtree(output)

@@ -12,12 +12,12 @@ from data.dataset.buckets import Bucket
 from data.video.codec import encode_clip
 from data.video.spans import Stretch
 from pipeline.ingest.config import ShardConfig
-from pipeline.ingest.prepare import CutConfig, prepare_source
+from pipeline.ingest.prepare import PrepareConfig, prepare_source
 from testing.text_frames import CREDITS, moving, written
 
 BUCKETS = (Bucket(num_frames=5, height=32, width=32, fps=8),)
 
-CUT = CutConfig(BUCKETS, {}, ShardConfig(buckets=BUCKETS, max_clips_per_video=9))
+CUT = PrepareConfig(BUCKETS, {}, ShardConfig(buckets=BUCKETS, max_clips_per_video=9))
 
 
 def test_names_that_are_no_unicode_are_written_in_hexadecimal(tmp_path):
@@ -59,6 +59,6 @@ def test_images_are_looked_at_too(tmp_path):
     Image.fromarray(written(moving()[:1], CREDITS, 30)[0]).save(tmp_path / "poster.png")
     config = ShardConfig(buckets=(image,), filters=FilterConfig(text_fraction=0.1))
     sources = list_folder(tmp_path, config.suffixes)
-    reports = [prepare_source(CutConfig((image,), {}, config), source)[0] for source in sources]
+    reports = [prepare_source(PrepareConfig((image,), {}, config), source)[0] for source in sources]
     assert [len(report.clips) for report in reports] == [1, 0]
     assert [rejection.reason for rejection in reports[1].filtered] == ["text_heavy"]
