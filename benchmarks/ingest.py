@@ -51,7 +51,7 @@ from launch.cluster import connected
 from launch.config import ClusterConfig
 from pipeline.ingest.config import ShardConfig, SyntheticConfig
 from pipeline.ingest.draw import make_videos
-from pipeline.ingest.prepare import CutConfig, prepare_source
+from pipeline.ingest.prepare import PrepareConfig, prepare_source
 from pipeline.ingest.shard import make_shards
 
 FPS, SECONDS, GROUP = 25, 10, 250
@@ -157,7 +157,7 @@ def measure(setting: Setting, rounds: int) -> Cut:
     """All ways in turn, in this process. Runs in a Ray worker, whose environment is the stage's."""
     decord.logging.set_level(decord.logging.QUIET)
     config, sources = setting.config, list_folder(setting.folder)
-    cut = CutConfig(config.buckets, {}, config)
+    cut = PrepareConfig(config.buckets, {}, config)
     paths = [Path(source.path) for source in sources]
     probes = [probe_video(path) for path in paths]
     asked = [frames_asked(path, config) for path in paths]

@@ -1,9 +1,9 @@
-"""Buckets that suit the sources, chosen once."""
+"""The shapes of clips, given or chosen once from the sources."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from pydantic import ValidationError
+from pydantic import AliasChoices, ConfigDict, Field, ValidationError
 
 from data.curation.sources import Source, SourceError, listing_fingerprint
 from data.dataset.buckets import Bucket, BucketChoice, SourceShape, choose_buckets
@@ -18,9 +18,13 @@ BUCKETS_NAME = "buckets.json"
 
 
 class ChosenBuckets(Record):
-    """Published before the first shard: the same start and any later one cut for the same shapes."""
+    """The contents of buckets.json, published before the first shard: later starts use the same shapes."""
 
-    made_from: str  # fingerprint of the sources
+    model_config = ConfigDict(serialize_by_alias=True)
+
+    input_fingerprint: str = Field(
+        validation_alias=AliasChoices("input_fingerprint", "made_from"), serialization_alias="made_from"
+    )  # of the sources
     choice: BucketChoice
     buckets: tuple[Bucket, ...]
 
@@ -28,7 +32,7 @@ class ChosenBuckets(Record):
 def settle_buckets(
     sources: Sequence[Source], output_dir: Path, config: ShardConfig, num_workers: int
 ) -> tuple[Bucket, ...]:
-    """The buckets that are given, or those that suit the sources, which are looked at once.
+    """The given buckets, or those that suit the sources, which are measured once.
 
     Raises:
         SourceError: none of the sources can be measured.
@@ -36,8 +40,8 @@ def settle_buckets(
     if config.choose_buckets is None:
         return config.buckets
     inputs = listing_fingerprint(sources)
-    known = _read_choice(output_dir, config.choose_buckets)
-    if known is not None and known.made_from == inputs:
+    known = read_choice(output_dir, config.choose_buckets)
+    if known is not None and known.input_fingerprint == inputs:
         return known.buckets
     shapes: dict[str, SourceShape] = {}
     with bar("measure", len(sources), "videos") as progress:
@@ -48,16 +52,16 @@ def settle_buckets(
     if not shapes:
         raise SourceError(
             f"none of the {len(sources)} videos can be measured to choose buckets from, the first is "
-            f"{sources[0].name}; check data.source, or give data.buckets to see what is wrong with each"
+            f"{sources[0].name}; check data.source, or set data.buckets to see what is wrong with each"
         )
     chosen = choose_buckets([shapes[source.name] for source in sources if source.name in shapes], config.choose_buckets)
-    record = ChosenBuckets(made_from=inputs, choice=config.choose_buckets, buckets=chosen)
+    record = ChosenBuckets(input_fingerprint=inputs, choice=config.choose_buckets, buckets=chosen)
     publish_text(output_dir / BUCKETS_NAME, record.model_dump_json(indent=1))
     return chosen
 
 
-def _read_choice(output_dir: Path, choice: BucketChoice) -> ChosenBuckets | None:
-    """What was chosen by the same rule before, or None."""
+def read_choice(output_dir: Path, choice: BucketChoice) -> ChosenBuckets | None:
+    """The buckets chosen earlier by the same rule; None if there are none."""
     try:
         known = ChosenBuckets.model_validate_json((output_dir / BUCKETS_NAME).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValidationError):

@@ -1,13 +1,15 @@
-"""One source becomes clips: caption, decode, cut, filter, encode. Plain functions that a worker runs.
+"""From a source to its clips: caption, decode, cut, filter, encode. Plain functions that run in a worker.
 
-What becomes of a source is a report, which is small and comes back, and clips, which stay where they were
-made until their shard is written (`pipeline/shard.py`).
+The result is a report, which is small and returned to the driver, and the clips, which stay in the worker's object
+store until their shard is written (`pipeline/ingest/shard.py`).
 """
 
 from dataclasses import dataclass
 from errno import ENOSPC
 from functools import partial
 from typing import get_args
+
+from pydantic import Field
 
 from data.curation.captions import CaptionError, caption_of, clean_caption
 from data.curation.filters import Duplicates, failed_filter, perceptual_hash
@@ -21,25 +23,25 @@ from data.errors import VideoError
 from data.records import Record
 from data.video.augment import AS_IT_IS
 from data.video.codec import encode_clip
-from data.video.extract import measure_source, read_spans
+from data.video.extract import Span, measure_source, read_spans
 from pipeline.ingest.config import ShardConfig
 from pipeline.run.fingerprints import fingerprint, output_json
 
 
 class PreparedClip(Record):
-    """A clip on its way into a shard."""
+    """A clip that has been made and is not yet in a shard."""
 
     key: str
     start_seconds: float
-    perceptual_hash: str | None = None  # hexadecimal, where duplicates are looked for; None for augmented clips
+    perceptual_hash: str | None = None  # hexadecimal; None if duplicates are not looked for, or the clip is augmented
 
 
 class SourceReport(Record):
-    """What became of one source."""
+    """What became of a source."""
 
     source: str
-    clips: list[PreparedClip] = []  # in the shard
-    filtered: list[Rejection] = []  # its clips, or itself, left out on purpose
+    clips: list[PreparedClip] = Field(default=[])  # for the shard
+    filtered: list[Rejection] = Field(default=[])  # clips, or the whole source, that were left out on purpose
     quarantined: Rejection | None = None
 
 
@@ -47,38 +49,30 @@ Clips = list[tuple[ClipRecord, bytes]]
 
 
 @dataclass(frozen=True)
-class CutConfig:
-    """What a worker needs to know to cut a source."""
+class PrepareConfig:
+    """What a worker needs to know to prepare a source."""
 
     buckets: tuple[Bucket, ...]
-    table: dict[str, str]  # captions
-    config: ShardConfig
+    captions: dict[str, str]  # caption by path of the video (`read_caption_table`)
+    settings: ShardConfig
 
     def fingerprint(self) -> str:
-        """Changes with anything that changes a clip."""
-        settings = output_json(self.config, layout=False, exclude=("buckets", "choose_buckets", "captions"))
-        return fingerprint([sorted(bucket.name for bucket in self.buckets), sorted(self.table.items()), settings])
+        """Changes with everything that changes a clip."""
+        settings = output_json(self.settings, layout=False, exclude=("buckets", "choose_buckets", "captions"))
+        return fingerprint([sorted(bucket.name for bucket in self.buckets), sorted(self.captions.items()), settings])
 
 
-def prepare_source(cut: CutConfig, source: Source) -> tuple[SourceReport, Clips]:
-    """Cut one video into clips. Never raises for a bad video: reports why there are none."""
-    config = cut.config
+def prepare_source(config: PrepareConfig, source: Source) -> tuple[SourceReport, Clips]:
+    """Make the clips of one video.
+
+    A video that cannot be used raises nothing: the report says why it has no clips.
+
+    Raises:
+        OSError: the disk of this machine is full.
+    """
     quarantine = partial(reject, source.name)
-    split = split_of(source.file, config.validation_fraction)
     try:
-        given = source.caption
-        caption = caption_of(source.root, source.file, cut.table) if given is None else clean_caption(given)
-        with local_copy(source) as path:
-            spans = read_spans(
-                path,
-                cut.buckets,
-                config.max_clips_per_video,
-                stretch=source.stretch,
-                min_side_pixels=config.filters.too_small_pixels or 1,
-                find_cuts=find_cuts if config.scene_detection == "content" else None,
-                text_fraction=text_fraction if config.filters.text_fraction is not None else None,
-                augment=config.augment if split == "train" else AS_IT_IS,
-            )
+        caption, spans = _read_source(config, source)
     except CaptionError as error:
         return SourceReport(source=source.name, quarantined=quarantine("caption", "bad_caption", str(error))), []
     except VideoError as error:
@@ -89,43 +83,67 @@ def prepare_source(cut: CutConfig, source: Source) -> tuple[SourceReport, Clips]
         gone = f"{source.path} is gone" if "://" in source.path else "the file is gone"
         return SourceReport(source=source.name, quarantined=quarantine("read", "missing", gone)), []
     except OSError as error:
-        if error.errno == ENOSPC:  # of this machine, not of the source
+        if error.errno == ENOSPC:  # a fault of this machine, not of the source
             raise
         detail = f"it cannot be read: {error.strerror}"
         return SourceReport(source=source.name, quarantined=quarantine("read", "unreadable", detail)), []
-    clips, prepared, filtered = [], [], {}
-    for span in spans:  # augmented clips stay or go with the one they are made from
-        failed = failed_filter(span.frames, config.filters, span.text_fraction) if not span.variant else None
+    filtered: dict[float, Rejection] = {}  # by the start of the span
+    for span in spans:  # augmented clips are kept or left out together with the clip they are made from
+        failed = failed_filter(span.frames, config.settings.filters, span.text_fraction) if not span.variant else None
         if failed is not None:
             filtered[span.start_seconds] = quarantine("filter", *failed, start_seconds=span.start_seconds)
+    clips, prepared = [], []
     for span in spans:
         if span.start_seconds in filtered:
             continue
-        record = ClipRecord(
-            key=clip_key(source.name, span.start_seconds, span.bucket, span.variant),
-            source=source.name,
-            start_seconds=span.start_seconds,
-            caption=caption,
-            dataset=source.dataset,
-            split=split,
-            decoder=span.decoder,
-            variant=span.variant,
-            num_frames=span.bucket.num_frames,
-            height=span.bucket.height,
-            width=span.bucket.width,
-            fps=span.bucket.fps,
-            source_height=span.source_height,
-            source_width=span.source_width,
-        )
+        record = _clip_record(config, source, span, caption)
         clips.append((record, encode_clip(span.frames, span.bucket.fps)))
-        is_compared = config.filters.duplicate_bits is not None and not span.variant
+        is_compared = config.settings.filters.duplicate_bits is not None and not span.variant
         digits = f"{perceptual_hash(span.frames):x}" if is_compared else None
         prepared.append(PreparedClip(key=record.key, start_seconds=span.start_seconds, perceptual_hash=digits))
     return SourceReport(source=source.name, clips=prepared, filtered=list(filtered.values())), clips
 
 
+def _read_source(config: PrepareConfig, source: Source) -> tuple[str, list[Span]]:
+    """The caption of a source and its decoded spans."""
+    settings, given = config.settings, source.caption
+    caption = caption_of(source.root, source.file, config.captions) if given is None else clean_caption(given)
+    is_augmented = split_of(source.file, settings.validation_fraction) == "train"
+    with local_copy(source) as path:
+        spans = read_spans(
+            path,
+            config.buckets,
+            settings.max_clips_per_video,
+            stretch=source.stretch,
+            min_side_pixels=settings.filters.too_small_pixels or 1,
+            find_cuts=find_cuts if settings.scene_detection == "content" else None,
+            text_fraction=text_fraction if settings.filters.text_fraction is not None else None,
+            augment=settings.augment if is_augmented else AS_IT_IS,
+        )
+    return caption, spans
+
+
+def _clip_record(config: PrepareConfig, source: Source, span: Span, caption: str) -> ClipRecord:
+    return ClipRecord(
+        key=clip_key(source.name, span.start_seconds, span.bucket, span.variant),
+        source=source.name,
+        start_seconds=span.start_seconds,
+        caption=caption,
+        dataset=source.dataset,
+        split=split_of(source.file, config.settings.validation_fraction),
+        decoder=span.decoder,
+        variant=span.variant,
+        num_frames=span.bucket.num_frames,
+        height=span.bucket.height,
+        width=span.bucket.width,
+        fps=span.bucket.fps,
+        source_height=span.source_height,
+        source_width=span.source_width,
+    )
+
+
 def drop_duplicates(report: SourceReport, seen: Duplicates) -> SourceReport:
-    """The report of a source without the clips that duplicate an earlier one; `seen` learns those that stay."""
+    """The report of a source without the clips that duplicate an earlier one; the others are added to `seen`."""
     dropped: dict[float, Rejection] = {}  # by the start of the span
     for clip in report.clips:
         if clip.perceptual_hash is None:
@@ -143,7 +161,7 @@ def drop_duplicates(report: SourceReport, seen: Duplicates) -> SourceReport:
 
 
 def measure(source: Source) -> tuple[SourceShape | None, None]:
-    """What a source offers; None where that cannot be told, which its turn to be cut will explain."""
+    """Size and duration of a source; None if it cannot be read, for which `prepare_source` reports the reason."""
     try:
         with local_copy(source) as path:
             return measure_source(path, source.stretch), None

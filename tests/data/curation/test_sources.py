@@ -12,11 +12,11 @@ from data.curation.sources import Source, SourceError, list_sources, listing_fin
 from data.dataset.buckets import Bucket
 from data.errors import VideoError
 from pipeline.ingest.config import ShardConfig
-from pipeline.ingest.prepare import CutConfig, prepare_source
+from pipeline.ingest.prepare import PrepareConfig, prepare_source
 
 BUCKETS = (Bucket(num_frames=5, height=32, width=32, fps=8),)
 
-CUT = CutConfig(BUCKETS, {}, ShardConfig(buckets=BUCKETS, max_clips_per_video=9))
+CUT = PrepareConfig(BUCKETS, {}, ShardConfig(buckets=BUCKETS, max_clips_per_video=9))
 
 
 def names(place: object) -> list[str]:
