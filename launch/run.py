@@ -11,7 +11,7 @@ from launch.stages import FOLDERS, NAMES, stages_of
 from pipeline.run.context import RunContext
 from pipeline.run.lock import locked
 from pipeline.run.logs import DRIVER_LOG, LOGS_NAME, file_log
-from pipeline.run.memory import memory_watch
+from pipeline.run.memory import memory_monitor
 
 LOCK_NAME = "run.lock"
 
@@ -70,7 +70,7 @@ def started(config: RunConfig, options: StartOptions) -> Iterator[RunContext]:
             is_first_process=is_first,
             retry_quarantined=options.retry_quarantined,
             allowed_changes=options.allowed_changes,
-            memory=resources.enter_context(memory_watch()),
+            memory=resources.enter_context(memory_monitor()),
         )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.errors import ReelflowError
-from pipeline.run.memory import MemoryWatch
+from pipeline.run.memory import MemoryMonitor
 from pipeline.run.stage_record import OpenStage, StageRecord, begin, read_stage_record
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class RunContext:
     retry_quarantined: bool = False
     allowed_changes: Collection[str] | None = None
     """Names of inputs that may differ when a training resumes; None: a training whose inputs changed starts anew."""
-    memory: MemoryWatch = field(default_factory=MemoryWatch)
+    memory: MemoryMonitor = field(default_factory=MemoryMonitor)
 
     def folder_of(self, stage: "Stage") -> Path:
         """Where a stage writes."""

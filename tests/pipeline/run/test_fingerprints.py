@@ -39,7 +39,7 @@ DECIDED = {
     "EncodeConfig": Decided(
         output="batch chunk_frames precision text",
     ),
-    "DiTSection": Decided(
+    "FlowSection": Decided(
         output="model flow train",
     ),
     "SampleSection": Decided(
