@@ -1,10 +1,10 @@
 """What the repository says about itself: links, paths, names of code and fields, versions, templates, file sizes."""
 
+import ast
 import re
 import subprocess
 import tomllib
 import unicodedata
-from importlib import import_module
 from pathlib import Path
 from typing import Any, get_args
 from urllib.parse import unquote
@@ -135,24 +135,23 @@ def names_of_tests() -> set[str]:
     return {name for source in sources for name in re.findall(r"^ *def (test_\w+)\(", source, re.MULTILINE)}
 
 
-def has_member(owner: Any, name: str) -> bool:
-    """Whether a module or class has a function, class, method or field of that name."""
-    return hasattr(owner, name) or name in getattr(owner, "model_fields", {})
+def defines(body: list[ast.stmt], names: list[str]) -> bool:
+    """Whether a module or class body defines a function, class or field of this name, such as ["Path", "sample"]."""
+    for statement in body:
+        name = getattr(statement, "name", None) or getattr(getattr(statement, "target", None), "id", None)
+        if name == names[0]:
+            return len(names) == 1 or defines(getattr(statement, "body", []), names[1:])
+    return False
 
 
 def is_code(name: str) -> bool:
     """Whether a name of the theory's tables exists: `module.function` in `models.flow`, or with its full package."""
     parts = name.split(".")
     full = parts if parts[0] in ROOMS else ["models", "flow", *parts]
-    for length in range(len(full) - 1, 0, -1):
-        path = ROOT.joinpath(*full[:length])
-        if not path.with_suffix(".py").is_file():
-            continue
-        owner: Any = import_module(".".join(full[:length]))
-        for part in full[length:-1]:
-            owner = getattr(owner, part, None)
-        return has_member(owner, full[-1])
-    return False
+    modules = ((ROOT.joinpath(*full[:length]).with_suffix(".py"), full[length:]) for length in range(1, len(full)))
+    return any(
+        path.is_file() and defines(ast.parse(path.read_text(encoding="utf-8")).body, names) for path, names in modules
+    )
 
 
 def records_in(annotation: Any) -> list[type[BaseModel]]:
