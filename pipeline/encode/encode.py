@@ -231,6 +231,10 @@ def encode_shards(
     return manifest
 
 
+def _submit(encoder: Any, task: ShardTask) -> Any:  # noqa: ANN401 - Ray's handle and reference
+    return encoder.encode.remote(task)
+
+
 def _encode_missing(
     tasks: list[ShardTask], num_clips: int, autoencoder_path: Path, config: EncodeConfig, workers: WorkersConfig
 ) -> None:
@@ -247,7 +251,7 @@ def _encode_missing(
     num_done = num_clips - sum(task.shard.num_samples for task in tasks)
     with (
         bar("encode", num_clips, "clips", start=num_done) as progress,
-        results_of_actors(start, lambda encoder, task: encoder.encode.remote(task), tasks, workers.num_startable()) as done,
+        results_of_actors(start, _submit, tasks, workers.num_startable()) as done,
     ):
         for _, num_encoded in done:
             num_done += num_encoded
