@@ -1,7 +1,7 @@
-"""Captioned clips of moving shapes: a world small enough to learn in minutes and to judge exactly.
+"""Synthetic captioned clips of one moving shape: simple enough to learn in minutes and to evaluate exactly.
 
-Every clip is a pure function of its `Scene`, every scene of (seed, index). Some combinations of colour,
-shape and direction are held out of training, to ask later for what the model has never been shown.
+Every clip is a pure function of its `Scene`, every scene of (seed, index). Some combinations of colour, shape and
+direction are held out of training, to test generalisation to combinations that were never shown.
 """
 
 import itertools
@@ -20,14 +20,17 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "cyan": (30, 205, 220),
 }
 SHAPES = ("circle", "square", "triangle", "cross")
-DIRECTIONS: dict[str, tuple[float, float]] = {  # unit steps (down, right): rows grow downwards
+DIRECTIONS: dict[str, tuple[float, float]] = {  # unit vectors (down, right)
     "left": (0.0, -1.0),
     "right": (0.0, 1.0),
     "up": (-1.0, 0.0),
     "down": (1.0, 0.0),
 }
 SIZES: dict[str, float] = {"small": 0.24, "large": 0.30}  # radius as a share of the frame
-SPEEDS: dict[str, float] = {"slowly": 0.24, "quickly": 0.36}  # way across the whole clip, as a share of the frame
+SPEEDS: dict[str, float] = {
+    "slowly": 0.24,
+    "quickly": 0.36,
+}  # distance travelled in the whole clip, as a share of the frame
 BACKGROUNDS: dict[str, tuple[tuple[int, int, int], tuple[int, int, int]]] = {  # grey levels, top to bottom
     "black": ((8, 8, 8), (8, 8, 8)),
     "dark": ((40, 40, 40), (40, 40, 40)),
@@ -49,7 +52,7 @@ SIDES = {"left": "left", "right": "right", "up": "top", "down": "bottom"}
 
 @dataclass(frozen=True)
 class Combination:
-    """What a prompt asks for and the judge looks for."""
+    """The attributes that a prompt asks for and the judge detects."""
 
     colour: str
     shape: str
@@ -58,18 +61,18 @@ class Combination:
 
 @dataclass(frozen=True)
 class Scene:
-    """Everything a clip shows."""
+    """Everything that determines the pixels of a clip and its caption."""
 
     combination: Combination
     size: str
     speed: str
     background: str
-    offset: tuple[float, float]  # where the middle of the path lies, as a share of the frame, (down, right)
+    offset: tuple[float, float]  # of the middle of the path from the centre (down, right), as a share of the frame
     phrasing: str
 
     @property
     def caption(self) -> str:
-        """The scene in words."""
+        """The caption of the clip."""
         combination = self.combination
         return self.phrasing.format(
             colour=combination.colour,
@@ -88,9 +91,9 @@ def combinations() -> list[Combination]:
 
 
 def held_out_combinations() -> list[Combination]:
-    """The quarter of all combinations that training never shows: a Latin square over the three attributes.
+    """A quarter of all combinations, which training never shows: a Latin square over the three attributes.
 
-    Each colour, shape, direction, and each pair of them, still occurs in training; only the triple is new.
+    Each colour, shape and direction, and each pair of them, still occurs in training; only the triple is new.
     """
     held_out = []
     for combination in combinations():
@@ -114,9 +117,13 @@ def training_combinations() -> list[Combination]:
 
 
 def random_scene(seed: int, index: int, allowed: list[Combination]) -> Scene:
-    """Scene number `index` of the world `seed`, whatever was made before it."""
+    """Scene number `index` of a seed, independent of all others.
+
+    Args:
+        allowed: the combinations to choose from.
+    """
     random = np.random.default_rng([seed, index])
-    combination = allowed[index % len(allowed)]  # every combination equally often
+    combination = allowed[index % len(allowed)]  # each combination equally often
     drift = (random.uniform(-0.02, 0.02), random.uniform(-0.15, 0.15))  # (along the motion, across it)
     vertical = DIRECTIONS[combination.direction][0] != 0
     return Scene(
@@ -130,7 +137,7 @@ def random_scene(seed: int, index: int, allowed: list[Combination]) -> Scene:
 
 
 def shape_mask(shape: str, down: np.ndarray, right: np.ndarray) -> Bool[np.ndarray, "..."]:
-    """Whether points, in units of the shape's radius from its centre, lie inside it."""
+    """Whether points are inside a shape; coordinates are relative to its centre, in units of its radius."""
     if shape == "circle":
         return down**2 + right**2 <= 1
     if shape == "square":
@@ -141,7 +148,11 @@ def shape_mask(shape: str, down: np.ndarray, right: np.ndarray) -> Bool[np.ndarr
 
 
 def render(scene: Scene, num_frames: int, pixels: int, supersampling: int = 4) -> UInt8[np.ndarray, "t h w 3"]:
-    """Draw a scene as a square clip, antialiased by averaging `supersampling`² points per pixel."""
+    """Draw a scene as a square clip, antialiased by averaging `supersampling`² points per pixel.
+
+    Args:
+        pixels: height and width.
+    """
     top, bottom = (np.array(level, dtype=np.float32) for level in BACKGROUNDS[scene.background])
     height = (np.arange(pixels, dtype=np.float32) + 0.5) / pixels
     background = np.broadcast_to((top + (bottom - top) * height[:, None])[:, None], (pixels, pixels, 3))
@@ -153,7 +164,7 @@ def render(scene: Scene, num_frames: int, pixels: int, supersampling: int = 4) -
     for frame, progress in enumerate(np.linspace(-0.5, 0.5, num_frames)):
         travelled = progress * SPEEDS[scene.speed]
         centre = [0.5 + scene.offset[axis] + step[axis] * travelled for axis in (0, 1)]
-        near = [  # only the pixels around the shape are worth supersampling
+        near = [  # only the pixels around the shape are supersampled
             slice(max(0, int((middle - radius) * pixels)), min(pixels, int((middle + radius) * pixels) + 2))
             for middle in centre
         ]

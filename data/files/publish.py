@@ -1,8 +1,7 @@
-"""Atomic publishing: a reader sees a whole file or none.
+"""Atomic publishing: a reader sees the whole file or none.
 
-Everything this project leaves on disk goes through here: write to a temporary name in the same
-folder, fsync, rename. A process killed at any instruction leaves only ``.tmp-*`` files behind,
-which `remove_unpublished` deletes at the next start.
+A file is written under a temporary name in the same folder, flushed with fsync and renamed. A process that is killed at
+any point leaves only files named `.tmp-*` behind, which `remove_unpublished` deletes at the next start.
 """
 
 import os
@@ -16,12 +15,12 @@ TEMPORARY_PREFIX = ".tmp-"
 
 
 def temporary_sibling(path: Path) -> Path:
-    """A name beside `path` (same file system, so the rename is atomic) that nobody reads."""
+    """A new temporary path in the folder of `path`: on the same file system, so that the rename is atomic."""
     return path.parent / f"{TEMPORARY_PREFIX}{path.name}-{uuid.uuid4().hex[:8]}"
 
 
 def fsync(path: Path) -> None:
-    """Flush one file, or the entries of one folder, to the disk."""
+    """Flush a file, or the entries of a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -31,7 +30,7 @@ def fsync(path: Path) -> None:
 
 @contextmanager
 def published(path: Path) -> Iterator[Path]:
-    """Yield a temporary path to write; on success rename it to `path`, on any error remove it."""
+    """Yield a temporary path to write to; on success rename it to `path`, on an error delete it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_sibling(path)
     try:
@@ -55,7 +54,7 @@ def publish_text(path: Path, content: str) -> None:
 
 
 def remove_unpublished(folder: Path) -> None:
-    """Delete what interrupted writers left anywhere below `folder`."""
+    """Delete the temporary files and folders that interrupted writers left anywhere below `folder`."""
     for leftover in list(folder.rglob(f"{TEMPORARY_PREFIX}*")):
         if leftover.is_dir():
             shutil.rmtree(leftover)

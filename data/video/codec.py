@@ -1,4 +1,4 @@
-"""Encoding and decoding of prepared clips, in memory."""
+"""Encoding and decoding of prepared clips in memory: H.264, and GIF for previews."""
 
 import io
 from collections.abc import Iterator, Sequence
@@ -14,7 +14,7 @@ from data.errors import VideoError
 from data.records import Frames
 from data.video.decoders.decord_reader import DECORD_ERRORS
 
-FRAMES_AHEAD = 8  # asked of decord in one call; one by one it does not notice padded rows
+CHUNK_FRAMES = 8  # frames per call to decord, which does not detect padded rows in single frames
 
 
 def decode_clip(content: bytes | memoryview) -> Frames:
@@ -30,12 +30,12 @@ def decode_clip(content: bytes | memoryview) -> Frames:
 
 
 def decode_chunks(content: bytes | memoryview, lengths: Sequence[int]) -> Iterator[Frames]:
-    """The frames of `decode_clip`, so many at a time: they are decoded when they are asked for, and not kept.
+    """The frames of `decode_clip` in chunks of the given lengths, each decoded when it is asked for.
 
     Raises:
-        VideoError: on the way: as `decode_clip`, or the clip has not as many frames as `lengths` together.
+        VideoError: as `decode_clip`, or the number of frames is not the sum of `lengths`; after some chunks, possibly.
     """
-    frames = chain.from_iterable(_decode_blocks(content, FRAMES_AHEAD))
+    frames = chain.from_iterable(_decode_blocks(content, CHUNK_FRAMES))
     num_found = 0
     for length in lengths:
         chunk = list(islice(frames, length))
@@ -49,28 +49,28 @@ def decode_chunks(content: bytes | memoryview, lengths: Sequence[int]) -> Iterat
 
 
 def _decode_blocks(content: bytes | memoryview, most: int | None) -> Iterator[Frames]:
-    """The frames of a clip, at most so many at once; None: all."""
-    num_given = 0
+    """The frames of a clip in blocks of at most `most` frames; None: in one block."""
+    num_read = 0
     try:
         reader = decord.VideoReader(io.BytesIO(content), ctx=decord.cpu(0), num_threads=1)
-        while num_given < len(reader):
-            end = len(reader) if most is None else min(num_given + most, len(reader))
-            yield reader.get_batch(range(num_given, end)).asnumpy()
-            num_given = end
-    except DECORD_ERRORS:  # some widths, which its padding does not divide
+        while num_read < len(reader):
+            end = len(reader) if most is None else min(num_read + most, len(reader))
+            yield reader.get_batch(range(num_read, end)).asnumpy()
+            num_read = end
+    except DECORD_ERRORS:  # some widths, whose padded rows decord cannot copy: PyAV reads the rest
         pass
     else:
         return
     try:
         with av.open(io.BytesIO(content), mode="r") as container:
-            for frame in islice(container.decode(video=0), num_given, None):
+            for frame in islice(container.decode(video=0), num_read, None):
                 yield frame.to_ndarray(format="rgb24")[None]
     except (av.FFmpegError, IndexError, ValueError) as error:
         raise VideoError("undecodable", f"it cannot be decoded ({error})") from error
 
 
 def encode_gif(frames: Frames, fps: float, max_side: int = 256) -> bytes:
-    """An animated GIF that repeats for ever, made smaller where a side is longer than `max_side` pixels."""
+    """An animated GIF in an endless loop, shrunk so that no side is longer than `max_side` pixels."""
     pictures = [Image.fromarray(frame) for frame in frames]
     for picture in pictures:
         picture.thumbnail((max_side, max_side))
@@ -81,16 +81,20 @@ def encode_gif(frames: Frames, fps: float, max_side: int = 256) -> bytes:
 
 
 def encode_clip(frames: Frames, fps: float, crf: int = 14) -> bytes:
-    """H.264 in MP4 (yuv420p, which every browser plays), as bytes; equal frames give equal bytes."""
+    """H.264 in MP4 (yuv420p, which every browser plays); equal frames give equal bytes.
+
+    Args:
+        crf: constant rate factor of x264, from 0 (lossless) to 51; lower is better.
+    """
     buffer = io.BytesIO()
     with av.open(buffer, mode="w", format="mp4") as container:
         rate = Fraction(fps).limit_denominator(1001)
-        # Without its macroblock tree: with it, x264's AVX-512 code gives other bytes now and then at small sizes.
+        # mbtree=0: with macroblock trees, x264's AVX-512 code is not deterministic at small sizes.
         options = {"crf": str(crf), "preset": "veryfast", "x264-params": "mbtree=0"}
         stream = container.add_stream("libx264", rate=rate, options=options)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
-        stream.codec_context.thread_count = 1  # clips are small: many at once beat many threads on one
+        stream.codec_context.thread_count = 1  # clips are small: several processes are faster than several threads
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
         container.mux(stream.encode())

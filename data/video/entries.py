@@ -1,8 +1,8 @@
-"""Places in a file where decoding may begin, so that a late clip does not cost all that comes before it.
+"""Entries: key frames at which decoding may begin, so that a late clip does not require decoding all frames before it.
 
-A key frame is one if no packet before it shows anything after it. That is read from the list of packets;
-whether the bitstream keeps the promise as well is checked when the place is used, packet (`is_exact`) and
-frame (flagged as key by the decoder itself), because containers flag key frames that are none.
+A key frame is an entry if no earlier packet is shown after it, according to the list of packets. Containers also flag
+frames that are not key frames, so the bitstream is checked when an entry is used: its packet (`is_exact`) and its
+frame (which the decoder must flag as key).
 """
 
 import re
@@ -13,39 +13,39 @@ from typing import NamedTuple
 
 import numpy as np
 
-# Codecs whose key frames make decoders forget what came before.
+# Codecs whose key frames reset the decoder.
 ENTRY_CODECS = frozenset({"h264", "hevc", "vp8", "vp9", "av1"})
-SEEK_FRAMES = 16  # fewer frames than this are decoded sooner than another place is sought
+SEEK_FRAMES = 16  # decoding fewer frames than this is faster than a seek
 H264_IDR, H264_SEI, SEI_RECOVERY_POINT = 5, 6, 6
 
 
 class Packet(NamedTuple):
-    """What the container says of one packet."""
+    """What the container says about a packet."""
 
-    tick: int | None  # when it is shown
-    decode_tick: int | None
+    tick: int | None  # presentation time
+    decode_tick: int | None  # decoding time
     is_keyframe: bool
-    is_discard: bool  # decoded, but not shown
+    is_discard: bool  # decoded but not shown
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A key frame after which nothing is shown that was decoded before it."""
+    """A key frame after which no frame is shown that was decoded before it."""
 
-    tick: int  # when it is shown
-    seek_tick: int  # what to ask the container for: when it is decoded, which is never later
+    tick: int  # presentation time
+    seek_tick: int  # time to seek to in the container: its decoding time, never later than `tick`
 
 
 @dataclass(frozen=True)
 class Run:
-    """Frames read one after the other."""
+    """Wanted frames that are read without a seek between them."""
 
-    entry: Entry | None  # where from; None: from where the decoder stands
-    ticks: list[int]  # of the wanted frames, increasing
+    entry: Entry | None  # where decoding begins; None: it continues
+    ticks: list[int]  # presentation times of the wanted frames, increasing
 
 
 def entries_of(packets: Sequence[Packet]) -> tuple[Entry, ...]:
-    """The entries of a stream, in order; none where a packet does not tell when it is shown."""
+    """The entries of a stream after its start, in order; none if a packet has no presentation time."""
     if any(packet.tick is None for packet in packets):
         return ()
     latest, entries = -np.inf, []
@@ -55,24 +55,24 @@ def entries_of(packets: Sequence[Packet]) -> tuple[Entry, ...]:
             decoded = packet.tick if packet.decode_tick is None else min(packet.decode_tick, packet.tick)
             entries.append(Entry(packet.tick, decoded))
         latest = max(latest, packet.tick)
-    return tuple(entries[1:])  # the first is the start of the file
+    return tuple(entries[1:])  # without the first one, the start of the file
 
 
 def plan_runs(ticks: np.ndarray, indices: Sequence[int], entries: Sequence[Entry], at: int = 0) -> list[Run]:
-    """Cut wanted frames into runs, where a seek skips at least `SEEK_FRAMES` frames.
+    """Divide wanted frames into runs; a seek between them skips at least `SEEK_FRAMES` frames.
 
     Args:
-        ticks: when each frame of the file is shown, increasing.
+        ticks: presentation time of each frame of the file, increasing.
         indices: the wanted frames, increasing.
         entries: in order.
-        at: the frame that the decoder would give next.
+        at: index of the frame that the decoder returns next.
     """
     runs: list[Run] = []
-    places = [entry.tick for entry in entries]
+    entry_ticks = [entry.tick for entry in entries]
     for index in indices:
         tick = int(ticks[index])
-        found = bisect_right(places, tick) - 1
-        skipped = int(np.searchsorted(ticks, places[found])) - at if found >= 0 else 0
+        found = bisect_right(entry_ticks, tick) - 1
+        skipped = int(np.searchsorted(ticks, entry_ticks[found])) - at if found >= 0 else 0
         if skipped >= SEEK_FRAMES:
             runs.append(Run(entries[found], []))
         elif not runs:
@@ -83,10 +83,10 @@ def plan_runs(ticks: np.ndarray, indices: Sequence[int], entries: Sequence[Entry
 
 
 def is_exact(codec: str, packet: bytes) -> bool:
-    """Every frame shown from this key packet on decodes to the same pixels as from the start of the file.
+    """Whether decoding from this key packet on gives the same pixels as decoding from the start of the file.
 
-    The other codecs' decoders flag as key only what is; H.264's also counts places from which the picture is
-    merely refreshed bit by bit, or approximately right.
+    Decoders of other codecs than H.264 flag only true key frames. H.264's also flags recovery points from which the
+    picture is refreshed gradually, or correct only approximately.
     """
     if codec != "h264":
         return True
@@ -98,21 +98,21 @@ def is_exact(codec: str, packet: bytes) -> bool:
 
 
 def _nal_units(packet: bytes) -> list[bytes]:
-    """NAL units of an H.264 packet, behind start codes or four bytes of length each."""
+    """The NAL units of an H.264 packet, delimited by start codes or preceded by four bytes of length each."""
     if packet.startswith((b"\0\0\1", b"\0\0\0\1")):
         return [unit for unit in re.split(b"\0\0\1", packet) if unit.strip(b"\0")]
     units, at = [], 0
     while at + 4 < len(packet):
         size = int.from_bytes(packet[at : at + 4], "big")
         if size == 0 or at + 4 + size > len(packet):
-            return []  # lengths of another width: nothing is known
+            return []  # the length fields have another width: unknown
         units.append(packet[at + 4 : at + 4 + size])
         at += 4 + size
     return units
 
 
 def _is_exact_recovery_point(unit: bytes) -> bool:
-    """Whether an SEI unit says: from this very frame on, exactly (recovery_frame_cnt 0, exact_match_flag 1)."""
+    """Whether an SEI unit has a recovery point with recovery_frame_cnt 0 and exact_match_flag 1."""
     message, at = unit.replace(b"\0\0\3", b"\0\0"), 1
     while at + 2 < len(message):
         values = []

@@ -1,7 +1,4 @@
-"""Video files in and out: clips of their bucket's shape are cut from sources, and written as H.264.
-
-Pixels here are uint8 (t h w c), RGB. Which decoder reads a source is decided in `data/decoders.py`.
-"""
+"""From a source file to the pixels of its clips: uint8 RGB (t h w c), in the shape of their bucket."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -28,16 +25,16 @@ TextMeasure = Callable[[UInt8[np.ndarray, "h w 3"], Box], float]
 
 @dataclass(frozen=True)
 class Span:
-    """A stretch of a source video, already in the shape of its bucket."""
+    """The pixels of a clip, in the shape of its bucket."""
 
     start_seconds: float  # after the source's first frame
     bucket: Bucket
-    variant: str  # how it was augmented; empty: not at all
+    variant: str  # how it was augmented; empty if it was not
     frames: Frames
     decoder: Decoder
-    source_height: int  # of the video it was cut from
+    source_height: int  # pixels, of the video it was cut from
     source_width: int
-    text_fraction: float | None = None  # of its picture; None: not measured
+    text_fraction: float | None = None  # share of its picture that is text; None: not measured
 
 
 def read_spans(
@@ -51,23 +48,22 @@ def read_spans(
     text_fraction: TextMeasure | None = None,
     augment: AugmentConfig = AS_IT_IS,
 ) -> list[Span]:
-    """Cut up to `max_spans` consecutive, non-overlapping clips from a video, or the only one from an image.
+    """Cut up to `max_spans` consecutive, non-overlapping clips from a video, or one from an image.
 
-    Frames are chosen by presentation time stamp (the one on screen at each wanted instant), never by
-    index, so a variable frame rate keeps its timing. They are resized to cover the bucket and
-    centre-cropped, antialiased.
+    For each instant of the clip, the frame that is shown at that time is taken, so a variable frame rate keeps its
+    timing. Frames are resized to cover the bucket, antialiased, and cropped.
 
     Args:
-        buckets: the shapes there are; each scene takes the one that suits it (`bucket_for`).
+        buckets: the available shapes; each scene gets the one that suits it (`bucket_for`).
         stretch: the part of the video to cut from.
         min_side_pixels: videos whose shorter side has fewer are refused.
-        find_cuts: gives the first frame of each scene but the first, of a timeline and the size of the video; no clip
-            reaches across a cut.
-        text_fraction: measures how much of a part of a picture is text; asked at full size, before anything is resized.
-        augment: which clips are made of each span; `max_spans` counts spans.
+        find_cuts: returns the index of the first frame of each scene after the first, from a timeline and the size of
+            the video; no clip spans a cut. None: the whole video is one scene.
+        text_fraction: measures the share of a part of a frame that is text, before it is resized; None: not measured.
+        augment: further clips of each span, which `max_spans` does not count.
 
     Raises:
-        VideoError: the file cannot be decoded, holds no video, is too small, or is shorter than one clip.
+        VideoError: the file cannot be decoded, contains no video, is too small, or is shorter than one clip.
     """
     if path.suffix.lower() in IMAGE_SUFFIXES:
         picture = read_image(path)
@@ -93,7 +89,7 @@ def read_spans(
 
 
 def measure_source(path: Path, stretch: Stretch = WHOLE) -> SourceShape:
-    """What a file offers, without decoding more than one frame.
+    """Size and duration of a file, decoding at most one frame.
 
     Raises:
         VideoError: it cannot be read.
@@ -102,7 +98,7 @@ def measure_source(path: Path, stretch: Stretch = WHOLE) -> SourceShape:
         height, width = read_image(path).shape[:2]
         return SourceShape(height, width, 0.0)
     probe = probe_video(path)
-    if len(probe.ticks) == 0:  # only decoding it tells; nothing says that it is short
+    if len(probe.ticks) == 0:  # only decoding shows how long it is
         return SourceShape(probe.height, probe.width, float("inf"))
     _, end = shown_part(probe.times_seconds, stretch)
     return SourceShape(probe.height, probe.width, max(0.0, end - min(stretch.start_seconds, end)))
@@ -121,28 +117,28 @@ def _cut(
     augment: AugmentConfig,
     text_fraction: TextMeasure | None,
 ) -> list[Span]:
-    """Frames in the shape of their bucket; each is resized as it comes, so only one is held as it was decoded."""
+    """The clips of planned spans. Each frame is resized when it is decoded, so only one is in memory at full size."""
     spans = []
     height, width = shown
     for span in planned:
         needed, bucket = sorted(set(span.indices)), span.bucket
-        looked_at = [span.indices[0], span.indices[len(span.indices) // 2], span.indices[-1]]
-        crops: dict[float, dict[int, Frames]] = {}  # position -> index -> one frame
-        fractions: dict[int, float] = {}  # index -> how much of what the central crop keeps is text
+        measured = [span.indices[0], span.indices[len(span.indices) // 2], span.indices[-1]]
+        crops: dict[float, dict[int, Frames]] = {}  # by position of the crop, then by index of the frame: (1 h w 3)
+        fractions: dict[int, float] = {}  # share of the central crop that is text, by index of the frame
         for index, frame in zip(needed, timeline.read(needed), strict=True):
-            if text_fraction is not None and index in looked_at:
+            if text_fraction is not None and index in measured:
                 fractions[index] = text_fraction(frame, crop_box(height, width, bucket.height, bucket.width))
             for position in augment.crop_positions(SourceShape(height, width, 0.0), bucket):
                 crop = resize_and_crop(frame[None], bucket.height, bucket.width, position, shown)
                 crops.setdefault(position, {})[index] = crop
-        # The median: two of the three have to show text. With the largest, or the mean, one false alarm or a title
-        # that fades out in the first frames could decide alone.
-        text = float(np.median([fractions[index] for index in looked_at])) if fractions else None
+        # The median: two of the three frames must show text. With the maximum or the mean, a single false detection
+        # or a title that fades out in the first frames could decide alone.
+        text = float(np.median([fractions[index] for index in measured])) if fractions else None
         for position, frames_of in crops.items():
             frames = np.concatenate([frames_of[index] for index in span.indices])
             variant = "" if position == 0.5 else f"crop {position:g}"
-            as_it_is = Span(span.start_seconds, bucket, variant, frames, timeline.decoder, height, width, text)
-            spans.append(as_it_is)
+            unflipped = Span(span.start_seconds, bucket, variant, frames, timeline.decoder, height, width, text)
+            spans.append(unflipped)
             if augment.flip:
-                spans.append(replace(as_it_is, variant=f"{variant} flip".strip(), frames=frames[:, :, ::-1]))
+                spans.append(replace(unflipped, variant=f"{variant} flip".strip(), frames=frames[:, :, ::-1]))
     return spans

@@ -10,7 +10,7 @@ from data.errors import VideoError
 
 
 def read_image(path: Path) -> UInt8[np.ndarray, "h w 3"]:
-    """The pixels of an image file, the way up that it says.
+    """The pixels of an image file, rotated and mirrored as its EXIF data says.
 
     Raises:
         VideoError: it cannot be decoded.
@@ -21,13 +21,17 @@ def read_image(path: Path) -> UInt8[np.ndarray, "h w 3"]:
     except (UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
         raise VideoError("undecodable", f"it cannot be decoded ({error})") from error
     except OSError as error:
-        if error.errno is not None:  # of the file system
+        if error.errno is not None:  # an error of the file system
             raise
         raise VideoError("undecodable", f"it cannot be decoded ({error})") from error
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """RGB: 16 bits of grey are scaled, not clipped, and what is transparent shows white."""
+    """RGB with 8 bits: 16-bit greys are scaled, not clipped; transparent pixels are composited over white.
+
+    Raises:
+        ValueError: the pixels are floating-point numbers.
+    """
     if image.mode == "F":
         raise ValueError("its pixels are floating-point numbers of unknown range")
     if image.mode.startswith("I"):

@@ -1,8 +1,7 @@
-"""What a video file says of itself, read from its packets; and which decoder is provably right about it.
+"""Properties of a video file, read from its packets and one decoded frame, and which decoders read it correctly.
 
-The packets are listed, one frame is decoded. That is enough to know when every frame is shown, which
-decoders get wrong in different ways: decord ignores edit lists, pads files with B-frames in AVI, and
-is a frame off where groups of pictures are open; none of the three turns a mirrored picture.
+Decoders make different errors: decord ignores edit lists, inserts frames into AVI files with B-frames, and is off by a
+frame where groups of pictures are open; neither decord nor torchcodec nor PyAV applies mirroring.
 """
 
 from dataclasses import dataclass
@@ -14,16 +13,15 @@ import numpy as np
 from data.errors import VideoError
 from data.video.entries import ENTRY_CODECS, Entry, Packet, entries_of
 
-PROGRESSIVE = 1  # FFmpeg's AV_FIELD_PROGRESSIVE; 0 is unknown, higher ones are orders of fields
-# Containers that store when each frame is shown (AVI, for one, stores only the order of decoding).
+PROGRESSIVE = 1  # FFmpeg's AV_FIELD_PROGRESSIVE; 0 is unknown, higher values are orders of fields
+# Containers that store presentation times (AVI, for example, stores only the order of decoding).
 TIMED_CONTAINERS = frozenset({"mov", "matroska", "webm", "flv", "mpegts", "ogg"})
-# What decord is trusted with: containers with an index and codecs its FFmpeg 4 reads whole.
+# What decord reads correctly: containers with an index, and codecs that its FFmpeg 4 supports completely.
 DECORD_CONTAINERS = frozenset({"mov", "matroska", "webm"})
 DECORD_CODECS = frozenset({"h264", "hevc", "mpeg4", "vp8", "vp9"})
-DECORD_PIXEL_FORMATS = frozenset(
-    {"yuv420p", "yuvj420p"}
-)  # 10-bit colours differ from PyAV's at sharp edges, by up to 147 of 255
-# Headers are enough: FFmpeg decodes a frame of its own to open a file, and nobody looks at the pixels of the probe's.
+# 10-bit colours differ from PyAV's at sharp edges, by up to 147 of 255.
+DECORD_PIXEL_FORMATS = frozenset({"yuv420p", "yuvj420p"})
+# FFmpeg decodes a frame to open a file, and the probe one more; their pixels are not used, so decoding is simplified.
 OPEN_OPTIONS = {"skip_frame": "all"}
 DECODE_OPTIONS = {"skip_loop_filter": "all", "skip_idct": "all"}
 NO_TICKS = np.empty(0, np.int64)
@@ -31,7 +29,7 @@ NO_TICKS = np.empty(0, np.int64)
 
 @dataclass(frozen=True)
 class DisplayMatrix:
-    """How the stored picture is turned and mirrored for display: `x' = a x + c y`, `y' = b x + d y`, in signs."""
+    """Rotation and mirroring for display: `x' = a x + c y`, `y' = b x + d y`, each factor -1, 0 or 1."""
 
     a: int = 1
     b: int = 0
@@ -40,22 +38,22 @@ class DisplayMatrix:
 
     @property
     def is_transposed(self) -> bool:
-        """Rows become columns."""
+        """Whether rows become columns."""
         return self.a == 0
 
     @property
     def is_mirrored(self) -> bool:
-        """More than a rotation."""
+        """Whether it is a reflection, not a rotation."""
         return self.a * self.d - self.b * self.c < 0
 
     def apply(self, picture: np.ndarray) -> np.ndarray:
-        """The picture (h w c) as it is shown."""
+        """The stored picture (h w c) as it is displayed."""
         across, down = (self.c, self.b) if self.is_transposed else (self.a, self.d)
         turned = picture.swapaxes(0, 1) if self.is_transposed else picture
         return turned[:: -1 if down < 0 else 1, :: -1 if across < 0 else 1]
 
 
-# By the number of quarter turns counter-clockwise.
+# Indexed by the number of quarter turns counter-clockwise.
 QUARTER_TURNS = (
     DisplayMatrix(),
     DisplayMatrix(a=0, b=-1, c=1, d=0),
@@ -66,43 +64,43 @@ QUARTER_TURNS = (
 
 @dataclass(frozen=True)
 class Probe:
-    """One video stream of a file."""
+    """The best video stream of a file."""
 
     stream_index: int
     num_video_streams: int
-    containers: frozenset[str]  # FFmpeg's names, such as mov and mp4
+    containers: frozenset[str]  # FFmpeg's names of the format, such as mov and mp4
     codec: str
-    height: int  # as shown
+    height: int  # pixels, as displayed
     width: int
     seconds_per_tick: float
-    ticks: np.ndarray  # int64, strictly increasing: when each frame is shown; empty where the packets do not tell
+    ticks: np.ndarray  # int64, strictly increasing: presentation time of each frame; empty if unknown
     pixel_format: str
     matrix: DisplayMatrix
     is_interlaced: bool
     has_edit_list: bool  # some frames are decoded and not shown
-    has_closed_groups: bool  # no frame is shown before the key frame that precedes it in the file
-    entries: tuple[Entry, ...]  # where decoding may begin as well as at the start
-    is_damaged: bool  # FFmpeg complained on the way to the first frame
+    has_closed_groups: bool  # every frame is shown after the key frame that precedes it in the file
+    entries: tuple[Entry, ...]  # where decoding may begin, besides the start
+    is_damaged: bool  # FFmpeg reported errors before the first frame
 
     @property
     def stored_size(self) -> tuple[int, int]:
-        """Height and width before the picture is turned."""
+        """Height and width as stored, before rotation."""
         return (self.width, self.height) if self.matrix.is_transposed else (self.height, self.width)
 
     @property
     def times_seconds(self) -> np.ndarray:
-        """When each frame is shown."""
+        """Presentation time of each frame in seconds; empty if unknown."""
         return self.ticks * self.seconds_per_tick
 
     @property
     def suits_decord(self) -> bool:
-        """decord reads exactly the frames that are shown, each at its place."""
+        """Whether decord reads exactly the frames that are shown, each at its index."""
         return (
             len(self.ticks) > 0
             and self.codec in DECORD_CODECS
             and self.pixel_format in DECORD_PIXEL_FORMATS
             and bool(self.containers & DECORD_CONTAINERS)
-            and self.height % 2 == self.width % 2 == 0  # colours of odd pictures come out shifted
+            and self.height % 2 == self.width % 2 == 0  # chroma is shifted if a side is odd
             and self.num_video_streams == 1
             and self.has_closed_groups
             and not (self.has_edit_list or self.is_interlaced or self.is_damaged or self.matrix.is_mirrored)
@@ -110,7 +108,7 @@ class Probe:
 
     @property
     def suits_torchcodec(self) -> bool:
-        """torchcodec, which honours edit lists and seeks exactly, reads what is shown."""
+        """Whether torchcodec, which applies edit lists and seeks exactly, reads exactly the frames that are shown."""
         return len(self.ticks) > 0 and not (self.is_interlaced or self.is_damaged or self.matrix.is_mirrored)
 
 
@@ -118,7 +116,7 @@ def probe_video(path: Path) -> Probe:
     """List the packets of a file's best video stream and decode one frame.
 
     Raises:
-        VideoError: the file is empty, encrypted, or holds no video.
+        VideoError: the file is empty, encrypted, or contains no video.
         OSError: it cannot be read.
     """
     if path.stat().st_size == 0:
@@ -137,7 +135,7 @@ def probe_video(path: Path) -> Probe:
             for packet in container.demux(stream):
                 if packet.has_sidedata("encryption_info"):
                     raise VideoError("encrypted", "it is encrypted")
-                if packet.size > 0:  # the last one is empty: it asks the decoder for what it has kept
+                if packet.size > 0:  # the last packet is empty and flushes the decoder
                     packets.append(Packet(packet.pts, packet.dts, packet.is_keyframe, packet.is_discard))
                 if first is None:
                     try:
@@ -177,10 +175,10 @@ def probe_video(path: Path) -> Probe:
 
 
 def display_matrix(frame: av.VideoFrame) -> DisplayMatrix:
-    """The matrix that came with a frame; anything but quarter turns and mirrors counts as none."""
+    """The display matrix of a frame; anything but quarter turns and mirroring is ignored."""
     try:
         data = frame.side_data.get("DISPLAYMATRIX")
-    except ValueError:  # PyAV lists no side data at all where one kind is newer than itself; the angle it knows
+    except ValueError:  # PyAV raises if any side data is newer than itself, but knows the angle
         return QUARTER_TURNS[round(frame.rotation / 90) % 4]
     if data is None:
         return DisplayMatrix()
@@ -190,7 +188,7 @@ def display_matrix(frame: av.VideoFrame) -> DisplayMatrix:
 
 
 def _shown_ticks(packets: list[Packet]) -> np.ndarray:
-    """The time stamps of what is shown, in order; none if one is missing or given twice."""
+    """Presentation times of the shown frames, in order; none if one is missing or occurs twice."""
     ticks = [packet.tick for packet in packets if not packet.is_discard]
     if None in ticks or len(set(ticks)) < len(ticks):
         return NO_TICKS
@@ -198,7 +196,7 @@ def _shown_ticks(packets: list[Packet]) -> np.ndarray:
 
 
 def _are_groups_closed(packets: list[Packet]) -> bool:
-    """No frame that follows a key frame in the file is shown before it."""
+    """Whether no frame that follows a key frame in the file is shown before it."""
     earliest = np.inf
     for tick, _, is_keyframe, _ in reversed(packets):
         earliest = min(earliest, np.inf if tick is None else tick)

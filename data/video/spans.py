@@ -1,4 +1,4 @@
-"""Which stretches of a video become clips, and of which frames: arithmetic on time stamps, no decoding."""
+"""Which parts of a video become clips, and which frames these consist of: arithmetic on time stamps, no decoding."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,16 +9,16 @@ import numpy as np
 from data.dataset.buckets import Bucket, SourceShape, bucket_for
 from data.errors import VideoError
 
-TIE_SECONDS = 5e-4  # time stamps are rounded numbers: a frame that begins this much late still begins "now"
+TIE_SECONDS = 5e-4  # time stamps are rounded: a frame that starts at most this late counts as on time
 
 
 @dataclass(frozen=True)
 class PlannedSpan:
-    """A stretch of a source that shall become a clip, and the frames it is made of."""
+    """A part of a source that becomes a clip."""
 
-    start_seconds: float
+    start_seconds: float  # after the first frame of the video
     bucket: Bucket
-    indices: list[int]
+    indices: list[int]  # of the frame of the video for each frame of the clip; may repeat
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ WHOLE = Stretch()
 
 
 def shown_part(times_seconds: np.ndarray, stretch: Stretch) -> tuple[float, float]:
-    """How long the video is on screen, and where the stretch ends in it, in seconds."""
-    # The last frame stays on screen for one more frame interval; without that a 2.0 s file has no 2.0 s clip.
+    """Duration of the video, and where the stretch ends in it, in seconds after the first frame."""
+    # The last frame is shown for one more frame interval; without it, a 2.0 s file would have no 2.0 s clip.
     interval = float(np.median(np.diff(times_seconds))) if len(times_seconds) > 1 else 0.0
     shown = float(times_seconds[-1] - times_seconds[0]) + interval
     return shown, min(stretch.end_seconds, shown)
@@ -47,16 +47,16 @@ def plan_spans(
     cuts: Sequence[int] = (),
     stretch: Stretch = WHOLE,
 ) -> list[PlannedSpan]:
-    """Start (seconds after the first frame), shape and frames of every clip that fits.
+    """Start, shape and frames of every clip that fits, in order.
 
     Args:
-        times_seconds: when each frame is shown, strictly increasing.
+        times_seconds: presentation time of each frame, strictly increasing.
         size: height and width of the frames.
-        cuts: indices of frames that begin a new scene; each scene is cut on its own, in a bucket of its own.
+        cuts: indices of the frames that begin a new scene; each scene gets its own bucket.
         stretch: the part of the video to cut from.
 
     Raises:
-        VideoError: not even one clip fits.
+        VideoError: no clip fits.
     """
     shown, end = shown_part(times_seconds, stretch)
     start = min(stretch.start_seconds, shown)
@@ -64,9 +64,9 @@ def plan_spans(
     edges = [start, *(edge for edge in scenes if start < edge < end), end]
     spans = []
     for scene_start, scene_end in pairwise(edges):
-        if scene_start >= scene_end and shown > 0:  # a stretch beyond the end
+        if scene_start >= scene_end and shown > 0:  # the stretch begins after the end
             continue
-        # At the end of a scene the next frame is already another one, at the end of the video there is none.
+        # At the end of a scene, unlike that of the video, a frame that counts as on time may belong to the next scene.
         room = scene_end - scene_start - (0 if scene_end == shown else 2 * TIE_SECONDS)
         bucket = bucket_for(SourceShape(*size, room), buckets)
         if bucket is None:
