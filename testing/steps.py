@@ -76,6 +76,6 @@ def nothing_moves(worker: Worker, data: Path, stage: int) -> None:
     assert trainer.guard.num_skipped == 1
     assert np.isfinite(trainer.guard.gradient_norm())
     for norm, skipped in ((float("inf"), True), (float("nan"), True), (1e30, False)):
-        trainer._norm = norm
+        trainer.guard.norm = norm
         assert trainer.guard.skipped == skipped
     batches.close()

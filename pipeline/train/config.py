@@ -55,15 +55,13 @@ class TrainConfig(MonitorConfig):
     gradient_accumulation_steps: Annotated[int, Runtime] = Field(
         default=1, ge=1, validation_alias=AliasChoices("gradient_accumulation_steps", "accumulate")
     )
-    """Forward and backward passes per step on each worker; raise it when a worker's part of a batch exceeds its memory.
-    """
+    """Forward and backward passes per step on each worker; raise it if a worker runs out of memory."""
     sequence_parallel: Annotated[int, Runtime] = Field(default=1, ge=1)
-    """Workers that compute each clip together, each with a part of its tokens; for long clips, of the DiT only."""
+    """Workers that compute each clip together, each with a part of its tokens; for long clips, DiT only."""
     readers: Annotated[int, Runtime] = Field(default=1, ge=0)
     """Threads per worker that read and decode samples ahead of training; 0 reads in the training thread."""
     cache: Annotated[CacheConfig | None, Runtime] = None
-    """Copies of shards on a local disk of each machine, for datasets on slow or remote storage; None makes no copies.
-    """
+    """Copies of shards on a local disk of each machine, for datasets on slow storage; None makes no copies."""
     learning_rate: float = Field(default=1e-3, gt=0, allow_inf_nan=False)
     """Peak learning rate of AdamW, reached after the warm-up."""
     warmup_steps: int = Field(default=50, ge=0)
@@ -79,10 +77,9 @@ class TrainConfig(MonitorConfig):
     non_finite_steps: Annotated[Literal["stop", "skip"], Runtime] = Field(
         default="stop", validation_alias=AliasChoices("non_finite_steps", "bad_steps")
     )
-    """At a step whose loss or gradient is infinite, not a number or longer than `max_norm`: stop, or skip its update.
-    """
+    """What to do at a step with an infinite or undefined loss or gradient: stop the training, or skip the update."""
     max_norm: Annotated[float | None, Runtime] = Field(default=None, gt=0)
-    """The longest gradient that a step may have, before clipping; None allows any finite one."""
+    """Longer gradients, before clipping, are handled as `non_finite_steps` says; None allows any finite gradient."""
     ema: EmaProfiles = Field(default=(FixedDecay(decay=0.995),), validation_alias=AliasChoices("ema", "ema_decay"))
     """Exponential moving averages of the weights that are kept; a number stands for one average of that decay."""
     precision: Precision = "auto"
@@ -106,11 +103,11 @@ class TrainConfig(MonitorConfig):
     keep_every_steps: Annotated[int | None, Runtime] = Field(default=None, ge=1)
     """Checkpoints at multiples of this step are never deleted; None keeps only the newest ones."""
     log_every_steps: Annotated[int, Runtime] = Field(default=10, ge=1)
-    """Steps between two lines of metrics.jsonl; a loss that is not finite is detected at the same steps."""
+    """Steps between two lines of metrics.jsonl; with `non_finite_steps: stop` they are also checked this often."""
     stall_minutes: Annotated[float | None, Runtime] = Field(default=4, gt=0)
     """Minutes without a step after which every rank writes its stack traces to stalls/; None turns that off.
 
-    Below 5, which is when a collective that waits for a missing rank times out.
+    Keep it below 5, the time after which a collective that waits for a missing rank ends with an error.
     """
 
     @model_validator(mode="before")

@@ -53,17 +53,18 @@ def test_a_second_sigterm_means_what_it_always_means(tmp_path):
         "import sys, time; from pathlib import Path; from pipeline.train.control import sigterm_stops\n"
         "with sigterm_stops(Path(sys.argv[1])): print('ready', flush=True); time.sleep(60)"
     )
-    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    process.terminate()
-    while not (tmp_path / STOP_NAME).exists():
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.terminate()
+        while not (tmp_path / STOP_NAME).exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        time.sleep(0.1)
         assert process.poll() is None
-        time.sleep(0.01)
-    time.sleep(0.1)
-    assert process.poll() is None
-    process.terminate()
-    assert process.wait(30) == -signal.SIGTERM
+        process.terminate()
+        assert process.wait(30) == -signal.SIGTERM
 
 
 def test_a_checkpoint_by_the_clock(tiny_latents, tmp_path):
