@@ -100,7 +100,7 @@ def test_a_branch_that_was_left_is_neither_kept_nor_gone_on_from(tiny_latents, r
     (run_dir / "latest").write_text("step_0000004\n")
     go_on(tiny_latents, run_dir, OFTEN.model_copy(update={"steps": 5, "schedule": "constant"}))
     assert sorted(step_folders(run_dir)) == [4, 5]
-    assert "step_0000006, step_0000008 will be set aside by the first save" in read_events(run_dir)[-2].note
+    assert "step_0000006, step_0000008 will be archived by the first save" in read_events(run_dir)[-2].note
     for step in (6, 8):  # nothing is deleted: renaming the folder restores it
         aside = step_folder(run_dir, step)
         assert open_checkpoint(aside.with_name(f"{aside.name}.superseded-1")).record.step == step

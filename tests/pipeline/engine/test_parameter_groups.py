@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.distributed.process_group import Worker
+from pipeline.engine.config import ZeroStage
 from pipeline.engine.parameter_groups import ParameterGroup, optimizer_groups
 from pipeline.engine.zero import ZeroTrainer
 from testing.groups import Job, run_jobs
@@ -41,7 +42,7 @@ def batches() -> Tensor:
     return torch.randn(STEPS, BATCH, 3, generator=torch.Generator().manual_seed(1))
 
 
-def train_two(worker: Worker, folder: Path, stage: int) -> None:
+def train_two(worker: Worker, folder: Path, stage: ZeroStage) -> None:
     module = two_networks()
     trainer = ZeroTrainer(
         module,

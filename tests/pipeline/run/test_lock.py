@@ -29,7 +29,8 @@ HOLD += "with locked(Path(sys.argv[1])): print('held', flush=True); time.sleep(6
 def hold(path: Path) -> subprocess.Popen[str]:
     process = subprocess.Popen([sys.executable, "-c", HOLD, str(path)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
-    assert process.stdout.readline() == "held\n"
+    with process.stdout:
+        assert process.stdout.readline() == "held\n"
     return process
 
 
