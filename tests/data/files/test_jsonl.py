@@ -1,0 +1,65 @@
+"""JSON lines: what is written is read back; damaged lines are named, or skipped where the caller asks for it."""
+
+import json
+import pickle
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from data.files.jsonl import JsonLineError, append_line, iterate_jsonl, parse_line, publish_jsonl, read_jsonl
+from data.records import Record
+
+
+class Named(Record):
+    name: str
+    number: float = 0.0
+
+
+@dataclass(frozen=True)
+class Pair:
+    left: int
+    right: int
+
+
+@pytest.mark.parametrize(
+    ("model", "records"),
+    [
+        (Named, [Named(name="one\u2028two\u0085three", number=0.1 + 0.2), Named(name="\n")]),
+        (Pair, [Pair(1, 2), Pair(3, 4)]),
+        (dict[str, Any], [{"step": 1, "loss": 1e300}, {"é": [None, "a"]}]),
+    ],
+    ids=["pydantic", "dataclass", "dict"],
+)
+def test_records_are_read_back(tmp_path, model, records):
+    path = tmp_path / "a.jsonl"
+    assert read_jsonl(path, model) == []
+    publish_jsonl(path, records[:1])
+    append_line(path, records[1])
+    assert read_jsonl(path, model) == records
+    assert path.read_bytes().count(b"\n") == 2
+
+
+def test_a_line_that_was_cut_short_is_skipped_and_the_next_one_begins_anew(tmp_path):
+    path = tmp_path / "a.jsonl"
+    append_line(path, Named(name="one"))
+    path.write_bytes(path.read_bytes() + '{"name": "é'.encode()[:-1])  # in the middle of a character
+    assert read_jsonl(path, Named, skip_damaged=True) == [Named(name="one")]
+    append_line(path, Named(name="two"))
+    assert read_jsonl(path, Named, skip_damaged=True) == [Named(name="one"), Named(name="two")]
+    with pytest.raises(JsonLineError, match=r"a\.jsonl: line 2 is damaged \(it is not UTF-8"):
+        read_jsonl(path, Named)
+    assert next(iterate_jsonl(path, Named)) == Named(name="one")
+
+
+@pytest.mark.parametrize(("line", "reason"), [("{", "Expecting property name"), ('{"number": 1}', "Field required")])
+def test_errors_name_file_line_and_reason_and_can_be_pickled(line, reason):
+    with pytest.raises(JsonLineError, match=rf"t\.jsonl: line 7 is damaged \({reason}") as caught:
+        parse_line("t.jsonl", 7, line, Named)
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+
+
+def test_not_a_number_survives(tmp_path):
+    append_line(tmp_path / "a.jsonl", {"loss": float("nan")})
+    (row,) = read_jsonl(tmp_path / "a.jsonl", dict[str, float])
+    assert json.dumps(row) == '{"loss": NaN}'

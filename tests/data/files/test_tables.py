@@ -1,0 +1,54 @@
+"""Tables of every format give the same numbered rows; bad ones are named with file and line or row."""
+
+import io
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from data.files.tables import TableError, read_table
+
+ROWS = [{"path": "a.mp4", "caption": "one\u2028two"}, {"path": "b.mp4", "caption": None}]
+
+
+def parquet(rows: list[dict[str, str | None]]) -> bytes:
+    file = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), file)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("t.csv", "\ufeffpath,caption\na.mp4,one\u2028two\nb.mp4,\n".encode()),
+        ("T.CSV", "path,caption\r\na.mp4,one\u2028two\r\nb.mp4,\r\n".encode()),
+        ("t.jsonl", "\ufeff".encode() + "\n\n".join(json.dumps(row, ensure_ascii=False) for row in ROWS).encode()),
+        ("t.json", json.dumps(ROWS).encode()),
+        ("s3://bucket/t.parquet", parquet(ROWS)),
+    ],
+)
+def test_every_format_gives_the_same_rows(name, content):
+    assert read_table(name, content) == [(1, ROWS[0]), (2, ROWS[1])]
+
+
+def test_an_object_is_a_table_of_pairs_where_the_columns_are_named():
+    content = b'{"a.mp4": "one"}'
+    assert read_table("t.json", content, ("file", "caption")) == [(1, {"file": "a.mp4", "caption": "one"})]
+    assert read_table("t.json", content) == [(1, {"a.mp4": "one"})]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("t.txt", b"", r"t\.txt: a table is \.csv, \.jsonl, \.json or \.parquet, not '\.txt'"),
+        ("t.csv", b"path\ncaf\xe9.mp4\n", r"t\.csv: it cannot be read as \.csv"),
+        ("t.jsonl", b'{"path": 1}\n{', r"t\.jsonl: it cannot be read as \.jsonl: line 2: Expecting"),
+        ("t.json", b"[", r"t\.json: it cannot be read as \.json"),
+        ("t.parquet", b"no", r"t\.parquet: it cannot be read as \.parquet"),
+        ("t.jsonl", b'{"path": "a"}\n[1]', r"t\.jsonl, row 2: \[1\] is not an object"),
+    ],
+)
+def test_bad_tables_are_named(name, content, reason):
+    with pytest.raises(TableError, match=reason):
+        read_table(name, content)
