@@ -25,8 +25,8 @@ def read_table(name: str, content: bytes, pair_columns: tuple[str, str] | None =
     Args:
         name: path or URI of the table; its suffix (.csv, .jsonl, .json or .parquet, in any case) decides the format.
         content: the bytes of the file; text is UTF-8, with or without a byte order mark.
-        pair_columns: names of the columns of keys and of values, for a JSON file that is one object. None: such a file is a
-            table of one row. Other JSON files are arrays of objects.
+        pair_columns: names of the columns of keys and of values, for a JSON file that is one object. None: such a
+            file is a table of one row. Other JSON files are arrays of objects.
 
     Raises:
         TableError: the format is unknown, the content does not follow it, or a row is not an object.
