@@ -36,7 +36,7 @@ from torchdiffeq import odeint
 
 from models.flow.field import Field
 from models.flow.grid import karras_grid, shift_time, uniform_grid
-from models.flow.guidance import Apg, CfgZeroStar, Guidance, Place, Plain, Rescaled, guide
+from models.flow.guidance import Apg, CfgZeroStar, Guidance, PathState, Plain, Rescaled, guide
 from models.flow.objective import optimal_coupling
 from models.flow.path import CosinePath, Path, StraightPath, posterior
 from models.flow.solver import Solver, ddim, ddim_eta, dpmpp_2m, euler, heun, midpoint, rk4, unipc
@@ -327,7 +327,7 @@ def integrators() -> list[Agreement]:
 class Steps:
     """A few places of a trajectory where two branches disagree."""
 
-    places: list[Place]
+    places: list[PathState]
     v_cond: list[Tensor]
     v_uncond: list[Tensor]
 
@@ -336,7 +336,7 @@ class Steps:
         """Three steps on the straight path."""
         times = [torch.full((SHAPE[0],), t, dtype=torch.float64) for t in (0.2, 0.5, 0.8)]
         xs = [normal(*SHAPE, seed=seed) for seed in range(3)]
-        places = [Place(x, t, STRAIGHT.at(t, x)) for x, t in zip(xs, times, strict=True)]
+        places = [PathState(x, t, STRAIGHT.at(t, x)) for x, t in zip(xs, times, strict=True)]
         branches = [[normal(*SHAPE, seed=first + step) for step in range(3)] for first in (10, 20)]
         return cls(places, *branches)
 

@@ -26,7 +26,7 @@ class RMSNorm(nn.Module):
 
 
 class HeadNorm(nn.Module):
-    """Queries or keys over their root mean square, times one learnt gain per head (Henry et al. 2020, eq. 4)."""
+    """Queries or keys over their root mean square, times one trained gain per head (Henry et al. 2020, eq. 4)."""
 
     def __init__(self, heads: int, eps: float = 1e-6) -> None:
         super().__init__()
@@ -55,8 +55,8 @@ class FeedForward(nn.Module):
 def time_embedding(t: Float[Tensor, "*n"], width: int) -> Float[Tensor, "*n d"]:
     """Unit-norm sinusoids of log-spaced frequencies: sqrt(2/d) [cos(w t), sin(w t)], 1 <= w <= 200.
 
-    The slowest turns by one radian over all of time, so that the network reads time itself off it; the
-    fastest still moves little between the steps of a sampler (Holderrieth & Erives 2025, section 5.1).
+    The slowest turns by one radian over the whole path, so that the time can be read from it; the
+    fastest changes little between the steps of a sampler (Holderrieth & Erives 2025, section 5.1).
     """
     frequencies = torch.logspace(0, math.log10(200), width // 2, device=t.device)
     phases = t.float()[..., None] * frequencies
@@ -73,7 +73,7 @@ class TimeEmbedder(nn.Module):
 
     def forward(self, t: Float[Tensor, "*n"]) -> Float[Tensor, "*n d"]:
         """Embed times in [0, 1]."""
-        # sqrt(d/2) undoes the unit norm: the MLP wants inputs of order one
+        # sqrt(d/2) undoes the unit norm: inputs of the MLP should be of order one
         sinusoids = time_embedding(t, self.first.in_features) * math.sqrt(self.first.in_features / 2)
         return self.second(silu(self.first(sinusoids)))
 
@@ -81,13 +81,14 @@ class TimeEmbedder(nn.Module):
 class BlockStack(nn.ModuleList):
     """Blocks one after the other.
 
-    With `recompute` a block keeps nothing for backward but its input, and is computed again there (Chen et al. 2016).
+    With `recompute` a block stores only its input for the backward pass and is computed again there (activation
+    checkpointing, Chen et al. 2016).
     """
 
     recompute = False
 
     def run(self, x: Tensor, *arguments: object) -> Tensor:
-        """The output of the last block; each gets the output of the one before, and the arguments."""
+        """The output of the last block; each block gets the output of the one before it, and `arguments`."""
         for block in self:
             if self.recompute and torch.is_grad_enabled():
                 x = cast(Tensor, checkpoint(block, x, *arguments, use_reentrant=False))

@@ -24,7 +24,7 @@ PIXEL_PATCH = 4  # side of the squares of pixels that are moved into channels; o
 
 
 @dataclass(frozen=True)
-class Posterior:
+class LatentDistribution:
     """A diagonal Gaussian over latents."""
 
     mean: Float[Tensor, "b c t h w"]
@@ -154,7 +154,7 @@ class Autoencoder(nn.Module):
             CausalConv3d(near, 3 * PIXEL_PATCH**2, (1, 3, 3)),
         )
 
-    def encode(self, pixels: Float[Tensor, "b 3 t h w"], cache: CausalCache | None = None) -> Posterior:
+    def encode(self, pixels: Float[Tensor, "b 3 t h w"], cache: CausalCache | None = None) -> LatentDistribution:
         """Pixels of 4k + 1 frames to a distribution over latents of k + 1 frames.
 
         Args:
@@ -176,7 +176,7 @@ class Autoencoder(nn.Module):
             )
         patches = rearrange(pixels, "b c t (h p) (w q) -> b (c p q) t h w", p=PIXEL_PATCH, q=PIXEL_PATCH)
         mean, log_variance = self.encoder(patches, cache).float().chunk(2, dim=1)
-        return Posterior(mean, (log_variance + INITIAL_LOG_VARIANCE).clamp(-20, 10))
+        return LatentDistribution(mean, (log_variance + INITIAL_LOG_VARIANCE).clamp(-20, 10))
 
     def decode(
         self, latents: Float[Tensor, "b c t h w"], cache: CausalCache | None = None

@@ -1,6 +1,6 @@
-"""A network, read as a flow: whatever it was trained to predict, it gives velocity, data, noise and score.
+"""A network as a flow: velocity, data, noise and score from whichever of them it was trained to predict.
 
-Between the four there is nothing but the linear map of `path` (Lipman et al. 2022, eq. 15;
+The four are related by the linear map of `path` (Lipman et al. 2022, eq. 15;
 Holderrieth & Erives 2025, on training targets).
 """
 
@@ -25,7 +25,7 @@ def check_prediction(prediction: str) -> None:
 
 
 def from_velocity(at: Coefficients, prediction: Prediction, x_t: Tensor, velocity: Tensor) -> Tensor:
-    """What a perfect network of this prediction says where the velocity is `velocity`."""
+    """The value of `prediction` at x_t where the velocity is `velocity`."""
     check_prediction(prediction)
     if prediction == "data":
         return at.data(x_t, velocity)
@@ -35,7 +35,7 @@ def from_velocity(at: Coefficients, prediction: Prediction, x_t: Tensor, velocit
 
 
 def to_velocity(at: Coefficients, prediction: Prediction, x_t: Tensor, predicted: Tensor) -> Tensor:
-    """The inverse of `from_velocity`."""
+    """The velocity at x_t where the network predicts `predicted`; the inverse of `from_velocity`."""
     check_prediction(prediction)
     if prediction == "data":
         return at.velocity_of_data(x_t, predicted)
@@ -59,19 +59,19 @@ def velocity_weight(at: Coefficients, prediction: Prediction) -> Tensor:
 class Field:
     """A function (x_t, t) that predicts one of the four on a path, and the other three from it.
 
-    The state and all arithmetic are in the type of `x`; what the function computes in is its own affair.
+    The state and all arithmetic here have the type of `x`; the function may compute in another type.
     """
 
     function: Function
     path: Path
     prediction: Prediction = "velocity"
-    open_end: bool = False  # the function predicts a velocity, but out of something that leaves it undefined at t = 1
+    open_end: bool = False  # the predicted velocity is undefined at t = 1
 
     def __post_init__(self) -> None:
         check_prediction(self.prediction)
 
     def predict(self, x: Float[Tensor, "b ..."], t: Tensor) -> Float[Tensor, "b ..."]:
-        """What the function says, in the type of `x`."""
+        """The function's prediction, in the type of `x`."""
         return self.function(x, t).to(x)
 
     def velocity(self, x: Float[Tensor, "b ..."], t: Tensor) -> Float[Tensor, "b ..."]:
@@ -82,7 +82,7 @@ class Field:
         return to_velocity(self.path.at(t, x), self.prediction, x, predicted)
 
     def is_undefined_at(self, t: Tensor) -> bool:
-        """Whether the velocity must not be asked for at `t`: at t = 1 the data alone do not tell it, 0 / 0."""
+        """Whether the velocity is undefined at `t`: at t = 1 the data prediction gives 0 / 0."""
         return (self.open_end or self.prediction != "velocity") and bool((t == 1).any())
 
     def data(self, x: Float[Tensor, "b ..."], t: Tensor) -> Float[Tensor, "b ..."]:
@@ -102,7 +102,7 @@ class Field:
         if wanted == self.prediction:
             return predicted
         at = self.path.at(t, x)
-        if {wanted, self.prediction} == {"noise", "score"}:  # -x_0 / b, without the detour over the velocity
+        if {wanted, self.prediction} == {"noise", "score"}:  # -x_0 / b, more exact than through the velocity
             return -predicted / nonzero(at.b) if wanted == "score" else -predicted * at.b
         return from_velocity(at, wanted, x, to_velocity(at, self.prediction, x, predicted))
 

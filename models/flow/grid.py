@@ -1,4 +1,4 @@
-"""Time grids: where a solver stops on its way from noise (0) to data (1), and schedules that differ by frame."""
+"""Time grids: the times of a solver from noise (0) to data (1), and schedules that differ by frame."""
 
 import torch
 from jaxtyping import Float
@@ -68,7 +68,7 @@ def karras_grid(
 
 
 def full_sequence(grid: Float[Tensor, " n"], num_frames: int) -> Float[Tensor, "n frames"]:
-    """Every frame at the same time: the ordinary sampler, as a schedule."""
+    """A schedule with all frames at the same time."""
     return grid[:, None].expand(-1, num_frames)
 
 

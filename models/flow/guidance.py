@@ -1,10 +1,10 @@
-"""Guidance: follow the condition more closely than the data does.
+"""Guidance: make samples follow the condition more closely than the data does.
 
     v = v_uncond + scale (v_cond - v_uncond)        (Ho & Salimans 2022, eq. 6; Holderrieth & Erives 2025, section 4.2)
 
 Scale 1 is no guidance. The rule is linear and its weights add up to one, so it is the same in velocity, data, noise and
 score. The unconditional branch may be the null caption, a negative prompt, or another, weaker network (autoguidance,
-Karras et al. 2024). The other rules here are ways to keep a large scale from burning the picture.
+Karras et al. 2024). The other rules here avoid the oversaturation of large scales.
 """
 
 from abc import ABC, abstractmethod
@@ -24,20 +24,20 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where on the path two velocities are to be combined."""
+class PathState:
+    """The state, its time and the path's coefficients there, for which two velocities are combined."""
 
     x: Tensor
     t: Tensor
     at: Coefficients
 
 
-Combine = Callable[[Tensor, Tensor, Place], Tensor]  # v_cond, v_uncond, place -> v
+Combine = Callable[[Tensor, Tensor, PathState], Tensor]  # v_cond, v_uncond, state -> v
 
 
 @dataclass(frozen=True)
 class Guidance(ABC):
-    """A rule and its scale."""
+    """A guidance rule and its scale."""
 
     scale: float
 
@@ -47,16 +47,16 @@ class Guidance(ABC):
 
     @abstractmethod
     def start(self) -> Combine:
-        """The rule for one trajectory; what it remembers between steps lives in the returned function."""
+        """The rule for one trajectory; the returned function holds any state that is kept between steps."""
 
 
 def guide(v_cond: Float[Tensor, "b ..."], v_uncond: Float[Tensor, "b ..."], scale: float) -> Float[Tensor, "b ..."]:
-    """The plain rule."""
+    """v_uncond + scale (v_cond - v_uncond)."""
     return v_uncond + scale * (v_cond - v_uncond)
 
 
 def dot(x: Float[Tensor, "b ..."], y: Float[Tensor, "b ..."]) -> Float[Tensor, "b ..."]:
-    """Inner product of each sample, with axes that broadcast back."""
+    """Inner product of each sample, with trailing axes of size 1 so that it broadcasts over `x`."""
     return expand((x * y).flatten(1).sum(1), x)
 
 
@@ -75,7 +75,7 @@ class Plain(Guidance):
         return self.scale if self.t_min <= now <= self.t_max else 1.0
 
     def start(self) -> Combine:
-        """No memory."""
+        """Stateless."""
         return lambda v_cond, v_uncond, _: guide(v_cond, v_uncond, self.scale)
 
 
@@ -89,11 +89,11 @@ class CfgZeroStar(Guidance):
     zero_until: float = 0.0
 
     def start(self) -> Combine:
-        """No memory."""
+        """Stateless."""
 
-        def combine(v_cond: Tensor, v_uncond: Tensor, place: Place) -> Tensor:
+        def combine(v_cond: Tensor, v_uncond: Tensor, state: PathState) -> Tensor:
             fit = dot(v_cond, v_uncond) / nonzero(dot(v_uncond, v_uncond))
-            moves = expand((place.t >= self.zero_until).to(v_cond), v_cond)
+            moves = expand((state.t >= self.zero_until).to(v_cond), v_cond)
             return moves * guide(v_cond, fit * v_uncond, self.scale)
 
         return combine
@@ -109,13 +109,13 @@ class Rescaled(Guidance):
     phi: float = 0.7
 
     def start(self) -> Combine:
-        """No memory."""
+        """Stateless."""
 
-        def combine(v_cond: Tensor, v_uncond: Tensor, place: Place) -> Tensor:
+        def combine(v_cond: Tensor, v_uncond: Tensor, state: PathState) -> Tensor:
             velocity = guide(v_cond, v_uncond, self.scale)
-            data = place.at.data(place.x, velocity)
-            wanted, got = (d.flatten(1).std(1) for d in (place.at.data(place.x, v_cond), data))
-            return velocity + place.at.velocity_change(self.phi * expand(wanted / nonzero(got) - 1, data) * data)
+            data = state.at.data(state.x, velocity)
+            wanted, got = (d.flatten(1).std(1) for d in (state.at.data(state.x, v_cond), data))
+            return velocity + state.at.velocity_change(self.phi * expand(wanted / nonzero(got) - 1, data) * data)
 
         return combine
 
@@ -133,12 +133,12 @@ class Apg(Guidance):
     threshold: float = 0.0
 
     def start(self) -> Combine:
-        """Remembers the running difference."""
+        """Keeps the running average of the difference."""
         running: list[Tensor] = []
 
-        def combine(v_cond: Tensor, v_uncond: Tensor, place: Place) -> Tensor:
-            data = place.at.data(place.x, v_cond)
-            difference = data - place.at.data(place.x, v_uncond)
+        def combine(v_cond: Tensor, v_uncond: Tensor, state: PathState) -> Tensor:
+            data = state.at.data(state.x, v_cond)
+            difference = data - state.at.data(state.x, v_uncond)
             if running:
                 difference = difference + self.momentum * running.pop()
             running.append(difference)
@@ -146,7 +146,7 @@ class Apg(Guidance):
                 difference = difference * (self.threshold / nonzero(dot(difference, difference).sqrt())).clamp(max=1)
             along = dot(difference, data) / nonzero(dot(data, data)) * data
             change = (difference - along) + self.eta * along
-            return v_cond + (self.scale - 1) * place.at.velocity_change(change)
+            return v_cond + (self.scale - 1) * state.at.velocity_change(change)
 
         return combine
 
@@ -192,6 +192,6 @@ def guided(branches: Branches, path: Path, prediction: Prediction, guidance: Gui
             return alone.velocity(x, t)
         at = path.at(t, x)
         v_cond, v_uncond = (to_velocity(at, prediction, x, branch.to(x)) for branch in branches.together(x, t))
-        return combine(v_cond, v_uncond, Place(x, t, at))
+        return combine(v_cond, v_uncond, PathState(x, t, at))
 
     return Field(velocity, path, "velocity", open_end=prediction != "velocity")

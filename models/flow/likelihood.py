@@ -1,9 +1,9 @@
-"""How likely the model finds a sample: the change of density along the flow.
+"""The log likelihood of samples under the model, by the change of density along the flow.
 
     log p_1(x_1) = log p_0(x_0) - integral over [0, 1] of div v(x_t, t) dt       (Lipman et al. 2022, eq. 27-33)
 
 The divergence is exact (one derivative per dimension) or estimated with one Rademacher probe, drawn once and kept
-for the whole path: redrawn at every call, the integrand would be noise and an adaptive solver would never end.
+for the whole path: with a new probe at every call the integrand is noisy, and an adaptive solver does not finish.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""The training objective: at which times to learn, what to regress, and which noise meets which data.
+"""The training objective: the training times, the regression target, and the coupling of noise and data.
 
 Conditional flow matching, denoising score matching and DDPM training are one squared error,
 
@@ -34,8 +34,8 @@ def training_times(law: TimeLaw, uniform: Float[Tensor, "*n"]) -> Float[Tensor, 
 def stratified(positions: Int[Tensor, " b"], offset: float) -> Float[Tensor, " b"]:
     """Numbers in (0, 1) that cover the interval evenly over every stretch of consecutive positions, float64.
 
-    Steps of the golden ratio, modulo 1 (Weyl's sequence): a global batch of any size, on any number of workers, gets
-    times spread as stratified sampling spreads them, though each depends on its own position alone.
+    Multiples of the golden ratio modulo 1 (Weyl's sequence): a global batch of any size, on any number of workers, gets
+    times as evenly spread as by stratified sampling, although each depends on its own position alone.
 
     Args:
         offset: where the sequence starts, in [0, 1).
@@ -67,7 +67,7 @@ def matching_loss(
 ) -> Float[Tensor, " b"]:
     """Each sample's mean squared error against its target.
 
-    Settings that have names: straight path and velocity is flow matching; VP and noise is DDPM's simple loss; score
+    Named special cases: straight path and velocity is flow matching; VP and noise is DDPM's simple loss; score
     is denoising score matching. `weight` "velocity" turns any of them into the velocity's loss, whatever is predicted.
     """
     error = (predicted.to(x_1) - target(path, prediction, x_0, x_1, t)).square()

@@ -1,7 +1,7 @@
 """Probability paths: how noise turns into data.
 
-A path is a pair of functions a(t), b(t) of time, from noise at t = 0 to data at t = 1, and everything
-it knows follows from one linear map and its inverse:
+A path is a pair of functions a(t), b(t) of time, from noise at t = 0 to data at t = 1. All its quantities follow from
+one linear map and its inverse:
 
     [x_t]   [a   b ] [x_1]        x_0  source sample (Gaussian noise, unless a coupling says otherwise)
     [ v ] = [a'  b'] [x_0]        x_1  data
@@ -31,7 +31,7 @@ class PathSample:
 
 
 def nonzero(x: Tensor) -> Tensor:
-    """`x`, moved away from zero just far enough to divide by it: the ends of a path stay finite."""
+    """`x` with its magnitude clamped from below, so that a division by it is finite at the ends of a path."""
     smallest = torch.finfo(x.dtype).eps ** 2
     return torch.where(x.abs() < smallest, torch.where(x < 0, -smallest, smallest).to(x.dtype), x)
 
@@ -44,7 +44,7 @@ def derivative_along(function: Callable[[Tensor], Tensor], x: Tensor, direction:
 
 @dataclass(frozen=True)
 class Coefficients:
-    """The map [[a, b], [a', b']] at given times, held so that no entry is infinite.
+    """The map [[a, b], [a', b']] at given times, stored so that no entry is infinite.
 
     b' diverges at t = 1 on some paths (variance preserving, sqrt(1 - t)) while b b' does not, so the second column
     is kept times a `scale`: 1 where b' is finite, b where it is not.
@@ -93,11 +93,11 @@ class Coefficients:
         return torch.where(self.b > 0, factor, torch.zeros_like(factor)) * data_change
 
     def velocity_of_data(self, x_t: Tensor, data: Tensor) -> Tensor:
-        """v from the data: the first row gives b x_0 = x_t - a x_1. Undefined at t = 1, where the noise is gone."""
+        """v from the data: the first row gives b x_0 = x_t - a x_1. Undefined at t = 1, where b = 0."""
         return self.a_prime * data + self.scaled_b_prime / nonzero(self.scaled_b) * (x_t - self.a * data)
 
     def velocity_of_noise(self, x_t: Tensor, noise: Tensor) -> Tensor:
-        """v from the noise: a v = a' x_t - W x_0. Undefined where a = 0: there the noise says nothing of the data."""
+        """v from the noise: a v = a' x_t - W x_0. Undefined where a = 0, since x_t then does not depend on the data."""
         determinant = self.scaled_determinant / nonzero(self.scale)
         return (self.a_prime * x_t - determinant * noise) / nonzero(self.a)
 
@@ -124,14 +124,14 @@ def expand(t: Tensor, like: Tensor) -> Tensor:
 
 
 class Path(ABC):
-    """a(t) and b(t). Subclasses say what the coefficients are; everything else follows."""
+    """The functions a(t) and b(t); subclasses define the coefficients, from which all else follows."""
 
     @abstractmethod
     def coefficients(self, t: Tensor) -> Coefficients:
         """The map at times `t` in [0, 1], of the shape of `t`."""
 
     def at(self, t: Tensor, like: Tensor) -> Coefficients:
-        """The map at times `t`, ready to multiply `like`.
+        """The map at times `t`, with axes that broadcast over `like`.
 
         Raises:
             ValueError: a time lies outside [0, 1], or the shapes do not fit.
@@ -168,7 +168,7 @@ class Path(ABC):
 class StraightPath(Path):
     """a = t, b = 1 - (1 - sigma_min) t: conditional optimal transport (Lipman et al. 2022, eq. 20-23).
 
-    With sigma_min = 0 its velocity x_1 - x_0 does not depend on time: particles go straight at constant speed.
+    With sigma_min = 0 its velocity x_1 - x_0 does not depend on time: trajectories are straight and of constant speed.
     """
 
     sigma_min: float = 0.0
@@ -209,7 +209,7 @@ class VariancePreservingPath(Path):
 class VarianceExplodingPath(Path):
     """a = 1, b² = sigma_min² ((sigma_max / sigma_min)^(2 (1 - t)) - 1) (Lipman et al. 2022, eq. 16-17).
 
-    It starts at noise of standard deviation b(0), to which the data still adds: b(0) must dwarf the data.
+    At t = 0 it is the data plus noise of standard deviation b(0), so b(0) must be much larger than the data.
     """
 
     sigma_min: float = 0.01
@@ -230,9 +230,9 @@ class CosinePath(Path):
     """a = sin(pi t / 2), b = cos(pi t / 2) (Nichol & Dhariwal 2021, section 3.2, without the offset)."""
 
     def coefficients(self, t: Tensor) -> Coefficients:
-        """A quarter turn."""
+        """The sine and the cosine."""
         quarter = math.pi / 2
-        # cos as a sine from the other end: exactly zero at t = 1
+        # cos(pi t / 2) as sin(pi (1 - t) / 2): exactly zero at t = 1
         a, b = (quarter * t).sin(), (quarter * (1 - t)).sin()
         return Coefficients(a=a, a_prime=quarter * b, b=b, scale=torch.ones_like(t), scaled_b_prime=-quarter * a)
 
@@ -244,7 +244,7 @@ class PolynomialPath(Path):
     power: float = 2.0
 
     def coefficients(self, t: Tensor) -> Coefficients:
-        """One power."""
+        """The power of t."""
         a, slope = t**self.power, self.power * t ** (self.power - 1)
         return Coefficients(a=a, a_prime=slope, b=1 - a, scale=torch.ones_like(t), scaled_b_prime=-slope)
 
@@ -266,7 +266,7 @@ class AffinePath(Path):
 
 
 def path_of(name: PathName) -> Path:
-    """The path a configuration names; each starts at pure noise of unit variance and ends at the data."""
+    """The path of that name; each starts at noise of unit variance and ends at the data."""
     match name:
         case "straight":
             return StraightPath()

@@ -3,8 +3,8 @@
     dx = v(x, t) dt                                        the probability flow (Holderrieth & Erives 2025, alg. 1-2)
     dx = [v + sigma_t² / 2 score] dt + sigma_t dW          any diffusion keeps the same marginals (SDE extension)
 
-A solver is a plain function (field, x, grid) -> x. The state stays in the type of `x`, whatever the network computes
-in; no state but the last few steps' is kept. A grid (n) moves all frames together; a schedule (n, frames)
+A solver is a plain function (field, x, grid) -> x. The state keeps the type of `x`, whatever the network computes
+in; only the states of the last few steps are kept. A grid (n) moves all frames together; a schedule (n, frames)
 gives each frame of a (b c frames h w) or (b 1 frames) state its own times.
 """
 
@@ -43,7 +43,7 @@ class Counted:
 def _steps(grid: Tensor, x: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Each step: its two times, which broadcast from the left over x, and its length h, which multiplies x.
 
-    Made a block at a time: so a step itself costs next to nothing, and memory does not grow with their number.
+    Computed in blocks of steps: the cost per step is small, and memory does not grow with their number.
     """
     check_grid(grid)
     if grid.ndim > 1 and (x.ndim < 3 or x.shape[2] != grid.shape[1]):
@@ -101,7 +101,7 @@ def rk4(field: Field, x: Float[Tensor, "b ..."], grid: Tensor) -> Float[Tensor, 
 
 
 def ab2(field: Field, x: Float[Tensor, "b ..."], grid: Tensor) -> Float[Tensor, "b ..."]:
-    """Adams-Bashforth: second order at one call per step, the slope carried on from the step before."""
+    """Adams-Bashforth: second order at one call per step, with the slope of the step before."""
     before: tuple[Tensor, Tensor] | None = None
     for t, _, h in _steps(grid, x):
         slope = field.velocity(x, t)
@@ -158,7 +158,7 @@ def dpmpp_2m(field: Field, x: Float[Tensor, "b ..."], grid: Tensor) -> Float[Ten
 def unipc(field: Field, x: Float[Tensor, "b ..."], grid: Tensor) -> Float[Tensor, "b ..."]:
     """UniPC of order 2, data prediction, B(h) = e^h - 1 (Zhao et al. 2023, algorithms 1-2).
 
-    Each network call serves twice, to correct the step that led to it and to predict the next: one call per step.
+    Each network call is used twice, to correct the step before it and to predict the next: one call per step.
     """
     data = data_before = None
     previous: tuple[Tensor, Coefficients, Coefficients] | None = None  # state before the step, and the step's ends
@@ -222,7 +222,7 @@ def dopri5(field: Field, x: Float[Tensor, "b ..."], grid: Tensor, tolerance: flo
 
 
 def solver_of(name: OdeSolver) -> Solver:
-    """The solver a configuration names."""
+    """The solver of that name."""
     match name:
         case "euler":
             return euler
@@ -255,7 +255,7 @@ def vp_diffusion(path: VariancePreservingPath) -> Diffusion:
 def euler_maruyama(
     field: Field, x: Float[Tensor, "b ..."], grid: Tensor, diffusion: Diffusion, noise: Noise
 ) -> Float[Tensor, "b ..."]:
-    """Steps of dx = [v + sigma² / 2 score] dt + sigma dW; the last one follows the flow, free of noise.
+    """Steps of dx = [v + sigma² / 2 score] dt + sigma dW; the last step adds no noise.
 
     Args:
         diffusion: sigma of a time, finite on the grid. noise: gives the standard normal numbers of each step.
@@ -272,7 +272,7 @@ def euler_maruyama(
 
 
 def clamped(field: Field, known: Float[Tensor, "b ..."], mask: Tensor, x_0: Float[Tensor, "b ..."]) -> Field:
-    """A field that leads the masked part of the state along the path to `known`: image-to-video, extension, inpainting.
+    """A field that moves the masked part of the state along the path to `known`: image-to-video, extension, inpainting.
 
     Args:
         mask: 1 where the data are known, 0 elsewhere; broadcasts to the state. x_0: the noise the state starts from.
@@ -287,12 +287,12 @@ def clamped(field: Field, known: Float[Tensor, "b ..."], mask: Tensor, x_0: Floa
 
 
 def reversed_in_time(field: Field) -> Field:
-    """The field whose flow runs the other way: time s = 1 - t, velocity -v. Its path must not be asked for anything."""
+    """The field of the reversed flow: time s = 1 - t, velocity -v. Only its velocity is defined, not its path."""
     return Field(lambda x, s: -field.velocity(x, 1 - s), field.path, "velocity")
 
 
 def check_velocity_solver(solver: Solver) -> None:
-    """Raise ValueError for a solver that follows anything but the velocity: it cannot run backwards."""
+    """Raise ValueError for a solver that uses more than the velocity: it cannot run backwards in time."""
     function = solver.func if isinstance(solver, partial) else solver
     if function in (euler_maruyama, ddim_eta):
         raise ValueError(f"expected a deterministic solver such as rk4 or dopri5, got {function.__name__}, an SDE's")

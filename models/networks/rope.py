@@ -22,13 +22,13 @@ def axis_widths(head_dim: int) -> tuple[int, int, int]:
 
 
 @lru_cache(maxsize=64)
-@torch.inference_mode(mode=False)  # what is kept must serve training too, whoever asked first
+@torch.inference_mode(mode=False)  # cached angles must work in training too, even if sampling computed them
 def rope_angles(
     grid: tuple[int, int, int], head_dim: int, device: torch.device = CPU, theta: float = 100.0
 ) -> Float[Tensor, "n half"]:
     """Rotation angle of each channel pair for every token of a (t, h, w) grid, in token order.
 
-    Kept for the grids of late: do not write into it.
+    The result is cached, so do not write into it.
 
     Args:
         theta: the longest wavelength is about 2 pi theta tokens; clips are far shorter than texts.

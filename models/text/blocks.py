@@ -21,7 +21,7 @@ class TextBlock(nn.Module):
         self.feed_forward = FeedForward(width, 4)
 
     def forward(self, x: Float[Tensor, "b n d"], mask: Bool[Tensor, "b n"]) -> Float[Tensor, "b n d"]:
-        """Let every token look at every real token."""
+        """Every token attends to every token that is no padding."""
         qkv = self.qkv(self.attention_norm(x))
         q, k, v = rearrange(qkv, "b n (three heads d) -> three b n heads d", three=3, heads=self.heads)
         x = x + self.out(rearrange(attention(q, k, v, mask), "b n heads d -> b n (heads d)"))

@@ -1,8 +1,8 @@
-"""What the DiT knows of a caption, read by a small transformer that is trained together with it.
+"""Captions as bytes, and the small transformer that encodes them and is trained together with the network.
 
-A caption arrives as bytes: nothing is downloaded, UTF-8 has 256 values, two more mark the end of a caption and the
-padding, and words are found through hashed n-grams of bytes (Pagnoni et al. 2024, "Byte Latent Transformer", section
-3.2.1). Or it arrives as the embeddings of a frozen, pretrained encoder (`models/pretrained_text.py`).
+No vocabulary is downloaded: UTF-8 has 256 byte values, and two more tokens mark the end of a caption and the padding.
+Hashed n-grams of bytes help to recognise words (Pagnoni et al. 2024, "Byte Latent Transformer", section 3.2.1). The
+alternative is a frozen, pretrained encoder (`models/text/pretrained.py`).
 """
 
 from collections.abc import Sequence
@@ -29,9 +29,9 @@ class CaptionTokens:
 
     @staticmethod
     def encode(captions: Sequence[str], max_bytes: int) -> "CaptionTokens":
-        """Bytes, cut to `max_bytes`, then an end token, then padding. The empty caption is one end token.
+        """Bytes, truncated to `max_bytes`, then an end token, then padding. The empty caption is one end token.
 
-        The padded length is always max_bytes + 1: a caption gives the same numbers in any batch.
+        The padded length is always max_bytes + 1, so that a caption is encoded the same in any batch.
         """
         ids = torch.full((len(captions), max_bytes + 1), PAD, dtype=torch.long)
         for row, caption in enumerate(captions):
@@ -66,7 +66,7 @@ class CaptionEncoder(nn.Module):
         self.embed = nn.Embedding(VOCABULARY, config.width)
         self.position = nn.Parameter(torch.randn(config.max_bytes + 1, config.width) * 0.02)
         self.ngram_buckets = config.ngram_buckets
-        # One byte says little and attention is slow to spell: a vector for each short run of bytes, too.
+        # Single bytes carry little meaning: short runs of bytes have embeddings too.
         self.ngrams = nn.ModuleList(nn.Embedding(config.ngram_buckets, config.width) for _ in NGRAM_LENGTHS)
         self.blocks = nn.ModuleList(TextBlock(config.width, config.heads) for _ in range(config.depth))
         self.norm = RMSNorm(config.width)
@@ -76,7 +76,7 @@ class CaptionEncoder(nn.Module):
             )  # unit scale: at 0.02 most words went unused for hundreds of steps
 
     def forward(self, caption: CaptionTokens) -> Float[Tensor, "b n d"]:
-        """Encode; vectors at padding carry no meaning and must be masked by whoever reads them."""
+        """Encode; vectors at padding are meaningless, and must be masked where they are used."""
         x = self.embed(caption.ids) + self.position
         for length, table in zip(NGRAM_LENGTHS, self.ngrams, strict=True):
             x = x + table(ngram_hashes(caption.ids, length, self.ngram_buckets))

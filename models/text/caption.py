@@ -1,4 +1,4 @@
-"""A batch of captions, whichever way it is represented."""
+"""A batch of captions, as bytes or as embeddings."""
 
 from collections.abc import Callable, Sequence
 
@@ -10,7 +10,11 @@ CaptionReader = Callable[[Sequence[str]], Caption]
 
 
 def joined(first: Caption, second: Caption) -> Caption:
-    """One batch out of two of one kind."""
+    """One batch of two of the same representation.
+
+    Raises:
+        TypeError: the representations differ.
+    """
     match first, second:
         case CaptionTokens(), CaptionTokens():
             return CaptionTokens.cat([first, second])

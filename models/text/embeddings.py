@@ -14,7 +14,7 @@ from models.text.config import TextConfig
 
 @dataclass(frozen=True)
 class CaptionEmbeddings:
-    """A batch of captions as a pretrained encoder understood them."""
+    """A batch of captions as embeddings of a pretrained encoder."""
 
     values: Float[Tensor, "b n e"]  # zero at padding
     mask: Bool[Tensor, "b n"]  # True at real tokens
@@ -25,7 +25,7 @@ class CaptionEmbeddings:
         return CaptionEmbeddings(torch.cat([b.values for b in batches]), torch.cat([b.mask for b in batches]))
 
     def replaced(self, where: Bool[Tensor, " b"], other: "CaptionEmbeddings") -> "CaptionEmbeddings":
-        """These captions, with one other in the place of some."""
+        """These captions, replaced by `other` (a batch of one) where `where` is True."""
         return CaptionEmbeddings(
             torch.where(where[:, None, None], other.values, self.values),
             torch.where(where[:, None], other.mask, self.mask),
@@ -37,9 +37,9 @@ class CaptionEmbeddings:
 
 
 class EmbeddedCaptionEncoder(nn.Module):
-    """Embeddings of a pretrained encoder to one vector per token, as the DiT wants them.
+    """Embeddings of a pretrained encoder to one vector per token of the network's text width.
 
-    The blocks let the DiT's training bend what the frozen encoder understood to what a video shows.
+    The blocks are trained with the network, so that the frozen encoder's features adapt to what videos show.
     """
 
     def __init__(self, config: TextConfig, embedding_width: int) -> None:
@@ -50,7 +50,7 @@ class EmbeddedCaptionEncoder(nn.Module):
         self.norm = RMSNorm(config.width)
 
     def forward(self, caption: CaptionEmbeddings) -> Float[Tensor, "b n d"]:
-        """Encode; vectors at padding carry no meaning and must be masked by whoever reads them."""
+        """Encode; vectors at padding are meaningless, and must be masked where they are used."""
         x = self.project(self.input_norm(caption.values.float()))
         for block in self.blocks:
             x = block(x, caption.mask)

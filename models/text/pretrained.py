@@ -1,6 +1,6 @@
-"""A frozen text encoder with weights of a model hub, from a folder on this machine: T5, UMT5, BERT and the like.
+"""A frozen, pretrained text encoder from a folder on this machine: T5, UMT5, BERT and similar ones.
 
-The folder is what `save_pretrained` writes, or a hub's repository once it has been copied: `config.json`, the
+The folder is what `save_pretrained` writes, or a copy of a model repository: `config.json`, the
 tokenizer's files and safetensors. Nothing is downloaded, no code of the folder is run, and pickled weights are refused.
 Large video models are conditioned this way (T5 in Saharia et al. 2022, "Imagen", section 2.1).
 """
@@ -31,7 +31,7 @@ class TextEncoderError(ReelflowError, ValueError):
 
 
 def check_text_encoder(folder: Path) -> None:
-    """Look at everything that can be told without loading weights.
+    """Check everything that does not need the weights.
 
     Raises:
         TextEncoderError: transformers is not installed, or the folder is not one of safetensors and a tokenizer.

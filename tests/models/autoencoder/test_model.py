@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from data.dataset.compression import COMPRESSION
 from models.autoencoder.config import AutoencoderConfig
-from models.autoencoder.model import Autoencoder, Posterior, psnr_db, squared_error
+from models.autoencoder.model import Autoencoder, LatentDistribution, psnr_db, squared_error
 from testing.clips import NETWORK, SMALL_AUTOENCODER
 
 SMALL_AE = AutoencoderConfig(latent_channels=4, width=8, deep_width=16)
@@ -60,10 +60,10 @@ def test_a_clip_starts_like_its_own_first_frames():
 
 def test_kl_against_torch():
     mean, log_variance = torch.randn(2, 3, 4, 1, 2, 2).unbind(0)
-    ours = Posterior(mean, log_variance).kl()
+    ours = LatentDistribution(mean, log_variance).kl()
     theirs = kl_divergence(Normal(mean, (log_variance / 2).exp()), Normal(0.0, 1.0)).flatten(1).mean(1)
     torch.testing.assert_close(ours, theirs)
-    assert Posterior(torch.zeros(1, 1, 1, 1, 1), torch.zeros(1, 1, 1, 1, 1)).kl().item() == 0
+    assert LatentDistribution(torch.zeros(1, 1, 1, 1, 1), torch.zeros(1, 1, 1, 1, 1)).kl().item() == 0
 
 
 def test_psnr():
