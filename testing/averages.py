@@ -1,4 +1,4 @@
-"""TODO testing/averages."""
+"""Reference weights of an average: its profile unrolled step by step."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""TODO testing/clips."""
+"""Clips of moving shapes and an autoencoder with random weights."""
 
 from collections.abc import Iterable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""TODO testing/commands."""
+"""The command line in a process of its own or in this one, and a configuration that runs in seconds."""
 
 import subprocess
 import sys

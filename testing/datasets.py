@@ -1,4 +1,4 @@
-"""TODO testing/datasets."""
+"""Small clip datasets whose samples have one colour each."""
 
 from pathlib import Path
 

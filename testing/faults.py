@@ -248,7 +248,8 @@ def write_latents(folder: Path) -> None:
     )
     publish_text(folder / MANIFEST_NAME, manifest.model_dump_json())
     publish_text(
-        folder / STAGE_RECORD_NAME, StageRecord(stage="encode", complete=True, build="faults", inputs={}).model_dump_json()
+        folder / STAGE_RECORD_NAME,
+        StageRecord(stage="encode", complete=True, build="faults", inputs={}).model_dump_json(),
     )
 
 

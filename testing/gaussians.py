@@ -1,4 +1,4 @@
-"""TODO testing/gaussians."""
+"""Gaussian data, whose flow is known in closed form on every path."""
 
 import math
 from dataclasses import dataclass
@@ -17,6 +17,7 @@ from models.flow.path import (
     VarianceExplodingPath,
     VariancePreservingPath,
 )
+from models.flow.spec import Prediction
 
 PATHS = [
     StraightPath(),
@@ -28,7 +29,7 @@ PATHS = [
     AffinePath(lambda t: (math.pi / 2 * t).sin(), lambda t: 1 - t**2),
 ]
 
-PREDICTIONS = ["velocity", "data", "noise", "score"]
+PREDICTIONS: list[Prediction] = ["velocity", "data", "noise", "score"]
 
 each_path = pytest.mark.parametrize("path", PATHS, ids=lambda path: type(path).__name__)
 

@@ -1,4 +1,4 @@
-"""TODO testing/html_page."""
+"""An HTML page as a list of elements and texts."""
 
 from html.parser import HTMLParser
 from pathlib import Path
@@ -16,23 +16,28 @@ class Page(HTMLParser):
         self.feed(path.read_text(encoding="utf-8"))
         self.close()
 
-    def handle_starttag(self, tag, attributes):
-        self.elements.append((tag, dict(attributes)))
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Open an element."""
+        self.elements.append((tag, dict(attrs)))
         self._open.append(tag)
         self.texts.append((tag, ""))
 
-    def handle_startendtag(self, tag, attributes):
-        self.elements.append((tag, dict(attributes)))
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """An element without content."""
+        self.elements.append((tag, dict(attrs)))
 
-    def handle_endtag(self, tag):
+    def handle_endtag(self, tag: str) -> None:
+        """Close the innermost element of that name, and those inside it."""
         while self._open and self._open.pop() != tag:
             pass
 
-    def handle_data(self, data):
+    def handle_data(self, data: str) -> None:
+        """Text, kept with its innermost element."""
         tag = self._open[-1] if self._open else ""
         self.texts.append((tag, data))
 
-    def handle_comment(self, data):
+    def handle_comment(self, data: str) -> None:
+        """A comment."""
         self.comments.append(data)
 
     def all(self, tag: str) -> list[dict[str, str | None]]:

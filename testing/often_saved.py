@@ -1,4 +1,4 @@
-"""TODO testing/often_saved."""
+"""A training that saves every two steps, and what damages its checkpoints."""
 
 import os
 import signal

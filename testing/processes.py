@@ -1,4 +1,4 @@
-"""TODO testing/processes."""
+"""Trainings in processes started by torchrun."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""TODO testing/shapes."""
+"""Buckets of several shapes, and videos that fit each of them."""
 
 from pathlib import Path
 

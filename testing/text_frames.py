@@ -1,4 +1,4 @@
-"""TODO testing/text_frames."""
+"""Frames of moving shapes with lines of text drawn into them."""
 
 from pathlib import Path
 

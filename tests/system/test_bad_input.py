@@ -42,10 +42,10 @@ def test_folders_without_videos(config, tmp_path):
 def test_a_corrupt_video_among_good_ones_goes_to_quarantine(config, tmp_path):
     source = tmp_path / "videos"
     (source / "moves").mkdir(parents=True)
-    for number in range(3):
-        content = encode_clip(render(random_scene(0, number, combinations()), 12, 48), 8)
+    clips = [encode_clip(render(random_scene(0, number, combinations()), 12, 48), 8) for number in range(3)]
+    for number, content in enumerate(clips):
         (source / "moves" / f"{number}.mp4").write_bytes(content)
-    (source / "moves" / "broken.mp4").write_bytes(content[: len(content) // 3])
+    (source / "moves" / "broken.mp4").write_bytes(clips[-1][: len(clips[-1]) // 3])
     (source / "moves" / "empty.mp4").touch()
     (source / "moves" / "text.mp4").write_text("hello")
     done = launch("shard", str(config), "--set", f"data.source={source}")

@@ -87,7 +87,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
 
 
-def check_alike(found: object, expected: object, tolerance: float) -> None:
+def check_alike(found: Any, expected: Any, tolerance: float) -> None:
     """Equal in names, their order, types and values, but for varying fields and the rounding of numbers."""
     assert type(found) is type(expected), (found, expected)
     if isinstance(found, dict):

@@ -231,7 +231,7 @@ def test_other_paths_and_predictions_train_and_sample(run, tmp_path, flow):
     per_frame = flow.get("times_per") == "frame"
     frames = 3
     for schedule, steps in {"full_sequence": 4, "pyramid": 4 + frames - 1, "autoregressive": 4 * frames}.items():
-        settings = SampleConfig(solver="euler", steps=4, schedule=schedule)
+        settings = SampleConfig.model_validate({"solver": "euler", "steps": 4, "schedule": schedule})
         if schedule == "full_sequence" or per_frame:
             (clip,), calls = ClipSampler(checkpoint, settings, torch.device("cpu")).sample([request])
             assert clip.std() > 0

@@ -44,7 +44,7 @@ def test_the_area_is_that_of_the_lines_that_were_drawn():
 
 
 def test_moving_shapes_are_no_text():
-    frames = [moving(240, number)[6] for number in range(0, 96, 8)]
+    frames = np.stack([moving(240, number)[6] for number in range(0, 96, 8)])
     assert [find_text(frame) for frame in frames] == [[]] * len(frames)
     (word,) = find_text(written(frames[:1], ("stop",), 40)[0])
     assert word.shape == (4, 2)
@@ -70,6 +70,7 @@ def test_only_text_that_the_central_crop_keeps_counts(tmp_path):
     within = spans_of(tmp_path / "a.mp4", inside, crops)
     assert [span.text_fraction for span in beside] == [0, 0, 0]
     assert {span.text_fraction for span in within} == {within[0].text_fraction}
+    assert within[0].text_fraction is not None
     assert within[0].text_fraction > 0.15
     assert text_fraction(outside[0], (0, 0, 640, 240)) > 0.05
 

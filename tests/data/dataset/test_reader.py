@@ -40,7 +40,7 @@ def test_index_and_stock_webdataset_agree(dataset):
     folder, rows = dataset
     by_index = {row.key: PayloadReader(folder).read(row) for row in rows}
     urls = [str(folder / f"shard-{shard}.tar") for shard in range(2)]
-    by_webdataset = {s["__key__"]: s["mp4"] for s in wds.WebDataset(urls, shardshuffle=False)}
+    by_webdataset = {s["__key__"]: s["mp4"] for s in wds.compat.WebDataset(urls, shardshuffle=False)}
     gc.collect()  # its files, while their warnings are ignored
     assert by_index == by_webdataset == {record(n).key: payload(n) for n in range(16)}
 

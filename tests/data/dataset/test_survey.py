@@ -35,7 +35,7 @@ def test_every_count_adds_up(mixed_dataset):
     ]
 
 
-@given(st.one_of(st.lists(st.integers(0, high), min_size=1, max_size=200) for high in (50, 2**40)), st.booleans())
+@given(st.one_of([st.lists(st.integers(0, high), min_size=1, max_size=200) for high in (50, 2**40)]), st.booleans())
 def test_bars_hold_every_value_once(values, whole):
     bars = numeric_bars(np.array(values, np.int64) if whole else np.array(values) / 8)
     assert sum(bar.count for bar in bars) == len(values)

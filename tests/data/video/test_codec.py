@@ -54,5 +54,5 @@ def test_a_file_is_decoded_in_chunks(num_frames, height, width):
 def test_a_gif_has_all_frames_and_is_made_smaller():
     frames = np.random.default_rng(0).integers(0, 255, (5, 32, 64, 3), dtype=np.uint8)
     with Image.open(io.BytesIO(encode_gif(frames, fps=10, max_side=32))) as picture:
-        assert (picture.format, picture.n_frames, picture.size) == ("GIF", 5, (32, 16))
+        assert (picture.format, getattr(picture, "n_frames", 1), picture.size) == ("GIF", 5, (32, 16))
         assert (picture.info["duration"], picture.info["loop"]) == (100, 0)

@@ -66,6 +66,8 @@ def reference(path: Path) -> tuple[np.ndarray, list[av.VideoFrame]]:
     """Time stamps in seconds and frames of a file, in the order in which they are shown."""
     with av.open(str(path)) as container:
         stream = container.streams.best("video")
+        assert stream is not None
+        assert stream.time_base is not None
         frames = list(container.decode(stream))
         clock = "dts" if container.format.name == "avi" else "pts"
         frames = [frame for frame in frames if getattr(frame, clock) is not None]

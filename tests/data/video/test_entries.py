@@ -22,6 +22,7 @@ def write_long(path: Path, seconds: int, x264: str, codec: str = "libx264") -> N
     with av.open(str(path), "w") as container:
         options = {"g": str(GROUP), "bf": "3", "preset": "veryfast", "x264-params": x264}
         stream = container.add_stream(codec, rate=FPS, options=options)
+        assert isinstance(stream, av.VideoStream)
         stream.width, stream.height, stream.pix_fmt = 128, 96, "yuv420p"
         for number in range(seconds * FPS):
             picture = texture[number % 40 : number % 40 + 96, number % 90 : number % 90 + 128].copy()

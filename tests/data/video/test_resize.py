@@ -31,10 +31,10 @@ def test_pictures_decoded_smaller_become_the_same_clip(source, shape):
     size = decoding_size(source, [shape])
     assert 3 * max(shape) < min(size) < min(source) / 2
     frame = render(random_scene(0, 1, combinations()), 1, max(source))[0][: source[0], : source[1]]
-    decoded = np.asarray(Image.fromarray(frame).resize(size[::-1], Image.Resampling.BOX))
+    decoded = np.asarray(Image.fromarray(frame).resize((size[1], size[0]), Image.Resampling.BOX))
     for position in (0, 0.5, 1):
-        expected = resize_and_crop(frame[None], *shape, position)
-        found = resize_and_crop(decoded[None], *shape, position, shown=source)
+        expected = resize_and_crop(frame[None], shape[0], shape[1], position)
+        found = resize_and_crop(decoded[None], shape[0], shape[1], position, shown=source)
         assert np.abs(found.astype(int) - expected).max() <= 6
 
 

@@ -29,7 +29,7 @@ from testing.gaussians import PATHS, GaussianData, numbers, steps, times
 def test_likelihood_of_a_gaussian(path):
     """log N(x; mean, std²), by the change of density along the flow (Lipman et al. 2022, eq. 32)."""
     data, x, exact = GaussianData(path, 0.7, 0.6), 0.7 + 0.6 * numbers(5, 3), partial(dopri5, tolerance=5e-11)
-    expected = torch.distributions.Normal(*times(0.7, 0.6)).log_prob(x).sum(1)
+    expected = torch.distributions.Normal(times(0.7), times(0.6)).log_prob(x).sum(1)
     torch.testing.assert_close(log_likelihood(data.field, x, steps(1), solver=exact), expected, rtol=0, atol=1e-8)
     # The Jacobian is diagonal, so one probe has no variance; two probes in one batch of ten.
     probes = torch.cat([rademacher(x, torch.Generator().manual_seed(seed)) for seed in (1, 2)])

@@ -23,7 +23,7 @@ def test_loss_floor_of_gaussian_data_and_a_network_that_comes_down_to_it():
     point = data.path.sample(x_0, x_1, t)
     floor = std * math.pi / 2
 
-    def loss_of(velocity, part=slice(None)):
+    def loss_of(velocity, part: slice | torch.Tensor = slice(None)):
         return matching_loss(data.path, "velocity", velocity, x_0[part], x_1[part], t[part]).mean()
 
     best = loss_of(data.velocity(point.x_t, t)).item()

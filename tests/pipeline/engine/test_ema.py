@@ -45,7 +45,7 @@ def average_at_stage(worker: Worker, data: Path, run_dir: Path, stage: int) -> N
     trainer, ema = build(make_task(data), AVERAGED.model_copy(update={"zero_stage": stage}), worker)
     for update in range(1, 7):
         for held in trainer.local_fragments:
-            values = randomness.normal(update, "wander", [held.name], trainer.shapes[held.name]).flatten()
+            values = randomness.normal(update, "wander", [held.name], tuple(trainer.shapes[held.name])).flatten()
             held.master.copy_(values[held.start :][: held.master.numel()])
         ema.update(update)
     whole = {}

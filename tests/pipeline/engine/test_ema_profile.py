@@ -48,5 +48,5 @@ def test_a_fixed_decay_warms_up():
 
 def test_names():
     assert [PowerFunction(sigma_rel=s).name for s in (0.1, 0.075, 0.05)] == ["power-0.10", "power-0.075", "power-0.05"]
-    assert [profile.name for profile in TrainConfig(ema=0.9999).ema] == ["decay-0.9999"]
+    assert [profile.name for profile in TrainConfig.model_validate({"ema": 0.9999}).ema] == ["decay-0.9999"]
     assert [profile.name for profile in CONFIG.ema] == list(WEIGHTS[1:])

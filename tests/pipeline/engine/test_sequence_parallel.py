@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,8 +26,6 @@ from testing.elastic import WatchedTask
 from testing.groups import Job, run_jobs
 from testing.records import SMALL
 from testing.tiny import CONFIG, make_task, write_latents
-
-TOLERANCE = {"rtol": 1e-5, "atol": 1e-7}
 
 SPLIT = CONFIG.model_copy(update={"sequence_parallel": 2, "schedule": "constant"})
 
@@ -62,6 +61,7 @@ def loss_and_gradients(worker: Worker, data: Path, results: Path, size: int, tim
     torch.distributed.all_reduce(loss.detach())
     gradients = {}
     for name, parameter in module.named_parameters():
+        assert parameter.grad is not None, name
         torch.distributed.all_reduce(parameter.grad)
         gradients[name] = parameter.grad / worker.world_size
     if worker.rank == 0:
@@ -85,7 +85,7 @@ def go_on_apart(worker: Worker, data: Path, run_dir: Path) -> None:
 def parts_and_whole(worker: Worker, heads: int) -> None:
     """Gathered parts equal the whole, and attention among them equals attention on one worker."""
     module = opened(task_of(Path()))
-    network = module.get_submodule("network")
+    network: Any = module.get_submodule("network")
     single = network.sequence_plan
     parallelize_sequence(module, worker.rank, worker.world_size, worker.world_size)
     torch.manual_seed(0)
@@ -138,7 +138,7 @@ def compare_gradients(folder: Path, times: str, layout: str) -> None:
     assert one.keys() == split.keys()
     for name, expected in one.items():
         assert expected.abs().max() > 0, name  # every parameter has a gradient
-        torch.testing.assert_close(split[name], expected, **TOLERANCE, msg=lambda text, n=name: f"{n}: {text}")
+        torch.testing.assert_close(split[name], expected, rtol=1e-5, atol=1e-7, msg=lambda text, n=name: f"{n}: {text}")
 
 
 def keys_by_position(run_dir: Path) -> set[tuple[int, str]]:

@@ -40,7 +40,7 @@ def test_recomputing_keeps_less(step_runs):
     kept = {}
     for recompute in (False, True):
         module = task.build()
-        module.get_submodule("network.blocks").recompute = recompute
+        setattr(module.get_submodule("network.blocks"), "recompute", recompute)  # noqa: B010 - of a plain Module
         sizes = []
         stream = Stream(task.subsets(), {SMALL.name: 4}, seed=0, rank=0, world_size=1)
         batch = next(stream.batches(0, task.collate, readers=0))

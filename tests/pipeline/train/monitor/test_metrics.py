@@ -1,6 +1,7 @@
 """Lines of metrics.jsonl and TensorBoard: losses by time, distances of averages, curves."""
 
 import io
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ def test_losses_by_time_are_means_over_the_samples_of_all_ranks(watched_runs):
     stream = Stream(task.subsets(), {SMALL.name: 4, STILL.name: 32}, seed=7, rank=0, world_size=1)
     row, batch = read_metrics(watched_runs / "watched-2")[0], next(stream.batches(0, task.collate, readers=0))
     torch.manual_seed(7)
-    module = task.build()
+    module: Any = task.build()
     x_t = module.path.at(batch.t, batch.x_1).point(batch.x_0, batch.x_1)
     error = module.network(x_t, batch.t, batch.caption) - (batch.x_1 - batch.x_0)
     losses, number = error.square().flatten(1).mean(1), (batch.t * 4).long()

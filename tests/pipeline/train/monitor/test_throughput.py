@@ -22,7 +22,7 @@ def test_operations_of_a_clip_are_those_of_its_products_of_matrices():
     """A linear layer of m rows costs 2 m in out forward and as much twice backward; attention 4 n m width, likewise."""
     bucket = Bucket(num_frames=17, height=64, width=64, fps=8)
     task = replace(make_task(Path()), model=DiTConfig(width=64, depth=2, heads=2))
-    network = task.build().network
+    network = task.build().get_submodule("network")
     counted = []
 
     def count(layer, inputs, output):

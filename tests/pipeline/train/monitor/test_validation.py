@@ -5,6 +5,7 @@ import shutil
 from collections import defaultdict
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -47,7 +48,7 @@ def test_validation_is_that_of_the_saved_weights(watched_runs):
     assert all(row.split == "validation" for row in rows)
     reader, checkpoint = PayloadReader(watched_runs / "data"), open_checkpoint(watched_runs / "watched-2")
     for weights, saved in zip(WATCHED.validate_weights, WEIGHTS, strict=True):
-        module = task.build()
+        module: Any = task.build()
         module.load_state_dict(load_weights(checkpoint, saved))
         losses = defaultdict(list)
         for row in rows:

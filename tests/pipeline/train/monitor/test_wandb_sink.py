@@ -42,7 +42,7 @@ def test_wandb_offline_gets_every_step_of_one_run(watched_runs, tmp_path, monkey
 
 def wandb_history(path: Path):
     """The logged rows of W&B's own file: LevelDB's log format, after seven bytes, with a protobuf in each record."""
-    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.proto.wandb_internal_pb2 import Record  # pyright: ignore[reportMissingImports]
 
     content, at, record = path.read_bytes(), 7, b""
     while at + 7 <= len(content):
