@@ -81,6 +81,6 @@ def _check_resources(config: ClusterConfig) -> None:
         if there.get(resource, 0) < workers.num_required * each:
             field = "num_workers" if workers.min_workers is None else "min_workers"
             raise ClusterError(
-                f"{workers.num_required} workers with {each:g} {resource} each need {workers.num_required * each:g}, but "
-                f"the cluster has {there.get(resource, 0):g}; lower cluster.workers.{field} or add nodes"
+                f"{workers.num_required} workers with {each:g} {resource} each need {workers.num_required * each:g}, "
+                f"but the cluster has {there.get(resource, 0):g}; lower cluster.workers.{field} or add nodes"
             )

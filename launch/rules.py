@@ -22,8 +22,8 @@ def check_workers(config: "RunConfig") -> None:
         if fitting and workers.num_required not in fitting:
             nearest = min(fitting, key=lambda number: abs(number - workers.num_required))
             raise ValueError(
-                f"cluster.workers.min_workers is {workers.num_required}, but {name}.train.global_batch {train.global_batch} "
-                f"does not divide over so many: use {nearest}"
+                f"cluster.workers.min_workers is {workers.num_required}, but {name}.train.global_batch "
+                f"{train.global_batch} does not divide over so many: use {nearest}"
             )
 
 

@@ -13,7 +13,8 @@ from pipeline.evaluate.stage import EvaluateStage
 from pipeline.ingest.stage import DrawStage, ShardStage
 from pipeline.run.stage import Stage
 from pipeline.sample.stage import SampleStage
-from pipeline.train.stage import TrainAutoencoderStage, TrainFlowStage
+from pipeline.train.flow_stage import TrainFlowStage
+from pipeline.train.stage import TrainAutoencoderStage
 
 Options = Literal["plain", "retry", "training"]
 """Of a command beside CONFIG, --set and the like: none, --retry, or --resume, --allow-change and --local."""

@@ -1,0 +1,150 @@
+"""Stage train dit: the flow, and the weights that it may start from."""
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from models.flow.spec import FlowSpec
+from models.networks.config import NetworkConfig
+from pipeline.run.context import RunContext
+from pipeline.run.fingerprints import stored
+from pipeline.run.stage_record import OpenStage
+from pipeline.train.config import FlowTrainConfig
+from pipeline.train.stage import TrainStage
+
+if TYPE_CHECKING:
+    from data.dataset.manifest import Manifest
+    from pipeline.checkpoint.record import Checkpoint
+    from pipeline.train.task import TrainTask
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainFlowStage(TrainStage):
+    """Train the diffusion transformer with flow matching; continues from its latest checkpoint.
+
+    Example: `reelflow train dit demo --set dit.train.steps=5000 --resume`
+    """
+
+    train: FlowTrainConfig
+    model: NetworkConfig
+    flow: FlowSpec
+    _bases: "dict[Path, Checkpoint | None]" = field(default_factory=dict, init=False, repr=False)
+
+    name = "train dit"
+    folder = "dit"
+    needs = {"latents": "encode"}  # noqa: RUF012 - constant
+
+    def network_settings(self, run: RunContext) -> dict[str, Any]:
+        """The network, the flow, and the checkpoint that it starts from."""
+        settings = {"model": stored(self.model), "flow": stored(self.flow)}
+        base = self._base(run)
+        return settings if base is None else settings | {"base": base.fingerprint}
+
+    def task(self, run: RunContext) -> "TrainTask":
+        """The flow on the latents."""
+        from data.dataset.manifest import read_manifest
+        from pipeline.checkpoint.adapters import BASE_NAME
+        from pipeline.encode.codec import AUTOENCODER_NAME
+        from pipeline.train.tasks.flow import FlowTask
+
+        latents_dir = run.run_dir / "latents"
+        manifest, base = read_manifest(latents_dir), self._base(run)
+        assert manifest.latent_stats is not None
+        _warn_of_truncated_captions(latents_dir, manifest, self.model.text.max_bytes)
+        return FlowTask(
+            model=self.model,
+            flow=self.flow,
+            buckets=tuple(record.bucket for record in manifest.buckets),
+            latent_stats=manifest.latent_stats,
+            dataset_dir=latents_dir.resolve(),
+            autoencoder_path=(latents_dir / AUTOENCODER_NAME).resolve(),
+            seed=self.seed,
+            weights=self.mix_weights,
+            text_encoder=manifest.text_encoder,
+            base_path=None if base is None else (run.folder_of(self) / BASE_NAME).resolve(),
+            base=None if base is None else base.fingerprint,
+            lora=self.train.lora,
+        )
+
+    def before_training(self, run: RunContext, opened: OpenStage) -> None:
+        """Write the weights that it starts from as one file, which every worker reads."""
+        base = self._base(run)
+        if base is not None:
+            from pipeline.checkpoint.adapters import BASE_NAME
+            from pipeline.checkpoint.export import export_weights
+
+            export_weights(base, opened.folder / BASE_NAME)
+
+    def _base(self, run: RunContext) -> "Checkpoint | None":
+        """The checkpoint that `start_from` names, if any; opened and checked once."""
+        if run.run_dir not in self._bases:
+            self._bases[run.run_dir] = None if self.train.start_from is None else self._open_base(run)
+        return self._bases[run.run_dir]
+
+    def _open_base(self, run: RunContext) -> "Checkpoint":
+        """Open the checkpoint to start from.
+
+        Raises:
+            CheckpointError: it cannot be used, is of another network, or lies in this training's own folder.
+            LoraError: adapters are configured, and peft is not installed or a target is no layer.
+        """
+        from data.dataset.manifest import read_manifest
+        from data.files.checksums import file_sha256
+        from pipeline.checkpoint.read import open_checkpoint
+        from pipeline.checkpoint.record import CheckpointError
+        from pipeline.encode.codec import AUTOENCODER_NAME
+        from pipeline.train.base import check_base
+        from pipeline.train.lora import check_adapters
+
+        start_from = self.train.start_from
+        assert start_from is not None
+        if start_from.resolve().is_relative_to(run.folder_of(self).resolve()):
+            raise CheckpointError(
+                f"dit.train.start_from is {start_from}, a folder that this training would archive: give the run "
+                f"another name (cp -r {run.run_dir} runs/NAME keeps its autoencoder and latents)"
+            )
+        base = open_checkpoint(start_from)
+        manifest = read_manifest(run.run_dir / "latents")
+        assert manifest.latent_stats is not None
+        num_channels, encoder = manifest.latent_stats.num_channels, manifest.text_encoder
+        check_base(base, self.model, self.flow, num_channels, encoder)
+        if self.train.lora is not None:
+            check_adapters(self.model, self.train.lora, num_channels, None if encoder is None else encoder.width)
+        if base.record.files[AUTOENCODER_NAME].sha256 != file_sha256(run.run_dir / "latents" / AUTOENCODER_NAME):
+            logger.warning(
+                "  warning: %s was trained on the latents of another autoencoder, which mean something else; copy that "
+                "run's folder and change the copy to keep its autoencoder",
+                base.folder,
+            )
+        return base
+
+
+def _warn_of_truncated_captions(latents_dir: Path, manifest: "Manifest", max_bytes: int) -> None:
+    """Log how many captions are longer than what is read of them."""
+    from data.dataset.index import read_index
+
+    if manifest.text_encoder is not None:
+        if manifest.num_truncated_captions:
+            logger.warning(
+                "  warning: %d of %d captions have more than %d tokens and are cut there: raise encode.text.max_tokens "
+                "to keep them whole",
+                manifest.num_truncated_captions,
+                manifest.num_samples,
+                manifest.text_encoder.max_tokens,
+            )
+        return
+    captions = read_index(latents_dir).values("caption")
+    lengths = [len(caption.encode()) for caption in captions]
+    num_truncated = sum(length > max_bytes for length in lengths)
+    if num_truncated:
+        logger.warning(
+            "  warning: %d of %d captions are longer than %d bytes and are cut there; the longest has %d: raise "
+            "dit.model.text.max_bytes to keep them whole",
+            num_truncated,
+            len(captions),
+            max_bytes,
+            max(lengths),
+        )
