@@ -1,8 +1,8 @@
-"""Save in every layout, go on in every other: the state to the bit, the next losses, the batches.
+"""Save in every layout, resume in every other: compare state, losses and batches.
 
     python -m benchmarks.elastic
 
-A layout is a number of workers, 1 to 4, and a ZeRO stage, 1 to 3: 144 pairs, plain processes over gloo.
+A layout is a number of workers, 1 to 4, and a ZeRO stage, 1 to 3: 144 pairs, worker processes over gloo.
 """
 
 import itertools
@@ -18,7 +18,7 @@ from testing.paths import ROOT
 
 
 class Matrix(BaseModel):
-    """What is written down."""
+    """The content of the JSON file."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -30,7 +30,7 @@ class Matrix(BaseModel):
 
 
 def main() -> None:
-    """Every pair, and the JSON."""
+    """Run every pair and write the JSON."""
     pairs: list[Pair] = []
     for number, sources in itertools.groupby(LAYOUTS, key=lambda layout: layout.world_size):
         with tempfile.TemporaryDirectory(prefix="reelflow-elastic-") as temporary:

@@ -1,11 +1,9 @@
-"""Break a training in every way we know of and see that it ends as if nothing had happened.
+"""Strike a training with every known fault and check that it ends like an undisturbed one.
 
     python -m benchmarks.faults [--repeats 5] [--random-kills 50]
 
-Each cell runs `launch train dit` on a Ray cluster of its own: a tiny DiT on two workers, a checkpoint every three
-steps, one fault that strikes every twelve, and as many further starts of the same command as it takes. With random
-kills, one more training: again and again a worker, or the command, is killed at a random time, in whatever it is doing.
-The workers run the product's loop on a task of this file that knows how to die; nothing in the product knows of it.
+`testing.faults` says what one cell is. With random kills, one more training runs in which a worker or the command is
+killed again and again at random times.
 """
 
 import argparse
@@ -39,13 +37,13 @@ from testing.faults import (
 )
 from testing.paths import ROOT
 
-LONGEST_CALM_SECONDS = 20.0  # from a random kill to the next: long enough to come back, at times
-STEPS_PER_RANDOM_KILL = 20  # more than are done between two of them
+LONGEST_CALM_SECONDS = 20.0  # between random kills; at times long enough to recover
+STEPS_PER_RANDOM_KILL = 20  # more than are done between two kills
 DRIVER_SHARE = 0.25  # of random kills
 
 
 class CellResult(BaseModel):
-    """What came of one fault at one ZeRO stage."""
+    """The result of one fault at one ZeRO stage."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -54,16 +52,16 @@ class CellResult(BaseModel):
     num_strikes: int  # in one training
     finished: bool
     losses_bit_identical: bool
-    batches_in_order: bool  # none lost, none foreign, and only recomputed ones seen twice
+    batches_in_order: bool  # none missing or extra, and only recomputed ones seen twice
     num_starts_of_the_command: int
-    num_starts_of_the_training: int  # more, where Ray restarted the workers by itself
-    recomputed_steps: list[int]  # for each strike that interrupted the training
-    recovery_seconds: list[float]  # likewise: from the fault to the first step that had not been done before it
-    said: str  # the line that tells the user
+    num_starts_of_the_training: int  # more where Ray restarted the workers
+    recomputed_steps: list[int]  # one for each fault that interrupted the training
+    recovery_seconds: list[float]  # likewise, from the fault to the first new step
+    said: str  # the line that the user sees
 
 
 class RandomKills(BaseModel):
-    """What came of one training whose processes were killed at random times."""
+    """The result of one training whose processes were killed at random times."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -80,7 +78,7 @@ class RandomKills(BaseModel):
 
 
 def run_cell(folder: Path, fault: Fault, zero_stage: int, undisturbed: Cell, num_strikes: int) -> CellResult:
-    """Run one fault and compare it with a run that met none and is as long or longer."""
+    """Run one fault `num_strikes` times in one training; compare with an undisturbed run that is at least as long."""
     strikes: list[Fault] = [fault] * num_strikes
     cell = Cell(folder, zero_stage, strikes)
     cell.run()
@@ -99,7 +97,7 @@ def run_cell(folder: Path, fault: Fault, zero_stage: int, undisturbed: Cell, num
 
 
 def run_random_kills(folder: Path, zero_stage: int, num_kills: int) -> RandomKills:
-    """One long training whose workers, and at times its command, are killed at random times."""
+    """One long training whose workers, and sometimes its command, are killed at random times."""
     random = np.random.default_rng(zero_stage)
     steps = STEPS_PER_RANDOM_KILL * num_kills
     undisturbed = run_undisturbed(folder / "undisturbed", zero_stage, steps)
@@ -135,7 +133,7 @@ def run_random_kills(folder: Path, zero_stage: int, num_kills: int) -> RandomKil
 
 
 def _said(output: str) -> str:
-    """The line about the fault, without this machine's folders."""
+    """The line about the fault, without local folders."""
     telling = re.compile("damaged|missing|not saved|in use|stopped as asked|error|resuming from", re.IGNORECASE)
     lines = [line.strip() for line in output.splitlines() if telling.search(line) and "(raylet)" not in line]
     return re.sub(r"/\S*/run\b", "run", lines[0])[:300] if lines else ""
@@ -146,7 +144,7 @@ def _order(cell: CellResult) -> tuple[int, int]:
 
 
 class Campaign(BaseModel):
-    """What is written down."""
+    """The content of the JSON file."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -159,7 +157,7 @@ class Campaign(BaseModel):
 
 
 def publish_results(path: Path, cells: list[CellResult], random_kills: list[RandomKills]) -> None:
-    """Write the JSON of a campaign, a fault after the other whatever order they were run in."""
+    """Write the JSON of a campaign, sorted by fault and stage."""
     campaign = Campaign(
         machine=platform.machine(),
         num_cpus=os.cpu_count() or 1,
@@ -180,7 +178,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "faults.json")
     arguments = parser.parse_args()
     cells, random_kills = [], []
-    if arguments.output.is_file():  # what is not run again stays in the file
+    if arguments.output.is_file():  # results that are not repeated stay in the file
         earlier = Campaign.model_validate_json(arguments.output.read_text(encoding="utf-8"))
         cells += [c for c in earlier.cells if c.fault not in arguments.faults or c.zero_stage not in arguments.stages]
         random_kills += earlier.random_kills

@@ -29,7 +29,6 @@ from data.dataset.manifest import LatentStats
 from data.files.publish import publish_text
 from data.stream.loader import Stream
 from launch.config import load_config
-from models.autoencoder.shapes import latent_shape
 from models.networks.config import DiTConfig
 from pipeline.distributed.process_group import Worker, leave_process_group
 from pipeline.distributed.torchrun import train_here
@@ -63,7 +62,7 @@ class Cost:
 def make_task(folder: Path, model: DiTConfig = DEMO.dit.model, num_frames: int = 17) -> FlowTask:
     """A DiT on random latents of the demo's size."""
     bucket = Bucket(num_frames=num_frames)
-    shape = latent_shape(DEMO.autoencoder.model, bucket.num_frames, bucket.height, bucket.width)
+    shape = DEMO.autoencoder.model.latent_shape(bucket.num_frames, bucket.height, bucket.width)
     write_random_latents(folder, 64, shape, "train")
     save_file({"x": torch.zeros(1)}, folder / AUTOENCODER_NAME)
     stats = LatentStats(mean=[0.0] * shape[0], std=[1.0] * shape[0])

@@ -1,6 +1,4 @@
-"""The checkerboard: data whose exact flow is known on every Gaussian path, so that a sampler's error is its own.
-
-    python -m benchmarks.checkerboard
+"""The checkerboard: data whose exact flow is known on every Gaussian path, so that all error is the sampler's.
 
 Data are uniform on the eight dark squares of a 4 x 4 board. The posterior mean E[x_1 | x_t], from which everything
 follows, is a mixture of truncated normals, one per square. No network is trained.

@@ -22,7 +22,7 @@ SMALL_AUTOENCODER = AutoencoderConfig(latent_channels=4, width=8, deep_width=16,
 
 
 def make_network(config: AutoencoderConfig) -> Autoencoder:
-    """Every layer counts: a new autoencoder's last convolutions are zero, and hide the past."""
+    """An autoencoder with random weights in every layer; a new one has zeros in its last convolutions."""
     torch.manual_seed(0)
     network = Autoencoder(config).eval().requires_grad_(False)
     for parameter in network.parameters():
@@ -35,11 +35,12 @@ NETWORK = make_network(SMALL_AUTOENCODER)
 
 
 def moving_shapes(num_frames: int, pixels: int, number: int = 0) -> np.ndarray:
+    """The frames of scene `number`, uint8 (t h w c)."""
     return render(random_scene(0, number, combinations()), num_frames, pixels)
 
 
 def write_clips(path: Path, lengths: Iterable[int], side: int) -> ShardRecord:
-    """A shard of real files, and its index."""
+    """A shard of encoded clips, one for each length in frames, and its index."""
     samples = []
     for number, num_frames in enumerate(lengths):
         bucket = Bucket(num_frames=num_frames, height=side, width=side, fps=8)
@@ -50,6 +51,7 @@ def write_clips(path: Path, lengths: Iterable[int], side: int) -> ShardRecord:
 
 
 def write_autoencoder(path: Path, config: AutoencoderConfig) -> Autoencoder:
+    """Save `make_network` with its configuration as metadata, as the encode stage reads it."""
     network = make_network(config)
     save_file(network.state_dict(), path, metadata={"config": config.model_dump_json()})
     return network

@@ -32,12 +32,13 @@ cluster: {{object_store_mib: 128}}
 
 
 def launch(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """Run `reelflow` with these arguments in a process of its own."""
     command = [sys.executable, "-m", "launch", *arguments]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=400)
 
 
 def launch_here(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """The same command in this process, which has imported everything already: seconds less."""
+    """Run the command in this process, which saves the seconds that imports take."""
     result = CliRunner().invoke(app, arguments, prog_name="reelflow")
     unexpected = isinstance(result.exception, Exception)
     told = "".join(traceback.format_exception(result.exception)) if unexpected else ""

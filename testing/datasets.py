@@ -19,10 +19,12 @@ SMALL = Bucket(num_frames=5, height=32, width=32, fps=8)
 
 
 def record(number: int, bucket: Bucket = SMALL, **changes: object) -> ClipRecord:
+    """The record of clip `number` with some fields replaced."""
     return made_up_clip(number, bucket).model_copy(update=changes)
 
 
 def colour_clip(bucket: Bucket, colour: tuple[int, int, int]) -> bytes:
+    """An encoded clip of one RGB colour."""
     frames = np.broadcast_to(np.array(colour, np.uint8), (bucket.num_frames, bucket.height, bucket.width, 3))
     return encode_clip(frames, bucket.fps)
 
@@ -30,7 +32,7 @@ def colour_clip(bucket: Bucket, colour: tuple[int, int, int]) -> bytes:
 def write_dataset(
     folder: Path, samples: list[tuple[ClipRecord, bytes]], rejections: tuple[Rejection, ...] = (), **changes: object
 ) -> Path:
-    """A finished dataset of one shard; its quarantine holds `rejections`."""
+    """A complete dataset of one shard whose quarantine holds `rejections`; `changes` replace fields of its manifest."""
     kind = str(changes.get("kind", "clips"))
     shard, rows = write_shard(folder / "shard-00000.tar", samples, VIDEO_MEMBER if kind == "clips" else LATENT_MEMBER)
     write_index(folder, rows)

@@ -1,8 +1,7 @@
-"""Save in every layout, go on in every other: the state to the bit, the next losses, the batches.
+"""Resume checkpoints at another number of workers and another ZeRO stage: state, losses and batches are compared.
 
-    python -m benchmarks.elastic
-
-A layout is a number of workers, 1 to 4, and a ZeRO stage, 1 to 3: 144 pairs, plain processes over gloo.
+A layout is a number of workers, 1 to 4, and a ZeRO stage, 1 to 3: 144 pairs, in worker processes over gloo.
+`python -m benchmarks.elastic` runs them all.
 """
 
 import json
@@ -40,14 +39,14 @@ COMPARED_NAME = "compared.json"
 
 
 class Layout(NamedTuple):
-    """How a state is cut."""
+    """How a training state is partitioned."""
 
     world_size: int
     zero_stage: int
 
     @property
     def name(self) -> str:
-        """Of a folder."""
+        """The name of its folder."""
         return f"w{self.world_size}-z{self.zero_stage}"
 
 
@@ -56,19 +55,19 @@ LAYOUTS = [Layout(world_size, stage) for world_size in (1, 2, 3, 4) for stage in
 
 @dataclass(frozen=True)
 class WatchedTask(FlowTask):
-    """Writes down which sample stood at which position, a file per process."""
+    """Logs the key of the sample at each position, one file per process."""
 
     log_dir: Path = Path()
 
     def collate(self, samples: list[Sample]) -> FlowBatch:
-        """As ever, and noted."""
+        """Collate and log the keys."""
         with (self.log_dir / f"keys-{os.getpid()}.jsonl").open("a") as file:
             file.writelines(json.dumps([sample.position, sample.row.key]) + "\n" for sample in samples)
         return super().collate(samples)
 
 
 def config_of(layout: Layout, steps: int) -> TrainConfig:
-    """The same training in any layout, saved after its last step."""
+    """The settings of the same training in any layout, with one checkpoint after its last step."""
     return CONFIG.model_copy(
         update={
             "steps": steps,
@@ -81,19 +80,19 @@ def config_of(layout: Layout, steps: int) -> TrainConfig:
 
 
 def watched(data: Path, run_dir: Path) -> WatchedTask:
-    """The task, whose notes lie beside what it trains."""
+    """The task, with its logs in the folder of the training."""
     run_dir.mkdir(parents=True, exist_ok=True)
     return WatchedTask(**vars(make_task(data)), log_dir=run_dir)
 
 
 def save_at(worker: Worker, data: Path, run_dir: Path, layout: Layout, steps: int) -> None:
-    """Train from the beginning; the checkpoint after the last step is what matters."""
+    """Train from the beginning and save a checkpoint after the last step."""
     pipeline.engine.zero.PERSISTENT_PARAMETERS = 0
     train(watched(data, run_dir), config_of(layout, steps), run_dir, worker)
 
 
 def go_on_at(worker: Worker, data: Path, run_dir: Path, layout: Layout) -> None:
-    """Compare what this rank holds after loading with the whole saved state, then train on."""
+    """Compare the fragments of this rank after loading with the whole saved state, then resume the training."""
     pipeline.engine.zero.PERSISTENT_PARAMETERS = 0
     config, task = config_of(layout, ALL_STEPS), watched(data, run_dir)
     trainer, ema = build(task, config, worker)
@@ -122,7 +121,7 @@ def go_on_at(worker: Worker, data: Path, run_dir: Path, layout: Layout) -> None:
 
 
 def whole_state(checkpoint: Checkpoint, kind: str) -> dict[str, torch.Tensor]:
-    """One kind of tensor, flattened, put together from every rank's file by other code than the product's."""
+    """One kind of tensor, flattened, assembled from every rank's file without the code of the product."""
     record = checkpoint.record
     flat = {name: torch.full((int(np.prod(shape)),), torch.nan) for name, shape in record.parameters.items()}
     for rank in range(record.world_size):
@@ -136,7 +135,7 @@ def whole_state(checkpoint: Checkpoint, kind: str) -> dict[str, torch.Tensor]:
 
 
 def keys_by_batch(run_dir: Path) -> dict[int, set[str]]:
-    """The keys of each global batch that was trained on; what was only fetched ahead is left out."""
+    """The keys of each global batch that was trained on, without samples that were only prefetched."""
     batches: dict[int, set[str]] = {}
     for path in run_dir.glob("keys-*.jsonl"):
         for line in path.read_text().splitlines():
@@ -147,22 +146,22 @@ def keys_by_batch(run_dir: Path) -> dict[int, set[str]]:
 
 
 class Pair(BaseModel):
-    """What came of going on from one layout in another."""
+    """The result of resuming a checkpoint of one layout in another."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     saved_by: Layout
     gone_on_by: Layout
-    num_values_compared: int  # of weights, moments and averages, all equal to the bit
-    largest_relative_difference: float  # of the next losses, to an undisturbed run's
+    num_values_compared: int  # of weights, moments and averages, all bit-identical
+    largest_relative_difference: float  # between the losses after resuming and those of an uninterrupted run
     batches_identical: bool  # by key
 
 
 def run_pairs(pairs: Sequence[tuple[Layout, Layout]], folder: Path) -> list[Pair]:
-    """Save in every layout on the left, go on from there in the one on the right, compare with an undisturbed run.
+    """Save in the first layout of each pair, resume in the second, and compare with an uninterrupted run.
 
     Raises:
-        ProcessRaisedException: a state that was loaded is not the one that was saved.
+        ProcessRaisedException: a loaded state differs from the saved one.
     """
     data, straight = folder / "data", folder / "straight"
     data.mkdir()

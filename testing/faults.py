@@ -1,11 +1,8 @@
-"""Break a training in every way we know of and see that it ends as if nothing had happened.
+"""A training on a Ray cluster that faults strike, compared with one that none strikes.
 
-    python -m benchmarks.faults [--repeats 5] [--random-kills 50]
-
-Each cell runs `launch train dit` on a Ray cluster of its own: a tiny DiT on two workers, a checkpoint every three
-steps, one fault that strikes every twelve, and as many further starts of the same command as it takes. With random
-kills, one more training: again and again a worker, or the command, is killed at a random time, in whatever it is doing.
-The workers run the product's loop on a task of this file that knows how to die; nothing in the product knows of it.
+Each cell runs `launch train dit`: a tiny DiT on two workers, a checkpoint every three steps, a fault every twelve, and
+as many restarts of the command as are needed. The workers run the product's loop on a task of this file that kills its
+process or fails its writes; the product has no code for it. `python -m benchmarks.faults` runs the campaign.
 """
 
 import errno
@@ -53,11 +50,11 @@ from pipeline.train.tasks.flow_preview import FlowQuery
 from testing.paths import ROOT
 from testing.records import SMALL, write_random_latents
 
-INTERVAL = 3  # steps from checkpoint to checkpoint
-FIRST_STRIKE, STRIKE_EVERY = 8, 4 * INTERVAL  # in steps; the checkpoint of two steps before is the newest then
-LAST_STEPS = 16  # after the last strike: the workers of a killed driver live on for some
+INTERVAL = 3  # steps between checkpoints
+FIRST_STRIKE, STRIKE_EVERY = 8, 4 * INTERVAL  # in steps; the newest checkpoint is then two steps old
+LAST_STEPS = 16  # after the last fault: workers of a killed driver continue for some steps
 TRAINING_WORKER = "RayTrainWorker"  # in the names of Ray's processes
-# A save is written within a step, as in a real training, and the workers of a killed driver do not come to the end.
+# Long enough that a save is written within a step, and that the workers of a killed driver do not finish the training.
 STEP_SECONDS = 0.25
 SHAPE = (4, 2, 4, 4)
 TIMEOUT_SECONDS = 240
@@ -100,26 +97,26 @@ def struck_save(number: int) -> int:
 
 
 def steps_for(num_strikes: int) -> int:
-    """Steps of a training with so many strikes."""
+    """The number of steps of a training with this many faults."""
     return strike_step(num_strikes - 1) + LAST_STEPS
 
 
 @dataclass(frozen=True)
 class FaultyTask(FlowTask):
-    """A DiT that logs what it is fed, and is struck."""
+    """The flow task with a log of its batches and faults at given steps."""
 
     strikes: tuple[Fault, ...] = ()
     log_dir: Path = Path()
     step_seconds: float = STEP_SECONDS
 
     def build(self) -> nn.Module:
-        """The loss that logs and dies, and writers that do."""
+        """The loss and the checkpoint writers with their faults."""
         saving.write_tensors = partial(_write, self, saving.write_tensors)
         saving.publish_text = partial(_publish, self, saving.publish_text)
         return FaultyLoss(DiT(self.model, self.latent_stats.num_channels), self)
 
     def strikes_now(self, number: int) -> bool:
-        """True once in the life of a run."""
+        """True for the first caller in the whole run, across processes: each fault strikes once."""
         try:
             (self.log_dir / f"struck-{number}").open("x").close()
         except FileExistsError:
@@ -127,16 +124,16 @@ class FaultyTask(FlowTask):
         return True
 
     def strike_in_step(self, step: int) -> int | None:
-        """Which strike is meant for a step."""
+        """The number of the fault that strikes in this step, or None."""
         return next((n for n in range(len(self.strikes)) if strike_step(n) == step), None)
 
     def strike_in_save(self, text: str) -> int | None:
-        """Which strike is meant for the checkpoint that a path or a text names."""
+        """The number of the fault that strikes the checkpoint named in a path or a text, or None."""
         return next((n for n in range(len(self.strikes)) if f"step_{struck_save(n):07d}" in text), None)
 
 
 class FaultyLoss(FlowMatchingLoss):
-    """Writes a line for each batch; dies in the forward or the backward pass."""
+    """Logs a line for each batch; kills its process in the forward or the backward pass."""
 
     def __init__(self, network: DiT, task: FaultyTask) -> None:
         super().__init__(network, task.flow)
@@ -144,8 +141,8 @@ class FaultyLoss(FlowMatchingLoss):
         self.steps = {row["batch"]: number for number, row in enumerate(first_fed(task.log_dir, dist.get_rank()), 1)}
 
     def forward(self, batch: FlowBatch | FlowQuery) -> dict[str, Tensor]:
-        """As ever, slower."""
-        assert isinstance(batch, FlowBatch)  # nothing is sampled here
+        """The losses, after `step_seconds`."""
+        assert isinstance(batch, FlowBatch)  # this training has no previews
         time.sleep(self.task.step_seconds)
         rank = dist.get_rank()
         content = b"".join(tensor.numpy().tobytes() for tensor in (batch.x_1, batch.x_0, batch.t))
@@ -197,7 +194,7 @@ def _publish(task: FaultyTask, publish: Callable[[Path, str], None], path: Path,
 
 
 def drive(config: Path, log_dir: Path, step_seconds: float, strikes: tuple[Fault, ...]) -> None:
-    """The command line's `train dit`, with the task above in the place of the product's."""
+    """Run `train dit` with `FaultyTask` in place of `FlowTask`."""
     import launch.commands
 
     pipeline.train.tasks.flow.FlowTask = partial(  # pyright: ignore[reportAttributeAccessIssue]
@@ -207,7 +204,7 @@ def drive(config: Path, log_dir: Path, step_seconds: float, strikes: tuple[Fault
 
 
 def prepare_run(folder: Path, zero_stage: int, steps: int) -> Path:
-    """A run whose latents are made; returns its config."""
+    """Write latents and a configuration; return the path of the configuration."""
     train = {
         "steps": steps, "global_batch": 4, "learning_rate": 0.003, "warmup_steps": 2, "precision": "fp32",
         "zero_stage": zero_stage, "checkpoint_every_steps": INTERVAL, "log_every_steps": 1,
@@ -235,7 +232,7 @@ def prepare_run(folder: Path, zero_stage: int, steps: int) -> Path:
 
 
 def write_latents(folder: Path) -> None:
-    """Ten random latents, as the encode stage would leave them."""
+    """Ten random latents with the manifest and the record of a complete encode stage."""
     shard = write_random_latents(folder, 10, SHAPE, "faults")
     save_file({"x": randomness.normal(0, "faults", [0], (8,))[0]}, folder / AUTOENCODER_NAME)
     manifest = Manifest(
@@ -254,7 +251,7 @@ def write_latents(folder: Path) -> None:
 
 
 def first_fed(log_dir: Path, rank: int) -> list[dict[str, Any]]:
-    """What a rank was fed for the first time, in order."""
+    """The log lines of the batches that a rank saw for the first time, in order."""
     rows: dict[str, dict[str, Any]] = {}
     for row in fed(log_dir, rank):
         rows.setdefault(row["batch"], row)
@@ -262,13 +259,13 @@ def first_fed(log_dir: Path, rank: int) -> list[dict[str, Any]]:
 
 
 def fed(log_dir: Path, rank: int) -> list[dict[str, Any]]:
-    """What a rank was fed, in order."""
+    """All log lines of the batches of a rank, in order."""
     path = log_dir / f"batches-{rank}.jsonl"
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
 
 
 class Cell:
-    """One training and what strikes it, one after the other."""
+    """One training and the faults that strike it, in order."""
 
     def __init__(
         self,
@@ -288,7 +285,7 @@ class Cell:
         self.struck_at: dict[int, float] = {}  # by the strike's number
 
     def start(self) -> subprocess.Popen[str]:
-        """Start the command."""
+        """Start the command and return its process."""
         self.num_starts += 1
         drive = (str(self.config), str(self.folder), str(self.step_seconds), *self.strikes)
         command = [sys.executable, "-m", "testing.faults", *drive]
@@ -297,7 +294,7 @@ class Cell:
         return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT, text=True)
 
     def end_of(self, process: subprocess.Popen[str]) -> int:
-        """Wait until it ends by itself."""
+        """Wait for the exit code; kill the process and its children after the timeout."""
         try:
             return process.wait(TIMEOUT_SECONDS)
         finally:
@@ -305,11 +302,11 @@ class Cell:
             process.kill()
 
     def outputs_text(self) -> str:
-        """Everything the commands said."""
+        """The output of all commands."""
         return "".join(path.read_text(encoding="utf-8") for path in sorted(self.folder.glob("output-*.txt")))
 
     def wait_for_step(self, step: int, process: subprocess.Popen[str]) -> None:
-        """Until step number `step` has begun."""
+        """Wait until step number `step` has begun."""
         deadline = time.monotonic() + TIMEOUT_SECONDS
         while len(first_fed(self.folder, 0)) < step:
             assert process.poll() is None, f"ended before step {step}:\n{self.outputs_text()}"
@@ -317,7 +314,7 @@ class Cell:
             time.sleep(0.02)
 
     def strike(self, process: subprocess.Popen[str], number: int) -> None:
-        """Do to the driver or its cluster what is to be done, once the step has come, and see it end."""
+        """Wait for the step, strike the driver or its cluster with fault `number`, and wait for its end."""
         fault = self.strikes[number]
         self.wait_for_step(strike_step(number), process)
         children = children_of(process.pid)
@@ -328,18 +325,18 @@ class Cell:
             process.send_signal(signal.SIGTERM)
             assert self.end_of(process) == 130, self.outputs_text()
         elif fault == "raylet killed":
-            # With its workers, as a lost machine takes them along; left alone they may come to the end without it.
+            # Its workers too, as when a machine is lost; left alive, they might finish the training without it.
             kill_all([*workers, *(child for child in children if child.name() == "raylet")])
             assert self.end_of(process) != 0, self.outputs_text()
         else:
             process.kill()
             process.wait()
-        self.orphans += children  # of a killed driver: the next start finds them alive
+        self.orphans += children  # of a killed driver; they are still alive at the next start
         if fault.startswith("newest shard"):
             self.spoil_newest(number)
 
     def spoil_newest(self, number: int) -> None:
-        """Damage the newest checkpoint once nobody writes any more."""
+        """Damage the newest checkpoint once no process writes any more."""
         psutil.wait_procs(self.savers, TIMEOUT_SECONDS)
         newest = self.run_dir / FOLDER_NAME / (self.run_dir / LATEST_NAME).read_text().strip() / rank_file(1)
         if self.strikes[number] == "newest shard deleted":
@@ -351,7 +348,7 @@ class Cell:
         self.struck_at[number] = time.time()
 
     def run(self) -> None:
-        """Start, strike, and start again until the training is finished."""
+        """Start, strike, and restart until the training is finished."""
         try:
             self._run()
         finally:
@@ -372,19 +369,19 @@ class Cell:
         }
 
     def _first_of(self, num_starts: int) -> subprocess.Popen[str]:
-        """Start so many at once: the one that goes on where the others see that it is there, and end."""
+        """Start this many processes at once; return the one with the lock, once the others have ended with an error."""
         processes = [self.start() for _ in range(num_starts)]
         deadline = time.monotonic() + TIMEOUT_SECONDS
-        while len(going_on := [process for process in processes if process.poll() is None]) > 1:
+        while len(running := [process for process in processes if process.poll() is None]) > 1:
             assert time.monotonic() < deadline, self.outputs_text()
             time.sleep(0.1)
-        assert sorted(process.returncode for process in processes if process not in going_on) == [1] * (num_starts - 1)
-        return going_on[0]
+        assert sorted(process.returncode for process in processes if process not in running) == [1] * (num_starts - 1)
+        return running[0]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A disturbed run beside one that met nothing."""
+    """A training with faults compared with one without."""
 
     finished: bool
     losses_bit_identical: bool
@@ -392,7 +389,7 @@ class Comparison:
 
 
 def compare(cell: Cell, undisturbed: Cell) -> Comparison:
-    """Losses, gradient norms and batches, of the steps that both were to do."""
+    """Compare losses, gradient norms and batches over the steps of the shorter training."""
     metrics, expected = read_metrics(cell.run_dir), read_metrics(undisturbed.run_dir)[: cell.steps]
     names = ("step", "total", "gradient_norm")
     first_seen = [[row["batch"] for row in first_fed(cell.folder, rank)] for rank in (0, 1)]
@@ -407,27 +404,27 @@ def compare(cell: Cell, undisturbed: Cell) -> Comparison:
 
 
 def run_undisturbed(folder: Path, zero_stage: int, steps: int) -> Cell:
-    """What the others are compared with."""
+    """Run the reference without faults."""
     cell = Cell(folder, zero_stage, steps=steps, step_seconds=0)
     cell.run()
     return cell
 
 
 def num_starts_of_the_training(cell: Cell) -> int:
-    """Of the workers: by commands, and by Ray."""
+    """How often the workers started, by a command or by Ray."""
     return sum(event.event == "started" for event in read_events(cell.run_dir))
 
 
 @dataclass(frozen=True)
 class Recovery:
-    """What a strike cost."""
+    """The cost of one fault."""
 
-    seconds: float  # until a step that had not been done before
+    seconds: float  # from the fault to the first step that had not been done before it
     recomputed_steps: int
 
 
 def recovery_of(cell: Cell, struck_at: float) -> Recovery | None:
-    """What followed a strike; None where it did not interrupt the training, or found nothing left to do."""
+    """The cost of a fault; None if it did not interrupt the training, or if no steps were left after it."""
     restarts = [event.time for event in read_events(cell.run_dir) if event.event == "started"]
     restarted_at = min((at for at in restarts if at > struck_at), default=None)
     if restarted_at is None:
@@ -440,6 +437,7 @@ def recovery_of(cell: Cell, struck_at: float) -> Recovery | None:
 
 
 def children_of(pid: int) -> list[psutil.Process]:
+    """All descendants of a process; none if it has ended."""
     try:
         return psutil.Process(pid).children(recursive=True)
     except psutil.NoSuchProcess:
@@ -447,6 +445,7 @@ def children_of(pid: int) -> list[psutil.Process]:
 
 
 def kill_all(processes: list[psutil.Process]) -> None:
+    """Send SIGKILL to those that have not ended."""
     for process in processes:
         try:
             process.kill()

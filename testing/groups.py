@@ -1,4 +1,4 @@
-"""Groups of plain worker processes: gloo, no Ray, one start of the processes for many groups."""
+"""Worker processes over gloo without Ray, started once for many jobs."""
 
 import os
 import warnings
@@ -22,9 +22,9 @@ class Job(NamedTuple):
 
 
 def run_jobs(jobs: list[Job], folder: Path) -> None:
-    """One job after the other, those of many workers first; where there are fewer, the other processes have left.
+    """Run the jobs in order of falling world size; processes that a job does not need have ended before it.
 
-    Processes of a group need the same past: DeepSpeed numbers modules by a counter that it never resets.
+    All processes of a group must have run the same jobs: DeepSpeed numbers modules by a counter that it never resets.
     """
     ordered = sorted(jobs, key=lambda job: -job.world_size)
     mp.spawn(_member, (ordered, folder), nprocs=ordered[0].world_size)
@@ -33,7 +33,7 @@ def run_jobs(jobs: list[Job], folder: Path) -> None:
 def _member(rank: int, jobs: list[Job], folder: Path) -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore", FutureWarning)  # of torch, about names that DeepSpeed calls
-    os.environ["LOCAL_RANK"] = "0"  # DeepSpeed insists on it
+    os.environ["LOCAL_RANK"] = "0"  # DeepSpeed requires it
     for number, job in enumerate(jobs):
         if rank < job.world_size:
             store = dist.FileStore(str(folder / f"store-{number}"), job.world_size)

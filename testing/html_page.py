@@ -41,11 +41,14 @@ class Page(HTMLParser):
         self.comments.append(data)
 
     def all(self, tag: str) -> list[dict[str, str | None]]:
+        """The attributes of every element of that name."""
         return [attributes for name, attributes in self.elements if name == tag]
 
     def text_in(self, tag: str) -> list[str]:
+        """The texts inside elements of that name, without empty ones."""
         return [text for name, text in self.texts if name == tag and text.strip()]
 
     @property
     def text(self) -> str:
+        """All text, with single spaces."""
         return " ".join(" ".join(text for _, text in self.texts).split())

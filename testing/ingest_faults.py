@@ -1,12 +1,9 @@
-"""Ingestion writes the same dataset when processes die, the disk fills or a source vanishes.
+"""Ingestion that faults strike, compared by checksum with an undisturbed one.
 
-    python -m benchmarks.ingest_faults          every fault, JSON to benchmarks/results/ingest_faults.json
-
-An undisturbed run is the reference. Each fault strikes a run of its own; the command is then given again
-until it succeeds, and every file of the dataset is compared by checksum. Nothing is injected into the
-program: signals are sent when a file of a given name appears. All workers are stopped (SIGSTOP) for the
-moment it takes to see whether the wanted state still stands, so a fault hits where its name says or waits
-for the next shard.
+Each fault strikes a run of its own; the command is then repeated until it succeeds, and every file of the dataset is
+compared. Nothing is injected into the product: signals are sent when a file of a given name appears. All workers are
+stopped with SIGSTOP while the state is checked, so that a fault strikes exactly in the state that it is named after, or
+waits for the next shard. `python -m benchmarks.ingest_faults` runs the campaign.
 """
 
 import signal
@@ -47,7 +44,7 @@ class MissedError(RuntimeError):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a fault did."""
+    """The result of one fault."""
 
     fault: str
     starts: int  # of the command until it succeeded
@@ -62,7 +59,7 @@ class Outcome:
 
 @dataclass
 class Ingestion:
-    """One run of the command, and where it reads and writes."""
+    """One run of the command, with its configuration and folders."""
 
     config: Path
     source_dir: Path
@@ -71,18 +68,18 @@ class Ingestion:
 
     @property
     def clips_dir(self) -> Path:
-        """The dataset."""
+        """The folder of the dataset."""
         return self.runs_dir / "faults" / "clips"
 
     def start(self, *options: str) -> "subprocess.Popen[bytes]":
-        """Give the command."""
+        """Start the command."""
         command = [sys.executable, "-m", "launch", "shard", str(self.config), *options]
         command += ["--set", f"runs_dir={self.runs_dir}"]
         self.process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         return self.process
 
     def descendants(self, name: str = "") -> list[psutil.Process]:
-        """Processes of the run whose title begins with `name`."""
+        """Descendants of the command whose title begins with `name`."""
         assert self.process is not None
         found = []
         try:
@@ -95,7 +92,7 @@ class Ingestion:
         return found
 
     def until(self, happened: Callable[[], bool]) -> None:
-        """Wait for a state of the disk."""
+        """Wait until a condition holds; raise MissedError if the command ends before."""
         assert self.process is not None
         while not happened():
             if self.process.poll() is not None:
@@ -103,12 +100,12 @@ class Ingestion:
             time.sleep(0.001)
 
     def committed(self) -> set[str]:
-        """Names of the shards that are done."""
+        """Names of the committed shards."""
         return {path.name.split(".")[0] for path in self.clips_dir.glob("*.commit.json")}
 
 
 def make_sources(folder: Path) -> None:
-    """Videos of moving shapes, and one that is no video: the quarantine must come out the same too."""
+    """Videos of moving shapes and one text file with the suffix of a video, for the quarantine."""
     folder.mkdir(parents=True)
     for number in range(NUM_VIDEOS - 1):
         frames = render(random_scene(0, number, combinations()), 36, 96)
@@ -117,12 +114,12 @@ def make_sources(folder: Path) -> None:
 
 
 def checksums(clips_dir: Path) -> dict[str, str]:
-    """Every file of a dataset."""
+    """The checksum of every file of a dataset."""
     return {path.name: file_sha256(path) for pattern in DATASET_FILES for path in sorted(clips_dir.glob(pattern))}
 
 
 def signal_all(processes: list[psutil.Process], number: signal.Signals) -> None:
-    """Send a signal to those that are still there."""
+    """Send a signal to every process that has not ended."""
     for process in processes:
         try:
             process.send_signal(number)
@@ -131,7 +128,7 @@ def signal_all(processes: list[psutil.Process], number: signal.Signals) -> None:
 
 
 def has_open(process: psutil.Process, prefix: str) -> bool:
-    """A process holds a file of such a name."""
+    """Whether a process has a file open whose name begins with `prefix`."""
     try:
         return any(Path(file.path).name.startswith(prefix) for file in process.open_files())
     except (psutil.NoSuchProcess, psutil.AccessDenied):
@@ -224,7 +221,7 @@ FAULTS = (worker_before_write, worker_in_mid_tar, worker_before_commit, driver, 
 
 @contextmanager
 def small_disk(folder: Path, num_bytes: int) -> Iterator[Callable[[int], None]]:
-    """A file system of its own in memory; yields a function that sets its size. Needs root."""
+    """A tmpfs of this size; yields a function that resizes it. Needs root."""
     folder.mkdir()
 
     def resize(size: int) -> None:
@@ -238,7 +235,7 @@ def small_disk(folder: Path, num_bytes: int) -> Iterator[Callable[[int], None]]:
 
 
 def finish(run: Ingestion, fault: str, reference: dict[str, str], codes: list[int], *options: str) -> Outcome:
-    """Start again until the command succeeds, and compare."""
+    """Restart until the command succeeds, and compare."""
     while not codes or codes[-1] != 0 or options:
         assert len(codes) < 4, f"{fault}: still failing after {codes}"
         codes.append(run.start(*options).wait(300))
@@ -258,7 +255,7 @@ def finish(run: Ingestion, fault: str, reference: dict[str, str], codes: list[in
 
 
 def prepare(folder: Path) -> tuple[Ingestion, dict[str, str]]:
-    """Sources, configuration, and the checksums of an undisturbed run."""
+    """Write sources and configuration; return an undisturbed run and its checksums."""
     source_dir, config = folder / "videos", folder / "faults.yaml"
     make_sources(source_dir)
     config.write_text(CONFIG.format(source=source_dir, videos_per_shard=VIDEOS_PER_SHARD), encoding="utf-8")
@@ -268,7 +265,7 @@ def prepare(folder: Path) -> tuple[Ingestion, dict[str, str]]:
 
 
 def strike(fault: Callable[[Ingestion], None], calm: Ingestion, reference: dict[str, str]) -> Outcome:
-    """One fault on a run of its own."""
+    """Strike a new run with one fault."""
     for attempt in range(5):
         run = Ingestion(calm.config, calm.source_dir, calm.runs_dir.parent / f"{fault.__name__}-{attempt}")
         process = run.start()
@@ -282,7 +279,7 @@ def strike(fault: Callable[[Ingestion], None], calm: Ingestion, reference: dict[
 
 
 def disk_full(calm: Ingestion, reference: dict[str, str]) -> Outcome:
-    """The disk holds half of the dataset; then it is made larger."""
+    """The disk is half as large as the dataset and is enlarged after the error."""
     size = sum(path.stat().st_size for path in calm.clips_dir.glob("*.tar"))
     with small_disk(calm.runs_dir.parent / "small", size // 2) as resize:
         run = Ingestion(calm.config, calm.source_dir, calm.runs_dir.parent / "small" / "runs")

@@ -1,9 +1,4 @@
-"""What memory the encode stage takes by the length of a clip, in chunks and as a whole.
-
-python -m benchmarks.long_clips
-
-Each figure is the peak of a process of its own, the libraries included, with the default autoencoder.
-"""
+"""Peak memory of encoding shards, measured in a process of its own."""
 
 import os
 import re
@@ -19,7 +14,7 @@ from pipeline.encode.encode import Encoder, ShardTask
 
 
 def peaks_mib(folder: Path, runs: list[tuple[ShardRecord, EncodeConfig]]) -> list[float]:
-    """The most memory this process has had, after each of some shards is encoded."""
+    """Peak resident memory of this process in MiB, libraries included, after each of the shards is encoded."""
     peaks = []
     for shard, config in runs:
         encoder = Encoder(folder / AUTOENCODER_NAME, config, 1)
@@ -31,7 +26,7 @@ def peaks_mib(folder: Path, runs: list[tuple[ShardRecord, EncodeConfig]]) -> lis
 
 
 def peaks_of_new_process(folder: Path, runs: list[tuple[ShardRecord, EncodeConfig]]) -> list[float]:
-    """`peaks_mib` where nothing has run before, and where what is freed goes back to the system at once."""
+    """`peaks_mib` in a new process whose allocator returns freed blocks to the system at once."""
     at_once = patch.dict(os.environ, MALLOC_MMAP_THRESHOLD_=str(2**17))
     with at_once, ProcessPoolExecutor(1, get_context("spawn")) as pool:
         return pool.submit(peaks_mib, folder, runs).result()

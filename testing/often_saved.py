@@ -1,4 +1,4 @@
-"""A training that saves every two steps, and what damages its checkpoints."""
+"""A training with a checkpoint every two steps, ways to resume it and to damage its files."""
 
 import os
 import signal
@@ -8,6 +8,7 @@ from pathlib import Path
 
 from data.stream.loader import Sample
 from pipeline.distributed.torchrun import train_here
+from pipeline.train.config import TrainConfig
 from pipeline.train.loop import train
 from pipeline.train.tasks.flow import FlowBatch, FlowTask
 from testing.tiny import CONFIG, make_task
@@ -15,15 +16,18 @@ from testing.tiny import CONFIG, make_task
 OFTEN = CONFIG.model_copy(update={"checkpoint_every_steps": 2, "keep_checkpoints": 3})  # steps 4, 6 and 8 stay
 
 
-def go_on(tiny_latents: Path, run_dir: Path, config=OFTEN) -> None:
+def resume(tiny_latents: Path, run_dir: Path, config: TrainConfig = OFTEN) -> None:
+    """Resume the training in `run_dir`, on one worker in this process."""
     train_here(partial(train, make_task(tiny_latents), config, run_dir), 1)
 
 
 def step_folder(run_dir: Path, step: int) -> Path:
+    """The folder of the checkpoint after `step`."""
     return run_dir / "checkpoints" / f"step_{step:07d}"
 
 
-def cut(path: Path) -> None:
+def truncate(path: Path) -> None:
+    """Truncate a file to half of its size."""
     os.truncate(path, path.stat().st_size // 2)
 
 
@@ -32,13 +36,14 @@ MANY = CONFIG.model_copy(update={"steps": 200, "schedule": "constant", "checkpoi
 
 @dataclass(frozen=True)
 class StruckTask(FlowTask):
-    """Asks for something, from the loader's thread, when the tenth sample is fetched."""
+    """Requests a save or a stop from the loader's thread, by a file or by SIGTERM, once global batch 7 is collated."""
 
     run_dir: Path = Path()
     strike: str = ""
 
     def collate(self, samples: list[Sample]) -> FlowBatch:
-        if samples[-1].position == 4 * 8 - 1:  # the last worker's part of global batch 8
+        """Collate; at the end of global batch 7, touch the file `strike` or send SIGTERM."""
+        if samples[-1].position == 4 * 8 - 1:  # the last worker's share of global batch 7, counted from 0
             if self.strike == "signal":
                 os.kill(os.getpid(), signal.SIGTERM)
             else:

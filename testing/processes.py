@@ -9,7 +9,7 @@ from testing.paths import ROOT
 
 
 def train_in_processes(folder: Path, run_dir: Path, world_size: int, steps: int, *settings: str) -> None:
-    """Real worker processes under torchrun, as on any cluster without Ray."""
+    """Train with torchrun, which is the start without Ray; `testing.train_worker` is each process."""
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world_size}",
         "-m", "testing.train_worker", str(folder), str(run_dir), str(steps), *settings,

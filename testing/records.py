@@ -1,4 +1,4 @@
-"""Made-up datasets that benchmarks and tests share: records of clips that nobody filmed, and latents of them."""
+"""Clip records and random latents for tests and benchmarks."""
 
 from pathlib import Path
 

@@ -5,26 +5,20 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data.dataset.buckets import (
-    Bucket,
-)
+from data.dataset.buckets import Bucket
 from data.synthetic import combinations, random_scene, render
 from data.video.codec import encode_clip
 
 WIDE = Bucket(num_frames=9, height=32, width=64, fps=8)
-
 TALL = Bucket(num_frames=9, height=64, width=32, fps=8)
-
 SQUARE = Bucket(num_frames=9, height=48, width=48, fps=8)
-
 SHORT = Bucket(num_frames=5, height=48, width=48, fps=8)
-
 STILL = Bucket(num_frames=1, height=48, width=48, fps=8)
-
 ALL = (WIDE, TALL, SQUARE, SHORT, STILL)
 
 
-def make_video(path, height, width, num_frames, shade):
+def make_video(path: Path, height: int, width: int, num_frames: int, shade: int) -> None:
+    """A brightness ramp over time and width at 8 frames per second; `shade` (0 to 15) makes its frames unique."""
     ramp = np.linspace(0, 200, num_frames)[:, None, None, None] + np.linspace(0, 40, width)[None, None, :, None]
     frames = np.broadcast_to(ramp + shade, (num_frames, height, width, 3)).astype(np.uint8)
     path.parent.mkdir(parents=True, exist_ok=True)

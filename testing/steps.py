@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 import pipeline.engine.zero
-from data.stream.loader import Stream
+from data.stream.loader import Sample, Stream
 from pipeline.distributed.process_group import Worker
 from pipeline.train.build import build
 from pipeline.train.loop import train
@@ -32,11 +32,12 @@ POISONED_STEP = 2  # from 0
 
 @dataclass(frozen=True)
 class PoisonedTask(FlowTask):
-    """One sample of one step is not a number."""
+    """One latent of the sample at `position` is NaN."""
 
     position: int = 4 * POISONED_STEP + 3
 
-    def collate(self, samples) -> FlowBatch:
+    def collate(self, samples: list[Sample]) -> FlowBatch:
+        """Collate, with NaN in the sample at `position`."""
         batch = super().collate(samples)
         for number, sample in enumerate(samples):
             if sample.position == self.position:
@@ -45,17 +46,19 @@ class PoisonedTask(FlowTask):
 
 
 def poisoned(folder: Path) -> PoisonedTask:
+    """The small task with one NaN, in step `POISONED_STEP`."""
     return PoisonedTask(**{name: getattr(make_task(folder), name) for name in FlowTask.__dataclass_fields__})
 
 
 def train_with(worker: Worker, data: Path, run_dir: Path, name: str, stage: int) -> None:
-    pipeline.engine.zero.PERSISTENT_PARAMETERS = 0  # stage 3 with every parameter cut, however small
+    """Train with the settings called `name`."""
+    pipeline.engine.zero.PERSISTENT_PARAMETERS = 0  # ZeRO-3 partitions every parameter, however small
     task = poisoned(data) if name == "poisoned" else make_task(data)
     train(task, STEPS.model_copy(update={**SETTINGS[name], "zero_stage": stage}), run_dir, worker)
 
 
 def nothing_moves(worker: Worker, data: Path, stage: int) -> None:
-    """A step that is left out changes no weight, no moment and no count, and the next one is as if it had not been."""
+    """A skipped step changes no weight, no Adam moment and no step count; the step after it updates as usual."""
     pipeline.engine.zero.PERSISTENT_PARAMETERS = 0
     task = poisoned(data)
     config = STEPS.model_copy(update={"non_finite_steps": "skip", "zero_stage": stage})

@@ -1,4 +1,4 @@
-"""A small text encoder as a model hub keeps it, made here: nothing is downloaded."""
+"""A small text encoder in the layout of a model hub, with random weights; nothing is downloaded."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ WIDTH = 24
 
 
 def write_text_encoder(folder: Path, seed: int = 0) -> Path:
-    """A T5 encoder with random weights, which knows the words of the drawn captions."""
+    """A T5 encoder with random weights whose vocabulary has the words of the synthetic captions."""
     vocabulary = {word: number for number, word in enumerate(["<pad>", "</s>", "<unk>", *WORDS])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()

@@ -22,7 +22,7 @@ def moving(width: int = 320, number: int = 0) -> np.ndarray:
 
 
 def written(frames: np.ndarray, lines: tuple[str, ...], pixels: int, left: int = 10, top: int = 10) -> np.ndarray:
-    """The frames with text over them, as subtitles are burnt in."""
+    """The frames with lines of text drawn over them, `pixels` high."""
     font, drawn = ImageFont.truetype(str(FONT), pixels), []
     for frame in frames:
         image = Image.fromarray(frame)

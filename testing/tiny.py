@@ -1,4 +1,4 @@
-"""A training that takes a second, for what has to be trained a hundred times: benchmarks and tests share it."""
+"""A training of eight steps that takes about a second, for tests and benchmarks that need many."""
 
 from pathlib import Path
 
@@ -30,7 +30,7 @@ WEIGHTS = ("master", "decay-0.995", "power-0.10")
 
 
 def write_latents(folder: Path, num_samples: int = 10) -> None:
-    """Random latents in a real shard."""
+    """A latent shard with random values, and a file in place of the autoencoder."""
     write_random_latents(folder, num_samples, SHAPE, "test")
     save_file({"x": torch.zeros(1)}, folder / "autoencoder.safetensors")
 
@@ -49,8 +49,10 @@ def make_task(folder: Path) -> FlowTask:
 
 
 def column(run_dir: Path, name: str) -> list[float]:
+    """One field of every line of metrics."""
     return [row[name] for row in read_metrics(run_dir)]
 
 
 def losses(run_dir: Path) -> list[float]:
+    """The total loss of every logged step."""
     return [row["total"] for row in read_metrics(run_dir)]

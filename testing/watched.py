@@ -17,10 +17,13 @@ from models.autoencoder.config import AutoencoderConfig
 from models.autoencoder.model import Autoencoder
 from pipeline.distributed.collectives import from_every_rank
 from pipeline.distributed.process_group import Worker
-from pipeline.engine.ema import averaged_weights
+from pipeline.engine.ema import ShardedEma, averaged_weights
+from pipeline.engine.zero import ZeroTrainer
 from pipeline.run import randomness
 from pipeline.train.build import build
+from pipeline.train.config import TrainConfig
 from pipeline.train.loop import train
+from pipeline.train.tasks.flow import FlowTask
 from testing.records import SMALL, made_up_clip
 from testing.tiny import CONFIG, make_task
 
@@ -57,18 +60,19 @@ def write_two_splits(folder: Path) -> None:
     save_file(weights, folder / "autoencoder.safetensors", metadata={"config": config.model_dump_json()})
 
 
-def task_of(folder: Path):
+def task_of(folder: Path) -> FlowTask:
+    """The small task on latents of two shapes."""
     return replace(make_task(folder), buckets=(SMALL, STILL))
 
 
-def train_watched(worker: Worker, data: Path, run_dir: Path, stage: int, config) -> None:
-    """The product's loop; stage 3 with every parameter cut, however small."""
+def train_watched(worker: Worker, data: Path, run_dir: Path, stage: int, config: TrainConfig) -> None:
+    """Run the training loop; ZeRO-3 partitions every parameter, however small."""
     pipeline.engine.zero.PERSISTENT_PARAMETERS = 0
     train(task_of(data), config.model_copy(update={"zero_stage": stage}), run_dir, worker)
 
 
-def whole_average(task, trainer, ema, which):
-    """A plain module with averaged weights, put together from what every rank has of them."""
+def whole_average(task: FlowTask, trainer: ZeroTrainer, ema: ShardedEma, which: str) -> torch.nn.Module:
+    """A plain module with averaged weights, assembled from the fragments of every rank."""
     module, average = task.build(), ema.of(which)
     parts = {fragment.name: (fragment.start, average[fragment.name]) for fragment in trainer.fragments}
     for own in from_every_rank(parts):
@@ -78,11 +82,11 @@ def whole_average(task, trainer, ema, which):
 
 
 class StopHereError(Exception):
-    """Raised on purpose."""
+    """Raised inside the block to test that it restores the weights."""
 
 
 def compare_average(worker: Worker, data: Path, stage: int) -> None:
-    """Inside the block the module is that of the averaged weights; afterwards nothing has changed, nor in training."""
+    """Inside `averaged_weights` the module has averaged weights; after it, weights and mode are restored."""
     pipeline.engine.zero.PERSISTENT_PARAMETERS = 0
     task = task_of(data)
     trainer, ema = build(task, CONFIG.model_copy(update={"zero_stage": stage}), worker)

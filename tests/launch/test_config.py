@@ -7,7 +7,6 @@ import yaml
 
 from launch.config import PRESETS_DIR, RunConfig, dump_config, find_config, load_config
 from launch.overrides import ConfigError
-from pipeline.distributed.config import WorldSizeError
 from pipeline.engine.ema_profile import FixedDecay, PowerFunction
 from testing.paths import ROOT
 
@@ -21,6 +20,21 @@ def test_a_number_is_a_fixed_decay_under_its_old_name_too(tmp_path):
     path.write_text(dump_config(config))
     assert load_config(path) == config
     assert load_config(Path("demo"), ["dit.train.ema_decay=0.5"]).dit.train.ema == (FixedDecay(decay=0.5),)
+
+
+def test_an_override_by_an_old_name_takes_the_place_of_the_new_one_and_the_reverse(tmp_path):
+    path = tmp_path / "config.yaml"
+    for given, override in (
+        ("accumulate", "gradient_accumulation_steps"),
+        ("gradient_accumulation_steps", "accumulate"),
+    ):
+        path.write_text(f"name: x\ndit: {{train: {{{given}: 2, global_batch: 32}}}}\n", encoding="utf-8")
+        assert load_config(path).dit.train.gradient_accumulation_steps == 2
+        config = load_config(path, [f"dit.train.{override}=4", "dit.flow.caption_drop=0.3"])
+        assert (config.dit.train.gradient_accumulation_steps, config.dit.flow.caption_dropout) == (4, 0.3)
+    path.write_text("name: x\ndit: {train: {accumulate: 2, gradient_accumulation_steps: 2}}\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="accumulate is the old name of gradient_accumulation_steps"):
+        load_config(path)
 
 
 @pytest.mark.parametrize(
@@ -153,7 +167,7 @@ def test_the_default_tree_is_valid():
 
 def test_a_smallest_number_that_cannot_be_is_refused():
     many = ["cluster.workers.num_workers=4"]
-    with pytest.raises(WorldSizeError, match=r"min_workers is 3, but .*global_batch \d+ does not divide .* use 2"):
+    with pytest.raises(ConfigError, match=r"min_workers is 3, but .*global_batch \d+ does not divide .* use 2"):
         load_config(Path("demo"), [*many, "cluster.workers.min_workers=3"])
     with pytest.raises(ConfigError, match="min_workers is 9, but num_workers is 4"):
         load_config(Path("demo"), [*many, "cluster.workers.min_workers=9"])

@@ -30,7 +30,7 @@ from pipeline.train.loop import train
 from pipeline.train.monitor.events import read_events
 from testing.faults import FaultyTask
 from testing.groups import Job, run_jobs
-from testing.often_saved import MANY, OFTEN, StruckTask, cut, go_on, step_folder
+from testing.often_saved import MANY, OFTEN, StruckTask, resume, step_folder, truncate
 from testing.tiny import CONFIG, WEIGHTS, losses, make_task
 
 
@@ -49,10 +49,10 @@ def misstate(path: Path) -> None:
     ("file", "spoil", "told"),
     [
         (rank_file(0), flip, r"rank_00000.safetensors is damaged \(its checksum differs\)"),
-        (rank_file(0), cut, r"rank_00000.safetensors is damaged \(it has \d+ of \d+ bytes\)"),
+        (rank_file(0), truncate, r"rank_00000.safetensors is damaged \(it has \d+ of \d+ bytes\)"),
         (rank_file(0), Path.unlink, r"rank_00000.safetensors is missing"),
         ("autoencoder.safetensors", flip, r"autoencoder.safetensors is damaged"),
-        ("checkpoint.json", cut, r"checkpoint.json is damaged"),
+        ("checkpoint.json", truncate, r"checkpoint.json is damaged"),
         ("checkpoint.json", misstate, r"checkpoint.json is damaged \(its checksum differs\)"),
         ("checkpoint.json", Path.unlink, r"checkpoint.json is missing: the checkpoint was never finished"),
     ],
@@ -68,7 +68,7 @@ def test_the_one_before_a_damaged_checkpoint_is_used_and_it_is_said(
     attached.unlink()  # attachments are hard links
     attached.write_bytes(content)
     spoil(attached)
-    go_on(tiny_latents, run_dir)
+    resume(tiny_latents, run_dir)
     started = read_events(run_dir)[-2]
     assert (started.event, started.step) == ("started", 6)
     assert re.search(told, started.note)
@@ -84,13 +84,13 @@ def test_a_lost_or_torn_pointer_never_means_a_start_from_the_beginning(tiny_late
     (run_dir / "latest").unlink()
     if pointer is not None:
         (run_dir / "latest").write_text(pointer)
-    go_on(tiny_latents, run_dir, OFTEN.model_copy(update={"steps": 9}))
+    resume(tiny_latents, run_dir, OFTEN.model_copy(update={"steps": 9}))
     assert read_events(run_dir)[-2].step == 8
 
 
 def test_an_older_checkpoint_can_be_pointed_to(tiny_latents, often_saved, run_dir):
     (run_dir / "latest").write_text("step_0000004\n")
-    go_on(tiny_latents, run_dir)
+    resume(tiny_latents, run_dir)
     assert read_events(run_dir)[-2].step == 4
     assert losses(run_dir) == losses(often_saved)
 
@@ -98,7 +98,7 @@ def test_an_older_checkpoint_can_be_pointed_to(tiny_latents, often_saved, run_di
 def test_a_branch_that_was_left_is_neither_kept_nor_gone_on_from(tiny_latents, run_dir):
     """Checkpoints of later steps would count as newer than those of the training that resumed."""
     (run_dir / "latest").write_text("step_0000004\n")
-    go_on(tiny_latents, run_dir, OFTEN.model_copy(update={"steps": 5, "schedule": "constant"}))
+    resume(tiny_latents, run_dir, OFTEN.model_copy(update={"steps": 5, "schedule": "constant"}))
     assert sorted(step_folders(run_dir)) == [4, 5]
     assert "step_0000006, step_0000008 will be archived by the first save" in read_events(run_dir)[-2].note
     for step in (6, 8):  # nothing is deleted: renaming the folder restores it
@@ -108,9 +108,9 @@ def test_a_branch_that_was_left_is_neither_kept_nor_gone_on_from(tiny_latents, r
 
 def test_without_one_good_checkpoint_training_refuses_to_start_again(tiny_latents, run_dir):
     for step in (4, 6, 8):
-        cut(step_folder(run_dir, step) / rank_file(0))
+        truncate(step_folder(run_dir, step) / rank_file(0))
     with pytest.raises(CheckpointError, match=r"no checkpoint to resume from: .*step_0000008/rank_00000.* move "):
-        go_on(tiny_latents, run_dir)
+        resume(tiny_latents, run_dir)
     assert sorted(step_folders(run_dir)) == [4, 6, 8]
 
 
@@ -136,7 +136,7 @@ def test_a_pickle_in_a_checkpoint_is_never_opened(tiny_latents, often_saved, run
     (newest / rank_file(0)).write_bytes(attack)  # in place of a rank's file it counts as damaged
     with pytest.raises(CheckpointError, match="is damaged"):
         open_checkpoint(run_dir)
-    go_on(tiny_latents, run_dir)
+    resume(tiny_latents, run_dir)
     assert read_events(run_dir)[-2].step == 6
     assert not marker.exists()
 

@@ -11,7 +11,7 @@ from pipeline.checkpoint.record import CheckpointError, rank_file, step_folders
 from pipeline.checkpoint.retention import Retention, remove_superseded
 from pipeline.distributed.torchrun import train_here
 from pipeline.train.loop import train
-from testing.often_saved import cut, step_folder
+from testing.often_saved import step_folder, truncate
 from testing.tiny import CONFIG, losses, make_task
 
 
@@ -22,7 +22,7 @@ def test_the_newest_and_the_milestones_stay(tiny_latents, tmp_path):
 
 
 def test_damaged_checkpoints_do_not_count_as_kept(run_dir):
-    cut(step_folder(run_dir, 8) / rank_file(0))
+    truncate(step_folder(run_dir, 8) / rank_file(0))
     (step_folder(run_dir, 6) / "checkpoint.json").unlink()
     remove_superseded(run_dir, 8, Retention(keep_last=1))
     assert open_checkpoint(step_folder(run_dir, 4)).record.step == 4  # the last good one

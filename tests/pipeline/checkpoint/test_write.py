@@ -20,7 +20,7 @@ from pipeline.checkpoint.write import SaveError
 from pipeline.distributed.torchrun import train_here
 from pipeline.train.loop import train
 from pipeline.train.tasks.flow import FlowBatch, FlowTask
-from testing.often_saved import OFTEN, go_on, step_folder
+from testing.often_saved import OFTEN, resume, step_folder
 from testing.tiny import CONFIG, WEIGHTS, losses, make_task
 
 
@@ -29,7 +29,7 @@ def test_what_an_interrupted_save_left_never_merges_with_a_new_one(tiny_latents,
     orphan = run_dir / "checkpoints" / f"{TEMPORARY_PREFIX}step_0000010-deadbeef"
     shutil.copytree(step_folder(run_dir, 8), orphan)
     shutil.copy(orphan / rank_file(0), orphan / rank_file(1))
-    go_on(tiny_latents, run_dir, OFTEN.model_copy(update={"steps": 10}))
+    resume(tiny_latents, run_dir, OFTEN.model_copy(update={"steps": 10}))
     assert {path.name for path in step_folder(run_dir, 10).iterdir()} == {
         "checkpoint.json", "autoencoder.safetensors", rank_file(0),
     }  # fmt: skip
@@ -63,7 +63,7 @@ def test_a_blown_up_training_is_not_saved_over_a_good_one(tiny_latents, run_dir)
         update={"steps": 20, "learning_rate": 1e30, "log_every_steps": 1000, "checkpoint_every_steps": 1}
     )
     with pytest.raises(FloatingPointError):
-        go_on(tiny_latents, run_dir, config)
+        resume(tiny_latents, run_dir, config)
     assert all(torch.isfinite(tensor).all() for tensor in load_weights(open_checkpoint(run_dir), "master").values())
 
 
