@@ -111,7 +111,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} holds a {type(tree).__name__}, not sections with fields")
     for override in overrides:
-        apply_override(tree, override)
+        apply_override(tree, override, RunConfig)
     try:
         return RunConfig.model_validate(tree)
     except ValidationError as error:

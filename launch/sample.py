@@ -43,7 +43,7 @@ def sample_checkpoint(target: Path, output_dir: Path, overrides: Sequence[str], 
     """
     tree: dict = {}
     for override in overrides:
-        apply_override(tree, override)
+        apply_override(tree, override, SamplingConfig)
     try:
         config = SamplingConfig.model_validate(tree)
     except ValidationError as error:

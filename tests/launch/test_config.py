@@ -120,7 +120,6 @@ def test_a_mix_takes_the_place_of_the_source():
         ("dit.model.patch_size=3", "data.buckets.0.height is 64.*does not split into patches"),
         ("data.source=[a", r"'\[a' is not YAML"),
         ("dit.model.architecture=unet", "dit.model.architecture: input should be 'dit' .*'unet'"),
-        ("dit.flow.caption_drop=0.2", "dit.flow: caption_drop is the old name of caption_dropout"),
         ("dit.model.heads=5", "dit.model: heads is 5.*use 4 heads"),
         ("dit.train.global_batch=33", "dit.train.global_batch is 33.*use 32"),
         ("autoencoder.model.deep_width=100", "deep_width is 100.*use 96"),
