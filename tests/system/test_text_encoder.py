@@ -1,6 +1,7 @@
 """A run whose captions go through a frozen text encoder."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -46,6 +47,7 @@ def test_every_clip_has_its_embeddings_and_the_network_is_made_for_them(run, tex
         torch.testing.assert_close(stored.values, expected.values, rtol=2e-3, atol=2e-3)  # batches of other sizes
         assert torch.equal(stored.mask, expected.mask)
     record = read_manifest(run_dir / "latents").text_encoder
+    assert record is not None
     assert (record.max_tokens, record.width) == (5, WIDTH)
     assert record.fingerprint == text_encoder_fingerprint(text_encoder_dir)
     assert f"{len(rows)} of {len(rows)} captions have more than 5 tokens" in out  # five words and the end
@@ -53,6 +55,12 @@ def test_every_clip_has_its_embeddings_and_the_network_is_made_for_them(run, tex
     assert weights["network.text.project.weight"].shape == (16, WIDTH)
     assert len(list((run_dir / "dit" / "samples" / "step_0000006").glob("*.mp4"))) == 4
     assert all((run_dir / "samples" / clip.file).is_file() for clip in read_samples(run_dir / "samples"))
+
+
+def build_of(folder: Path) -> str:
+    record = read_stage_record(folder)
+    assert record is not None
+    return record.build
 
 
 @pytest.mark.slow
@@ -63,12 +71,12 @@ def test_a_second_start_does_nothing_and_another_encoder_remakes_what_it_read(ru
     moved = shutil.copytree(text_encoder_dir, tmp_path / "moved")  # the same files elsewhere are the same encoder
     elsewhere = launch_here("encode", *arguments[1:], "--set", f"encode.text.folder={moved}")
     assert "encode: nothing to do" in elsewhere.stdout
-    builds = {name: read_stage_record(run_dir / name).build for name in ("clips", "autoencoder", "latents")}
+    builds = {name: build_of(run_dir / name) for name in ("clips", "autoencoder", "latents")}
     other = write_text_encoder(tmp_path / "other", seed=1)
     done = launch_here("encode", *arguments[1:], "--set", f"encode.text.folder={other}")
     assert done.returncode == 0, done.stderr
     assert "config.text changed" in done.stdout
-    now = {name: read_stage_record(run_dir / name).build for name in builds}
+    now = {name: build_of(run_dir / name) for name in builds}
     assert [name for name in builds if now[name] != builds[name]] == ["latents"]
     encode = launch_here("encode", *arguments[1:])  # as it was, for the other tests
     assert encode.returncode == 0, encode.stderr

@@ -68,15 +68,16 @@ def nothing_moves(worker: Worker, data: Path, stage: int) -> None:
         counts = [state["step"].clone() for state in trainer.adam.state.values()]
         return counts + [t.clone() for fragment in trainer.fragments for t in fragment.tensors().values()]
 
-    moved = []
+    moved, scaler = [], trainer.guard.loss_scaler
+    assert scaler is not None
     for _ in range(25):
-        before, scale = state(), trainer.guard.loss_scaler.scale
+        before, scale = state(), scaler.scale
         trainer.step(next(batches), 1e-3)
         same = [torch.equal(old, new) for old, new in zip(before, state(), strict=True)]
         assert all(same) == trainer.guard.overflowed
         assert not trainer.guard.skipped
         assert np.isfinite(trainer.guard.gradient_norm()) != trainer.guard.overflowed
-        assert trainer.guard.loss_scaler.scale == (scale / 2 if trainer.guard.overflowed else scale)
+        assert scaler.scale == (scale / 2 if trainer.guard.overflowed else scale)
         moved.append(not trainer.guard.overflowed)
     assert moved == sorted(moved)  # the scale goes down until it fits
     assert not moved[0]
@@ -116,6 +117,7 @@ def test_overflows_are_counted_apart_and_the_cursor_goes_on(runs, stage):
     record = open_checkpoint(run_dir).record
     assert (record.step, record.cursor) == (HALF.steps, 4 * HALF.steps)  # its samples are consumed as any step's
     assert (record.num_overflows, record.num_skipped_updates) == (counts[-1], 0)
+    assert record.loss_scaler is not None
     assert record.loss_scaler.scale == column(run_dir, "loss_scale")[-1]
     assert record.loss_scaler.num_steps == HALF.steps
 
@@ -165,9 +167,11 @@ def test_a_checkpoint_goes_on_at_another_stage_with_its_scale(runs, tmp_path):
     before = open_checkpoint(tmp_path / "run")
     config = HALF.model_copy(update={"zero_stage": 0, "steps": 13})
     train_here(partial(train, make_task(data), config, tmp_path / "run"), 1)
-    state = open_checkpoint(tmp_path / "run").record.loss_scaler
+    scaler, state = before.record.loss_scaler, open_checkpoint(tmp_path / "run").record.loss_scaler
+    assert scaler is not None
+    assert state is not None
     assert state.num_steps == 13
-    assert state.scale in {before.record.loss_scaler.scale * factor for factor in (0.5, 1, 2)}
+    assert state.scale in {scaler.scale * factor for factor in (0.5, 1, 2)}
 
 
 @pytest.mark.parametrize("stage", [0, 2])

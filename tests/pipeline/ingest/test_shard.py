@@ -150,7 +150,9 @@ def test_a_retried_source_takes_its_duplicates_out_of_later_shards(cluster, tmp_
     assert [row.source for row in read_index(clips_dir)] == ["0.mp4", "1.mp4", "3.mp4"]
     first, *later = sorted(clips_dir.glob("shard-*.tar"))
     lost = SourceReport(source="0.mp4", quarantined=reject("0.mp4", "decode", "crashed", "it crashed 3 workers"))
-    commit_shard(first, read_commit(ShardCommit, first).input_fingerprint, [lost])  # as if its decoder had been killed
+    commit = read_commit(ShardCommit, first)
+    assert commit is not None
+    commit_shard(first, commit.input_fingerprint, [lost])  # as if its decoder had been killed
     for path in later:
         remove_commit(path)
     ingest(videos, clips_dir, config)
