@@ -51,11 +51,13 @@ def test_old_names_work_in_overrides_and_are_stored_by_the_new_ones(tmp_path):
     assert not stored.keys() & OLD_NAMES.keys()
 
 
-def test_an_override_by_the_old_name_beside_the_new_one_names_both(tmp_path):
+def test_a_file_with_both_names_is_refused_and_an_override_replaces_either(tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text("name: test\ndit: {train: {gradient_accumulation_steps: 1}}\n")
+    assert load_config(path, ["dit.train.accumulate=2"]).dit.train.gradient_accumulation_steps == 2
+    path.write_text("name: test\ndit: {train: {gradient_accumulation_steps: 1, accumulate: 2}}\n")
     with pytest.raises(ConfigError, match=r"dit\.train: accumulate is the old name of gradient_accumulation_steps"):
-        load_config(path, ["dit.train.accumulate=2"])
+        load_config(path)
 
 
 def test_constraints_hold_beside_the_marker():
