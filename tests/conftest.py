@@ -14,7 +14,7 @@ from testing.paths import CLIPS_DIR
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # Fixtures that take long to make: the tests that use one run in one process (`--dist loadgroup`), and before others.
-COSTLY = ("finished_run", "step_runs", "watched_runs", "often_saved", "straight")
+COSTLY = ("step_runs", "watched_runs", "often_saved", "straight")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
