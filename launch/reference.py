@@ -38,8 +38,19 @@ def render_page() -> str:
 
 def render_schema() -> str:
     """The JSON schema of a configuration file."""
-    schema = RunConfig.model_json_schema()
+    schema = _without_section_defaults(RunConfig.model_json_schema())
     return json.dumps({"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}, indent=1) + "\n"
+
+
+def _without_section_defaults(value: Any) -> Any:  # noqa: ANN401 - any JSON value
+    """A schema without the defaults of whole sections: each field has its own."""
+    if isinstance(value, dict):
+        return {
+            key: _without_section_defaults(item)
+            for key, item in value.items()
+            if not (key == "default" and isinstance(item, dict))
+        }
+    return [_without_section_defaults(item) for item in value] if isinstance(value, list) else value
 
 
 def _sections(model: type[BaseModel], path: str, described: dict[type[BaseModel], str]) -> Iterator[str]:
