@@ -83,7 +83,8 @@ class Plain(Guidance):
 class CfgZeroStar(Guidance):
     """CFG-Zero* (Fan et al. 2025, eq. 9 and section 4.2).
 
-    The null velocity is scaled to fit the conditional one by least squares, and nothing moves before `zero_until`.
+    The null velocity is scaled to fit the conditional one by least squares, and the velocity is zero at times before
+    `zero_until`.
     """
 
     zero_until: float = 0.0
@@ -101,7 +102,7 @@ class CfgZeroStar(Guidance):
 
 @dataclass(frozen=True)
 class Rescaled(Guidance):
-    """The plain rule, its data prediction brought to the conditional one's spread (Lin et al. 2024, sec. 3.4).
+    """The plain rule, rescaled towards the deviation of the conditional data prediction (Lin et al. 2024, section 3.4).
 
     phi = 0 is the plain rule, 1 the full correction.
     """
@@ -124,8 +125,9 @@ class Rescaled(Guidance):
 class Apg(Guidance):
     """Adaptive projected guidance (Sadat et al. 2024, algorithm 1), on the data predictions.
 
-    Of the difference between the branches, the part along the conditional prediction, which only saturates, counts
-    `eta` times; the difference is averaged with `momentum` over steps and cut at the norm `threshold` (0: never).
+    Of the difference between the branches, the component parallel to the conditional prediction, which mainly
+    saturates colours, is multiplied by `eta`. The difference is averaged with `momentum` over steps and cut at the
+    norm `threshold` (0: never).
     """
 
     eta: float = 0.0

@@ -1,4 +1,4 @@
-"""What the rest of the program knows of a network that predicts the velocity of a flow."""
+"""The interface of a network that predicts the velocity of a flow."""
 
 from abc import ABC, abstractmethod
 from typing import Protocol, runtime_checkable

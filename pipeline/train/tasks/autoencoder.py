@@ -17,6 +17,7 @@ from models.autoencoder.config import AutoencoderConfig
 from models.autoencoder.model import Autoencoder
 from pipeline.encode.codec import to_pixels
 from pipeline.run import randomness
+from pipeline.run.fingerprints import stored
 from pipeline.train.stream import Weights, training_subsets
 
 
@@ -98,7 +99,7 @@ class AutoencoderTask:
 
     def metadata(self) -> dict[str, Any]:
         """The architecture and the seed."""
-        return {"model": self.model.model_dump(), "seed": self.seed}
+        return {"model": stored(self.model), "seed": self.seed}
 
     def attachments(self) -> list[Path]:
         """None: a checkpoint of the autoencoder needs no other files."""

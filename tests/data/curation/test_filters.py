@@ -1,4 +1,4 @@
-"""Filters, duplicates and scene cuts: on clips that are what they are called."""
+"""Filters, duplicates and scene cuts, on clips constructed to have each property."""
 
 import numpy as np
 import pytest

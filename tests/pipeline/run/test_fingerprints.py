@@ -1,4 +1,4 @@
-"""Every field of the configuration is deliberately a part of what an output is made from, or not."""
+"""Each field of the configuration is listed as affecting the output or not."""
 
 from dataclasses import dataclass
 from pathlib import Path
