@@ -132,7 +132,8 @@ def _type_name(annotation: Any) -> str:  # noqa: ANN401 - any type expression
         return "none"
     if issubclass(annotation, BaseModel):
         return f"section ({annotation.__name__})"
-    return {"str": "text", "Path": "path", "bool": "true or false"}.get(annotation.__name__, annotation.__name__)
+    name: str = annotation.__name__
+    return {"str": "text", "Path": "path", "bool": "true or false"}.get(name, name)
 
 
 def _default(field: FieldInfo) -> str:
