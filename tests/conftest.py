@@ -17,6 +17,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 COSTLY = ("step_runs", "watched_runs", "often_saved", "straight")
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in the same hook, and would run before
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Group tests by the costly fixture that they share, or by the file whose fixtures they share."""
     first: list[pytest.Item] = []

@@ -26,6 +26,7 @@ from pipeline.train.plan import describe_batches, describe_elastic, describe_ste
 from pipeline.train.world_size import fitting_worlds
 
 if TYPE_CHECKING:
+    from data.stream.loader import Subset
     from pipeline.distributed.process_group import Worker
     from pipeline.train.task import TrainTask
 
@@ -74,7 +75,8 @@ class TrainStage(Stage):
     def execute(self, run: RunContext) -> None:
         """Train on Ray's workers, or in this process and those that torchrun started with it."""
         task = self.task(run)
-        fitting = fitting_worlds(self.train, [subset.bucket for subset in task.subsets()], self.workers.num_workers)
+        subsets = task.subsets()
+        fitting = fitting_worlds(self.train, [subset.bucket for subset in subsets], self.workers.num_workers)
         stage_dir = run.folder_of(self).resolve()
         function = partial(_train_with_log, self.name, task, self.train, stage_dir)
         with self._runner(run, function, fitting) as start:
@@ -86,7 +88,7 @@ class TrainStage(Stage):
                 return
             with run.opened(self, self.inputs(run)) as opened:
                 if opened is not None:
-                    self._announce(run, task, fitting)
+                    self._announce(run, subsets, fitting)
                     self.before_training(run, opened)
                     outcome = self._watch(start, opened)
                     opened.finish(outcome.outputs, outcome.summary, run.peak_rss_bytes())
@@ -95,8 +97,8 @@ class TrainStage(Stage):
         """Not used: `execute` opens the folder inside the process group."""
         raise NotImplementedError
 
-    def _announce(self, run: RunContext, task: "TrainTask", fitting: Collection[int]) -> None:
-        for line in describe_batches(task.subsets(), self.train):
+    def _announce(self, run: RunContext, subsets: "list[Subset]", fitting: Collection[int]) -> None:
+        for line in describe_batches(subsets, self.train):
             logger.info("%s", line)
         if run.on_ray and self.workers.min_workers is not None:
             fewest, most = self.workers.min_workers, self.workers.num_workers
@@ -171,9 +173,10 @@ def _train_with_log(stage_name: str, task: "TrainTask", config: TrainConfig, sta
     from pipeline.train.loop import train
 
     with file_log(rank_log(stage_dir.parent, stage_name, worker.rank)):
-        logger.info("rank %d of %d on %s", worker.rank, worker.world_size, worker.device)
+        logger.debug("rank %d of %d on %s", worker.rank, worker.world_size, worker.device)
         try:
             train(task, config, stage_dir, worker)
         except Exception:
-            logger.exception("the training ended with an error")
+            # To the root logger, which only files listen to: the console shows the error's message at the end.
+            logging.getLogger().exception("the training ended with an error")
             raise
