@@ -92,9 +92,14 @@ class _Start:
     allow_change: list[str] | None = None
     local: bool = False
 
-    @property
     def level(self) -> int:
-        """Of the messages that are shown."""
+        """The lowest level of messages that are shown.
+
+        Raises:
+            BadParameter: both --verbose and --quiet are given.
+        """
+        if self.verbose and self.quiet:
+            raise typer.BadParameter("--verbose and --quiet contradict each other; give one of them")
         if self.quiet:
             return logging.WARNING
         return logging.DEBUG if self.verbose else logging.INFO
@@ -110,8 +115,7 @@ def _run(config: Path, stages: Collection[str], start: _Start) -> None:
     with _readable_errors(start.debug):
         from launch.config import dump_config, load_config
 
-        if start.verbose and start.quiet:
-            raise typer.BadParameter("--verbose and --quiet contradict each other; give one of them")
+        level = start.level()
         resolved = load_config(config, start.overrides or [])
         if start.dry_run:
             from launch.plan import describe_plan
@@ -124,7 +128,7 @@ def _run(config: Path, stages: Collection[str], start: _Start) -> None:
         from pipeline.run.logs import console_log
 
         is_first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun starts
-        with console_log(start.level) if is_first else nullcontext():
+        with console_log(level) if is_first else nullcontext():
             if start.allowed_changes is not None:
                 from pipeline.checkpoint.read import require_checkpoint
 
@@ -243,8 +247,12 @@ def sample(
 
         if prompts is None or output is None:
             raise typer.BadParameter("a checkpoint is sampled with --prompts FILE and --output FOLDER")
-        for line in sample_checkpoint(target, output, given, dry_run=dry_run):
-            typer.echo(line)
+        from pipeline.run.logs import console_log
+
+        with console_log(_Start(given, dry_run, verbose, quiet, debug).level()):
+            for line in sample_checkpoint(target, output, given, dry_run=dry_run):
+                if not quiet or line.startswith("warning:"):
+                    typer.echo(line)
 
 
 @app.command()

@@ -34,6 +34,12 @@ def console_log(level: int = logging.INFO) -> Iterator[None]:
         yield
 
 
+def shows_progress() -> bool:
+    """Whether progress is to be shown: not where the console is limited to warnings."""
+    handlers = [h for h in logging.getLogger(PACKAGES[0]).handlers if isinstance(h, ConsoleHandler)]
+    return not handlers or min(handler.level for handler in handlers) <= logging.INFO
+
+
 @contextmanager
 def file_log(path: Path) -> Iterator[None]:
     """Append this program's messages, and the warnings of libraries, to a file while the block runs."""

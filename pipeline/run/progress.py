@@ -9,6 +9,8 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from pipeline.run.logs import shows_progress
+
 LINE_INTERVAL_SECONDS = 10.0
 
 
@@ -18,6 +20,11 @@ class Bar(Protocol):
     def update(self, done: int, note: str = "") -> None:
         """Set the number of finished units, and a short text that is shown beside it."""
         ...
+
+
+class _SilentBar:
+    def update(self, done: int, note: str = "") -> None:
+        """Show nothing."""
 
 
 class _TerminalBar:
@@ -51,7 +58,10 @@ class _LogBar:
 
 @contextmanager
 def bar(name: str, total: int, unit: str, start: int = 0) -> Iterator[Bar]:
-    """Yield a bar for `total` units of work, of which `start` were finished before."""
+    """Yield a bar for `total` units of work, of which `start` were finished before; it is silent under `--quiet`."""
+    if not shows_progress():
+        yield _SilentBar()
+        return
     if not sys.stderr.isatty():
         yield _LogBar(name, total, unit, start)
         return

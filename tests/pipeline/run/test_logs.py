@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 from pipeline.run.logs import console_log, file_log, rank_log
+from pipeline.run.progress import bar
 
 logger = logging.getLogger("pipeline.run.somewhere")
 library = logging.getLogger("some_library")
@@ -49,3 +50,10 @@ def test_every_rank_has_a_file_of_its_own():
     paths = {rank_log(Path("runs/x"), "train dit", rank) for rank in range(3)}
     assert len(paths) == 3
     assert Path("runs/x/logs/train-dit-rank-00002.log") in paths
+
+
+def test_progress_is_silent_where_only_warnings_are_shown(capsys):
+    for level, shown in ((logging.INFO, True), (logging.WARNING, False)):
+        with console_log(level), bar("draw", 2, "videos") as progress:
+            progress.update(2)
+        assert ("draw  2/2 videos" in capsys.readouterr().out) is shown
