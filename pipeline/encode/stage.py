@@ -10,12 +10,12 @@ from models.autoencoder.config import AutoencoderConfig
 from pipeline.distributed.config import WorkersConfig
 from pipeline.encode.config import EncodeConfig
 from pipeline.run.context import RunContext
-from pipeline.run.stage import Outcome, Stage
+from pipeline.run.stage import DriverStage, Outcome
 from pipeline.run.stage_record import OpenStage
 
 
 @dataclass(frozen=True)
-class EncodeStage(Stage):
+class EncodeStage(DriverStage):
     """Encode clip shards into latent shards.
 
     Example: `reelflow encode demo`

@@ -8,7 +8,7 @@ from pipeline.evaluate.config import EvaluateConfig
 from pipeline.ingest.config import DataConfig
 from pipeline.run.context import RunContext
 from pipeline.run.fingerprints import output_settings
-from pipeline.run.stage import Outcome, Stage
+from pipeline.run.stage import DriverStage, Outcome
 from pipeline.run.stage_record import OpenStage
 
 logger = logging.getLogger(__name__)
@@ -17,7 +17,7 @@ NUM_RECONSTRUCTIONS_SHOWN = 6
 
 
 @dataclass(frozen=True)
-class EvaluateStage(Stage):
+class EvaluateStage(DriverStage):
     """Measure reconstruction and prompt adherence, and write the report.
 
     Example: `reelflow evaluate demo`

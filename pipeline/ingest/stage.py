@@ -10,7 +10,7 @@ from pipeline.distributed.config import WorkersConfig
 from pipeline.ingest.config import SYNTHETIC, DataConfig
 from pipeline.run.context import RunContext
 from pipeline.run.fingerprints import fingerprint, output_settings
-from pipeline.run.stage import Outcome, Stage
+from pipeline.run.stage import DriverStage, Outcome
 from pipeline.run.stage_record import OpenStage
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class DrawStage(Stage):
+class DrawStage(DriverStage):
     """Draw the synthetic videos."""
 
     data: DataConfig
@@ -48,7 +48,7 @@ class DrawStage(Stage):
 
 
 @dataclass(frozen=True)
-class ShardStage(Stage):
+class ShardStage(DriverStage):
     """Cut videos into WebDataset shards of captioned clips.
 
     Example: `reelflow shard real-tiny --set data.source=my/videos`

@@ -71,8 +71,16 @@ class Stage(ABC):
         """Counts the shards in the folder that the present inputs would give again; None: all are made again."""
         return None
 
+    @abstractmethod
     def execute(self, run: RunContext) -> None:
         """Run the stage if its inputs changed or it is not complete."""
+
+
+class DriverStage(Stage):
+    """A stage whose work the driver directs; trainings, which their workers direct, are `TrainStage`."""
+
+    def execute(self, run: RunContext) -> None:
+        """Open the folder, make the output, and close the folder."""
         if not self.is_needed():
             return
         with run.opened(self, self.inputs(run)) as opened:

@@ -9,7 +9,7 @@ from pipeline.distributed.config import WorkersConfig
 from pipeline.ingest.config import DataConfig
 from pipeline.run.context import RunContext
 from pipeline.run.fingerprints import fingerprint, output_settings
-from pipeline.run.stage import Outcome, Stage
+from pipeline.run.stage import DriverStage, Outcome
 from pipeline.run.stage_record import OpenStage
 from pipeline.sample.config import SampleSection
 
@@ -23,7 +23,7 @@ MAX_CAPTIONS, CLIPS_PER_CAPTION = 32, 2
 
 
 @dataclass(frozen=True)
-class SampleStage(Stage):
+class SampleStage(DriverStage):
     """Turn prompts into clips.
 
     Example: `reelflow sample runs/demo/dit --prompts prompts.txt --output clips --set sample.guidance_scale=4`

@@ -93,10 +93,6 @@ class TrainStage(Stage):
                     outcome = self._watch(start, opened)
                     opened.finish(outcome.outputs, outcome.summary, run.peak_rss_bytes())
 
-    def make(self, run: RunContext, opened: OpenStage) -> Outcome:
-        """Not used: `execute` opens the folder inside the process group."""
-        raise NotImplementedError
-
     def _announce(self, run: RunContext, subsets: "list[Subset]", fitting: Collection[int]) -> None:
         for line in describe_batches(subsets, self.train):
             logger.info("%s", line)
