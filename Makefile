@@ -9,7 +9,7 @@ demo: setup
 	@$(RUN) -m launch demo
 
 test: setup  # two at a time: much of a test is waiting for processes to start
-	@$(RUN) -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	@$(RUN) -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 test-slow: setup
 	@$(RUN) -m pytest -m slow

@@ -6,6 +6,7 @@ Imports are inside the fixtures: a test file loads only what it needs.
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,30 +14,27 @@ from testing.paths import CLIPS_DIR
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-# Fixtures that take long to make: the tests that use one run in one process (`--dist loadgroup`), and before others.
-COSTLY = ("step_runs", "watched_runs", "often_saved", "straight")
+# Folders whose files share fixtures that take minutes to make: all their tests run in one process of `pytest -n`.
+ONE_PROCESS = ("tests/pipeline/train/monitor/", "tests/pipeline/train/", "tests/pipeline/checkpoint/")
+LONG = (*ONE_PROCESS, "tests/system/", "tests/pipeline/", "tests/launch/")
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in the same hook, and would run before
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Group tests by the costly fixture that they share, or by the file whose fixtures they share."""
-    first: list[pytest.Item] = []
-    others: list[pytest.Item] = []
-    for item in items:
-        names = getattr(item, "fixturenames", ())
-        group = next((name for name in COSTLY if name in names), None)
-        if group is None and _shares_fixtures_of_its_file(item):
-            group = item.nodeid.split("::")[0]
-        if group is not None:
-            item.add_marker(pytest.mark.xdist_group(group))
-        (others if group is None else first).append(item)
-    items[:] = first + others
+    """Begin with the tests that take long, so that no process ends long after the others."""
+    items.sort(key=lambda item: next((n for n, folder in enumerate(LONG) if item.nodeid.startswith(folder)), len(LONG)))
 
 
-def _shares_fixtures_of_its_file(item: pytest.Item) -> bool:
-    info = getattr(item, "_fixtureinfo", None)
-    definitions = info.name2fixturedefs.values() if info is not None else ()
-    return any(definition.scope in ("module", "class") for stack in definitions for definition in stack)
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:  # noqa: ANN401 - of xdist, which has no types
+    """Give each process whole files, and of the folders above all files."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFixtures(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.split("::")[0]
+            return next((folder for folder in ONE_PROCESS if file.startswith(folder)), file)
+
+    return ByFixtures(config, log)
 
 
 @pytest.fixture(scope="session")
