@@ -6,7 +6,6 @@ These names may change with any release, so `import_deepspeed` refuses versions 
 import importlib
 import logging
 import os
-import re
 import sys
 from datetime import timedelta
 from importlib.metadata import version
@@ -14,13 +13,13 @@ from itertools import chain
 from typing import Any
 
 import torch
+from packaging.specifiers import SpecifierSet
 from torch import Tensor
 from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from data.errors import ReelflowError
 from pipeline.engine.fragment import Extent, share
 
-OLDEST_VERSION, FIRST_UNSUPPORTED_VERSION = (0, 19, 8), (0, 20)
 SUPPORTED_VERSIONS = ">=0.19.8,<0.20"
 """The same range as in pyproject.toml."""
 
@@ -55,8 +54,7 @@ def check_version(installed: str) -> None:
     Raises:
         DeepSpeedVersionError: names the installed version and the command that installs a supported one.
     """
-    numbers = tuple(int(number) for number in re.findall(r"\d+", installed)[:3])
-    if not OLDEST_VERSION <= numbers < FIRST_UNSUPPORTED_VERSION:
+    if not SpecifierSet(SUPPORTED_VERSIONS).contains(installed, prereleases=True):
         raise DeepSpeedVersionError(
             f"DeepSpeed {installed} is installed, but reelflow uses names inside DeepSpeed that were tested with "
             f"{SUPPORTED_VERSIONS} only: pip install 'deepspeed{SUPPORTED_VERSIONS}'"
