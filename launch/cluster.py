@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,6 +12,8 @@ from data.errors import ReelflowError
 from launch.config import ClusterConfig
 
 PROJECT_DIR = Path(__file__).resolve().parent.parent
+HEALTH_CHECK_SECONDS = "0.5"
+"""How often Ray Train looks after its workers."""
 
 
 class ClusterError(ReelflowError, RuntimeError):
@@ -26,7 +28,7 @@ def worker_environment(threads: int) -> dict[str, str]:
         # Freed activations go back to malloc, not to the kernel: otherwise every step faults its pages in again.
         "MALLOC_MMAP_THRESHOLD_": str(2**30),
         "MALLOC_TRIM_THRESHOLD_": str(2**30),
-        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": HEALTH_CHECK_SECONDS,
         "TOKENIZERS_PARALLELISM": "false",
     }
     if not any(Path("/dev").glob("nvidia[0-9]*")):
@@ -38,41 +40,75 @@ def worker_environment(threads: int) -> dict[str, str]:
 def connected(config: ClusterConfig) -> Iterator[None]:
     """Join the configured cluster, or start one for as long as the block runs.
 
+    A program that has connected to Ray before keeps its connection, and its workers their environment.
+
     Raises:
-        ClusterError: no cluster answers at the address, or it lacks what the workers ask for.
+        ClusterError: no cluster answers at the address, the program is connected to another one, or the cluster lacks
+            what the workers ask for.
     """
-    environment = worker_environment(config.workers.cpus_per_worker)
     address = config.address or os.environ.get("RAY_ADDRESS")
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", environment["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"])
+    if ray.is_initialized():
+        _check_address(address)
+        _check_resources(config)
+        yield
+        return
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", HEALTH_CHECK_SECONDS)
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
     # It tells training functions that ask for it that their node is to be drained. Ours do not ask, and start sooner.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    common = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": False}
     try:
-        if address:
-            ray.init(address=address, runtime_env={"env_vars": environment}, **common)
-        else:
-            needed = config.workers.num_workers * config.workers.cpus_per_worker
-            environment["PYTHONPATH"] = os.pathsep.join([str(PROJECT_DIR), os.environ.get("PYTHONPATH", "")])
-            ray.init(
-                address="local",
-                num_cpus=max(needed, os.cpu_count() or 1),
-                include_dashboard=False,
-                object_store_memory=config.object_store_mib * 2**20,
-                runtime_env={"env_vars": environment},
-                **common,
-            )
-    except (ConnectionError, ValueError) as error:
-        raise ClusterError(
-            f"no Ray cluster answers at {address}: {error}; start one with `ray start --head`, "
-            "or leave cluster.address out to run on this machine"
-        ) from error
-    try:
+        _connect(address, config)
         _check_resources(config)
         yield
     finally:
         ray.shutdown()
+
+
+def _connect(address: str | None, config: ClusterConfig) -> None:
+    """Join the cluster at `address`, or start one on this machine where it is None."""
+    environment = worker_environment(config.workers.cpus_per_worker)
+    common = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": False}
+    if address:
+        try:
+            ray.init(address=address, runtime_env={"env_vars": environment}, **common)
+        except (ConnectionError, ValueError) as error:
+            raise ClusterError(
+                f"no Ray cluster answers at {address}: {error}; start one with `ray start --head`, "
+                "or leave cluster.address out to run on this machine"
+            ) from error
+        return
+    environment["PYTHONPATH"] = os.pathsep.join([str(PROJECT_DIR), os.environ.get("PYTHONPATH", "")])
+    needed = config.workers.num_workers * config.workers.cpus_per_worker
+    with _exported(environment):  # what Ray starts here inherits it; workers with a runtime environment start later
+        ray.init(
+            address="local",
+            num_cpus=max(needed, os.cpu_count() or 1),
+            include_dashboard=False,
+            object_store_memory=config.object_store_mib * 2**20,
+            **common,
+        )
+
+
+@contextmanager
+def _exported(environment: Mapping[str, str]) -> Iterator[None]:
+    """Variables of this process's environment while the block runs."""
+    before = dict(os.environ)
+    os.environ.update(environment)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def _check_address(address: str | None) -> None:
+    joined = ray.get_runtime_context().gcs_address
+    if address not in (None, "auto", "local", joined):
+        raise ClusterError(
+            f"this program is connected to the Ray cluster at {joined}, not to {address}: call ray.shutdown() first, "
+            "or leave cluster.address out"
+        )
 
 
 def _check_resources(config: ClusterConfig) -> None:

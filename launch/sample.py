@@ -15,7 +15,7 @@ from pipeline.report.gallery import GALLERY_NAME, write_gallery
 from pipeline.sample.config import SampleSection
 from pipeline.sample.job import sample_clips
 from pipeline.sample.requests import order_buckets, plan_requests, read_prompts
-from pipeline.sample.sampler import settings_text, trained_buckets
+from pipeline.sample.sampler import check_can_sample, settings_text, trained_buckets
 
 
 class SamplingConfig(Settings):
@@ -38,8 +38,9 @@ def sample_checkpoint(target: Path, output_dir: Path, overrides: Sequence[str], 
 
     Raises:
         CheckpointError: the checkpoint cannot be sampled.
+        TextEncoderError: its text encoder is missing or another one.
         PromptError: the prompts file cannot be used.
-        ConfigError: a setting is wrong. All three are raised before Ray starts.
+        ConfigError: a setting is wrong. All are raised before Ray starts.
     """
     tree: dict = {}
     for override in overrides:
@@ -53,7 +54,7 @@ def sample_checkpoint(target: Path, output_dir: Path, overrides: Sequence[str], 
     checkpoint = open_checkpoint(target)
     prompts, warnings = read_prompts(config.sample.prompts)
     sampler = config.sample.sampler()
-    checkpoint.kind_of(sampler.weights)  # raises here rather than in every worker
+    check_can_sample(checkpoint, sampler)
     settings = settings_text(checkpoint, sampler)
     names = order_buckets([bucket.name for bucket in trained_buckets(checkpoint)], sampler.bucket, prompts)
     requests = plan_requests(prompts, config.sample.guidance_scales, config.seed, settings, names)

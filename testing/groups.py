@@ -1,5 +1,6 @@
 """Worker processes over gloo without Ray, started once for many jobs."""
 
+import multiprocessing
 import os
 import warnings
 from collections.abc import Callable
@@ -27,7 +28,9 @@ def run_jobs(jobs: list[Job], folder: Path) -> None:
     All processes of a group must have run the same jobs: DeepSpeed numbers modules by a counter that it never resets.
     """
     ordered = sorted(jobs, key=lambda job: -job.world_size)
-    mp.spawn(_member, (ordered, folder), nprocs=ordered[0].world_size)
+    # Forked from a process that has imported what takes seconds: the result is that of new processes, sooner.
+    multiprocessing.set_forkserver_preload(["pipeline.train.loop"])
+    mp.start_processes(_member, (ordered, folder), nprocs=ordered[0].world_size, start_method="forkserver")
 
 
 def _member(rank: int, jobs: list[Job], folder: Path) -> None:

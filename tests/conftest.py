@@ -4,7 +4,6 @@ Imports are inside the fixtures: a test file loads only what it needs.
 """
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,8 @@ import pytest
 from testing.paths import CLIPS_DIR
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Idle workers that Ray keeps for what comes next: more than the default, one a CPU, so that fewer start anew.
+os.environ.setdefault("RAY_num_workers_soft_limit", "6")
 
 # Folders whose files share fixtures that take minutes to make: all their tests run in one process of `pytest -n`.
 ONE_PROCESS = ("tests/pipeline/train/monitor/", "tests/pipeline/train/", "tests/pipeline/checkpoint/")
@@ -45,13 +46,11 @@ def clips_dir() -> Path:
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    """A local Ray cluster with two workers, the default of every run."""
-    from launch.cluster import connected
-    from launch.config import ClusterConfig
+def cluster() -> None:
+    """A local Ray cluster with two workers, which the tests of one process share: commands that run here join it."""
+    from testing.clusters import share_cluster
 
-    with connected(ClusterConfig(object_store_mib=128)):
-        yield
+    share_cluster()
 
 
 @pytest.fixture(scope="session")

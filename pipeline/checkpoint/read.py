@@ -74,8 +74,11 @@ def _file_damage(path: Path, file: FileRecord, *, content: bool) -> str | None:
     return None
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
-    """A checkpoint from its own folder, or the latest of a run's folder, its checksums verified.
+def open_checkpoint(path: Path, *, verify: bool = True) -> Checkpoint:
+    """A checkpoint from its own folder, or the latest of a run's folder.
+
+    Args:
+        verify: compare the checksums of all files, which are read in full; False: read `checkpoint.json` only.
 
     Raises:
         CheckpointError: there is none, or it is damaged; the message names the file and the way out.
@@ -91,7 +94,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
             f"{path} is not a checkpoint: it holds no {CHECKPOINT_RECORD_NAME} (nor {LATEST_NAME}, as a run's folder "
             f"does); train first, or name a folder like runs/NAME/dit"
         )
-    if damage := find_damage(path):
+    if verify and (damage := find_damage(path)):
         raise CheckpointError(f"{'; '.join(damage)}; restore it, or point {LATEST_NAME} to an older checkpoint")
     return Checkpoint(path, read_checkpoint_record(path))
 

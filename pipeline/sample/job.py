@@ -14,17 +14,15 @@ import torch
 from data.files.jsonl import publish_jsonl
 from data.files.publish import publish_bytes
 from data.video.codec import encode_clip
-from models.flow.spec import FlowSpec
 from pipeline.checkpoint.read import open_checkpoint
-from pipeline.checkpoint.record import Checkpoint, CheckpointError
+from pipeline.checkpoint.record import Checkpoint
 from pipeline.distributed.actor_pool import results_of_actors
 from pipeline.distributed.config import WorkersConfig
-from pipeline.encode.captions import check_same_encoder
 from pipeline.run.progress import bar
 from pipeline.sample.config import SampleConfig
 from pipeline.sample.outputs import SAMPLES_NAME, SampledClip, read_samples
 from pipeline.sample.requests import PromptRequest
-from pipeline.sample.sampler import ClipSampler, text_encoder_folder, text_encoder_of
+from pipeline.sample.sampler import ClipSampler
 
 
 class SamplerActor:
@@ -59,18 +57,8 @@ def sample_clips(
     Returns:
         All clips, in the order of the requests.
 
-    Raises:
-        CheckpointError: the checkpoint was not trained for the schedule.
-        TextEncoderError: its text encoder is missing or another one.
+    The settings have passed `check_can_sample`.
     """
-    encoder = text_encoder_of(checkpoint)
-    if encoder is not None:
-        check_same_encoder(encoder, text_encoder_folder(encoder, config))
-    if config.schedule != "full_sequence" and FlowSpec(**checkpoint.record.trained["flow"]).times_per != "frame":
-        raise CheckpointError(
-            f"sample.schedule is {config.schedule!r}, but {checkpoint.folder} was trained with one time for all "
-            "frames: use full_sequence, or train with dit.flow.times_per=frame"
-        )
     output_dir.mkdir(parents=True, exist_ok=True)
     made = {clip.request.id: clip for clip in read_samples(output_dir) if (output_dir / clip.file).is_file()}
     missing = [request for request in requests if request.id not in made]

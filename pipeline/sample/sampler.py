@@ -14,7 +14,7 @@ from models.networks.config import read_network_config
 from models.text.pretrained import PretrainedTextEncoder
 from pipeline.checkpoint.adapters import network_weights
 from pipeline.checkpoint.record import Checkpoint, CheckpointError
-from pipeline.encode.captions import byte_captions
+from pipeline.encode.captions import byte_captions, check_same_encoder
 from pipeline.encode.chunks import decode_clips
 from pipeline.encode.codec import AUTOENCODER_NAME, load_autoencoder
 from pipeline.encode.statistics import denormalize
@@ -47,6 +47,24 @@ def text_encoder_of(checkpoint: Checkpoint) -> TextEncoderRecord | None:
 def text_encoder_folder(encoder: TextEncoderRecord, config: SampleConfig) -> Path:
     """The folder to load that encoder from."""
     return Path(encoder.folder) if config.text_encoder is None else config.text_encoder.expanduser().resolve()
+
+
+def check_can_sample(checkpoint: Checkpoint, config: SampleConfig) -> None:
+    """Refuse settings that the checkpoint cannot be sampled with, before Ray starts and earlier samples are archived.
+
+    Raises:
+        CheckpointError: it holds no such weights, or was not trained for the schedule.
+        TextEncoderError: its text encoder is missing or another one.
+    """
+    checkpoint.kind_of(config.weights)
+    encoder = text_encoder_of(checkpoint)
+    if encoder is not None:
+        check_same_encoder(encoder, text_encoder_folder(encoder, config))
+    if config.schedule != "full_sequence" and FlowSpec(**checkpoint.record.trained["flow"]).times_per != "frame":
+        raise CheckpointError(
+            f"sample.schedule is {config.schedule!r}, but {checkpoint.folder} was trained with one time for all "
+            "frames: use full_sequence, or train with dit.flow.times_per=frame"
+        )
 
 
 def settings_text(checkpoint: Checkpoint, config: SampleConfig) -> str:

@@ -45,8 +45,21 @@ class SampleStage(DriverStage):
         return f"{config.solver}, {config.steps} steps, guidance {config.guidance_scale:g}"
 
     def settings(self, run: RunContext) -> dict[str, Any]:
-        """How clips are sampled, and of which prompts."""
+        """How clips are sampled, and of which prompts.
+
+        What cannot be sampled is refused here, before earlier samples are archived.
+
+        Raises:
+            PromptError: the prompts file cannot be used, or asks for a bucket that was not trained.
+            CheckpointError: the checkpoint was not trained for these settings.
+            TextEncoderError: its text encoder is missing or another one.
+        """
+        from pipeline.checkpoint.read import open_checkpoint
+        from pipeline.sample.sampler import check_can_sample
+
         prompts, warnings = self._prompts(run)
+        self._buckets(run, prompts)
+        check_can_sample(open_checkpoint(run.run_dir / "dit", verify=False), self.config.sampler())
         for warning in warnings:
             logger.warning("  warning: %s", warning)
         return {
@@ -58,26 +71,31 @@ class SampleStage(DriverStage):
 
     def make(self, run: RunContext, opened: OpenStage) -> Outcome:
         """Sample every clip that is missing."""
-        from data.dataset.manifest import read_manifest
         from data.files.publish import publish_text
         from pipeline.checkpoint.read import open_checkpoint
         from pipeline.report.gallery import GALLERY_NAME, write_gallery
         from pipeline.sample.job import sample_clips
         from pipeline.sample.outputs import SAMPLES_NAME
-        from pipeline.sample.requests import format_prompts, order_buckets, plan_requests
+        from pipeline.sample.requests import format_prompts, plan_requests
         from pipeline.sample.sampler import settings_text
 
         prompts, _ = self._prompts(run)
         publish_text(opened.folder / "prompts.jsonl", format_prompts(prompts))
         checkpoint, sampler = open_checkpoint(run.run_dir / "dit"), self.config.sampler()
-        trained = [record.bucket.name for record in read_manifest(run.run_dir / "latents").buckets]
-        names = order_buckets(trained, self.config.bucket, prompts)
-        address = settings_text(checkpoint, sampler)
+        address, names = settings_text(checkpoint, sampler), self._buckets(run, prompts)
         requests = plan_requests(prompts, self.config.guidance_scales, self.seed, address, names)
         clips = sample_clips(checkpoint, requests, opened.folder, sampler, self.workers)
         write_gallery(opened.folder, [clip.shown() for clip in clips])
         outputs = [opened.folder / name for name in (SAMPLES_NAME, GALLERY_NAME, *(clip.file for clip in clips))]
         return Outcome(outputs, {"clips": len(clips)})
+
+    def _buckets(self, run: RunContext, prompts: "list[Prompt]") -> list[str]:
+        """Names of the buckets that were trained, the one for prompts without a bucket first."""
+        from data.dataset.manifest import read_manifest
+        from pipeline.sample.requests import order_buckets
+
+        trained = [record.bucket.name for record in read_manifest(run.run_dir / "latents").buckets]
+        return order_buckets(trained, self.config.bucket, prompts)
 
     def _prompts(self, run: RunContext) -> "tuple[list[Prompt], list[str]]":
         """The prompts file and what is odd in it; without one, held-out combinations, or captions of real videos."""

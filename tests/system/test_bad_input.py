@@ -13,7 +13,7 @@ from testing.commands import TINY, launch, launch_here
 
 
 @pytest.fixture
-def config(tmp_path) -> Path:
+def config(cluster, tmp_path) -> Path:
     path = tmp_path / "tiny.yaml"
     path.write_text(TINY.format(runs=tmp_path / "runs"), encoding="utf-8")
     return path
@@ -48,7 +48,7 @@ def test_a_corrupt_video_among_good_ones_goes_to_quarantine(config, tmp_path):
     (source / "moves" / "broken.mp4").write_bytes(clips[-1][: len(clips[-1]) // 3])
     (source / "moves" / "empty.mp4").touch()
     (source / "moves" / "text.mp4").write_text("hello")
-    done = launch("shard", str(config), "--set", f"data.source={source}")
+    done = launch_here("shard", str(config), "--set", f"data.source={source}")
     assert done.returncode == 0, done.stderr
     assert "clips 3, filtered 0, quarantined 3" in done.stdout
     quarantine = (tmp_path / "runs" / "tiny" / "clips" / "quarantine.jsonl").read_text(encoding="utf-8")

@@ -183,7 +183,7 @@ def test_more_steps_go_on_from_its_checkpoint(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def fresh(tmp_path_factory):
+def fresh(cluster, tmp_path_factory):
     """The folder of a run of the stages up to the DiT's training, by the code as it is."""
     folder = tmp_path_factory.mktemp("fresh")
     options = [str(CONFIG), *placed(folder)]

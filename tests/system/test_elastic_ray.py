@@ -52,7 +52,9 @@ def test_a_lost_node_takes_workers_and_no_sample(tmp_path, monkeypatch):
     from ray.cluster_utils import Cluster
 
     from launch.cluster import connected
+    from testing.clusters import leave_cluster
 
+    leave_cluster()
     data, run_dir, straight = tmp_path / "data", tmp_path / "elastic", tmp_path / "straight"
     for folder in (data, run_dir, straight):
         folder.mkdir()

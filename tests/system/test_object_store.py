@@ -22,9 +22,12 @@ from data.dataset.buckets import Bucket
 from data.dataset.index import read_index
 from data.synthetic import combinations, random_scene, render
 from data.video.codec import encode_clip
+from launch.cluster import connected
+from launch.config import ClusterConfig
 from launch.errors import describe
 from pipeline.ingest.config import ShardConfig
 from pipeline.ingest.shard import make_shards
+from testing.clusters import leave_cluster
 
 REGION = {"AWS_DEFAULT_REGION": "us-east-1"}
 
@@ -47,10 +50,7 @@ VIDEOS = {"walk/a.mp4": video(0), "walk/sub/b.mp4": video(1, 24), "c.mp4": video
 
 @pytest.fixture(scope="module", autouse=True)
 def store(tmp_path_factory) -> Iterator[str]:
-    """The address of a store with a bucket that may be read and one that may not; the environment names it.
-
-    Before the cluster starts, so that its workers inherit it, as they would from a user's shell.
-    """
+    """The address of a store with a bucket that may be read and one that may not; the environment names it."""
     log = tmp_path_factory.mktemp("moto") / "log"
     environment = {**os.environ, **REGION, "INITIAL_NO_AUTH_ACTION_COUNT": "1000"}
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"]
@@ -72,6 +72,14 @@ def store(tmp_path_factory) -> Iterator[str]:
         finally:
             server.terminate()
             server.wait()
+
+
+@pytest.fixture(scope="module")
+def cluster(store) -> Iterator[None]:
+    """A cluster of these tests alone, whose workers inherit the store's address and key."""
+    leave_cluster()
+    with connected(ClusterConfig(object_store_mib=128)):
+        yield
 
 
 def fill(address: str) -> dict[str, str]:

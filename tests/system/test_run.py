@@ -19,25 +19,23 @@ from data.files.publish import TEMPORARY_PREFIX
 from data.video.codec import decode_clip
 from pipeline.checkpoint.read import open_checkpoint
 from pipeline.checkpoint.record import CheckpointError
-from pipeline.distributed.config import WorkersConfig
 from pipeline.run.stage_record import read_stage_record
 from pipeline.sample.config import SampleConfig
-from pipeline.sample.job import sample_clips
 from pipeline.sample.outputs import read_samples
 from pipeline.sample.requests import PromptRequest
-from pipeline.sample.sampler import ClipSampler
+from pipeline.sample.sampler import ClipSampler, check_can_sample
 from pipeline.train.monitor.metrics import read_metrics
 from testing.commands import TINY, launch, launch_here
 from testing.paths import ROOT
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(cluster, tmp_path_factory):
     """A finished run of every stage."""
     folder = tmp_path_factory.mktemp("road")
     config = folder / "tiny.yaml"
     config.write_text(TINY.format(runs=folder / "runs"), encoding="utf-8")
-    done = launch("run", str(config))
+    done = launch_here("run", str(config))
     assert done.returncode == 0, done.stderr
     return config, folder / "runs" / "tiny", done.stdout
 
@@ -120,7 +118,7 @@ def test_a_changed_setting_is_said_and_the_old_output_is_kept(run, tmp_path):
 
 def test_more_steps_go_on_from_the_checkpoint(run):
     config, run_dir, _ = run
-    more = launch_here("train", "dit", str(config), "--set", "dit.train.steps=8", "--resume")
+    more = launch_here("train", "dit", str(config), "--set", "dit.train.steps=8", "--resume", "--local")
     assert more.returncode == 0, more.stderr
     assert "resuming from step 6" in more.stdout
     assert [row["step"] for row in read_metrics(run_dir / "dit")] == list(range(1, 9))
@@ -239,7 +237,7 @@ def test_other_paths_and_predictions_train_and_sample(run, tmp_path, flow):
             assert calls == steps
         else:
             with pytest.raises(CheckpointError, match="trained with one time for all frames"):
-                sample_clips(checkpoint, [request], tmp_path / "clips", settings, WorkersConfig())
+                check_can_sample(checkpoint, settings)
 
 
 def test_captions_that_are_cut_are_said(run, tmp_path):

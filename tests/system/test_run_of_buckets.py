@@ -27,7 +27,7 @@ TRAIN = {"steps": 6, "global_batch": 4, "batch_multiple": 2, "checkpoint_every_s
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(cluster, tmp_path_factory):
     """A finished run of every stage: wide and tall videos in one folder, short ones in another."""
     folder = tmp_path_factory.mktemp("buckets")
     for number in range(8):
@@ -100,11 +100,15 @@ def test_each_prompt_gets_its_shape(run):
     assert (run_dir / "report.html").is_file()
 
 
-def test_an_unknown_shape_is_refused(run):
-    path, _, _ = run
+def test_an_unknown_shape_is_refused_and_earlier_samples_stay(run):
+    path, run_dir, _ = run
     done = launch_here("sample", str(path), "--set", "sample.bucket=9x48x48@8")
     assert done.returncode == 1
     assert "sample.bucket is '9x48x48@8', but the training was on 9x32x64@8, 9x64x32@8, 5x48x48@8" in done.stderr
+    schedule = launch_here("sample", str(path), "--set", "sample.schedule=pyramid")
+    assert schedule.returncode == 1
+    assert "sample.schedule is 'pyramid', but" in schedule.stderr
+    assert not list(run_dir.glob("samples.*"))
 
 
 def test_a_changed_video_is_encoded_anew_and_no_other(cluster, run, tmp_path):

@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, text_encoder_dir):
+def run(cluster, tmp_path_factory, text_encoder_dir):
     """A finished run of every stage, with previews while training."""
     base = tmp_path_factory.mktemp("text-road")
     config = base / "tiny.yaml"
