@@ -31,7 +31,7 @@ def truncate(path: Path) -> None:
     os.truncate(path, path.stat().st_size // 2)
 
 
-MANY = CONFIG.model_copy(update={"steps": 200, "schedule": "constant", "checkpoint_every_steps": 200})
+MANY = CONFIG.model_copy(update={"steps": 80, "schedule": "constant", "checkpoint_every_steps": 80})
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import pytest
 from pipeline.distributed.torchrun import train_here
 from pipeline.train.loop import train
 from testing.often_saved import OFTEN
+from testing.processes import train_in_processes
 from testing.tiny import CONFIG, make_task, write_latents
 
 
@@ -42,3 +43,12 @@ def straight(tmp_path_factory):
     task = make_task(folder)
     train_here(partial(train, task, CONFIG, run_dir), 1)
     return task, folder, run_dir
+
+
+@pytest.fixture(scope="session")
+def two_workers(straight, tmp_path_factory):
+    """The same eight steps on two workers, which torchrun started."""
+    _, folder, _ = straight
+    run_dir = tmp_path_factory.mktemp("two-workers")
+    train_in_processes(folder, run_dir, world_size=2, steps=8)
+    return run_dir

@@ -10,13 +10,10 @@ from safetensors import safe_open
 
 from pipeline.checkpoint.read import open_checkpoint
 from pipeline.checkpoint.record import CheckpointError
-from testing.processes import train_in_processes
 
 
-def test_fragments_tile_every_parameter_once(straight, tmp_path):
-    _, folder, _ = straight
-    train_in_processes(folder, tmp_path, world_size=2, steps=1)
-    checkpoint = open_checkpoint(tmp_path)
+def test_fragments_tile_every_parameter_once(two_workers):
+    checkpoint = open_checkpoint(two_workers)
     covered = {
         name: torch.zeros(int(np.prod(shape)), dtype=torch.int) for name, shape in checkpoint.record.parameters.items()
     }

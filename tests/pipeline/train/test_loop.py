@@ -100,11 +100,10 @@ def test_stop_and_resume_is_bit_identical(straight, tmp_path):
         assert all(torch.equal(one[name], two[name]) for name in one)
 
 
-def test_two_workers_see_the_same_samples_and_reach_the_same_losses(straight, tmp_path):
-    _, folder, run_dir = straight
-    train_in_processes(folder, tmp_path, world_size=2, steps=8)
-    np.testing.assert_allclose(losses(tmp_path), losses(run_dir), rtol=2e-5)
-    checkpoint = open_checkpoint(tmp_path)
+def test_two_workers_see_the_same_samples_and_reach_the_same_losses(straight, two_workers):
+    _, _, run_dir = straight
+    np.testing.assert_allclose(losses(two_workers), losses(run_dir), rtol=2e-5)
+    checkpoint = open_checkpoint(two_workers)
     assert checkpoint.record.world_size == 2
     assert checkpoint.record.cursor == 32
     one, two = load_weights(open_checkpoint(run_dir)), load_weights(checkpoint)
@@ -112,9 +111,9 @@ def test_two_workers_see_the_same_samples_and_reach_the_same_losses(straight, tm
         torch.testing.assert_close(one[name], two[name], rtol=1e-3, atol=1e-4)
 
 
-def test_a_checkpoint_of_two_workers_resumes_on_one(straight, tmp_path):
-    task, folder, run_dir = straight
-    train_in_processes(folder, tmp_path, world_size=2, steps=8)
+def test_a_checkpoint_of_two_workers_resumes_on_one(straight, two_workers, tmp_path):
+    task, _, run_dir = straight
+    shutil.copytree(two_workers, tmp_path, dirs_exist_ok=True)
     shutil.rmtree(tmp_path / "checkpoints" / "step_0000008")  # as if it had stopped after step 4
     (tmp_path / "latest").write_text("step_0000004\n")
     before = load_weights(open_checkpoint(tmp_path), "master")
