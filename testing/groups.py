@@ -14,6 +14,9 @@ import torch.multiprocessing as mp
 from pipeline.distributed.process_group import Worker, leave_process_group
 
 
+IMPORTED_ONCE = ["pipeline.train.loop", "deepspeed", "pandas", "torch._dynamo", "torch.utils.tensorboard"]
+
+
 class Job(NamedTuple):
     """`function(worker, *arguments)` on each of `world_size` workers."""
 
@@ -29,7 +32,7 @@ def run_jobs(jobs: list[Job], folder: Path) -> None:
     """
     ordered = sorted(jobs, key=lambda job: -job.world_size)
     # Forked from a process that has imported what takes seconds: the result is that of new processes, sooner.
-    multiprocessing.set_forkserver_preload(["pipeline.train.loop"])
+    multiprocessing.set_forkserver_preload(IMPORTED_ONCE)
     mp.start_processes(_member, (ordered, folder), nprocs=ordered[0].world_size, start_method="forkserver")
 
 
