@@ -13,7 +13,6 @@ import torch.multiprocessing as mp
 
 from pipeline.distributed.process_group import Worker, leave_process_group
 
-
 IMPORTED_ONCE = ["pipeline.train.loop", "deepspeed", "pandas", "torch._dynamo", "torch.utils.tensorboard"]
 
 
