@@ -93,13 +93,16 @@ def _connect(address: str | None, config: ClusterConfig) -> None:
 @contextmanager
 def _exported(environment: Mapping[str, str]) -> Iterator[None]:
     """Variables of this process's environment while the block runs."""
-    before = dict(os.environ)
+    before = {name: os.environ.get(name) for name in environment}
     os.environ.update(environment)
     try:
         yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
+    finally:  # what Ray itself has set stays
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _check_address(address: str | None) -> None:
