@@ -53,7 +53,7 @@ def test_every_test_video_ends_in_exactly_one_place(cluster, clips_dir, tmp_path
 
 
 def reads(process: psutil.Process, path: Path) -> bool:
-    """Whether a process has a file open. Faster than psutil's own way, so that a file is not closed before it is seen."""
+    """Whether a process has a file open; quicker than psutil tells, so that a file that is open briefly is seen."""
     descriptors = Path(f"/proc/{process.pid}/fd")
     try:
         return any(link.readlink() == path for link in descriptors.iterdir())
