@@ -54,10 +54,11 @@ def sample_clips(
 ) -> list[SampledClip]:
     """Sample the requests whose clips do not exist yet, on the connected Ray cluster.
 
+    Args:
+        config: settings that have passed `check_can_sample`.
+
     Returns:
         All clips, in the order of the requests.
-
-    The settings have passed `check_can_sample`.
     """
     output_dir.mkdir(parents=True, exist_ok=True)
     made = {clip.request.id: clip for clip in read_samples(output_dir) if (output_dir / clip.file).is_file()}

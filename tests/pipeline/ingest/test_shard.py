@@ -3,6 +3,7 @@
 import signal
 import threading
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -61,16 +62,24 @@ def reads(process: psutil.Process, path: Path) -> bool:
         return False
 
 
+def is_decoder(process: psutil.Process) -> bool:
+    """Whether it is a worker of the isolating pool; one that has ended is none."""
+    try:
+        return "_Runner" in process.name()
+    except psutil.NoSuchProcess:
+        return False
+
+
 def signal_readers(path: Path, number: signal.Signals, stopped: threading.Event) -> None:
     """Send a signal to each decoding worker that opens a file, for as long as a test runs."""
     signalled: set[int] = set()
     while not stopped.is_set():
-        children = psutil.Process().children(recursive=True)
-        workers = [child for child in children if child.is_running() and "_Runner" in child.name()]
+        workers = [child for child in psutil.Process().children(recursive=True) if is_decoder(child)]
         for _ in range(30):
             for worker in workers:
                 if worker.pid not in signalled and reads(worker, path):
-                    worker.send_signal(number)
+                    with suppress(psutil.NoSuchProcess):
+                        worker.send_signal(number)
                     signalled.add(worker.pid)
             stopped.wait(0.002)
 
