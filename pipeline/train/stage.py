@@ -74,6 +74,7 @@ class TrainStage(Stage):
 
     def execute(self, run: RunContext) -> None:
         """Train on Ray's workers, or in this process and those that torchrun started with it."""
+        inputs = self.inputs(run)  # first: it says which stage has to be run before
         task = self.task(run)
         subsets = task.subsets()
         fitting = fitting_worlds(self.train, [subset.bucket for subset in subsets], self.workers.num_workers)
@@ -86,7 +87,7 @@ class TrainStage(Stage):
                 with sigterm_stops(stage_dir):
                     start()
                 return
-            with run.opened(self, self.inputs(run)) as opened:
+            with run.opened(self, inputs) as opened:
                 if opened is not None:
                     self._announce(run, subsets, fitting)
                     self.before_training(run, opened)

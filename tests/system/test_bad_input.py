@@ -83,6 +83,8 @@ def test_missing_checkpoints(config, tmp_path):
     said = refused("sample", str(tmp_path / "none"), "--prompts", str(prompts), "--output", str(tmp_path / "out"))
     assert "is not a checkpoint" in said
     assert "is not finished; run `train dit` first" in refused("sample", str(config))
+    assert "clips is not finished; run `shard` first" in refused("train", "autoencoder", str(config))
+    assert "latents is not finished; run `encode` first" in refused("train", "dit", str(config), "--local")
     assert "holds no checkpoint to resume from" in refused("train", "dit", str(config), "--resume")
 
 
