@@ -1,6 +1,7 @@
 """Gaussian data, whose flow is known in closed form on every path."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
@@ -17,6 +18,7 @@ from models.flow.path import (
     VarianceExplodingPath,
     VariancePreservingPath,
 )
+from models.flow.solver import Noise
 from models.flow.spec import Prediction
 
 PATHS = [
@@ -74,3 +76,40 @@ class GaussianData:
     def field(self) -> Field:
         """The velocity as a field on its path."""
         return Field(self.velocity, self.path)
+
+
+@dataclass(frozen=True)
+class VideoData:
+    """An AR(1) "video": zero mean, frames correlated by rho^|i - j|, with times per frame."""
+
+    path: Path
+    covariance: Tensor
+
+    def velocity(self, x: Tensor, t: Tensor) -> Tensor:
+        """The marginal velocity, for states (b 1 frames) and times per sample or per frame."""
+        at = self.path.at(t, x)
+        a, b = (value.expand_as(x)[:, 0] for value in (at.a, at.b))  # b frames
+        joint = a[:, :, None] * self.covariance * a[:, None] + torch.diag_embed(b**2)
+        solved = torch.linalg.solve(joint, x[:, 0, :, None])  # joint^-1 x
+        data = (self.covariance @ (a[:, :, None] * solved))[..., 0][:, None]
+        noise = (b[:, :, None] * solved)[..., 0][:, None]
+        return at.velocity(noise, data)
+
+
+def ar1(num_frames: int, rho: float) -> Tensor:
+    """The covariance rho^|i - j|."""
+    frames = torch.arange(num_frames, dtype=torch.float64)
+    return rho ** (frames[:, None] - frames).abs()
+
+
+def affine_moments(
+    sample: Callable[[Tensor, Noise], Tensor], num_noises: int, std_0: float = 1.0
+) -> tuple[float, float]:
+    """Mean and variance of sample(x, noises) for x ~ N(0, std_0²) and standard normal noises, exactly.
+
+    The map is affine on Gaussian data: one row probes the constant, one the start, one each noise.
+    """
+    probes = torch.cat([torch.zeros(1, num_noises + 1), torch.eye(num_noises + 1)]).double()
+    out = sample(std_0 * probes[:, :1], lambda step: probes[:, 1 + step : 2 + step])[:, 0]
+    effects = out[1:] - out[0]
+    return out[0].item(), effects.square().sum().item()

@@ -55,6 +55,14 @@ def velocity_weight(at: Coefficients, prediction: Prediction) -> Tensor:
     return (determinant * at.b / nonzero(at.a)) ** 2 if prediction == "score" else torch.ones_like(at.a)
 
 
+def _ignore(_: Tensor | None) -> None:
+    pass
+
+
+def _keep(x: Tensor, _: Tensor) -> Tensor:
+    return x
+
+
 @dataclass(frozen=True)
 class Field:
     """A function (x_t, t) that predicts one of the four on a path, and the other three from it.
@@ -65,7 +73,14 @@ class Field:
     function: Function
     path: Path
     prediction: Prediction = "velocity"
-    open_end: bool = False  # the predicted velocity is undefined at t = 1
+    open_end: bool = False
+    """The velocity is undefined at t = 1, although it is what the function gives."""
+    begin_step: Callable[[Tensor | None], None] = _ignore
+    """Solvers call it at the start of every step, with the mask over the state of the frames that move in it; None:
+    all do.
+    """
+    settle: Callable[[Tensor, Tensor], Tensor] = _keep
+    """Solvers apply it to the state at the end of every step, with the time there."""
 
     def __post_init__(self) -> None:
         check_prediction(self.prediction)
@@ -81,9 +96,14 @@ class Field:
             return predicted
         return to_velocity(self.path.at(t, x), self.prediction, x, predicted)
 
-    def is_undefined_at(self, t: Tensor) -> bool:
-        """Whether the velocity is undefined at `t`: at t = 1 the data prediction gives 0 / 0."""
-        return (self.open_end or self.prediction != "velocity") and bool((t == 1).any())
+    @property
+    def has_open_end(self) -> bool:
+        """Whether the velocity is undefined at t = 1, where a data prediction gives 0 / 0."""
+        return self.open_end or self.prediction != "velocity"
+
+    def undefined_at(self, t: Tensor) -> Tensor | None:
+        """At which of the times `t` the velocity is undefined; None: it never is."""
+        return t == 1 if self.has_open_end else None
 
     def data(self, x: Float[Tensor, "b ..."], t: Tensor) -> Float[Tensor, "b ..."]:
         """E[x_1 | x_t = x], the denoised sample."""
@@ -123,4 +143,6 @@ class Field:
             factor = torch.where(new.a >= new.b, by_data, by_noise)
             return self.data(x * expand(factor, x), old_t)
 
-        return Field(data, path, "data")
+        if self.settle is not _keep:
+            raise ValueError("the known part of a clamped field follows its own path: change the path before clamping")
+        return Field(data, path, "data", begin_step=self.begin_step)

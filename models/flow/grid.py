@@ -59,12 +59,21 @@ def karras_grid(
 ) -> Float[Tensor, " n"]:
     """Noise-to-data ratios b / a spaced evenly in their rho-th root, and 0 at the end (Karras et al. 2022, eq. 5).
 
-    The first time is that of `sigma_max`, or 0 where the path ends sooner.
+    Between the ratios that the path has: where it starts below `sigma_max` or ends above `sigma_min`, its own ends.
+
+    Raises:
+        ValueError: the grid has fewer than one step.
     """
-    ramp = torch.linspace(0, 1, num_steps, dtype=torch.float64)
-    low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
+    if num_steps < 1:
+        raise ValueError(f"a sampler needs at least one step, got {num_steps}")
+    ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    largest, smallest = (-path.log_ratio(ends)).exp().tolist()
+    starts_at_0, ends_above = sigma_max >= largest, smallest >= sigma_min
+    ramp = torch.linspace(0, 1, num_steps + ends_above, dtype=torch.float64)
+    low, high = max(sigma_min, smallest) ** (1 / rho), min(sigma_max, largest) ** (1 / rho)
     times = path.time_of_log_ratio(-((high + ramp * (low - high)) ** rho).log())
-    return torch.cat([times, torch.ones(1, dtype=torch.float64)])
+    times = torch.cat([times[:num_steps], ends[1:]])
+    return torch.cat([ends[:1], times[1:]]) if starts_at_0 else times
 
 
 def full_sequence(grid: Float[Tensor, " n"], num_frames: int) -> Float[Tensor, "n frames"]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from models.flow.field import Field
 from models.flow.path import derivative_along
-from models.flow.solver import Solver, check_velocity_solver, reversed_in_time, rk4
+from models.flow.solver import Solver, check_defined_at_end, check_velocity_solver, reversed_in_time, rk4
 
 Divergence = Callable[[Field, Tensor, Tensor], tuple[Tensor, Tensor]]  # -> velocity, divergence (b)
 
@@ -57,9 +57,10 @@ def log_likelihood(
 
     Raises:
         ValueError: the solver follows an SDE, which has no one path to count along, or data predictions; or the
-            frames have times of their own.
+            frames have times of their own; or the velocity is undefined at t = 1.
     """
     check_velocity_solver(solver)
+    check_defined_at_end(field, grid)
     if grid.ndim != 1:
         raise ValueError(f"a likelihood needs one time for all frames, got a grid of shape {tuple(grid.shape)}")
     shape = x_1.shape[1:]

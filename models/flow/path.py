@@ -79,13 +79,15 @@ class Coefficients:
         return (self.scaled_b * velocity - self.scaled_b_prime * x_t) / nonzero(self.scaled_determinant)
 
     def noise(self, x_t: Tensor, velocity: Tensor) -> Tensor:
-        """The inverse's second row: x_0 = (a' x_t - a v) / W."""
-        return self.scale * (self.a_prime * x_t - self.a * velocity) / nonzero(self.scaled_determinant)
+        """The inverse's second row: x_0 = (a' x_t - a v) / W; x_t / b where a = 0, and x_t is nothing but noise."""
+        noise = self.scale * (self.a_prime * x_t - self.a * velocity) / nonzero(self.scaled_determinant)
+        return torch.where(self.a == 0, x_t / nonzero(self.b), noise)
 
     def score(self, x_t: Tensor, velocity: Tensor) -> Tensor:
         """Gradient of the log density, -x_0 / b, for a standard normal source (Holderrieth & Erives 2025, 3.3)."""
         slope = (self.a * velocity - self.a_prime * x_t) / nonzero(self.scaled_determinant)
-        return slope * torch.where(self.scale == self.b, 1.0, self.scale / nonzero(self.b))
+        score = slope * torch.where(self.scale == self.b, 1.0, self.scale / nonzero(self.b))
+        return torch.where(self.a == 0, -x_t / nonzero(self.b).square(), score)
 
     def velocity_change(self, data_change: Tensor) -> Tensor:
         """What a change of the data prediction changes in the velocity: W / b times it; nothing where b = 0."""

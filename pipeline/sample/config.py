@@ -43,8 +43,8 @@ class SampleConfig(Settings):
     negative_prompt: str | None = None
     """Prompt that guidance moves away from; None takes the null caption that the network was trained with."""
     sde_sigma: float = Field(default=0.0, ge=0)
-    """Standard deviation of the noise that is added while sampling, per square root of unit time. Above 0 the
-    stochastic Euler-Maruyama method replaces `solver`.
+    """Standard deviation at time 0 of the noise that is added while sampling, per square root of unit time; it falls
+    with the noise level. Above 0 the stochastic Euler-Maruyama method replaces `solver`.
     """
     batch: Annotated[int, Runtime] = Field(default=24, ge=1)
     """Number of clips that a worker samples together; more need more memory."""

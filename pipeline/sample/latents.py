@@ -10,7 +10,7 @@ from torch import Tensor
 from models.flow.grid import autoregressive, pyramid, uniform_grid
 from models.flow.guidance import Apg, CfgZeroStar, Guidance, Plain, Rescaled, batched, guided
 from models.flow.path import path_of
-from models.flow.solver import constant_diffusion, euler_maruyama, solver_of
+from models.flow.solver import euler_maruyama, falling_diffusion, solver_of
 from models.flow.spec import FlowSpec
 from models.text.caption import Caption, CaptionReader, joined
 from pipeline.run import randomness
@@ -76,7 +76,8 @@ def sample_latents(
     negative = flow.null_caption if config.negative_prompt is None else config.negative_prompt
     uncond = read_captions([negative] * len(clips))
     branches = batched(network, caption.to(device), uncond.to(device), joined(caption, uncond).to(device))
-    field = guided(branches, path_of(flow.path), flow.prediction, guidance_of(config.guidance, guidance_scale))
+    path = path_of(flow.path)
+    field = guided(branches, path, flow.prediction, guidance_of(config.guidance, guidance_scale))
     grid = schedule_of(config.schedule, uniform_grid(config.steps, config.shift), shape[1])
     start = noise.to(device)
 
@@ -84,5 +85,5 @@ def sample_latents(
         return torch.cat([randomness.normal(clip.seed, "sde", [step], shape) for clip in clips])
 
     if config.sde_sigma > 0:
-        return euler_maruyama(field, start, grid, constant_diffusion(config.sde_sigma), fresh_noise)
+        return euler_maruyama(field, start, grid, falling_diffusion(path, config.sde_sigma), fresh_noise)
     return solver_of(config.solver)(field, start, grid)

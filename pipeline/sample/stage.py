@@ -42,7 +42,8 @@ class SampleStage(DriverStage):
     def describe(self) -> str:
         """Its line in the plan."""
         config = self.config
-        return f"{config.solver}, {config.steps} steps, guidance {config.guidance_scale:g}"
+        method = config.solver if config.sde_sigma == 0 else f"Euler-Maruyama with noise {config.sde_sigma:g}"
+        return f"{method}, {config.steps} steps, guidance {config.guidance_scale:g}"
 
     def settings(self, run: RunContext) -> dict[str, Any]:
         """How clips are sampled, and of which prompts.

@@ -3,9 +3,18 @@
 import pytest
 import torch
 
-from models.flow.grid import autoregressive, full_sequence, karras_grid, linear_quadratic_grid, pyramid, uniform_grid
+from models.flow.grid import (
+    autoregressive,
+    check_grid,
+    full_sequence,
+    karras_grid,
+    linear_quadratic_grid,
+    pyramid,
+    uniform_grid,
+)
 from models.flow.path import (
     CosinePath,
+    StraightPath,
     VariancePreservingPath,
 )
 from testing.gaussians import steps, times
@@ -34,3 +43,18 @@ def test_schedules():
     assert torch.equal(full_sequence(grid, 2), times(0, 0.5, 1)[:, None].expand(3, 2))
     assert pyramid(grid, 3).tolist() == [[0, 0, 0], [0.5, 0, 0], [1, 0.5, 0], [1, 1, 0.5], [1, 1, 1]]
     assert autoregressive(grid, 2).tolist() == [[0, 0], [0.5, 0], [1, 0], [1, 0.5], [1, 1]]
+
+
+@pytest.mark.parametrize("sigma_max", [10.0, 80.0, 1e4])
+@pytest.mark.parametrize("path", [VariancePreservingPath(), StraightPath(), StraightPath(sigma_min=0.1), CosinePath()])
+def test_karras_grids_rise_between_the_ends_of_the_path(path, sigma_max):
+    """Variance preserving starts at b / a = 152, the straight path with sigma_min 0.1 ends at 0.1."""
+    for num_steps in (1, 2, 18):
+        grid = karras_grid(num_steps, path, sigma_max=sigma_max)
+        check_grid(grid)
+        assert len(grid) == num_steps + 1
+        assert grid[-1] == 1
+        largest = (-path.log_ratio(times(0.0))).exp().item()
+        assert (grid[0] == 0) == (sigma_max >= largest)
+    with pytest.raises(ValueError, match="at least one step, got 0"):
+        karras_grid(0, path)

@@ -9,12 +9,13 @@ from torch import Tensor
 from models.flow.path import (
     AffinePath,
     Path,
+    PolynomialPath,
     StraightPath,
     VarianceExplodingPath,
     VariancePreservingPath,
     posterior,
 )
-from testing.gaussians import each_path, numbers, steps, times
+from testing.gaussians import GaussianData, each_path, numbers, steps, times
 
 
 @each_path
@@ -126,3 +127,13 @@ def test_posterior_is_bayes_rule(path):
     mean = (at_s.a * x_1 / at_s.b**2 + step * x_t / (at_t.b**2 - step**2 * at_s.b**2)) / precision
     torch.testing.assert_close(found.variance, 1 / precision, rtol=1e-10, atol=0)
     torch.testing.assert_close(found.on_x_t * x_t + found.on_data * x_1, mean, rtol=1e-10, atol=0)
+
+
+@pytest.mark.parametrize("power", [1.5, 2.0, 3.0])
+def test_the_score_where_the_state_is_nothing_but_noise(power):
+    """At t = 0 of a polynomial path the velocity says nothing of the noise, but x_0 = x / b."""
+    path = PolynomialPath(power)
+    at, x = path.at(times(0.0, 0.0), numbers(2, 3)), numbers(2, 3)
+    velocity = GaussianData(path, 0.7, 0.4).velocity(x, times(0.0, 0.0))
+    torch.testing.assert_close(at.score(x, velocity), -x)
+    torch.testing.assert_close(at.noise(x, velocity), x)

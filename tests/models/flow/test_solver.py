@@ -3,7 +3,6 @@
 import math
 import sys
 import tracemalloc
-from dataclasses import dataclass
 from functools import partial
 
 import pytest
@@ -11,20 +10,19 @@ import torch
 from torch import Tensor
 
 from models.flow.field import Field, check_prediction, from_velocity
-from models.flow.grid import autoregressive, full_sequence, pyramid
+from models.flow.grid import full_sequence
 from models.flow.likelihood import (
     log_likelihood,
 )
 from models.flow.path import (
     CosinePath,
-    Path,
     StraightPath,
     VariancePreservingPath,
 )
 from models.flow.solver import (
     Counted,
+    Noise,
     ab2,
-    clamped,
     constant_diffusion,
     ddim,
     ddim_eta,
@@ -32,6 +30,7 @@ from models.flow.solver import (
     dpmpp_2m,
     euler,
     euler_maruyama,
+    falling_diffusion,
     heun,
     invert,
     midpoint,
@@ -40,7 +39,7 @@ from models.flow.solver import (
     vp_diffusion,
 )
 from testing.checkerboard import exact_field, share_inside
-from testing.gaussians import GaussianData, numbers, steps, times
+from testing.gaussians import GaussianData, affine_moments, numbers, steps, times
 
 
 @pytest.mark.parametrize("grid", [times(0, 0.5, 0.5), times(1, 0), times(0.5), times(0, 1.5)])
@@ -92,6 +91,35 @@ def test_euler_is_exact_on_point_mass_data(num_steps):
     torch.testing.assert_close(end, times(1.5, -2.0).expand(4, 2), rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("open_end", [False, True])
+def test_an_adaptive_solver_ends_at_1_and_no_later(open_end):
+    """The velocity 3 t² has no meaning beyond t = 1, and with an open end none at 1."""
+    asked = []
+
+    def velocity(x: Tensor, t: Tensor) -> Tensor:
+        asked.append(float(t.max()))
+        return (3 * t**2)[:, None].expand_as(x)
+
+    end = dopri5(Field(velocity, StraightPath(), open_end=open_end), torch.zeros(1, 1).double(), steps(1))
+    assert end.item() == pytest.approx(1, abs=1e-5)
+    assert max(asked) < 1 if open_end else max(asked) <= 1
+    assert len(asked) < 50
+
+
+def test_an_adaptive_solver_follows_data_predictions():
+    path, quantiles = StraightPath(), steps(4, -1, 1)[:, None]
+    data = GaussianData(path, 0.7, 0.4)
+    field = Field(lambda x, t: from_velocity(path.at(t, x), "data", x, data.velocity(x, t)), path, "data")
+    torch.testing.assert_close(dopri5(field, quantiles, steps(1)), 0.7 + 0.4 * quantiles, rtol=0, atol=1e-5)
+
+
+def test_what_starts_where_the_velocity_is_undefined_is_refused():
+    field = Field(lambda x, t: x, StraightPath(), "data")
+    for function in (invert, log_likelihood):
+        with pytest.raises(ValueError, match=r"undefined at t = 1, where this starts"):
+            function(field, numbers(1, 1), steps(2))
+
+
 def test_ddim_is_euler_on_the_straight_path():
     field, x = GaussianData(StraightPath(), 0.7, 0.4).field, numbers(6, 2)
     torch.testing.assert_close(ddim(field, x, steps(7)), euler(field, x, steps(7)), rtol=0, atol=1e-12)
@@ -107,19 +135,9 @@ def test_solvers_call_the_network_as_often_as_they_say(solver, calls):
     assert counted.calls == calls
 
 
-def affine_moments(sample, num_noises: int, std_0: float = 1.0) -> tuple[float, float]:
-    """Mean and variance of sample(x, noises) for x ~ N(0, std_0²) and standard normal noises, exactly.
-
-    The map is affine on Gaussian data: one row probes the constant, one the start, one each noise.
-    """
-    probes = torch.cat([torch.zeros(1, num_noises + 1), torch.eye(num_noises + 1)]).double()
-    out = sample(std_0 * probes[:, :1], lambda step: probes[:, 1 + step : 2 + step])[:, 0]
-    effects = out[1:] - out[0]
-    return out[0].item(), effects.square().sum().item()
-
-
 DIFFUSIONS = {
     "constant": constant_diffusion(0.7),
+    "falling": falling_diffusion(CosinePath(), 0.7),
     "vp": vp_diffusion(VariancePreservingPath()),
     "noise": lambda t: (1 - t).sqrt(),
     "hill": lambda t: 2 * t * (1 - t),
@@ -161,6 +179,25 @@ def test_the_reverse_vp_sde_is_the_member_with_sigma_squared_beta():
     torch.testing.assert_close(vp_diffusion(path)(t) ** 2, path.rate(t), rtol=1e-12, atol=0)
     ours = data.velocity(x, t) + vp_diffusion(path)(t)[:, None] ** 2 / 2 * score
     torch.testing.assert_close(ours, beta * x / 2 + beta * score, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "path", [StraightPath(), CosinePath(), VariancePreservingPath()], ids=lambda p: type(p).__name__
+)
+def test_a_falling_diffusion_suits_narrow_data(path):
+    """A constant one needs steps of h < 4 variance / sigma²."""
+    for std in (0.05, 0.01):
+        data = GaussianData(path, 0.0, std)
+        flow = affine_moments(lambda x, z, d=data: heun(d.field, x, steps(50)), 0)[1] ** 0.5
+        for num_steps in (50, 200):
+
+            def sample(x: Tensor, noise: Noise, data=data, num_steps=num_steps) -> Tensor:
+                return euler_maruyama(data.field, x, steps(num_steps), falling_diffusion(path, 1.0), noise)
+
+            found = affine_moments(sample, num_steps)[1] ** 0.5
+            assert std / 3 < found < 1.7 * max(std, flow)
+            if std == 0.05:
+                assert std / 1.5 < found < 1.5 * std
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
@@ -232,67 +269,6 @@ def test_solvers_stay_clear_of_the_end_where_a_prediction_leaves_the_velocity_op
         end = solver(Field(wrong, path, prediction), numbers(5, 1), steps(50, 0.01, 1.0))
         assert bool((end.abs() < 5).all())
     assert max(asked) < 1
-
-
-@dataclass(frozen=True)
-class VideoData:
-    """An AR(1) "video": zero mean, frames correlated by rho^|i - j|, with times per frame."""
-
-    path: Path
-    covariance: Tensor
-
-    def velocity(self, x: Tensor, t: Tensor) -> Tensor:
-        at = self.path.at(t, x)
-        a, b = (value.expand_as(x)[:, 0] for value in (at.a, at.b))  # b frames
-        joint = a[:, :, None] * self.covariance * a[:, None] + torch.diag_embed(b**2)
-        solved = torch.linalg.solve(joint, x[:, 0, :, None])  # joint^-1 x
-        data = (self.covariance @ (a[:, :, None] * solved))[..., 0][:, None]
-        noise = (b[:, :, None] * solved)[..., 0][:, None]
-        return at.velocity(noise, data)
-
-
-def ar1(num_frames: int, rho: float) -> Tensor:
-    frames = torch.arange(num_frames, dtype=torch.float64)
-    return rho ** (frames[:, None] - frames).abs()
-
-
-@pytest.mark.parametrize("schedule", [full_sequence, pyramid, autoregressive])
-def test_every_schedule_over_frames_reaches_the_videos_covariance(schedule):
-    """Chen et al. 2024: with times per frame, any path from all-noise to all-data has the same end."""
-    covariance, errors = ar1(4, 0.8), []
-    field = Field(VideoData(StraightPath(), covariance).velocity, StraightPath())
-    basis = torch.eye(4, dtype=torch.float64)[:, None]  # b 1 frames
-    for num_steps in (20, 40):
-        end = heun(field, basis, schedule(steps(num_steps), 4))[:, 0]  # linear: the rows are the map
-        errors.append((end.T @ end - covariance).abs().max().item())
-    assert errors[1] < 3e-3
-    assert errors[0] / errors[1] > 3
-
-
-def test_known_frames_give_the_conditional_of_the_rest():
-    """Frames held at t = 1 are clean from the start; the others then follow the Gaussian conditional."""
-    covariance = ar1(3, 0.8)
-    field = Field(VideoData(StraightPath(), covariance).velocity, StraightPath())
-    schedule = full_sequence(steps(200), 3).clone()
-    schedule[:, 0] = 1.0
-    known = 1.3
-    probes = torch.tensor([[known, 0, 0], [known, 1, 0], [known, 0, 1]], dtype=torch.float64)[:, None]
-    end = heun(field, probes, schedule)[:, 0]
-    assert torch.equal(end[:, 0], torch.full((3,), known, dtype=torch.float64))
-    rest, given = covariance[1:, 1:], covariance[1:, :1]
-    torch.testing.assert_close(end[0, 1:], (given * known)[:, 0], rtol=0, atol=1e-4)
-    effects = end[1:, 1:] - end[0, 1:]
-    torch.testing.assert_close(effects.T @ effects, rest - given @ given.T, rtol=0, atol=1e-4)
-
-
-def test_clamping_ends_at_what_is_known():
-    covariance = ar1(3, 0.8)
-    field = Field(VideoData(StraightPath(), covariance).velocity, StraightPath())
-    x_0, known = numbers(2, 1, 3), numbers(2, 1, 3, seed=1)
-    mask = torch.tensor([1, 0, 0])
-    end = heun(clamped(field, known, mask, x_0), x_0, steps(50))
-    torch.testing.assert_close(end[..., 0], known[..., 0], rtol=0, atol=1e-12)
-    assert not torch.allclose(end[..., 1:], heun(field, x_0, steps(50))[..., 1:], atol=1e-2)
 
 
 def test_wrong_input_is_said():
