@@ -2,13 +2,17 @@
 
 import logging
 import os
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import psutil
 import ray
 
 from data.errors import ReelflowError
+from launch.abandoned import end_abandoned_clusters, record_cluster
 from launch.config import ClusterConfig
 
 PROJECT_DIR = Path(__file__).resolve().parent.parent
@@ -58,36 +62,64 @@ def connected(config: ClusterConfig) -> Iterator[None]:
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
-        _connect(address, config)
-        _check_resources(config)
-        yield
+        with _joined(address, config) if address else _started(config):
+            _check_resources(config)
+            yield
     finally:
         ray.shutdown()
 
 
-def _connect(address: str | None, config: ClusterConfig) -> None:
-    """Join the cluster at `address`, or start one on this machine where it is None."""
+QUIET: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": False}
+
+
+@contextmanager
+def _joined(address: str, config: ClusterConfig) -> Iterator[None]:
+    """Join the cluster at `address`."""
     environment = worker_environment(config.workers.cpus_per_worker)
-    common = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": False}
-    if address:
-        try:
-            ray.init(address=address, runtime_env={"env_vars": environment}, **common)
-        except (ConnectionError, ValueError) as error:
-            raise ClusterError(
-                f"no Ray cluster answers at {address}: {error}; start one with `ray start --head`, "
-                "or leave cluster.address out to run on this machine"
-            ) from error
-        return
+    try:
+        ray.init(address=address, runtime_env={"env_vars": environment}, **QUIET)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise ClusterError(
+            f"no Ray cluster answers at {address}: {error}; start one with `ray start --head`, "
+            "or leave cluster.address out to run on this machine"
+        ) from error
+    yield
+
+
+@contextmanager
+def _started(config: ClusterConfig) -> Iterator[None]:
+    """Start a cluster on this machine, after what is left of those whose command was killed has been ended."""
+    end_abandoned_clusters()
+    environment = worker_environment(config.workers.cpus_per_worker)
     environment["PYTHONPATH"] = os.pathsep.join([str(PROJECT_DIR), os.environ.get("PYTHONPATH", "")])
     needed = config.workers.num_workers * config.workers.cpus_per_worker
-    with _exported(environment):  # what Ray starts here inherits it; workers with a runtime environment start later
-        ray.init(
-            address="local",
-            num_cpus=max(needed, os.cpu_count() or 1),
-            include_dashboard=False,
-            object_store_memory=config.object_store_mib * 2**20,
-            **common,
-        )
+    this = psutil.Process()
+    before = set(this.children())
+    try:
+        with _exported(environment):  # what Ray starts here inherits it; workers with a runtime environment start later
+            ray.init(
+                address="local",
+                num_cpus=max(needed, os.cpu_count() or 1),
+                include_dashboard=False,
+                object_store_memory=config.object_store_mib * 2**20,
+                **QUIET,
+            )
+    except Exception as error:  # Ray raises all kinds, Exception itself among them
+        raise ClusterError(
+            f"Ray did not start on this machine ({_first_line(error)}); is it very busy, or short of memory, or is "
+            f"{tempfile.gettempdir()} full? Ray's own logs are in {tempfile.gettempdir()}/ray/session_latest/logs. "
+            "Start the command again, which continues"
+        ) from error
+    record = record_cluster([child for child in this.children() if child not in before])
+    try:
+        yield
+    finally:
+        ray.shutdown()
+        record.unlink(missing_ok=True)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
 
 
 @contextmanager

@@ -312,6 +312,10 @@ def submit(
     address: Address = "http://127.0.0.1:8265",
     overrides: Overrides = None,
     follow: Annotated[bool, typer.Option(help="Print the job's log until it ends.")] = True,
+    allow_no_token: Annotated[
+        bool,
+        typer.Option("--allow-no-token", help="Also to a cluster on which anybody who reaches it can run commands."),
+    ] = False,
     debug: Debug = False,
 ) -> None:
     """Run a stage as a Ray job on a cluster.
@@ -321,7 +325,7 @@ def submit(
     with _readable_errors(debug):
         from launch import jobs
 
-        job_id = jobs.submit(stage, config, overrides or [], address)
+        job_id = jobs.submit(stage, config, overrides or [], address, allow_no_token=allow_no_token)
         typer.echo(f"submitted {job_id}")
         if follow:
             _follow(job_id, address)
@@ -356,9 +360,9 @@ def job_status(job_id: str, address: Address = "http://127.0.0.1:8265", debug: D
 
 @job_app.command("stop")
 def job_stop(job_id: str, address: Address = "http://127.0.0.1:8265", debug: Debug = False) -> None:
-    """Stop a job; what it has published stays, and submitting it again continues."""
+    """Stop a job once it has saved; submitting it again continues."""
     with _readable_errors(debug):
         from launch import jobs
 
-        jobs.stop(job_id, address)
-        typer.echo(f"{job_id}: {jobs.status(job_id, address)}")
+        typer.echo(f"{job_id}: asked to stop, which may take until it has saved")
+        typer.echo(f"{job_id}: {jobs.stop(job_id, address)}")

@@ -1,14 +1,18 @@
 """Stages as Ray jobs: submit, follow, status and stop, through the Job Submission API of a running cluster."""
 
 import asyncio
+import os
 import re
 import shlex
+import time
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import requests
 from pydantic import BaseModel
+from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
 
 from launch.cluster import PROJECT_DIR, ClusterError
@@ -20,51 +24,116 @@ from pipeline.ingest.config import SYNTHETIC
 COMMANDS = ("run", "demo", *NAMES[1:])
 NO_AGENT = "No available agent"  # the answer, after 10 s, of a cluster whose nodes are still starting
 SUBMISSIONS = 3
-NOT_SHIPPED = [".git", ".venv", "runs", "tests", "testing", "docs", "benchmarks", "**/__pycache__"]
+SHIPPED = ("data", "models", "pipeline", "launch")
+NOT_SHIPPED = (".?*", "**/__pycache__", "**/*.mp4")
+STOP_SECONDS = 600
+"""How long a job that is stopped may take to save before Ray kills it; Ray's default is 3 s."""
+_ON_THE_HEAD = "`ray get-auth-token` prints it on the head node; set RAY_AUTH_TOKEN to it"
+ANSWER_SECONDS, POLL_SECONDS = 30, 0.5
+
+
+class TokenError(ClusterError):
+    """The cluster asks for a token that is not here, or for none at all."""
 
 
 def _client(address: str) -> JobSubmissionClient:
     if not re.match(r"^https?://", address):
         raise ConfigError(f"--address {address}: the job API is an http address, such as http://127.0.0.1:8265")
+    headers = {"Authorization": f"Bearer {_token(address)}"} if asks_for_token(address) else None
     try:
-        return JobSubmissionClient(address)
+        return JobSubmissionClient(address, headers=headers)
+    except AuthenticationError as error:
+        raise TokenError(f"the cluster at {address} refuses the token that was found here: {_ON_THE_HEAD}") from error
     except (ConnectionError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise ClusterError(
-            f"no Ray dashboard answers at {address} ({reason}); on the cluster's head node run "
-            "`ray start --head`, and forward port 8265 if it is another machine"
+        raise _no_dashboard(address, error) from error
+
+
+def _no_dashboard(address: str, error: Exception) -> ClusterError:
+    return ClusterError(
+        f"no Ray dashboard answers at {address} ({str(error).splitlines()[0][:300]}); on the cluster's head node run "
+        "`ray start --head`, and forward port 8265 if it is another machine"
+    )
+
+
+def asks_for_token(address: str) -> bool:
+    """Whether the cluster refuses requests without a token.
+
+    Raises:
+        ClusterError: nothing answers at the address.
+    """
+    try:
+        answer = requests.get(f"{address.rstrip('/')}/api/jobs/", timeout=ANSWER_SECONDS, allow_redirects=False)
+    except requests.RequestException as error:
+        raise _no_dashboard(address, error) from error
+    return answer.status_code in (401, 403)
+
+
+def _token(address: str) -> str:
+    """The token that Ray's own commands would use: of RAY_AUTH_TOKEN, of a file, or of this user."""
+    if token := os.environ.get("RAY_AUTH_TOKEN"):
+        return token
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise TokenError(
+            f"the cluster at {address} asks for a token, and there is none in RAY_AUTH_TOKEN or {path}: {_ON_THE_HEAD}"
         ) from error
 
 
-def submit(stage: str, config_path: Path, overrides: Sequence[str], address: str) -> str:
+def submit(
+    stage: str, config_path: Path, overrides: Sequence[str], address: str, *, allow_no_token: bool = False
+) -> str:
     """Check the configuration here, ship the code with it, and start the stage there; returns the job's id.
 
     The job's id is new each time; the run's name decides which folder the job continues in.
 
+    Args:
+        allow_no_token: submit to a cluster that asks for no token, too.
+
     Raises:
         ConfigError: an unknown stage, or a configuration that cannot be used.
+        TokenError: the cluster asks for no token, or for one that is not here.
         ClusterError: no cluster answers.
     """
     if stage not in COMMANDS:
         raise ConfigError(f"there is no stage {stage!r}; stages are {', '.join(COMMANDS)}")
     config = absolute_paths(load_config(config_path, overrides))
     job_id = f"{config.name}-{stage.replace(' ', '-')}-{uuid.uuid4().hex[:6]}"
+    if not (allow_no_token or asks_for_token(address)):
+        raise TokenError(
+            f"the cluster at {address} asks for no token: whoever reaches that port can run commands on its machines. "
+            "Start it with RAY_AUTH_MODE=token (`ray get-auth-token --generate` makes one), or give --allow-no-token "
+            "if nobody else can reach it"
+        )
     client = _client(address)
-    # The resolved configuration is part of the command: the job needs no file of this machine.
-    command = "run" if stage == "demo" else stage
-    script = f"printf %s {shlex.quote(dump_config(config))} > job.yaml && python -m launch {command} job.yaml"
+    # The resolved configuration is part of the command: the job needs no file of this machine. Its file has the name of
+    # the job, because jobs of the same code share the folder they run in.
+    command, file = "run" if stage == "demo" else stage, f"{job_id}.yaml"
+    script = f"printf %s {shlex.quote(dump_config(config))} > {file} && python -m launch {command} {file}"
     for attempts_left in reversed(range(SUBMISSIONS)):
         try:
             return client.submit_job(
                 entrypoint=script,
                 submission_id=job_id,
-                runtime_env={"working_dir": str(PROJECT_DIR), "excludes": NOT_SHIPPED},
+                runtime_env={
+                    "working_dir": str(PROJECT_DIR),
+                    "excludes": not_shipped(PROJECT_DIR),
+                    "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)},
+                },
                 metadata={"run": config.name, "stage": stage},
             )
         except RuntimeError as error:
             if NO_AGENT not in str(error) or not attempts_left:
-                raise ClusterError(f"the cluster at {address} refused the job: {str(error).splitlines()[0]}") from error
+                reason = " ".join(str(error).split())[:1000]
+                raise ClusterError(f"the cluster at {address} refused the job: {reason}") from error
     raise AssertionError("the last attempt returns or raises")
+
+
+def not_shipped(folder: Path) -> list[str]:
+    """Patterns of what is not part of the program: videos, runs, keys and whatever else lies in the checkout."""
+    others = [f"/{path.name}" for path in sorted(folder.iterdir()) if path.name not in SHIPPED]
+    return [*others, *NOT_SHIPPED]
 
 
 def _absolute(place: str) -> str:
@@ -112,11 +181,24 @@ def status(job_id: str, address: str) -> str:
     return _known(_client(address), job_id)
 
 
-def stop(job_id: str, address: str) -> None:
-    """Stop a job: Ray sends SIGTERM, and SIGKILL if the job has not ended by then."""
+def stop(job_id: str, address: str) -> str:
+    """Ask a job to stop, and wait until it has: Ray sends SIGTERM, on which a training saves, and SIGKILL much later.
+
+    Returns:
+        Its status in the end: STOPPED, or SUCCEEDED or FAILED where it had ended before.
+
+    Raises:
+        ClusterError: it has not ended in `STOP_SECONDS`.
+    """
     client = _client(address)
     _known(client, job_id)
     client.stop_job(job_id)
+    deadline = time.monotonic() + STOP_SECONDS + ANSWER_SECONDS
+    while not (state := client.get_job_status(job_id)).is_terminal():
+        if time.monotonic() > deadline:
+            raise ClusterError(f"{job_id} is still {state.value} {STOP_SECONDS} s after it was asked to stop")
+        time.sleep(POLL_SECONDS)
+    return state.value
 
 
 def _known(client: JobSubmissionClient, job_id: str) -> str:

@@ -5,18 +5,25 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import pytest
+from ray._private.runtime_env.packaging import create_package
 from ray.job_submission import JobSubmissionClient
 
 from data.dataset.manifest import read_manifest
 from launch.cluster import ClusterError
 from launch.config import load_config
-from launch.jobs import NO_AGENT, absolute_paths, status, stop, submit
+from launch.jobs import NO_AGENT, TokenError, absolute_paths, asks_for_token, not_shipped, status, stop, submit
+from launch.overrides import ConfigError
+from pipeline.checkpoint.read import open_checkpoint
+from pipeline.train.monitor.metrics import read_metrics
 from testing.commands import TINY, launch
 
 
@@ -34,6 +41,7 @@ def test_a_job_is_told_places_that_do_not_depend_on_where_it_was_submitted():
 
 
 RAY = str(Path(sys.executable).with_name("ray"))
+TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4}
 
 
 def free_port() -> int:
@@ -47,7 +55,7 @@ def address(tmp_path_factory):
     """A cluster of one node, as `ray start --head` makes it; `ray stop` would end those of other tests too."""
     port, dashboard, agent = free_port(), free_port(), free_port()
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    environment = os.environ | {"PATH": path, "RAY_AUTH_MODE": "disabled"}
+    environment = os.environ | {"PATH": path} | TOKEN
     command = [RAY, "start", "--head", f"--port={port}", f"--dashboard-port={dashboard}", "--num-cpus=2"]
     # Other clusters of this machine, and for a minute those that were killed, hold the port that is the default.
     command += [f"--dashboard-agent-listen-port={agent}", "--include-dashboard=true", "--disable-usage-stats"]
@@ -72,8 +80,61 @@ def address(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def _no_auth(monkeypatch):
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+def _token(monkeypatch):
+    for name, value in TOKEN.items():
+        monkeypatch.setenv(name, value)
+
+
+def test_a_cluster_that_asks_for_no_token_is_refused(tmp_path):
+    """What stands for it here answers a request without a token, as such a cluster does."""
+
+    class Open(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Open) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        assert not asks_for_token(address)
+        with pytest.raises(TokenError, match=r"asks for no token: whoever reaches that port .*RAY_AUTH_MODE=token"):
+            submit("shard", Path("demo"), [f"runs_dir={tmp_path}"], address)
+        server.shutdown()
+
+
+def test_a_cluster_that_asks_for_a_token_says_where_to_find_it(address, tmp_path, monkeypatch):
+    assert asks_for_token(address)
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "wrong")
+    with pytest.raises(TokenError, match=r"refuses the token that was found here: `ray get-auth-token`"):
+        submit("shard", Path("demo"), [f"runs_dir={tmp_path}"], address)
+    monkeypatch.delenv("RAY_AUTH_TOKEN")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "none"))
+    with pytest.raises(TokenError, match=rf"none in RAY_AUTH_TOKEN or {tmp_path / 'none'}: `ray get-auth-token`"):
+        submit("shard", Path("demo"), [f"runs_dir={tmp_path}"], address)
+    (tmp_path / "none").write_text(TOKEN["RAY_AUTH_TOKEN"] + "\n")
+    with pytest.raises(ConfigError, match="there is no job 'nothing'"):
+        status("nothing", address)
+
+
+def test_only_the_program_is_shipped(tmp_path):
+    for name in (
+        ".env",
+        "my/videos/a.mp4",
+        "runs/x/config.yaml",
+        "data/.env",
+        "data/clip.py",
+        "launch/presets/demo.yaml",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x")
+    archive = tmp_path.with_suffix(".zip")
+    create_package(str(tmp_path), archive, include_gitignore=True, excludes=not_shipped(tmp_path))
+    with ZipFile(archive) as package:
+        shipped = [name for name in package.namelist() if not name.endswith("/")]
+    assert sorted(shipped) == ["data/clip.py", "launch/presets/demo.yaml"]
 
 
 def test_submit_and_follow_a_stage(address, tmp_path):
@@ -111,6 +172,36 @@ def test_a_cluster_that_still_starts_is_asked_again(address, tmp_path, monkeypat
 
 
 @pytest.mark.slow
+def test_jobs_that_are_submitted_together_keep_their_configurations(address, tmp_path):
+    jobs = []
+    for name in ("one", "two"):
+        config = tmp_path / f"{name}.yaml"
+        config.write_text(TINY.format(runs=tmp_path / "runs").replace("name: tiny", f"name: {name}"), encoding="utf-8")
+        jobs.append(submit("shard", config, (f"seed={len(jobs)}",), address))
+    client, deadline = JobSubmissionClient(address), time.monotonic() + 180
+    while not all(client.get_job_status(job).is_terminal() for job in jobs):
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    for seed, name in enumerate(("one", "two")):
+        assert status(jobs[seed], address) == "SUCCEEDED"
+        assert load_config(tmp_path / "runs" / name / "config.yaml").seed == seed
+
+
+@pytest.mark.slow
+def test_a_training_that_is_stopped_has_saved(address, tmp_path):
+    config = tmp_path / "tiny.yaml"
+    config.write_text(TINY.format(runs=tmp_path / "runs"), encoding="utf-8")
+    endless = ["autoencoder.train.steps=100000", "autoencoder.train.checkpoint_every_steps=100000"]
+    job, run_dir = submit("run", config, endless, address), tmp_path / "runs" / "tiny" / "autoencoder"
+    deadline = time.monotonic() + 240
+    while not read_metrics(run_dir):
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    assert stop(job, address) == "STOPPED"
+    assert open_checkpoint(run_dir).record.step >= 1
+
+
+@pytest.mark.slow
 def test_stop_a_job(address, tmp_path):
     config = tmp_path / "tiny.yaml"
     config.write_text(TINY.format(runs=tmp_path / "runs"), encoding="utf-8")
@@ -123,9 +214,9 @@ def test_stop_a_job(address, tmp_path):
         assert time.monotonic() < deadline
         time.sleep(0.5)
     assert "RUNNING" in launch("job", "status", job, "--address", address).stdout
-    assert launch("job", "stop", job, "--address", address).returncode == 0
-    while "STOPPED" not in launch("job", "status", job, "--address", address).stdout:
-        assert time.monotonic() < deadline
+    stopped = launch("job", "stop", job, "--address", address)
+    assert stopped.returncode == 0
+    assert stopped.stdout.endswith(f"{job}: STOPPED\n")
     assert not list((tmp_path / "runs").rglob("*.tar"))
 
 

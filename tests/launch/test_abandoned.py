@@ -1,0 +1,75 @@
+"""Clusters whose command was killed, on real processes."""
+
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from launch.abandoned import ClusterRecord, end_abandoned_clusters, record_cluster, record_of, records_dir
+from testing.paths import ROOT
+
+COMMAND = """
+import time
+from launch.cluster import connected
+from launch.config import ClusterConfig
+with connected(ClusterConfig(object_store_mib=128)):
+    print("connected", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.fixture(autouse=True)
+def folder(monkeypatch) -> Iterator[Path]:
+    """Records of this test alone, in a folder with a short name: that of a socket has 107 bytes at most."""
+    with tempfile.TemporaryDirectory(prefix="rf-") as short:
+        monkeypatch.setenv("TMPDIR", short)
+        monkeypatch.setattr(tempfile, "tempdir", None)
+        yield records_dir()
+
+
+def test_what_a_killed_command_leaves_is_ended_before_the_next_cluster(folder, caplog):
+    with subprocess.Popen([sys.executable, "-c", COMMAND], cwd=ROOT, stdout=subprocess.PIPE, text=True) as command:
+        assert command.stdout is not None
+        assert command.stdout.readline() == "connected\n"
+        (path,) = folder.glob("*.json")
+        record = ClusterRecord.model_validate_json(path.read_text())
+        assert record.command.pid == command.pid
+        assert len(record.processes) >= 3
+        assert end_abandoned_clusters() == 0  # of a command that is running
+        for known in record.processes:  # so that none ends by itself, as Ray's do after a while
+            process = known.find()
+            assert process is not None
+            process.suspend()
+        command.send_signal(signal.SIGKILL)
+    left = [process for known in record.processes if (process := known.find()) is not None]
+    assert left  # Linux ends the others together with the command
+    assert end_abandoned_clusters() >= len(left)
+    assert not any(known.find() for known in record.processes)
+    assert f"command {command.pid} was killed; ended" in caplog.text
+    assert not list(folder.glob("*.json"))
+
+
+def test_a_number_that_was_given_to_another_process_is_left_alone(folder):
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+        path = record_cluster([psutil.Process(other.pid)])
+        record = ClusterRecord.model_validate_json(path.read_text())
+        gone = record.command.model_copy(update={"started": record.command.started - 1})
+        earlier = record.processes[0].model_copy(update={"started": record.processes[0].started - 1})
+        path.write_text(ClusterRecord(command=gone, processes=(earlier,)).model_dump_json())
+        assert end_abandoned_clusters() == 0
+        assert record_of(psutil.Process(other.pid)).find() is not None
+        assert other.poll() is None
+        assert not path.exists()
+        other.communicate(b"\n")
+
+
+def test_a_record_that_was_cut_short_is_removed(folder):
+    folder.mkdir()
+    (folder / "1.json").write_text("{")
+    assert end_abandoned_clusters() == 0
+    assert not list(folder.glob("*.json"))
