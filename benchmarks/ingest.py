@@ -121,7 +121,8 @@ def draw_source(path: Path, height: int, width: int, seed: int) -> None:
 def frames_asked(path: Path, config: ShardConfig) -> list[int]:
     """The frames that the clips of a source consist of."""
     probe = probe_video(path)
-    spans = plan_spans(probe.times_seconds, (probe.height, probe.width), config.buckets)[: config.max_clips_per_video]
+    shown = (probe.height, probe.width)
+    spans = plan_spans(probe.times_seconds, shown, config.buckets, max_spans=config.max_clips_per_video)
     return sorted({index for span in spans for index in span.indices})
 
 

@@ -33,7 +33,8 @@ def find_cuts(timeline: Timeline, shown: Size | None = None) -> list[int]:
     """Indices of the first frame of each scene after the first, by PySceneDetect's content detector with its defaults.
 
     Args:
-        shown: height and width of the video, if its frames are decoded to another size; None: they are not.
+        shown: height and width of the video in square pixels, if its frames are decoded to another size; None: they are
+            not.
     """
     from scenedetect import ContentDetector, FrameTimecode  # pyright: ignore[reportMissingImports] - optional
 

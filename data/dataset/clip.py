@@ -29,7 +29,7 @@ class ClipRecord(Record):
     height: int
     width: int
     fps: float
-    source_height: int  # pixels, after the rotation and mirroring that the file asks for
+    source_height: int  # square pixels, after the rotation and mirroring that the file asks for
     source_width: int
 
     @property

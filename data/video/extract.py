@@ -32,7 +32,7 @@ class Span:
     variant: str  # how it was augmented; empty if it was not
     frames: Frames
     decoder: Decoder
-    source_height: int  # pixels, of the video it was cut from
+    source_height: int  # square pixels, of the video it was cut from, upright
     source_width: int
     text_fraction: float | None = None  # share of its picture that is text; None: not measured
 
@@ -50,8 +50,9 @@ def read_spans(
 ) -> list[Span]:
     """Cut up to `max_spans` consecutive, non-overlapping clips from a video, or one from an image.
 
-    For each instant of the clip, the frame that is shown at that time is taken, so a variable frame rate keeps its
-    timing. Frames are resized to cover the bucket, antialiased, and cropped.
+    For each instant of the clip, the frame that is shown at that time is taken (`data/video/spans.py`), so a variable
+    frame rate keeps its timing. Frames are resized to cover the bucket, antialiased, and cropped; pixels that are not
+    square become square in the same step.
 
     Args:
         buckets: the available shapes; each scene gets the one that suits it (`bucket_for`).
@@ -78,11 +79,13 @@ def read_spans(
     shapes = [(bucket.height, bucket.width) for bucket in buckets]
     if find_cuts is not None:
         shapes.append(DETECTION_SIZE)
-    for timeline in timelines(path, probe, shown if text_fraction is not None else decoding_size(shown, shapes)):
+    upright = probe.upright_size
+    size = upright if text_fraction is not None else decoding_size(shown, shapes, upright)
+    for timeline in timelines(path, probe, size):
         try:
             cuts = find_cuts(timeline, shown) if find_cuts is not None else []
-            planned = plan_spans(timeline.times_seconds, shown, buckets, cuts, stretch)
-            return _cut(timeline, planned[:max_spans], shown, augment, text_fraction)
+            planned = plan_spans(timeline.times_seconds, shown, buckets, cuts, stretch, max_spans)
+            return _cut(timeline, planned, shown, augment, text_fraction)
         except UnfitDecoderError:
             continue
     raise VideoError("undecodable", "no decoder can read its frames")
@@ -127,7 +130,8 @@ def _cut(
         fractions: dict[int, float] = {}  # share of the central crop that is text, by index of the frame
         for index, frame in zip(needed, timeline.read(needed), strict=True):
             if text_fraction is not None and index in measured:
-                fractions[index] = text_fraction(frame, crop_box(height, width, bucket.height, bucket.width))
+                square = frame if frame.shape[:2] == shown else resize_and_crop(frame[None], *shown, shown=shown)[0]
+                fractions[index] = text_fraction(square, crop_box(height, width, bucket.height, bucket.width))
             for position in augment.crop_positions(SourceShape(height, width, 0.0), bucket):
                 crop = resize_and_crop(frame[None], bucket.height, bucket.width, position, shown)
                 crops.setdefault(position, {})[index] = crop

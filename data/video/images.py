@@ -7,6 +7,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from data.errors import VideoError
+from data.video.transparency import over_background
 
 
 def read_image(path: Path) -> UInt8[np.ndarray, "h w 3"]:
@@ -27,7 +28,7 @@ def read_image(path: Path) -> UInt8[np.ndarray, "h w 3"]:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """RGB with 8 bits: 16-bit greys are scaled, not clipped; transparent pixels are composited over white.
+    """RGB with 8 bits: 16-bit greys are scaled, not clipped; transparent pixels are shown over white.
 
     Raises:
         ValueError: the pixels are floating-point numbers.
@@ -37,6 +38,5 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
         image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8))
     if "A" in image.getbands() or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        image = over_background(image.convert("RGBA"))
     return image.convert("RGB")

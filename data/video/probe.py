@@ -5,13 +5,18 @@ frame where groups of pictures are open; neither decord nor torchcodec nor PyAV 
 """
 
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 import av
+import av.container
 import numpy as np
 
 from data.errors import VideoError
+from data.video.container import open_video
 from data.video.entries import ENTRY_CODECS, Entry, Packet, entries_of
+from data.video.resize import Size
+from data.video.transparency import may_be_transparent
 
 PROGRESSIVE = 1  # FFmpeg's AV_FIELD_PROGRESSIVE; 0 is unknown, higher values are orders of fields
 # Containers that store presentation times (AVI, for example, stores only the order of decoding).
@@ -25,6 +30,13 @@ DECORD_PIXEL_FORMATS = frozenset({"yuv420p", "yuvj420p"})
 OPEN_OPTIONS = {"skip_frame": "all"}
 DECODE_OPTIONS = {"skip_loop_filter": "all", "skip_idct": "all"}
 NO_TICKS = np.empty(0, np.int64)
+# Codecs whose transparency is a second stream of pictures beside the packets, which FFmpeg's own decoders leave out.
+ALPHA_LAYER_CODECS = frozenset({"vp8", "vp9"})
+SQUARE = Fraction(1)
+# decord takes memory for every frame that duration and rate promise, and aborts its process where there is not enough:
+# a single time stamp that is years too late promises billions.
+MAX_DECORD_FRAMES = 10_000_000
+MAX_PIXEL_ASPECT = 16  # beyond this, and below its inverse, a pixel's aspect ratio is an error in the file
 
 
 @dataclass(frozen=True)
@@ -70,11 +82,19 @@ class Probe:
     num_video_streams: int
     containers: frozenset[str]  # FFmpeg's names of the format, such as mov and mp4
     codec: str
-    height: int  # pixels, as displayed
+    height: int  # as displayed: upright, in square pixels
     width: int
+    upright_size: Size  # height and width of the decoded frames after rotation, before the pixels are made square
+    pixel_aspect: Fraction  # width by height of a stored pixel
+    coded_pixel_aspect: Fraction | None  # as above, as the bitstream says at its start; None: it does not
     seconds_per_tick: float
+    promised_frames: (
+        float  # duration times frame rate: far more than there are if a time stamp or the duration is false
+    )
     ticks: np.ndarray  # int64, strictly increasing: presentation time of each frame; empty if unknown
     pixel_format: str
+    may_be_transparent: bool
+    has_alpha_layer: bool  # in a second stream of pictures beside the packets
     matrix: DisplayMatrix
     is_interlaced: bool
     has_edit_list: bool  # some frames are decoded and not shown
@@ -83,9 +103,9 @@ class Probe:
     is_damaged: bool  # FFmpeg reported errors before the first frame
 
     @property
-    def stored_size(self) -> tuple[int, int]:
+    def stored_size(self) -> Size:
         """Height and width as stored, before rotation."""
-        return (self.width, self.height) if self.matrix.is_transposed else (self.height, self.width)
+        return self.upright_size[::-1] if self.matrix.is_transposed else self.upright_size
 
     @property
     def times_seconds(self) -> np.ndarray:
@@ -100,16 +120,19 @@ class Probe:
             and self.codec in DECORD_CODECS
             and self.pixel_format in DECORD_PIXEL_FORMATS
             and bool(self.containers & DECORD_CONTAINERS)
-            and self.height % 2 == self.width % 2 == 0  # chroma is shifted if a side is odd
+            and not any(side % 2 for side in self.stored_size)  # chroma is shifted if a side is odd
             and self.num_video_streams == 1
             and self.has_closed_groups
+            and self.promised_frames <= MAX_DECORD_FRAMES
             and not (self.has_edit_list or self.is_interlaced or self.is_damaged or self.matrix.is_mirrored)
+            and not self.may_be_transparent
         )
 
     @property
     def suits_torchcodec(self) -> bool:
         """Whether torchcodec, which applies edit lists and seeks exactly, reads exactly the frames that are shown."""
-        return len(self.ticks) > 0 and not (self.is_interlaced or self.is_damaged or self.matrix.is_mirrored)
+        is_plain = not (self.is_interlaced or self.is_damaged or self.matrix.is_mirrored or self.may_be_transparent)
+        return len(self.ticks) > 0 and is_plain
 
 
 def probe_video(path: Path) -> Probe:
@@ -122,7 +145,7 @@ def probe_video(path: Path) -> Probe:
     if path.stat().st_size == 0:
         raise VideoError("empty_file", "the file is empty")
     try:
-        with av.open(str(path.resolve()), options=OPEN_OPTIONS) as container:
+        with open_video(path, OPEN_OPTIONS) as container:
             stream = container.streams.best("video")
             if not isinstance(stream, av.VideoStream):
                 raise VideoError("no_video", "it holds no video stream")
@@ -130,13 +153,14 @@ def probe_video(path: Path) -> Probe:
             context.thread_count = 1
             context.options = DECODE_OPTIONS
             packets: list[Packet] = []
-            is_damaged = False
+            is_damaged = has_alpha_layer = False
             first: av.VideoFrame | None = None
             for packet in container.demux(stream):
                 if packet.has_sidedata("encryption_info"):
                     raise VideoError("encrypted", "it is encrypted")
                 if packet.size > 0:  # the last packet is empty and flushes the decoder
                     packets.append(Packet(packet.pts, packet.dts, packet.is_keyframe, packet.is_discard))
+                    has_alpha_layer |= packet.has_sidedata("matroska_block_additional")
                 if first is None:
                     try:
                         first = next((frame for frame in packet.decode() if isinstance(frame, av.VideoFrame)), None)
@@ -152,17 +176,29 @@ def probe_video(path: Path) -> Probe:
             matrix = display_matrix(first)
             ticks = _shown_ticks(packets) if containers & TIMED_CONTAINERS and not is_interlaced else NO_TICKS
             codec = context.codec.canonical_name
-            can_enter = len(ticks) > 0 and codec in ENTRY_CODECS and not is_damaged
+            has_alpha_layer &= codec in ALPHA_LAYER_CODECS and stream.metadata.get("alpha_mode") == "1"
+            can_enter = len(ticks) > 0 and codec in ENTRY_CODECS and not (is_damaged or has_alpha_layer)
+            coded = context.sample_aspect_ratio
+            # As players do: what the container says comes before what the bitstream says.
+            pixel_aspect = _plausible(stream.sample_aspect_ratio or coded or SQUARE)
+            upright = (first.width, first.height) if matrix.is_transposed else (first.height, first.width)
+            height, width = square_size(upright, 1 / pixel_aspect if matrix.is_transposed else pixel_aspect)
             return Probe(
                 stream_index=stream.index,
                 num_video_streams=len(container.streams.video),
                 containers=containers,
                 codec=codec,
-                height=first.width if matrix.is_transposed else first.height,
-                width=first.height if matrix.is_transposed else first.width,
+                height=height,
+                width=width,
+                upright_size=upright,
+                pixel_aspect=pixel_aspect,
+                coded_pixel_aspect=coded,
                 seconds_per_tick=float(stream.time_base or 0),
+                promised_frames=_promised_frames(container, stream, ticks),
                 ticks=ticks,
                 pixel_format=first.format.name,
+                may_be_transparent=has_alpha_layer or may_be_transparent(first.format),
+                has_alpha_layer=has_alpha_layer,
                 matrix=matrix,
                 is_interlaced=is_interlaced,
                 has_edit_list=any(packet.is_discard for packet in packets),
@@ -185,6 +221,37 @@ def display_matrix(frame: av.VideoFrame) -> DisplayMatrix:
     a, b, _, c, d = np.sign(np.frombuffer(bytes(data), np.int32)[:5]).tolist()
     is_turn = (abs(a), abs(b), abs(c), abs(d)) in {(1, 0, 0, 1), (0, 1, 1, 0)}
     return DisplayMatrix(a, b, c, d) if is_turn else DisplayMatrix()
+
+
+def _promised_frames(container: av.container.InputContainer, stream: av.VideoStream, ticks: np.ndarray) -> float:
+    """Duration times frame rate, by the largest of each that the file claims."""
+    tick = float(stream.time_base or 0)
+    intervals = np.diff(ticks) * tick
+    durations = [(container.duration or 0) / av.time_base, (stream.duration or 0) * tick, float(intervals.sum())]
+    rates = [float(rate) for rate in (stream.average_rate, stream.base_rate) if rate]
+    if len(intervals):
+        rates.append(1 / float(np.median(intervals)))
+    return max(durations) * max(rates, default=1.0)
+
+
+def square_size(size: Size, pixel_aspect: Fraction) -> Size:
+    """Height and width of a picture in square pixels: one side is enlarged, so that no stored pixel is lost.
+
+    Args:
+        pixel_aspect: width by height of a pixel.
+    """
+    height, width = size
+    return (height, round(width * pixel_aspect)) if pixel_aspect >= 1 else (round(height / pixel_aspect), width)
+
+
+def _plausible(pixel_aspect: Fraction) -> Fraction:
+    if not 1 / MAX_PIXEL_ASPECT <= pixel_aspect <= MAX_PIXEL_ASPECT:
+        raise VideoError(
+            "undecodable",
+            f"it says that its pixels are {pixel_aspect.numerator}:{pixel_aspect.denominator} (width to height), which "
+            f"is beyond {MAX_PIXEL_ASPECT}:1; correct it with `ffmpeg -i OLD -c copy -aspect 16:9 NEW` (its own ratio)",
+        )
+    return pixel_aspect
 
 
 def _shown_ticks(packets: list[Packet]) -> np.ndarray:

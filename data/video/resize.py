@@ -24,17 +24,22 @@ def crop_box(source_height: int, source_width: int, height: int, width: int, pos
     return max(left, 0), max(top, 0), min(left + crop_width, source_width), min(top + crop_height, source_height)
 
 
-def decoding_size(source: Size, shapes: Iterable[Size]) -> Size:
+def decoding_size(shown: Size, shapes: Iterable[Size], upright: Size | None = None) -> Size:
     """The size to decode the frames of a video to, so that they can be resized to any of these shapes.
 
-    At 1080p it saves a third of decord's time (`benchmarks/ingest.py`). Never larger than the video.
+    At 1080p it saves a third of decord's time (`benchmarks/ingest.py`). Never larger than the decoded frames.
+
+    Args:
+        shown: height and width of the video in square pixels.
+        upright: those of its decoded frames, if its pixels are not square; None: they are.
     """
-    height, width = source
+    height, width = shown
+    upright = upright or shown
     by = int(min(min(height / high, width / wide) for high, wide in shapes) / DECODING_GAP)
     if by < 2:
-        return source
+        return upright
     reduced = ceil(height / by / 2) * 2, ceil(width / by / ROW_PIXELS) * ROW_PIXELS
-    return reduced if reduced[1] < width else source
+    return reduced if reduced[0] <= upright[0] and reduced[1] < upright[1] else upright
 
 
 def resize_and_crop(
@@ -46,7 +51,8 @@ def resize_and_crop(
 
     Args:
         position: of the crop, from 0 (left, top) to 1 (right, bottom).
-        shown: height and width of the video, if its frames were decoded to another size; None: they were not.
+        shown: height and width of the video in square pixels, if its frames were decoded to another size or their
+            pixels are not square; None: that of the frames.
     """
     _, decoded_height, decoded_width, _ = frames.shape
     shown_height, shown_width = shown or (decoded_height, decoded_width)

@@ -1,4 +1,10 @@
-"""Which parts of a video become clips, and which frames these consist of: arithmetic on time stamps, no decoding."""
+"""Which parts of a video become clips, and which frames these consist of: arithmetic on time stamps, no decoding.
+
+The rule: frame k of a clip that starts at s shows what is on screen at s + k / fps, which is the last frame of the
+video whose time stamp is not later. Containers round time stamps (Matroska to a millisecond), so a frame that starts at
+most `TIE_SECONDS` after the instant counts as on screen already. The last frame stays on screen for the median interval
+between two frames.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -46,14 +52,17 @@ def plan_spans(
     buckets: Sequence[Bucket],
     cuts: Sequence[int] = (),
     stretch: Stretch = WHOLE,
+    max_spans: int | None = None,
 ) -> list[PlannedSpan]:
-    """Start, shape and frames of every clip that fits, in order.
+    """Start, shape and frames of the clips that fit, in order.
 
     Args:
         times_seconds: presentation time of each frame, strictly increasing.
         size: height and width of the frames.
         cuts: indices of the frames that begin a new scene; each scene gets its own bucket.
         stretch: the part of the video to cut from.
+        max_spans: plan only the first so many; None: all. A single false time stamp can stand for years of video, so
+            no more are planned than are used.
 
     Raises:
         VideoError: no clip fits.
@@ -64,6 +73,8 @@ def plan_spans(
     edges = [start, *(edge for edge in scenes if start < edge < end), end]
     spans = []
     for scene_start, scene_end in pairwise(edges):
+        if max_spans is not None and len(spans) >= max_spans:
+            break
         if scene_start >= scene_end and shown > 0:  # the stretch begins after the end
             continue
         # At the end of a scene, unlike that of the video, a frame that counts as on time may belong to the next scene.
@@ -73,7 +84,8 @@ def plan_spans(
             continue
         pitch = bucket.num_frames / bucket.fps
         num_clips = int((room - bucket.duration_seconds) // pitch) + 1 if bucket.num_frames > 1 else 1
-        for number in range(num_clips):
+        num_wanted = num_clips if max_spans is None else min(num_clips, max_spans - len(spans))
+        for number in range(num_wanted):
             span_start = scene_start + number * pitch
             wanted = times_seconds[0] + span_start + np.arange(bucket.num_frames) / bucket.fps
             indices = np.searchsorted(times_seconds, wanted + TIE_SECONDS, side="right") - 1

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
@@ -12,6 +13,9 @@ from data.video.decoders.timeline import Frame, Timeline, UnfitDecoderError
 from data.video.entries import plan_runs
 from data.video.probe import Probe
 from data.video.resize import Size
+from data.video.transparency import composited, may_be_transparent
+
+OPAQUE = 255  # alpha
 
 
 def packet_timeline(path: Path, probe: Probe, size: Size) -> Timeline | None:
@@ -41,9 +45,9 @@ def pyav_timeline(path: Path, probe: Probe, ticks: np.ndarray, clock: Clock, siz
     Args:
         ticks: of the frames, strictly increasing.
         clock: which time stamps these are.
-        size: height and width to decode to; None: those of the video.
+        size: height and width to decode to; None: those of the upright frames. Transparent frames keep theirs.
     """
-    size = size or (probe.height, probe.width)
+    size = size or probe.upright_size
     return Timeline(ticks * probe.seconds_per_tick, _PyavReader(path, probe, ticks, clock, size).read, "pyav")
 
 
@@ -84,6 +88,17 @@ class _PyavReader:
                 self._restart()
                 yield from self._read_run(run.ticks)
 
+    def _pixels(self, frame: av.VideoFrame) -> Frame:
+        """A frame as stored, in RGB. Transparent pixels are composited first: resized, their colours would show."""
+        # One thread and one reformatter: starting either costs more than converting a small frame.
+        if may_be_transparent(frame.format):
+            pixels = self._reformatter.reformat(frame, format="rgba", threads=1).to_ndarray()
+            if pixels[..., 3].min() < OPAQUE:
+                return composited(pixels)
+        height, width = self._stored_size
+        picture = self._reformatter.reformat(frame, width, height, "rgb24", interpolation="AREA", threads=1)
+        return picture.to_ndarray()
+
     def _read_run(self, wanted: list[int]) -> Iterator[Frame]:
         remaining = iter(wanted)
         tick = next(remaining)
@@ -92,10 +107,7 @@ class _PyavReader:
                 continue
             if stamp > tick:
                 break
-            # One thread and one reformatter: starting either costs more than converting a small frame.
-            height, width = self._stored_size
-            picture = self._reformatter.reformat(frame, width, height, "rgb24", interpolation="AREA", threads=1)
-            self._last = self._probe.matrix.apply(picture.to_ndarray())
+            self._last = self._probe.matrix.apply(self._pixels(frame))
             self._next_index = int(np.searchsorted(self._ticks, tick)) + 1
             yield self._last
             tick = next(remaining, None)

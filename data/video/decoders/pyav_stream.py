@@ -10,8 +10,13 @@ import av.container
 import av.filter
 
 from data.errors import VideoError
+from data.video.container import open_video
 from data.video.entries import Entry, is_exact
 from data.video.probe import Probe
+
+ALPHA_LAYER_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # which decode both layers of a transparent video
+# Containers that state one aspect ratio of the pixels for the whole video, whatever the bitstream says later.
+ONE_ASPECT_CONTAINERS = frozenset({"mov", "matroska"})
 
 Clock = Literal["pts", "dts"]  # the time stamp of presentation, or of decoding
 
@@ -31,17 +36,25 @@ def decode_frames(
 
     Raises:
         NoEntryError: before the first frame: decoding cannot begin at the entry.
-        VideoError: the file cannot be decoded, or the size of its frames changes.
+        VideoError: the file cannot be decoded, or the size of its frames or the shape of its pixels changes.
     """
     try:
-        with av.open(str(path.resolve())) as container:
+        with open_video(path) as container:
             stream = container.streams[probe.stream_index]
             assert isinstance(stream, av.VideoStream)
             stream.codec_context.thread_count = 1  # several processes are faster than several threads
-            frames = container.decode(stream) if entry is None else _frames_from(entry, container, stream)
+            if entry is not None:
+                frames = _frames_from(entry, container, stream)
+            elif probe.has_alpha_layer:
+                frames = _with_alpha_layer(container, stream, probe.codec)
+            else:
+                frames = container.decode(stream)
+            has_one_aspect = bool(probe.containers & ONE_ASPECT_CONTAINERS)
             for frame in _deinterlaced(frames, stream) if probe.is_interlaced else frames:
                 if (frame.height, frame.width) != probe.stored_size:
                     raise VideoError("size_changes", "its frame size changes in mid-stream")
+                if not has_one_aspect and stream.codec_context.sample_aspect_ratio != probe.coded_pixel_aspect:
+                    raise VideoError("size_changes", "the aspect ratio of its pixels changes in mid-stream")
                 yield frame, frame.dts if clock == "dts" else frame.pts
     except av.FFmpegError as error:
         raise VideoError("undecodable", f"it cannot be decoded (FFmpeg: {error.strerror})") from error
@@ -76,6 +89,25 @@ def _frames_from(
     for frame in frames:
         assert isinstance(frame, av.VideoFrame)
         yield frame
+
+
+def _with_alpha_layer(
+    container: av.container.InputContainer, stream: av.VideoStream, codec: str
+) -> Iterator[av.VideoFrame]:
+    """The frames with the transparency that their packets carry beside the picture.
+
+    Raises:
+        VideoError: this build of PyAV has no decoder for it.
+    """
+    try:
+        context = av.VideoCodecContext.create(ALPHA_LAYER_DECODERS[codec], "r")
+    except av.codec.codec.UnknownCodecError as error:
+        raise VideoError(
+            "undecodable", "it is transparent, which PyAV reads with libvpx only: install the wheel of `av` from PyPI"
+        ) from error
+    context.extradata = stream.codec_context.extradata
+    context.thread_count = 1
+    return (frame for packet in container.demux(stream) for frame in context.decode(packet))
 
 
 def _deinterlaced(frames: Iterator[av.VideoFrame], stream: av.VideoStream) -> Iterator[av.VideoFrame]:

@@ -24,13 +24,13 @@ def timelines(path: Path, probe: Probe, size: Size | None = None) -> Iterator[Ti
     The caller takes the next one when reading raises `UnfitDecoderError`.
 
     Args:
-        size: height and width that frames should be decoded to (`decoding_size`); None: those of the video. torchcodec
-            ignores it.
+        size: height and width that frames should be decoded to (`decoding_size`); None: those of the upright frames.
+            torchcodec ignores it, and PyAV for transparent frames.
 
     Raises:
         VideoError: when the last one is asked for: the file cannot be decoded or its frames carry no time stamps.
     """
     for open_timeline in TIMELINES:
-        timeline = open_timeline(path, probe, size or (probe.height, probe.width))
+        timeline = open_timeline(path, probe, size or probe.upright_size)
         if timeline is not None:
             yield timeline

@@ -20,5 +20,6 @@ class Timeline:
     """The frames of a video as one decoder sees them."""
 
     times_seconds: np.ndarray  # presentation time of each frame, strictly increasing
-    read: Callable[[list[int]], Iterator[Frame]]  # frames by index; the indices must increase
+    # Upright frames by index; the indices must increase. Their pixels are as stored, not always square.
+    read: Callable[[list[int]], Iterator[Frame]]
     decoder: Decoder

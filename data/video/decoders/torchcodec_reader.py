@@ -47,6 +47,9 @@ def _read(path: Path, probe: Probe, indices: list[int]) -> Iterator[Frame]:
             frame = decoder.get_frame_played_at(middle)
             if round(frame.pts_seconds / probe.seconds_per_tick) != probe.ticks[index]:
                 raise UnfitDecoderError(f"torchcodec shows the frame of {frame.pts_seconds} s at {middle} s")
-            yield frame.data.numpy()
+            pixels = frame.data.numpy()
+            if pixels.shape[:2] != probe.upright_size:
+                raise UnfitDecoderError(f"torchcodec returns a frame of {pixels.shape[:2]}, not {probe.upright_size}")
+            yield pixels
     except (RuntimeError, ValueError, IndexError) as error:
         raise UnfitDecoderError(str(error)) from error
