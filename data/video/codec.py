@@ -15,6 +15,7 @@ from data.records import Frames
 from data.video.decoders.decord_reader import DECORD_ERRORS
 
 CHUNK_FRAMES = 8  # frames per call to decord, which does not detect padded rows in single frames
+MP4_MARK = b"ftyp"  # type of the first box of every file that `encode_clip` writes, after its four bytes of length
 
 
 def decode_clip(content: bytes | memoryview) -> Frames:
@@ -50,6 +51,8 @@ def decode_chunks(content: bytes | memoryview, lengths: Sequence[int]) -> Iterat
 
 def _decode_blocks(content: bytes | memoryview, most: int | None) -> Iterator[Frames]:
     """The frames of a clip in blocks of at most `most` frames; None: in one block."""
+    if bytes(content[4:8]) != MP4_MARK:  # FFmpeg would also read a list of other files
+        raise VideoError("undecodable", "it cannot be decoded (it is not an MP4 file)")
     num_read = 0
     try:
         reader = decord.VideoReader(io.BytesIO(content), ctx=decord.cpu(0), num_threads=1)
@@ -62,7 +65,7 @@ def _decode_blocks(content: bytes | memoryview, most: int | None) -> Iterator[Fr
     else:
         return
     try:
-        with av.open(io.BytesIO(content), mode="r") as container:
+        with av.open(io.BytesIO(content), mode="r", format="mp4") as container:
             for frame in islice(container.decode(video=0), num_read, None):
                 yield frame.to_ndarray(format="rgb24")[None]
     except (av.FFmpegError, IndexError, ValueError) as error:

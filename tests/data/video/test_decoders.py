@@ -109,14 +109,14 @@ def test_clips_of_frames_decoded_smaller_are_the_same(clips_dir, monkeypatch, na
     path = clips_dir / name
     probe = probe_video(path)
     shown, clip = (probe.height, probe.width), (probe.height // 16, probe.width // 16)
-    size = decoding_size(shown, [clip])
+    size = decoding_size(shown, [clip], probe.upright_size)
     assert size[0] * size[1] < probe.height * probe.width / 2
     whole = next(timelines(path, probe)).read([0, 2])
     small = next(timelines(path, probe, size)).read([0, 2])
     for expected, found in zip(whole, small, strict=True):
         assert found.shape == (*size, 3)
         difference = resize_and_crop(found[None], *clip, shown=shown).astype(int) - resize_and_crop(
-            expected[None], *clip
+            expected[None], *clip, shown=shown
         )
         assert np.abs(difference).mean() < MEAN_DIFFERENCE_OF_CLIPS
 

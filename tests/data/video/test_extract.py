@@ -1,5 +1,6 @@
 """Video in and out, captions, keys: on real files."""
 
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -15,8 +16,11 @@ from data.dataset.buckets import (
 from data.errors import VideoError
 from data.video.augment import AugmentConfig
 from data.video.codec import decode_clip, encode_clip
+from data.video.decoders import selection
 from data.video.extract import measure_source, read_spans
+from data.video.probe import probe_video, square_size
 from data.video.resize import resize_and_crop
+from testing.paths import CASES_DIR
 from testing.shapes import SQUARE, WIDE
 
 
@@ -65,8 +69,6 @@ BUCKET = Bucket(num_frames=5, height=32, width=32, fps=4)
 
 def write_video(path: Path, frames: np.ndarray, pts: list[int], time_base_hz: int = 1000) -> None:
     """H.264 with exactly these presentation time stamps."""
-    from fractions import Fraction
-
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=Fraction(25), options={"crf": "1"})
         stream.height, stream.width = frames.shape[1:3]
@@ -155,3 +157,106 @@ def test_a_video_smaller_than_the_limit_is_refused(clips_dir):
     with pytest.raises(VideoError, match=r"1 x 1 pixels, and the shorter side needs 16") as caught:
         read_spans(path, [bucket], 1, min_side_pixels=16)
     assert caught.value.reason == "too_small"
+
+
+def _circle(frame: np.ndarray) -> tuple[int, int]:
+    """Height and width of what is white in a picture."""
+    is_white = frame.min(-1) > 128
+    rows, columns = np.flatnonzero(is_white.any(1)), np.flatnonzero(is_white.any(0))
+    return int(rows[-1] - rows[0] + 1), int(columns[-1] - columns[0] + 1)
+
+
+TIMED = ("sar_container_only.mp4", "sar_h264.mp4", "sar_vp9.mkv")  # whose packets tell when frames are shown
+READERS = [
+    *(("decord_timeline", name) for name in TIMED),
+    *(("packet_timeline", name) for name in TIMED),
+    *(("measured_timeline", name) for name in (*TIMED, "sar_mpeg2.mpg")),
+    *(pytest.param("torchcodec_timeline", name, marks=pytest.mark.torchcodec) for name in TIMED),
+]
+
+
+@pytest.mark.parametrize(("decoder", "name"), READERS)
+def test_a_circle_in_pixels_that_are_not_square_is_round(monkeypatch, name, decoder):
+    """720 x 576 pixels of 64:45 are a picture of 1024 x 576; each decoder that can read the file shows it so."""
+    path = CASES_DIR / "video" / "sar" / name
+    probe = probe_video(path)
+    assert (probe.height, probe.width, probe.upright_size) == (576, 1024, (576, 720))
+    only = getattr(selection, decoder)
+    monkeypatch.setattr(selection, "TIMELINES", (only,))
+    shapes = [(576, 1024), (576, 576), (1024, 576)]
+    for height, width in shapes:
+        bucket = Bucket(num_frames=1, height=height, width=width)
+        (span,) = read_spans(path, [bucket], 1)
+        assert (span.source_height, span.source_width) == (576, 1024)
+        high, wide = _circle(span.frames[0])
+        assert wide == pytest.approx(high, rel=0.02)
+
+
+def test_the_bucket_of_a_video_is_chosen_by_what_it_shows():
+    path = CASES_DIR / "video" / "sar" / "sar_h264.mp4"
+    assert measure_source(path).width == 1024
+    stored, displayed = (Bucket(num_frames=1, height=h, width=w) for h, w in ((576, 720), (576, 1024)))
+    assert read_spans(path, [stored, displayed], 1)[0].bucket == displayed
+
+
+def test_text_is_looked_for_in_square_pixels():
+    seen = []
+    read_spans(
+        CASES_DIR / "video" / "sar" / "sar_h264.mp4",
+        [Bucket(num_frames=1, height=576, width=1024)],
+        1,
+        text_fraction=lambda frame, box: seen.append((frame.shape[:2], box)) or 0.0,
+    )
+    assert seen == [((576, 1024), (0, 0, 1024, 576))]
+
+
+def test_a_turned_video_stretches_along_its_other_side(tmp_path):
+    """Stored 64 wide and 32 high, 2:1: shown 128 x 32, and after a quarter turn 32 x 128."""
+    plain, turned = tmp_path / "plain.mp4", tmp_path / "turned.mp4"
+    with av.open(str(plain), "w") as container:
+        stream = container.add_stream("libx264", rate=8)
+        stream.height, stream.width, stream.pix_fmt = 32, 64, "yuv420p"
+        stream.codec_context.sample_aspect_ratio = 2
+        for frame in np.zeros((9, 32, 64, 3), np.uint8):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    with av.open(str(plain)) as source, av.open(str(turned), "w") as container:
+        copy = container.add_stream_from_template(source.streams.video[0])
+        copy.set_display_rotation(90)
+        for packet in source.demux(video=0):
+            if packet.size:
+                packet.stream = copy
+                container.mux(packet)
+    assert [(probe_video(p).height, probe_video(p).width) for p in (plain, turned)] == [(32, 128), (128, 32)]
+    assert read_spans(turned, [Bucket(num_frames=1, height=128, width=32)], 1)[0].frames.shape == (1, 128, 32, 3)
+
+
+@pytest.mark.parametrize(("aspect", "size"), [("1", (10, 20)), ("2", (10, 40)), ("1/2", (20, 20))])
+def test_no_stored_pixel_is_lost_when_pixels_become_square(aspect, size):
+    assert square_size((10, 20), Fraction(aspect)) == size
+
+
+@pytest.mark.parametrize("container", ["mkv", "mp4"])
+def test_the_frame_on_screen_is_taken_at_any_frame_rate(tmp_path, container):
+    """Variable frame rate, with time stamps up to a millisecond around the instants: half of it counts as on time."""
+    pts = [0, 100, 250, 499, 501, 749, 751, 1000, 1040]
+    ticks_of = {"mkv": 1000, "mp4": 10_000}[container]
+    stamps = [stamp * ticks_of // 1000 for stamp in pts]
+    if container == "mp4":
+        stamps[3], stamps[5] = 5004, 7506  # 0.4 ms late: on time; 0.6 ms late: not yet on screen
+        stamps[4], stamps[6] = 5100, 7600
+    levels = list(range(10, 235, 25))
+    path = tmp_path / f"vfr.{container}"
+    write_video(path, grey_frames(levels), stamps, ticks_of)
+    wanted = {"mkv": [0, 2, 3, 5, 7], "mp4": [0, 2, 3, 4, 7]}[container]
+    shown = read_spans(path, [BUCKET], 1)[0].frames.mean((1, 2, 3))
+    np.testing.assert_allclose(shown, [levels[index] for index in wanted], atol=4)
+
+
+def test_one_false_time_stamp_years_ahead_costs_nothing(tmp_path):
+    """decord would take memory for every frame of 4000 days, and abort its process."""
+    path = tmp_path / "years.mkv"
+    write_video(path, grey_frames([10, 60, 110, 160, 200] * 5), [*range(0, 960, 40), 4000 * 86400 * 1000])
+    assert not probe_video(path).suits_decord
+    spans = read_spans(path, [BUCKET], 2)
+    assert [span.decoder != "decord" for span in spans] == [True, True]

@@ -51,3 +51,22 @@ def test_no_clip_reaches_across_a_cut_or_out_of_its_stretch():
     assert all(2.0 <= times[i] < 5.0 for span in inside for i in span.indices)
     with pytest.raises(VideoError, match=r"shows 0\.90 s of video"):
         plan_spans(times, (64, 64), [bucket], stretch=Stretch(1.0, 1.9))
+
+
+def test_no_more_spans_are_planned_than_are_used():
+    """Ten thousand years of gap: planned to the end, they would fill the memory."""
+    times = np.array([*np.arange(25) / 25, 3e11])
+    shorter = np.array([*np.arange(25) / 25, 100.0])
+    expected = plan_spans(shorter, (64, 64), [BUCKET])[:3]
+    assert plan_spans(times, (64, 64), [BUCKET], max_spans=3) == expected
+
+
+def test_the_frame_on_screen_is_the_last_that_started_at_most_half_a_millisecond_later():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        steps = rng.choice([0.0001, 0.0004, 0.04, 0.2495, 0.2504, 0.2506, 0.3], 60)
+        times = np.cumsum(steps)
+        for span in plan_spans(times, (64, 64), [BUCKET]):
+            for number, index in enumerate(span.indices):
+                instant = times[0] + span.start_seconds + number / BUCKET.fps
+                assert index == max(at for at, time in enumerate(times) if time <= instant + 5e-4)
