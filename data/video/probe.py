@@ -105,7 +105,8 @@ class Probe:
     @property
     def stored_size(self) -> Size:
         """Height and width as stored, before rotation."""
-        return self.upright_size[::-1] if self.matrix.is_transposed else self.upright_size
+        height, width = self.upright_size
+        return (width, height) if self.matrix.is_transposed else (height, width)
 
     @property
     def times_seconds(self) -> np.ndarray:

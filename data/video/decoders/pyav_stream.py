@@ -8,6 +8,7 @@ from typing import Literal
 import av
 import av.container
 import av.filter
+from av.codec.codec import UnknownCodecError
 
 from data.errors import VideoError
 from data.video.container import open_video
@@ -100,11 +101,12 @@ def _with_alpha_layer(
         VideoError: this build of PyAV has no decoder for it.
     """
     try:
-        context = av.VideoCodecContext.create(ALPHA_LAYER_DECODERS[codec], "r")
-    except av.codec.codec.UnknownCodecError as error:
+        context = av.CodecContext.create(ALPHA_LAYER_DECODERS[codec], "r")
+    except UnknownCodecError as error:
         raise VideoError(
             "undecodable", "it is transparent, which PyAV reads with libvpx only: install the wheel of `av` from PyPI"
         ) from error
+    assert isinstance(context, av.VideoCodecContext)
     context.extradata = stream.codec_context.extradata
     context.thread_count = 1
     return (frame for packet in container.demux(stream) for frame in context.decode(packet))

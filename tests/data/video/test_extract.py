@@ -17,6 +17,7 @@ from data.errors import VideoError
 from data.video.augment import AugmentConfig
 from data.video.codec import decode_clip, encode_clip
 from data.video.decoders import selection
+from data.video.decoders.pyav_stream import decode_frames
 from data.video.extract import measure_source, read_spans
 from data.video.probe import probe_video, square_size
 from data.video.resize import resize_and_crop
@@ -210,16 +211,36 @@ def test_text_is_looked_for_in_square_pixels():
     assert seen == [((576, 1024), (0, 0, 1024, 576))]
 
 
-def test_a_turned_video_stretches_along_its_other_side(tmp_path):
-    """Stored 64 wide and 32 high, 2:1: shown 128 x 32, and after a quarter turn 32 x 128."""
-    plain, turned = tmp_path / "plain.mp4", tmp_path / "turned.mp4"
-    with av.open(str(plain), "w") as container:
-        stream = container.add_stream("libx264", rate=8)
+def write_stretched(path: Path, aspect: int) -> None:
+    """Nine frames of 64 x 32 pixels that are `aspect` times as wide as high."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
         stream.height, stream.width, stream.pix_fmt = 32, 64, "yuv420p"
-        stream.codec_context.sample_aspect_ratio = 2
+        stream.codec_context.sample_aspect_ratio = Fraction(aspect)
         for frame in np.zeros((9, 32, 64, 3), np.uint8):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())
+
+
+def test_an_aspect_ratio_that_cannot_be_meant_is_refused(tmp_path):
+    write_stretched(tmp_path / "a.mp4", 20)
+    with pytest.raises(VideoError, match="pixels are 20:1"):
+        probe_video(tmp_path / "a.mp4")
+
+
+def test_an_aspect_ratio_that_changes_in_mid_stream_is_refused(tmp_path):
+    for name, aspect in (("a", 1), ("b", 2)):
+        write_stretched(tmp_path / f"{name}.ts", aspect)
+    whole = tmp_path / "whole.ts"
+    whole.write_bytes((tmp_path / "a.ts").read_bytes() + (tmp_path / "b.ts").read_bytes())
+    with pytest.raises(VideoError, match="aspect ratio of its pixels changes"):
+        list(decode_frames(whole, probe_video(whole), "pts"))
+
+
+def test_a_turned_video_stretches_along_its_other_side(tmp_path):
+    """Stored 64 wide and 32 high, 2:1: shown 128 x 32, and after a quarter turn 32 x 128."""
+    plain, turned = tmp_path / "plain.mp4", tmp_path / "turned.mp4"
+    write_stretched(plain, 2)
     with av.open(str(plain)) as source, av.open(str(turned), "w") as container:
         copy = container.add_stream_from_template(source.streams.video[0])
         copy.set_display_rotation(90)

@@ -27,6 +27,7 @@ def picture() -> np.ndarray:
 def write_transparent(path: Path, codec: str, pixel_format: str) -> None:
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=8)
+        assert isinstance(stream, av.VideoStream)
         stream.height = stream.width = 64
         stream.pix_fmt = pixel_format
         for _ in range(9):
