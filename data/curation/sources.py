@@ -4,12 +4,14 @@
 
     folder/                          every video below it
     folder/**/*.mp4                  a glob
-    table.csv, .jsonl, .parquet      columns path and optionally caption, start, end (seconds)
+    table.csv, .tsv, .jsonl,         columns path and optionally caption, start, end (seconds); the names that the
+      .json, .parquet                columns may have are in data/files/tables.py
     s3://bucket/videos               a folder, file, glob or table on any file system in SCHEMES, opened by fsspec
 """
 
 import errno
 import glob
+import logging
 import os
 import tempfile
 from collections import Counter
@@ -23,16 +25,20 @@ from typing import Any
 
 import fsspec
 
-from data.curation.captions import sidecars
+from data.curation.captions import CaptionError, check_caption_value, sidecars
 from data.errors import ReelflowError, VideoError
-from data.files.tables import Row, TableError, read_table
+from data.files.tables import CAPTION_COLUMNS, FILE_COLUMNS, Row, TableError, find_column, is_table, read_table
+from data.files.text import shorten
 from data.video.formats import VIDEO_SUFFIXES
 from data.video.spans import WHOLE, Stretch
 
 SCHEMES = ("file", "memory", "s3", "gs", "az")  # not pipe or http: a table must not run commands or send requests
-TABLE_SUFFIXES = (".csv", ".jsonl", ".parquet")
 ASK = "check the address, the credentials and the endpoint (docs/guides/cluster.md, Object stores)"
-COLUMNS = ("path", "caption", "start", "end")
+# Here `path` comes first, in caption tables `file`: a table with both columns may serve as both.
+PATH_COLUMNS = ("path", *(name for name in FILE_COLUMNS if name != "path"))
+MAX_SHOWN_FOLDERS = 3
+
+logger = logging.getLogger(__name__)
 
 
 class SourceError(ReelflowError, ValueError):
@@ -63,10 +69,11 @@ def list_sources(place: str, suffixes: frozenset[str] = VIDEO_SUFFIXES) -> list[
         SourceError: there is none, or the place cannot be read.
     """
     if "://" in place:
-        is_table = PurePosixPath(place).suffix.lower() in TABLE_SUFFIXES and not glob.has_magic(place)
-        return _list_stored_table(place) if is_table else _list_uri(place, suffixes)
+        if is_table(place) and not glob.has_magic(place):
+            return _list_stored_table(place)
+        return _list_uri(place, suffixes)
     path = Path(place)
-    if path.suffix.lower() in TABLE_SUFFIXES and not path.is_dir():
+    if is_table(path.name) and not path.is_dir():
         return _list_table(path)
     if glob.has_magic(place) and not path.exists():
         return _list_glob(place, suffixes)
@@ -81,19 +88,51 @@ def of_dataset(name: str, sources: Iterable[Source]) -> list[Source]:
 def list_folder(folder: Path, suffixes: frozenset[str] = VIDEO_SUFFIXES) -> list[Source]:
     """Every video file below a folder, sorted by its path relative to the folder, which is its name.
 
+    A file that cannot be read is a source too, and ends in quarantine. Linked folders, and folders that cannot be read,
+    are not searched; a warning names them.
+
     Raises:
-        SourceError: the folder is missing, empty, or contains no video.
+        SourceError: the folder is missing, empty, cannot be read, or contains no video.
     """
     if not folder.is_dir():
         raise SourceError(f"{folder} is not a folder; set data.source to a folder of videos")
-    files = [path for path in folder.rglob("*") if path.is_file()]
+    files = _walk(folder)
     if not files:
         raise SourceError(f"{folder} is empty; put videos in it or point data.source elsewhere")
     return _local_sources(folder, files, str(folder), suffixes)
 
 
+def _walk(folder: Path) -> list[Path]:
+    """Everything below a folder that is not a folder itself."""
+    files: list[Path] = []
+    linked: list[Path] = []
+    unread: list[OSError] = []
+    for place, folders, names in os.walk(folder, onerror=unread.append):
+        files += [Path(place, name) for name in names]
+        linked += [Path(place, name) for name in folders if Path(place, name).is_symlink()]
+    for error in unread:
+        if error.filename == os.fspath(folder):
+            raise SourceError(f"{folder} cannot be read ({error.strerror}); make it readable") from error
+    if linked:
+        logger.warning(
+            "%s: %d linked folders are not searched, such as %s; put the videos there, or name the folder in data.mix",
+            *(folder, len(linked), _shown(linked)),
+        )
+    if unread:
+        places = [Path(error.filename) for error in unread]
+        logger.warning(
+            "%s: %d folders cannot be read, and their videos are missing, such as %s (%s); make them readable",
+            *(folder, len(unread), _shown(places), unread[0].strerror),
+        )
+    return files
+
+
+def _shown(paths: list[Path]) -> str:
+    return ", ".join(_printable(os.fspath(path)) for path in sorted(paths)[:MAX_SHOWN_FOLDERS])
+
+
 def _list_glob(pattern: str, suffixes: frozenset[str]) -> list[Source]:
-    files = [Path(name) for name in glob.glob(pattern, recursive=True) if Path(name).is_file()]  # noqa: PTH207
+    files = [Path(name) for name in glob.glob(pattern, recursive=True) if not os.path.isdir(name)]  # noqa: PTH112, PTH207
     if not files:
         raise SourceError(f"{pattern} matches no file; set data.source to a folder, a glob or a table of videos")
     parts = Path(pattern).parts
@@ -110,10 +149,22 @@ def _local_sources(root: Path, files: list[Path], place: str, suffixes: frozense
             f"{' '.join(sorted(suffixes))}"
         )
     sources = []
-    for relative in sorted(videos):
-        path, name = os.fspath(videos[relative].absolute()), _printable(relative)
+    for relative, name in _names(sorted(videos)).items():
+        path = os.fspath(videos[relative].absolute())
         sources.append(Source(name, path, file=name, root=root.absolute(), stamp=_stamp(path)))
     return sources
+
+
+def _names(paths: list[str]) -> dict[str, str]:
+    """The name in the ledger of each path: its printable form, followed by its bytes where that is another's name."""
+    counts = Counter(map(_printable, paths))
+    names = {}
+    for path in paths:
+        name = _printable(path)
+        if name != path and counts[name] > 1:
+            name += f"#bytes={os.fsencode(path).hex()}"
+        names[path] = name
+    return names
 
 
 def _list_table(path: Path) -> list[Source]:
@@ -138,15 +189,17 @@ def _sources_of_rows(table: str, content: bytes, root: Path, resolve: Callable[[
         root: the folder that captions are looked up in where the table has none.
         resolve: makes an absolute path or a URI of a path in the table that is not a URI.
     """
+    rows, path_column, caption_column = _read_rows(table, content)
     sources = []
-    for number, row in _read_rows(table, content):
+    for number, row in rows:
         where = f"{table}, row {number}"
-        file = row.get("path")
+        file = row.get(path_column)
         if not isinstance(file, str) or not file:
-            raise SourceError(f"{where}: path is {file!r}; it must name a video")
-        caption = row.get("caption")
-        if caption is not None and not isinstance(caption, str):
-            raise SourceError(f"{where}: caption is {caption!r}; it must be text")
+            raise SourceError(f"{where}: {path_column} is {shorten(file)}; it must name a video")
+        try:
+            caption = check_caption_value(where, caption_column or "", row.get(caption_column or ""))
+        except CaptionError as error:
+            raise SourceError(str(error)) from error
         start, end = (_seconds(row.get(column), where, column) for column in ("start", "end"))
         stretch = Stretch(start or 0.0, float("inf") if end is None else end)
         if stretch.end_seconds <= stretch.start_seconds:
@@ -162,31 +215,31 @@ def _sources_of_rows(table: str, content: bytes, root: Path, resolve: Callable[[
         place = file if "://" in file else resolve(file)
         stamp = "" if "://" in place else _stamp(place)
         name = _printable(file)
-        sources.append(Source(name + fragment, place, name, root, stamp, caption or None, stretch))
+        sources.append(Source(name + fragment, place, name, root, stamp, caption, stretch))
     twice = [name for name, number in Counter(source.name for source in sources).items() if number > 1]
     if twice:
         raise SourceError(f"{table}: {twice[0]} is listed twice; give each row a path and span of its own")
     return sources
 
 
-def _read_rows(table: str, content: bytes) -> list[tuple[int, Row]]:
-    """The numbered rows of a table: at least one, and with a column `path`.
+def _read_rows(table: str, content: bytes) -> tuple[list[tuple[int, Row]], str, str | None]:
+    """The numbered rows of a table, at least one, and the names of its columns of paths and of captions, if any.
 
     Raises:
-        SourceError: the table is malformed, empty or lacks the column.
+        SourceError: the table is malformed, empty or lacks a column of paths.
     """
     try:
         rows = read_table(table, content)
+        path_column, caption_column = (find_column(table, rows, names) for names in (PATH_COLUMNS, CAPTION_COLUMNS))
     except TableError as error:
         raise SourceError(str(error)) from error
     if not rows:
-        raise SourceError(f"{table}: it holds no rows; each needs a path and may have {', '.join(COLUMNS[1:])}")
-    columns = rows[0][1]
-    if "path" not in columns:
+        raise SourceError(f"{table}: it holds no rows; each needs a path and may have caption, start, end")
+    if path_column is None:
         raise SourceError(
-            f"{table}: it has no column path, only {', '.join(map(str, columns))}; rename the one that names the videos"
+            f"{table}: it has no column path, only {', '.join(rows[0][1])}; rename the one that names the videos"
         )
-    return rows
+    return rows, path_column, caption_column
 
 
 def _seconds(value: object, where: str, column: str) -> float | None:
@@ -197,7 +250,7 @@ def _seconds(value: object, where: str, column: str) -> float | None:
     except ValueError:
         seconds = -1.0
     if not 0 <= seconds < float("inf"):
-        raise SourceError(f"{where}: {column} is {value!r}; it must be a number of seconds, 0 or more")
+        raise SourceError(f"{where}: {column} is {shorten(value)}; it must be a number of seconds, 0 or more")
     return seconds
 
 
@@ -276,7 +329,11 @@ def local_copy(source: Source) -> Iterator[Path]:
     """
     if "://" not in source.path:
         path = Path(source.path)
-        if not S_ISREG(path.stat().st_mode):
+        try:
+            mode = path.stat().st_mode
+        except ValueError as error:  # a null character, or half of a surrogate pair
+            raise OSError(errno.EINVAL, f"no file can have this name ({error})") from error
+        if not S_ISREG(mode):
             raise VideoError("not_a_file", "it is not a regular file")
         yield path
         return
@@ -294,20 +351,23 @@ def local_copy(source: Source) -> Iterator[Path]:
 
 
 def _printable(name: str) -> str:
-    """The name as valid Unicode; bytes that are not valid UTF-8 are written in hexadecimal."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+    """The name as valid Unicode; bytes that are not valid UTF-8, and half surrogate pairs, are in hexadecimal."""
+    try:
+        return os.fsencode(name).decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # half of a surrogate pair, which only a JSON file can contain
+        return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _stamp(path: str) -> str:
     """Sizes and modification times of a file and its sidecars.
 
-    A missing file is no error here: it is reported when it is prepared.
+    A file that is missing or cannot be reached is no error here: it is reported when it is prepared.
     """
     stats = []
     for file in (Path(path), *sidecars(Path(path))):
         try:
             stat = file.stat()
-        except (FileNotFoundError, NotADirectoryError):
+        except (OSError, ValueError):
             stats.append("")
         else:
             stats.append(f"{stat.st_size}/{stat.st_mtime_ns}")

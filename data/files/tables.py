@@ -1,7 +1,7 @@
-"""Tables of named columns: CSV, JSON lines, JSON and Parquet files, read whole."""
+"""Tables of named columns: CSV, TSV, JSON lines, JSON and Parquet files, read and checked whole."""
 
 import csv
-import json
+from collections.abc import Sequence
 from io import BytesIO, StringIO
 from pathlib import PurePath
 from typing import Any
@@ -10,51 +10,137 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data.errors import ReelflowError
-from data.files.jsonl import JsonLineError, parse_line
+from data.files.text import TextError, decode_json, decode_text, shorten
 
 Row = dict[str, Any]
+TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
+# The names that a column may have, the preferred one first; upper case and spaces around them do not matter.
+FILE_COLUMNS = ("file", "path", "video", "source")
+CAPTION_COLUMNS = ("caption", "text", "prompt", "label")
 
 
 class TableError(ReelflowError, ValueError):
     """A table that cannot be read; the message names the file and, where there is one, the line or row."""
 
 
+def is_table(name: str) -> bool:
+    """Whether the suffix of a path or URI, in any case, is that of a table."""
+    return PurePath(name).suffix.lower() in TABLE_SUFFIXES
+
+
 def read_table(name: str, content: bytes, pair_columns: tuple[str, str] | None = None) -> list[tuple[int, Row]]:
-    """The rows of a table with their numbers, from 1 and without the header. An empty cell of a CSV file is None.
+    """The rows of a table with their numbers, from 1 and without the header.
+
+    Names of columns are in lower case and without spaces around them. A cell of a CSV or TSV file that is empty, or
+    missing at the end of its row, is None; rows without any content are left out.
 
     Args:
-        name: path or URI of the table; its suffix (.csv, .jsonl, .json or .parquet, in any case) decides the format.
+        name: path or URI of the table; its suffix (one of `TABLE_SUFFIXES`, in any case) decides the format.
         content: the bytes of the file; text is UTF-8, with or without a byte order mark.
         pair_columns: names of the columns of keys and of values, for a JSON file that is one object. None: such a
             file is a table of one row. Other JSON files are arrays of objects.
 
     Raises:
-        TableError: the format is unknown, the content does not follow it, or a row is not an object.
+        TableError: the format is unknown, the content does not follow it, a row has more fields than the header or is
+            not an object, or a column is named twice.
     """
     suffix = PurePath(name).suffix
-    rows: list[Any]
+    rows: list[tuple[int, Any]]
     try:
         match suffix.lower():
             case ".csv":
-                rows = list(csv.DictReader(StringIO(content.decode("utf-8-sig"), newline="")))
-                rows = [{column: value or None for column, value in row.items()} for row in rows]
+                return _rows_of_csv(name, decode_text(content), ",")
+            case ".tsv":
+                return _rows_of_csv(name, decode_text(content), "\t")
             case ".jsonl":
-                lines = enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1)
-                rows = [parse_line(name, number, line, object) for number, line in lines if line.strip()]
+                rows = _rows_of_json_lines(decode_text(content))
             case ".json":
-                rows = _rows_of_json(json.loads(content.decode("utf-8-sig")), pair_columns)
+                rows = list(enumerate(_rows_of_json(decode_json(decode_text(content)), pair_columns), 1))
             case ".parquet":
-                rows = pq.read_table(BytesIO(content)).to_pylist()
+                rows = list(enumerate(pq.read_table(BytesIO(content)).to_pylist(), 1))
             case _:
-                raise TableError(f"{name}: a table is .csv, .jsonl, .json or .parquet, not {suffix!r}")
-    except JsonLineError as error:
-        raise TableError(f"{name}: it cannot be read as {suffix}: line {error.number}: {error.reason}") from error
-    except (UnicodeDecodeError, json.JSONDecodeError, csv.Error, pa.ArrowException) as error:
+                raise TableError(f"{name}: a table is {', '.join(TABLE_SUFFIXES[:-1])} or .parquet, not {suffix!r}")
+    except (TextError, csv.Error, pa.ArrowException, UnicodeDecodeError) as error:
         raise TableError(f"{name}: it cannot be read as {suffix}: {error}") from error
-    for number, row in enumerate(rows, 1):
+    for number, row in rows:
         if not isinstance(row, dict):
-            raise TableError(f"{name}, row {number}: {row!r} is not an object with named columns")
-    return list(enumerate(rows, 1))
+            raise TableError(f"{name}, row {number}: {shorten(row)} is not an object with named columns")
+    return [(number, _with_plain_columns(f"{name}, row {number}", row)) for number, row in rows]
+
+
+def find_column(table: str, rows: Sequence[tuple[int, Row]], names: Sequence[str]) -> str | None:
+    """The first of `names` that is a column of the table; None if there is no such column.
+
+    Raises:
+        TableError: a row has its value under another of the names, and none under the one that is found.
+    """
+    columns = {column for _, row in rows for column in row}
+    found = next((name for name in names if name in columns), None)
+    for number, row in rows:
+        other = next((name for name in names if name in row), None)
+        if found is not None and found not in row and other is not None:
+            raise TableError(
+                f"{table}, row {number}: it has {other!r} where other rows have {found!r}; use one name in all rows"
+            )
+    return found
+
+
+def _rows_of_csv(name: str, text: str, delimiter: str) -> list[tuple[int, Row]]:
+    reader = csv.reader(StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    header: list[str] | None = None
+    rows: list[tuple[int, Row]] = []
+    number, line = 0, 1  # of the row and of its first line
+    while True:
+        where = "the header" if header is None else f"row {number + 1} (line {line})"
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            raise TableError(
+                f"{name}, {where}: {error}; close each quote that opens a field, and write a quote inside it twice"
+            ) from error
+        if cells is None:
+            return rows
+        if header is None:
+            if cells:
+                header = [plain_column(cell) for cell in cells]
+                _check_header(name, header)
+        elif any(cells):
+            number += 1
+            rows.append((number, _row_of_cells(f"{name}, {where}", header, cells)))
+        line = reader.line_num + 1
+
+
+def _check_header(name: str, header: list[str]) -> None:
+    named = [column for column in header if column]
+    twice = next((column for column in named if named.count(column) > 1), None)
+    if twice is not None:
+        raise TableError(f"{name}: the column {shorten(twice)} is there twice; rename or remove one of them")
+
+
+def _row_of_cells(where: str, header: list[str], cells: list[str]) -> Row:
+    """A row of a CSV file; a first column without a name is an index, a later one may not hold anything."""
+    beyond = [number for number, cell in enumerate(cells) if cell and number > 0 and not "".join(header[number:])]
+    if len(cells) > len(header) or beyond:
+        named = len(header) if len(cells) > len(header) else beyond[0]
+        raise TableError(
+            f"{where}: {len(cells)} fields where the header has {named}; put a field that contains the separator "
+            f"in double quotes"
+        )
+    padded = [*cells, *[""] * (len(header) - len(cells))]
+    return {column: cell or None for column, cell in zip(header, padded, strict=True) if column}
+
+
+def _rows_of_json_lines(text: str) -> list[tuple[int, Any]]:
+    rows: list[tuple[int, Any]] = []
+    # Other line separators than a line feed may be part of a string.
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            rows.append((len(rows) + 1, decode_json(line)))
+        except TextError as error:
+            raise TextError(f"line {number}: {error}") from error
+    return rows
 
 
 def _rows_of_json(content: object, pair_columns: tuple[str, str] | None) -> list[Any]:
@@ -63,3 +149,15 @@ def _rows_of_json(content: object, pair_columns: tuple[str, str] | None) -> list
     if isinstance(content, dict) and pair_columns is not None:
         return [dict(zip(pair_columns, pair, strict=True)) for pair in content.items()]
     return [content]  # one row, or not an object: refused by the caller
+
+
+def plain_column(name: str) -> str:
+    """The name of a column in lower case and without spaces around it."""
+    return name.strip().lower()
+
+
+def _with_plain_columns(where: str, row: Row) -> Row:
+    plain = {plain_column(column): value for column, value in row.items()}
+    if len(plain) < len(row):
+        raise TableError(f"{where}: two columns differ only in upper case or spaces; rename or remove one of them")
+    return plain

@@ -7,6 +7,7 @@ store until their shard is written (`pipeline/ingest/shard.py`).
 from dataclasses import dataclass
 from errno import ENOSPC
 from functools import partial
+from pathlib import Path
 from typing import get_args
 
 from pydantic import Field
@@ -55,11 +56,13 @@ class PrepareConfig:
     buckets: tuple[Bucket, ...]
     captions: dict[str, str]  # caption by path of the video (`read_caption_table`)
     settings: ShardConfig
+    shared_names: frozenset[str] = frozenset()  # that alone mean no video in `captions` (`match_table`)
 
     def fingerprint(self) -> str:
         """Changes with everything that changes a clip."""
         settings = output_json(self.settings, layout=False, exclude=("buckets", "choose_buckets", "captions"))
-        return fingerprint([sorted(bucket.name for bucket in self.buckets), sorted(self.captions.items()), settings])
+        inputs = [sorted(bucket.name for bucket in self.buckets), sorted(self.captions.items()), settings]
+        return fingerprint([*inputs, sorted(self.shared_names)] if self.shared_names else inputs)
 
 
 def prepare_source(config: PrepareConfig, source: Source) -> tuple[SourceReport, Clips]:
@@ -107,7 +110,11 @@ def prepare_source(config: PrepareConfig, source: Source) -> tuple[SourceReport,
 def _read_source(config: PrepareConfig, source: Source) -> tuple[str, list[Span]]:
     """The caption of a source and its decoded spans."""
     settings, given = config.settings, source.caption
-    caption = caption_of(source.root, source.file, config.captions) if given is None else clean_caption(given)
+    if given is None:
+        video = None if "://" in source.path else Path(source.path)
+        caption = caption_of(source.root, source.file, config.captions, config.shared_names, video)
+    else:
+        caption = clean_caption(given)
     is_augmented = split_of(source.file, settings.validation_fraction) == "train"
     with local_copy(source) as path:
         spans = read_spans(

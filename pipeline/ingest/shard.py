@@ -6,6 +6,7 @@ clips of its sources, which do not pass through the driver. Every source ends in
 quarantine (`data/curation/ledger.py`), which is checked at the end.
 """
 
+import logging
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from typing import Any
 
 import ray
 
-from data.curation.captions import read_caption_table
+from data.curation.captions import match_table, read_caption_table
 from data.curation.filters import Duplicates
 from data.curation.ledger import FILTERED_NAME, QUARANTINE_NAME, Reason, balance, reject, write_rejections
 from data.curation.sources import Source, SourceError, listing_fingerprint
@@ -38,6 +39,8 @@ from pipeline.run.commits import (
 )
 from pipeline.run.fingerprints import fingerprint
 from pipeline.run.progress import bar
+
+logger = logging.getLogger(__name__)
 
 
 class ShardCommit(Commit):
@@ -105,12 +108,12 @@ def make_shards(sources: Sequence[Source], output_dir: Path, config: ShardConfig
 
     Raises:
         SourceError: none of the sources can be used.
-        CaptionError: the caption table cannot be read.
+        CaptionError: the caption table cannot be read, or matches no video.
     """
     output_dir.mkdir(parents=True, exist_ok=True)
     (output_dir / MANIFEST_NAME).unlink(missing_ok=True)  # the folder is not a dataset until all shards are written
-    captions = {} if config.captions is None else read_caption_table(config.captions)
-    prepare = PrepareConfig(settle_buckets(sources, output_dir, config, num_workers), captions, config)
+    captions, shared_names = _read_captions(sources, config)
+    prepare = PrepareConfig(settle_buckets(sources, output_dir, config, num_workers), captions, config, shared_names)
     planned = _plan(sources, output_dir.resolve(), prepare)
     _prepare_and_commit(partial(prepare_source, prepare), planned, config, num_workers)
     remove_unpublished(output_dir)  # left by workers that were killed while writing
@@ -120,6 +123,16 @@ def make_shards(sources: Sequence[Source], output_dir: Path, config: ShardConfig
     manifest = _close_ledger(sources, commits, output_dir)
     publish_text(output_dir / MANIFEST_NAME, manifest.model_dump_json(indent=1))
     return manifest
+
+
+def _read_captions(sources: Sequence[Source], config: ShardConfig) -> tuple[dict[str, str], frozenset[str]]:
+    """The caption table, empty where there is none, and its names that several videos share; logs how it matches."""
+    if config.captions is None:
+        return {}, frozenset()
+    captions = read_caption_table(config.captions)
+    match = match_table(config.captions, captions, [(s.root, s.file) for s in sources if s.caption is None])
+    logger.log(logging.WARNING if match.unused else logging.INFO, "%s: %s", config.captions, match)
+    return captions, match.shared_names
 
 
 def _plan(sources: Sequence[Source], output_dir: Path, config: PrepareConfig) -> list[_PlannedShard]:
@@ -143,8 +156,8 @@ def count_reusable_shards(sources: Sequence[Source], output_dir: Path, config: S
         if known is None:
             return 0
         buckets = known.buckets
-    captions = {} if config.captions is None else read_caption_table(config.captions)
-    planned = _plan(sources, output_dir, PrepareConfig(buckets, captions, config))
+    captions, shared_names = _read_captions(sources, config)
+    planned = _plan(sources, output_dir, PrepareConfig(buckets, captions, config, shared_names))
     return sum(shard.commit() is not None for shard in planned)
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from data.curation.captions import CaptionError, caption_of, read_caption_table
+from data.curation.captions import CaptionError, caption_of, match_table, read_caption_table
 
 
 def test_captions_from_sidecars_tables_and_folders(tmp_path):
@@ -67,3 +67,51 @@ def test_line_separators_inside_a_caption_do_not_end_its_row(tmp_path):
     assert read_caption_table(tmp_path / "t.jsonl") == {"a.mp4": caption}
     assert read_caption_table(tmp_path / "t.csv") == {"a.mp4": f"{caption}\nfour"}
     assert caption_of(tmp_path, "a.mp4", {"a.mp4": caption}) == "one two three"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "reason"),
+    [
+        ("t.csv", "file,caption\na.mp4,one\na.mp4,two\n", r"rows 1 and 2: both name 'a.mp4', with different captions"),
+        ("t.json", '{"a.mp4": {"caption": "x"}}', r"row 1: caption is \{'caption': 'x'\}; it must be text"),
+        ("t.json", '{"a.mp4": ["x", "y"]}', r"row 1: caption is \['x', 'y'\]; it must be text"),
+        ("t.json", '{"a.mp4": true}', r"row 1: caption is True; it must be text"),
+        ("t.jsonl", '{"file": "a", "caption": "\\ud83d"}', r"row 1: its caption contains .* U\+D83D; correct the row"),
+        ("t.jsonl", '{"file": "a\\ud83d", "caption": "x"}', r"row 1: file is .*not valid Unicode"),
+    ],
+)
+def test_a_caption_table_is_refused_by_row(tmp_path, name, text, reason):
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    with pytest.raises(CaptionError, match=reason):
+        read_caption_table(tmp_path / name)
+
+
+def test_a_file_name_alone_means_one_video(tmp_path):
+    table = {"0001.mp4": "a cat", "2.mp4": "two"}
+    match = match_table(tmp_path, table, [(tmp_path, name) for name in ("0001.mp4", "dogs/0001.mp4", "dogs/2.mp4")])
+    assert (match.num_matched, match.num_videos) == (2, 3)
+    assert caption_of(tmp_path, "0001.mp4", table, match.shared_names) == "a cat"
+    assert caption_of(tmp_path, "dogs/0001.mp4", table, match.shared_names) == "dogs"
+    assert caption_of(tmp_path, "dogs/2.mp4", table, match.shared_names) == "two"
+    with pytest.raises(CaptionError, match=r"'0001\.mp4' may mean 2 videos, such as 'dogs/0001\.mp4'; write the path"):
+        match_table(tmp_path, table, [(tmp_path, name) for name in ("dogs/0001.mp4", "cats/0001.mp4")])
+
+
+def test_rows_that_match_nothing_are_named_with_the_nearest_video(tmp_path):
+    videos = [(tmp_path, name) for name in ("a.mp4", "caf\u00e9.mp4", "c.mp4")]
+    match = match_table(tmp_path, {"a.mp4": "one", "cafe\u0301.mp4": "two", "/old/C": "three"}, videos)
+    assert (match.num_matched, match.num_videos) == (1, 3)
+    assert match.near == (("cafe\u0301.mp4", "caf\u00e9.mp4"), ("/old/C", "c.mp4"))
+    assert str(match).startswith("1 of 3 videos have a caption from the table; 2 of its rows match no video, such as")
+    with pytest.raises(CaptionError, match=r"0 of 3 videos .* '/old/a' \(nearest: 'a\.mp4'\)"):
+        match_table(tmp_path, {"/old/a": "one"}, videos)
+
+
+def test_an_absolute_path_of_this_machine_means_its_video(tmp_path):
+    assert caption_of(tmp_path, "a.mp4", {str(tmp_path / "a.mp4"): "one"}) == "one"
+
+
+@pytest.mark.parametrize(("name", "text"), [("a.txt", "one"), ("a.TXT", "one"), ("a.json", '{"Text": "one"}')])
+def test_a_byte_order_mark_is_no_part_of_a_sidecar(tmp_path, name, text):
+    (tmp_path / name).write_text(text, encoding="utf-8-sig")
+    assert caption_of(tmp_path, "a.mp4", {}) == "one"

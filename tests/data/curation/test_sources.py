@@ -75,7 +75,7 @@ def test_a_table_gives_captions_and_spans(shapes_dir, suffix):
     ("text", "reason"),
     [
         ("", r"t\.csv: it holds no rows"),
-        ("file,caption\na.mp4,one\n", r"t\.csv: it has no column path, only file, caption"),
+        ("name,caption\na.mp4,one\n", r"t\.csv: it has no column path, only name, caption"),
         ("path,start\na.mp4,soon\n", r"t\.csv, row 1: start is 'soon'; it must be a number of seconds"),
         ("path,start\na.mp4,0\nb.mp4,-1\n", r"t\.csv, row 2: start is '-1'"),
         ("path,start,end\na.mp4,3,2\n", r"row 1: end is 2, which is not after start 3"),
@@ -135,3 +135,23 @@ def test_spans_a_millisecond_apart_are_two_sources(shapes_dir):
     rows = [{"path": "a.mp4", "start": start} for start in (1234.561, 1234.564, 0.5)]
     (shapes_dir / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     assert names(shapes_dir / "t.jsonl") == ["a.mp4#t=1234.561", "a.mp4#t=1234.564", "a.mp4#t=0.5"]
+
+
+def test_a_broken_name_costs_its_source_only(shapes_dir, caplog):
+    (shapes_dir / "loop.mp4").symlink_to("loop.mp4")
+    (shapes_dir / f"{'x' * 251}.mp4").write_bytes((shapes_dir / "a.mp4").read_bytes())
+    (shapes_dir / "linked").symlink_to(shapes_dir / "sub")
+    sources = list_sources(str(shapes_dir))
+    assert [source.name for source in sources] == ["a.mp4", "loop.mp4", "sub/b.mp4", f"{'x' * 251}.mp4"]
+    quarantined = {source.name: prepare_source(CUT, source)[0].quarantined for source in sources}
+    assert [name for name, rejection in quarantined.items() if rejection is not None] == ["loop.mp4"]
+    loop = quarantined["loop.mp4"]
+    assert loop is not None
+    assert (loop.reason, loop.detail) == ("unreadable", "it cannot be read: Too many levels of symbolic links")
+    assert "1 linked folders are not searched, such as " in caplog.text
+
+
+def test_names_that_print_alike_stay_apart(tmp_path):
+    for name in (b"\\xff.mp4", b"\xff.mp4"):
+        (tmp_path / os.fsdecode(name)).touch()
+    assert names(tmp_path) == ["\\xff.mp4", "\\xff.mp4#bytes=ff2e6d7034"]

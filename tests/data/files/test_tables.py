@@ -23,6 +23,8 @@ def parquet(rows: list[dict[str, str | None]]) -> bytes:
     [
         ("t.csv", "\ufeffpath,caption\na.mp4,one\u2028two\nb.mp4,\n".encode()),
         ("T.CSV", "path,caption\r\na.mp4,one\u2028two\r\nb.mp4,\r\n".encode()),
+        ("t.TSV", " Path\tCAPTION \na.mp4\tone\u2028two\nb.mp4\n\t\n".encode()),
+        ("t.csv", ",path,caption\n0,a.mp4,one\u2028two\n1,b.mp4,\n".encode()),
         ("t.jsonl", "\ufeff".encode() + "\n\n".join(json.dumps(row, ensure_ascii=False) for row in ROWS).encode()),
         ("t.json", json.dumps(ROWS).encode()),
         ("s3://bucket/t.parquet", parquet(ROWS)),
@@ -41,11 +43,20 @@ def test_an_object_is_a_table_of_pairs_where_the_columns_are_named():
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
-        ("t.txt", b"", r"t\.txt: a table is \.csv, \.jsonl, \.json or \.parquet, not '\.txt'"),
+        ("t.txt", b"", r"t\.txt: a table is \.csv, \.tsv, \.jsonl, \.json or \.parquet, not '\.txt'"),
         ("t.csv", b"path\ncaf\xe9.mp4\n", r"t\.csv: it cannot be read as \.csv"),
         ("t.jsonl", b'{"path": 1}\n{', r"t\.jsonl: it cannot be read as \.jsonl: line 2: Expecting"),
         ("t.json", b"[", r"t\.json: it cannot be read as \.json"),
         ("t.parquet", b"no", r"t\.parquet: it cannot be read as \.parquet"),
+        ("t.csv", b"path,caption\na,red, moving\n", r"t\.csv, row 1 \(line 2\): 3 fields where the header has 2"),
+        ("t.csv", b"path,caption,\na,red, moving\n", r"t\.csv, row 1 \(line 2\): 3 fields where the header has 2"),
+        ("t.csv", b'path,caption\na,x\nb,"red\nc,blue\n', r"t\.csv, row 2 \(line 3\): .*close each quote"),
+        ("t.csv", b'path,caption\na,"red\nb,"blue"\n', r"t\.csv, row 1 \(line 2\): .*close each quote"),
+        ("t.csv", b"path,Path \na,b\n", r"t\.csv: the column 'path' is there twice"),
+        ("t.json", b'[{"path": "a", "path": "b"}]', r"the key 'path' is given twice"),
+        ("t.json", b"[" * 100000, r"nested too deeply"),
+        ("t.json", b'[{"path": ' + b"1" * 5000 + b"}]", r"4300 digits"),
+        ("t.csv", "path\na\n".encode("utf-16"), r"it is UTF-16; save it as UTF-8"),
         ("t.jsonl", b'{"path": "a"}\n[1]', r"t\.jsonl, row 2: \[1\] is not an object"),
     ],
 )
