@@ -20,7 +20,7 @@ class ShardConfig(Settings):
     choose_buckets: BucketChoice | None = None
     """Choose the shapes from the aspect ratios of the sources, instead of `buckets`; None uses `buckets`."""
     captions: Path | None = None
-    """Table of captions (.csv, .jsonl or .json) with a file column and a caption column.
+    """Table of captions (.csv, .tsv, .jsonl, .json or .parquet) with a file column and a caption column.
 
     Videos that it does not list, and all of them if it is None, take their caption from a .txt or .json file beside the
     video, otherwise from the name of their folder.
@@ -90,7 +90,8 @@ class DataConfig(ShardConfig):
     """Where videos come from and how clips are cut from them."""
 
     source: str = SYNTHETIC
-    """`synthetic`, or a folder, glob, table (.csv, .jsonl, .parquet) or URI (s3, gs, az, file) of videos."""
+    """`synthetic`, or a folder, glob, table (.csv, .tsv, .jsonl, .json or .parquet) or URI (s3, gs, az, file) of
+    videos."""
     mix: dict[DatasetName, MixPart] = Field(default={})
     """Several datasets by name, instead of `source`; empty uses `source`."""
     synthetic: SyntheticConfig = SyntheticConfig()

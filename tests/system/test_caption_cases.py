@@ -1,5 +1,6 @@
 """Tables and sidecars that once went wrong give the right captions, or an error that names row, value and way out."""
 
+import csv
 import json
 import shutil
 from pathlib import Path
@@ -110,3 +111,24 @@ def test_a_random_sidecar_is_read_as_written_or_refused(tmp_path, content):
         assert str(error).startswith("its ")  # noqa: PT017 - an error is one of two right results
         return
     assert read == clean_caption(content.decode("utf-8").removeprefix("\ufeff"))
+
+
+CELLS = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=12)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    rows=st.dictionaries(CELLS.map(lambda name: f"{name}.mp4"), CELLS, min_size=1, max_size=4),
+    kind=st.sampled_from([("t.csv", ","), ("t.tsv", "\t")]),
+)
+def test_a_random_table_of_sources_is_read_as_written_or_refused(tmp_path, rows, kind):
+    name, delimiter = kind
+    with (tmp_path / name).open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file, delimiter=delimiter).writerows([("path", "caption"), *rows.items()])
+    try:
+        sources = list_sources(str(tmp_path / name))
+    except SourceError as error:
+        assert any("://" in name for name in rows)  # an address of a kind that is not allowed
+        assert f"{name}, row" in str(error)  # noqa: PT017
+        return
+    assert {source.name: source.caption for source in sources} == rows

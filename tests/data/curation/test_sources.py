@@ -2,6 +2,10 @@
 
 import json
 import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import fsspec
 import pyarrow as pa
@@ -155,3 +159,36 @@ def test_names_that_print_alike_stay_apart(tmp_path):
     for name in (b"\\xff.mp4", b"\xff.mp4"):
         (tmp_path / os.fsdecode(name)).touch()
     assert names(tmp_path) == ["\\xff.mp4", "\\xff.mp4#bytes=ff2e6d7034"]
+
+
+@contextmanager
+def not_root() -> Iterator[None]:
+    """Permissions apply within the block, also where the tests run as root."""
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+
+
+def test_a_folder_that_cannot_be_entered_costs_its_videos_only(shapes_dir, caplog):
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        folder.chmod(0o755)
+        for name in ("a.mp4", "listed/b.mp4", "listed/below/c.mp4", "closed/d.mp4"):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes((shapes_dir / "a.mp4").read_bytes())
+        (folder / "listed").chmod(0o744)
+        (folder / "closed").chmod(0o700 if os.geteuid() == 0 else 0o000)
+        if os.geteuid() != 0:
+            (folder / "listed").chmod(0o444)
+        with not_root():
+            sources = list_sources(place)
+            reports = [prepare_source(CUT, source)[0] for source in sources]
+        for name in ("listed", "closed"):
+            (folder / name).chmod(0o755)
+    assert [source.name for source in sources] == ["a.mp4", "listed/b.mp4"]
+    assert [report.quarantined and report.quarantined.reason for report in reports] == [None, "unreadable"]
+    assert "2 folders cannot be read, and their videos are missing, such as " in caplog.text

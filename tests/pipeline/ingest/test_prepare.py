@@ -62,3 +62,18 @@ def test_images_are_looked_at_too(tmp_path):
     reports = [prepare_source(PrepareConfig((image,), {}, config), source)[0] for source in sources]
     assert [len(report.clips) for report in reports] == [1, 0]
     assert [rejection.reason for rejection in reports[1].filtered] == ["text_heavy"]
+
+
+def test_a_name_that_several_videos_share_is_part_of_the_fingerprint():
+    config = ShardConfig(buckets=BUCKETS)
+    plain = PrepareConfig(BUCKETS, {"a.mp4": "one"}, config)
+    shared = PrepareConfig(BUCKETS, {"a.mp4": "one"}, config, frozenset({"a.mp4"}))
+    assert plain.fingerprint() != shared.fingerprint()
+
+
+def test_a_video_whose_name_is_no_unicode_has_its_own_sidecar(tmp_path):
+    content = encode_clip(np.zeros((8, 32, 32, 3), np.uint8), 8)
+    (tmp_path / os.fsdecode(b"\xff.mp4")).write_bytes(content)
+    (tmp_path / os.fsdecode(b"\xff.txt")).write_text("a red circle")
+    _, clips = prepare_source(CUT, list_sources(str(tmp_path))[0])
+    assert [record.caption for record, _ in clips] == ["a red circle"]
