@@ -6,25 +6,55 @@ an output is made from, or marked as `Runtime` or `Layout`.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
 from jaxtyping import UInt8
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
 Frames = UInt8[np.ndarray, "t h w 3"]
 """Decoded pixels of a clip, RGB."""
 
 
 class Record(BaseModel):
-    """Immutable; unknown fields are refused."""
+    """Immutable; unknown fields are refused, and numbers that are not finite, unless a field has `AllowInfNan`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Settings(Record):
-    """A part of the configuration."""
+    """A part of the configuration. A path may begin with `~`, which stands for the home folder."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _refuse_truth_values(cls, value: Any, info: ValidationInfo) -> Any:  # noqa: ANN401 - of any field
+        annotation = cls.model_fields[str(info.field_name)].annotation
+        if isinstance(value, bool) and {int, float}.intersection((annotation, *get_args(annotation))):
+            raise ValueError("true and false are no numbers")
+        return value
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _expand_home(cls, value: Any) -> Any:  # noqa: ANN401 - of any field
+        return Path(expand_home(str(value))) if isinstance(value, Path) else value
+
+
+def expand_home(path: str) -> str:
+    """A path with the home folder in place of a leading `~` or `~user`; any other path or URI as it is.
+
+    Raises:
+        ValueError: there is no such user.
+    """
+    if not path.startswith("~"):
+        return path
+    home, separator, rest = path.partition("/")
+    try:
+        return f"{Path(home).expanduser()}{separator}{rest}"
+    except RuntimeError as error:
+        raise ValueError(f"{path} begins with ~, and there is no such user: use an absolute path") from error
 
 
 @dataclass(frozen=True)

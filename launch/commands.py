@@ -7,7 +7,7 @@ import inspect as introspection
 import logging
 import os
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,8 @@ from typing import Annotated
 
 import typer
 
+from data.records import expand_home
+from launch.overrides import Given, Override
 from launch.stages import NAMES, STAGES, Entry, Options, stages_of
 
 app = typer.Typer(
@@ -28,8 +30,20 @@ job_app = typer.Typer(help="Watch and stop jobs submitted with `submit`.", no_ar
 app.add_typer(train_app, name="train")
 app.add_typer(job_app, name="job")
 
+
+def _expand_home(path: Path | None) -> Path | None:
+    """The path with the home folder for `~`, which a shell does not replace in `--output=~/clips`."""
+    try:
+        return None if path is None else Path(expand_home(str(path)))
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
 Config = Annotated[
-    Path, typer.Argument(metavar="CONFIG", help="A YAML file, or the name of a preset: demo, real-tiny.")
+    Path,
+    typer.Argument(
+        metavar="CONFIG", help="A YAML file, or the name of a preset: demo, real-tiny.", callback=_expand_home
+    ),
 ]
 Overrides = Annotated[
     list[str] | None,
@@ -82,7 +96,7 @@ def _readable_errors(debug: bool) -> Iterator[None]:
 class _Start:
     """How a command was started."""
 
-    overrides: list[str] | None
+    overrides: Sequence[Override] | None
     dry_run: bool
     verbose: bool
     quiet: bool
@@ -225,9 +239,16 @@ for _entry in STAGES:
 
 @app.command()
 def sample(
-    target: Annotated[Path, typer.Argument(metavar="TARGET", help="A config, or a folder with a DiT checkpoint.")],
-    prompts: Annotated[Path | None, typer.Option(help="One prompt a line, or JSONL.")] = None,
-    output: Annotated[Path | None, typer.Option(help="Where clips go when TARGET is a checkpoint.")] = None,
+    target: Annotated[
+        Path,
+        typer.Argument(metavar="TARGET", help="A config, or a folder with a DiT checkpoint.", callback=_expand_home),
+    ],
+    prompts: Annotated[
+        Path | None, typer.Option(help="Text with one prompt a line, or a table.", callback=_expand_home)
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Where clips go when TARGET is a checkpoint.", callback=_expand_home)
+    ] = None,
     overrides: Overrides = None,
     dry_run: DryRun = False,
     verbose: Verbose = False,
@@ -238,7 +259,7 @@ def sample(
 
     Example: `reelflow sample runs/demo/dit --prompts prompts.txt --output clips --set sample.guidance_scale=4`
     """
-    given = [*(overrides or []), *([f"sample.prompts={prompts}"] if prompts else [])]
+    given = [*(overrides or []), *([Given("sample.prompts", prompts)] if prompts else [])]
     if not target.is_dir():
         _run(target, ("sample",), _Start(given, dry_run, verbose, quiet, debug))
         return
@@ -257,9 +278,14 @@ def sample(
 
 @app.command()
 def inspect(
-    path: Annotated[Path, typer.Argument(help="A run, a dataset, a checkpoint, or a samples folder.")],
+    path: Annotated[
+        Path, typer.Argument(help="A run, a dataset, a checkpoint, or a samples folder.", callback=_expand_home)
+    ],
     html: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Of a dataset: write a page and a contact sheet there.")
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="Of a dataset: write a page and a contact sheet there.", callback=_expand_home
+        ),
     ] = None,
     clips: Annotated[int, typer.Option(min=1, help="How many clips the page shows.")] = 24,
     debug: Debug = False,
@@ -279,8 +305,13 @@ def inspect(
 
 @app.command()
 def export(
-    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint, or a folder with checkpoints, as runs/NAME/dit.")],
-    output: Annotated[Path, typer.Argument(help="The safetensors file to write; a .json goes beside it.")],
+    checkpoint: Annotated[
+        Path,
+        typer.Argument(help="A checkpoint, or a folder with checkpoints, as runs/NAME/dit.", callback=_expand_home),
+    ],
+    output: Annotated[
+        Path, typer.Argument(help="The safetensors file to write; a .json goes beside it.", callback=_expand_home)
+    ],
     raw: Annotated[bool, typer.Option("--raw", help="The weights as trained, not their average.")] = False,
     average: Annotated[
         str | None, typer.Option(metavar="NAME", help="Another than the first average, such as power-0.10.")

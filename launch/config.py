@@ -10,7 +10,8 @@ from pydantic import Field, ValidationError, model_validator
 
 from data.dataset.buckets import Bucket
 from data.records import Runtime, Settings
-from launch.overrides import ConfigError, apply_override, explain
+from launch.overrides import ConfigError, Override, apply_override, explain
+from launch.plain_yaml import YamlError, read_plain_yaml
 from launch.rules import RULES
 from models.autoencoder.config import AutoencoderConfig
 from models.flow.spec import FlowSpec
@@ -97,17 +98,21 @@ class RunConfig(Settings):
         return self
 
 
-def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+def load_config(path: Path, overrides: Sequence[Override] = ()) -> RunConfig:
     """Read a YAML file (or a preset by its bare name) and apply `section.field=value` overrides.
 
     Raises:
-        ConfigError: the file is missing or not YAML, or a field is unknown, of the wrong type or impossible.
+        ConfigError: the file is missing, not YAML or ambiguous (`launch/plain_yaml.py`), or a field is unknown, of the
+            wrong type or impossible.
     """
     path = find_config(path)
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not YAML: {error}") from error
+        tree = read_plain_yaml(path.read_text(encoding="utf-8-sig"))
+    except YamlError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start})") from error
+    tree = {} if tree is None else tree
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} holds a {type(tree).__name__}, not sections with fields")
     for override in overrides:

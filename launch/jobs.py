@@ -154,7 +154,7 @@ def absolute_paths(config: RunConfig) -> RunConfig:
 
 def _resolved(value: Any) -> Any:  # noqa: ANN401 - whatever a configuration may hold
     if isinstance(value, Path):
-        return value.expanduser().absolute()
+        return value.absolute()
     if isinstance(value, BaseModel):
         return value.model_copy(update={name: _resolved(field) for name, field in value})
     return value

@@ -2,21 +2,43 @@
 
 import difflib
 from collections.abc import Sequence
-from typing import Any, get_args
+from dataclasses import dataclass
+from pathlib import Path
+from reprlib import Repr
+from types import NoneType, UnionType
+from typing import Any, TypeAlias, get_args
 
-import yaml
 from pydantic import AliasChoices, BaseModel, ValidationError
 
 from data.errors import ReelflowError
+from launch.plain_yaml import YamlError, read_plain_yaml, shorten
+
+MAX_PROBLEMS = 20
+_BRIEF = Repr()  # of values, which may be as large as the file
+_BRIEF.maxlevel, _BRIEF.maxstring, _BRIEF.maxother, _BRIEF.maxlong = 3, 100, 100, 40
 
 
 class ConfigError(ReelflowError, ValueError):
     """A configuration that cannot be used; the message names the field, the value and the way out."""
 
 
-def apply_override(tree: dict[str, Any], override: str, root: type[BaseModel]) -> None:
-    """Set one `section.field=value` in a tree of plain values; the value is read as YAML.
+@dataclass(frozen=True)
+class Given:
+    """The value of a field that has an option of its own, such as --prompts: it is used as it is, not as YAML."""
 
+    key: str  # section.field
+    value: Any
+
+
+Override: TypeAlias = str | Given
+"""`section.field=value` of --set, or the value of another option."""
+
+
+def apply_override(tree: dict[str, Any], override: Override, root: type[BaseModel]) -> None:
+    """Set one field in a tree of plain values.
+
+    The value of a field of text or a path is the text itself, so that `my videos #2` is that folder. Text in quotes is
+    read as YAML reads it; `null`, `~` and nothing are None where the field may be None. Any other value is YAML.
     A field that is overridden under an old name loses the value it has under the new one, and the reverse.
 
     Args:
@@ -25,25 +47,57 @@ def apply_override(tree: dict[str, Any], override: str, root: type[BaseModel]) -
     Raises:
         ConfigError: it is not of that form.
     """
-    key, separator, text = override.partition("=")
+    told = f"--set {shorten(override)}" if isinstance(override, str) else override.key
+    key, separator, text = (override.key, "=", "") if isinstance(override, Given) else override.partition("=")
     if not separator or not key:
-        raise ConfigError(f"--set {override}: write section.field=value, for example dit.train.steps=2000")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override}: {text!r} is not YAML; quote text that has brackets or colons") from error
+        raise ConfigError(f"{told}: write section.field=value, for example dit.train.steps=2000")
     *sections, field = key.strip().split(".")
+    if isinstance(override, Given):
+        value = override.value
+    else:
+        text = text.strip() if key.endswith(" ") else text
+        try:
+            value = _read_value(text, _annotation_at(root, sections, field))
+        except YamlError as error:
+            raise ConfigError(f"{told}: {error}; quote text that has brackets or colons") from error
+    _set(tree, told, [*sections, field], value, root)
+
+
+def _set(tree: dict[str, Any], told: str, path: list[str], value: Any, root: type[BaseModel]) -> None:  # noqa: ANN401
+    *sections, field = path
     node: Any = tree
     for section in sections:
-        node = node[_place(override, section, node)] if isinstance(node, list) else node.setdefault(section, {})
+        node = node[_place(told, section, node)] if isinstance(node, list) else node.setdefault(section, {})
         if not isinstance(node, dict | list):
-            raise ConfigError(f"--set {override}: {section} is not a section")
+            raise ConfigError(f"{told}: {section} is not a section")
     if isinstance(node, list):
-        node[_place(override, field, node)] = value
+        node[_place(told, field, node)] = value
         return
     for name in _other_names(_record_at(root, sections), field):
         node.pop(name, None)
     node[field] = value
+
+
+def _read_value(text: str, annotation: Any) -> Any:  # noqa: ANN401 - a type of a field, and a value of it
+    kinds = set(get_args(annotation)) if isinstance(annotation, UnionType) else {annotation}
+    if not kinds & {str, Path}:
+        return read_plain_yaml(text, whole=True)
+    is_null = text in ("", "null") or (text == "~" and NoneType in kinds)
+    if is_null and (NoneType in kinds or text == ""):
+        return None
+    stripped = text.strip()
+    if len(stripped) > 1 and stripped[0] == stripped[-1] and stripped[0] in "'\"":
+        return read_plain_yaml(stripped, whole=True)
+    return text
+
+
+def _annotation_at(root: type[BaseModel], sections: Sequence[str], name: str) -> Any:  # noqa: ANN401 - a type
+    """The type of a field, under whatever of its names; None where there is no such field."""
+    record = _record_at(root, sections)
+    for field_name, field in ({} if record is None else record.model_fields).items():
+        if name == field_name or field_name in _other_names(record, name):
+            return field.annotation
+    return None
 
 
 def _other_names(record: type[BaseModel] | None, name: str) -> set[str]:
@@ -56,29 +110,32 @@ def _other_names(record: type[BaseModel] | None, name: str) -> set[str]:
     return set()
 
 
-def _place(override: str, number: str, items: list[Any]) -> int:
-    if not number.isdecimal() or int(number) >= len(items):
-        raise ConfigError(f"--set {override}: {number!r} must be a number below {len(items)}, counted from 0")
+def _place(told: str, number: str, items: list[Any]) -> int:
+    if not number.isdecimal() or len(number) > 9 or int(number) >= len(items):
+        raise ConfigError(f"{told}: {shorten(number)!r} must be a number below {len(items)}, counted from 0")
     return int(number)
 
 
 def explain(error: ValidationError, source: str, root: type[BaseModel]) -> str:
-    """Every problem on a line: field, value, and the nearest valid key or value."""
+    """A line for each of the first `MAX_PROBLEMS` problems: field, value, and the nearest valid key or value."""
     lines = []
-    for problem in error.errors():
-        location = ".".join(str(part) for part in problem["loc"])
+    problems = error.errors()
+    for problem in problems[:MAX_PROBLEMS]:
+        location = shorten(".".join(str(part) for part in problem["loc"]))
         if problem["type"] == "extra_forbidden":
             record = _record_at(root, problem["loc"][:-1])
             known = [] if record is None else list(record.model_fields)
-            close = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1, cutoff=0.5)
+            close = difflib.get_close_matches(shorten(str(problem["loc"][-1])), known, n=1, cutoff=0.5)
             hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}"
             lines.append(f"{location}: there is no such field; {hint}")
             continue
         message = problem["msg"].removeprefix("Value error, ")
-        message = message[:1].lower() + message[1:]
+        message = shorten(message[:1].lower() + message[1:], 1000)
         value = problem["input"]
-        shown = "" if isinstance(value, dict | BaseModel) else f" (it is {value!r})"
+        shown = "" if isinstance(value, dict | BaseModel) else f" (it is {shorten(_BRIEF.repr(value), 200)})"
         lines.append(f"{location or 'config'}: {message}{shown}")
+    if len(problems) > MAX_PROBLEMS:
+        lines.append(f"and {len(problems) - MAX_PROBLEMS} more")
     return f"{source} cannot be used:" + "".join(f"\n  {line}" for line in lines)
 
 

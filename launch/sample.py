@@ -9,7 +9,7 @@ from pydantic import Field, ValidationError
 from data.records import Settings
 from launch.cluster import connected
 from launch.config import ClusterConfig, check_writable
-from launch.overrides import ConfigError, apply_override, explain
+from launch.overrides import ConfigError, Override, apply_override, explain
 from pipeline.checkpoint.read import open_checkpoint
 from pipeline.report.gallery import GALLERY_NAME, write_gallery
 from pipeline.sample.config import SampleSection
@@ -29,7 +29,7 @@ class SamplingConfig(Settings):
     """Where to compute, and with how many workers."""
 
 
-def sample_checkpoint(target: Path, output_dir: Path, overrides: Sequence[str], *, dry_run: bool) -> Iterator[str]:
+def sample_checkpoint(target: Path, output_dir: Path, overrides: Sequence[Override], *, dry_run: bool) -> Iterator[str]:
     """Sample the checkpoint in `target`; yields lines for the console.
 
     Args:

@@ -22,7 +22,7 @@ class TextEncoderConfig(Settings):
 
     def resolved(self) -> "TextEncoderConfig":
         """The same settings with an absolute folder, as workers run in other directories."""
-        return self.model_copy(update={"folder": self.folder.expanduser().resolve()})
+        return self.model_copy(update={"folder": self.folder.resolve()})
 
 
 class EncodeConfig(Settings):

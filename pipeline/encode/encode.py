@@ -29,6 +29,7 @@ from data.dataset.manifest import (
     read_manifest,
 )
 from data.dataset.shards import read_shard, write_shard
+from data.errors import DatasetError
 from data.files.checksums import file_sha256
 from data.files.publish import publish_text
 from models.text.pretrained import PretrainedTextEncoder, check_text_encoder, text_encoder_fingerprint
@@ -91,6 +92,11 @@ class Encoder:
             means = self._means(batch)
             texts = self._texts([record.caption for record, _ in batch])
             for (record, _), mean, text in zip(batch, means, texts, strict=True):
+                if not mean.isfinite().all():
+                    raise DatasetError(
+                        f"{task.source}: the latent of clip {record.key} is not finite; train the autoencoder again, "
+                        "or set encode.precision to fp32"
+                    )
                 payloads[record.key] = save({LATENT_TENSOR: mean.contiguous(), **text})
                 if record.split == "train":
                     values = mean.double().flatten(1)

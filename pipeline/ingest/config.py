@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from data.curation.config import FilterConfig, SceneDetection
 from data.dataset.buckets import Bucket, BucketChoice
-from data.records import Layout, Runtime, Settings
+from data.records import Layout, Runtime, Settings, expand_home
 from data.video.augment import AugmentConfig
 from data.video.formats import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 
@@ -80,7 +80,7 @@ DatasetName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]*$")
 class MixPart(Settings):
     """One dataset of a mix."""
 
-    source: str
+    source: Annotated[str, AfterValidator(expand_home)]
     """`synthetic`, or a folder, glob, table or URI of videos."""
     weight: float = Field(default=1.0, gt=0, le=1000)
     """How often each clip of this dataset is seen, relative to a clip of a dataset of weight 1."""
@@ -89,7 +89,7 @@ class MixPart(Settings):
 class DataConfig(ShardConfig):
     """Where videos come from and how clips are cut from them."""
 
-    source: str = SYNTHETIC
+    source: Annotated[str, AfterValidator(expand_home)] = SYNTHETIC
     """`synthetic`, or a folder, glob, table (.csv, .tsv, .jsonl, .json or .parquet) or URI (s3, gs, az, file) of
     videos."""
     mix: dict[DatasetName, MixPart] = Field(default={})

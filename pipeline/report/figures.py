@@ -1,6 +1,9 @@
 """What pages are made from: the figures, clips and verdicts that stages hand to a report."""
 
 from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import AllowInfNan
 
 from data.records import Frames, Record
 
@@ -22,8 +25,8 @@ class Reconstructions(Record):
     """Reconstruction error of the autoencoder on clips of the validation split."""
 
     num_clips: int
-    psnr_db: float  # mean over clips
-    psnr_db_min: float  # of the worst clip
+    psnr_db: Annotated[float, AllowInfNan()]  # mean over clips; infinite where every pixel is right
+    psnr_db_min: Annotated[float, AllowInfNan()]  # of the worst clip
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ def text_encoder_of(checkpoint: Checkpoint) -> TextEncoderRecord | None:
 
 def text_encoder_folder(encoder: TextEncoderRecord, config: SampleConfig) -> Path:
     """The folder to load that encoder from."""
-    return Path(encoder.folder) if config.text_encoder is None else config.text_encoder.expanduser().resolve()
+    return Path(encoder.folder) if config.text_encoder is None else config.text_encoder.resolve()
 
 
 def check_can_sample(checkpoint: Checkpoint, config: SampleConfig) -> None:

@@ -1,14 +1,16 @@
 """Configuration: what is refused, and how the refusal reads."""
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
+from pydantic import BaseModel
 
 from launch.config import PRESETS_DIR, RunConfig, dump_config, find_config, load_config
 from launch.overrides import ConfigError
 from pipeline.engine.ema_profile import FixedDecay, PowerFunction
-from testing.paths import ROOT
+from testing.paths import CASES_DIR, ROOT
 
 
 def test_a_number_is_a_fixed_decay_under_its_old_name_too(tmp_path):
@@ -118,7 +120,7 @@ def test_a_mix_takes_the_place_of_the_source():
         ("data.mix={Big: {source: x}}", "data.mix.Big.*should match pattern"),
         ("data.mix={a: {sauce: x}}", "data.mix.a.sauce: there is no such field; did you mean source"),
         ("dit.model.patch_size=3", "data.buckets.0.height is 64.*does not split into patches"),
-        ("data.source=[a", r"'\[a' is not YAML"),
+        ("data.buckets=[a", r"--set data.buckets=\[a: line 1: it is not YAML: expected ',' or ']'"),
         ("dit.model.architecture=unet", "dit.model.architecture: input should be 'dit' .*'unet'"),
         ("dit.model.heads=5", "dit.model: heads is 5.*use 4 heads"),
         ("dit.train.global_batch=33", "dit.train.global_batch is 33.*use 32"),
@@ -219,3 +221,50 @@ def test_groups_may_have_more_workers_than_clips():
         ],
     )
     assert config.dit.train.global_batch == 1
+
+
+REFUSED_CASES = {
+    "dup.yaml": r"dup\.yaml: line 4: the key 'dit' is there already, in line 2",
+    "dup_key.yaml": r"dup_key\.yaml: line 3: the key 'seed' is there already, in line 2",
+    "octal.yaml": r"octal\.yaml: line 2: '0100' would be read in base 8: write 100",
+    "sexa.yaml": r"sexa\.yaml: line 2: '1:30' would be read in base 60",
+}
+
+
+def test_every_file_that_two_readers_may_read_differently_is_refused_with_its_line():
+    found = sorted((CASES_DIR / "config").iterdir())
+    assert {path.name for path in found} == REFUSED_CASES.keys()
+    for path in found:
+        with pytest.raises(ConfigError, match=REFUSED_CASES[path.name]):
+            load_config(path)
+
+
+def float_fields(record: type[BaseModel], name: str = "") -> list[str]:
+    """The fields below a record that hold one number with a fraction, as `section.field`."""
+    found = []
+    for field, info in record.model_fields.items():
+        place = f"{name}.{field}".removeprefix(".")
+        if float in (info.annotation, *get_args(info.annotation)) and "tuple" not in str(info.annotation):
+            found.append(place)
+        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            found += float_fields(info.annotation, place)
+    return found
+
+
+LISTED = [
+    "data.buckets.0.fps={}",
+    "data.choose_buckets={{fps: {}}}",
+    "data.mix={{a: {{source: x, weight: {}}}}}",
+    "dit.train.betas=[0.9, {}]",
+    "dit.train.ema=[{{decay: {}}}]",
+    "dit.train.cache={{folder: x, limit_gib: {}}}",
+    "dit.train.lora={{alpha: {}}}",
+]
+
+
+@pytest.mark.parametrize("value", [".nan", ".inf", "-.inf", "1e400"])
+@pytest.mark.parametrize("override", [*(f"{field}={{}}" for field in float_fields(RunConfig)), *LISTED])
+def test_a_setting_that_is_not_finite_is_refused_by_name(override, value):
+    field = override.partition("=")[0].replace(".", "[.]")
+    with pytest.raises(ConfigError, match=rf"{field}\S*: input should be .*(finite|less|greater)"):
+        load_config(Path("demo"), [override.format(value)])

@@ -2,14 +2,17 @@
 
 from pathlib import Path
 
+import pytest
 import torch
-from safetensors.torch import load
+from safetensors import safe_open
+from safetensors.torch import load, save_file
 
 from data.dataset.buckets import Bucket
 from data.dataset.clip import LATENT_MEMBER, VIDEO_MEMBER
 from data.dataset.compression import COMPRESSION
 from data.dataset.manifest import ShardRecord
 from data.dataset.shards import read_shard
+from data.errors import DatasetError
 from data.video.codec import decode_clip
 from models.autoencoder.config import AutoencoderConfig
 from pipeline.encode.codec import AUTOENCODER_NAME, to_pixels
@@ -40,6 +43,17 @@ def test_long_clips_beside_short_ones_are_encoded_in_chunks(tmp_path):
         whole = network.encode(to_pixels(decode_clip(content))[None]).mean[0]
         assert latents[record.key].shape == (4, COMPRESSION.num_latent_frames(num_frames), 8, 8)
         torch.testing.assert_close(latents[record.key], whole, rtol=0, atol=TOLERANCE)
+
+
+def test_a_latent_that_is_not_finite_is_refused_by_the_key_of_its_clip(tmp_path):
+    network = write_autoencoder(tmp_path / AUTOENCODER_NAME, SMALL_AUTOENCODER)
+    weights = {name: torch.full_like(weight, torch.nan) for name, weight in network.state_dict().items()}
+    with safe_open(tmp_path / AUTOENCODER_NAME, "pt") as file:
+        metadata = file.metadata()
+    save_file(weights, tmp_path / AUTOENCODER_NAME, metadata)
+    shard = write_clips(tmp_path / "clips.tar", [9], 64)
+    with pytest.raises(DatasetError, match=r"clips\.tar: the latent of clip \S+ is not finite; train the autoencoder"):
+        encode_shard(tmp_path, shard, SETTINGS)
 
 
 def test_the_frames_of_a_call_are_bounded():

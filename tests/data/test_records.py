@@ -1,0 +1,57 @@
+"""Records refuse numbers that are not finite; settings replace the home folder and take no truth value for a number."""
+
+from pathlib import Path
+from typing import Annotated
+
+import pytest
+from pydantic import AllowInfNan, ValidationError
+
+from data.records import Record, Settings, expand_home
+from pipeline.report.figures import Reconstructions
+
+NOT_FINITE = [float("nan"), float("inf"), -float("inf"), "nan", "inf", "1e400"]
+
+
+class Measured(Record):
+    values: tuple[float, ...] = ()
+    one: float | None = None
+    any_number: Annotated[float, AllowInfNan()] = 0.0
+
+
+class Chosen(Settings):
+    folder: Path | None = None
+    count: int | None = None
+    is_on: bool = False
+
+
+@pytest.mark.parametrize("value", NOT_FINITE, ids=str)
+def test_every_number_of_a_record_is_finite_unless_its_field_says_otherwise(value):
+    for fields in ({"one": value}, {"values": (0.0, value)}):
+        with pytest.raises(ValidationError, match="finite number"):
+            Measured.model_validate(fields)
+    assert str(Measured.model_validate({"any_number": value}).any_number) == str(float(value))
+
+
+def test_a_reconstruction_without_an_error_has_an_infinite_ratio():
+    assert Reconstructions(num_clips=1, psnr_db=float("inf"), psnr_db_min=float("inf")).psnr_db == float("inf")
+
+
+def test_a_tilde_at_the_start_of_a_path_is_the_home_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert Chosen(folder=Path("~/videos")).folder == tmp_path / "videos"
+    assert Chosen(folder=Path("videos/~")).folder == Path("videos/~")
+    assert [expand_home(path) for path in ("~", "~/a//b", "a~b", "s3://~", "")] == [
+        str(tmp_path),
+        f"{tmp_path}/a//b",
+        "a~b",
+        "s3://~",
+        "",
+    ]
+    with pytest.raises(ValueError, match="no such user"):
+        expand_home("~nobody-of-that-name")
+
+
+def test_truth_values_are_no_numbers():
+    with pytest.raises(ValidationError, match="true and false are no numbers"):
+        Chosen.model_validate({"count": True})
+    assert Chosen.model_validate({"count": None, "is_on": True}).is_on
