@@ -22,14 +22,15 @@ HEAD = """# Configuration
 
 Generated from the source by `python -m launch.reference`; do not edit.
 
-A configuration is a YAML file with these sections. A key that is there twice, numbers in base 8 (`0100`) or 60 (`1:30`),
-dates, and files of more than 50 levels or 100,000 values are refused with their line; only `true` and `false` are truth
-values. Numbers are finite.
+A configuration is a YAML file with these sections. A key that is there twice, numbers in base 8 (`0100`) or 60
+(`1:30`), dates, and files of more than 50 levels or 100,000 values are refused with their line. Only `true` and `false`
+are truth values. Numbers are finite.
 
-`--set section.field=value` overrides a field. The value of a text or path is used as it is given, `#` and all; in quotes
-it is read as YAML reads it, and where the field may be none, `null`, `~` and nothing mean none. Other values are YAML.
-A path that begins with `~` is in the home folder. `--dry-run` shows the resolved configuration and the plan. Editors complete and check a file whose first line is
-`# yaml-language-server: $schema=PATH`, with the path of [the schema](configuration.schema.json).
+`--set section.field=value` overrides a field. The value of a text or path is used as it is given, `#` and all; in
+quotes it is read as YAML reads it, and where the field may be none, `null`, `~` and nothing mean none. Other values are
+YAML. A path that begins with `~` is in the home folder. `--dry-run` shows the resolved configuration and the plan.
+Editors complete and check a file whose first line is `# yaml-language-server: $schema=PATH`, with the path of
+[the schema](configuration.schema.json).
 
 The column *changes* says what a change of the field means: **output**: what was made with another value is made again;
 **grouping**: the same samples lie in other shards; *nothing* for how the work is done: what is there stays valid.
