@@ -8,6 +8,14 @@ if TYPE_CHECKING:
     from data.curation.ledger import Reason
 
 
+MAX_SHOWN = 120
+
+
+def shorten(text: str, limit: int = MAX_SHOWN) -> str:
+    """A text for a message: without its middle, and with its length, where it is longer than `limit` characters."""
+    return text if len(text) <= limit else f"{text[: limit // 2]} … {text[-limit // 4 :]} ({len(text)} characters)"
+
+
 class ReelflowError(Exception):
     """An error with a message for the user: what happened, where, and the way out. Anything else is a bug.
 

@@ -7,14 +7,37 @@ an output is made from, or marked as `Runtime` or `Layout`.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
 import numpy as np
 from jaxtyping import UInt8
-from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationInfo, field_validator
+
+from data.errors import shorten
 
 Frames = UInt8[np.ndarray, "t h w 3"]
 """Decoded pixels of a clip, RGB."""
+
+
+def _check_text(text: str) -> str:
+    bad = next((character for character in text if character == "\0" or "\ud800" <= character <= "\udfff"), None)
+    if bad is not None:
+        raise ValueError(f"it contains U+{ord(bad):04X}, which is no character of a text")
+    return text
+
+
+Text = Annotated[str, AfterValidator(_check_text)]
+"""Text for people or networks: it can be written as UTF-8, and holds no null character."""
+
+
+def _check_file_name(name: str) -> str:
+    if name in ("", ".", "..") or any(character in name for character in "/\\\0"):
+        raise ValueError(f"{shorten(name)!r} is not the name of a file in this folder")
+    return name
+
+
+FileName = Annotated[str, AfterValidator(_check_file_name)]
+"""Name of a file in the folder that the record lies in. A path that leads out of the folder is refused."""
 
 
 class Record(BaseModel):

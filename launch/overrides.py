@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from reprlib import Repr
 from types import NoneType, UnionType
-from typing import Any, TypeAlias, get_args
+from typing import Annotated, Any, TypeAlias, Union, get_args, get_origin
 
 from pydantic import AliasChoices, BaseModel, ValidationError
 
-from data.errors import ReelflowError
-from launch.plain_yaml import YamlError, read_plain_yaml, shorten
+from data.errors import ReelflowError, shorten
+from launch.plain_yaml import YamlError, read_plain_yaml
 
 MAX_PROBLEMS = 20
 _BRIEF = Repr()  # of values, which may be as large as the file
@@ -79,7 +79,7 @@ def _set(tree: dict[str, Any], told: str, path: list[str], value: Any, root: typ
 
 
 def _read_value(text: str, annotation: Any) -> Any:  # noqa: ANN401 - a type of a field, and a value of it
-    kinds = set(get_args(annotation)) if isinstance(annotation, UnionType) else {annotation}
+    kinds = _choices(annotation)
     if not kinds & {str, Path}:
         return read_plain_yaml(text, whole=True)
     is_null = text in ("", "null") or (text == "~" and NoneType in kinds)
@@ -89,6 +89,16 @@ def _read_value(text: str, annotation: Any) -> Any:  # noqa: ANN401 - a type of 
     if len(stripped) > 1 and stripped[0] == stripped[-1] and stripped[0] in "'\"":
         return read_plain_yaml(stripped, whole=True)
     return text
+
+
+def _choices(annotation: Any) -> set[Any]:  # noqa: ANN401 - a type
+    """The types that a type expression lets one choose from, without what `Annotated` adds to them."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        return _choices(get_args(annotation)[0])
+    if origin in (Union, UnionType):
+        return {choice for part in get_args(annotation) for choice in _choices(part)}
+    return {annotation}
 
 
 def _annotation_at(root: type[BaseModel], sections: Sequence[str], name: str) -> Any:  # noqa: ANN401 - a type

@@ -12,12 +12,11 @@ from typing import Any
 import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from data.errors import ReelflowError
+from data.errors import ReelflowError, shorten
 
 MAX_CHARACTERS = 2**20
 MAX_DEPTH = 50
 MAX_VALUES = 100_000
-MAX_SHOWN = 120
 _TAG = "tag:yaml.org,2002:"
 _BASE_8 = re.compile(r"[-+]?0[0-7_]*[0-7][0-7_]*$")
 _BASE_60 = re.compile(r"[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?$")
@@ -26,11 +25,6 @@ _MADE = {"map", "seq", "str", "int", "float", "bool", "null", "merge"}
 
 class YamlError(ReelflowError, ValueError):
     """A text that is not YAML, or not plain; the message names the line and the way out."""
-
-
-def shorten(text: str, limit: int = MAX_SHOWN) -> str:
-    """The text, without its middle where it is longer than `limit` characters."""
-    return text if len(text) <= limit else f"{text[: limit // 2]} … {text[-limit // 4 :]} ({len(text)} characters)"
 
 
 def read_plain_yaml(text: str, *, whole: bool = False) -> Any:  # noqa: ANN401 - whatever the text holds

@@ -12,10 +12,14 @@ from launch.config import ClusterConfig, check_writable
 from launch.overrides import ConfigError, Override, apply_override, explain
 from pipeline.checkpoint.read import open_checkpoint
 from pipeline.report.gallery import GALLERY_NAME, write_gallery
+from pipeline.run.lock import locked
 from pipeline.sample.config import SampleSection
 from pipeline.sample.job import sample_clips
+from pipeline.sample.outputs import read_samples
 from pipeline.sample.requests import order_buckets, plan_requests, read_prompts
-from pipeline.sample.sampler import check_can_sample, settings_text, trained_buckets
+from pipeline.sample.sampler import check_can_sample, settings_text, trained_buckets, truncation_warnings
+
+LOCK_NAME = ".sample.lock"
 
 
 class SamplingConfig(Settings):
@@ -40,7 +44,10 @@ def sample_checkpoint(target: Path, output_dir: Path, overrides: Sequence[Overri
         CheckpointError: the checkpoint cannot be sampled.
         TextEncoderError: its text encoder is missing or another one.
         PromptError: the prompts file cannot be used.
-        ConfigError: a setting is wrong. All are raised before Ray starts.
+        ConfigError: a setting is wrong.
+        SamplesError: the manifest in `output_dir` is damaged. All of these are raised before Ray starts.
+        LockedError: another process samples into `output_dir`.
+        SamplingError: clips could not be made; the others are there.
     """
     tree: dict = {}
     for override in overrides:
@@ -58,13 +65,18 @@ def sample_checkpoint(target: Path, output_dir: Path, overrides: Sequence[Overri
     settings = settings_text(checkpoint, sampler)
     names = order_buckets([bucket.name for bucket in trained_buckets(checkpoint)], sampler.bucket, prompts)
     requests = plan_requests(prompts, config.sample.guidance_scales, config.seed, settings, names)
+    warnings += truncation_warnings(checkpoint, sampler, [prompt.prompt for prompt in prompts])
     yield from (f"warning: {warning}" for warning in warnings)
     if dry_run:
         yield yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
         yield f"plan: {len(requests)} clips from {checkpoint.folder} (step {checkpoint.record.step}) into {output_dir}"
         return
     check_writable(output_dir)
-    with connected(config.cluster):
-        clips = sample_clips(checkpoint, requests, output_dir, sampler, config.cluster.workers)
-    write_gallery(output_dir, [clip.shown() for clip in clips])
-    yield f"{len(clips)} clips in {output_dir}, shown in {output_dir / GALLERY_NAME}"
+    with locked(output_dir / LOCK_NAME):
+        read_samples(output_dir)  # a damaged manifest is refused before Ray starts
+        with connected(config.cluster):
+            samples = sample_clips(checkpoint, requests, output_dir, sampler, config.cluster.workers)
+        write_gallery(output_dir, [clip.shown() for clip in samples.all_clips])
+    samples.check_all_made()
+    earlier = f" beside {len(samples.earlier)} of other settings" if samples.earlier else ""
+    yield f"{len(samples.clips)} clips in {output_dir}{earlier}, shown in {output_dir / GALLERY_NAME}"

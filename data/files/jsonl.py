@@ -4,6 +4,7 @@ Other line separators of Unicode (U+2028, for one) may occur unescaped inside a 
 with `str.splitlines`.
 """
 
+import codecs
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from data.errors import ReelflowError
+from data.errors import ReelflowError, shorten
 from data.files.publish import publish_text
 
 if TYPE_CHECKING:
@@ -43,17 +44,39 @@ def parse_line(path: Path | str, number: int, line: bytes | str, model: type[T])
         number: of the line, from 1; only for the error message.
 
     Raises:
-        JsonLineError: the line is not valid JSON or does not fit the model; its `reason` is the first mistake.
+        JsonLineError: the line is not valid JSON, has a key twice, or does not fit the model; its `reason` is the first
+            mistake.
     """
     try:
-        content = json.loads(line.decode("utf-8") if isinstance(line, bytes) else line)
-        return _adapter(model).validate_python(content)
+        text = line.decode("utf-8") if isinstance(line, bytes) else line
+        return _adapter(model).validate_python(json.loads(text, object_pairs_hook=_object_of))
     except json.JSONDecodeError as error:
-        raise JsonLineError(str(path), number, error.msg) from error
+        reason = error.msg
     except UnicodeDecodeError as error:
-        raise JsonLineError(str(path), number, f"it is not UTF-8: {error.reason}") from error
+        reason = f"it is not UTF-8: {error.reason}"
     except ValidationError as error:
-        raise JsonLineError(str(path), number, error.errors()[0]["msg"]) from error
+        first = error.errors(include_url=False)[0]
+        reason = ": ".join([*filter(None, [".".join(map(str, first["loc"]))]), first["msg"]])
+    except RecursionError:
+        reason = "its values are nested too deeply"
+    except ValueError as error:  # a key that is there twice, or a number of more than 4300 digits
+        reason = str(error)
+    raise JsonLineError(str(path), number, shorten(reason, 400))
+
+
+def _object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, in which no key may be there twice: the first value would be lost."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(key for number, (key, _) in enumerate(pairs) if key in dict(pairs[:number]))
+        raise ValueError(f"the key {shorten(twice)!r} is there twice")
+    return found
+
+
+def numbered_lines(lines: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
+    """The lines of an open binary file with their numbers, from 1, without line feeds and without a byte order mark."""
+    for number, line in enumerate(lines, 1):
+        yield number, (line.removeprefix(codecs.BOM_UTF8) if number == 1 else line).removesuffix(b"\n")
 
 
 def iterate_jsonl(path: Path, model: type[T], *, skip_damaged: bool = False) -> Iterator[T]:
@@ -69,11 +92,11 @@ def iterate_jsonl(path: Path, model: type[T], *, skip_damaged: bool = False) -> 
     if not path.is_file():
         return
     with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
+        for number, line in numbered_lines(file):
             if not line.strip():
                 continue
             try:
-                yield parse_line(path, number, line.rstrip(b"\n"), model)
+                yield parse_line(path, number, line, model)
             except JsonLineError:
                 if not skip_damaged:
                     raise

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import AliasChoices, Field, model_validator
 
-from data.records import Settings
+from data.records import Settings, Text
 
 LossWeight = Literal["plain", "velocity"]
 Prediction = Literal["velocity", "data", "noise", "score"]
@@ -53,7 +53,7 @@ class FlowSpec(Settings):
         serialization_alias="caption_drop",
     )
     """Share of the samples, in [0, 1), that are trained with the null caption, for classifier-free guidance."""
-    null_caption: str = ""
+    null_caption: Text = ""
     """Caption that replaces a dropped one, and stands for "no caption" in guidance."""
 
     @model_validator(mode="before")

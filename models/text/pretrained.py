@@ -22,6 +22,7 @@ from models.text.embeddings import CaptionEmbeddings
 STORED_DTYPE = torch.float16  # eleven bits of each number, where bfloat16 has eight; checked to be finite
 CONFIG_NAME = "config.json"
 WEIGHTS_PATTERN = "*.safetensors"
+LOADING_ERRORS = (OSError, ValueError, KeyError, ImportError)  # what transformers raises for a bad folder
 
 
 class TextEncoderError(ReelflowError, ValueError):
@@ -75,6 +76,31 @@ def _digest(stamped: tuple[tuple[Path, int, int], ...]) -> str:
     return digest.hexdigest()
 
 
+def token_lengths(folder: Path, captions: Sequence[str]) -> list[int]:
+    """The number of tokens of each caption, before it is cut; the weights are not loaded.
+
+    Raises:
+        TextEncoderError: the folder cannot be loaded.
+    """
+    return _lengths(_load_tokenizer(folder), captions)
+
+
+def _lengths(tokenizer: Any, captions: Sequence[str]) -> list[int]:  # noqa: ANN401 - of transformers
+    return [len(ids) for ids in tokenizer(list(captions))["input_ids"]] if captions else []
+
+
+def _load_tokenizer(folder: Path) -> Any:  # noqa: ANN401 - of transformers
+    check_text_encoder(folder)
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False, padding_side="right", truncation_side="right"
+        )
+    except LOADING_ERRORS as error:
+        raise TextEncoderError(f"{folder} cannot be loaded as a text encoder: {error}") from error
+
+
 @dataclass(frozen=True)
 class _Tokens:
     """A padded batch, and how many tokens each caption had before it was cut."""
@@ -95,17 +121,14 @@ class PretrainedTextEncoder:
     """
 
     def __init__(self, folder: Path, max_tokens: int, device: torch.device) -> None:
-        check_text_encoder(folder)
-        from transformers import AutoModelForTextEncoding, AutoTokenizer
+        self._tokenizer = _load_tokenizer(folder)
+        from transformers import AutoModelForTextEncoding
         from transformers.utils import logging
 
         logging.disable_progress_bar()
 
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
         try:
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(
-                folder, local_files_only=True, trust_remote_code=False, padding_side="right", truncation_side="right"
-            )
             model, loaded = AutoModelForTextEncoding.from_pretrained(
                 folder,
                 local_files_only=True,
@@ -114,7 +137,7 @@ class PretrainedTextEncoder:
                 output_loading_info=True,
                 dtype=dtype,
             )
-        except (OSError, ValueError, KeyError, ImportError) as error:  # what transformers raises for a bad folder
+        except LOADING_ERRORS as error:
             raise TextEncoderError(f"{folder} cannot be loaded as a text encoder: {error}") from error
         if loaded["missing_keys"]:
             names = ", ".join(sorted(loaded["missing_keys"])[:3])
@@ -154,7 +177,7 @@ class PretrainedTextEncoder:
         return CaptionEmbeddings(rounded.float(), tokens.mask)
 
     def _tokenize(self, captions: Sequence[str]) -> _Tokens:
-        lengths = [len(ids) for ids in self._tokenizer(list(captions))["input_ids"]]
+        lengths = _lengths(self._tokenizer, captions)
         padded = self._tokenizer(
             list(captions), padding="max_length", truncation=True, max_length=self._max_tokens, return_tensors="pt"
         )

@@ -3,40 +3,72 @@
 For jobs that are trusted to return. Jobs that may hang or crash their process run in `isolated_pool`.
 """
 
+import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import ray
+from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
 
 Job = TypeVar("Job")
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class JobFailure:
+    """In place of the result of a job that raised, or whose actors all died."""
+
+    error: RayError
+
+
+@contextmanager
+def outcomes_of_actors(
+    start_actor: Callable[[], Any],
+    submit: Callable[[Any, Job], Any],
+    jobs: deque[Job],
+    max_actors: int,
+    max_attempts: int,
+) -> Iterator[Iterator[tuple[Job, Any]]]:
+    """Yield an iterator over (job, its result or `JobFailure`), in the order in which jobs finish.
+
+    An actor that dies is replaced, and its job is tried again. The actors end with the block.
+
+    Args:
+        start_actor: returns the handle of a new actor.
+        submit: gives a job to an actor; returns the reference to its result, such as `actor.encode.remote(job)`.
+        jobs: started in their order, one at a time per actor, and removed; more may be added while the block runs.
+        max_attempts: number of actors that may die of one job before it counts as failed.
+    """
+    actors: list[Any] = []
+
+    def start() -> Any:  # noqa: ANN401 - Ray's handle
+        actors.append(start_actor())
+        return actors[-1]
+
+    try:
+        idle = [start() for _ in range(min(max_actors, len(jobs)))]
+        yield _outcomes(idle[::-1], start, submit, jobs, max_attempts)
+    finally:
+        for actor in actors:
+            ray.kill(actor)
 
 
 @contextmanager
 def results_of_actors(
     start_actor: Callable[[], Any], submit: Callable[[Any, Job], Any], jobs: Sequence[Job], max_actors: int
 ) -> Iterator[Iterator[tuple[Job, Any]]]:
-    """Yield an iterator over (job, result), in the order in which jobs finish; the actors end with the block.
-
-    Jobs are started in their order, one at a time per actor.
-
-    Args:
-        start_actor: returns the handle of a new actor. It is called at most once per job.
-        submit: gives a job to an actor; returns the reference to its result, such as `actor.encode.remote(job)`.
+    """As `outcomes_of_actors` with one attempt per job, where a failure is raised.
 
     Raises:
         RayTaskError: a job raised; it is also an instance of the class of the job's error. Raised by the iterator.
         RayActorError: an actor died. Raised by the iterator.
     """
-    actors = []
-    try:
-        for _ in range(min(max_actors, len(jobs))):
-            actors.append(start_actor())  # noqa: PERF401 - those that have started must end if the next one cannot
-        yield _results(actors, submit, jobs)
-    finally:
-        for actor in actors:
-            ray.kill(actor)
+    with outcomes_of_actors(start_actor, submit, deque(jobs), max_actors, 1) as outcomes:
+        yield _raising(outcomes)
 
 
 def results_of_tasks(submit: Callable[[Job], Any], jobs: Sequence[Job]) -> Iterator[tuple[Job, Any]]:
@@ -48,20 +80,49 @@ def results_of_tasks(submit: Callable[[Job], Any], jobs: Sequence[Job]) -> Itera
     Raises:
         RayTaskError: a job raised; it is also an instance of the class of the job's error.
     """
-    return _results([None] * len(jobs), lambda _, job: submit(job), jobs)
+    return _raising(_outcomes([None] * len(jobs), lambda: None, lambda _, job: submit(job), deque(jobs), 1))
 
 
-def _results(
-    workers: Sequence[Any], submit: Callable[[Any, Job], Any], jobs: Sequence[Job]
+def _raising(outcomes: Iterator[tuple[Job, Any]]) -> Iterator[tuple[Job, Any]]:
+    for job, outcome in outcomes:
+        if isinstance(outcome, JobFailure):
+            raise outcome.error
+        yield job, outcome
+
+
+def _outcomes(
+    idle: list[Any],
+    start: Callable[[], Any],
+    submit: Callable[[Any, Job], Any],
+    jobs: deque[Job],
+    max_attempts: int,
 ) -> Iterator[tuple[Job, Any]]:
-    waiting, idle = deque(jobs), list(reversed(workers))
-    running: dict[Any, tuple[Job, Any]] = {}  # reference -> job and worker
-    while waiting or running:
-        while waiting and idle:
-            job, worker = waiting.popleft(), idle.pop()
-            running[submit(worker, job)] = job, worker
+    num_to_replace = 0  # actors that died
+    again: deque[tuple[Job, int]] = deque()  # jobs whose actor died, and how many actors died of each
+    running: dict[Any, tuple[Job, int, Any]] = {}  # reference -> job, deaths and worker
+    while jobs or again or running:
+        while (jobs or again) and (idle or num_to_replace):
+            if not idle:
+                idle.append(start())
+                num_to_replace -= 1
+            job, deaths = again.popleft() if again else (jobs.popleft(), 0)
+            worker = idle.pop()
+            running[submit(worker, job)] = job, deaths, worker
         (reference,), _ = ray.wait(list(running), num_returns=1)
-        job, worker = running.pop(reference)
-        result = ray.get(reference)
-        idle.append(worker)
-        yield job, result
+        job, deaths, worker = running.pop(reference)
+        try:
+            outcome = ray.get(reference)
+        except RayTaskError as error:
+            idle.append(worker)
+            yield job, JobFailure(error)
+        except (RayActorError, OutOfMemoryError) as error:
+            num_to_replace += 1
+            if deaths + 1 < max_attempts:
+                reason = str(error).partition("\n")[0]
+                logger.warning("  a worker process died, and another one does its work again: %s", reason)
+                again.append((job, deaths + 1))
+            else:
+                yield job, JobFailure(error)
+        else:
+            idle.append(worker)
+            yield job, outcome

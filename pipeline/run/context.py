@@ -88,6 +88,7 @@ class RunContext:
             stage.count_reusable(self),
             self.allowed_changes,
             remove_temporary=stage.remove_temporary,
+            is_whole=stage.is_whole,
         )
         if opened.complete:
             logger.info("%s: nothing to do (%s)", stage.name, _figures(opened.record.summary))

@@ -71,6 +71,10 @@ class Stage(ABC):
         """Counts the shards in the folder that the present inputs would give again; None: all are made again."""
         return None
 
+    def is_whole(self, output: Path) -> bool:
+        """Whether one of its outputs is there; False makes a complete stage continue."""
+        return output.exists()
+
     @abstractmethod
     def execute(self, run: RunContext) -> None:
         """Run the stage if its inputs changed or it is not complete."""

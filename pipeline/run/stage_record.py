@@ -89,6 +89,7 @@ def begin(
     allowed_changes: Collection[str] | None = None,
     *,
     remove_temporary: bool = True,
+    is_whole: Callable[[Path], bool] = Path.exists,
 ) -> OpenStage:
     """Compare the inputs with the folder's record: skip the stage, continue it, or start it anew.
 
@@ -98,6 +99,7 @@ def begin(
         count_reusable: counts the shards that the new inputs would give again; the others are made again in place.
         allowed_changes: names of inputs that may differ when the stage resumes; None: it starts anew if any differs.
         remove_temporary: remove files of interrupted writers; False where other processes may still be writing.
+        is_whole: whether an output of a complete stage can be used; if not, the stage continues.
 
     Raises:
         ChangedError: other inputs differ.
@@ -127,10 +129,11 @@ def begin(
 
     changed = _changes({k: v for k, v in old.inputs.items() if k != "continues"}, inputs | {"continues": None})
     if not changed:
-        missing = [name for name in old.outputs if not (folder / name).exists()]
+        missing = [name for name in old.outputs if not is_whole(folder / name)]
         if old.complete and not missing and old.inputs.get("continues") == inputs["continues"]:
             return OpenStage(folder, old, "nothing to do", time.monotonic())
-        note = f"continues: {missing[0]} is missing" if old.complete and missing else "continues"
+        lack = "is cut short" if missing and (folder / missing[0]).exists() else "is missing"
+        note = f"continues: {missing[0]} {lack}" if old.complete and missing else "continues"
         return reopened(note, is_same_build=not old.complete)
     if allowed_changes is not None:
         if refused := [change for change in changed if change.name not in allowed_changes]:

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from data.records import Runtime, Settings
+from data.records import Runtime, Settings, Text
 from models.flow.spec import OdeSolver
 from pipeline.run.config import Precision
 from pipeline.run.weight_names import FIRST_AVERAGE, WeightsName
@@ -40,7 +40,7 @@ class SampleConfig(Settings):
     """How the predictions with and without the prompt are combined: plain (Ho & Salimans 2022), cfg-zero-star (Fan et
     al. 2025), apg (adaptive projected guidance, Sadat et al. 2024) or rescaled (Lin et al. 2024).
     """
-    negative_prompt: str | None = None
+    negative_prompt: Text | None = None
     """Prompt that guidance moves away from; None takes the null caption that the network was trained with."""
     sde_sigma: float = Field(default=0.0, ge=0)
     """Standard deviation at time 0 of the noise that is added while sampling, per square root of unit time; it falls

@@ -1,28 +1,75 @@
 """Prompts become clips on Ray actors, each of which loads the checkpoint once and samples batches of requests.
 
 The noise of each clip depends on its own seed only. Each file is published atomically under a content address, and
-`manifest.jsonl` lists the files in the order of the prompts; the next start makes only the clips that are missing.
+`manifest.jsonl` lists the files in the order of the prompts; the next start makes only the clips that are missing or
+cut short. A batch whose actor dies is tried again, and one that raises is divided, so that no request loses another.
 """
 
+import logging
+from collections import deque
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import ray
 import torch
+from ray.exceptions import RayTaskError
 
+from data.errors import ReelflowError, shorten
 from data.files.jsonl import publish_jsonl
 from data.files.publish import publish_bytes
 from data.video.codec import encode_clip
 from pipeline.checkpoint.read import open_checkpoint
 from pipeline.checkpoint.record import Checkpoint
-from pipeline.distributed.actor_pool import results_of_actors
+from pipeline.distributed.actor_pool import JobFailure, outcomes_of_actors
 from pipeline.distributed.config import WorkersConfig
 from pipeline.run.progress import bar
 from pipeline.sample.config import SampleConfig
-from pipeline.sample.outputs import SAMPLES_NAME, SampledClip, read_samples
+from pipeline.sample.outputs import SAMPLES_NAME, SampledClip, is_whole_clip, read_samples
 from pipeline.sample.requests import PromptRequest
-from pipeline.sample.sampler import ClipSampler
+from pipeline.sample.sampler import ClipSampler, NotFiniteError
+
+logger = logging.getLogger(__name__)
+
+MAX_ATTEMPTS = 3  # actors that may die of one batch
+MAX_NAMED = 10  # failures that a message lists
+
+
+class SamplingError(ReelflowError, RuntimeError):
+    """Clips that could not be made; the message names each with its reason."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What a samples folder holds after a job."""
+
+    clips: list[SampledClip]
+    """Of the requests, in their order."""
+    earlier: list[SampledClip]
+    """Of other requests, which an earlier job made."""
+    failures: dict[str, str] = field(default_factory=dict)
+    """Why a clip could not be made, by the name of its file."""
+
+    @property
+    def all_clips(self) -> list[SampledClip]:
+        """The lines of the manifest."""
+        return [*self.clips, *self.earlier]
+
+    def check_all_made(self) -> None:
+        """Refuse to call the job done while clips are missing.
+
+        Raises:
+            SamplingError: names those that could not be made.
+        """
+        if not self.failures:
+            return
+        named = [f"\n  {file}: {reason}" for file, reason in self.failures.items()]
+        rest = f"\n  and {len(named) - MAX_NAMED} more" if len(named) > MAX_NAMED else ""
+        raise SamplingError(
+            f"{len(named)} of {len(named) + len(self.clips)} clips could not be made; the others are in the folder and "
+            f"listed, and the same command tries again:{''.join(named[:MAX_NAMED])}{rest}"
+        )
 
 
 class SamplerActor:
@@ -51,43 +98,123 @@ def sample_clips(
     output_dir: Path,
     config: SampleConfig,
     workers: WorkersConfig,
-) -> list[SampledClip]:
+) -> Samples:
     """Sample the requests whose clips do not exist yet, on the connected Ray cluster.
 
     Args:
         config: settings that have passed `check_can_sample`.
 
-    Returns:
-        All clips, in the order of the requests.
+    Raises:
+        SamplesError: the manifest in `output_dir` is damaged.
+        RayTaskError: what an actor needs, such as space on the disk, is missing.
+        SamplingError: the actors die, and none has sampled anything.
     """
     output_dir.mkdir(parents=True, exist_ok=True)
-    made = {clip.request.id: clip for clip in read_samples(output_dir) if (output_dir / clip.file).is_file()}
+    made, earlier = reusable_clips(output_dir, requests)
     missing = [request for request in requests if request.id not in made]
     actor: Any = ray.remote(SamplerActor).options(num_cpus=workers.cpus_per_worker, num_gpus=workers.gpus_per_worker)
+    failures: dict[str, str] = {}
 
     def start() -> Any:  # noqa: ANN401 - Ray's handle
         return actor.remote(checkpoint.folder.resolve(), output_dir.resolve(), config, workers.cpus_per_worker)
 
-    batches = canonical_batches(missing, config.batch)
+    batches = deque(canonical_batches(missing, config.batch))
     with (
         bar("sample", len(requests), "clips", start=len(requests) - len(missing)) as progress,
-        results_of_actors(
-            start, lambda sampler, batch: sampler.make.remote(batch), batches, workers.num_startable()
-        ) as done,
+        outcomes_of_actors(
+            start, lambda sampler, batch: sampler.make.remote(batch), batches, workers.num_startable(), MAX_ATTEMPTS
+        ) as outcomes,
     ):
-        for _, clips in done:
-            made |= {clip.request.id: clip for clip in clips}
-            _publish_manifest(output_dir, requests, made)  # after every batch: a stop loses only the running ones
+        has_sampled = False
+        for batch, outcome in outcomes:
+            if not isinstance(outcome, JobFailure):
+                has_sampled = True
+                made |= {clip.request.id: clip for clip in outcome}
+                _publish_manifest(output_dir, requests, made, earlier)  # a stop loses only the running batches
+            elif isinstance(outcome.error, RayTaskError) and len(batch) > 1:
+                _raise_unless_of_a_request(outcome.error)
+                batches.extend([request] for request in batch)
+            else:
+                reason = _reason(outcome, has_sampled)
+                failures |= {request.file_name: f"{_described(request)}: {reason}" for request in batch}
             progress.update(sum(request.id in made for request in requests))
-    return _publish_manifest(output_dir, requests, made)
+    clips = _publish_manifest(output_dir, requests, made, earlier)
+    return Samples(clips, earlier, failures)
+
+
+def reusable_clips(output_dir: Path, requests: list[PromptRequest]) -> tuple[dict[str, SampledClip], list[SampledClip]]:
+    """The clips of a folder: those of the requests that are whole, by id, and those of other requests.
+
+    A whole file whose line was lost is listed again, because its name is the address of its content.
+
+    Raises:
+        SamplesError: the manifest is damaged.
+    """
+    listed = {clip.request.id: clip for clip in read_samples(output_dir)}
+    wanted = {request.id: request for request in requests}
+    unlisted = {
+        key: SampledClip(file=request.file_name, request=request, num_network_calls=None)
+        for key, request in wanted.items()
+        if key not in listed
+    }
+    found = {key: clip for key, clip in (listed | unlisted).items() if (output_dir / clip.file).is_file()}
+    made = {key: clip for key, clip in found.items() if key in wanted and is_whole_clip(output_dir / clip.file)}
+    earlier = [clip for key, clip in found.items() if key not in wanted]
+    num_cut = len(found) - len(made) - len(earlier)
+    num_adopted = len(made.keys() & unlisted.keys())
+    num_gone = len(listed.keys() - found.keys() - wanted.keys())
+    for number, text in (
+        (num_cut, "clips are empty or cut short, and are made again"),
+        (num_adopted, f"clips were not listed in {SAMPLES_NAME}; they are listed again"),
+        (num_gone, f"clips of other settings are gone; their lines leave {SAMPLES_NAME}"),
+    ):
+        if number:
+            logger.warning("  warning: %s: %d %s", output_dir, number, text)
+    return made, earlier
+
+
+def _raise_unless_of_a_request(error: RayTaskError) -> None:
+    """Raise an error that the other requests would meet too, such as a full disk or another text encoder."""
+    if isinstance(error.cause, OSError | ReelflowError) and not isinstance(error.cause, NotFiniteError):
+        raise error
+
+
+def _reason(failure: JobFailure, has_sampled: bool) -> str:
+    """Why a request failed, in a line.
+
+    Args:
+        has_sampled: another batch was sampled in this start.
+
+    Raises:
+        RayTaskError: the error is not about a request.
+        SamplingError: the actors die and none has sampled anything.
+    """
+    error = failure.error
+    if isinstance(error, RayTaskError):
+        _raise_unless_of_a_request(error)
+        cause = error.cause
+        return _in_a_line(str(cause) if isinstance(cause, ReelflowError) else f"{type(cause).__name__}: {cause}")
+    reason = f"the process that samples it died {MAX_ATTEMPTS} times ({_in_a_line(str(error))})"
+    reason += "; if memory ran out, lower sample.batch"
+    if not has_sampled:
+        raise SamplingError(f"no clip could be made: {reason}") from error
+    return reason
+
+
+def _in_a_line(text: str) -> str:
+    return shorten(" ".join(text.split()), 400)
+
+
+def _described(request: PromptRequest) -> str:
+    return f"prompt {shorten(request.prompt, 60)!r}, seed {request.seed}"
 
 
 def _publish_manifest(
-    output_dir: Path, requests: list[PromptRequest], made: dict[str, SampledClip]
+    output_dir: Path, requests: list[PromptRequest], made: dict[str, SampledClip], earlier: list[SampledClip]
 ) -> list[SampledClip]:
-    """List the clips that have been made, in the order of the requests."""
+    """List the clips that have been made, in the order of the requests, then those of other requests."""
     clips = [made[request.id] for request in requests if request.id in made]
-    publish_jsonl(output_dir / SAMPLES_NAME, clips)
+    publish_jsonl(output_dir / SAMPLES_NAME, [*clips, *earlier])
     return clips
 
 

@@ -1,21 +1,28 @@
-"""The manifest of a folder of sampled clips."""
+"""The manifest of a folder of sampled clips, and whether the files that it lists are whole."""
 
 from pathlib import Path
+from typing import BinaryIO
 
-from data.files.jsonl import read_jsonl
-from data.records import Record
+from data.errors import ReelflowError
+from data.files.jsonl import JsonLineError, read_jsonl
+from data.records import FileName, Record
 from pipeline.report.figures import GalleryClip
 from pipeline.sample.requests import PromptRequest
 
 SAMPLES_NAME = "manifest.jsonl"
+_BOXES = {b"ftyp", b"moov", b"mdat"}  # without which an MP4 file cannot be played
+
+
+class SamplesError(ReelflowError, ValueError):
+    """A manifest of sampled clips that cannot be read; the message names the line and the way out."""
 
 
 class SampledClip(Record):
     """One line of manifest.jsonl."""
 
-    file: str  # name in the samples folder
+    file: FileName  # in the samples folder
     request: PromptRequest
-    num_network_calls: int  # of the batch that the clip was sampled in
+    num_network_calls: int | None  # of the batch that the clip was sampled in; None: its line was lost
 
     def shown(self, right: bool | None = None) -> GalleryClip:
         """The clip as pages show it.
@@ -30,6 +37,37 @@ def read_samples(output_dir: Path) -> list[SampledClip]:
     """The clips that the manifest of a samples folder lists; none where there is no manifest.
 
     Raises:
-        JsonLineError: a line is damaged.
+        SamplesError: a line is damaged, or names a file outside the folder.
     """
-    return read_jsonl(output_dir / SAMPLES_NAME, SampledClip)
+    try:
+        return read_jsonl(output_dir / SAMPLES_NAME, SampledClip)
+    except JsonLineError as error:
+        raise SamplesError(
+            f"{error}; correct or delete that line and sample again: clips that are in the folder are listed anew, and "
+            "not made again"
+        ) from error
+
+
+def is_whole_clip(path: Path) -> bool:
+    """Whether a file is an MP4 file of full length: its parts (boxes) fill it exactly, and none is missing."""
+    if not path.is_file():
+        return False
+    size, position, found = path.stat().st_size, 0, set()
+    with path.open("rb") as file:
+        while position < size:
+            file.seek(position)
+            kind, length = _box(file)
+            if length < 8:
+                return False
+            found.add(kind)
+            position += length
+    return position == size and found >= _BOXES
+
+
+def _box(file: BinaryIO) -> tuple[bytes, int]:
+    """The kind and the length in bytes of the box that begins here; length 0 where its header is cut short."""
+    header = file.read(16)
+    length = int.from_bytes(header[:4], "big")
+    if length == 1 and len(header) == 16:  # a length of 64 bits follows the kind
+        length = int.from_bytes(header[8:], "big")
+    return header[4:8], length if len(header) >= 8 else 0

@@ -1,17 +1,24 @@
-"""Prompts files (text with one prompt per line, or JSONL with options), and the clips they request."""
+"""Prompts files (text with one prompt per line, or tables with options), and the clips they request."""
 
-import json
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from hashlib import blake2b
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
-from data.errors import ReelflowError
-from data.records import Record
+from data.errors import ReelflowError, shorten
+from data.files.jsonl import JsonLineError, numbered_lines, parse_line
+from data.files.tables import TableError, read_table
+from data.records import Record, Text
 
-MAX_PROMPT_CHARACTERS = 4096
+MAX_PROMPT_CHARACTERS = 2**16
+TABLE_SUFFIXES = (".csv", ".tsv", ".json", ".parquet")
+OTHER_SUFFIXES = (".yaml", ".yml", ".xml", ".html", ".toml", ".xlsx", ".ods", ".ndjson", ".gz", ".zip")
+_SEPARATORS = re.compile("[\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029]")  # where Python, but no editor, ends a line
 
 
 class PromptError(ReelflowError, ValueError):
@@ -21,10 +28,17 @@ class PromptError(ReelflowError, ValueError):
 class Prompt(Record):
     """A line of a prompts file."""
 
-    prompt: str = Field(max_length=MAX_PROMPT_CHARACTERS)
+    prompt: Text = Field(max_length=MAX_PROMPT_CHARACTERS)
     seed: int | None = None  # of the noise; None: derived from the seed of the run and the text of the prompt
-    bucket: str | None = None  # shape of the clip, such as 17x64x64@8; None: that of the configuration
-    expect: dict[str, str] | None = None  # attribute -> value that the judge should find, where it is known
+    bucket: Text | None = None  # shape of the clip, such as 17x64x64@8; None: that of the configuration
+    expect: dict[Text, Text] | None = None  # attribute -> value that the judge should find, where it is known
+
+    @field_validator("seed", mode="before")
+    @classmethod
+    def _refuse_truth_values(cls, seed: Any) -> Any:  # noqa: ANN401 - whatever the file holds
+        if isinstance(seed, bool):
+            raise ValueError("true and false are no seeds")
+        return seed
 
 
 class PromptRequest(Record):
@@ -45,38 +59,88 @@ class PromptRequest(Record):
 
 
 def read_prompts(path: Path) -> tuple[list[Prompt], list[str]]:
-    """The prompts of a file, and a warning for each empty line, which is skipped.
+    """The prompts of a file, and a warning of each kind for lines that are not read as they look.
+
+    The suffix, in any case, decides the format: .jsonl; the tables .csv, .tsv, .json and .parquet with the columns of
+    `Prompt`; any other is text. In text, runs of white space become one space, as in captions.
 
     Raises:
-        PromptError: the file is missing, not UTF-8 or without prompts, or a line of a JSONL file is malformed.
+        PromptError: the file is missing, cannot be read or holds no prompts; names the line or row.
     """
     if not path.is_file():
         raise PromptError(f"{path}: there is no such prompts file; write one with one prompt per line")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise PromptError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start})") from error
-    # In JSON, other line separators than a line feed may be part of a string.
-    lines = text.removesuffix("\n").split("\n") if path.suffix == ".jsonl" else text.splitlines()
-    prompts, warnings = [], []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            warnings.append(f"{path}: line {number} is empty and was skipped")
-            continue
-        try:
-            if path.suffix == ".jsonl":
-                prompts.append(Prompt.model_validate(json.loads(line)))
-            else:
-                prompts.append(Prompt(prompt=" ".join(line.split())))
-        except (json.JSONDecodeError, ValidationError) as error:
-            reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error.msg
-            raise PromptError(
-                f"{path}: line {number} is not a prompt: {reason}; "
-                f'a line is {{"prompt": "a red circle moves left", "seed": 1}}'
-            ) from error
+    content, suffix = path.read_bytes(), path.suffix.lower()
+    if suffix in OTHER_SUFFIXES:
+        raise PromptError(f"{path}: prompts files are text, .jsonl, {', '.join(TABLE_SUFFIXES)}, not {path.suffix}")
+    warnings: list[str] = []
+    if suffix in TABLE_SUFFIXES:
+        prompts = list(_table_prompts(path, content))
+    elif suffix == ".jsonl":
+        prompts = list(_json_prompts(path, content, warnings))
+    else:
+        prompts = list(_text_prompts(path, content, warnings))
     if not prompts:
         raise PromptError(f"{path} holds no prompt; write one per line")
     return prompts, warnings
+
+
+def _table_prompts(path: Path, content: bytes) -> Iterator[Prompt]:
+    try:
+        rows = read_table(str(path), content)
+    except TableError as error:
+        raise PromptError(str(error)) from error
+    for number, row in rows:
+        try:
+            yield Prompt.model_validate({str(column): value for column, value in row.items()})
+        except ValidationError as error:
+            raise _refusal(path, f"row {number}", error) from error
+
+
+def _json_prompts(path: Path, content: bytes, warnings: list[str]) -> Iterator[Prompt]:
+    for number, line in _filled(path, list(numbered_lines(BytesIO(content))), warnings):
+        try:
+            yield parse_line(path, number, line, Prompt)
+        except JsonLineError as error:
+            raise _refusal(path, f"line {number}", error.reason) from error
+
+
+def _text_prompts(path: Path, content: bytes, warnings: list[str]) -> Iterator[Prompt]:
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise PromptError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start})") from error
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n").split("\n")
+    separated = [number for number, line in enumerate(lines, 1) if _SEPARATORS.search(line.strip())]
+    if separated:
+        warnings.append(
+            f"{path}: {len(separated)} lines hold line separators other than a line feed, each of which is read as a "
+            f"space; the first is line {separated[0]}"
+        )
+    for number, line in _filled(path, list(enumerate(lines, 1)), warnings):
+        try:
+            yield Prompt(prompt=" ".join(line.split()))
+        except ValidationError as error:
+            raise _refusal(path, f"line {number}", error) from error
+
+
+def _filled(path: Path, lines: list[tuple[int, Any]], warnings: list[str]) -> list[tuple[int, Any]]:
+    """The lines that are not empty; adds a warning about the others."""
+    empty = [number for number, line in lines if not line.strip()]
+    if len(empty) == 1:
+        warnings.append(f"{path}: line {empty[0]} is empty and was skipped")
+    elif empty:
+        warnings.append(f"{path}: {len(empty)} lines are empty and were skipped; the first is line {empty[0]}")
+    return [(number, line) for number, line in lines if line.strip()]
+
+
+def _refusal(path: Path, place: str, reason: str | ValidationError) -> PromptError:
+    if isinstance(reason, ValidationError):
+        first = reason.errors(include_url=False)[0]
+        reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    return PromptError(
+        f"{path}: {place} is not a prompt: {shorten(reason, 300)}; a prompt has the fields "
+        f'{{"prompt": "a red circle moves left", "seed": 1}} and, if need be, bucket and expect'
+    )
 
 
 def order_buckets(trained: Sequence[str], wanted: str | None, prompts: list[Prompt]) -> list[str]:
@@ -94,7 +158,8 @@ def order_buckets(trained: Sequence[str], wanted: str | None, prompts: list[Prom
         raise PromptError(f"sample.bucket is {wanted!r}, but the training was on {known}; choose one of them")
     for prompt in prompts:
         if prompt.bucket is not None and prompt.bucket not in trained:
-            raise PromptError(f"bucket {prompt.bucket} of prompt {prompt.prompt!r} was not trained; use {known}")
+            text = shorten(prompt.prompt)
+            raise PromptError(f"bucket {shorten(prompt.bucket)} of prompt {text!r} was not trained; use {known}")
     return sorted(trained, key=lambda name: name != wanted)
 
 

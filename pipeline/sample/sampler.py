@@ -1,17 +1,20 @@
 """A network that is loaded from a checkpoint for sampling."""
 
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from data.dataset.buckets import Bucket
 from data.dataset.manifest import LatentStats, TextEncoderRecord
+from data.errors import ReelflowError, shorten
 from data.records import Frames
 from models.flow.solver import Counted
 from models.flow.spec import FlowSpec
 from models.networks.build import build_network
 from models.networks.config import read_network_config
-from models.text.pretrained import PretrainedTextEncoder
+from models.text.pretrained import PretrainedTextEncoder, token_lengths
 from pipeline.checkpoint.adapters import network_weights
 from pipeline.checkpoint.record import Checkpoint, CheckpointError
 from pipeline.encode.captions import byte_captions, check_same_encoder
@@ -23,6 +26,10 @@ from pipeline.run.precision import autocast
 from pipeline.sample.config import SampleConfig
 from pipeline.sample.latents import PromptSeed, sample_latents
 from pipeline.sample.requests import PromptRequest
+
+
+class NotFiniteError(ReelflowError, ArithmeticError):
+    """A clip whose latents are not finite: it would be black."""
 
 
 def trained_buckets(checkpoint: Checkpoint) -> list[Bucket]:
@@ -67,6 +74,36 @@ def check_can_sample(checkpoint: Checkpoint, config: SampleConfig) -> None:
         )
 
 
+def truncation_warnings(checkpoint: Checkpoint, config: SampleConfig, prompts: Sequence[str]) -> list[str]:
+    """What the network does not read of the prompts, with counts: one line about them, one about the negative prompt.
+
+    Raises:
+        TextEncoderError: the tokenizer of its text encoder cannot be loaded.
+    """
+    encoder = text_encoder_of(checkpoint)
+    if encoder is None:
+        most, unit = read_network_config(checkpoint.record.trained["model"]).text.max_bytes, "bytes"
+        read = [prompt.encode()[:most] for prompt in prompts]
+        measure = lambda texts: [len(text.encode()) for text in texts]  # noqa: E731 - one of two measures
+    else:
+        most, unit, read = encoder.max_tokens, "tokens", []
+        measure = partial(token_lengths, text_encoder_folder(encoder, config))
+    lengths, warnings = measure(prompts), []
+    longer = [number for number, length in enumerate(lengths) if length > most]
+    if longer:
+        same = len({prompts[number] for number in longer}) - len({read[number] for number in longer}) if read else 0
+        warnings.append(
+            f"{len(longer)} of {len(prompts)} prompts have more than the {most} {unit} that the network reads and are "
+            f"cut there; the longest has {max(lengths)}; the first is prompt {longer[0] + 1}, "
+            f"{shorten(prompts[longer[0]], 60)!r}" + (f"; {same} of them become equal to another one" if same else "")
+        )
+    if config.negative_prompt is not None and measure([config.negative_prompt])[0] > most:
+        warnings.append(
+            f"sample.negative_prompt has more than the {most} {unit} that the network reads and is cut there"
+        )
+    return warnings
+
+
 def settings_text(checkpoint: Checkpoint, config: SampleConfig) -> str:
     """The checkpoint and the settings that decide the pixels, as text; a part of the content address of each clip."""
     return f"{checkpoint.fingerprint} {output_json(config)}"
@@ -97,7 +134,11 @@ class ClipSampler:
 
     @torch.inference_mode()
     def sample(self, requests: list[PromptRequest]) -> tuple[list[Frames], int]:
-        """The clips of requests of one guidance scale and bucket, and the number of network calls."""
+        """The clips of requests of one guidance scale and bucket, and the number of network calls.
+
+        Raises:
+            NotFiniteError: the latents of a clip are not finite.
+        """
         bucket = self.buckets[requests[0].bucket]
         shape = self.autoencoder.config.latent_shape(bucket.num_frames, bucket.height, bucket.width)
         network = Counted(self.network)
@@ -112,5 +153,11 @@ class ClipSampler:
                 read_captions=self.read_captions,
                 device=self.device,
             )
+            for request, latent in zip(requests, latents, strict=True):
+                if not latent.isfinite().all():
+                    raise NotFiniteError(
+                        f"the latents of {request.file_name} are not finite, so its picture would be black; lower "
+                        "sample.guidance_scale, or set sample.precision to fp32"
+                    )
             clips = decode_clips(self.autoencoder, denormalize(latents, self.stats))
         return clips, network.calls

@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.synthetic import held_out_combinations
@@ -56,22 +57,28 @@ class SampleStage(DriverStage):
             TextEncoderError: its text encoder is missing or another one.
         """
         from pipeline.checkpoint.read import open_checkpoint
-        from pipeline.sample.sampler import check_can_sample
+        from pipeline.sample.sampler import check_can_sample, truncation_warnings
 
         prompts, warnings = self._prompts(run)
         self._buckets(run, prompts)
-        check_can_sample(open_checkpoint(run.run_dir / "dit", verify=False), self.config.sampler())
+        checkpoint, sampler = open_checkpoint(run.run_dir / "dit", verify=False), self.config.sampler()
+        check_can_sample(checkpoint, sampler)
+        warnings += truncation_warnings(checkpoint, sampler, [prompt.prompt for prompt in prompts])
         for warning in warnings:
             logger.warning("  warning: %s", warning)
         return {
-            "sampler": output_settings(self.config.sampler()),
+            "sampler": output_settings(sampler),
             "prompts": fingerprint([prompt.model_dump() for prompt in prompts]),
             "scales": self.config.guidance_scales,
             "seed": self.seed,
         }
 
     def make(self, run: RunContext, opened: OpenStage) -> Outcome:
-        """Sample every clip that is missing."""
+        """Sample every clip that is missing or cut short.
+
+        Raises:
+            SamplingError: clips could not be made; the others are there.
+        """
         from data.files.publish import publish_text
         from pipeline.checkpoint.read import open_checkpoint
         from pipeline.report.gallery import GALLERY_NAME, write_gallery
@@ -85,10 +92,17 @@ class SampleStage(DriverStage):
         checkpoint, sampler = open_checkpoint(run.run_dir / "dit"), self.config.sampler()
         address, names = settings_text(checkpoint, sampler), self._buckets(run, prompts)
         requests = plan_requests(prompts, self.config.guidance_scales, self.seed, address, names)
-        clips = sample_clips(checkpoint, requests, opened.folder, sampler, self.workers)
-        write_gallery(opened.folder, [clip.shown() for clip in clips])
-        outputs = [opened.folder / name for name in (SAMPLES_NAME, GALLERY_NAME, *(clip.file for clip in clips))]
-        return Outcome(outputs, {"clips": len(clips)})
+        samples = sample_clips(checkpoint, requests, opened.folder, sampler, self.workers)
+        write_gallery(opened.folder, [clip.shown() for clip in samples.all_clips])
+        samples.check_all_made()
+        files = [clip.file for clip in samples.clips]
+        return Outcome([opened.folder / name for name in (SAMPLES_NAME, GALLERY_NAME, *files)], {"clips": len(files)})
+
+    def is_whole(self, output: Path) -> bool:
+        """Whether a file is there, and a clip of full length."""
+        from pipeline.sample.outputs import is_whole_clip
+
+        return is_whole_clip(output) if output.suffix == ".mp4" else super().is_whole(output)
 
     def _buckets(self, run: RunContext, prompts: "list[Prompt]") -> list[str]:
         """Names of the buckets that were trained, the one for prompts without a bucket first."""

@@ -5,7 +5,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from launch.plain_yaml import MAX_DEPTH, YamlError, read_plain_yaml, shorten
+from data.errors import shorten
+from launch.plain_yaml import MAX_DEPTH, YamlError, read_plain_yaml
 
 BOMB = "\n".join(
     ["a0: &a0 [x, x, x, x, x, x, x, x, x]"] + [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 9)]

@@ -3,9 +3,13 @@
 import json
 import pickle
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from data.files.jsonl import JsonLineError, append_line, iterate_jsonl, parse_line, publish_jsonl, read_jsonl
 from data.records import Record
@@ -52,10 +56,25 @@ def test_a_line_that_was_cut_short_is_skipped_and_the_next_one_begins_anew(tmp_p
     assert next(iterate_jsonl(path, Named)) == Named(name="one")
 
 
-@pytest.mark.parametrize(("line", "reason"), [("{", "Expecting property name"), ('{"number": 1}', "Field required")])
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("{", "Expecting property name"),
+        ('{"number": 1}', "name: Field required"),
+        ('{"name": "a", "nmae": 1}', "nmae: Extra inputs are not permitted"),
+        ('{"name": "a", "name": "b"}', "the key 'name' is there twice"),
+        ('{"name": "\\ud83d"}', "name: Input should be a valid string"),
+        ('{"name": ' + "[" * 100_000, "its values are nested too deeply"),
+        ('{"name": ' + "9" * 5000 + "}", "Exceeds the limit"),
+        ('{"' + "x" * 5000 + '": 1}', "name: Field required"),
+        (b'{"name": "\xe9"}', "it is not UTF-8"),
+    ],
+    ids=lambda value: str(value[:30]),
+)
 def test_errors_name_file_line_and_reason_and_can_be_pickled(line, reason):
     with pytest.raises(JsonLineError, match=rf"t\.jsonl: line 7 is damaged \({reason}") as caught:
         parse_line("t.jsonl", 7, line, Named)
+    assert len(str(caught.value)) < 500
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
 
 
@@ -63,3 +82,19 @@ def test_not_a_number_survives(tmp_path):
     append_line(tmp_path / "a.jsonl", {"loss": float("nan")})
     (row,) = read_jsonl(tmp_path / "a.jsonl", dict[str, float])
     assert json.dumps(row) == '{"loss": NaN}'
+
+
+@settings(deadline=None)
+@given(st.lists(st.text()))
+def test_any_text_is_read_back_as_one_line_for_each_record(texts):
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "a.jsonl"
+        publish_jsonl(path, [Named(name=text) for text in texts])
+        assert [record.name for record in read_jsonl(path, Named)] == texts
+        assert path.read_bytes().count(b"\n") == len(texts)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes('\ufeff{"name": "\ufeffone"}\r\n'.encode())
+    assert read_jsonl(path, Named) == [Named(name="\ufeffone")]

@@ -17,7 +17,7 @@ def test_prompts_files(tmp_path):
         read_prompts(path)
     path = tmp_path / "prompts.jsonl"
     path.write_text('{"prompt": "one"}\n{"promt": "two"}\n')
-    with pytest.raises(PromptError, match="line 2 is not a prompt"):
+    with pytest.raises(PromptError, match="line 2 is not a prompt: prompt: Field required"):
         read_prompts(path)
     path.write_text('{"prompt": "one", "seed": 5}\n{"prompt": "two"}\n{"prompt": "two"}\n')
     prompts, warnings = read_prompts(path)
