@@ -1,11 +1,12 @@
 """Jobs on actors and tasks: each once, in order, one at a time per actor; actors end however the jobs do."""
 
-from collections import Counter
+from collections import Counter, deque
 
 import pytest
+from ray.exceptions import RayActorError, RayTaskError
 
 from pipeline.distributed import actor_pool
-from pipeline.distributed.actor_pool import results_of_actors, results_of_tasks
+from pipeline.distributed.actor_pool import JobFailure, outcomes_of_actors, results_of_actors, results_of_tasks
 
 
 class FakeRay:
@@ -13,6 +14,7 @@ class FakeRay:
 
     def __init__(self, monkeypatch) -> None:
         self.submitted, self.killed, self.most_running = [], [], 0
+        self.dead = []
         self._running = []
         monkeypatch.setattr(actor_pool, "ray", self)
 
@@ -37,6 +39,11 @@ class FakeRay:
         _, job = reference
         if job == "bad":
             raise ValueError("a bad job")
+        if job == "raises":
+            raise RayTaskError("make", "traceback", KeyError("9x9"))
+        if job == "kills" or (job == "kills once" and self.submitted.count(reference) + len(self.dead) == 1):
+            self.dead.append(reference)
+            raise RayActorError
         return f"result of {job}"
 
     def kill(self, actor):
@@ -105,3 +112,38 @@ def test_tasks_are_all_submitted_at_once_and_come_as_they_finish(ray):
     assert ray.most_running == 3
     with pytest.raises(ValueError, match="a bad job"):
         list(results_of_tasks(lambda job: ray.submit(None, job), ["a", "bad"]))
+
+
+def test_an_actor_that_dies_is_replaced_and_its_job_is_done_again(ray):
+    jobs = deque(["a", "kills once", "b"])
+    with outcomes_of_actors(ray.start_actor, ray.submit, jobs, 2, 3) as outcomes:
+        assert sorted(outcomes) == [(job, f"result of {job}") for job in ("a", "b", "kills once")]
+    assert (ray.started, len(ray.dead)) == (3, 1)
+    assert ray.killed == ["actor 1", "actor 2", "actor 3"]
+
+
+def test_a_job_whose_actors_all_die_fails_and_loses_no_other(ray):
+    with outcomes_of_actors(ray.start_actor, ray.submit, deque(["kills", "a", "b"]), 1, 3) as outcomes:
+        found = dict(outcomes)
+    assert (found["a"], found["b"]) == ("result of a", "result of b")
+    assert isinstance(found["kills"].error, RayActorError)
+    assert (ray.started, len(ray.dead)) == (4, 3)
+
+
+def test_a_job_that_raises_fails_and_others_may_be_added_in_its_place(ray):
+    jobs, found = deque(["raises", "a"]), {}
+    with outcomes_of_actors(ray.start_actor, ray.submit, jobs, 1, 3) as outcomes:
+        for job, outcome in outcomes:
+            found[job] = outcome
+            if job == "raises":
+                jobs.append("b")
+    assert (found["a"], found["b"]) == ("result of a", "result of b")
+    assert isinstance(found["raises"], JobFailure)
+    assert isinstance(found["raises"].error.cause, KeyError)
+    assert ray.started == 1
+
+
+def test_without_another_attempt_the_death_of_an_actor_is_raised(ray):
+    with pytest.raises(RayActorError), results_of_actors(ray.start_actor, ray.submit, ["kills", "a"], 1) as results:
+        list(results)
+    assert ray.killed == ["actor 1"]

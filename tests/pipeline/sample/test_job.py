@@ -1,7 +1,26 @@
-"""Batches of a sampling job do not depend on the order of the prompts."""
+"""A sampling job: its batches, what it reuses, and that nothing is lost when a request or an actor fails."""
 
-from pipeline.sample.job import canonical_batches
+import logging
+import os
+import signal
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ray.exceptions import RayActorError, RayTaskError
+
+from data.files.jsonl import publish_jsonl
+from data.video.codec import encode_clip
+from pipeline.distributed.actor_pool import JobFailure
+from pipeline.distributed.config import WorkersConfig
+from pipeline.sample import job
+from pipeline.sample.config import SampleConfig
+from pipeline.sample.job import Samples, SamplingError, canonical_batches, reusable_clips, sample_clips
+from pipeline.sample.outputs import SAMPLES_NAME, SampledClip, read_samples
 from pipeline.sample.requests import PromptRequest
+from testing.clips import moving_shapes
 
 
 def test_batches_are_the_same_in_whatever_order_prompts_are_listed():
@@ -12,3 +31,173 @@ def test_batches_are_the_same_in_whatever_order_prompts_are_listed():
     expected = [["02", "04"], ["08"], ["01", "03"], ["05", "09"]]
     for listed in (requests, requests[::-1], requests[3:] + requests[:3]):
         assert [[request.id for request in batch] for batch in canonical_batches(listed, 2)] == expected
+
+
+def requests_of(*seeds: int) -> list[PromptRequest]:
+    return [
+        PromptRequest(id=f"{seed:012}", prompt="a\u2028b", seed=seed, guidance_scale=3.0, bucket="9x32x32@8")
+        for seed in seeds
+    ]
+
+
+def line_of(request: PromptRequest) -> SampledClip:
+    return SampledClip(file=request.file_name, request=request, num_network_calls=2)
+
+
+@pytest.fixture
+def whole() -> bytes:
+    return encode_clip(moving_shapes(9, 32), 8)
+
+
+def test_clips_are_reused_by_what_is_in_the_folder(tmp_path, whole, caplog):
+    listed, empty, cut, unlisted, earlier, gone, gone_earlier, new = requests_of(*range(8))
+    for request in (listed, unlisted, earlier):
+        (tmp_path / request.file_name).write_bytes(whole)
+    (tmp_path / empty.file_name).touch()
+    (tmp_path / cut.file_name).write_bytes(whole[:-10])
+    publish_jsonl(tmp_path / SAMPLES_NAME, [line_of(r) for r in (earlier, gone_earlier, cut, empty, listed, gone)])
+    with caplog.at_level(logging.WARNING):
+        made, kept = reusable_clips(tmp_path, [listed, empty, cut, unlisted, gone, new])
+    assert made == {
+        listed.id: line_of(listed),
+        unlisted.id: line_of(unlisted).model_copy(update={"num_network_calls": None}),
+    }
+    assert kept == [line_of(earlier)]
+    assert [record.getMessage().partition(": ")[2].partition(": ")[2] for record in caplog.records] == [
+        "2 clips are empty or cut short, and are made again",
+        "1 clips were not listed in manifest.jsonl; they are listed again",
+        "1 clips of other settings are gone; their lines leave manifest.jsonl",
+    ]
+
+
+class Job:
+    """`sample_clips` in one process, on actors whose method is `make`."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path, make: Any) -> None:
+        self.batches: list[list[int]] = []
+        self.folder = folder
+
+        @contextmanager
+        def outcomes_of_actors(start, submit, jobs, max_actors, max_attempts):
+            def outcomes():
+                while jobs:
+                    batch = jobs.popleft()
+                    self.batches.append([request.seed for request in batch])
+                    try:
+                        yield batch, make(batch)
+                    except (RayTaskError, RayActorError) as error:
+                        yield batch, JobFailure(error)
+
+            yield outcomes()
+
+        monkeypatch.setattr(job, "outcomes_of_actors", outcomes_of_actors)
+        monkeypatch.setattr(WorkersConfig, "num_startable", lambda self: 1)
+
+    def run(self, requests: list[PromptRequest], batch: int = 4) -> Samples:
+        checkpoint: Any = SimpleNamespace(folder=self.folder)
+        return sample_clips(checkpoint, requests, self.folder, SampleConfig(batch=batch), WorkersConfig())
+
+
+def test_a_request_that_raises_is_named_and_loses_no_other(tmp_path, whole, monkeypatch):
+    def make(batch):
+        if any(request.seed == 2 for request in batch):
+            raise RayTaskError("make", "", KeyError("17x64x64@8"))
+        for request in batch:
+            (tmp_path / request.file_name).write_bytes(whole)
+        return [line_of(request) for request in batch]
+
+    run, requests = Job(monkeypatch, tmp_path, make), requests_of(*range(6))
+    samples = run.run(requests)
+    assert run.batches == [[0, 1, 2, 3], [4, 5], [0], [1], [2], [3]]
+    assert [clip.request.seed for clip in samples.clips] == [0, 1, 3, 4, 5]
+    assert read_samples(tmp_path) == samples.clips
+    with pytest.raises(SamplingError) as caught:
+        samples.check_all_made()
+    assert str(caught.value) == (
+        "1 of 6 clips could not be made; the others are in the folder and listed, and the same command tries again:\n"
+        "  a-b-000000000002.mp4: prompt 'a\\u2028b', seed 2: KeyError: '17x64x64@8'"
+    )
+    run.batches.clear()
+    assert run.run(requests).failures.keys() == {requests[2].file_name}
+    assert run.batches == [[2]]
+
+
+def test_an_error_that_every_request_would_meet_ends_the_job_at_once(tmp_path, monkeypatch):
+    def make(batch):
+        raise RayTaskError("make", "", OSError(28, "No space left on device"))
+
+    run = Job(monkeypatch, tmp_path, make)
+    with pytest.raises(RayTaskError):
+        run.run(requests_of(*range(6)))
+    assert run.batches == [[0, 1, 2, 3]]
+
+
+def test_a_batch_whose_actors_die_is_named_and_loses_no_other(tmp_path, monkeypatch):
+    def make(batch):
+        if batch[0].seed == 2:
+            raise RayActorError(error_msg="killed by the kernel")
+        return [line_of(request) for request in batch]
+
+    samples = Job(monkeypatch, tmp_path, make).run(requests_of(*range(5)), batch=2)
+    assert [clip.request.seed for clip in samples.clips] == [0, 1, 4]
+    with pytest.raises(
+        SamplingError, match=r"2 of 5 .*seed 3: .*died 3 times \(.*kernel.*\); .* lower sample\.batch"
+    ) as e:
+        samples.check_all_made()
+    assert len(str(e.value)) < 1000
+
+
+def test_actors_that_die_before_anything_is_sampled_end_the_job(tmp_path, monkeypatch):
+    def make(batch):
+        raise RayActorError(error_msg="the checkpoint cannot be loaded")
+
+    run = Job(monkeypatch, tmp_path, make)
+    with pytest.raises(SamplingError, match=r"no clip could be made: .*died 3 times \(.*cannot be loaded\)"):
+        run.run(requests_of(*range(6)))
+    assert run.batches == [[0, 1, 2, 3]]
+
+
+def test_other_settings_keep_the_lines_of_the_first_ones(tmp_path, whole, monkeypatch):
+    def make(batch):
+        for request in batch:
+            (tmp_path / request.file_name).write_bytes(whole)
+        return [line_of(request) for request in batch]
+
+    run, first, second = Job(monkeypatch, tmp_path, make), requests_of(1, 2), requests_of(3)
+    run.run(first)
+    samples = run.run(second)
+    assert (samples.clips, samples.earlier) == ([line_of(second[0])], [line_of(request) for request in first])
+    assert read_samples(tmp_path) == samples.all_clips
+    assert run.run(first).clips == [line_of(request) for request in first]
+    assert run.batches == [[1, 2], [3]]
+
+
+def test_failures_are_listed_up_to_a_number(tmp_path):
+    samples = Samples([], [], {f"{number}.mp4": "x" * 500 for number in range(1000)})
+    with pytest.raises(SamplingError, match=r"1000 of 1000 clips.*\n  and 990 more") as caught:
+        samples.check_all_made()
+    assert len(str(caught.value)) < 6000
+
+
+def test_a_sampling_process_that_is_killed_is_replaced_and_its_batch_done_again(cluster, tmp_path, whole, monkeypatch):
+    class Mortal:
+        """Dies at the first batch of all, as a process that the kernel kills."""
+
+        def __init__(self, *arguments: object) -> None:
+            self._folder = tmp_path
+
+        def make(self, requests: list[PromptRequest]) -> list[SampledClip]:
+            if not (self._folder / "died").exists():
+                (self._folder / "died").touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            for request in requests:
+                (self._folder / request.file_name).write_bytes(whole)
+            return [SampledClip(file=r.file_name, request=r, num_network_calls=2) for r in requests]
+
+    monkeypatch.setattr(job, "SamplerActor", Mortal)
+    checkpoint: Any = SimpleNamespace(folder=tmp_path)
+    requests = requests_of(*range(4))
+    samples = sample_clips(checkpoint, requests, tmp_path, SampleConfig(batch=2), WorkersConfig(num_workers=1))
+    assert (tmp_path / "died").exists()
+    assert samples.failures == {}
+    assert read_samples(tmp_path) == samples.clips == [line_of(request) for request in requests]

@@ -1,11 +1,20 @@
 """Files of prompts: what they may hold, and how a bad one is refused."""
 
+import json
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data.files.jsonl import publish_jsonl
+from pipeline.sample.outputs import SAMPLES_NAME, SampledClip, read_samples
+from pipeline.sample.requests import Prompt, PromptError, format_prompts, order_buckets, plan_requests, read_prompts
+from testing.paths import CASES_DIR
 
 
 def test_prompts_files(tmp_path):
-    from pipeline.sample.requests import Prompt, PromptError, order_buckets, plan_requests, read_prompts
-
     path = tmp_path / "prompts.txt"
     with pytest.raises(PromptError, match="no such prompts file"):
         read_prompts(path)
@@ -38,3 +47,140 @@ def test_prompts_files(tmp_path):
         order_buckets(["a", "b"], "c", [])
     assert order_buckets(["a", "b"], "b", prompts) == ["b", "a"]
     assert {r.id for r in plan_requests(prompts, [3.0], 0, "other", ["a", "b"])}.isdisjoint(r.id for r in requests)
+
+
+# What a file of the cases holds or says; a prompt that is read is written and read back as it is.
+READ = {
+    "long.txt": ["a" * 5000],
+    "ls.jsonl": ["a red circle\u2028moves left"],
+    "nel.txt": ["a red circle moves left", "next line more"],
+    "newline.jsonl": ["a red\ncircle  moves\tleft ", "a red circle moves left"],
+    "prompts.csv": ["a red circle moves left"],
+    "prompts.JSONL": ["a red circle moves left"],
+}
+REFUSED = {
+    "nan.jsonl": r"nan\.jsonl: line 1 is not a prompt: seed: Input should be a finite number",
+    "surrogate.jsonl": r"surrogate\.jsonl: line 1 is not a prompt: prompt: .*string",
+}
+
+
+def test_every_prompts_file_of_the_cases_is_read_as_what_it_is_or_refused_with_its_line(tmp_path):
+    found = sorted((CASES_DIR / "prompts").iterdir())
+    assert {path.name for path in found} == READ.keys() | REFUSED.keys()
+    for path in found:
+        if path.name in REFUSED:
+            with pytest.raises(PromptError, match=REFUSED[path.name]):
+                read_prompts(path)
+            continue
+        prompts, warnings = read_prompts(path)
+        assert [prompt.prompt for prompt in prompts] == READ[path.name]
+        assert {prompt.seed for prompt in prompts} == ({1} if prompts[0].seed else {None})
+        assert [text.split(": ")[1] for text in warnings] == (
+            [
+                "2 lines hold line separators other than a line feed, each of which is read as a "
+                "space; the first is line 1"
+            ]
+            if path.name == "nel.txt"
+            else []
+        )
+        assert samples_read_back(tmp_path, prompts) == prompts_of(tmp_path, prompts) == prompts
+
+
+def samples_read_back(folder, prompts):
+    """The prompts as the manifest of a samples folder gives them back."""
+    requests = plan_requests(prompts, [1.0], 0, "settings", ["9x32x32@8"])
+    lines = [SampledClip(file=r.file_name, request=r, num_network_calls=1) for r in requests]
+    publish_jsonl(folder / SAMPLES_NAME, lines)
+    assert [clip.request for clip in read_samples(folder)] == requests
+    return [
+        Prompt(prompt=clip.request.prompt, seed=prompt.seed, bucket=prompt.bucket, expect=clip.request.expect)
+        for clip, prompt in zip(read_samples(folder), prompts, strict=True)
+    ]
+
+
+def prompts_of(folder, prompts):
+    """The prompts as the stage's own prompts.jsonl gives them back."""
+    (folder / "prompts.jsonl").write_text(format_prompts(prompts), encoding="utf-8")
+    return read_prompts(folder / "prompts.jsonl")[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("p.csv", "prompt,sede\na,1\n", r"p\.csv: row 1 is not a prompt: sede: Extra inputs are not permitted"),
+        ("p.csv", "prompt,seed\na,one\n", r"p\.csv: row 1 is not a prompt: seed: Input should be a valid integer"),
+        ("p.json", '[{"prompt": "a"}, {"prompt": null}]', r"p\.json: row 2 is not a prompt: prompt: .*valid string"),
+        ("p.json", '["a"]', r"p\.json, row 1: 'a' is not an object"),
+        ("p.jsonl", '{"prompt": "a"}\n{"prompt": "a", "seed": true}', r"line 2 is not a prompt: seed: .*no seeds"),
+        ("p.jsonl", '{"prompt": "a", "prompt": "b"}', r"line 1 is not a prompt: the key 'prompt' is there twice"),
+        ("p.jsonl", '{"prompt": "a\\u0000b"}', r"line 1 is not a prompt: prompt: .*it contains U\+0000"),
+        ("p.JSONL", "a red circle", r"line 1 is not a prompt: Expecting value"),
+        ("p.txt", "a\nb\0", r"p\.txt: line 2 is not a prompt: prompt: .*it contains U\+0000"),
+        ("p.txt", "a" * 70_000, r"line 1 is not a prompt: prompt: String should have at most 65536 characters"),
+        ("p.yaml", "- a", r"p\.yaml: prompts files are text, \.jsonl, .*, not \.yaml"),
+    ],
+)
+def test_what_is_no_prompt_is_refused_with_its_line_or_row_in_a_short_message(tmp_path, name, content, told):
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    with pytest.raises(PromptError, match=told) as caught:
+        read_prompts(tmp_path / name)
+    assert len(str(caught.value)) < 700
+
+
+def test_tables_of_prompts_are_read_by_column(tmp_path):
+    expected = [Prompt(prompt="a red circle, moving left", seed=3, bucket="9x32x32@8"), Prompt(prompt="b")]
+    (tmp_path / "p.CSV").write_text('prompt,seed,bucket\n"a red circle, moving left",3,9x32x32@8\nb,,\n')
+    (tmp_path / "p.json").write_text(
+        '[{"prompt": "a red circle, moving left", "seed": 3, "bucket": "9x32x32@8"}, {"prompt": "b"}]'
+    )
+    assert read_prompts(tmp_path / "p.CSV") == read_prompts(tmp_path / "p.json") == (expected, [])
+
+
+def test_empty_lines_are_counted(tmp_path):
+    (tmp_path / "p.txt").write_bytes(b"\xef\xbb\xbfa\r\n\r\nb\r\n\r\n")
+    prompts, (warning,) = read_prompts(tmp_path / "p.txt")
+    assert [prompt.prompt for prompt in prompts] == ["a", "b"]
+    assert warning.endswith("p.txt: 2 lines are empty and were skipped; the first is line 2")
+
+
+PROMPTS = st.lists(
+    st.builds(
+        Prompt,
+        prompt=st.text(st.characters(exclude_characters="\0", codec="utf-8")),
+        seed=st.none() | st.integers(-(2**70), 2**70),
+    ),
+    min_size=1,
+    max_size=5,
+    unique_by=lambda prompt: (prompt.prompt, prompt.seed),
+)
+
+
+@settings(deadline=None)
+@given(PROMPTS)
+def test_prompts_that_are_written_are_read_back_from_every_file(prompts):
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        assert prompts_of(folder, prompts) == prompts
+        assert samples_read_back(folder, prompts) == prompts
+        (folder / "p.json").write_text(json.dumps([prompt.model_dump() for prompt in prompts]), encoding="utf-8")
+        assert read_prompts(folder / "p.json")[0] == prompts
+
+
+@settings(deadline=None)
+@given(
+    st.binary() | st.text().map(lambda text: text.encode("utf-8", "surrogatepass")),
+    st.sampled_from(["txt", "jsonl", "json"]),
+)
+def test_any_file_is_read_or_refused_by_name(content, suffix):
+    with TemporaryDirectory() as name:
+        path = Path(name) / f"p.{suffix}"
+        path.write_bytes(content)
+        try:
+            prompts, _ = read_prompts(path)
+        except PromptError as error:
+            text = str(error)
+            assert path.name in text, text
+            return
+        if suffix == "txt":
+            words = content.decode("utf-8-sig").split()
+            assert [word for prompt in prompts for word in prompt.prompt.split()] == words

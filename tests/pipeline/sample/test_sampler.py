@@ -1,0 +1,62 @@
+"""What a checkpoint is asked before it is sampled: how much of the prompts its network reads."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from data.dataset.manifest import TextEncoderRecord
+from models.networks.config import DiTConfig
+from models.text.config import TextConfig
+from pipeline.sample.config import SampleConfig
+from pipeline.sample.requests import read_prompts
+from pipeline.sample.sampler import truncation_warnings
+from testing.paths import CASES_DIR
+
+
+def checkpoint_of(**trained: Any) -> Any:
+    return SimpleNamespace(record=SimpleNamespace(trained=trained))
+
+
+BYTES = checkpoint_of(
+    model=DiTConfig(width=32, depth=1, heads=2, text=TextConfig(width=16, depth=1, heads=2, max_bytes=8)).model_dump()
+)
+
+
+def test_prompts_longer_than_what_the_network_reads_are_counted():
+    prompts = ["a red circle", "short", "a red square", "a reed", "é" * 5]
+    (warning,) = truncation_warnings(BYTES, SampleConfig(), prompts)
+    assert warning == (
+        "3 of 5 prompts have more than the 8 bytes that the network reads and are cut there; the longest has 12; the "
+        "first is prompt 1, 'a red circle'"
+    )
+    assert truncation_warnings(BYTES, SampleConfig(), ["12345678", "é" * 4, ""]) == []
+
+
+def test_prompts_that_become_equal_are_counted():
+    (warning,) = truncation_warnings(BYTES, SampleConfig(), ["a red circle", "a red cube", "a red cube"])
+    assert warning.endswith("; 1 of them become equal to another one")
+
+
+def test_a_long_negative_prompt_is_told():
+    config = SampleConfig(negative_prompt="blurry and dark")
+    assert truncation_warnings(BYTES, config, ["a"]) == [
+        "sample.negative_prompt has more than the 8 bytes that the network reads and is cut there"
+    ]
+
+
+def test_the_long_prompt_of_the_cases_is_told_in_a_short_line():
+    prompts, _ = read_prompts(CASES_DIR / "prompts" / "long.txt")
+    (warning,) = truncation_warnings(BYTES, SampleConfig(), [prompt.prompt for prompt in prompts])
+    assert "1 of 1 prompts have more than the 8 bytes" in warning
+    assert "the longest has 5000" in warning
+    assert len(warning) < 300
+
+
+@pytest.mark.parametrize(("max_tokens", "num_warnings"), [(4, 1), (6, 0)])
+def test_with_a_text_encoder_tokens_are_counted(text_encoder_dir, max_tokens, num_warnings):
+    record = TextEncoderRecord(folder=str(text_encoder_dir), fingerprint="", max_tokens=max_tokens, width=16)
+    checkpoint = checkpoint_of(text_encoder=record.model_dump())
+    warnings = truncation_warnings(checkpoint, SampleConfig(), ["a red circle moves left", "a"])
+    assert len(warnings) == num_warnings
+    assert all("1 of 2 prompts have more than the 4 tokens" in warning for warning in warnings)
