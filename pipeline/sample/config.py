@@ -66,8 +66,8 @@ class SampleSection(SampleConfig):
     """How clips are sampled, and of which prompts."""
 
     prompts: Annotated[Path | None, Runtime] = None
-    """Prompts file: text with one prompt per line, or JSONL with options for each prompt. None samples combinations
-    that were held out of training (synthetic videos) or captions of the data set (other videos).
+    """Prompts file: text with one prompt per line, or a table (.jsonl, .csv, .json) with options. None samples
+    combinations that were held out of training (synthetic videos) or captions of the data set (other videos).
     """
     compare_unguided: bool = False
     """Sample every prompt a second time without guidance, for comparison."""
