@@ -141,7 +141,7 @@ def test_a_batch_whose_actors_die_is_named_and_loses_no_other(tmp_path, monkeypa
     samples = Job(monkeypatch, tmp_path, make).run(requests_of(*range(5)), batch=2)
     assert [clip.request.seed for clip in samples.clips] == [0, 1, 4]
     with pytest.raises(
-        SamplingError, match=r"2 of 5 .*seed 3: .*died 3 times \(.*kernel.*\); .* lower sample\.batch"
+        SamplingError, match=r"(?s)2 of 5 .*seed 3: .*died 3 times \(.*kernel.*\); .* lower sample\.batch"
     ) as e:
         samples.check_all_made()
     assert len(str(e.value)) < 1000
@@ -174,7 +174,7 @@ def test_other_settings_keep_the_lines_of_the_first_ones(tmp_path, whole, monkey
 
 def test_failures_are_listed_up_to_a_number(tmp_path):
     samples = Samples([], [], {f"{number}.mp4": "x" * 500 for number in range(1000)})
-    with pytest.raises(SamplingError, match=r"1000 of 1000 clips.*\n  and 990 more") as caught:
+    with pytest.raises(SamplingError, match=r"(?s)1000 of 1000 clips.*\n  and 990 more") as caught:
         samples.check_all_made()
     assert len(str(caught.value)) < 6000
 

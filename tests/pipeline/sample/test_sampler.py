@@ -34,7 +34,7 @@ def test_prompts_longer_than_what_the_network_reads_are_counted():
 
 
 def test_prompts_that_become_equal_are_counted():
-    (warning,) = truncation_warnings(BYTES, SampleConfig(), ["a red circle", "a red cube", "a red cube"])
+    (warning,) = truncation_warnings(BYTES, SampleConfig(), ["a red circle", "a red cinema", "a red cinema"])
     assert warning.endswith("; 1 of them become equal to another one")
 
 
