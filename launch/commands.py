@@ -145,9 +145,11 @@ def _run(config: Path, stages: Collection[str], start: _Start) -> None:
         with console_log(level) if is_first else nullcontext():
             if start.allowed_changes is not None:
                 from pipeline.checkpoint.read import require_checkpoint
+                from pipeline.train.monitor.events import last_saved_step
 
                 for stage in stages_of(resolved, stages):
-                    require_checkpoint(resolved.run_dir / stage.folder)
+                    stage_dir = resolved.run_dir / stage.folder
+                    require_checkpoint(stage_dir, last_saved_step(stage_dir))
             run_stages(resolved, stages, StartOptions(not start.local, start.retry, start.allowed_changes))
 
 

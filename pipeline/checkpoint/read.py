@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -15,11 +16,14 @@ from data.files.checksums import file_sha256
 from pipeline.checkpoint.record import (
     CHECKPOINT_RECORD_NAME,
     FOLDER_NAME,
+    LAST_SAVE_NAME,
     LATEST_NAME,
     Checkpoint,
     CheckpointError,
     FileRecord,
+    LastSave,
     is_checkpoint_name,
+    listed,
     rank_file,
     read_checkpoint_record,
     step_folders,
@@ -27,14 +31,55 @@ from pipeline.checkpoint.record import (
 from pipeline.run.weight_names import FIRST_AVERAGE, WeightsName
 
 
-def require_checkpoint(run_dir: Path) -> None:
+def require_checkpoint(run_dir: Path, saved_step: int = 0) -> None:
     """Check that there is a checkpoint to resume from.
 
+    Args:
+        saved_step: as for `lost_checkpoints`.
+
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: there is none; says what is missing where there has been one.
     """
-    if not any(is_complete(folder) for folder in step_folders(run_dir).values()):
-        raise CheckpointError(f"{run_dir} holds no checkpoint to resume from; without --resume training starts anew")
+    folders = list(step_folders(run_dir).values())
+    gaps = [gap for folder in reversed(folders) for gap in find_gaps(folder)]
+    if any(is_complete(folder) for folder in folders):
+        return
+    if gaps:
+        raise CheckpointError(f"{run_dir} has no checkpoint to resume from: {listed(gaps)}. {way_out(run_dir)}")
+    if saved_step:
+        raise CheckpointError(lost_checkpoints(run_dir, saved_step))
+    raise CheckpointError(f"{run_dir} holds no checkpoint to resume from; without --resume training starts anew")
+
+
+def way_out(run_dir: Path) -> str:
+    """What to do where checkpoints have been saved and none can be used."""
+    return f"Restore one, or to train from the beginning move {run_dir} away"
+
+
+def lost_checkpoints(run_dir: Path, saved_step: int) -> str:
+    """The message for a training whose checkpoints are gone.
+
+    Args:
+        saved_step: the last step that is known to have been saved.
+    """
+    return (
+        f"{run_dir} has no checkpoint to resume from, although one was saved at step {saved_step}: "
+        f"{run_dir / FOLDER_NAME} and {run_dir / LATEST_NAME} are missing. If they are on a disk that is not mounted, "
+        f"mount it. {way_out(run_dir)}"
+    )
+
+
+def read_last_save(run_dir: Path) -> int:
+    """The step that last_save.json names; 0 where there is no such file, or none that can be read."""
+    try:
+        return LastSave.model_validate_json((run_dir / LAST_SAVE_NAME).read_bytes()).step
+    except (FileNotFoundError, ValidationError):
+        return 0
+
+
+def newest_complete_step(run_dir: Path) -> int:
+    """The step of the newest complete checkpoint; 0 if there is none."""
+    return max((step for step, folder in step_folders(run_dir).items() if is_complete(folder)), default=0)
 
 
 def find_damage(folder: Path, part: int = 0, num_parts: int = 1) -> list[str]:
@@ -51,13 +96,19 @@ def find_damage(folder: Path, part: int = 0, num_parts: int = 1) -> list[str]:
     return [problem for problem in problems if problem]
 
 
-def is_complete(folder: Path) -> bool:
-    """Whether every file of a checkpoint exists in its full size; reads checkpoint.json only."""
+def find_gaps(folder: Path) -> list[str]:
+    """Which files of a checkpoint are missing or have another size, one line per file; reads checkpoint.json only."""
     try:
         files = read_checkpoint_record(folder).files
-    except CheckpointError:
-        return False
-    return not any(_file_damage(folder / name, file, content=False) for name, file in files.items())
+    except CheckpointError as error:
+        return [str(error)]
+    problems = (_file_damage(folder / name, file, content=False) for name, file in files.items())
+    return [problem for problem in problems if problem]
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether every file of a checkpoint exists in its full size; reads checkpoint.json only."""
+    return not find_gaps(folder)
 
 
 def _file_damage(path: Path, file: FileRecord, *, content: bool) -> str | None:
@@ -95,7 +146,7 @@ def open_checkpoint(path: Path, *, verify: bool = True) -> Checkpoint:
             f"does); train first, or name a folder like runs/NAME/dit"
         )
     if verify and (damage := find_damage(path)):
-        raise CheckpointError(f"{'; '.join(damage)}; restore it, or point {LATEST_NAME} to an older checkpoint")
+        raise CheckpointError(f"{listed(damage)}; restore it, or point {LATEST_NAME} to an older checkpoint")
     return Checkpoint(path, read_checkpoint_record(path))
 
 

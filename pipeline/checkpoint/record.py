@@ -5,6 +5,7 @@
         ...                          attachments, such as the autoencoder of a DiT
         checkpoint.json              step, cursor, shapes, checksums, what was trained; written last
     latest                           the name of the newest checkpoint, replaced after that
+    last_save.json                   the step of the newest checkpoint: evidence that there was one, if all are lost
 
 A fragment is a range (start, length) of a flattened parameter. Together the files of a checkpoint cover every value of
 every parameter exactly once, so any number of workers can read the ranges they need. `pipeline/checkpoint/write.py`
@@ -13,6 +14,7 @@ writes them.
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -28,7 +30,9 @@ from pipeline.run.weight_names import FIRST_AVERAGE, MASTER, WeightsName
 SCHEMA_VERSION = 1
 CHECKPOINT_RECORD_NAME = "checkpoint.json"
 LATEST_NAME = "latest"
+LAST_SAVE_NAME = "last_save.json"
 FOLDER_NAME = "checkpoints"
+MAX_PROBLEMS = 4  # that a message lists; the others are counted
 CHECKSUM = "checksum"  # a field of checkpoint.json: SHA-256 of all its other fields
 _FIELDS = TypeAdapter(dict[str, Any])
 is_checkpoint_name = re.compile(r"step_\d{7,}").fullmatch
@@ -36,6 +40,12 @@ is_checkpoint_name = re.compile(r"step_\d{7,}").fullmatch
 
 class CheckpointError(ReelflowError, ValueError):
     """A checkpoint is missing or cannot be used; the message names the file and the way out."""
+
+
+class LastSave(Record):
+    """last_save.json."""
+
+    step: int
 
 
 class FileRecord(Record):
@@ -100,6 +110,13 @@ class Checkpoint:
                 f"({FIRST_AVERAGE} means {averages[0]})"
             )
         return which
+
+
+def listed(problems: Sequence[str]) -> str:
+    """Problems in one line: the first `MAX_PROBLEMS`, and the number of the others."""
+    num_more = len(problems) - MAX_PROBLEMS
+    more = f"; and {num_more} more" if num_more > 0 else ""
+    return "; ".join(problems[:MAX_PROBLEMS]) + more
 
 
 def checkpoint_name(step: int) -> str:

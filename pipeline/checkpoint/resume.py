@@ -11,13 +11,14 @@ from itertools import chain
 from pathlib import Path
 
 from data.files.publish import remove_unpublished
-from pipeline.checkpoint.read import find_damage
+from pipeline.checkpoint.read import find_damage, lost_checkpoints, way_out
 from pipeline.checkpoint.record import (
     FOLDER_NAME,
     LATEST_NAME,
     Checkpoint,
     CheckpointError,
     is_checkpoint_name,
+    listed,
     read_checkpoint_record,
     step_folders,
 )
@@ -37,11 +38,14 @@ class Resumption:
     problems: list[str]
 
 
-def find_resumption(run_dir: Path, find_damage: Callable[[Path], list[str]]) -> Resumption:
+def find_resumption(run_dir: Path, find_damage: Callable[[Path], list[str]], saved_step: int) -> Resumption:
     """The checkpoint that `latest` names or, if `find_damage` reports damage, the newest undamaged one before it.
 
+    Args:
+        saved_step: the last step that is known to have been saved; 0: none is.
+
     Raises:
-        CheckpointError: there are checkpoints, but all are damaged. Training never silently starts anew.
+        CheckpointError: checkpoints were saved, but all are damaged or gone. Training never silently starts anew.
     """
     folders, problems = step_folders(run_dir), []
     pointer = run_dir / LATEST_NAME
@@ -59,10 +63,9 @@ def find_resumption(run_dir: Path, find_damage: Callable[[Path], list[str]]) -> 
             return Resumption(Checkpoint(folder, read_checkpoint_record(folder)), problems)
         problems += damage
     if problems:
-        raise CheckpointError(
-            f"{run_dir} has no checkpoint to resume from: {'; '.join(problems)}. Restore one, or to start from the "
-            f"beginning move {run_dir / FOLDER_NAME} and {pointer} away"
-        )
+        raise CheckpointError(f"{run_dir} has no checkpoint to resume from: {listed(problems)}. {way_out(run_dir)}")
+    if saved_step:
+        raise CheckpointError(lost_checkpoints(run_dir, saved_step))
     return Resumption(None, [])
 
 
@@ -93,11 +96,14 @@ def exclusive_access(run_dir: Path, rank: int) -> Iterator[None]:
         yield
 
 
-def find_common_resumption(run_dir: Path, rank: int, world_size: int) -> Resumption:
+def find_common_resumption(run_dir: Path, rank: int, world_size: int, saved_step: int) -> Resumption:
     """The newest undamaged checkpoint, the same on every rank; each rank verifies a part of the files.
 
+    Args:
+        saved_step: as for `find_resumption`.
+
     Raises:
-        CheckpointError: on every rank, if there are checkpoints, but all are damaged.
+        CheckpointError: on every rank, if checkpoints were saved, but all are damaged or gone.
     """
 
     def damage_seen_by_any(folder: Path) -> list[str]:
@@ -110,7 +116,7 @@ def find_common_resumption(run_dir: Path, rank: int, world_size: int) -> Resumpt
     found: Resumption | str = ""
     if rank == 0:
         try:
-            found = find_resumption(run_dir, ask_all)
+            found = find_resumption(run_dir, ask_all, saved_step)
         except CheckpointError as error:
             found = str(error)
         from_rank_zero(None)  # no more folders to verify

@@ -1,6 +1,7 @@
 """Which checkpoints are kept, and whether the disk has room for them."""
 
 import shutil
+import socket
 import uuid
 from dataclasses import dataclass
 from math import prod
@@ -8,9 +9,9 @@ from pathlib import Path
 
 from data.files.publish import TEMPORARY_PREFIX
 from pipeline.checkpoint.read import is_complete
-from pipeline.checkpoint.record import CheckpointError, step_folders
+from pipeline.checkpoint.record import FOLDER_NAME, CheckpointError, step_folders
 from pipeline.checkpoint.tensor_files import BYTES_PER_VALUE
-from pipeline.distributed.collectives import from_rank_zero
+from pipeline.distributed.collectives import from_every_rank, from_rank_zero
 from pipeline.engine.ema import ShardedEma
 from pipeline.engine.zero import ZeroTrainer
 
@@ -46,6 +47,30 @@ def remove_superseded(run_dir: Path, newest_step: int, retention: Retention) -> 
     }
     for folder in retention.superseded(complete):
         remove_folder(folder)
+
+
+def check_writable(run_dir: Path, rank: int) -> None:
+    """Refuse, before its first step, a training whose checkpoints cannot be written; called by all ranks.
+
+    Every rank tries, because each writes its own file, and the folder may be mounted differently on its machine.
+
+    Raises:
+        CheckpointError: on every rank; names the folder, the reason and the machine.
+    """
+    folder, problem = run_dir / FOLDER_NAME, None
+    probe = folder / f"{TEMPORARY_PREFIX}probe-{uuid.uuid4().hex[:8]}"
+    try:
+        probe.mkdir(parents=True)
+        probe.rmdir()
+    except OSError as error:
+        is_broken_link = folder.is_symlink() and not folder.exists()
+        reason = f"it is a link to {folder.readlink()}, which is missing" if is_broken_link else error.strerror
+        problem = (
+            f"checkpoints cannot be written to {folder} by rank {rank} on {socket.gethostname()} ({reason}); mount the "
+            "disk, make the folder writable, or set runs_dir to another disk"
+        )
+    if problems := from_every_rank(problem):
+        raise CheckpointError(problems[0])
 
 
 def check_space(

@@ -5,6 +5,7 @@ the disk, rank 0 commits: it writes checkpoint.json with every checksum, renames
 process that is killed at any instruction leaves the previous checkpoint as it was.
 """
 
+import errno
 import json
 import os
 import shutil
@@ -21,15 +22,19 @@ from torch import Tensor
 
 from data.files.checksums import file_sha256
 from data.files.publish import TEMPORARY_PREFIX, fsync, publish_text
+from pipeline.checkpoint.read import newest_complete_step
 from pipeline.checkpoint.record import (
     CHECKPOINT_RECORD_NAME,
     FOLDER_NAME,
+    LAST_SAVE_NAME,
     LATEST_NAME,
     CheckpointError,
     CheckpointRecord,
     FileRecord,
+    LastSave,
     Provenance,
     checkpoint_name,
+    listed,
     rank_file,
     sealed,
     step_folders,
@@ -133,17 +138,19 @@ class CheckpointSaver:
         assert pending is not None
         own = _outcome(pending.written.result, f"rank {self._trainer.rank} cannot write {pending.folder}")
         everyone = from_every_rank(own)
-        problems = [outcome for outcome in everyone if isinstance(outcome, str)]
+        problems = [outcome for outcome in everyone if isinstance(outcome, _Failure)]
         if self._trainer.rank == 0 and not problems:
             files = {rank_file(r): file for r, file in enumerate(everyone) if isinstance(file, FileRecord)}
             outcome = _outcome(partial(self._publish, pending, files), f"rank 0 cannot publish {pending.folder}")
-            problems = [outcome] if isinstance(outcome, str) else []
+            problems = [outcome] if isinstance(outcome, _Failure) else []
         problems = from_rank_zero(problems)
         if problems:
             shutil.rmtree(pending.folder, ignore_errors=True)  # frees its space on a full disk
+            kept = newest_complete_step(self._run_dir)
+            before = f"The checkpoint of step {kept} is intact" if kept else "No checkpoint had been saved before it"
             raise SaveError(
-                f"the checkpoint of step {pending.step} was not saved: {'; '.join(problems)}. The checkpoints before "
-                "it are intact: free some space and start again"
+                f"the checkpoint of step {pending.step} was not saved: {listed([failure.text for failure in problems])}"
+                f". {before}: {problems[0].way_out} and start again"
             )
         if self._trainer.rank == 0:
             self._executor.submit(remove_superseded, self._run_dir, pending.step, self._retention)
@@ -195,6 +202,7 @@ class CheckpointSaver:
         pending.folder.rename(final)
         fsync(final.parent)
         publish_text(self._run_dir / LATEST_NAME, final.name + "\n")
+        publish_text(self._run_dir / LAST_SAVE_NAME, LastSave(step=pending.step).model_dump_json() + "\n")
         for folder in self._newer_folders:  # damaged: a restart must not find them newer than this checkpoint
             if folder != final and folder.exists():
                 archive(folder)
@@ -206,9 +214,23 @@ def _attached(paths: list[Path]) -> dict[Path, FileRecord]:
     return {path: FileRecord(num_bytes=path.stat().st_size, sha256=file_sha256(path)) for path in paths}
 
 
-def _outcome(write: Callable[[], FileRecord], doing: str) -> FileRecord | str:
+@dataclass(frozen=True)
+class _Failure:
+    """Why a file could not be written, and what to do before the next start."""
+
+    text: str
+    way_out: str
+
+
+def _outcome(write: Callable[[], FileRecord], doing: str) -> FileRecord | _Failure:
     """What `write` returned, or why it failed."""
     try:
         return write()
     except OSError as error:
-        return f"{doing}: {error.strerror or error}"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            way_out = "free some space"
+        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            way_out = "make the folder writable"
+        else:
+            way_out = "repair the disk, or set runs_dir to another one,"
+        return _Failure(f"{doing}: {error.strerror or error}", way_out)

@@ -14,6 +14,7 @@ from torch import Tensor
 from data.errors import ReelflowError
 from data.files.jsonl import append_line
 from data.stream.loader import Stream
+from pipeline.checkpoint.read import newest_complete_step
 from pipeline.distributed.collectives import from_every_rank
 from pipeline.engine.zero import ZeroTrainer
 
@@ -72,11 +73,18 @@ class NonFiniteSteps:
         loss, norm = next((float(loss), float(norm)) for step, loss, norm in recorded if step == first)
         self._list(first, loss, norm, "stopped")
         limits = f", beyond train.max_norm {limit:g}" if norm > limit and math.isfinite(norm) else ""
+        saved = newest_complete_step(self._path.parent)
+        if saved:
+            before, again = (
+                f"The checkpoint of step {saved} is intact",
+                "resume with --allow-change train.learning_rate",
+            )
+        else:
+            before, again = "No checkpoint had been saved", "start again, from the beginning"
         raise NonFiniteError(
             f"the {kind} loss is {loss} and its gradient {norm}{limits} at step {first + 1}; its samples are in "
-            f"{self._path}. The last checkpoint is intact: set train.non_finite_steps=skip and start again, or lower "
-            f"train.learning_rate (it is {self._config.learning_rate:g}) and resume with --allow-change "
-            "train.learning_rate"
+            f"{self._path}. {before}: set train.non_finite_steps=skip and start again, or lower "
+            f"train.learning_rate (it is {self._config.learning_rate:g}) and {again}"
         )
 
     def _list(self, step: int, loss: float, norm: float, outcome: str) -> None:

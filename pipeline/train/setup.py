@@ -15,7 +15,7 @@ from pipeline.checkpoint.provenance import provenance
 from pipeline.checkpoint.record import step_folders
 from pipeline.checkpoint.restore import load_training_state
 from pipeline.checkpoint.resume import Resumption, find_common_resumption
-from pipeline.checkpoint.retention import Retention, check_space
+from pipeline.checkpoint.retention import Retention, check_space, check_writable
 from pipeline.checkpoint.write import CheckpointSaver, Contents
 from pipeline.distributed.collectives import Flags
 from pipeline.distributed.process_group import Worker
@@ -24,7 +24,7 @@ from pipeline.engine.zero import ZeroTrainer
 from pipeline.train.build import build
 from pipeline.train.config import TrainConfig
 from pipeline.train.control import ControlFiles
-from pipeline.train.monitor.events import Event, EventKind, append_event
+from pipeline.train.monitor.events import Event, EventKind, append_event, last_saved_step, read_events
 from pipeline.train.monitor.metrics import Metrics
 from pipeline.train.monitor.monitor import Monitor
 from pipeline.train.monitor.wandb_sink import start_wandb
@@ -43,7 +43,7 @@ class Start:
     cursor: int
     """Number of samples that these steps consumed."""
     note: str
-    """For the user; empty for a new training."""
+    """For the user; empty where a training starts for the first time."""
 
 
 @dataclass(frozen=True)
@@ -80,12 +80,13 @@ def set_up(task: TrainTask, config: TrainConfig, run_dir: Path, worker: Worker, 
     """
     is_first = worker.rank == 0
     trainer, ema = build(task, config, worker)
-    resumption = find_common_resumption(run_dir, worker.rank, worker.world_size)
+    resumption = find_common_resumption(run_dir, worker.rank, worker.world_size, last_saved_step(run_dir))
     origin = provenance(task.dataset_dir, resumption.checkpoint)
     contents = Contents(task.kind, task.metadata(), origin, task.attachments())
     start = restore(resumption, run_dir, trainer, ema)
 
     retention = Retention(config.keep_checkpoints, config.keep_every_steps)
+    check_writable(run_dir, worker.rank)
     check_space(run_dir, trainer, ema, retention, start.step)
     saver = stack.enter_context(closing(CheckpointSaver(run_dir, trainer, ema, contents, retention, start.step)))
 
@@ -134,7 +135,8 @@ def restore(resumption: Resumption, run_dir: Path, trainer: ZeroTrainer, ema: Sh
     """
     checkpoint = resumption.checkpoint
     if checkpoint is None:
-        return Start(step=0, cursor=0, note="")
+        again = "no checkpoint had been saved: training begins with step 0 again"
+        return Start(step=0, cursor=0, note=again if read_events(run_dir) else "")
     step = checkpoint.record.step
     notes = [f"the average {name} begins here" for name in load_training_state(checkpoint, trainer, ema)]
     later = [folder.name for other, folder in step_folders(run_dir).items() if other > step]

@@ -73,8 +73,13 @@ class TrainStage(Stage):
         """Prepare files that the workers read."""
 
     def execute(self, run: RunContext) -> None:
-        """Train on Ray's workers, or in this process and those that torchrun started with it."""
-        inputs = self.inputs(run)  # first: it says which stage has to be run before
+        """Train on Ray's workers, or in this process and those that torchrun started with it.
+
+        Raises:
+            StageOrderError: a stage that it needs has not finished, or is out of date.
+        """
+        for folder, name in self.needs.items():
+            run.build_of(folder, name)  # on every process, before anything in these folders is read
         task = self.task(run)
         subsets = task.subsets()
         fitting = fitting_worlds(self.train, [subset.bucket for subset in subsets], self.workers.num_workers)
@@ -87,7 +92,7 @@ class TrainStage(Stage):
                 with sigterm_stops(stage_dir):
                     start()
                 return
-            with run.opened(self, inputs) as opened:
+            with run.opened(self, self.inputs(run)) as opened:
                 if opened is not None:
                     self._announce(run, subsets, fitting)
                     self.before_training(run, opened)
@@ -103,10 +108,10 @@ class TrainStage(Stage):
 
     def _watch(self, start: Callable[[], None], opened: OpenStage) -> Outcome:
         """Run the training, with a progress bar and the notes of its workers; returns what it made."""
-        from pipeline.checkpoint.read import open_checkpoint
+        from pipeline.checkpoint.read import newest_complete_step, open_checkpoint
         from pipeline.run.progress import bar
         from pipeline.train.control import clear_control_files, sigterm_stops
-        from pipeline.train.monitor.follow import following, steps_done
+        from pipeline.train.monitor.follow import following
         from pipeline.train.monitor.metrics import read_metrics
         from pipeline.train.monitor.watchdog import clear_stalls
 
@@ -114,7 +119,7 @@ class TrainStage(Stage):
         clear_control_files(folder)
         clear_stalls(folder)
         with (
-            bar(self.name, steps, "steps", start=steps_done(folder)) as progress,
+            bar(self.name, steps, "steps", start=newest_complete_step(folder)) as progress,
             following(folder, progress, logger.info),
             sigterm_stops(folder),
         ):

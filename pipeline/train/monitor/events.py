@@ -6,6 +6,7 @@ from typing import Literal, Self
 
 from data.files.jsonl import append_line, read_jsonl
 from data.records import Record
+from pipeline.checkpoint.read import read_last_save
 
 EVENTS_NAME = "events.jsonl"
 EventKind = Literal["started", "stopped", "finished"]
@@ -35,3 +36,11 @@ def append_event(run_dir: Path, event: Event) -> None:
 def read_events(run_dir: Path) -> list[Event]:
     """All events so far, without incomplete lines."""
     return read_jsonl(run_dir / EVENTS_NAME, Event, skip_damaged=True)
+
+
+def last_saved_step(run_dir: Path) -> int:
+    """The last step that is known to have been saved, whether its checkpoint is still there or not; 0: none is.
+
+    Older versions wrote no last_save.json, but a training that resumed, stopped or finished had saved a checkpoint.
+    """
+    return max([read_last_save(run_dir), *(event.step for event in read_events(run_dir))])

@@ -5,17 +5,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from threading import Event, Thread
 
-from pipeline.checkpoint.read import is_complete
-from pipeline.checkpoint.record import step_folders
+from pipeline.checkpoint.read import newest_complete_step
 from pipeline.run.progress import Bar
 from pipeline.train.monitor.events import read_events
 from pipeline.train.monitor.metrics import read_metrics
 from pipeline.train.monitor.watchdog import stalls
-
-
-def steps_done(run_dir: Path) -> int:
-    """The step of the newest complete checkpoint; 0 if there is none."""
-    return max((step for step, folder in step_folders(run_dir).items() if is_complete(folder)), default=0)
 
 
 @contextmanager
@@ -23,7 +17,7 @@ def following(run_dir: Path, progress: Bar, say: Callable[[str], None]) -> Itera
     """Update a progress bar from metrics.jsonl while the block runs, and report notes of events and stalled ranks."""
     stopped = Event()
     num_reported = len(read_events(run_dir))
-    start = steps_done(run_dir)
+    start = newest_complete_step(run_dir)
     reported = set(stalls(run_dir))
 
     def report() -> None:

@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from pipeline.checkpoint.read import open_checkpoint
-from pipeline.checkpoint.record import CheckpointError
+from pipeline.checkpoint.read import open_checkpoint, require_checkpoint
+from pipeline.checkpoint.record import CheckpointError, step_folders
 
 
 def test_fragments_tile_every_parameter_once(two_workers):
@@ -46,3 +46,24 @@ def test_damage_is_noticed_and_named(straight, tmp_path):
         open_checkpoint(copy)
     with pytest.raises(CheckpointError, match="is not a checkpoint"):
         open_checkpoint(tmp_path)
+
+
+def test_a_file_that_every_checkpoint_lacks_is_named_and_nothing_false_is_promised(two_workers, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(two_workers, copy)
+    require_checkpoint(copy)
+    for folder in step_folders(copy).values():
+        (folder / "rank_00001.safetensors").unlink()
+    with pytest.raises(CheckpointError) as refused:
+        require_checkpoint(copy)
+    told = str(refused.value)
+    assert f"{copy} has no checkpoint to resume from: {copy}/checkpoints/step_0000008/rank_00001.safetensors is" in told
+    assert "step_0000004/rank_00001.safetensors is missing. Restore one, or to train from the beginning move" in told
+    assert "without --resume" not in told  # which would refuse as well
+
+
+def test_resuming_is_refused_with_the_right_reason_where_there_is_no_checkpoint(tmp_path):
+    with pytest.raises(CheckpointError, match="holds no checkpoint to resume from; without --resume training starts"):
+        require_checkpoint(tmp_path)
+    with pytest.raises(CheckpointError, match=r"although one was saved at step 7: .* on a disk that is not mounted"):
+        require_checkpoint(tmp_path, saved_step=7)

@@ -114,6 +114,29 @@ def test_without_one_good_checkpoint_training_refuses_to_start_again(tiny_latent
     assert sorted(step_folders(run_dir)) == [4, 6, 8]
 
 
+def test_checkpoints_that_are_gone_never_mean_a_start_from_the_beginning(tiny_latents, often_saved, run_dir):
+    """A disk that is not mounted: neither the folder nor the pointer is there, but the history is."""
+    for evidence in ("last_save.json", "events.jsonl"):  # versions before last_save.json left only the events
+        (run_dir / evidence).rename(run_dir / f"{evidence}.hidden")
+        shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
+        (run_dir / "latest").unlink(missing_ok=True)
+        with pytest.raises(CheckpointError, match=r"one was saved at step 8: .*checkpoints and .*latest are missing"):
+            resume(tiny_latents, run_dir)
+        (run_dir / f"{evidence}.hidden").rename(run_dir / evidence)
+    assert losses(run_dir) == losses(often_saved)  # no line of the history was thrown away
+
+
+def test_a_training_killed_before_its_first_save_begins_again_and_says_so(tiny_latents, often_saved, run_dir):
+    started = (run_dir / "events.jsonl").read_text().splitlines()[0]
+    (run_dir / "events.jsonl").write_text(started + "\n")
+    shutil.rmtree(run_dir / "checkpoints")
+    for name in ("latest", "last_save.json"):
+        (run_dir / name).unlink()
+    resume(tiny_latents, run_dir)
+    assert read_events(run_dir)[1].note == "no checkpoint had been saved: training begins with step 0 again"
+    assert losses(run_dir) == losses(often_saved)
+
+
 class Exploit:
     """Touches a file when it is unpickled."""
 

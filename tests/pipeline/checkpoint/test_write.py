@@ -1,5 +1,7 @@
 """Saving while training continues, on slow and full disks, and after an interrupted save."""
 
+import errno
+import os
 import shutil
 import subprocess
 import time
@@ -14,7 +16,7 @@ from data.files.publish import TEMPORARY_PREFIX
 from data.stream.loader import Sample
 from pipeline.checkpoint import write as saving
 from pipeline.checkpoint.read import load_weights, open_checkpoint
-from pipeline.checkpoint.record import rank_file
+from pipeline.checkpoint.record import CheckpointError, rank_file
 from pipeline.checkpoint.tensor_files import write_tensors
 from pipeline.checkpoint.write import SaveError
 from pipeline.distributed.torchrun import train_here
@@ -91,6 +93,44 @@ def test_a_disk_that_fills_up(tiny_latents, tmp_path):
         assert open_checkpoint(run_dir).record.step == 8
     finally:
         subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.parametrize(
+    ("number", "way_out"),
+    [
+        (errno.ENOSPC, "free some space and start again"),
+        (errno.EROFS, "make the folder writable and start again"),
+        (errno.EIO, "repair the disk, or set runs_dir to another one, and start again"),
+    ],
+)
+def test_a_save_that_fails_says_what_was_saved_before_and_what_helps(
+    tiny_latents, run_dir, tmp_path, monkeypatch, number, way_out
+):
+    def refuse(path: Path, tensors, metadata):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(saving, "write_tensors", refuse)
+    with pytest.raises(SaveError) as none:
+        resume(tiny_latents, tmp_path / "new")
+    assert str(none.value).endswith(f": {os.strerror(number)}. No checkpoint had been saved before it: {way_out}")
+    with pytest.raises(SaveError) as some:
+        resume(tiny_latents, run_dir, OFTEN.model_copy(update={"steps": 10}))
+    assert str(some.value).endswith(f": {os.strerror(number)}. The checkpoint of step 8 is intact: {way_out}")
+
+
+@pytest.mark.parametrize("obstacle", ["file", "link"])
+def test_a_folder_that_cannot_be_written_is_refused_before_the_first_step(tiny_latents, tmp_path, obstacle):
+    """A read-only folder cannot be told from a writable one by a test that runs as root, these can."""
+    folder = tmp_path / "run" / "checkpoints"
+    folder.parent.mkdir()
+    if obstacle == "file":
+        folder.touch()
+    else:
+        folder.symlink_to(tmp_path / "not-mounted")
+    reason = {"file": r"Not a directory|File exists", "link": r"it is a link to .*not-mounted, which is missing"}
+    with pytest.raises(CheckpointError, match=rf"cannot be written to .* by rank 0 on .* \(({reason[obstacle]})\)"):
+        resume(tiny_latents, tmp_path / "run")
+    assert losses(tmp_path / "run") == []
 
 
 @dataclass(frozen=True)

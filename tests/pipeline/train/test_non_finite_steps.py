@@ -11,6 +11,7 @@ from data.stream.loader import Stream
 from pipeline.checkpoint.read import open_checkpoint
 from pipeline.distributed.torchrun import train_here
 from pipeline.train.loop import train
+from pipeline.train.non_finite_steps import NonFiniteError
 from testing.records import SMALL
 from testing.steps import POISONED_STEP, STAGES, STEPS, poisoned
 from testing.tiny import column, make_task
@@ -58,6 +59,15 @@ def test_stopping_names_the_first_bad_step_and_its_samples(step_runs, tmp_path):
     (line,) = [json.loads(line) for line in (tmp_path / "bad_steps.jsonl").read_text().splitlines()]
     assert (line["step"], line["outcome"], len(line["keys"])) == (3, "stopped", 4)
     assert not (tmp_path / "latest").exists()
+
+
+def test_what_was_saved_before_a_bad_step_is_told_as_it_is(step_runs, tmp_path):
+    data, _ = step_runs
+    with pytest.raises(NonFiniteError, match=r"No checkpoint had been saved: .* start again, from the beginning"):
+        train_here(partial(train, poisoned(data), STEPS, tmp_path), 1)
+    saving = STEPS.model_copy(update={"checkpoint_every_steps": 1})
+    with pytest.raises(NonFiniteError, match=r"The checkpoint of step 1 is intact: .* and resume with --allow-change"):
+        train_here(partial(train, poisoned(data), saving, tmp_path / "saved"), 1)
 
 
 def test_a_gradient_beyond_the_limit_is_bad(step_runs, tmp_path):
