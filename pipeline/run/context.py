@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.errors import ReelflowError
+from pipeline.run.chain import find_outdated
 from pipeline.run.memory import MemoryMonitor
 from pipeline.run.stage_record import OpenStage, StageRecord, begin, read_stage_record
 
@@ -53,13 +54,20 @@ class RunContext:
         """The build id of a finished stage's folder.
 
         Raises:
-            StageOrderError: that stage has not finished.
+            StageOrderError: that stage has not finished, or a folder behind it has changed since; names the commands.
         """
         record = read_stage_record(self.run_dir / folder)
         if record is None or not record.complete:
             raise StageOrderError(
                 f"{self.run_dir / folder} is not finished; run `{stage_name}` first, or `run` to do every stage in "
                 "order"
+            )
+        if outdated := find_outdated(self.run_dir, folder, self.folders):
+            commands = ", ".join(f"`{stage.stage}`" for stage in outdated)
+            raise StageOrderError(
+                f"{self.run_dir / folder} is out of date: {'; '.join(stage.reason for stage in outdated)}. Give these "
+                f"commands first, in this order: {commands}; or `run`, which does every stage in order. (A training "
+                "then begins anew, or goes on from its checkpoint with --allow-change and the name of the input.)"
             )
         return record.build
 

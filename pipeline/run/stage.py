@@ -59,7 +59,7 @@ class Stage(ABC):
         """Everything the output depends on: the builds of the folders it `needs`, then its `settings`.
 
         Raises:
-            StageOrderError: a stage that it needs has not finished.
+            StageOrderError: a stage that it needs has not finished, or is out of date.
         """
         return {folder: run.build_of(folder, name) for folder, name in self.needs.items()} | self.settings(run)
 

@@ -1,0 +1,50 @@
+"""Whether a folder, and every folder behind it, is still made from what the folders before it hold now.
+
+The record of a stage names the builds of the folders that it was made from (`stage_record.py`). A stage that runs again
+gives its folder a new build, so a folder that names an older one is out of date, and so is whatever was made from it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.run.stage_record import read_stage_record
+
+
+@dataclass(frozen=True)
+class Outdated:
+    """A folder that has to be made again."""
+
+    stage: str
+    """Name of the stage that makes it."""
+    reason: str
+    """For the user; names the folder."""
+
+
+def find_outdated(run_dir: Path, folder: str, folders: Sequence[str]) -> list[Outdated]:
+    """The folders that have to be made again before `folder` can be used, in order; empty if it is up to date.
+
+    A folder that was deleted is not looked at: what was made from it cannot be compared with it.
+
+    Args:
+        folder: of a finished stage.
+        folders: of all stages, in order; a folder is made from earlier ones only.
+    """
+    found: dict[str, list[Outdated]] = {}
+    builds: dict[str, str] = {}
+    for name in folders[: folders.index(folder) + 1] if folder in folders else ():
+        record = read_stage_record(run_dir / name)
+        if record is None:
+            continue
+        builds[name] = record.build
+        before = {other: build for other, build in record.inputs.items() if other in found}
+        behind = [outdated for other in before for outdated in found[other]]
+        changed = [other for other, build in before.items() if build != builds[other]]
+        if not record.complete:
+            own = [Outdated(record.stage, f"{run_dir / name} is not finished")]
+        elif changed:
+            own = [Outdated(record.stage, f"{run_dir / name} was made before {' and '.join(changed)} changed")]
+        else:
+            own = [Outdated(record.stage, f"{run_dir / name} depends on these")] if behind else []
+        found[name] = list(dict.fromkeys([*behind, *own]))
+    return found.get(folder, [])
