@@ -4,9 +4,18 @@ import errno
 
 from data.errors import ReelflowError
 
+MAX_CHARACTERS = 4000  # of a message: about a screen
+
 
 def describe(error: BaseException) -> str | None:
-    """One message that says what happened and what to do, or None for a bug."""
+    """One message that says what happened and what to do, or None for a bug; of at most `MAX_CHARACTERS`."""
+    message = _describe(error)
+    if message is None or len(message) <= MAX_CHARACTERS:
+        return message
+    return f"{message[:MAX_CHARACTERS]} ... (and {len(message) - MAX_CHARACTERS} characters more)"
+
+
+def _describe(error: BaseException) -> str | None:
     import ray.exceptions
     from ray.train import TrainingFailedError
 

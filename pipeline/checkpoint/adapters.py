@@ -5,17 +5,18 @@ weights of the base network, which all checkpoints share through hard links; `ne
 """
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
-from torch import Tensor
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
 
 from data.errors import ReelflowError
 from pipeline.checkpoint.config import LoraConfig
 from pipeline.checkpoint.read import load_weights, stream_weights
-from pipeline.checkpoint.record import Checkpoint
+from pipeline.checkpoint.record import Checkpoint, CheckpointError
 from pipeline.run.weight_names import FIRST_AVERAGE, WeightsName
 
 BASE_NAME = "base.safetensors"
@@ -46,8 +47,41 @@ def network_shapes(checkpoint: Checkpoint) -> dict[str, list[int]]:
     """Shapes of the weights that `network_weights` yields, in the same order."""
     if "lora" not in checkpoint.record.trained:
         return {name.removeprefix(PREFIX): shape for name, shape in checkpoint.record.parameters.items()}
-    with safe_open(checkpoint.folder / BASE_NAME, framework="pt") as base:
+    with _open_base(checkpoint) as base:
         return {name: base.get_slice(name).get_shape() for name in base.keys()}  # noqa: SIM118 - not a dictionary
+
+
+def check_network(checkpoint: Checkpoint, build: Callable[[], nn.Module]) -> None:
+    """Check that a checkpoint holds the weights of the network that it describes, before memory is taken for them.
+
+    Args:
+        build: makes the network.
+
+    Raises:
+        CheckpointError: names the first weight that differs.
+    """
+    with torch.device("meta"):
+        expected = {name: list(weight.shape) for name, weight in build().state_dict().items()}
+    held = network_shapes(checkpoint)
+    for name in sorted(held.keys() | expected.keys()):
+        if held.get(name) != expected.get(name):
+            raise CheckpointError(
+                f"{checkpoint.folder} is damaged: {name[:80]} is {str(held.get(name, 'absent'))[:80]}, but the network "
+                f"that it describes has {str(expected.get(name, 'none of that name'))[:80]}"
+            )
+
+
+def _open_base(checkpoint: Checkpoint) -> Any:  # noqa: ANN401 - safetensors is untyped
+    """The file with the weights of the base network, opened.
+
+    Raises:
+        CheckpointError: it is missing or damaged.
+    """
+    path = checkpoint.folder / BASE_NAME
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
 
 
 def network_weights(checkpoint: Checkpoint, which: WeightsName = FIRST_AVERAGE) -> Iterator[tuple[str, Tensor]]:
@@ -55,13 +89,17 @@ def network_weights(checkpoint: Checkpoint, which: WeightsName = FIRST_AVERAGE) 
     if "lora" not in checkpoint.record.trained:
         yield from ((name.removeprefix(PREFIX), weight) for name, weight in stream_weights(checkpoint, which))
         return
-    config = LoraConfig(**checkpoint.record.trained["lora"])
+    config = checkpoint.trained("lora", LoraConfig.model_validate)
     adapters = load_weights(checkpoint, which)
-    with safe_open(checkpoint.folder / BASE_NAME, framework="pt") as base:
+    with _open_base(checkpoint) as base:
         for name in network_shapes(checkpoint):
             weight, layer = base.get_tensor(name), f"{PREFIX}{name.removesuffix('weight')}"
             if (down := adapters.get(layer + DOWN)) is not None:
-                weight += config.alpha / config.rank * adapters[layer + UP] @ down
+                up = adapters.get(layer + UP)
+                fits = up is not None and up.ndim == down.ndim == weight.ndim == 2
+                if not fits or up.shape[1] != len(down) or (len(up), down.shape[1]) != weight.shape:
+                    raise CheckpointError(f"{checkpoint.folder} is damaged: its adapter of {name[:80]} does not fit it")
+                weight += config.alpha / config.rank * up @ down
             yield name, weight
 
 

@@ -2,12 +2,17 @@
 
 import json
 from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
 
 from data.files.publish import publish_text, published
 from pipeline.checkpoint.adapters import network_shapes, network_weights
 from pipeline.checkpoint.record import Checkpoint
 from pipeline.checkpoint.tensor_files import stream_tensors
 from pipeline.run.weight_names import FIRST_AVERAGE, WeightsName
+
+_SETTINGS = TypeAdapter(dict[str, Any])
 
 
 def export_weights(checkpoint: Checkpoint, path: Path, which: WeightsName = FIRST_AVERAGE) -> Path:
@@ -17,10 +22,10 @@ def export_weights(checkpoint: Checkpoint, path: Path, which: WeightsName = FIRS
         Path of the JSON file beside it: what was trained, for how many steps, and which weights these are.
 
     Raises:
-        CheckpointError: there are no such weights; the message lists those there are.
+        CheckpointError: there are no such weights, and the message lists those there are; or it is damaged.
     """
     record = checkpoint.record
-    shapes = network_shapes(checkpoint)
+    shapes, model = network_shapes(checkpoint), checkpoint.trained("model", _SETTINGS.validate_python)
     about = {
         "kind": record.kind,
         "weights": checkpoint.kind_of(which),
@@ -32,7 +37,7 @@ def export_weights(checkpoint: Checkpoint, path: Path, which: WeightsName = FIRS
     with published(path) as temporary:
         weights = (tensor for _, tensor in network_weights(checkpoint, which))
         # "config" as in the autoencoder file beside a DiT's checkpoint
-        stream_tensors(temporary, shapes, weights, {"config": json.dumps(record.trained["model"])})
+        stream_tensors(temporary, shapes, weights, {"config": json.dumps(model)})
     description = path.with_suffix(".json")
     publish_text(description, json.dumps(about, indent=1) + "\n")
     return description

@@ -1,18 +1,16 @@
 """Reading checkpoints: verifying their files, and putting together whole weights."""
 
-import json
 from collections.abc import Iterator
 from contextlib import ExitStack
 from math import prod
 from pathlib import Path
-from typing import Any
 
 import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from data.files.checksums import file_sha256
+from pipeline.checkpoint.fragments import check_fragments, open_rank_file, read_starts
 from pipeline.checkpoint.record import (
     CHECKPOINT_RECORD_NAME,
     FOLDER_NAME,
@@ -24,7 +22,6 @@ from pipeline.checkpoint.record import (
     LastSave,
     is_checkpoint_name,
     listed,
-    rank_file,
     read_checkpoint_record,
     step_folders,
 )
@@ -87,13 +84,21 @@ def find_damage(folder: Path, part: int = 0, num_parts: int = 1) -> list[str]:
 
     Args:
         part, num_parts: verify only every `num_parts`-th file, starting at `part`, so that ranks share the reading.
+            Part 0 also compares the headers of all files with the record.
     """
     try:
-        files = read_checkpoint_record(folder).files
+        record = read_checkpoint_record(folder)
     except CheckpointError as error:
         return [str(error)]
-    problems = (_file_damage(folder / name, files[name], content=True) for name in sorted(files)[part::num_parts])
-    return [problem for problem in problems if problem]
+    names = sorted(record.files)[part::num_parts]
+    found = (_file_damage(folder / name, record.files[name], content=True) for name in names)
+    problems = [problem for problem in found if problem]
+    if part == 0 and is_complete(folder) and not problems:
+        try:
+            check_fragments(Checkpoint(folder, record))
+        except CheckpointError as error:
+            problems.append(str(error))
+    return problems
 
 
 def find_gaps(folder: Path) -> list[str]:
@@ -150,27 +155,20 @@ def open_checkpoint(path: Path, *, verify: bool = True) -> Checkpoint:
     return Checkpoint(path, read_checkpoint_record(path))
 
 
-def open_rank_file(checkpoint: Checkpoint, rank: int) -> Any:  # noqa: ANN401 - safetensors is untyped
-    """The file of one rank, opened; only its header is read."""
-    path = checkpoint.folder / rank_file(rank)
-    try:
-        return safe_open(path, framework="pt")
-    except SafetensorError as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from error
-
-
 def stream_weights(checkpoint: Checkpoint, which: WeightsName = FIRST_AVERAGE) -> Iterator[tuple[str, Tensor]]:
     """Whole weights by parameter name, put together from the fragments of all ranks, one in memory at a time.
 
     Raises:
-        CheckpointError: there are no such weights; the message lists those there are.
+        CheckpointError: there are no such weights, and the message lists those there are; or its files do not hold
+            every value of every parameter.
     """
     kind = checkpoint.kind_of(which)
+    check_fragments(checkpoint)
     with ExitStack() as opened:
         files = [opened.enter_context(open_rank_file(checkpoint, rank)) for rank in range(checkpoint.record.world_size)]
-        starts = [json.loads(file.metadata()["starts"]) for file in files]
+        starts = [read_starts(file, checkpoint, rank) for rank, file in enumerate(files)]
         for name, shape in checkpoint.record.parameters.items():
-            flat = torch.full((prod(shape),), float("nan"))
+            flat = torch.empty(prod(shape))  # `check_fragments` made sure that every value is filled
             for file, here in zip(files, starts, strict=True):
                 if name in here:
                     part = file.get_tensor(f"{kind}/{name}")

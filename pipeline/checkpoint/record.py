@@ -14,13 +14,13 @@ writes them.
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Self, TypeVar
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from data.errors import ReelflowError
 from data.records import Record
@@ -34,6 +34,8 @@ LAST_SAVE_NAME = "last_save.json"
 FOLDER_NAME = "checkpoints"
 MAX_PROBLEMS = 4  # that a message lists; the others are counted
 CHECKSUM = "checksum"  # a field of checkpoint.json: SHA-256 of all its other fields
+T = TypeVar("T")
+FILE_NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$"
 _FIELDS = TypeAdapter(dict[str, Any])
 is_checkpoint_name = re.compile(r"step_\d{7,}").fullmatch
 
@@ -51,7 +53,7 @@ class LastSave(Record):
 class FileRecord(Record):
     """One file of a checkpoint."""
 
-    num_bytes: int
+    num_bytes: int = Field(ge=0)
     sha256: str
 
 
@@ -69,18 +71,29 @@ class CheckpointRecord(Record):
 
     schema_version: int = SCHEMA_VERSION
     kind: str  # "autoencoder" or "dit"
-    step: int
-    cursor: int  # samples consumed
-    world_size: int
+    step: int = Field(ge=0)
+    cursor: int = Field(ge=0)  # samples consumed
+    world_size: int = Field(ge=1)
     zero_stage: int
-    parameters: dict[str, list[int]]  # shapes
-    averages: list[str] = Field(default=[FIRST_AVERAGE])  # names; older versions saved one average, of this name
-    files: dict[str, FileRecord]
+    parameters: dict[str, list[Annotated[int, Field(ge=0)]]]  # shapes
+    averages: list[str] = Field(
+        default=[FIRST_AVERAGE], min_length=1
+    )  # names; older versions saved one average, of this name
+    files: dict[Annotated[str, Field(pattern=FILE_NAME, max_length=255)], FileRecord]  # all in the checkpoint's folder
     num_skipped_updates: int = 0  # steps without an update, which AdamW's bias correction does not count
     num_overflows: int = 0  # steps without an update because the loss scale was too large (float16)
     loss_scaler: LossScalerState | None = None  # None: the training does not use float16
     provenance: Provenance | None = None  # None: saved by an older version
     trained: dict[str, Any]  # what was trained: model config, diffusion record, latent statistics, seed, ...
+
+    @model_validator(mode="after")
+    def _check_rank_files(self) -> Self:
+        if self.world_size > len(self.files):
+            raise ValueError(f"{self.world_size} workers saved it, but it lists {len(self.files)} files")
+        for rank in range(self.world_size):
+            if rank_file(rank) not in self.files:
+                raise ValueError(f"it lists no file {rank_file(rank)}")
+        return self
 
 
 @dataclass(frozen=True)
@@ -94,6 +107,20 @@ class Checkpoint:
     def fingerprint(self) -> str:
         """A name for its contents, which changes with them."""
         return self.record.files[rank_file(0)].sha256[:16] + f"-{self.record.step}"
+
+    def trained(self, name: str, read: Callable[[Any], T]) -> T:
+        """A part of what was trained, as `read` makes it from its JSON value.
+
+        Raises:
+            CheckpointError: there is no such part, or `read` finds a mistake in it.
+        """
+        path = self.folder / CHECKPOINT_RECORD_NAME
+        if name not in self.record.trained:
+            raise CheckpointError(f"{path} is damaged: it does not say what {name} was trained")
+        try:
+            return read(self.record.trained[name])
+        except ValidationError as error:
+            raise CheckpointError(f"{path} is damaged: trained.{name}: {mistakes(error)}") from error
 
     def kind_of(self, which: WeightsName) -> str:
         """The prefix of the names of these weights' tensors in its files.
@@ -110,6 +137,12 @@ class Checkpoint:
                 f"({FIRST_AVERAGE} means {averages[0]})"
             )
         return which
+
+
+def mistakes(error: ValidationError) -> str:
+    """The mistakes of a record, each with its place, short enough for a message."""
+    found = error.errors(include_url=False, include_context=False, include_input=False)
+    return listed([f"{'.'.join(map(str, mistake['loc']))[:80]}: {mistake['msg'][:120]}" for mistake in found])
 
 
 def listed(problems: Sequence[str]) -> str:
@@ -150,8 +183,10 @@ def read_checkpoint_record(folder: Path) -> CheckpointRecord:
         fields = _FIELDS.validate_json(path.read_bytes())
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} is missing: the checkpoint was never finished") from error
-    except (ValidationError, OSError) as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from error
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror})") from error
+    except ValidationError as error:
+        raise CheckpointError(f"{path} is damaged: {mistakes(error)}") from error
     if fields.pop(CHECKSUM, None) not in (None, _checksum(fields)):  # None: saved by an older version
         raise CheckpointError(f"{path} is damaged (its checksum differs)")
     schema = fields.get("schema_version", SCHEMA_VERSION)
@@ -162,7 +197,7 @@ def read_checkpoint_record(folder: Path) -> CheckpointRecord:
     try:
         return CheckpointRecord.model_validate(fields)
     except ValidationError as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from error
+        raise CheckpointError(f"{path} is damaged: {mistakes(error)}") from error
 
 
 def sealed(record: CheckpointRecord) -> str:

@@ -1,11 +1,10 @@
 """Restoring the state of a training from a checkpoint of any number of workers and any ZeRO stage."""
 
-import json
 from typing import Any
 
 from torch import Tensor
 
-from pipeline.checkpoint.read import open_rank_file
+from pipeline.checkpoint.fragments import open_rank_file, read_starts
 from pipeline.checkpoint.record import Checkpoint, CheckpointError
 from pipeline.engine.ema import ShardedEma
 from pipeline.engine.zero import ZeroTrainer
@@ -30,7 +29,7 @@ def load_training_state(checkpoint: Checkpoint, trainer: ZeroTrainer, ema: Shard
         averages = {FIRST_AVERAGE: ema.of(FIRST_AVERAGE)}
     for rank in range(checkpoint.record.world_size):
         with open_rank_file(checkpoint, rank) as file:
-            _load_file(file, json.loads(file.metadata()["starts"]), trainer, averages)
+            _load_file(file, read_starts(file, checkpoint, rank), trainer, averages)
     record = checkpoint.record
     trainer.guard.num_skipped, trainer.guard.num_overflows = record.num_skipped_updates, record.num_overflows
     trainer.restore_step_count(trainer.guard.num_updates(record.step))

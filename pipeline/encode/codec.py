@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from einops import rearrange
 from jaxtyping import Float
-from safetensors import safe_open
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -16,13 +17,18 @@ from data.records import Frames
 from models.autoencoder.config import AutoencoderConfig
 from models.autoencoder.model import Autoencoder
 from pipeline.checkpoint.read import load_weights
-from pipeline.checkpoint.record import Checkpoint
+from pipeline.checkpoint.record import Checkpoint, CheckpointError, mistakes
 
 AUTOENCODER_NAME = "autoencoder.safetensors"
 
 
 def export_autoencoder(checkpoint: Checkpoint, path: Path) -> None:
-    """Write the averaged weights and the configuration of an autoencoder to one safetensors file."""
+    """Write the averaged weights and the configuration of an autoencoder to one safetensors file.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged.
+    """
+    checkpoint.trained("model", AutoencoderConfig.model_validate)
     prefix = "network."
     weights = {name.removeprefix(prefix): value for name, value in load_weights(checkpoint).items()}
     with published(path) as temporary:
@@ -41,8 +47,24 @@ def to_frames(pixels: Float[Tensor, "3 t h w"]) -> Frames:
 
 
 def load_autoencoder(path: Path) -> Autoencoder:
-    """Load a file that `export_autoencoder` wrote, in evaluation mode, without gradients, on the CPU."""
-    with safe_open(path, framework="pt") as file:
-        network = Autoencoder(AutoencoderConfig(**json.loads(file.metadata()["config"])))
-        network.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 - not a dict
+    """Load a file that `export_autoencoder` wrote, in evaluation mode, without gradients, on the CPU.
+
+    Raises:
+        CheckpointError: the file is missing or damaged, or holds another network than it says.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            config = AutoencoderConfig.model_validate_json((file.metadata() or {})["config"])
+            with torch.device("meta"):  # no memory is taken before the shapes are known to be those in the file
+                expected = {name: list(weight.shape) for name, weight in Autoencoder(config).state_dict().items()}
+            if {name: file.get_slice(name).get_shape() for name in file.keys()} != expected:  # noqa: SIM118 - no dict
+                raise CheckpointError(f"{path} is damaged: its weights are not those of the autoencoder it describes")
+            network = Autoencoder(config)
+            network.load_state_dict({name: file.get_tensor(name) for name in expected})
+    except KeyError as error:
+        raise CheckpointError(f"{path} is damaged: its header does not describe the autoencoder") from error
+    except ValidationError as error:
+        raise CheckpointError(f"{path} is damaged: {mistakes(error)}") from error
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
     return network.eval().requires_grad_(False)

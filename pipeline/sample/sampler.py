@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 
 from data.dataset.buckets import Bucket
 from data.dataset.manifest import LatentStats, TextEncoderRecord
@@ -13,9 +15,9 @@ from data.records import Frames
 from models.flow.solver import Counted
 from models.flow.spec import FlowSpec
 from models.networks.build import build_network
-from models.networks.config import read_network_config
+from models.networks.config import NetworkConfig, read_network_config
 from models.text.pretrained import PretrainedTextEncoder, token_lengths
-from pipeline.checkpoint.adapters import network_weights
+from pipeline.checkpoint.adapters import check_network, network_weights
 from pipeline.checkpoint.record import Checkpoint, CheckpointError
 from pipeline.encode.captions import byte_captions, check_same_encoder
 from pipeline.encode.chunks import decode_clips
@@ -26,6 +28,13 @@ from pipeline.run.precision import autocast
 from pipeline.sample.config import SampleConfig
 from pipeline.sample.latents import PromptSeed, sample_latents
 from pipeline.sample.requests import PromptRequest
+
+_BUCKETS = TypeAdapter(list[Bucket])
+_FIELDS = TypeAdapter(dict[str, Any])
+
+
+def _read_model(value: Any) -> NetworkConfig:  # noqa: ANN401 - whatever a checkpoint may hold
+    return read_network_config(_FIELDS.validate_python(value))
 
 
 class NotFiniteError(ReelflowError, ArithmeticError):
@@ -42,13 +51,14 @@ def trained_buckets(checkpoint: Checkpoint) -> list[Bucket]:
         raise CheckpointError(f"{checkpoint.folder} holds a {checkpoint.record.kind}; sampling takes a dit checkpoint")
     if "buckets" not in checkpoint.record.trained:
         raise CheckpointError(f"{checkpoint.folder} was made by an older reelflow, which kept one bucket; train again")
-    return [Bucket(**fields) for fields in checkpoint.record.trained["buckets"]]
+    return checkpoint.trained("buckets", _BUCKETS.validate_python)
 
 
 def text_encoder_of(checkpoint: Checkpoint) -> TextEncoderRecord | None:
     """The pretrained text encoder that a network was trained with; None if it reads captions as bytes."""
-    fields = checkpoint.record.trained.get("text_encoder")
-    return None if fields is None else TextEncoderRecord(**fields)
+    if checkpoint.record.trained.get("text_encoder") is None:
+        return None
+    return checkpoint.trained("text_encoder", TextEncoderRecord.model_validate)
 
 
 def text_encoder_folder(encoder: TextEncoderRecord, config: SampleConfig) -> Path:
@@ -67,7 +77,7 @@ def check_can_sample(checkpoint: Checkpoint, config: SampleConfig) -> None:
     encoder = text_encoder_of(checkpoint)
     if encoder is not None:
         check_same_encoder(encoder, text_encoder_folder(encoder, config))
-    if config.schedule != "full_sequence" and FlowSpec(**checkpoint.record.trained["flow"]).times_per != "frame":
+    if config.schedule != "full_sequence" and checkpoint.trained("flow", FlowSpec.model_validate).times_per != "frame":
         raise CheckpointError(
             f"sample.schedule is {config.schedule!r}, but {checkpoint.folder} was trained with one time for all "
             "frames: use full_sequence, or train with dit.flow.times_per=frame"
@@ -116,14 +126,15 @@ class ClipSampler:
     """
 
     def __init__(self, checkpoint: Checkpoint, config: SampleConfig, device: torch.device) -> None:
-        trained = checkpoint.record.trained
         self.config, self.device = config, device
         self.buckets = {bucket.name: bucket for bucket in trained_buckets(checkpoint)}
-        self.flow = FlowSpec(**trained["flow"])
-        self.stats = LatentStats(**trained["latent_stats"])
+        self.flow = checkpoint.trained("flow", FlowSpec.model_validate)
+        self.stats = checkpoint.trained("latent_stats", LatentStats.model_validate)
         encoder = text_encoder_of(checkpoint)
         width = None if encoder is None else encoder.width
-        self.network = build_network(read_network_config(trained["model"]), self.stats.num_channels, width)
+        model = checkpoint.trained("model", _read_model)
+        check_network(checkpoint, partial(build_network, model, self.stats.num_channels, width))
+        self.network = build_network(model, self.stats.num_channels, width)
         if encoder is None:
             self.read_captions = byte_captions(self.network.config.text.max_bytes)
         else:

@@ -3,11 +3,15 @@
 from collections.abc import Iterator
 from typing import Any
 
-from data.dataset.manifest import TextEncoderRecord
+from pydantic import TypeAdapter
+
+from data.dataset.manifest import LatentStats, TextEncoderRecord
 from models.flow.spec import FlowSpec
 from models.networks.config import NetworkConfig
 from pipeline.checkpoint.record import Checkpoint, CheckpointError
 from pipeline.run.fingerprints import stored
+
+_SETTINGS = TypeAdapter(dict[str, Any])
 
 
 def check_base(
@@ -16,7 +20,7 @@ def check_base(
     """Refuse to start from the weights of a different network.
 
     Raises:
-        CheckpointError: names every field that differs.
+        CheckpointError: names every field that differs, or what the checkpoint lacks.
     """
     record = base.record
     if record.kind != "dit":
@@ -24,9 +28,9 @@ def check_base(
             f"dit.train.start_from: {base.folder} holds a {record.kind}; name the checkpoint of a dit"
         )
     there = {
-        "model": record.trained["model"],
-        "flow": {name: record.trained["flow"][name] for name in ("path", "prediction")},
-        "latent_channels": len(record.trained["latent_stats"]["mean"]),
+        "model": base.trained("model", _SETTINGS.validate_python),
+        "flow": base.trained("flow", FlowSpec.model_validate).model_dump(include={"path", "prediction"}),
+        "latent_channels": base.trained("latent_stats", LatentStats.model_validate).num_channels,
         "text_encoder": (record.trained.get("text_encoder") or {}).get("fingerprint"),
     }
     here = {

@@ -1,0 +1,47 @@
+"""The file of the autoencoder is checked against its own description before memory is taken for the network."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from models.autoencoder.config import AutoencoderConfig
+from models.autoencoder.model import Autoencoder
+from pipeline.checkpoint.record import CheckpointError
+from pipeline.encode.codec import load_autoencoder
+from pipeline.run.fingerprints import stored
+
+CONFIG = AutoencoderConfig(latent_channels=4, width=8, deep_width=16)
+
+
+def test_a_file_is_read_back(tmp_path):
+    weights = Autoencoder(CONFIG).state_dict()
+    save_file(weights, tmp_path / "a.safetensors", metadata={"config": json.dumps(stored(CONFIG))})
+    loaded = load_autoencoder(tmp_path / "a.safetensors")
+    assert loaded.config == CONFIG
+    assert all(torch.equal(weight, weights[name]) for name, weight in loaded.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("metadata", "told"),
+    [
+        (None, "its header does not describe the autoencoder"),
+        ({"config": "{"}, "is damaged: : Invalid JSON"),
+        ({"config": json.dumps(stored(CONFIG) | {"width": -8})}, "is damaged: width: "),
+        ({"config": json.dumps(stored(CONFIG) | {"width": 2**20})}, "its weights are not those of the autoencoder"),
+    ],
+)
+def test_a_file_that_makes_no_sense_is_refused(tmp_path, metadata, told):
+    path = tmp_path / "a.safetensors"
+    save_file(Autoencoder(CONFIG).state_dict(), path, metadata=metadata)
+    with pytest.raises(CheckpointError, match=told):
+        load_autoencoder(path)
+
+
+def test_a_file_that_is_missing_or_torn_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        load_autoencoder(tmp_path / "none.safetensors")
+    (tmp_path / "torn.safetensors").write_bytes(b"torn")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        load_autoencoder(tmp_path / "torn.safetensors")
