@@ -146,6 +146,8 @@ class Stream:
         self._memory = BufferPool()
         self.buckets = {subset.bucket.name: subset.bucket for subset in subsets}
         self._skipped: deque[SkippedSample] = deque()
+        self._not_taken: list[SkippedSample] = []
+        self.num_samples = sum(len(subset.rows) for subset in subsets)
 
     def batches(
         self, cursor: int, prepare: Callable[[list[Sample]], T], readers: int = 1, ahead: int = 4
@@ -186,9 +188,20 @@ class Stream:
         slots = local_slots(self.plan.batch_size(step), self._rank, self._world_size)
         return [self._subsets[address.part].rows[address.sample] for address in self.plan.addresses(step, slots)]
 
-    def take_skipped(self) -> list[SkippedSample]:
-        """The samples that were skipped since the last call."""
-        return [self._skipped.popleft() for _ in range(len(self._skipped))]
+    def has_skipped(self, cursor: int) -> bool:
+        """Whether `take_skipped` would return any sample."""
+        self._not_taken += [self._skipped.popleft() for _ in range(len(self._skipped))]
+        return any(sample.position < cursor for sample in self._not_taken)
+
+    def take_skipped(self, cursor: int) -> list[SkippedSample]:
+        """The samples before position `cursor` that were skipped since the last call, by position.
+
+        Batches that were read ahead, which depends on timing, are left for a later call.
+        """
+        self.has_skipped(cursor)
+        taken = sorted((s for s in self._not_taken if s.position < cursor), key=lambda sample: sample.position)
+        self._not_taken = [sample for sample in self._not_taken if sample.position >= cursor]
+        return taken
 
     def _read(self, readers: list[PayloadReader], step: int) -> list[Sample]:
         """The samples of a batch; their payloads are consecutive in one buffer, except those of substitutes."""

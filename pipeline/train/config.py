@@ -78,6 +78,9 @@ class TrainConfig(MonitorConfig):
         default="stop", validation_alias=AliasChoices("non_finite_steps", "bad_steps")
     )
     """What to do at a step with an infinite or undefined loss or gradient: stop the training, or skip the update."""
+    max_unreadable_share: Annotated[float, Runtime] = Field(default=0.01, ge=0, le=1)
+    """Largest share of the training samples that may be unreadable, in [0, 1]: others take their place, and above it
+    the training stops."""
     max_norm: Annotated[float | None, Runtime] = Field(default=None, gt=0)
     """Longer gradients, before clipping, are handled as `non_finite_steps` says; None allows any finite gradient."""
     ema: EmaProfiles = Field(default=(FixedDecay(decay=0.995),), validation_alias=AliasChoices("ema", "ema_decay"))

@@ -45,6 +45,7 @@ def train(task: TrainTask, config: TrainConfig, run_dir: Path, worker: Worker) -
         LockedError: another training works in `run_dir`.
         NonFiniteError: the loss or the gradient is not finite.
         SplitError: the workers of a sequence group cannot share the network or a clip.
+        UnreadableError: more training samples cannot be read than `config.max_unreadable_share` allows.
         WandbError: a W&B project is configured, and W&B cannot be used.
         WorldSizeError: the workers cannot share the global batch evenly.
         Each is raised by every rank at the same step.
@@ -54,7 +55,7 @@ def train(task: TrainTask, config: TrainConfig, run_dir: Path, worker: Worker) -
         training = set_up(task, config, run_dir, worker, stack)
         training.monitor.start()  # validates a new training before its first step
         step, cursor = training.start.step, training.start.cursor
-        log = StepLog(training.trainer, training.stream, training.monitor, training.metrics, cursor)
+        log = StepLog(training.trainer, training.unreadable, training.monitor, training.metrics, cursor)
         stop = False
         while step < config.steps and not stop:
             # 1. Fetch this rank's part of the global batch, one micro-batch per gradient accumulation step.
@@ -68,10 +69,13 @@ def train(task: TrainTask, config: TrainConfig, run_dir: Path, worker: Worker) -
             training.heartbeat()
 
             # 3. Agree with the other ranks on what follows; then log, validate and make previews where they are due.
-            decision = agree(training, step)
+            decision = agree(training, step, cursor)
+            if decision.unreadable and (note := training.unreadable.report(step, cursor)) is not None:
+                record_event(run_dir, config, worker, "unreadable", step, note)
             if decision.log or decision.save:
                 training.non_finite_steps.check(task.kind)  # before a save: no checkpoint holds weights that are broken
-                log.collect(step, cursor, losses, rate, write=decision.log)
+            if decision.log:
+                log.collect(step, cursor, losses, rate)
             training.monitor.after_step(step)
 
             # 4. Publish the checkpoint that a thread has finished writing, and begin the next one.
@@ -116,24 +120,28 @@ class Decision:
     stop: bool
     commit: bool
     """Every rank has written its part of the checkpoint in progress."""
+    unreadable: bool
+    """A rank could not read a sample of the batches so far, and has not yet reported it."""
     control: ControlFlags
     """What the control files asked for; on rank 0."""
 
 
-def agree(training: Training, step: int) -> Decision:
-    """Decide what follows after `step` updates, the same on every rank. Collective.
+def agree(training: Training, step: int, cursor: int) -> Decision:
+    """Decide what follows after `step` updates and `cursor` samples, the same on every rank. Collective.
 
     Control files, the clock and writing threads differ between ranks, so these decisions are made together: a rank
     that saved alone would wait for the others in a collective.
     """
     config, saver = training.config, training.saver
     control = NO_FLAGS if training.control is None else training.control.poll()
-    is_writing, asked, stop = training.flags.any_rank(saver.busy, control.save, control.stop)
+    has_new = training.unreadable.has_new(cursor)
+    is_writing, asked, stop, unreadable = training.flags.any_rank(saver.busy, control.save, control.stop, has_new)
     is_last = step == config.steps
     return Decision(
         log=step % config.log_every_steps == 0 or is_last,
         save=asked or stop or step % config.checkpoint_every_steps == 0 or is_last,
         stop=stop,
         commit=saver.pending and not is_writing,
+        unreadable=unreadable,
         control=control,
     )

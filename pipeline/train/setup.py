@@ -32,6 +32,7 @@ from pipeline.train.monitor.watchdog import stall_watch
 from pipeline.train.non_finite_steps import NonFiniteSteps
 from pipeline.train.stream import check_cursor, micro_batches, open_stream
 from pipeline.train.task import TrainTask
+from pipeline.train.unreadable import UnreadableSamples
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ class Training:
     saver: CheckpointSaver
     monitor: Monitor
     non_finite_steps: NonFiniteSteps
+    unreadable: UnreadableSamples
     heartbeat: Callable[[], None]
     """Tells the stall detection that a step is done."""
     flags: Flags
@@ -92,6 +94,7 @@ def set_up(task: TrainTask, config: TrainConfig, run_dir: Path, worker: Worker, 
 
     stream = open_stream(task, config, trainer)
     check_cursor(stream, start.step, start.cursor, run_dir)
+    unreadable = UnreadableSamples(run_dir, stream, trainer, start.cursor, config.max_unreadable_share)
     collate = partial(micro_batches, task.collate, config.gradient_accumulation_steps)
     batches = stack.enter_context(closing(stream.batches(start.cursor, collate, config.readers)))
 
@@ -104,7 +107,8 @@ def set_up(task: TrainTask, config: TrainConfig, run_dir: Path, worker: Worker, 
     control = ControlFiles(run_dir, config.checkpoint_every_minutes) if is_first else None
     flags = Flags()
 
-    record_event(run_dir, config, worker, "started", start.step, start.note)
+    note = "; ".join(text for text in (start.note, monitor.note) if text)
+    record_event(run_dir, config, worker, "started", start.step, note)
     limit_seconds = None if config.stall_minutes is None else 60 * config.stall_minutes
     heartbeat = stack.enter_context(stall_watch(run_dir, worker.rank, limit_seconds))
     return Training(
@@ -120,6 +124,7 @@ def set_up(task: TrainTask, config: TrainConfig, run_dir: Path, worker: Worker, 
         saver=saver,
         monitor=monitor,
         non_finite_steps=NonFiniteSteps(run_dir, stream, config, worker.rank),
+        unreadable=unreadable,
         heartbeat=heartbeat,
         flags=flags,
         metrics=metrics,

@@ -114,21 +114,25 @@ class TrainStage(Stage):
         from pipeline.train.monitor.follow import following
         from pipeline.train.monitor.metrics import read_metrics
         from pipeline.train.monitor.watchdog import clear_stalls
+        from pipeline.train.unreadable import num_replaced_samples
 
         folder, steps = opened.folder, self.train.steps
         clear_control_files(folder)
         clear_stalls(folder)
         with (
             bar(self.name, steps, "steps", start=newest_complete_step(folder)) as progress,
-            following(folder, progress, logger.info),
+            following(folder, progress, logger.info, logger.warning),
             sigterm_stops(folder),
         ):
             start()
         checkpoint = open_checkpoint(folder)
+        replaced = num_replaced_samples(folder)
         if checkpoint.record.step < steps:
-            raise StoppedError(f"{self.name} stopped as asked, saved at step {checkpoint.record.step}")
+            told = f", {replaced} unreadable samples were replaced" if replaced else ""
+            raise StoppedError(f"{self.name} stopped as asked, saved at step {checkpoint.record.step}{told}")
         outputs = [folder / "latest", checkpoint.folder / "checkpoint.json"]
-        return Outcome(outputs, {"steps": checkpoint.record.step, "loss": read_metrics(folder)[-1]["total"]})
+        summary = {"steps": checkpoint.record.step, "loss": read_metrics(folder)[-1]["total"]}
+        return Outcome(outputs, summary | ({"unreadable samples replaced": replaced} if replaced else {}))
 
     @contextmanager
     def _runner(

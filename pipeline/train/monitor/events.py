@@ -1,4 +1,4 @@
-"""events.jsonl: when a training started, stopped or finished. Lines are only ever appended."""
+"""events.jsonl: when a training started, could not read samples, stopped or finished. Lines are only ever appended."""
 
 import time
 from pathlib import Path
@@ -9,7 +9,7 @@ from data.records import Record
 from pipeline.checkpoint.read import read_last_save
 
 EVENTS_NAME = "events.jsonl"
-EventKind = Literal["started", "stopped", "finished"]
+EventKind = Literal["started", "unreadable", "stopped", "finished"]
 
 
 class Event(Record):
@@ -43,4 +43,6 @@ def last_saved_step(run_dir: Path) -> int:
 
     Older versions wrote no last_save.json, but a training that resumed, stopped or finished had saved a checkpoint.
     """
-    return max([read_last_save(run_dir), *(event.step for event in read_events(run_dir))])
+    return max(
+        [read_last_save(run_dir), *(event.step for event in read_events(run_dir) if event.event != "unreadable")]
+    )

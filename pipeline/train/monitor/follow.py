@@ -13,8 +13,13 @@ from pipeline.train.monitor.watchdog import stalls
 
 
 @contextmanager
-def following(run_dir: Path, progress: Bar, say: Callable[[str], None]) -> Iterator[None]:
-    """Update a progress bar from metrics.jsonl while the block runs, and report notes of events and stalled ranks."""
+def following(run_dir: Path, progress: Bar, say: Callable[[str], None], warn: Callable[[str], None]) -> Iterator[None]:
+    """Update a progress bar from metrics.jsonl while the block runs, and report notes of events and stalled ranks.
+
+    Args:
+        say: shows a line that the user should know.
+        warn: shows a line that the user should act on: unreadable samples, a stalled rank.
+    """
     stopped = Event()
     num_reported = len(read_events(run_dir))
     start = newest_complete_step(run_dir)
@@ -24,13 +29,15 @@ def following(run_dir: Path, progress: Bar, say: Callable[[str], None]) -> Itera
         nonlocal num_reported
         events = read_events(run_dir)
         for event in events[num_reported:]:
-            if event.note:
+            if event.note and event.event == "unreadable":
+                warn(f"  warning: {event.note}")
+            elif event.note:
                 say(f"  {event.note}")
         num_reported = len(events)
         for path, rank in stalls(run_dir).items():
             if path not in reported:
                 reported.add(path)
-                say(f"  rank {rank} has made no step for a long time; its stack traces are in {path}")
+                warn(f"  rank {rank} has made no step for a long time; its stack traces are in {path}")
         rows = [row for row in read_metrics(run_dir) if row["step"] > start]
         if rows:
             progress.update(int(rows[-1]["step"]), f"loss {rows[-1]['total']:.4f}")

@@ -10,13 +10,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from data.files.jsonl import append_line, read_jsonl
-from data.stream.loader import SkippedSample
+from data.files.jsonl import read_jsonl
 from pipeline.train.monitor.sinks import JsonLinesSink, Sink, TensorBoardSink
 from pipeline.train.time_bins import bin_means
 
 METRICS_NAME = "metrics.jsonl"
-SKIPPED_NAME = "skipped.jsonl"
 TENSORBOARD_NAME = "tensorboard"
 
 
@@ -61,7 +59,6 @@ class Metrics:
     """
 
     def __init__(self, run_dir: Path, first_step: int, more_sinks: Sequence[Sink] = ()) -> None:
-        self._skipped_path = run_dir / SKIPPED_NAME
         self._lines = JsonLinesSink(run_dir / METRICS_NAME, first_step)
         self._dashboards: list[Sink] = [TensorBoardSink(run_dir / TENSORBOARD_NAME, first_step), *more_sinks]
 
@@ -79,11 +76,6 @@ class Metrics:
         """Record a video on dashboards, as `Sink.add_video`."""
         for sink in self._dashboards:
             sink.add_video(step, name, gif, shape)
-
-    def list_skipped(self, samples: Sequence[SkippedSample]) -> None:
-        """Append samples that could not be read to `skipped.jsonl`."""
-        for sample in samples:
-            append_line(self._skipped_path, sample)
 
     def close(self) -> None:
         """Close all sinks."""

@@ -51,6 +51,11 @@ class Monitor:
             max_clips=config.validation_clips,
         )
 
+    @property
+    def note(self) -> str:
+        """What the user should know before the first step; mostly empty."""
+        return self._validation.note
+
     def start(self) -> None:
         """Call before the first step of this start: validates a new training once."""
         if self._first_step == 0:

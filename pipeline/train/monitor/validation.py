@@ -101,6 +101,8 @@ class Validation:
         reader = PayloadReader(task.dataset_dir, verify=True)
         unreadable = [row.key for row in rows[rank::world_size] if not _readable(reader, row)]
         left_out = set(chain.from_iterable(from_every_rank(unreadable)))
+        self.note = f"{len(left_out)} of {len(rows)} validation clips cannot be read and are left out" * bool(left_out)
+        """For the user; empty if all clips can be read."""
         rows = [row for row in rows if row.key not in left_out]
         # All ranks run equally many forward passes, because ZeRO-3 gathers parameters inside forward: the first clips
         # are computed again where the number of clips is no multiple of the number of ranks.

@@ -139,7 +139,7 @@ def test_a_flipped_bit_is_found_skipped_and_replaced(subset):
     read = [key for _ in range(4) for key in next(batches)]
     assert len(read) == 32
     assert row.key not in read
-    (skipped,) = stream.take_skipped()
+    (skipped,) = stream.take_skipped(32)
     assert skipped.key == row.key
     assert "its checksum differs" in skipped.reason
 
@@ -167,8 +167,8 @@ def test_an_unreadable_sample_is_replaced_alike_on_any_world(subset, monkeypatch
     stream = Stream([subset], {SMALL.name: 8}, seed=3, rank=0, world_size=1)
     batches = stream.batches(0, len, readers=0)
     assert [next(batches) for _ in range(4)] == [8] * 4
-    assert {skipped.key for skipped in stream.take_skipped()} == bad
-    assert stream.take_skipped() == []
+    assert {skipped.key for skipped in stream.take_skipped(32)} == bad
+    assert stream.take_skipped(32) == []
     bad |= {row.key for row in subset.rows}
     with pytest.raises(DatasetError, match="8 samples in a row cannot be read"):
         next(stream.batches(0, len, readers=0))

@@ -6,7 +6,7 @@ from pipeline.train.monitor.follow import following
 
 def test_the_person_who_waits_is_told_of_a_stall(tmp_path):
     said: list[str] = []
-    with bar("train", 2, "steps") as progress, following(tmp_path, progress, said.append):
+    with bar("train", 2, "steps") as progress, following(tmp_path, progress, print, said.append):
         (tmp_path / "stalls").mkdir()
         for process in (7, 8):  # started again, it hangs again
             (tmp_path / "stalls" / f"rank_00001-{process}.txt").write_text("rank 1\nFile x\n")
