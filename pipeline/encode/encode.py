@@ -41,7 +41,7 @@ from pipeline.encode.codec import load_autoencoder
 from pipeline.encode.config import EncodeConfig
 from pipeline.run.commits import Commit, publish_commit, remove_commit, remove_other_shards, reusable_commit
 from pipeline.run.fingerprints import fingerprint, output_settings
-from pipeline.run.precision import autocast
+from pipeline.run.precision import autocast, warn_of_slow_precision
 from pipeline.run.progress import bar
 
 
@@ -218,6 +218,8 @@ def encode_shards(
         for shard, target in zip(clips.shards, expected.items(), strict=True)
         if target[0] not in reusable
     ]
+    if missing:
+        warn_of_slow_precision(config.precision, workers.gpus_per_worker)
     _encode_missing(missing, clips.num_samples, autoencoder_path, config, workers)
     remove_other_shards(output_dir, {path.name for path in expected})
     encoded = list(_read_commits(expected).values())

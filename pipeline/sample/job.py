@@ -24,6 +24,7 @@ from pipeline.checkpoint.read import open_checkpoint
 from pipeline.checkpoint.record import Checkpoint
 from pipeline.distributed.actor_pool import JobFailure, outcomes_of_actors
 from pipeline.distributed.config import WorkersConfig
+from pipeline.run.precision import warn_of_slow_precision
 from pipeline.run.progress import bar
 from pipeline.sample.config import SampleConfig
 from pipeline.sample.outputs import SAMPLES_NAME, SampledClip, is_whole_clip, read_samples
@@ -112,6 +113,8 @@ def sample_clips(
     output_dir.mkdir(parents=True, exist_ok=True)
     made, earlier = reusable_clips(output_dir, requests)
     missing = [request for request in requests if request.id not in made]
+    if missing:
+        warn_of_slow_precision(config.precision, workers.gpus_per_worker)
     actor: Any = ray.remote(SamplerActor).options(num_cpus=workers.cpus_per_worker, num_gpus=workers.gpus_per_worker)
     failures: dict[str, str] = {}
 

@@ -21,6 +21,7 @@ from pipeline.distributed.collectives import Flags
 from pipeline.distributed.process_group import Worker
 from pipeline.engine.ema import ShardedEma
 from pipeline.engine.zero import ZeroTrainer
+from pipeline.run.precision import slow_precision
 from pipeline.train.build import build
 from pipeline.train.config import TrainConfig
 from pipeline.train.control import ControlFiles
@@ -107,7 +108,8 @@ def set_up(task: TrainTask, config: TrainConfig, run_dir: Path, worker: Worker, 
     control = ControlFiles(run_dir, config.checkpoint_every_minutes) if is_first else None
     flags = Flags()
 
-    note = "; ".join(text for text in (start.note, monitor.note) if text)
+    slow = slow_precision(config.precision, worker.device) if is_first else ""
+    note = "; ".join(text for text in (start.note, monitor.note, slow) if text)
     record_event(run_dir, config, worker, "started", start.step, note)
     limit_seconds = None if config.stall_minutes is None else 60 * config.stall_minutes
     heartbeat = stack.enter_context(stall_watch(run_dir, worker.rank, limit_seconds))
