@@ -342,8 +342,11 @@ class Steps:
 
     def combined(self, rule: Guidance) -> list[Tensor]:
         """Ours."""
-        combine = rule.start()
-        return [combine(*step) for step in zip(self.v_cond, self.v_uncond, self.places, strict=True)]
+        trajectory, combined = rule.start(), []
+        for step in zip(self.v_cond, self.v_uncond, self.places, strict=True):
+            trajectory.begin_step()
+            combined.append(trajectory.combine(*step))
+        return combined
 
     def difference(self, rule: Guidance, peer: Callable[[Tensor, Tensor], Tensor], in_data: bool = False) -> float:
         """Ours against a peer's function of the two branches, which is given data predictions or velocities."""
@@ -527,7 +530,7 @@ def unguided() -> ClosedForm:
     place, cond, uncond = steps.places[0], steps.v_cond[0], steps.v_uncond[0]
     data = place.at.data(place.x, cond)
     peer = normalized_guidance(data, place.at.data(place.x, uncond), scale, eta=0.0)
-    ours = place.at.data(place.x, Apg(scale).start()(cond, uncond, place))
+    ours = place.at.data(place.x, Apg(scale).start().combine(cond, uncond, place))
     what = "diffusers APG, eta 0: distance from the conditional"
     return ClosedForm(what, "scale 1 + 1e-9", 0.0, largest(peer - data), largest(ours - data))
 

@@ -84,6 +84,12 @@ def _open_base(checkpoint: Checkpoint) -> Any:  # noqa: ANN401 - safetensors is 
         raise CheckpointError(f"{path} is damaged: {error}") from error
 
 
+def _is_product(weight: Tensor, up: Tensor, down: Tensor) -> bool:
+    """Whether `up @ down` has the shape of the weight."""
+    matrices = up.ndim == down.ndim == weight.ndim == 2
+    return matrices and up.shape[1] == len(down) and (len(up), down.shape[1]) == weight.shape
+
+
 def network_weights(checkpoint: Checkpoint, which: WeightsName = FIRST_AVERAGE) -> Iterator[tuple[str, Tensor]]:
     """Whole weights by the network's own names, one in memory at a time, with adapters merged into them."""
     if "lora" not in checkpoint.record.trained:
@@ -96,8 +102,7 @@ def network_weights(checkpoint: Checkpoint, which: WeightsName = FIRST_AVERAGE) 
             weight, layer = base.get_tensor(name), f"{PREFIX}{name.removesuffix('weight')}"
             if (down := adapters.get(layer + DOWN)) is not None:
                 up = adapters.get(layer + UP)
-                fits = up is not None and up.ndim == down.ndim == weight.ndim == 2
-                if not fits or up.shape[1] != len(down) or (len(up), down.shape[1]) != weight.shape:
+                if up is None or not _is_product(weight, up, down):
                     raise CheckpointError(f"{checkpoint.folder} is damaged: its adapter of {name[:80]} does not fit it")
                 weight += config.alpha / config.rank * up @ down
             yield name, weight

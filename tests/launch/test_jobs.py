@@ -93,7 +93,7 @@ def test_a_cluster_that_asks_for_no_token_is_refused(tmp_path):
             self.send_response(200)
             self.end_headers()
 
-        def log_message(self, *_: object) -> None:
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class names them
             pass
 
     with HTTPServer(("127.0.0.1", 0), Open) as server:

@@ -139,6 +139,7 @@ def test_a_job_that_raises_fails_and_others_may_be_added_in_its_place(ray):
                 jobs.append("b")
     assert (found["a"], found["b"]) == ("result of a", "result of b")
     assert isinstance(found["raises"], JobFailure)
+    assert isinstance(found["raises"].error, RayTaskError)
     assert isinstance(found["raises"].error.cause, KeyError)
     assert ray.started == 1
 
