@@ -16,6 +16,11 @@ def shorten(text: str, limit: int = MAX_SHOWN) -> str:
     return text if len(text) <= limit else f"{text[: limit // 2]} … {text[-limit // 4 :]} ({len(text)} characters)"
 
 
+def quoted(value: object) -> str:
+    """A value as a message shows it: its `repr`, printable and shortened."""
+    return shorten(ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value))
+
+
 class ReelflowError(Exception):
     """An error with a message for the user: what happened, where, and the way out. Anything else is a bug.
 

@@ -10,7 +10,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from stat import S_ISREG
 
-from data.errors import ReelflowError
+from data.errors import ReelflowError, quoted
 from data.files.tables import (
     CAPTION_COLUMNS,
     FILE_COLUMNS,
@@ -22,7 +22,7 @@ from data.files.tables import (
     plain_column,
     read_table,
 )
-from data.files.text import TextError, decode_json, decode_text, shorten
+from data.files.text import TextError, decode_json, decode_text
 
 MAX_CAPTION_CHARACTERS = 4096
 MAX_SIDECAR_BYTES = 2**16
@@ -68,7 +68,7 @@ def read_caption_table(table: Path) -> dict[str, str]:
         name, caption = _caption_of_row(f"{table}, row {number}", row, file_column, caption_column)
         if captions.get(name, caption) != caption:
             raise CaptionError(
-                f"{table}, rows {row_of[name]} and {number}: both name {shorten(name)}, with different captions; "
+                f"{table}, rows {row_of[name]} and {number}: both name {quoted(name)}, with different captions; "
                 f"keep one of them"
             )
         captions[name] = caption
@@ -79,9 +79,9 @@ def read_caption_table(table: Path) -> dict[str, str]:
 def _caption_of_row(where: str, row: Row, file_column: str, caption_column: str) -> tuple[str, str]:
     file, caption = row.get(file_column), row.get(caption_column)
     if not isinstance(file, str) or not file:
-        raise CaptionError(f"{where}: {file_column} is {shorten(file)}; it must name a video")
+        raise CaptionError(f"{where}: {file_column} is {quoted(file)}; it must name a video")
     if any(unicodedata.category(character) == "Cs" for character in file):
-        raise CaptionError(f"{where}: {file_column} is {shorten(file)}, which is not valid Unicode; correct the name")
+        raise CaptionError(f"{where}: {file_column} is {quoted(file)}, which is not valid Unicode; correct the name")
     if caption_column not in row:
         raise CaptionError(f"{where}: it has no {caption_column}; add it, or remove the row")
     return clean_file_name(file), check_caption_value(where, caption_column, caption) or ""
@@ -99,7 +99,7 @@ def check_caption_value(where: str, column: str, caption: object) -> str | None:
     if caption is None:
         return None
     if not isinstance(caption, str):
-        raise CaptionError(f"{where}: {column} is {shorten(caption)}; it must be text, in JSON within double quotes")
+        raise CaptionError(f"{where}: {column} is {quoted(caption)}; it must be text, in JSON within double quotes")
     try:
         clean_caption(caption)
     except CaptionError as error:
@@ -188,7 +188,7 @@ class TableMatch:
         text = f"{self.num_matched} of {self.num_videos} videos have a caption from the table"
         if self.unused:
             text += f"; {len(self.unused)} of its rows match no video"
-        shown = ", ".join(f"{shorten(name)} (nearest: {shorten(video)})" for name, video in self.near)
+        shown = ", ".join(f"{quoted(name)} (nearest: {quoted(video)})" for name, video in self.near)
         return f"{text}, such as {shown}" if shown else text
 
 
@@ -213,7 +213,7 @@ def match_table(where: Path, table: dict[str, str], videos: Sequence[tuple[Path,
             unmatched.append(source)
         elif row in used:
             raise CaptionError(
-                f"{where}: {shorten(row)} means several videos, {shorten(used[row])} and {shorten(source)} "
+                f"{where}: {quoted(row)} means several videos, {quoted(used[row])} and {quoted(source)} "
                 f"of {folder}; write it with the folder before it"
             )
         else:
@@ -223,7 +223,7 @@ def match_table(where: Path, table: dict[str, str], videos: Sequence[tuple[Path,
         if name in shared:
             same = [source for source in unmatched if Path(source).name == name]
             raise CaptionError(
-                f"{where}: {shorten(name)} may mean {counts[name]} videos, such as {shorten(same[0])}; write the path"
+                f"{where}: {quoted(name)} may mean {counts[name]} videos, such as {quoted(same[0])}; write the path"
             )
     near = _nearest(unused[:MAX_SHOWN_ROWS], unmatched)
     match = TableMatch(len(used), len(different), unused, near, shared)

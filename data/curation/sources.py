@@ -26,9 +26,8 @@ from typing import Any
 import fsspec
 
 from data.curation.captions import CaptionError, check_caption_value, sidecars
-from data.errors import ReelflowError, VideoError
+from data.errors import ReelflowError, VideoError, quoted
 from data.files.tables import CAPTION_COLUMNS, FILE_COLUMNS, Row, TableError, find_column, is_table, read_table
-from data.files.text import shorten
 from data.video.formats import VIDEO_SUFFIXES
 from data.video.spans import WHOLE, Stretch
 
@@ -195,7 +194,7 @@ def _sources_of_rows(table: str, content: bytes, root: Path, resolve: Callable[[
         where = f"{table}, row {number}"
         file = row.get(path_column)
         if not isinstance(file, str) or not file:
-            raise SourceError(f"{where}: {path_column} is {shorten(file)}; it must name a video")
+            raise SourceError(f"{where}: {path_column} is {quoted(file)}; it must name a video")
         try:
             caption = check_caption_value(where, caption_column or "", row.get(caption_column or ""))
         except CaptionError as error:
@@ -250,7 +249,7 @@ def _seconds(value: object, where: str, column: str) -> float | None:
     except ValueError:
         seconds = -1.0
     if not 0 <= seconds < float("inf"):
-        raise SourceError(f"{where}: {column} is {shorten(value)}; it must be a number of seconds, 0 or more")
+        raise SourceError(f"{where}: {column} is {quoted(value)}; it must be a number of seconds, 0 or more")
     return seconds
 
 

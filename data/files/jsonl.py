@@ -17,6 +17,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from data.errors import ReelflowError, shorten
 from data.files.publish import publish_text
+from data.files.text import object_of
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -44,16 +45,21 @@ def parse_line(path: Path | str, number: int, line: bytes | str, model: type[T])
         number: of the line, from 1; only for the error message.
 
     Raises:
-        JsonLineError: the line is not valid JSON, has a key twice, or does not fit the model; its `reason` is the first
-            mistake.
+        JsonLineError: the line is not valid JSON, has a key twice or half of a character (U+D800 to U+DFFF), or does
+            not fit the model; its `reason` is the first mistake.
     """
     try:
         text = line.decode("utf-8") if isinstance(line, bytes) else line
-        return _adapter(model).validate_python(json.loads(text, object_pairs_hook=_object_of))
+        content = json.loads(text, object_pairs_hook=object_of)
+        if "\\ud" in text.lower():  # halves of characters, which could not be written again
+            json.dumps(content, ensure_ascii=False).encode("utf-8")
+        return _adapter(model).validate_python(content)
     except json.JSONDecodeError as error:
         reason = error.msg
     except UnicodeDecodeError as error:
         reason = f"it is not UTF-8: {error.reason}"
+    except UnicodeEncodeError as error:
+        reason = f"it contains U+{ord(error.object[error.start]):04X}, which is no character of a text"
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         reason = ": ".join([*filter(None, [".".join(map(str, first["loc"]))]), first["msg"]])
@@ -62,15 +68,6 @@ def parse_line(path: Path | str, number: int, line: bytes | str, model: type[T])
     except ValueError as error:  # a key that is there twice, or a number of more than 4300 digits
         reason = str(error)
     raise JsonLineError(str(path), number, shorten(reason, 400))
-
-
-def _object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object, in which no key may be there twice: the first value would be lost."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        twice = next(key for number, (key, _) in enumerate(pairs) if key in dict(pairs[:number]))
-        raise ValueError(f"the key {shorten(twice)!r} is there twice")
-    return found
 
 
 def numbered_lines(lines: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:

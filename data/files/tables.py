@@ -9,8 +9,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data.errors import ReelflowError
-from data.files.text import TextError, decode_json, decode_text, shorten
+from data.errors import ReelflowError, quoted
+from data.files.text import TextError, decode_json, decode_text
 
 Row = dict[str, Any]
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
@@ -29,7 +29,10 @@ def is_table(name: str) -> bool:
 
 
 def read_table(name: str, content: bytes, pair_columns: tuple[str, str] | None = None) -> list[tuple[int, Row]]:
-    """The rows of a table with their numbers, from 1 and without the header.
+    """The rows of a table with their numbers.
+
+    Rows are numbered as a spreadsheet or an editor shows them: in a CSV or TSV file from 2, after the header; in JSON
+    lines by line; in JSON and Parquet files from 1.
 
     Names of columns are in lower case and without spaces around them. A cell of a CSV or TSV file that is empty, or
     missing at the end of its row, is None; rows without any content are left out.
@@ -64,7 +67,7 @@ def read_table(name: str, content: bytes, pair_columns: tuple[str, str] | None =
         raise TableError(f"{name}: it cannot be read as {suffix}: {error}") from error
     for number, row in rows:
         if not isinstance(row, dict):
-            raise TableError(f"{name}, row {number}: {shorten(row)} is not an object with named columns")
+            raise TableError(f"{name}, row {number}: {quoted(row)} is not an object with named columns")
     return [(number, _with_plain_columns(f"{name}, row {number}", row)) for number, row in rows]
 
 
@@ -89,9 +92,10 @@ def _rows_of_csv(name: str, text: str, delimiter: str) -> list[tuple[int, Row]]:
     reader = csv.reader(StringIO(text, newline=""), delimiter=delimiter, strict=True)
     header: list[str] | None = None
     rows: list[tuple[int, Row]] = []
-    number, line = 0, 1  # of the row and of its first line
+    number, line = 0, 0  # of the row that was read last, and of its last line
     while True:
-        where = "the header" if header is None else f"row {number + 1} (line {line})"
+        number, first_line = number + 1, line + 1
+        where = f"row {number}" if first_line == number else f"row {number} (line {first_line})"
         try:
             cells = next(reader, None)
         except csv.Error as error:
@@ -105,16 +109,15 @@ def _rows_of_csv(name: str, text: str, delimiter: str) -> list[tuple[int, Row]]:
                 header = [plain_column(cell) for cell in cells]
                 _check_header(name, header)
         elif any(cells):
-            number += 1
             rows.append((number, _row_of_cells(f"{name}, {where}", header, cells)))
-        line = reader.line_num + 1
+        line = reader.line_num
 
 
 def _check_header(name: str, header: list[str]) -> None:
     named = [column for column in header if column]
     twice = next((column for column in named if named.count(column) > 1), None)
     if twice is not None:
-        raise TableError(f"{name}: the column {shorten(twice)} is there twice; rename or remove one of them")
+        raise TableError(f"{name}: the column {quoted(twice)} is there twice; rename or remove one of them")
 
 
 def _row_of_cells(where: str, header: list[str], cells: list[str]) -> Row:
@@ -137,7 +140,7 @@ def _rows_of_json_lines(text: str) -> list[tuple[int, Any]]:
         if not line.strip():
             continue
         try:
-            rows.append((len(rows) + 1, decode_json(line)))
+            rows.append((number, decode_json(line)))
         except TextError as error:
             raise TextError(f"line {number}: {error}") from error
     return rows

@@ -4,9 +4,7 @@ import codecs
 import json
 from typing import Any
 
-from data.errors import ReelflowError
-
-MAX_SHOWN_CHARACTERS = 80
+from data.errors import ReelflowError, quoted
 
 
 class TextError(ReelflowError, ValueError):
@@ -35,7 +33,7 @@ def decode_json(text: str) -> object:
             twice.
     """
     try:
-        return json.loads(text, object_pairs_hook=_object)
+        return json.loads(text, object_pairs_hook=object_of)
     except json.JSONDecodeError as error:
         raise TextError(f"{error.msg} (line {error.lineno}, column {error.colno})") from error
     except RecursionError as error:
@@ -44,16 +42,15 @@ def decode_json(text: str) -> object:
         raise TextError(str(error)) from error
 
 
-def shorten(value: object) -> str:
-    """The value as a message shows it: printable, and at most `MAX_SHOWN_CHARACTERS` long."""
-    shown = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
-    return shown if len(shown) <= MAX_SHOWN_CHARACTERS else f"{shown[: MAX_SHOWN_CHARACTERS - 3]}..."
+def object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, in which no key may be there twice: the first value would be lost.
 
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    Raises:
+        TextError: a key is there twice.
+    """
     content = dict(pairs)
     if len(content) < len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
-        raise TextError(f"the key {shorten(twice)} is given twice; keep one of them")
+        raise TextError(f"the key {quoted(twice)} is there twice; keep one of them")
     return content

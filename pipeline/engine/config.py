@@ -14,7 +14,7 @@ SMALLEST_SCALE = 1.0  # a gradient that is not finite at this scale is an error 
 class LossScaling(Settings):
     """How the factor that float16 losses are multiplied by changes during training."""
 
-    initial: float = Field(default=2.0**16, ge=SMALLEST_SCALE, allow_inf_nan=False)
+    initial: float = Field(default=2.0**16, ge=SMALLEST_SCALE)
     """The scale of the first step, at least 1."""
     window: int = Field(default=1000, ge=1)
     """Number of steps without overflow after which the scale is doubled."""

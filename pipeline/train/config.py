@@ -62,7 +62,7 @@ class TrainConfig(MonitorConfig):
     """Threads per worker that read and decode samples ahead of training; 0 reads in the training thread."""
     cache: Annotated[CacheConfig | None, Runtime] = None
     """Copies of shards on a local disk of each machine, for datasets on slow storage; None makes no copies."""
-    learning_rate: float = Field(default=1e-3, gt=0, allow_inf_nan=False)
+    learning_rate: float = Field(default=1e-3, gt=0)
     """Peak learning rate of AdamW, reached after the warm-up."""
     warmup_steps: int = Field(default=50, ge=0)
     """Steps over which the learning rate rises linearly from 0 to its peak."""

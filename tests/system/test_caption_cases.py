@@ -21,10 +21,10 @@ BUCKETS = (Bucket(num_frames=1, height=32, width=32, fps=8),)
 CUT = PrepareConfig(BUCKETS, {}, ShardConfig(buckets=BUCKETS, max_clips_per_video=1))
 # An error's words, a reason of the quarantine, or the captions.
 RIGHT: dict[str, str | tuple[str, ...]] = {
-    "comma": r"t\.csv, row 1 \(line 2\): 3 fields where the header has 2; put",
-    "s_comma": r"t\.csv, row 1 \(line 2\): 3 fields where the header has 2; put",
-    "openquote": r"t\.csv, row 1 \(line 2\): .*; close each quote",
-    "s_openquote": r"t\.csv, row 1 \(line 2\): .*; close each quote",
+    "comma": r"t\.csv, row 2: 3 fields where the header has 2; put",
+    "s_comma": r"t\.csv, row 2: 3 fields where the header has 2; put",
+    "openquote": r"t\.csv, row 2: .*; close each quote",
+    "s_openquote": r"t\.csv, row 2: .*; close each quote",
     "kohya_json": r"t\.json, row 1: caption is \{'caption': 'a red circle', 'tags': 'x'\}; it must be text",
     "nan_json": r"t\.jsonl, row 1: caption is nan; it must be text",
     "no_match": r"0 of 3 videos have a caption from the table; .*nearest: 'a\.mp4'.*; write",

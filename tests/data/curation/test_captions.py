@@ -72,7 +72,7 @@ def test_line_separators_inside_a_caption_do_not_end_its_row(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "reason"),
     [
-        ("t.csv", "file,caption\na.mp4,one\na.mp4,two\n", r"rows 1 and 2: both name 'a.mp4', with different captions"),
+        ("t.csv", "file,caption\na.mp4,one\na.mp4,two\n", r"rows 2 and 3: both name 'a.mp4', with different captions"),
         ("t.json", '{"a.mp4": {"caption": "x"}}', r"row 1: caption is \{'caption': 'x'\}; it must be text"),
         ("t.json", '{"a.mp4": ["x", "y"]}', r"row 1: caption is \['x', 'y'\]; it must be text"),
         ("t.json", '{"a.mp4": true}', r"row 1: caption is True; it must be text"),

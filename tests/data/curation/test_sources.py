@@ -80,12 +80,12 @@ def test_a_table_gives_captions_and_spans(shapes_dir, suffix):
     [
         ("", r"t\.csv: it holds no rows"),
         ("name,caption\na.mp4,one\n", r"t\.csv: it has no column path, only name, caption"),
-        ("path,start\na.mp4,soon\n", r"t\.csv, row 1: start is 'soon'; it must be a number of seconds"),
-        ("path,start\na.mp4,0\nb.mp4,-1\n", r"t\.csv, row 2: start is '-1'"),
-        ("path,start,end\na.mp4,3,2\n", r"row 1: end is 2, which is not after start 3"),
+        ("path,start\na.mp4,soon\n", r"t\.csv, row 2: start is 'soon'; it must be a number of seconds"),
+        ("path,start\na.mp4,0\nb.mp4,-1\n", r"t\.csv, row 3: start is '-1'"),
+        ("path,start,end\na.mp4,3,2\n", r"row 2: end is 2, which is not after start 3"),
         ("path,start\na.mp4,1\na.mp4,1\n", r"a\.mp4#t=1 is listed twice"),
-        ("path,caption\n,one\n", r"row 1: path is None; it must name a video"),
-        ("path\npipe://rm -rf x\n", r"row 1: pipe://rm -rf x is of the kind 'pipe'; allowed are file"),
+        ("path,caption\n,one\n", r"row 2: path is None; it must name a video"),
+        ("path\npipe://rm -rf x\n", r"row 2: pipe://rm -rf x is of the kind 'pipe'; allowed are file"),
         ("path\nhttp://host/a.mp4\n", r"is of the kind 'http'; allowed are file"),
     ],
 )

@@ -31,7 +31,18 @@ def parquet(rows: list[dict[str, str | None]]) -> bytes:
     ],
 )
 def test_every_format_gives_the_same_rows(name, content):
-    assert read_table(name, content) == [(1, ROWS[0]), (2, ROWS[1])]
+    assert [row for _, row in read_table(name, content)] == ROWS
+
+
+def test_rows_are_numbered_as_an_editor_shows_them():
+    assert read_table("t.csv", b'path,caption\n\na,"two\nlines"\nb,x\n') == [
+        (3, {"path": "a", "caption": "two\nlines"}),
+        (4, {"path": "b", "caption": "x"}),
+    ]
+    with pytest.raises(TableError, match=r"t\.csv, row 3 \(line 4\): 3 fields"):
+        read_table("t.csv", b'path,caption\na,"two\nlines"\nb,x,y\n')
+    assert [number for number, _ in read_table("t.json", json.dumps(ROWS).encode())] == [1, 2]
+    assert read_table("t.jsonl", b'\n{"path": "a"}\n\n{"path": "b"}\n') == [(2, {"path": "a"}), (4, {"path": "b"})]
 
 
 def test_an_object_is_a_table_of_pairs_where_the_columns_are_named():
@@ -48,12 +59,12 @@ def test_an_object_is_a_table_of_pairs_where_the_columns_are_named():
         ("t.jsonl", b'{"path": 1}\n{', r"t\.jsonl: it cannot be read as \.jsonl: line 2: Expecting"),
         ("t.json", b"[", r"t\.json: it cannot be read as \.json"),
         ("t.parquet", b"no", r"t\.parquet: it cannot be read as \.parquet"),
-        ("t.csv", b"path,caption\na,red, moving\n", r"t\.csv, row 1 \(line 2\): 3 fields where the header has 2"),
-        ("t.csv", b"path,caption,\na,red, moving\n", r"t\.csv, row 1 \(line 2\): 3 fields where the header has 2"),
-        ("t.csv", b'path,caption\na,x\nb,"red\nc,blue\n', r"t\.csv, row 2 \(line 3\): .*close each quote"),
-        ("t.csv", b'path,caption\na,"red\nb,"blue"\n', r"t\.csv, row 1 \(line 2\): .*close each quote"),
+        ("t.csv", b"path,caption\na,red, moving\n", r"t\.csv, row 2: 3 fields where the header has 2"),
+        ("t.csv", b"path,caption,\na,red, moving\n", r"t\.csv, row 2: 3 fields where the header has 2"),
+        ("t.csv", b'path,caption\na,x\nb,"red\nc,blue\n', r"t\.csv, row 3: .*close each quote"),
+        ("t.csv", b'path,caption\na,"red\nb,"blue"\n', r"t\.csv, row 2: .*close each quote"),
         ("t.csv", b"path,Path \na,b\n", r"t\.csv: the column 'path' is there twice"),
-        ("t.json", b'[{"path": "a", "path": "b"}]', r"the key 'path' is given twice"),
+        ("t.json", b'[{"path": "a", "path": "b"}]', r"the key 'path' is there twice"),
         ("t.json", b"[" * 100000, r"nested too deeply"),
         ("t.json", b'[{"path": ' + b"1" * 5000 + b"}]", r"4300 digits"),
         ("t.csv", "path\na\n".encode("utf-16"), r"it is UTF-16; save it as UTF-8"),

@@ -204,7 +204,7 @@ def test_the_scale_moves_as_that_of_deepspeed(window, hysteresis, monkeypatch):
     )
     scaler = LossScaler(LossScaling(initial=2.0**8, window=window, hysteresis=hysteresis))
     for number in range(3000):
-        overflow = random.Random(number).random() < (0.1, 0.5)[number // 200 % 2]
+        overflow = peer.cur_scale > 2.0**100 or random.Random(number).random() < (0.1, 0.5)[number // 200 % 2]
         peer.update_scale(overflow)
         scaler.update(overflow)
         state = (peer.cur_scale, peer.cur_iter, peer.last_overflow_iter, peer.cur_hysteresis)

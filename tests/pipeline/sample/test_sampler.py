@@ -1,6 +1,6 @@
 """What a checkpoint is asked before it is sampled: how much of the prompts its network reads."""
 
-from types import SimpleNamespace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,14 +8,15 @@ import pytest
 from data.dataset.manifest import TextEncoderRecord
 from models.networks.config import DiTConfig
 from models.text.config import TextConfig
+from pipeline.checkpoint.record import Checkpoint, CheckpointRecord
 from pipeline.sample.config import SampleConfig
 from pipeline.sample.requests import read_prompts
 from pipeline.sample.sampler import truncation_warnings
 from testing.paths import CASES_DIR
 
 
-def checkpoint_of(**trained: Any) -> Any:
-    return SimpleNamespace(record=SimpleNamespace(trained=trained))
+def checkpoint_of(**trained: Any) -> Checkpoint:
+    return Checkpoint(Path("checkpoint"), CheckpointRecord.model_construct(trained=trained))
 
 
 BYTES = checkpoint_of(
