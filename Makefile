@@ -1,4 +1,4 @@
-# `make demo` runs the whole road, `make test` the tests. Both set themselves up on first use.
+# `make demo` runs every stage, `make test` the tests. Both set themselves up on first use.
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
 VENV := .venv
 RUN := $(VENV)/bin/python

@@ -137,10 +137,10 @@ def webdataset_our_parser(subset: Subset) -> Iterator[torch.Tensor]:
 
 def cpu_seconds(make: Callable[[Subset], Iterator[torch.Tensor]], subset: Subset) -> float:
     """CPU time of one epoch."""
-    begun = time.process_time()
+    started = time.process_time()
     for _ in islice(make(subset), NUM_SHARDS * SHARD_SAMPLES // BATCH):
         pass
-    return time.process_time() - begun
+    return time.process_time() - started
 
 
 def measure_loading(folder: Path, shape: tuple[int, ...]) -> Loading:
@@ -174,7 +174,7 @@ def measure_planning(num_shards: int) -> Planning:
     def build() -> BatchPlan:
         return BatchPlan([Part("a", (1000,) * num_shards)], {"a": 256}, seed=0)
 
-    begun = time.perf_counter()
+    started = time.perf_counter()
     plan = build()
     built = time.perf_counter()
     plan.addresses(far, range(256))
@@ -191,7 +191,7 @@ def measure_planning(num_shards: int) -> Planning:
     return Planning(
         num_samples=1000 * num_shards,
         num_shards=num_shards,
-        build_seconds=built - begun,
+        build_seconds=built - started,
         resume_seconds=resumed - built,
         batch_milliseconds=10 * (done - resumed),
         peak_mib=peak / 2**20,
@@ -222,18 +222,18 @@ def measure_index(folder: Path) -> IndexCost:
     table = pa.concat_tables([table] * (NUM_INDEX_ROWS // table.num_rows))
     pq.write_table(table, folder / INDEX_NAME)
     del table
-    begun = time.process_time()
+    started = time.process_time()
     read_index(folder)
-    seconds = time.process_time() - begun
+    seconds = time.process_time() - started
     arrow = pa.total_allocated_bytes()
     tracemalloc.start()
     index = read_index(folder)
     held = tracemalloc.get_traced_memory()[0] + pa.total_allocated_bytes() - arrow
     tracemalloc.stop()
-    begun = time.process_time()
+    started = time.process_time()
     for number in range(0, len(index), 100):
         index[number]
-    made = time.process_time() - begun
+    made = time.process_time() - started
     captions = sum(map(len, index.values("caption")))
     return IndexCost(
         num_samples=len(index),
@@ -258,11 +258,11 @@ def resident_mib_by_epoch(subset: Subset) -> list[float]:
 
 def epoch_plan_seconds() -> float:
     """All batches of an epoch of 100,000 samples in 100 shards."""
-    begun = time.perf_counter()
+    started = time.perf_counter()
     plan = BatchPlan([Part("a", (1000,) * 100)], {"a": 32}, seed=0)
     for step in range(100_000 // 32):
         plan.addresses(step, range(32))
-    return time.perf_counter() - begun
+    return time.perf_counter() - started
 
 
 def main() -> None:

@@ -115,10 +115,10 @@ def cpu_seconds() -> float:
 
 def measure(batches: Batches, epochs: int) -> float:
     """Samples per CPU-second."""
-    begun = cpu_seconds()
+    started = cpu_seconds()
     for batch in islice(batches, epochs * NUM_SAMPLES // BATCH):
         assert len(batch) == BATCH
-    return epochs * NUM_SAMPLES / (cpu_seconds() - begun)
+    return epochs * NUM_SAMPLES / (cpu_seconds() - started)
 
 
 def measure_loading(folder: Path, shape: tuple[int, ...], workers: int) -> Loading:

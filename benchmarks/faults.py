@@ -102,7 +102,7 @@ def run_random_kills(folder: Path, zero_stage: int, num_kills: int) -> RandomKil
     steps = STEPS_PER_RANDOM_KILL * num_kills
     undisturbed = run_undisturbed(folder / "undisturbed", zero_stage, steps)
     cell = Cell(folder / "struck", zero_stage, steps=steps)
-    begun, killed = time.monotonic(), {"worker": 0, "driver": 0}
+    started, killed = time.monotonic(), {"worker": 0, "driver": 0}
     process = cell.start()
     try:
         while sum(killed.values()) < num_kills and process.poll() is None:
@@ -128,7 +128,7 @@ def run_random_kills(folder: Path, zero_stage: int, num_kills: int) -> RandomKil
         **asdict(compare(cell, undisturbed)),
         num_starts_of_the_training=num_starts_of_the_training(cell),
         num_times_a_batch_was_fed_again=len(fed(cell.folder, 0)) - steps,
-        seconds=round(time.monotonic() - begun, 1),
+        seconds=round(time.monotonic() - started, 1),
     )
 
 

@@ -149,9 +149,9 @@ def pyav_asked(path: Path, indices: list[int]) -> None:
 
 def cpu_seconds(work: Callable[[], object]) -> float:
     """CPU time of this process, all its threads."""
-    begun = time.process_time()
+    started = time.process_time()
     work()
-    return time.process_time() - begun
+    return time.process_time() - started
 
 
 def measure(setting: Setting, rounds: int) -> Cut:
@@ -242,9 +242,9 @@ def measure_stage(scratch: Path) -> dict[str, Any]:
     make_videos(folder, SyntheticConfig(num_videos=NUM_STAGE), seed=0)
     sources = list_folder(folder)
     with watched_memory() as peak:
-        begun = time.perf_counter()
+        started = time.perf_counter()
         manifest = make_shards(sources, scratch / "clips", ShardConfig(max_clips_per_video=1), num_workers=2)
-        seconds = time.perf_counter() - begun
+        seconds = time.perf_counter() - started
     disk = sum(path.stat().st_size for path in (scratch / "clips").rglob("*") if path.is_file())
     return {
         "videos": len(sources),

@@ -591,9 +591,9 @@ def costs(repeats: int = 400) -> tuple[list[Cost], float]:
     x, samplers = torch.randn(2, 8, 5, 8, 8), {"ours": our_sampler, "diffusers FlowMatchEuler": their_sampler()}
     seconds: dict[str, list[float]] = {name: [] for name in samplers}
     for _, (name, sampler) in itertools.product(range(repeats), samplers.items()):
-        begun = time.perf_counter()
+        started = time.perf_counter()
         sampler(lambda x, _: x, x, NUM_STEPS)
-        seconds[name].append(time.perf_counter() - begun)
+        seconds[name].append(time.perf_counter() - started)
     rows = []
     for name, sampler in samplers.items():
         (few, little), (many, much) = alive(sampler, x, NUM_STEPS), alive(sampler, x, 10 * NUM_STEPS)

@@ -129,9 +129,9 @@ def restored(checkpoint: Checkpoint, trainer: ZeroTrainer, ema: ShardedEma) -> S
     for fragment in trainer.fragments:
         fragment.master.fill_(torch.nan)
     with peak_of() as peak:
-        begun = time.perf_counter()
+        started = time.perf_counter()
         load_training_state(checkpoint, trainer, ema)
-        seconds = time.perf_counter() - begun
+        seconds = time.perf_counter() - started
         used = peak()
     assert all(torch.equal(old, new.master) for old, new in zip(expected, trainer.fragments[:1], strict=True))
     assert not any(bool(fragment.master.isnan().any()) for fragment in trainer.fragments)
@@ -156,11 +156,11 @@ def measure(worker: Worker, millions: int, folder: Path) -> Costs:
 
     def step() -> float:
         nonlocal steps
-        begun = time.perf_counter()
+        started = time.perf_counter()
         trainer.step([x], 1e-4)
         steps += 1
         ema.update(steps)
-        return time.perf_counter() - begun
+        return time.perf_counter() - started
 
     step()
     alone = statistics.median(step() for _ in range(3))
@@ -168,9 +168,9 @@ def measure(worker: Worker, millions: int, folder: Path) -> Costs:
     with closing(CheckpointSaver(folder, trainer, ema, CONTENTS, Retention(1))) as saver:
 
         def timed(call: Callable[[], None]) -> float:
-            begun = time.perf_counter()
+            started = time.perf_counter()
             call()
-            return time.perf_counter() - begun
+            return time.perf_counter() - started
 
         for _ in range(ROUNDS):
             with peak_of() as peak:

@@ -40,9 +40,9 @@ def main() -> None:
     seconds: dict[str, list[float]] = {"bare": [], "ours": []}
     for _ in range(REPEATS):
         for name, run in (("bare", lambda: bare_loop(x, grid)), ("ours", lambda: euler(field, x, grid))):
-            begun = time.perf_counter()
+            started = time.perf_counter()
             run()
-            seconds[name].append(time.perf_counter() - begun)
+            seconds[name].append(time.perf_counter() - started)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     figures = {
         "steps": NUM_STEPS,

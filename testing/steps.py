@@ -21,7 +21,7 @@ STEPS = CONFIG.model_copy(update={"schedule": "constant", "gradient_accumulation
 
 SETTINGS = {
     "plain": {},
-    "pieces": {"gradient_accumulation_steps": 2},
+    "accumulated": {"gradient_accumulation_steps": 2},
     "recomputed": {"activation_checkpointing": True},
     "guarded": {"non_finite_steps": "skip"},
     "poisoned": {"non_finite_steps": "skip"},

@@ -179,7 +179,7 @@ def is_field(name: str) -> bool:
         ("Long clips: several workers for one sample", "long-clips-several-workers-for-one-sample"),
         ("samples/step_NNNNNNN/*.mp4", "samplesstep_nnnnnnnmp4"),
         ("Fine-tuning, and `lora` & co", "fine-tuning-and-lora--co"),
-        ("See [the road](README.md#the-road)", "see-the-road"),
+        ("See [the run](README.md#the-run)", "see-the-run"),
         ("[0.1.0] - 2026-11-22", "010---2026-11-22"),
         ("Größe in ²", "größe-in-"),
     ],

@@ -1,4 +1,4 @@
-"""The whole road on a real Ray cluster, small: every stage, twice, and with things taken away."""
+"""The whole run on a real Ray cluster, small: every stage, twice, and with things taken away."""
 
 import json
 import os
@@ -32,7 +32,7 @@ from testing.paths import ROOT
 @pytest.fixture(scope="module")
 def run(cluster, tmp_path_factory):
     """A finished run of every stage."""
-    folder = tmp_path_factory.mktemp("road")
+    folder = tmp_path_factory.mktemp("run")
     config = folder / "tiny.yaml"
     config.write_text(TINY.format(runs=folder / "runs"), encoding="utf-8")
     done = launch_here("run", str(config))

@@ -1,4 +1,4 @@
-"""The whole road for a mix of two datasets of several shapes, and how little a change makes anew."""
+"""The whole run of a mix of two datasets of several shapes, and how little a change makes anew."""
 
 import json
 import shutil

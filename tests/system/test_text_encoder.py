@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def run(cluster, tmp_path_factory, text_encoder_dir):
     """A finished run of every stage, with previews while training."""
-    base = tmp_path_factory.mktemp("text-road")
+    base = tmp_path_factory.mktemp("text-run")
     config = base / "tiny.yaml"
     config.write_text(TINY.format(runs=base / "runs"), encoding="utf-8")
     arguments = [

@@ -109,7 +109,7 @@ TIMES = ("clip", "frame")
 RUNS = {f"pair-{stage}": (2, 2, stage, {}) for stage in STAGES} | {
     "one": (1, 1, 2, {}),
     "recomputed": (2, 2, 2, {"activation_checkpointing": True}),
-    "pieces": (2, 2, 2, {"gradient_accumulation_steps": 2}),
+    "accumulated": (2, 2, 2, {"gradient_accumulation_steps": 2}),
 }
 
 

@@ -20,12 +20,12 @@ from testing.tiny import CONFIG, WEIGHTS, column, losses, make_task
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_step_in_pieces_is_the_step(step_runs, stage):
+def test_accumulated_gradients_give_the_step_of_the_whole_batch(step_runs, stage):
     _, folders = step_runs
     for name in ("total", "gradient_norm"):
-        whole, pieces = column(folders["plain", stage], name), column(folders["pieces", stage], name)
-        np.testing.assert_allclose(pieces, whole, rtol=1e-5)
-    assert open_checkpoint(folders["pieces", stage]).record.cursor == 8 * 4
+        whole, parts = column(folders["plain", stage], name), column(folders["accumulated", stage], name)
+        np.testing.assert_allclose(parts, whole, rtol=1e-5)
+    assert open_checkpoint(folders["accumulated", stage]).record.cursor == 8 * 4
 
 
 @pytest.mark.parametrize("stage", STAGES)

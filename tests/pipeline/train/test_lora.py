@@ -54,7 +54,7 @@ def train_at_stage(worker: Worker, data: Path, run_dir: Path, stage: int) -> Non
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    """A trained network, exported as the road exports it."""
+    """A trained network, exported as a training exports it."""
     data, run_dir = tmp_path_factory.mktemp("data"), tmp_path_factory.mktemp("base")
     write_latents(data)
     small = AutoencoderConfig(latent_channels=4, width=8, deep_width=8)
