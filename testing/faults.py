@@ -57,7 +57,7 @@ TRAINING_WORKER = "RayTrainWorker"  # in the names of Ray's processes
 # Long enough that a save is written within a step, and that the workers of a killed driver do not finish the training.
 STEP_SECONDS = 0.25
 SHAPE = (4, 2, 4, 4)
-TIMEOUT_SECONDS = 240
+TIMEOUT_SECONDS = 600  # a recovery takes half a minute on a slow machine, and several may lie between two steps
 Fault = Literal[
     "worker killed in step",
     "worker killed in backward",
