@@ -26,12 +26,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from importlib.metadata import version
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
+from typing import cast
 
 import av
 import av.filter
 import numpy as np
+from av.container import InputContainer
 from PIL import Image
 
 from data.curation.sources import list_folder
@@ -54,8 +56,8 @@ MIN_PSNR_DB = 27.0
 MAX_COLOUR = 3.0  # of 255, between the means of a channel
 MAX_STRETCH = 0.025
 STRETCHES = np.geomspace(0.7, 1.4, 41)
-NEARER_DB = 1.0  # by which a stretched reference has to be nearer than the reference as it is
-EQUAL_DB = 45.0  # neighbouring frames that are nearer to each other than this cannot be told apart after compression
+NEARER_DB = 3.0  # by which a stretched reference has to be nearer than the reference as it is
+EQUAL_DB = 40.0  # neighbouring frames that are nearer to each other than this cannot be told apart after compression
 MATRICES = {1: "bt709", 9: "bt2020"}  # by AVColorSpace; FFmpeg takes BT.601 where a file says nothing
 FULL_RANGE = 2
 SCALING = "bicubic+accurate_rnd+full_chroma_int+full_chroma_inp"
@@ -112,17 +114,17 @@ def stored_clips(folder: Path) -> Iterator[tuple[Clip, str]]:
                 members[key][kind] = content.read()
         for parts in members.values():
             record = json.loads(parts["json"])
-            with av.open(io.BytesIO(parts["mp4"])) as container:
+            with av.open(io.BytesIO(parts["mp4"]), mode="r") as container:
                 stream = container.streams.video[0]
                 as_rgb = converter(stream, stream.width, stream.height)
-                frames = np.stack([picture for frame in container.decode(stream) for _, picture in as_rgb(frame)])
+                frames = np.stack([picture for frame in container.decode(stream) for picture in as_rgb(frame)])
             yield Clip(record["source"], record["start_seconds"], record["fps"], frames), record["decoder"]
 
 
 def converter(
     stream: av.VideoStream, width: int, height: int, *, deinterlace: bool = False
-) -> Callable[[av.VideoFrame | None], Iterator[tuple[Fraction, np.ndarray]]]:
-    """A function that turns decoded frames into their times in seconds and RGB pictures of this size, over white.
+) -> Callable[[av.VideoFrame | None], Iterator[np.ndarray]]:
+    """A function that turns decoded frames into RGB pictures of this size, over white.
 
     It may hold frames back; called with None it gives the rest.
     """
@@ -142,7 +144,7 @@ def converter(
         made.link_nodes(*steps).configure()
         return made
 
-    def convert(frame: av.VideoFrame | None) -> Iterator[tuple[Fraction, np.ndarray]]:
+    def convert(frame: av.VideoFrame | None) -> Iterator[np.ndarray]:
         nonlocal graph
         if frame is not None:
             graph = graph or build(frame)
@@ -152,16 +154,49 @@ def converter(
         while True:
             try:
                 done = graph.vpull()
-            except (av.error.BlockingIOError, av.error.EOFError):
+            except (av.BlockingIOError, av.EOFError):
                 return
-            pixels = done.to_ndarray().astype(np.float32)
-            opaque = pixels[..., 3:] / 255
-            yield (
-                (done.pts or 0) * (done.time_base or Fraction(0)),
-                (pixels[..., :3] * opaque + 255 * (1 - opaque)).round().astype(np.uint8),
-            )
+            yield over_white(done.to_ndarray())
 
     return convert
+
+
+def over_white(pixels: np.ndarray) -> np.ndarray:
+    """The RGB of an RGBA picture over white."""
+    if pixels[..., 3].min() == 255:
+        return pixels[..., :3]
+    opaque = pixels[..., 3:].astype(np.float32) / 255
+    return (pixels[..., :3] * opaque + 255 * (1 - opaque)).round().astype(np.uint8)
+
+
+def decoded(container: InputContainer) -> Iterator[tuple[Fraction, av.VideoFrame]]:
+    """The frames of a video in the order in which they are shown, and their times in seconds.
+
+    Where time stamps are missing or do not rise, as in AVI files with B-frames, frames follow each other at the
+    average rate. libvpx decodes VP8 and VP9: FFmpeg's own decoders leave out the alpha layer.
+    """
+    stream = container.streams.video[0]
+    with av.open(container.name) as again:
+        stamps = [frame.pts for frame in frames_of(again)]
+    known = [stamp for stamp in stamps if stamp is not None]
+    rises = len(known) == len(stamps) and all(before < after for before, after in pairwise(known))
+    for number, frame in enumerate(frames_of(container)):
+        stamp = frame.pts if rises else None
+        by_rate = number / Fraction(stream.average_rate or 1)
+        yield by_rate if stamp is None else stamp * Fraction(stream.time_base or 1), frame
+
+
+def frames_of(container: InputContainer) -> Iterator[av.VideoFrame]:
+    """The frames of a video in the order in which they are shown."""
+    stream = container.streams.video[0]
+    tags = {name.lower(): value for name, value in stream.metadata.items()}
+    if tags.get("alpha_mode") != "1":
+        yield from container.decode(stream)
+        return
+    name = {"vp8": "libvpx", "vp9": "libvpx-vp9"}[stream.codec_context.name]
+    decoder = cast(av.VideoCodecContext, av.CodecContext.create(name, "r"))
+    for packet in container.demux(stream):
+        yield from decoder.decode(packet if packet.size else None)
 
 
 def upright(picture: np.ndarray, matrix: Sequence[int]) -> np.ndarray:
@@ -175,16 +210,15 @@ def upright(picture: np.ndarray, matrix: Sequence[int]) -> np.ndarray:
 def display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
     """The four factors of a frame's display matrix, or those that leave it as it is."""
     try:
-        attached = list(frame.side_data)
+        data = frame.side_data.get("DISPLAYMATRIX")
     except ValueError:  # PyAV does not know a kind of data that FFmpeg attaches
         if frame.rotation:
             raise
         return AS_IT_IS
-    for data in attached:
-        if data.type.name == "DISPLAYMATRIX":
-            values = np.frombuffer(bytes(data), np.int32)
-            return int(values[0]), int(values[1]), int(values[3]), int(values[4])
-    return AS_IT_IS
+    if data is None:
+        return AS_IT_IS
+    values = np.frombuffer(data, np.int32)
+    return int(values[0]), int(values[1]), int(values[3]), int(values[4])
 
 
 @dataclass(frozen=True)
@@ -210,15 +244,12 @@ class Around:
 
 
 def shown_frames(path: Path) -> list[Shown]:
-    """The frames of a video that have a time stamp, in the order of these."""
+    """The frames of a video, in the order in which they are shown."""
     with av.open(str(path)) as container:
-        found: dict[Fraction, Shown] = {}
-        for frame in container.decode(video=0):
-            if frame.pts is not None and frame.time_base is not None:
-                seconds = frame.pts * frame.time_base
-                size = frame.width, frame.height
-                found[seconds] = Shown(seconds, *size, display_matrix(frame), frame.interlaced_frame)
-    return [found[seconds] for seconds in sorted(found)]
+        return [
+            Shown(seconds, frame.width, frame.height, display_matrix(frame), frame.interlaced_frame)
+            for seconds, frame in decoded(container)
+        ]
 
 
 def references(path: Path, clips: Sequence[Clip]) -> list[list[Around]]:
@@ -227,19 +258,21 @@ def references(path: Path, clips: Sequence[Clip]) -> list[list[Around]]:
     times = np.array([float(frame.seconds - shown[0].seconds) for frame in shown])
     asked = [clip.start_seconds + np.arange(len(clip.frames)) / clip.fps for clip in clips]
     places = [np.searchsorted(times, instants + TIE_SECONDS, side="right") - 1 for instants in asked]
-    near = {int(place) + step for row in places for place in row for step in (-1, 0, 1)}
-    needed = {shown[place].seconds: place for place in near if 0 <= place < len(shown)}
+    needed = {int(place) + step for row in places for place in row for step in (-1, 0, 1)}
     deinterlace = any(frame.is_interlaced for frame in shown)
     pictures: dict[int, np.ndarray] = {}
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         pixel = stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio or 1
         as_rgb = converter(stream, round(shown[0].width * pixel), shown[0].height, deinterlace=deinterlace)
-        for frame in chain(container.decode(stream), [None]):
-            if frame is None or deinterlace or frame.pts * frame.time_base in needed:
-                for seconds, picture in as_rgb(frame):
-                    if seconds in needed:
-                        pictures[needed[seconds]] = upright(picture, shown[0].matrix)
+        place = 0  # the filter returns frames in their order, but may hold some back
+        for number, frame in enumerate(chain(frames_of(container), [None])):
+            if frame is None or deinterlace or number in needed:
+                for picture in as_rgb(frame):
+                    place = place if deinterlace else number
+                    if place in needed:
+                        pictures[place] = upright(picture, shown[0].matrix)
+                    place += 1
     ties = [np.abs(times[:, None] - TIE_SECONDS - instants).min(0) < SAME_SECONDS for instants in asked]
     return [
         [
@@ -277,12 +310,13 @@ def facts_of(clip: Clip, decoder: str, around: Sequence[Around]) -> Facts:
     height, width = clip.frames.shape[1:3]
     frames = clip.frames.astype(np.float32)
     references = [resized(instant.at, height, width) for instant in around]
+    bias = (frames - np.stack(references)).mean((0, 1, 2))  # of the colour, which has a figure of its own
     wrong = distinct = 0
     for frame, reference, instant in zip(frames, references, around, strict=True):
         others = [resized(other, height, width) for other in (instant.before, instant.after) if other is not None]
         others = [other for other in others if psnr(error(reference, other)) < EQUAL_DB]
         distinct += bool(others)
-        wrong += not instant.is_tie and any(error(frame, other) < error(frame, reference) for other in others)
+        wrong += not instant.is_tie and any(error(frame - bias, o) < error(frame - bias, reference) for o in others)
     share = 0.6
     top, left = (height - round(share * height)) // 2, (width - round(share * width)) // 2
     middle = frames[0, top : top + round(share * height), left : left + round(share * width)]
@@ -319,7 +353,7 @@ def main() -> None:
     for name, clips in sorted(by_source.items()):
         try:
             around = references(videos / name, [clip for clip, _ in clips])
-        except (av.error.FFmpegError, KeyError, IndexError, ValueError) as fault:
+        except (av.FFmpegError, KeyError, IndexError, ValueError) as fault:
             not_compared[name] = repr(fault)
             continue
         facts += [facts_of(clip, decoder, row) for (clip, decoder), row in zip(clips, around, strict=True)]
