@@ -87,6 +87,7 @@ class RunContext:
 
         Raises:
             ChangedError: inputs changed that are not in `allowed_changes`.
+            ReelflowError: as the stage's `check_continues`. After either, folder and record are as they were.
         """
         opened = begin(
             self.folder_of(stage),
@@ -97,6 +98,7 @@ class RunContext:
             self.allowed_changes,
             remove_temporary=stage.remove_temporary,
             is_whole=stage.is_whole,
+            check_continues=lambda: stage.check_continues(self),
         )
         if opened.complete:
             logger.info("%s: nothing to do (%s)", stage.name, _figures(opened.record.summary))

@@ -90,6 +90,7 @@ def begin(
     *,
     remove_temporary: bool = True,
     is_whole: Callable[[Path], bool] = Path.exists,
+    check_continues: Callable[[], None] = lambda: None,
 ) -> OpenStage:
     """Compare the inputs with the folder's record: skip the stage, continue it, or start it anew.
 
@@ -100,6 +101,7 @@ def begin(
         allowed_changes: names of inputs that may differ when the stage resumes; None: it starts anew if any differs.
         remove_temporary: remove files of interrupted writers; False where other processes may still be writing.
         is_whole: whether an output of a complete stage can be used; if not, the stage continues.
+        check_continues: called before a folder is continued; what it raises leaves folder and record as they are.
 
     Raises:
         ChangedError: other inputs differ.
@@ -118,6 +120,7 @@ def begin(
 
     def reopened(note: str, *, is_same_build: bool = False) -> OpenStage:
         """The stage continues in its folder; its record says "not complete" before any file there changes."""
+        check_continues()
         if not is_same_build:
             old.build = _new_build()
         old.complete, old.inputs = False, inputs

@@ -69,6 +69,21 @@ class TrainStage(Stage):
         """More steps continue a finished training."""
         return {"steps": self.train.steps}
 
+    def check_continues(self, run: RunContext) -> None:
+        """Refuse to continue where checkpoints were saved and none is there, as where their disk is not mounted.
+
+        The workers refuse it too, but by then the record would call everything made from this training out of date.
+
+        Raises:
+            CheckpointError: says what is missing, and the way out.
+        """
+        from pipeline.checkpoint.read import require_checkpoint
+        from pipeline.train.monitor.events import last_saved_step
+
+        folder = run.folder_of(self)
+        if saved_step := last_saved_step(folder):
+            require_checkpoint(folder, saved_step)
+
     def before_training(self, run: RunContext, opened: OpenStage) -> None:
         """Prepare files that the workers read."""
 

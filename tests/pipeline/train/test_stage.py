@@ -1,13 +1,16 @@
-"""A training is refused where what it would read is out of date."""
+"""A training is refused where what it would read is out of date, or where its checkpoints are away."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from launch.config import load_config
 from launch.stages import FOLDERS, stages_of
+from pipeline.checkpoint.record import LAST_SAVE_NAME, CheckpointError, LastSave
 from pipeline.run.context import RunContext, StageOrderError
-from pipeline.run.stage_record import begin
+from pipeline.run.stage_record import STAGE_RECORD_NAME, OpenStage, begin, read_stage_record
+from pipeline.train.stage import TrainStage
 
 
 @pytest.mark.parametrize("allowed_changes", [None, []], ids=["anew", "resume"])
@@ -24,3 +27,47 @@ def test_no_training_goes_on_with_latents_of_other_clips(tmp_path, allowed_chang
     with pytest.raises(StageOrderError, match="first, in this order: `stage of autoencoder`, `stage of latents`; or"):
         stage.execute(run)
     assert not (tmp_path / "dit").exists()
+
+
+@pytest.fixture
+def trained(tmp_path) -> tuple[TrainStage, RunContext, OpenStage]:
+    """A training that is complete according to its record, and whose checkpoints are on a disk that is away."""
+    run = RunContext(tmp_path, "", FOLDERS)
+    (stage,) = stages_of(load_config(Path("demo")), ("train autoencoder",))
+    folder = run.folder_of(stage)
+    opened = begin(folder, stage.name, {"clips": "c1"}, stage.continues())
+    (folder / LAST_SAVE_NAME).write_text(LastSave(step=7).model_dump_json())
+    opened.finish([folder / "latest", folder / "checkpoints" / "step_0000007" / "checkpoint.json"], {})
+    return stage, run, opened
+
+
+@pytest.mark.parametrize("was_complete", [True, False])
+def test_a_training_whose_checkpoints_are_away_is_refused_and_its_record_stays(trained, was_complete):
+    """Otherwise the latents would be out of date once the disk is mounted again."""
+    stage, run, opened = trained
+    opened.record.complete = was_complete
+    opened.save()
+    path = run.folder_of(stage) / STAGE_RECORD_NAME
+    before = path.read_bytes()
+    with (
+        pytest.raises(CheckpointError, match=r"one was saved at step 7: .* are missing.* not mounted"),
+        run.opened(stage, {"clips": "c1"}),
+    ):
+        pass
+    assert path.read_bytes() == before
+
+
+def test_checkpoints_that_are_away_do_not_keep_a_training_from_starting_anew(trained):
+    stage, run, opened = trained
+    with run.opened(stage, {"clips": "c2"}) as anew:
+        assert anew is not None
+    archived = run.run_dir / "autoencoder.superseded-1"
+    assert read_stage_record(archived) == opened.record
+
+
+def test_resuming_with_changed_inputs_needs_a_checkpoint_too(trained):
+    stage, run, opened = trained
+    resuming = replace(run, allowed_changes=["clips"])
+    with pytest.raises(CheckpointError, match="one was saved at step 7"), resuming.opened(stage, {"clips": "c2"}):
+        pass
+    assert read_stage_record(run.folder_of(stage)) == opened.record
