@@ -13,9 +13,17 @@ from typing import Any, TypeVar
 import ray
 from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
 
+from data.errors import ReelflowError, shorten
+
 Job = TypeVar("Job")
 
 logger = logging.getLogger(__name__)
+
+DEVICE_ERRORS = ("AcceleratorError", "CUDA error", "cuDNN error")  # after one, a process cannot use its GPU any more
+
+
+class WorkerStartError(ReelflowError, RuntimeError):
+    """A worker process could not be set up, which no other job would change; the message is that of its error."""
 
 
 @dataclass(frozen=True)
@@ -35,13 +43,17 @@ def outcomes_of_actors(
 ) -> Iterator[Iterator[tuple[Job, Any]]]:
     """Yield an iterator over (job, its result or `JobFailure`), in the order in which jobs finish.
 
-    An actor that dies is replaced, and its job is tried again. The actors end with the block.
+    An actor that dies is replaced, and its job is tried again. An actor whose GPU failed is replaced too. The actors
+    end with the block.
 
     Args:
         start_actor: returns the handle of a new actor.
         submit: gives a job to an actor; returns the reference to its result, such as `actor.encode.remote(job)`.
         jobs: started in their order, one at a time per actor, and removed; more may be added while the block runs.
         max_attempts: number of actors that may die of one job before it counts as failed.
+
+    Raises:
+        WorkerStartError: the constructor of an actor raised. Raised by the iterator.
     """
     actors: list[Any] = []
 
@@ -66,6 +78,7 @@ def results_of_actors(
     Raises:
         RayTaskError: a job raised; it is also an instance of the class of the job's error. Raised by the iterator.
         RayActorError: an actor died. Raised by the iterator.
+        WorkerStartError: the constructor of an actor raised. Raised by the iterator.
     """
     with outcomes_of_actors(start_actor, submit, deque(jobs), max_actors, 1) as outcomes:
         yield _raising(outcomes)
@@ -102,10 +115,14 @@ def _outcomes(
     running: dict[Any, tuple[Job, int, Any]] = {}  # reference -> job, deaths and worker
     while jobs or again or running:
         while (jobs or again) and (idle or num_to_replace):
+            job, deaths = again.popleft() if again else (jobs.popleft(), 0)
+            if deaths:  # others may have died while they were idle, with their node: no attempt is lost to them
+                alive = [worker for worker in idle if _is_alive(worker)]
+                num_to_replace += len(idle) - len(alive)
+                idle = alive
             if not idle:
                 idle.append(start())
                 num_to_replace -= 1
-            job, deaths = again.popleft() if again else (jobs.popleft(), 0)
             worker = idle.pop()
             running[submit(worker, job)] = job, deaths, worker
         (reference,), _ = ray.wait(list(running), num_returns=1)
@@ -113,9 +130,15 @@ def _outcomes(
         try:
             outcome = ray.get(reference)
         except RayTaskError as error:
-            idle.append(worker)
+            if worker is not None and _is_of_the_device(error):
+                ray.kill(worker)  # which frees its GPU for the one that replaces it
+                num_to_replace += 1
+            else:
+                idle.append(worker)
             yield job, JobFailure(error)
         except (RayActorError, OutOfMemoryError) as error:
+            if isinstance(error, RayActorError) and error.actor_init_failed:
+                raise WorkerStartError(f"a worker process cannot be set up: {_last_error(str(error))}") from error
             num_to_replace += 1
             if deaths + 1 < max_attempts:
                 reason = str(error).partition("\n")[0]
@@ -126,3 +149,25 @@ def _outcomes(
         else:
             idle.append(worker)
             yield job, outcome
+
+
+def _is_alive(worker: Any) -> bool:  # noqa: ANN401 - Ray's handle
+    """Whether an idle actor still answers."""
+    try:
+        ray.get(worker.__ray_ready__.remote())
+    except RayActorError:
+        return False
+    return True
+
+
+def _is_of_the_device(error: RayTaskError) -> bool:
+    """Whether a job met an error of CUDA, after which every later job of its process would fail."""
+    text = f"{error} {error.cause!r}"
+    return any(name in text for name in DEVICE_ERRORS)
+
+
+def _last_error(text: str) -> str:
+    """The error at the end of a traceback, of which Ray hands over the text alone: its class and its message."""
+    lines = text.rstrip().split("\n")
+    frames = [number for number, line in enumerate(lines) if line.startswith("  ")]
+    return shorten("\n".join(lines[frames[-1] + 1 :] if frames else lines) or lines[-1].strip(), 1000)

@@ -6,7 +6,13 @@ import pytest
 from ray.exceptions import RayActorError, RayTaskError
 
 from pipeline.distributed import actor_pool
-from pipeline.distributed.actor_pool import JobFailure, outcomes_of_actors, results_of_actors, results_of_tasks
+from pipeline.distributed.actor_pool import (
+    JobFailure,
+    WorkerStartError,
+    outcomes_of_actors,
+    results_of_actors,
+    results_of_tasks,
+)
 
 
 class FakeRay:
@@ -15,8 +21,10 @@ class FakeRay:
     def __init__(self, monkeypatch) -> None:
         self.submitted, self.killed, self.most_running = [], [], 0
         self.dead = []
+        self.lost_with_their_node = set()
         self._running = []
         monkeypatch.setattr(actor_pool, "ray", self)
+        monkeypatch.setattr(actor_pool, "_is_alive", lambda actor: actor not in self.lost_with_their_node)
 
     def start_actor(self) -> str:
         self.started = getattr(self, "started", 0) + 1
@@ -36,11 +44,15 @@ class FakeRay:
         return [self._running.pop()], self._running
 
     def get(self, reference):
-        _, job = reference
+        actor, job = reference
+        if actor in self.lost_with_their_node:
+            raise RayActorError
         if job == "bad":
             raise ValueError("a bad job")
         if job == "raises":
             raise RayTaskError("make", "traceback", KeyError("9x9"))
+        if job == "breaks the GPU":
+            raise RayTaskError("make", "traceback", RuntimeError("CUDA error: an illegal memory access"))
         if job == "kills" or (job == "kills once" and self.submitted.count(reference) + len(self.dead) == 1):
             self.dead.append(reference)
             raise RayActorError
@@ -148,3 +160,44 @@ def test_without_another_attempt_the_death_of_an_actor_is_raised(ray):
     with pytest.raises(RayActorError), results_of_actors(ray.start_actor, ray.submit, ["kills", "a"], 1) as results:
         list(results)
     assert ray.killed == ["actor 1"]
+
+
+def test_actors_that_a_lost_node_took_while_they_were_idle_cost_a_job_no_attempt(ray):
+    jobs, found = deque(["a", "b", "c", "d"]), {}
+    with outcomes_of_actors(ray.start_actor, ray.submit, jobs, 4, 2) as outcomes:
+        for job, outcome in outcomes:
+            found[job] = outcome
+            if job == "a":  # the last of the four: all actors are idle
+                ray.lost_with_their_node = {"actor 1", "actor 2", "actor 3"}
+                jobs.append("last")
+    assert found["last"] == "result of last"
+    assert ray.submitted[4:] == [("actor 1", "last"), ("actor 4", "last")]
+
+
+def test_an_actor_whose_gpu_failed_gets_no_other_job(ray):
+    with outcomes_of_actors(ray.start_actor, ray.submit, deque(["breaks the GPU", "a", "raises", "b"]), 1, 3) as found:
+        outcomes = dict(found)
+    assert (outcomes["a"], outcomes["b"]) == ("result of a", "result of b")
+    assert [actor for actor, _ in ray.submitted] == ["actor 1", "actor 2", "actor 2", "actor 2"]
+    assert ray.killed == ["actor 1", "actor 1", "actor 2"]  # the first at once
+
+
+TRACEBACK = """The actor died because of an error raised in its creation task, ray::A.__init__() (pid=1)
+  File "job.py", line 5, in __init__
+    raise CheckpointError("...")
+CheckpointError: x/base.safetensors is damaged
+Restore it"""
+
+
+def test_the_error_of_a_constructor_is_told_at_once(ray, monkeypatch):
+    def get(reference):
+        raise RayActorError(error_msg=TRACEBACK, actor_init_failed=True)
+
+    monkeypatch.setattr(ray, "get", get)
+    told = "a worker process cannot be set up: CheckpointError: x/base.safetensors is damaged\nRestore it"
+    with (
+        pytest.raises(WorkerStartError, match=rf"^{told}$"),
+        outcomes_of_actors(ray.start_actor, ray.submit, deque(["a", "b"]), 1, 3) as outcomes,
+    ):
+        next(outcomes)
+    assert ray.started == 1
