@@ -2,7 +2,8 @@
 
 The noise of each clip depends on its own seed only. Each file is published atomically under a content address, and
 `manifest.jsonl` lists the files in the order of the prompts; the next start makes only the clips that are missing or
-cut short. A batch whose actor dies is tried again, and one that raises is divided, so that no request loses another.
+cut short. A batch whose actor dies is tried again; one that raises, or that its actors die of, is divided, so that no
+request loses another.
 """
 
 import logging
@@ -34,6 +35,7 @@ from pipeline.sample.sampler import ClipSampler, NotFiniteError
 logger = logging.getLogger(__name__)
 
 MAX_ATTEMPTS = 3  # actors that may die of one batch
+MAX_DEADLY = 3  # requests, each alone, that actors may die of while no clip is made: it is not a matter of a request
 MAX_NAMED = 10  # failures that a message lists
 
 
@@ -108,7 +110,8 @@ def sample_clips(
     Raises:
         SamplesError: the manifest in `output_dir` is damaged.
         RayTaskError: what an actor needs, such as space on the disk, is missing.
-        SamplingError: the actors die, and none has sampled anything.
+        SamplingError: the actors die of several requests, and none has sampled anything.
+        WorkerStartError: the checkpoint cannot be loaded.
     """
     output_dir.mkdir(parents=True, exist_ok=True)
     made, earlier = reusable_clips(output_dir, requests)
@@ -128,7 +131,7 @@ def sample_clips(
             start, lambda sampler, batch: sampler.make.remote(batch), batches, workers.num_startable(), MAX_ATTEMPTS
         ) as outcomes,
     ):
-        has_sampled = False
+        has_sampled, num_deadly = False, 0
         for batch, outcome in outcomes:
             if not isinstance(outcome, JobFailure):
                 has_sampled = True
@@ -137,8 +140,21 @@ def sample_clips(
             elif isinstance(outcome.error, RayTaskError) and len(batch) > 1:
                 _raise_unless_of_a_request(outcome.error)
                 batches.extend([request] for request in batch)
+            elif len(batch) > 1:
+                logger.warning(
+                    "  warning: a process died %d times of a batch of %d clips, which are made one by one (%s); if "
+                    "memory ran out, lower sample.batch",
+                    MAX_ATTEMPTS,
+                    len(batch),
+                    _in_a_line(str(outcome.error)),
+                )
+                singly = [[request] for request in batch]
+                batches.extend(singly) if has_sampled else batches.extendleft(singly[::-1])
             else:
-                reason = _reason(outcome, has_sampled)
+                reason = _reason(outcome)
+                num_deadly += not isinstance(outcome.error, RayTaskError)
+                if num_deadly == MAX_DEADLY and not has_sampled:
+                    raise SamplingError(f"no clip could be made: {reason}") from outcome.error
                 failures |= {request.file_name: f"{_described(request)}: {reason}" for request in batch}
             progress.update(sum(request.id in made for request in requests))
     clips = _publish_manifest(output_dir, requests, made, earlier)
@@ -182,26 +198,21 @@ def _raise_unless_of_a_request(error: RayTaskError) -> None:
         raise error
 
 
-def _reason(failure: JobFailure, has_sampled: bool) -> str:
+def _reason(failure: JobFailure) -> str:
     """Why a request failed, in a line.
-
-    Args:
-        has_sampled: another batch was sampled in this start.
 
     Raises:
         RayTaskError: the error is not about a request.
-        SamplingError: the actors die and none has sampled anything.
     """
     error = failure.error
     if isinstance(error, RayTaskError):
         _raise_unless_of_a_request(error)
         cause = error.cause
         return _in_a_line(str(cause) if isinstance(cause, ReelflowError) else f"{type(cause).__name__}: {cause}")
-    reason = f"the process that samples it died {MAX_ATTEMPTS} times ({_in_a_line(str(error))})"
-    reason += "; if memory ran out, lower sample.batch"
-    if not has_sampled:
-        raise SamplingError(f"no clip could be made: {reason}") from error
-    return reason
+    return (
+        f"the process that samples it died {MAX_ATTEMPTS} times ({_in_a_line(str(error))}); if memory ran out, lower "
+        "cluster.workers.num_workers, or ask for a smaller bucket"
+    )
 
 
 def _in_a_line(text: str) -> str:

@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import time
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from data.files.jsonl import publish_jsonl
 from data.video.codec import encode_clip
-from pipeline.distributed.actor_pool import JobFailure
+from pipeline.distributed.actor_pool import JobFailure, WorkerStartError
 from pipeline.distributed.config import WorkersConfig
 from pipeline.sample import job
 from pipeline.sample.config import SampleConfig
@@ -132,29 +133,45 @@ def test_an_error_that_every_request_would_meet_ends_the_job_at_once(tmp_path, m
     assert run.batches == [[0, 1, 2, 3]]
 
 
-def test_a_batch_whose_actors_die_is_named_and_loses_no_other(tmp_path, monkeypatch):
+@pytest.mark.parametrize("batch", [1, 2, 5])
+@pytest.mark.parametrize("deadly", [0, 2, 4])
+def test_a_request_that_actors_die_of_is_named_and_loses_no_other(tmp_path, monkeypatch, deadly, batch):
     def make(batch):
-        if batch[0].seed == 2:
+        if any(request.seed == deadly for request in batch):
             raise RayActorError(error_msg="killed by the kernel")
         return [line_of(request) for request in batch]
 
-    samples = Job(monkeypatch, tmp_path, make).run(requests_of(*range(5)), batch=2)
-    assert [clip.request.seed for clip in samples.clips] == [0, 1, 4]
+    samples = Job(monkeypatch, tmp_path, make).run(requests_of(*range(5)), batch)
+    assert [clip.request.seed for clip in samples.clips] == [seed for seed in range(5) if seed != deadly]
     with pytest.raises(
-        SamplingError, match=r"(?s)2 of 5 .*seed 3: .*died 3 times \(.*kernel.*\); .* lower sample\.batch"
+        SamplingError, match=rf"(?s)1 of 5 .*seed {deadly}: .*died 3 times \(.*kernel.*\); .* lower "
     ) as e:
         samples.check_all_made()
     assert len(str(e.value)) < 1000
 
 
-def test_actors_that_die_before_anything_is_sampled_end_the_job(tmp_path, monkeypatch):
+def test_a_batch_that_is_too_large_for_the_memory_is_made_one_by_one(tmp_path, monkeypatch, caplog):
     def make(batch):
-        raise RayActorError(error_msg="the checkpoint cannot be loaded")
+        if len(batch) > 1:
+            raise RayActorError(error_msg="killed by the kernel")
+        return [line_of(request) for request in batch]
 
     run = Job(monkeypatch, tmp_path, make)
-    with pytest.raises(SamplingError, match=r"no clip could be made: .*died 3 times \(.*cannot be loaded\)"):
-        run.run(requests_of(*range(6)))
-    assert run.batches == [[0, 1, 2, 3]]
+    with caplog.at_level(logging.WARNING):
+        assert len(run.run(requests_of(*range(3)), batch=2).clips) == 3
+    assert run.batches == [[0, 1], [0], [1], [2]]
+    assert "died 3 times of a batch of 2 clips, which are made one by one (killed by the kernel); " in caplog.text
+    assert "lower sample.batch" in caplog.text
+
+
+def test_actors_that_die_of_every_request_end_the_job(tmp_path, monkeypatch):
+    def make(batch):
+        raise RayActorError(error_msg="no memory")
+
+    run = Job(monkeypatch, tmp_path, make)
+    with pytest.raises(SamplingError, match=r"no clip could be made: .*died 3 times \(no memory\)"):
+        run.run(requests_of(*range(8)))
+    assert run.batches == [[0, 1, 2, 3], [0], [1], [2]]
 
 
 def test_other_settings_keep_the_lines_of_the_first_ones(tmp_path, whole, monkeypatch):
@@ -179,15 +196,17 @@ def test_failures_are_listed_up_to_a_number(tmp_path):
     assert len(str(caught.value)) < 6000
 
 
-def test_a_sampling_process_that_is_killed_is_replaced_and_its_batch_done_again(cluster, tmp_path, whole, monkeypatch):
+def test_a_sampling_process_that_is_killed_loses_no_batch(cluster, tmp_path, whole, monkeypatch):
     class Mortal:
-        """Dies at the first batch of all, as a process that the kernel kills."""
+        """Dies at the first batch, once the other process is idle, as a process that the kernel kills."""
 
         def __init__(self, *arguments: object) -> None:
             self._folder = tmp_path
 
         def make(self, requests: list[PromptRequest]) -> list[SampledClip]:
-            if not (self._folder / "died").exists():
+            if requests[0].seed == 0 and not (self._folder / "died").exists():
+                while not (self._folder / SAMPLES_NAME).exists():
+                    time.sleep(0.05)
                 (self._folder / "died").touch()
                 os.kill(os.getpid(), signal.SIGKILL)
             for request in requests:
@@ -197,7 +216,14 @@ def test_a_sampling_process_that_is_killed_is_replaced_and_its_batch_done_again(
     monkeypatch.setattr(job, "SamplerActor", Mortal)
     checkpoint: Any = SimpleNamespace(folder=tmp_path)
     requests = requests_of(*range(4))
-    samples = sample_clips(checkpoint, requests, tmp_path, SampleConfig(batch=2), WorkersConfig(num_workers=1))
+    samples = sample_clips(checkpoint, requests, tmp_path, SampleConfig(batch=2), WorkersConfig(num_workers=2))
     assert (tmp_path / "died").exists()
     assert samples.failures == {}
     assert read_samples(tmp_path) == samples.clips == [line_of(request) for request in requests]
+
+
+def test_a_checkpoint_that_an_actor_cannot_load_is_told_by_its_own_error(cluster, tmp_path):
+    checkpoint: Any = SimpleNamespace(folder=tmp_path)
+    with pytest.raises(WorkerStartError, match=rf"set up: .*CheckpointError: {tmp_path} is not a checkpoint") as caught:
+        sample_clips(checkpoint, requests_of(1, 2), tmp_path, SampleConfig(batch=1), WorkersConfig(num_workers=1))
+    assert "died" not in str(caught.value)
