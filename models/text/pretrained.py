@@ -16,13 +16,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from data.errors import ReelflowError
+from data.errors import ReelflowError, shorten
 from models.text.embeddings import CaptionEmbeddings
 
 STORED_DTYPE = torch.float16  # eleven bits of each number, where bfloat16 has eight; checked to be finite
 CONFIG_NAME = "config.json"
 WEIGHTS_PATTERN = "*.safetensors"
-LOADING_ERRORS = (OSError, ValueError, KeyError, ImportError)  # what transformers raises for a bad folder
 
 
 class TextEncoderError(ReelflowError, ValueError):
@@ -97,8 +96,18 @@ def _load_tokenizer(folder: Path) -> Any:  # noqa: ANN401 - of transformers
         return AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False, padding_side="right", truncation_side="right"
         )
-    except LOADING_ERRORS as error:
-        raise TextEncoderError(f"{folder} cannot be loaded as a text encoder: {error}") from error
+    except Exception as error:  # of any class, by what is wrong in which file: the tokenizer's own is Exception itself
+        raise _refusal(folder, error) from error
+
+
+def _refusal(folder: Path, error: Exception) -> TextEncoderError:
+    """The error for a folder that transformers cannot load: its name, and the first line of the reason."""
+    reason = next((line.strip() for line in str(error).split("\n") if line.strip()), "no reason is given")
+    kind = "" if isinstance(error, OSError | ValueError | ImportError) else f"{type(error).__name__}: "
+    way_out = "install what is missing" if isinstance(error, ImportError) else "copy it again, whole"
+    return TextEncoderError(
+        f"{folder} cannot be loaded as a text encoder: {shorten(kind + reason.rstrip('.'), 300)}; {way_out}"
+    )
 
 
 @dataclass(frozen=True)
@@ -137,8 +146,8 @@ class PretrainedTextEncoder:
                 output_loading_info=True,
                 dtype=dtype,
             )
-        except LOADING_ERRORS as error:
-            raise TextEncoderError(f"{folder} cannot be loaded as a text encoder: {error}") from error
+        except Exception as error:  # as for the tokenizer: weights that are cut short or of another shape, bad settings
+            raise _refusal(folder, error) from error
         if loaded["missing_keys"]:
             names = ", ".join(sorted(loaded["missing_keys"])[:3])
             raise TextEncoderError(

@@ -65,6 +65,43 @@ def test_a_folder_that_cannot_be_used_is_refused_and_says_why(text_encoder_dir, 
     refused(damaged, "cannot be loaded")
 
 
+def spoil_weights(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-50])
+
+
+def spoil_config(folder, **fields):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        spoil_weights,
+        lambda folder: (folder / "model.safetensors").write_bytes(b""),
+        lambda folder: spoil_config(folder, d_model=2 * WIDTH),
+        lambda folder: spoil_config(folder, d_model="x"),
+        lambda folder: spoil_config(folder, num_heads=0),
+        lambda folder: (folder / "config.json").write_text("[]"),
+        lambda folder: (folder / "tokenizer_config.json").write_text("[]"),
+        lambda folder: (folder / "tokenizer.json").write_text("[]"),
+        lambda folder: (folder / "tokenizer.json").write_bytes(b"\xff\xfe"),
+    ],
+    ids=["cut", "empty", "width", "text", "no heads", "config", "tokenizer config", "tokenizer", "not UTF-8"],
+)
+def test_a_folder_with_a_damaged_file_is_refused_in_a_short_message(text_encoder_dir, tmp_path, spoil):
+    folder = shutil.copytree(text_encoder_dir, tmp_path / "spoilt")
+    spoil(folder)
+    with pytest.raises(TextEncoderError) as caught:
+        PretrainedTextEncoder(folder, 8, CPU)
+    told = str(caught.value)
+    assert told.startswith(f"{folder} cannot be loaded as a text encoder: "), told
+    assert told.endswith("; copy it again, whole")
+    assert len(told) < 600
+    assert "\n" not in told
+
+
 def test_the_fingerprint_is_of_what_changes_an_embedding(text_encoder_dir, tmp_path):
     copy = shutil.copytree(text_encoder_dir, tmp_path / "copy")
     (copy / "README.md").write_text("about")
