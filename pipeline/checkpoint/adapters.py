@@ -5,7 +5,7 @@ weights of the base network, which all checkpoints share through hard links; `ne
 """
 
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +44,24 @@ def import_peft() -> Any:  # noqa: ANN401 - an optional package
 
 
 def network_shapes(checkpoint: Checkpoint) -> dict[str, list[int]]:
-    """Shapes of the weights that `network_weights` yields, in the same order."""
+    """Shapes of the weights that `network_weights` yields, in the same order.
+
+    Raises:
+        CheckpointError: the base of its adapters is missing, damaged or not of 32-bit numbers.
+    """
     if "lora" not in checkpoint.record.trained:
         return {name.removeprefix(PREFIX): shape for name, shape in checkpoint.record.parameters.items()}
+    shapes = {}
     with _open_base(checkpoint) as base:
-        return {name: base.get_slice(name).get_shape() for name in base.keys()}  # noqa: SIM118 - not a dictionary
+        for name in base.keys():  # noqa: SIM118 - not a dictionary
+            weight = base.get_slice(name)
+            if weight.get_dtype() != "F32":
+                raise CheckpointError(
+                    f"{checkpoint.folder / BASE_NAME} is damaged: {name[:80]} is stored as {weight.get_dtype()}, not "
+                    "as F32; restore the file"
+                )
+            shapes[name] = weight.get_shape()
+    return shapes
 
 
 def check_network(checkpoint: Checkpoint, build: Callable[[], nn.Module]) -> None:
@@ -84,6 +97,28 @@ def _open_base(checkpoint: Checkpoint) -> Any:  # noqa: ANN401 - safetensors is 
         raise CheckpointError(f"{path} is damaged: {error}") from error
 
 
+def _check_pairs(checkpoint: Checkpoint, adapters: Collection[str], weights: Collection[str]) -> None:
+    """Check that the learnt parameters are adapters, each of two parts and of a weight that there is.
+
+    Args:
+        adapters: names of what was learnt.
+        weights: names of the weights of the base.
+
+    Raises:
+        CheckpointError: names the first that is not, or says that there are none.
+    """
+    layers = [f"{PREFIX}{name.removesuffix('weight')}" for name in weights]
+    pairs = [(layer + DOWN, layer + UP) for layer in layers if layer + DOWN in adapters or layer + UP in adapters]
+    known = {name for pair in pairs for name in pair}
+    problem = None if pairs else "it holds no adapters"
+    if unknown := sorted(set(adapters) - known):
+        problem = f"{unknown[0][:120]} belongs to no layer of {BASE_NAME}"
+    elif missing := sorted(known - set(adapters)):
+        problem = f"{missing[0][:120]} is missing"
+    if problem:
+        raise CheckpointError(f"{checkpoint.folder} is damaged: {problem}; restore it, or use an older checkpoint")
+
+
 def _is_product(weight: Tensor, up: Tensor, down: Tensor) -> bool:
     """Whether `up @ down` has the shape of the weight."""
     matrices = up.ndim == down.ndim == weight.ndim == 2
@@ -91,20 +126,30 @@ def _is_product(weight: Tensor, up: Tensor, down: Tensor) -> bool:
 
 
 def network_weights(checkpoint: Checkpoint, which: WeightsName = FIRST_AVERAGE) -> Iterator[tuple[str, Tensor]]:
-    """Whole weights by the network's own names, one in memory at a time, with adapters merged into them."""
+    """Whole weights by the network's own names, one in memory at a time, with adapters merged into them.
+
+    Raises:
+        CheckpointError: its files are damaged; its adapters do not fit the base, or give weights that are not finite.
+    """
     if "lora" not in checkpoint.record.trained:
         yield from ((name.removeprefix(PREFIX), weight) for name, weight in stream_weights(checkpoint, which))
         return
     config = checkpoint.trained("lora", LoraConfig.model_validate)
-    adapters = load_weights(checkpoint, which)
+    adapters, shapes = load_weights(checkpoint, which), network_shapes(checkpoint)
+    _check_pairs(checkpoint, adapters.keys(), shapes.keys())
     with _open_base(checkpoint) as base:
-        for name in network_shapes(checkpoint):
+        for name in shapes:
             weight, layer = base.get_tensor(name), f"{PREFIX}{name.removesuffix('weight')}"
             if (down := adapters.get(layer + DOWN)) is not None:
-                up = adapters.get(layer + UP)
-                if up is None or not _is_product(weight, up, down):
+                up = adapters[layer + UP]
+                if not _is_product(weight, up, down):
                     raise CheckpointError(f"{checkpoint.folder} is damaged: its adapter of {name[:80]} does not fit it")
                 weight += config.alpha / config.rank * up @ down
+                if not weight.isfinite().all():
+                    raise CheckpointError(
+                        f"{checkpoint.folder}: {name[:80]} with its adapter is not finite (alpha {config.alpha:g}, "
+                        f"rank {config.rank}); train with a smaller dit.train.lora.alpha, or use an older checkpoint"
+                    )
             yield name, weight
 
 
