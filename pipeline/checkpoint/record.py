@@ -108,6 +108,18 @@ class Checkpoint:
         """A name for its contents, which changes with them."""
         return self.record.files[rank_file(0)].sha256[:16] + f"-{self.record.step}"
 
+    def file(self, name: str) -> FileRecord:
+        """Size and checksum of one of its files.
+
+        Raises:
+            CheckpointError: it has no such file.
+        """
+        if name not in self.record.files:
+            raise CheckpointError(
+                f"{self.folder / CHECKPOINT_RECORD_NAME} is damaged: it lists no file {name}; restore the checkpoint"
+            )
+        return self.record.files[name]
+
     def trained(self, name: str, read: Callable[[Any], T]) -> T:
         """A part of what was trained, as `read` makes it from its JSON value.
 

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from pydantic import TypeAdapter
+from pydantic import Field, TypeAdapter
 
 from data.dataset.buckets import Bucket
 from data.dataset.manifest import LatentStats, TextEncoderRecord
@@ -29,7 +29,7 @@ from pipeline.sample.config import SampleConfig
 from pipeline.sample.latents import PromptSeed, sample_latents
 from pipeline.sample.requests import PromptRequest
 
-_BUCKETS = TypeAdapter(list[Bucket])
+_BUCKETS = TypeAdapter(Annotated[list[Bucket], Field(min_length=1)])
 _FIELDS = TypeAdapter(dict[str, Any])
 
 
@@ -45,7 +45,8 @@ def trained_buckets(checkpoint: Checkpoint) -> list[Bucket]:
     """The shapes that a checkpoint was trained on, that with most clips first.
 
     Raises:
-        CheckpointError: the checkpoint is of an autoencoder, or was made by a version that did not store the shapes.
+        CheckpointError: the checkpoint is of an autoencoder, was made by a version that did not store the shapes, or
+            is damaged.
     """
     if checkpoint.record.kind != "dit":
         raise CheckpointError(f"{checkpoint.folder} holds a {checkpoint.record.kind}; sampling takes a dit checkpoint")
@@ -88,20 +89,22 @@ def truncation_warnings(checkpoint: Checkpoint, config: SampleConfig, prompts: S
     """What the network does not read of the prompts, with counts: one line about them, one about the negative prompt.
 
     Raises:
+        CheckpointError: the checkpoint does not say which network was trained.
         TextEncoderError: the tokenizer of its text encoder cannot be loaded.
     """
     encoder = text_encoder_of(checkpoint)
+    read: list[Any] = []  # what is left of each prompt
     if encoder is None:
-        most, unit = read_network_config(checkpoint.record.trained["model"]).text.max_bytes, "bytes"
+        most, unit = checkpoint.trained("model", _read_model).text.max_bytes, "bytes"
         read = [prompt.encode()[:most] for prompt in prompts]
         measure = lambda texts: [len(text.encode()) for text in texts]  # noqa: E731 - one of two measures
     else:
-        most, unit, read = encoder.max_tokens, "tokens", []
+        most, unit = encoder.max_tokens, "tokens"
         measure = partial(token_lengths, text_encoder_folder(encoder, config))
     lengths, warnings = measure(prompts), []
     longer = [number for number, length in enumerate(lengths) if length > most]
     if longer:
-        same = len({prompts[number] for number in longer}) - len({read[number] for number in longer}) if read else 0
+        same = len(set(prompts)) - len(set(read)) if read else 0
         warnings.append(
             f"{len(longer)} of {len(prompts)} prompts have more than the {most} {unit} that the network reads and are "
             f"cut there; the longest has {max(lengths)}; the first is prompt {longer[0] + 1}, "

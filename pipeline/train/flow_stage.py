@@ -113,7 +113,7 @@ class TrainFlowStage(TrainStage):
         check_base(base, self.model, self.flow, num_channels, encoder)
         if self.train.lora is not None:
             check_adapters(self.model, self.train.lora, num_channels, None if encoder is None else encoder.width)
-        if base.record.files[AUTOENCODER_NAME].sha256 != file_sha256(run.run_dir / "latents" / AUTOENCODER_NAME):
+        if base.file(AUTOENCODER_NAME).sha256 != file_sha256(run.run_dir / "latents" / AUTOENCODER_NAME):
             logger.warning(
                 "  warning: %s was trained on the latents of another autoencoder, which mean something else; copy that "
                 "run's folder and change the copy to keep its autoencoder",

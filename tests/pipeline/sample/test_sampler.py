@@ -8,15 +8,15 @@ import pytest
 from data.dataset.manifest import TextEncoderRecord
 from models.networks.config import DiTConfig
 from models.text.config import TextConfig
-from pipeline.checkpoint.record import Checkpoint, CheckpointRecord
+from pipeline.checkpoint.record import Checkpoint, CheckpointError, CheckpointRecord
 from pipeline.sample.config import SampleConfig
 from pipeline.sample.requests import read_prompts
-from pipeline.sample.sampler import truncation_warnings
+from pipeline.sample.sampler import trained_buckets, truncation_warnings
 from testing.paths import CASES_DIR
 
 
 def checkpoint_of(**trained: Any) -> Checkpoint:
-    return Checkpoint(Path("checkpoint"), CheckpointRecord.model_construct(trained=trained))
+    return Checkpoint(Path("checkpoint"), CheckpointRecord.model_construct(kind="dit", trained=trained))
 
 
 BYTES = checkpoint_of(
@@ -37,6 +37,20 @@ def test_prompts_longer_than_what_the_network_reads_are_counted():
 def test_prompts_that_become_equal_are_counted():
     (warning,) = truncation_warnings(BYTES, SampleConfig(), ["a red circle", "a red cinema", "a red cinema"])
     assert warning.endswith("; 1 of them become equal to another one")
+    (warning,) = truncation_warnings(BYTES, SampleConfig(), ["a red ci", "a red circle", "b"])
+    assert warning.endswith("; 1 of them become equal to another one")
+
+
+@pytest.mark.parametrize("trained", [{}, {"model": 5}, {"model": {"width": "x"}}])
+def test_a_checkpoint_that_does_not_say_what_its_network_is_is_refused(trained):
+    with pytest.raises(CheckpointError, match=r"checkpoint\.json is damaged: .*model"):
+        truncation_warnings(checkpoint_of(**trained), SampleConfig(), ["a"])
+
+
+@pytest.mark.parametrize("buckets", [[], "x", [{"num_frames": 2}]])
+def test_a_checkpoint_without_a_shape_is_refused(buckets):
+    with pytest.raises(CheckpointError, match=r"checkpoint\.json is damaged: trained\.buckets"):
+        trained_buckets(checkpoint_of(buckets=buckets))
 
 
 def test_a_long_negative_prompt_is_told():
