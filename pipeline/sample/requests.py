@@ -1,6 +1,7 @@
 """Prompts files (text with one prompt per line, or tables with options), and the clips they request."""
 
 import re
+from codecs import BOM_UTF8
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
@@ -74,26 +75,58 @@ def read_prompts(path: Path) -> tuple[list[Prompt], list[str]]:
         raise PromptError(f"{path}: prompts files are text, .jsonl, {', '.join(TABLE_SUFFIXES)}, not {path.suffix}")
     warnings: list[str] = []
     if suffix in TABLE_SUFFIXES:
-        prompts = list(_table_prompts(path, content))
+        prompts = list(_table_prompts(path, content, warnings))
     elif suffix == ".jsonl":
         prompts = list(_json_prompts(path, content, warnings))
     else:
         prompts = list(_text_prompts(path, content, warnings))
     if not prompts:
         raise PromptError(f"{path} holds no prompt; write one per line")
-    return prompts, warnings
+    return prompts, warnings + _repeated(path, prompts)
 
 
-def _table_prompts(path: Path, content: bytes) -> Iterator[Prompt]:
+def _repeated(path: Path, prompts: list[Prompt]) -> list[str]:
+    """A warning about prompts that give no clip of their own, because an earlier one asks for the same.
+
+    Without a seed there are none: each of two equal prompts gets its own.
+    """
+    seen, repeated = set(), []
+    for number, prompt in enumerate(prompts, 1):
+        key = (prompt.prompt, prompt.seed, prompt.bucket)
+        if prompt.seed is not None and key in seen:
+            repeated.append(number)
+        seen.add(key)
+    if not repeated:
+        return []
+    return [
+        f"{path}: {len(repeated)} of {len(prompts)} prompts have text, seed and bucket of an earlier one and give no "
+        f"clip of their own; the first is prompt {repeated[0]}; give them other seeds, or none"
+    ]
+
+
+def _table_prompts(path: Path, content: bytes, warnings: list[str]) -> Iterator[Prompt]:
     try:
         rows = read_table(str(path), content)
     except TableError as error:
         raise PromptError(str(error)) from error
+    if rows and path.suffix.lower() in (".csv", ".tsv"):
+        _warn_of_empty_rows(path, content, [number for number, _ in rows], warnings)
     for number, row in rows:
         try:
             yield Prompt.model_validate({str(column): value for column, value in row.items()})
         except ValidationError as error:
             raise _refusal(path, f"row {number}", error) from error
+
+
+def _warn_of_empty_rows(path: Path, content: bytes, filled: list[int], warnings: list[str]) -> None:
+    """Add a warning about the rows of a CSV or TSV file that are left out before the last one that is filled."""
+    lines = content.removeprefix(BOM_UTF8).splitlines()
+    header = next(number for number, line in enumerate(lines, 1) if line)
+    empty = sorted({*range(1, filled[-1])} - {header, *filled})
+    if len(empty) == 1:
+        warnings.append(f"{path}: row {empty[0]} is empty and was skipped")
+    elif empty:
+        warnings.append(f"{path}: {len(empty)} rows are empty and were skipped; the first is row {empty[0]}")
 
 
 def _json_prompts(path: Path, content: bytes, warnings: list[str]) -> Iterator[Prompt]:
@@ -168,6 +201,12 @@ def format_prompts(prompts: list[Prompt]) -> str:
     return "".join(prompt.model_dump_json(exclude_none=True) + "\n" for prompt in prompts)
 
 
+def _digits(scale: float) -> str:
+    """A guidance scale in six digits where these are exact, and else in all of its digits."""
+    short = f"{scale:g}"
+    return short if float(short) == scale else repr(scale)
+
+
 def plan_requests(
     prompts: list[Prompt], guidance_scales: list[float], run_seed: int, settings: str, buckets: Sequence[str]
 ) -> list[PromptRequest]:
@@ -190,7 +229,7 @@ def plan_requests(
             repeats[prompt.prompt] += 1
             seed = int.from_bytes(blake2b(address.encode(), digest_size=4).digest(), "big")
         for scale in guidance_scales:
-            address = f"{prompt.prompt}\0{seed}\0{scale:g}\0{bucket}\0{settings}"
+            address = f"{prompt.prompt}\0{seed}\0{_digits(scale)}\0{bucket}\0{settings}"
             requests.append(
                 PromptRequest(
                     id=blake2b(address.encode(), digest_size=6).hexdigest(),

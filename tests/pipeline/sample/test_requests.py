@@ -1,6 +1,7 @@
 """Files of prompts: what they may hold, and how a bad one is refused."""
 
 import json
+from hashlib import blake2b
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -141,6 +142,38 @@ def test_empty_lines_are_counted(tmp_path):
     prompts, (warning,) = read_prompts(tmp_path / "p.txt")
     assert [prompt.prompt for prompt in prompts] == ["a", "b"]
     assert warning.endswith("p.txt: 2 lines are empty and were skipped; the first is line 2")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("p.csv", "prompt,seed\na,1\n\n,\nb,2\n\n", "2 rows are empty and were skipped; the first is row 3"),
+        ("p.tsv", "\ufeffprompt\tseed\n\na\t1\n", "row 2 is empty and was skipped"),
+        ("p.csv", "\n\nprompt,seed\na,1\n", "2 rows are empty and were skipped; the first is row 1"),
+    ],
+)
+def test_empty_rows_of_a_table_are_counted(tmp_path, name, content, told):
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    _, warnings = read_prompts(tmp_path / name)
+    assert warnings == [f"{tmp_path / name}: {told}"]
+
+
+def test_prompts_that_give_no_clip_of_their_own_are_counted(tmp_path):
+    path = tmp_path / "p.csv"
+    path.write_text("prompt,seed,bucket\na,1,\na,2,\na,1,\nb,1,\na,1,\na,1,9x32x32@8\nc,,\nc,,\n")
+    prompts, (warning,) = read_prompts(path)
+    assert len(prompts) == 8
+    assert "2 of 8 prompts have text, seed and bucket of an earlier one" in warning
+    assert "the first is prompt 3;" in warning
+    assert len(plan_requests(prompts, [1.0], 0, "settings", ["17x64x64@8"])) == 6
+
+
+def test_scales_that_differ_in_a_late_digit_are_other_clips():
+    scales = [3.0, 3.0000004, 0.1, 0.1 + 0.2, 1e-7, 1234567.0]
+    requests = plan_requests([Prompt(prompt="a", seed=1)], scales, 0, "settings", ["a"])
+    assert [request.guidance_scale for request in requests] == scales
+    (plain,) = plan_requests([Prompt(prompt="a", seed=1)], [3.0], 0, "settings", ["a"])
+    assert plain.id == blake2b(b"a\x001\x003\x00a\x00settings", digest_size=6).hexdigest()  # as it has always been
 
 
 PROMPTS = st.lists(
