@@ -28,7 +28,7 @@ from pipeline.distributed.config import WorkersConfig
 from pipeline.run.precision import warn_of_slow_precision
 from pipeline.run.progress import bar
 from pipeline.sample.config import SampleConfig
-from pipeline.sample.outputs import SAMPLES_NAME, SampledClip, is_whole_clip, read_samples
+from pipeline.sample.outputs import SAMPLES_NAME, SampledClip, is_whole_clip, num_unlisted, read_samples
 from pipeline.sample.requests import PromptRequest
 from pipeline.sample.sampler import ClipSampler, NotFiniteError
 
@@ -164,25 +164,33 @@ def sample_clips(
 def reusable_clips(output_dir: Path, requests: list[PromptRequest]) -> tuple[dict[str, SampledClip], list[SampledClip]]:
     """The clips of a folder: those of the requests that are whole, by id, and those of other requests.
 
-    A whole file whose line was lost is listed again, because its name is the address of its content.
+    The name of a clip's file is the address of its content, so a request is compared with the file of its own name
+    alone: a whole file whose line was lost is listed again, and of a line there is, only the number of network calls is
+    kept.
 
     Raises:
         SamplesError: the manifest is damaged.
     """
     listed = {clip.request.id: clip for clip in read_samples(output_dir)}
     wanted = {request.id: request for request in requests}
-    unlisted = {
-        key: SampledClip(file=request.file_name, request=request, num_network_calls=None)
-        for key, request in wanted.items()
-        if key not in listed
-    }
-    found = {key: clip for key, clip in (listed | unlisted).items() if (output_dir / clip.file).is_file()}
-    made = {key: clip for key, clip in found.items() if key in wanted and is_whole_clip(output_dir / clip.file)}
-    earlier = [clip for key, clip in found.items() if key not in wanted]
-    num_cut = len(found) - len(made) - len(earlier)
-    num_adopted = len(made.keys() & unlisted.keys())
-    num_gone = len(listed.keys() - found.keys() - wanted.keys())
+    files = {request.file_name for request in requests}
+    made, num_cut = {}, 0
+    for key, request in wanted.items():
+        path = output_dir / request.file_name
+        if is_whole_clip(path):
+            calls = listed[key].num_network_calls if key in listed else None
+            made[key] = SampledClip(file=request.file_name, request=request, num_network_calls=calls)
+        else:
+            num_cut += path.is_file()
+    others = [clip for key, clip in listed.items() if key not in wanted]
+    earlier = [clip for clip in others if clip.file not in files and (output_dir / clip.file).is_file()]
+    num_adopted, num_gone = len(made.keys() - listed.keys()), len(others) - len(earlier)
     for number, text in (
+        (
+            num_unlisted(output_dir, files | {clip.file for clip in earlier}),
+            f"clips in the folder are in no line of {SAMPLES_NAME} and of none of these prompts and settings: they "
+            "stay, but out of the gallery; sample with their own prompts and settings to list them again",
+        ),
         (num_cut, "clips are empty or cut short, and are made again"),
         (num_adopted, f"clips were not listed in {SAMPLES_NAME}; they are listed again"),
         (num_gone, f"clips of other settings are gone; their lines leave {SAMPLES_NAME}"),

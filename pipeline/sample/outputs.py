@@ -1,5 +1,6 @@
 """The manifest of a folder of sampled clips, and whether the files that it lists are whole."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import BinaryIO
 
@@ -43,9 +44,15 @@ def read_samples(output_dir: Path) -> list[SampledClip]:
         return read_jsonl(output_dir / SAMPLES_NAME, SampledClip)
     except JsonLineError as error:
         raise SamplesError(
-            f"{error}; correct or delete that line and sample again: clips that are in the folder are listed anew, and "
-            "not made again"
+            f"{error}; correct that line, or delete it and sample again: clips of the prompts and settings that are "
+            "sampled then are listed anew, and not made again; others stay in the folder, but without a line"
         ) from error
+
+
+def num_unlisted(output_dir: Path, listed: Collection[str]) -> int:
+    """The number of MP4 files of a samples folder that are not among those names."""
+    names = {path.name for path in output_dir.glob("*.mp4") if not path.name.startswith(".")}
+    return len(names - set(listed))
 
 
 def is_whole_clip(path: Path) -> bool:

@@ -71,6 +71,37 @@ def test_clips_are_reused_by_what_is_in_the_folder(tmp_path, whole, caplog):
     ]
 
 
+def test_a_line_never_stands_for_what_is_asked_for(tmp_path, whole, caplog):
+    """Only the file of the request's own name is its clip, and only the request says what to expect of it."""
+    one, two, three, other = requests_of(*range(4))
+    for request in (one, two, other):
+        (tmp_path / request.file_name).write_bytes(whole)
+    lines = [
+        line_of(one.model_copy(update={"expect": {"colour": "blue"}})),
+        line_of(two).model_copy(update={"file": "gone.mp4"}),
+        line_of(three).model_copy(update={"file": other.file_name}),
+        line_of(requests_of(9)[0]).model_copy(update={"file": one.file_name}),
+    ]
+    publish_jsonl(tmp_path / SAMPLES_NAME, lines)
+    asked = one.model_copy(update={"expect": {"colour": "red"}})
+    with caplog.at_level(logging.WARNING):
+        made, earlier = reusable_clips(tmp_path, [asked, two, three])
+    assert made == {one.id: line_of(asked), two.id: line_of(two)}
+    assert earlier == []
+    assert "1 clips in the folder are in no line" in caplog.text  # that of `other`
+
+
+def test_clips_of_other_settings_whose_lines_were_lost_are_counted(tmp_path, whole, caplog):
+    wanted, *others = requests_of(*range(3))
+    for request in (wanted, *others):
+        (tmp_path / request.file_name).write_bytes(whole)
+    with caplog.at_level(logging.WARNING):
+        made, earlier = reusable_clips(tmp_path, [wanted])
+    assert (len(made), earlier) == (1, [])
+    assert "2 clips in the folder are in no line of manifest.jsonl and of none of these prompts" in caplog.text
+    assert "sample with their own prompts and settings to list them again" in caplog.text
+
+
 class Job:
     """`sample_clips` in one process, on actors whose method is `make`."""
 

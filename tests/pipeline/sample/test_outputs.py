@@ -46,7 +46,7 @@ def test_a_file_outside_the_folder_is_refused_with_its_line(tmp_path, file):
 )
 def test_a_damaged_line_is_named_with_a_way_out(tmp_path, line, told):
     (tmp_path / SAMPLES_NAME).write_text(f"{CLIP.model_dump_json()}\n{line}\n")
-    with pytest.raises(SamplesError, match=rf"{told}.*; correct or delete that line and sample again"):
+    with pytest.raises(SamplesError, match=rf"{told}.*; correct that line, or delete it and sample again"):
         read_samples(tmp_path)
 
 
