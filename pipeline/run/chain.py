@@ -8,7 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.run.stage_record import read_stage_record
+from data.errors import ReelflowError
+from pipeline.run.stage_record import STAGE_RECORD_NAME, read_stage_record
+
+
+class DamagedRecordError(ReelflowError, ValueError):
+    """The record of a stage that cannot be read; the message names the file and the way out."""
 
 
 @dataclass(frozen=True)
@@ -24,18 +29,28 @@ class Outdated:
 def find_outdated(run_dir: Path, folder: str, folders: Sequence[str]) -> list[Outdated]:
     """The folders that have to be made again before `folder` can be used, in order; empty if it is up to date.
 
-    A folder that was deleted is not looked at: what was made from it cannot be compared with it.
+    A folder that was deleted is not looked at: what was made from it cannot be compared with it. One that is there, but
+    whose record cannot be read, may have changed.
 
     Args:
         folder: of a finished stage.
         folders: of all stages, in order; a folder is made from earlier ones only.
+
+    Raises:
+        DamagedRecordError: the record of a folder behind it cannot be read.
     """
     found: dict[str, list[Outdated]] = {}
     builds: dict[str, str] = {}
+    damaged: dict[str, Path] = {}  # folder -> the record that cannot be read: its own, or of a folder behind it
     for name in folders[: folders.index(folder) + 1] if folder in folders else ():
         record = read_stage_record(run_dir / name)
         if record is None:
+            path = run_dir / name / STAGE_RECORD_NAME
+            if path.exists():
+                damaged[name] = path
             continue
+        if behind_it := [damaged[other] for other in record.inputs if other in damaged]:
+            damaged[name] = behind_it[0]
         builds[name] = record.build
         before = {other: build for other, build in record.inputs.items() if other in found}
         behind = [outdated for other in before for outdated in found[other]]
@@ -47,4 +62,10 @@ def find_outdated(run_dir: Path, folder: str, folders: Sequence[str]) -> list[Ou
         else:
             own = [Outdated(record.stage, f"{run_dir / name} depends on these")] if behind else []
         found[name] = list(dict.fromkeys([*behind, *own]))
+    if folder in found and folder in damaged:
+        path = damaged[folder]
+        raise DamagedRecordError(
+            f"{path} is damaged, so it is not known whether {run_dir / folder} is out of date; restore that file, or "
+            f"use `run`, which makes {path.parent.name} and what was made from it again (the old ones are kept)"
+        )
     return found.get(folder, [])

@@ -55,6 +55,7 @@ class RunContext:
 
         Raises:
             StageOrderError: that stage has not finished, or a folder behind it has changed since; names the commands.
+            DamagedRecordError: the record of a folder behind it cannot be read.
         """
         record = read_stage_record(self.run_dir / folder)
         if record is None or not record.complete:

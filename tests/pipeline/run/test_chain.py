@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.run.chain import DamagedRecordError
 from pipeline.run.context import RunContext, StageOrderError
 from pipeline.run.stage_record import begin
 
@@ -71,3 +72,15 @@ def test_a_folder_that_was_deleted_leaves_what_was_made_from_it_usable(finished)
     (finished / "clips" / "stage.json").unlink()
     (finished / "clips").rmdir()
     assert RunContext(finished, "", FOLDERS).build_of("dit", "train dit")
+
+
+@pytest.mark.parametrize("content", [b"{", b"", b"\xff"])
+def test_a_record_behind_that_cannot_be_read_is_named(finished, content):
+    """The clips may have changed since; nothing says so any more."""
+    path = finished / "autoencoder" / "stage.json"
+    path.write_bytes(content)
+    for folder in ("latents", "dit"):
+        with pytest.raises(DamagedRecordError, match=rf"^{path} is damaged, .*{finished / folder} is out of date; "):
+            RunContext(finished, "", FOLDERS).build_of(folder, STAGES[folder])
+    assert RunContext(finished, "", FOLDERS).build_of("clips", "shard")
+    assert "is not finished" in refusal(finished, "autoencoder")
