@@ -35,6 +35,10 @@ class ChangedError(ReelflowError, ValueError):
     """A stage that has to resume was made from other inputs, or its inputs are unknown."""
 
 
+class BrokenLinkError(ReelflowError, ValueError):
+    """What a complete stage made lies behind a link that leads nowhere; the message names the link and the way out."""
+
+
 class StageRecord(BaseModel):
     """What a stage's folder was made from, and whether it is complete."""
 
@@ -105,6 +109,8 @@ def begin(
 
     Raises:
         ChangedError: other inputs differ.
+        BrokenLinkError: an output of a complete stage lies behind a link that leads nowhere. As after any error of
+            `check_continues`, the record is as it was.
     """
     inputs = json.loads(json.dumps({**inputs, "continues": continues or {}}))
     old = read_stage_record(folder)
@@ -135,6 +141,8 @@ def begin(
         missing = [name for name in old.outputs if not is_whole(folder / name)]
         if old.complete and not missing and old.inputs.get("continues") == inputs["continues"]:
             return OpenStage(folder, old, "nothing to do", time.monotonic())
+        if old.complete:
+            _refuse_broken_links(folder, missing)
         lack = "is cut short" if missing and (folder / missing[0]).exists() else "is missing"
         note = f"continues: {missing[0]} {lack}" if old.complete and missing else "continues"
         return reopened(note, is_same_build=not old.complete)
@@ -145,6 +153,17 @@ def begin(
     if count_reusable is not None and (num_reusable := count_reusable()) > 0:
         return reopened(f"{_listed(changed)}: {num_reusable} shards are reused, the others are made again")
     return _new(folder, name, inputs, f"{_listed(changed)}: made again, the old one is in {archive(folder).name}")
+
+
+def _refuse_broken_links(folder: Path, missing: list[str]) -> None:
+    """Refuse to make outputs again that are on a disk which is not mounted: what follows would be out of date."""
+    for path in (folder / name for name in missing):
+        link = next((part for part in (path, *path.parents) if part.is_symlink() and not part.exists()), None)
+        if link is not None:
+            raise BrokenLinkError(
+                f"{path} is missing because the link {link} leads to {link.readlink()}, which is not there: mount its "
+                "disk, or remove the link to make again what is missing"
+            )
 
 
 def _new(folder: Path, name: str, inputs: dict[str, Any], note: str) -> OpenStage:

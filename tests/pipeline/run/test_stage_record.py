@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
-from pipeline.run.stage_record import begin
+import pytest
+
+from pipeline.run.stage_record import STAGE_RECORD_NAME, BrokenLinkError, begin
 
 
 def test_a_complete_stage_continues_where_an_output_is_missing_or_cut_short(tmp_path):
@@ -24,3 +26,21 @@ def test_a_complete_stage_continues_where_an_output_is_missing_or_cut_short(tmp_
     stage.finish(outputs, {})
     Path.unlink(outputs[1])
     assert opened().note == "continues: b.mp4 is missing"
+
+
+def test_outputs_on_a_disk_that_is_away_are_not_made_again(tmp_path):
+    folder, disk = tmp_path / "latents", tmp_path / "disk"
+    stage = begin(folder, "encode", {"clips": "c1"})
+    disk.mkdir()
+    (folder / "shards").symlink_to(disk)
+    (folder / "shards" / "a.tar").touch()
+    stage.finish([folder / "shards" / "a.tar"], {})
+    before = (folder / STAGE_RECORD_NAME).read_bytes()
+    disk.rename(tmp_path / "away")
+    with pytest.raises(
+        BrokenLinkError, match=rf"the link {folder}/shards leads to {disk}, .* mount its disk, or remove"
+    ):
+        begin(folder, "encode", {"clips": "c1"})
+    assert (folder / STAGE_RECORD_NAME).read_bytes() == before
+    (tmp_path / "away").rename(disk)
+    assert begin(folder, "encode", {"clips": "c1"}).complete
