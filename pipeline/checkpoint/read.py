@@ -22,6 +22,7 @@ from pipeline.checkpoint.record import (
     LastSave,
     is_checkpoint_name,
     listed,
+    mistakes,
     read_checkpoint_record,
     step_folders,
 )
@@ -67,11 +68,23 @@ def lost_checkpoints(run_dir: Path, saved_step: int) -> str:
 
 
 def read_last_save(run_dir: Path) -> int:
-    """The step that last_save.json names; 0 where there is no such file, or none that can be read."""
+    """The step that last_save.json names; 0 where there is no such file.
+
+    Raises:
+        CheckpointError: the file is damaged, so it is not known whether there was a checkpoint.
+    """
+    path = run_dir / LAST_SAVE_NAME
     try:
-        return LastSave.model_validate_json((run_dir / LAST_SAVE_NAME).read_bytes()).step
-    except (FileNotFoundError, ValidationError):
+        return LastSave.model_validate_json(path.read_bytes()).step
+    except FileNotFoundError:
         return 0
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror}); make it readable") from error
+    except ValidationError as error:
+        raise CheckpointError(
+            f'{path} is damaged: {mistakes(error)}; it holds the step of the newest checkpoint, as {{"step": 8}}; '
+            f"write that into it, or delete it if {run_dir / FOLDER_NAME} holds every checkpoint that was saved"
+        ) from error
 
 
 def newest_complete_step(run_dir: Path) -> int:

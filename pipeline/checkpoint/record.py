@@ -47,7 +47,7 @@ class CheckpointError(ReelflowError, ValueError):
 class LastSave(Record):
     """last_save.json."""
 
-    step: int
+    step: int = Field(ge=0)
 
 
 class FileRecord(Record):

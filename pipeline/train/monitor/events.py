@@ -42,6 +42,9 @@ def last_saved_step(run_dir: Path) -> int:
     """The last step that is known to have been saved, whether its checkpoint is still there or not; 0: none is.
 
     Older versions wrote no last_save.json, but a training that resumed, stopped or finished had saved a checkpoint.
+
+    Raises:
+        CheckpointError: last_save.json is damaged.
     """
     return max(
         [read_last_save(run_dir), *(event.step for event in read_events(run_dir) if event.event != "unreadable")]

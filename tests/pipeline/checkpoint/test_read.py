@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from pipeline.checkpoint.read import open_checkpoint, require_checkpoint
+from pipeline.checkpoint.read import open_checkpoint, read_last_save, require_checkpoint
 from pipeline.checkpoint.record import CheckpointError, step_folders
 
 
@@ -67,3 +67,14 @@ def test_resuming_is_refused_with_the_right_reason_where_there_is_no_checkpoint(
         require_checkpoint(tmp_path)
     with pytest.raises(CheckpointError, match=r"although one was saved at step 7: .* on a disk that is not mounted"):
         require_checkpoint(tmp_path, saved_step=7)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"step": -1}', '{"step": 8, "more": 1}', '{"step": "x"}'])
+def test_a_last_save_that_cannot_be_read_is_never_taken_for_none(tmp_path, content):
+    assert read_last_save(tmp_path) == 0
+    path = tmp_path / "last_save.json"
+    path.write_text('{"step": 8}')
+    assert read_last_save(tmp_path) == 8
+    path.write_text(content)
+    with pytest.raises(CheckpointError, match=rf"^{path} is damaged: .*write that into it, or delete it"):
+        read_last_save(tmp_path)
