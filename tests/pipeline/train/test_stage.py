@@ -34,6 +34,7 @@ def trained(tmp_path) -> tuple[TrainStage, RunContext, OpenStage]:
     """A training that is complete according to its record, and whose checkpoints are on a disk that is away."""
     run = RunContext(tmp_path, "", FOLDERS)
     (stage,) = stages_of(load_config(Path("demo")), ("train autoencoder",))
+    assert isinstance(stage, TrainStage)
     folder = run.folder_of(stage)
     opened = begin(folder, stage.name, {"clips": "c1"}, stage.continues())
     (folder / LAST_SAVE_NAME).write_text(LastSave(step=7).model_dump_json())
