@@ -24,8 +24,13 @@ from pipeline.ingest.config import SYNTHETIC
 COMMANDS = ("run", "demo", *NAMES[1:])
 NO_AGENT = "No available agent"  # the answer, after 10 s, of a cluster whose nodes are still starting
 SUBMISSIONS = 3
-SHIPPED = ("data", "models", "pipeline", "launch")
-NOT_SHIPPED = (".?*", "**/__pycache__", "**/*.mp4")
+PACKAGES = ("data", "models", "pipeline", "launch")
+_SOURCE = re.compile(r"[A-Za-z0-9_]+\.py|py\.typed")
+_READ_AT_RUN_TIME = {
+    "launch/presets": re.compile(r"[A-Za-z0-9_-]+\.yaml"),
+    "pipeline/report/templates": re.compile(r"[A-Za-z0-9_-]+\.(html|css)"),
+}
+"""Files of the program that are not Python, by folder."""
 STOP_SECONDS = 600
 """How long a job that is stopped may take to save before Ray kills it; Ray's default is 3 s."""
 _ON_THE_HEAD = "`ray get-auth-token` prints it on the head node; set RAY_AUTH_TOKEN to it"
@@ -131,9 +136,25 @@ def submit(
 
 
 def not_shipped(folder: Path) -> list[str]:
-    """Patterns of what is not part of the program: videos, runs, keys and whatever else lies in the checkout."""
-    others = [f"/{path.name}" for path in sorted(folder.iterdir()) if path.name not in SHIPPED]
-    return [*others, *NOT_SHIPPED]
+    """Patterns, as in .gitignore, that leave out everything but the program: what is not named here is not shipped.
+
+    The names in them are those of the program alone, so that no other name in the checkout has to be written as a
+    pattern; a later pattern counts more than an earlier one.
+    """
+    files = [file for package in PACKAGES for file in _program_files(folder, package)]
+    patterns = ["*", "!/."]  # Ray asks for the folder itself too, as "."
+    for place in sorted({parent for file in files for parent in file.parents} - {Path()}):
+        patterns += [f"!/{place}", f"/{place}/*"]
+    return patterns + [f"!/{file}" for file in files]
+
+
+def _program_files(folder: Path, package: str) -> Iterator[Path]:
+    """The files of a package that the program needs, relative to `folder`; links to folders are not followed."""
+    for place, subfolders, names in os.walk(folder / package):
+        subfolders[:] = [name for name in subfolders if name.isascii() and name.isidentifier()]
+        inside = Path(place).relative_to(folder)
+        patterns = [_SOURCE, _READ_AT_RUN_TIME.get(inside.as_posix(), _SOURCE)]
+        yield from (inside / name for name in sorted(names) if any(pattern.fullmatch(name) for pattern in patterns))
 
 
 def _absolute(place: str) -> str:

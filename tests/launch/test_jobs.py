@@ -14,17 +14,28 @@ from typing import Any
 from zipfile import ZipFile
 
 import pytest
-from ray._private.runtime_env.packaging import create_package
+from ray._private.runtime_env.packaging import _get_excludes, create_package
 from ray.job_submission import JobSubmissionClient
 
 from data.dataset.manifest import read_manifest
 from launch.cluster import ClusterError
 from launch.config import load_config
-from launch.jobs import NO_AGENT, TokenError, absolute_paths, asks_for_token, not_shipped, status, stop, submit
+from launch.jobs import (
+    NO_AGENT,
+    PACKAGES,
+    TokenError,
+    absolute_paths,
+    asks_for_token,
+    not_shipped,
+    status,
+    stop,
+    submit,
+)
 from launch.overrides import ConfigError
 from pipeline.checkpoint.read import open_checkpoint
 from pipeline.train.monitor.metrics import read_metrics
 from testing.commands import TINY, launch
+from testing.paths import ROOT
 
 
 def test_a_job_is_told_places_that_do_not_depend_on_where_it_was_submitted():
@@ -119,22 +130,43 @@ def test_a_cluster_that_asks_for_a_token_says_where_to_find_it(address, tmp_path
         status("nothing", address)
 
 
+def shipped_files(folder: Path) -> set[str]:
+    """What Ray packs of a folder."""
+    archive = folder.with_suffix(".zip")
+    create_package(str(folder), archive, include_gitignore=True, excludes=not_shipped(folder))
+    with ZipFile(archive) as package:
+        return {name for name in package.namelist() if not name.endswith("/")}
+
+
+NO_PROGRAM = [
+    *(".env", "my/videos/a.mp4", "runs/x/config.yaml", "data/.env", "pipeline/clip.webm", "models/weights", "q?/a.py"),
+    *("videos [2024]/a.mp4", "trail /a.mp4", "my\\back/a.mp4", "#x/a.mp4", "!data/a.py", "clips*/a.mp4", "a\nb/c.py"),
+    *("data/videos [2024]/a.py", "data/trail /a.py", "data/keys.yaml", "data/a b.py", "launch/presets/key.pem"),
+    *("data/__pycache__/clip.cpython-311.pyc", "models/x.py/a.mp4", "other/data/clip.py", "launch/.a/b.py"),
+]
+PROGRAM = {"data/clip.py", "data/files/a.py", "data/py.typed", "launch/presets/demo.yaml", "pipeline/a/b/c.py"}
+
+
 def test_only_the_program_is_shipped(tmp_path):
-    for name in (
-        ".env",
-        "my/videos/a.mp4",
-        "runs/x/config.yaml",
-        "data/.env",
-        "data/clip.py",
-        "launch/presets/demo.yaml",
-    ):
+    for name in (*NO_PROGRAM, *PROGRAM):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("x")
-    archive = tmp_path.with_suffix(".zip")
-    create_package(str(tmp_path), archive, include_gitignore=True, excludes=not_shipped(tmp_path))
-    with ZipFile(archive) as package:
-        shipped = [name for name in package.namelist() if not name.endswith("/")]
-    assert sorted(shipped) == ["data/clip.py", "launch/presets/demo.yaml"]
+    outside = tmp_path.with_name(f"{tmp_path.name}-videos")
+    outside.mkdir()
+    (outside / "a.py").write_text("x")
+    (tmp_path / "data" / "linked").symlink_to(outside)
+    assert shipped_files(tmp_path) == PROGRAM
+    is_left_out = _get_excludes(tmp_path, not_shipped(tmp_path))  # of each file alone, too, not of its folder only
+    assert [name for name in NO_PROGRAM if not is_left_out(tmp_path / name)] == ["a\nb/c.py"]  # its folder is
+
+
+def test_the_whole_program_is_shipped():
+    listed = subprocess.run(["git", "ls-files", *PACKAGES], cwd=ROOT, capture_output=True, text=True, check=True)
+    is_left_out = _get_excludes(ROOT, not_shipped(ROOT))
+    names = [name for name in listed.stdout.splitlines() if (ROOT / name).exists()]
+    places = {place for name in names for place in (ROOT / name, *(ROOT / name).parents) if place.is_relative_to(ROOT)}
+    assert len(names) > 100
+    assert [place for place in places if is_left_out(place)] == []
 
 
 def test_submit_and_follow_a_stage(address, tmp_path):
