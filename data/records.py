@@ -5,6 +5,7 @@ each field has a docstring, from which the reference page and the JSON schema ar
 an output is made from, or marked as `Runtime` or `Layout`.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -46,6 +47,25 @@ class Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+def is_64_bit(number: int) -> bool:
+    """Whether a number is one that every reader and library can hold."""
+    return -(2**63) <= number < 2**63
+
+
+def _flat(value: object) -> Iterator[object]:
+    """The values in lists and tuples, at any depth; any other value itself."""
+    if isinstance(value, list | tuple):
+        for inner in value:
+            yield from _flat(inner)
+    else:
+        yield value
+
+
+def _kinds(annotation: object) -> set[object]:
+    """The types that a type expression names, at any depth."""
+    return {annotation}.union(*(_kinds(part) for part in get_args(annotation)))
+
+
 class Settings(Record):
     """A part of the configuration. A path may begin with `~`, which stands for the home folder."""
 
@@ -54,9 +74,16 @@ class Settings(Record):
     @field_validator("*", mode="before")
     @classmethod
     def _refuse_truth_values(cls, value: Any, info: ValidationInfo) -> Any:  # noqa: ANN401 - of any field
-        annotation = cls.model_fields[str(info.field_name)].annotation
-        if isinstance(value, bool) and {int, float}.intersection((annotation, *get_args(annotation))):
+        kinds = _kinds(cls.model_fields[str(info.field_name)].annotation)
+        if {int, float} & kinds and bool not in kinds and any(isinstance(inner, bool) for inner in _flat(value)):
             raise ValueError("true and false are no numbers")
+        return value
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _refuse_large_numbers(cls, value: Any) -> Any:  # noqa: ANN401 - of any field
+        if any(isinstance(inner, int) and not is_64_bit(inner) for inner in _flat(value)):
+            raise ValueError("it is no number of 64 bits")
         return value
 
     @field_validator("*", mode="after")

@@ -22,6 +22,9 @@ class Chosen(Settings):
     folder: Path | None = None
     count: int | None = None
     is_on: bool = False
+    pair: tuple[float, float] = (0.0, 1.0)
+    rows: tuple[tuple[int, ...], ...] = ()
+    either: bool | int = False
 
 
 @pytest.mark.parametrize("value", NOT_FINITE, ids=str)
@@ -55,3 +58,17 @@ def test_truth_values_are_no_numbers():
     with pytest.raises(ValidationError, match="true and false are no numbers"):
         Chosen.model_validate({"count": True})
     assert Chosen.model_validate({"count": None, "is_on": True}).is_on
+
+
+@pytest.mark.parametrize("fields", [{"pair": [False, 0.9]}, {"pair": (0.1, True)}, {"rows": [[1], [2, True]]}])
+def test_truth_values_in_a_list_are_no_numbers_either(fields):
+    with pytest.raises(ValidationError, match="true and false are no numbers"):
+        Chosen.model_validate(fields)
+    assert Chosen.model_validate({"either": True}).either is True
+
+
+@pytest.mark.parametrize("fields", [{"count": 2**63}, {"count": "9" * 4000}, {"rows": [[-(2**64)]]}])
+def test_a_number_beyond_64_bits_is_refused(fields):
+    with pytest.raises(ValidationError, match="it is no number of 64 bits"):
+        Chosen.model_validate(fields)
+    assert Chosen(count=2**63 - 1).count == 2**63 - 1

@@ -12,6 +12,9 @@ BOMB = "\n".join(
     ["a0: &a0 [x, x, x, x, x, x, x, x, x]"] + [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 9)]
 )
 
+MERGED_TWICE = "z: &z {x: 1}\na:\n  inner: &b\n    <<: *z\n    x: 2\nc:\n  <<: *b\n"
+DEEP = "\n".join([f"a{i}: &a{i} {'[' * 45}{f'*a{i - 1}' if i else ''}{']' * 45}" for i in range(60)])
+
 
 @pytest.mark.parametrize(
     ("text", "value"),
@@ -24,6 +27,10 @@ BOMB = "\n".join(
         ),
         ("a: '0100' # a comment\nb: \"1:30\"\nc: '2024-01-01'", {"a": "0100", "b": "1:30", "c": "2024-01-01"}),
         ("a: &x {b: 1}\nc: {<<: *x, d: 2}", {"a": {"b": 1}, "c": {"b": 1, "d": 2}}),
+        (MERGED_TWICE, {"z": {"x": 1}, "a": {"inner": {"x": 2}}, "c": {"x": 2}}),
+        ("{&k 1: a, b: *k, 2024-01-01: c}", {"1": "a", "b": 1, "2024-01-01": "c"}),
+        ("[!!float 1, !!int '5', !!str 5, !!bool true, !!null ~]", [1.0, 5, "5", True, None]),
+        ("[0x7fffffffffffffff, -9223372036854775808]", [2**63 - 1, -(2**63)]),
     ],
 )
 def test_values_are_read_as_they_look(text, value):
@@ -51,6 +58,22 @@ def test_values_are_read_as_they_look(text, value):
         ("{" * 3000, rf"line 1: more than {MAX_DEPTH} levels"),
         ("\n".join("  " * depth + "a:" for depth in range(60)), rf"line \d+: more than {MAX_DEPTH} levels"),
         (BOMB, r"line 6: more than 100000 values"),
+        (DEEP, rf"line 2: more than {MAX_DEPTH} levels"),
+        ("a: !!bool maybe", r"line 1: 'maybe' is no bool"),
+        ("a: 1\nb: !!int ''", r"line 2: '' is no int"),
+        ("a: !!float ''", r"line 1: '' is no float"),
+        ("a: !!null x", r"line 1: 'x' is no null"),
+        ("a: !!int {}", r"line 1: this is no int"),
+        ("a: !!map [1]", r"line 1: this is no map"),
+        ("!!binary aGk=: 1", r"line 1: 'aGk=' has the type 'tag:yaml.org,2002:binary'"),
+        ("{&k 2024-01-01: c, a: *k}", r"line 1: '2024-01-01' reads as a date"),
+        ('a: 1\nb: "\\U00110000"', r"line 2: it is not YAML: chr"),
+        ('a: "\\UFFFFFFFF"', r"line 1: it is not YAML: .*too large"),
+        ("%YAML 1." + "9" * 5000 + "\n--- a", r"line 1: it is not YAML: Exceeds the limit"),
+        ("a: 0x" + "f" * 5000, r"line 1: '0xfff.*\(5002 characters\)' is no number of 64 bits"),
+        ("a: 9223372036854775808", r"line 1: '9223372036854775808' is no number of 64 bits"),
+        ("a: 010\nb: 0" + "7" * 5000, r"line 1: '010' would be read in base 8"),
+        ("a: 0" + "7" * 5000, r"would be read in base 8"),
         ("a: " + "x" * 2**20, r"it has 1048579 characters, more than 1048576"),
     ],
     ids=lambda value: shorten(value, 20),
@@ -74,7 +97,7 @@ def test_an_alias_is_a_copy():
 
 
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False) | st.text(),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
     max_leaves=20,
 )
