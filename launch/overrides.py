@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from reprlib import Repr
@@ -38,8 +39,8 @@ def apply_override(tree: dict[str, Any], override: Override, root: type[BaseMode
     """Set one field in a tree of plain values.
 
     The value of a field of text or a path is the text itself, so that `my videos #2` is that folder. Text in quotes is
-    read as YAML reads it; `null`, `~` and nothing are None where the field may be None. Any other value is YAML.
-    A field that is overridden under an old name loses the value it has under the new one, and the reverse.
+    read as YAML reads it, where it can be; `null`, `~` and nothing are None where the field may be None. Any other
+    value is YAML. A field that is overridden under an old name loses the value it has under the new one, and the reverse.
 
     Args:
         root: the record that the tree describes.
@@ -57,7 +58,7 @@ def apply_override(tree: dict[str, Any], override: Override, root: type[BaseMode
     else:
         text = text.strip() if key.endswith(" ") else text
         try:
-            value = _read_value(text, _annotation_at(root, sections, field))
+            value = _read_value(told, text, _annotation_at(root, sections, field))
         except YamlError as error:
             raise ConfigError(f"{told}: {error}; quote text that has brackets or colons") from error
     _set(tree, told, [*sections, field], value, root)
@@ -78,7 +79,7 @@ def _set(tree: dict[str, Any], told: str, path: list[str], value: Any, root: typ
     node[field] = value
 
 
-def _read_value(text: str, annotation: Any) -> Any:  # noqa: ANN401 - a type of a field, and a value of it
+def _read_value(told: str, text: str, annotation: Any) -> Any:  # noqa: ANN401 - a type of a field, and a value of it
     kinds = _choices(annotation)
     if not kinds & {str, Path}:
         return read_plain_yaml(text, whole=True)
@@ -87,7 +88,10 @@ def _read_value(text: str, annotation: Any) -> Any:  # noqa: ANN401 - a type of 
         return None
     stripped = text.strip()
     if len(stripped) > 1 and stripped[0] == stripped[-1] and stripped[0] in "'\"":
-        return read_plain_yaml(stripped, whole=True)
+        with suppress(YamlError):  # such as "a" and "b", which is text that begins and ends with quotes
+            return read_plain_yaml(stripped, whole=True)
+    if text != stripped:
+        raise ConfigError(f"{told}: the value begins or ends with white space; leave it out, or put the text in quotes")
     return text
 
 
