@@ -19,6 +19,7 @@ from data.records import expand_home
 from launch.overrides import Given, Override
 from launch.stages import NAMES, STAGES, Entry, Options, stages_of
 
+CLIPS_SHOWN = 24
 app = typer.Typer(
     help="Turn a folder of videos into a video generator: shard, train, encode, train, sample, evaluate.",
     no_args_is_help=True,
@@ -110,10 +111,12 @@ class _Start:
         """The lowest level of messages that are shown.
 
         Raises:
-            BadParameter: both --verbose and --quiet are given.
+            BadParameter: --quiet is given together with --verbose or --dry-run.
         """
         if self.verbose and self.quiet:
             raise typer.BadParameter("--verbose and --quiet contradict each other; give one of them")
+        if self.dry_run and self.quiet:
+            raise typer.BadParameter("--dry-run only prints, and --quiet prints warnings only; give one of them")
         if self.quiet:
             return logging.WARNING
         return logging.DEBUG if self.verbose else logging.INFO
@@ -261,8 +264,15 @@ def sample(
 
     Example: `reelflow sample runs/demo/dit --prompts prompts.txt --output clips --set sample.guidance_scale=4`
     """
+    if prompts is not None and any(text.partition("=")[0].strip() == "sample.prompts" for text in overrides or []):
+        raise typer.BadParameter("--prompts and --set sample.prompts name the same; give one of them")
     given = [*(overrides or []), *([Given("sample.prompts", prompts)] if prompts else [])]
     if not target.is_dir():
+        if output is not None:
+            raise typer.BadParameter(
+                f"--output is for a checkpoint, and {target} is no folder of one; the clips of a configuration go into "
+                "the samples folder of its run: leave --output out"
+            )
         _run(target, ("sample",), _Start(given, dry_run, verbose, quiet, debug))
         return
     with _readable_errors(debug):
@@ -289,7 +299,7 @@ def inspect(
             metavar="FOLDER", help="Of a dataset: write a page and a contact sheet there.", callback=_expand_home
         ),
     ] = None,
-    clips: Annotated[int, typer.Option(min=1, help="How many clips the page shows.")] = 24,
+    clips: Annotated[int | None, typer.Option(min=1, help="How many clips the page shows: 24 if not given.")] = None,
     debug: Debug = False,
 ) -> None:
     """Say what a folder holds, and show a dataset.
@@ -297,11 +307,13 @@ def inspect(
     Example: `reelflow inspect runs/demo/clips --html look`
     """
     with _readable_errors(debug):
+        if clips is not None and html is None:
+            raise typer.BadParameter("--clips is the number of clips that a page shows; give --html FOLDER too")
         from launch.inspect import describe_folder, show_folder
 
         typer.echo(describe_folder(path))
         if html is not None:
-            for file in show_folder(path, html, clips):
+            for file in show_folder(path, html, CLIPS_SHOWN if clips is None else clips):
                 typer.echo(f"  wrote {file} ({file.stat().st_size / 1e6:.1f} MB)")
 
 

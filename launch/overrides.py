@@ -40,7 +40,8 @@ def apply_override(tree: dict[str, Any], override: Override, root: type[BaseMode
 
     The value of a field of text or a path is the text itself, so that `my videos #2` is that folder. Text in quotes is
     read as YAML reads it, where it can be; `null`, `~` and nothing are None where the field may be None. Any other
-    value is YAML. A field that is overridden under an old name loses the value it has under the new one, and the reverse.
+    value is YAML.
+    A field that is overridden under an old name loses the value it has under the new one, and the reverse.
 
     Args:
         root: the record that the tree describes.
