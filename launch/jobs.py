@@ -13,7 +13,7 @@ from typing import Any
 import requests
 from pydantic import BaseModel
 from ray.exceptions import AuthenticationError
-from ray.job_submission import JobSubmissionClient
+from ray.job_submission import JobStatus, JobSubmissionClient
 
 from launch.cluster import PROJECT_DIR, ClusterError
 from launch.config import RunConfig, dump_config, load_config
@@ -35,6 +35,8 @@ STOP_SECONDS = 600
 """How long a job that is stopped may take to save before Ray kills it; Ray's default is 3 s."""
 _ON_THE_HEAD = "`ray get-auth-token` prints it on the head node; set RAY_AUTH_TOKEN to it"
 ANSWER_SECONDS, POLL_SECONDS = 30, 0.5
+_NOT_OF_RAY = (requests.RequestException, ConnectionError, LookupError, TypeError, ValueError)
+"""What Ray's client raises where an answer is missing or lacks the fields of Ray's."""
 
 
 class TokenError(ClusterError):
@@ -49,41 +51,76 @@ def _client(address: str) -> JobSubmissionClient:
         return JobSubmissionClient(address, headers=headers)
     except AuthenticationError as error:
         raise TokenError(f"the cluster at {address} refuses the token that was found here: {_ON_THE_HEAD}") from error
-    except (ConnectionError, RuntimeError) as error:
-        raise _no_dashboard(address, error) from error
+    except (*_NOT_OF_RAY, RuntimeError) as error:
+        raise _no_dashboard(address, _first_line(error)) from error
 
 
-def _no_dashboard(address: str, error: Exception) -> ClusterError:
+def _no_dashboard(address: str, reason: str) -> ClusterError:
     return ClusterError(
-        f"no Ray dashboard answers at {address} ({str(error).splitlines()[0][:300]}); on the cluster's head node run "
+        f"no Ray dashboard answers at {address} ({reason}); on the cluster's head node run "
         "`ray start --head`, and forward port 8265 if it is another machine"
     )
+
+
+def _first_line(error: Exception) -> str:
+    return f"{str(error).strip() or type(error).__name__}".splitlines()[0][:300]
 
 
 def asks_for_token(address: str) -> bool:
     """Whether the cluster refuses requests without a token.
 
     Raises:
-        ClusterError: nothing answers at the address.
+        ClusterError: nothing answers at the address, or another program than Ray.
     """
+    answer = _answer(address, "/api/jobs/")
+    if answer.status_code in (401, 403):
+        return True
+    if answer.status_code == 200 and _is_ray(_answer(address, "/api/version")):
+        return False
+    raise _no_dashboard(address, f"what answers there, with status {answer.status_code}, is another program")
+
+
+def _answer(address: str, path: str) -> requests.Response:
     try:
-        answer = requests.get(f"{address.rstrip('/')}/api/jobs/", timeout=ANSWER_SECONDS, allow_redirects=False)
-    except requests.RequestException as error:
-        raise _no_dashboard(address, error) from error
-    return answer.status_code in (401, 403)
+        return requests.get(address.rstrip("/") + path, timeout=ANSWER_SECONDS, allow_redirects=False)
+    except (requests.RequestException, ValueError) as error:  # the latter of an address such as http://[::1
+        raise _no_dashboard(address, _first_line(error)) from error
+
+
+def _is_ray(answer: requests.Response) -> bool:
+    """Whether an answer to the question for the version is one of Ray."""
+    try:
+        fields = answer.json()
+    except ValueError:
+        return False
+    return isinstance(fields, dict) and isinstance(fields.get("ray_version"), str)
 
 
 def _token(address: str) -> str:
     """The token that Ray's own commands would use: of RAY_AUTH_TOKEN, of a file, or of this user."""
-    if token := os.environ.get("RAY_AUTH_TOKEN"):
-        return token
-    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    place, token = "RAY_AUTH_TOKEN", os.environ.get("RAY_AUTH_TOKEN", "").strip()
+    if not token:
+        path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+        place, token = str(path), _token_of_file(address, path)
+    if not token.isascii() or not token.isprintable() or " " in token:  # the message must not show it
+        raise TokenError(
+            f"what {place} holds is no token, with white space or a special character in it: {_ON_THE_HEAD}"
+        )
+    return token
+
+
+def _token_of_file(address: str, path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8").strip()
-    except OSError as error:
+        token = path.read_text(encoding="utf-8").strip()
+    except UnicodeDecodeError as error:
+        raise TokenError(f"{path} holds no token, since it is not UTF-8 text: {_ON_THE_HEAD}") from error
+    except OSError:
+        token = ""
+    if not token:
         raise TokenError(
             f"the cluster at {address} asks for a token, and there is none in RAY_AUTH_TOKEN or {path}: {_ON_THE_HEAD}"
-        ) from error
+        )
+    return token
 
 
 def submit(
@@ -193,6 +230,11 @@ def follow(job_id: str, address: str) -> Iterator[str]:
                 yield loop.run_until_complete(anext(lines))
             except StopAsyncIteration:
                 return
+            except Exception as error:  # of aiohttp, or RuntimeError
+                raise ClusterError(
+                    f"the log of {job_id} ended early ({_first_line(error)}); the job goes on: follow it again with "
+                    f"`reelflow job follow {job_id}`"
+                ) from error
     finally:
         loop.close()
 
@@ -213,17 +255,22 @@ def stop(job_id: str, address: str) -> str:
     """
     client = _client(address)
     _known(client, job_id)
-    client.stop_job(job_id)
+    try:
+        client.stop_job(job_id)
+    except (*_NOT_OF_RAY, RuntimeError) as error:
+        raise ClusterError(f"{job_id} could not be asked to stop ({_first_line(error)}); try again") from error
     deadline = time.monotonic() + STOP_SECONDS + ANSWER_SECONDS
-    while not (state := client.get_job_status(job_id)).is_terminal():
+    while not JobStatus(state := _known(client, job_id)).is_terminal():
         if time.monotonic() > deadline:
-            raise ClusterError(f"{job_id} is still {state.value} {STOP_SECONDS} s after it was asked to stop")
+            raise ClusterError(f"{job_id} is still {state} {STOP_SECONDS} s after it was asked to stop")
         time.sleep(POLL_SECONDS)
-    return state.value
+    return state
 
 
 def _known(client: JobSubmissionClient, job_id: str) -> str:
     try:
         return client.get_job_status(job_id).value
     except RuntimeError as error:
-        raise ConfigError(f"there is no job {job_id!r} on that cluster ({str(error).splitlines()[0]})") from error
+        raise ConfigError(f"there is no job {job_id!r} on that cluster ({_first_line(error)})") from error
+    except _NOT_OF_RAY as error:
+        raise ClusterError(f"the cluster gave no answer about the job {job_id!r} ({_first_line(error)})") from error

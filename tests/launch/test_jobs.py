@@ -7,6 +7,8 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from operator import attrgetter
 from pathlib import Path
@@ -96,24 +98,85 @@ def _token(monkeypatch):
         monkeypatch.setenv(name, value)
 
 
-def test_a_cluster_that_asks_for_no_token_is_refused(tmp_path):
-    """What stands for it here answers a request without a token, as such a cluster does."""
+@contextmanager
+def web_server(answers: Mapping[str, tuple[int, bytes]]) -> Iterator[str]:
+    """The address of a server that gives an answer (status and body) for each path, or that of the path ""."""
 
-    class Open(BaseHTTPRequestHandler):
+    class Server(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self.send_response(200)
+            status_code, body = answers.get(self.path, answers[""])
+            self.send_response(status_code)
+            self.send_header("Content-Length", str(len(body)))
             self.end_headers()
+            self.wfile.write(body)
+
+        do_POST = do_GET
 
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class names them
             pass
 
-    with HTTPServer(("127.0.0.1", 0), Open) as server:
+    with HTTPServer(("127.0.0.1", 0), Server) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        address = f"http://127.0.0.1:{server.server_port}"
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+VERSION = {"/api/version": (200, b'{"version": "4", "ray_version": "2.49.0", "ray_commit": "x"}')}
+
+
+def test_a_cluster_that_asks_for_no_token_is_refused(tmp_path):
+    """What stands for it here answers a request without a token, as such a cluster does."""
+    with web_server({**VERSION, "": (200, b"[]")}) as address:
         assert not asks_for_token(address)
         with pytest.raises(TokenError, match=r"asks for no token: whoever reaches that port .*RAY_AUTH_MODE=token"):
             submit("shard", Path("demo"), [f"runs_dir={tmp_path}"], address)
-        server.shutdown()
+
+
+@pytest.mark.parametrize("answer", [(200, b"<html>"), (200, b"{}"), (200, b"[]"), (404, b"no"), (500, b""), (302, b"")])
+def test_another_web_server_is_no_cluster(answer):
+    told = rf"no Ray dashboard answers at http://127\S+ \(what answers there, with status {answer[0]}, is another"
+    with web_server({"": answer}) as address:
+        for command in (asks_for_token, lambda place: status("job", place), lambda place: stop("job", place)):
+            with pytest.raises(ClusterError, match=told):
+                command(address)
+
+
+def test_an_answer_without_the_fields_of_ray_is_refused():
+    for body in (b"{}", b"no", b"[]"):
+        with web_server({**VERSION, "": (200, body)}) as address:
+            for command in (status, stop):
+                with pytest.raises(ClusterError, match="the cluster gave no answer about the job 'job'"):
+                    command("job", address)
+        answers = {"/api/version": (200, body), "": (401, b"")}
+        with (
+            web_server(answers) as address,
+            pytest.raises(ClusterError, match="no Ray dashboard answers at http://127"),
+        ):
+            status("job", address)
+
+
+@pytest.mark.parametrize("token", ["secret\nsecret", "secret\x00", "secret café", "secret secret"])
+def test_what_is_no_token_is_refused_without_showing_it(tmp_path, monkeypatch, token):
+    file = tmp_path / "token"
+    file.write_bytes(token.encode())
+    with web_server({**VERSION, "": (401, b"")}) as address:
+        for variable, value, place in (
+            ("RAY_AUTH_TOKEN", token, "RAY_AUTH_TOKEN"),
+            ("RAY_AUTH_TOKEN_PATH", file, file),
+        ):
+            if "\0" in str(value):
+                continue  # no variable can hold it
+            monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+            monkeypatch.setenv(variable, str(value))
+            with pytest.raises(TokenError, match=f"what {place} holds is no token, with white space or") as caught:
+                status("job", address)
+            assert "secret" not in str(caught.value)
+        file.write_bytes(b"\xff\xfe")
+        with pytest.raises(TokenError, match="token holds no token, since it is not UTF-8 text"):
+            status("job", address)
+        file.write_bytes(b"\n")
+        with pytest.raises(TokenError, match="there is none in RAY_AUTH_TOKEN or"):
+            status("job", address)
 
 
 def test_a_cluster_that_asks_for_a_token_says_where_to_find_it(address, tmp_path, monkeypatch):
@@ -126,6 +189,9 @@ def test_a_cluster_that_asks_for_a_token_says_where_to_find_it(address, tmp_path
     with pytest.raises(TokenError, match=rf"none in RAY_AUTH_TOKEN or {tmp_path / 'none'}: `ray get-auth-token`"):
         submit("shard", Path("demo"), [f"runs_dir={tmp_path}"], address)
     (tmp_path / "none").write_text(TOKEN["RAY_AUTH_TOKEN"] + "\n")
+    with pytest.raises(ConfigError, match="there is no job 'nothing'"):
+        status("nothing", address)
+    monkeypatch.setenv("RAY_AUTH_TOKEN", f" {TOKEN['RAY_AUTH_TOKEN']}\n")
     with pytest.raises(ConfigError, match="there is no job 'nothing'"):
         status("nothing", address)
 
