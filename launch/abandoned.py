@@ -4,14 +4,14 @@ After `kill -9` of a command, the processes of the Ray cluster that it started g
 memory and ports. The records are of this machine alone, in its folder for temporary files.
 """
 
-import json
 import logging
 import os
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from data.files.publish import publish_text
 from data.records import Record
@@ -24,7 +24,7 @@ END_SECONDS = 10.0
 class ProcessRecord(Record):
     """A process: its number is given to another one some time after its end, but not with the same start."""
 
-    pid: int
+    pid: int = Field(gt=0, lt=2**31)
     started: float
     """Seconds since 1970."""
 
@@ -75,8 +75,8 @@ def end_abandoned_clusters() -> int:
     for path in sorted(records_dir().glob("*.json")):
         try:
             record = ClusterRecord.model_validate_json(path.read_text(encoding="utf-8"))
-        except (OSError, ValidationError, json.JSONDecodeError):
-            path.unlink(missing_ok=True)  # another command has just removed it, or it was cut short
+        except (OSError, UnicodeDecodeError, ValidationError):
+            _remove(path)  # another command has just removed it, or it was cut short
             continue
         if record.command.find() is not None:
             continue
@@ -90,6 +90,12 @@ def end_abandoned_clusters() -> int:
             )
         num_ended += ended
     return num_ended
+
+
+def _remove(path: Path) -> None:
+    """Remove what is no record; what cannot be removed, such as a folder, stays."""
+    with suppress(OSError):
+        path.unlink(missing_ok=True)
 
 
 def _end(processes: list[psutil.Process]) -> int:

@@ -68,8 +68,17 @@ def test_a_number_that_was_given_to_another_process_is_left_alone(folder):
         other.communicate(b"\n")
 
 
-def test_a_record_that_was_cut_short_is_removed(folder):
+PROCESS = '{{"command": {{"pid": {}, "started": 1.0}}, "processes": []}}'
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"{", b"\xff\xfe", b"[]", b"", *(PROCESS.format(pid).encode() for pid in (-5, 0, 2**31, 10**30))],
+    ids=repr,
+)
+def test_what_is_no_record_is_removed(folder, content):
     folder.mkdir()
-    (folder / "1.json").write_text("{")
+    (folder / "1.json").write_bytes(content)
+    (folder / "2.json").mkdir()
     assert end_abandoned_clusters() == 0
-    assert not list(folder.glob("*.json"))
+    assert list(folder.glob("*.json")) == [folder / "2.json"]
