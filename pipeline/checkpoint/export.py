@@ -8,10 +8,11 @@ from pydantic import TypeAdapter
 
 from data.files.publish import publish_text, published
 from pipeline.checkpoint.adapters import network_shapes, network_weights
-from pipeline.checkpoint.record import Checkpoint
+from pipeline.checkpoint.record import Checkpoint, CheckpointError
 from pipeline.checkpoint.tensor_files import stream_tensors
 from pipeline.run.weight_names import FIRST_AVERAGE, WeightsName
 
+SUFFIX = ".safetensors"
 _SETTINGS = TypeAdapter(dict[str, Any])
 
 
@@ -22,8 +23,13 @@ def export_weights(checkpoint: Checkpoint, path: Path, which: WeightsName = FIRS
         Path of the JSON file beside it: what was trained, for how many steps, and which weights these are.
 
     Raises:
-        CheckpointError: there are no such weights, and the message lists those there are; or it is damaged.
+        CheckpointError: there are no such weights, and the message lists those there are; it is damaged; or the name of
+            `path` does not end in .safetensors.
     """
+    if path.suffix.lower() != SUFFIX:
+        raise CheckpointError(
+            f"{path} is no name for exported weights, beside which a .json file is written: use {path.stem}{SUFFIX}"
+        )
     record = checkpoint.record
     shapes, model = network_shapes(checkpoint), checkpoint.trained("model", _SETTINGS.validate_python)
     about = {

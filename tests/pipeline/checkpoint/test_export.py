@@ -8,7 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from pipeline.checkpoint.export import export_weights
 from pipeline.checkpoint.read import load_weights, open_checkpoint
+from pipeline.checkpoint.record import CheckpointError
 from testing.paths import ROOT
 from testing.tiny import WEIGHTS
 
@@ -31,3 +33,10 @@ def test_weights_leave_a_checkpoint_whole_without_ray_or_deepspeed(often_saved, 
     about = json.loads(output.with_suffix(".json").read_text())
     assert (about["kind"], about["weights"], about["step"]) == ("dit", which, 8)
     assert about["trained"]["flow"]["caption_drop"] == 0.3
+
+
+@pytest.mark.parametrize("name", ["out.json", "out", "out.pt"])
+def test_a_name_that_the_description_could_take_is_refused(often_saved, tmp_path, name):
+    with pytest.raises(CheckpointError, match=rf"{name} is no name for exported weights, .*: use out\.safetensors"):
+        export_weights(open_checkpoint(often_saved), tmp_path / name)
+    assert not list(tmp_path.iterdir())
