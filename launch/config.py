@@ -11,7 +11,7 @@ from pydantic import Field, ValidationError, model_validator
 from data.dataset.buckets import Bucket
 from data.records import Runtime, Settings
 from launch.overrides import ConfigError, Override, apply_override, explain
-from launch.plain_yaml import YamlError, read_plain_yaml
+from launch.plain_yaml import MAX_CHARACTERS, YamlError, read_plain_yaml
 from launch.rules import RULES
 from models.autoencoder.config import AutoencoderConfig
 from models.flow.spec import FlowSpec
@@ -23,6 +23,7 @@ from pipeline.ingest.config import DataConfig
 from pipeline.sample.config import SampleSection
 from pipeline.train.config import FlowTrainConfig, TrainConfig
 
+MAX_BYTES = 4 * MAX_CHARACTERS  # of UTF-8
 PRESETS_DIR = Path(__file__).parent / "presets"
 
 
@@ -102,10 +103,12 @@ def load_config(path: Path, overrides: Sequence[Override] = ()) -> RunConfig:
     """Read a YAML file (or a preset by its bare name) and apply `section.field=value` overrides.
 
     Raises:
-        ConfigError: the file is missing, not YAML or ambiguous (`launch/plain_yaml.py`), or a field is unknown, of the
-            wrong type or impossible.
+        ConfigError: the file is missing, too large, not YAML or ambiguous (`launch/plain_yaml.py`), or a field is
+            unknown, of the wrong type or impossible.
     """
     path = find_config(path)
+    if (num_bytes := path.stat().st_size) > MAX_BYTES:
+        raise ConfigError(f"{path} has {num_bytes} bytes, more than {MAX_BYTES}; a configuration is shorter")
     try:
         tree = read_plain_yaml(path.read_text(encoding="utf-8-sig"))
     except YamlError as error:

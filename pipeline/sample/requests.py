@@ -16,6 +16,7 @@ from data.files.jsonl import JsonLineError, numbered_lines, parse_line
 from data.files.tables import TableError, read_table
 from data.records import Record, Text
 
+MAX_BYTES = 2**28  # a million prompts
 MAX_PROMPT_CHARACTERS = 2**16
 TABLE_SUFFIXES = (".csv", ".tsv", ".json", ".parquet")
 OTHER_SUFFIXES = (".yaml", ".yml", ".xml", ".html", ".toml", ".xlsx", ".ods", ".ndjson", ".gz", ".zip")
@@ -66,14 +67,16 @@ def read_prompts(path: Path) -> tuple[list[Prompt], list[str]]:
     `Prompt`; any other is text. In text, runs of white space become one space, as in captions.
 
     Raises:
-        PromptError: the file is missing, cannot be read or holds no prompts; names the line or row.
+        PromptError: the file is missing, too large, cannot be read or holds no prompts; names the line or row.
     """
     if not path.is_file():
         raise PromptError(f"{path}: there is no such prompts file; write one with one prompt per line")
-    content, suffix = path.read_bytes(), path.suffix.lower()
+    if (num_bytes := path.stat().st_size) > MAX_BYTES:
+        raise PromptError(f"{path} has {num_bytes} bytes, more than {MAX_BYTES}; split it into several prompts files")
+    suffix = path.suffix.lower()
     if suffix in OTHER_SUFFIXES:
         raise PromptError(f"{path}: prompts files are text, .jsonl, {', '.join(TABLE_SUFFIXES)}, not {path.suffix}")
-    warnings: list[str] = []
+    content, warnings = path.read_bytes(), list[str]()
     if suffix in TABLE_SUFFIXES:
         prompts = list(_table_prompts(path, content, warnings))
     elif suffix == ".jsonl":

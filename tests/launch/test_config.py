@@ -150,6 +150,10 @@ def test_missing_and_malformed_files(tmp_path):
     bad.write_text("seed: 1", encoding="utf-8")
     with pytest.raises(ConfigError, match="name: field required"):
         load_config(bad)
+    with bad.open("r+b") as file:
+        file.truncate(2**40)  # of which the disk holds nothing
+    with pytest.raises(ConfigError, match=r"bad\.yaml has 1099511627776 bytes, more than 4194304; a configuration is"):
+        load_config(bad)
 
 
 def test_overrides_reach_any_depth_and_the_file_on_disk_comes_first(tmp_path, monkeypatch):

@@ -128,6 +128,14 @@ def test_what_is_no_prompt_is_refused_with_its_line_or_row_in_a_short_message(tm
     assert len(str(caught.value)) < 700
 
 
+def test_a_file_that_is_far_too_large_is_not_read(tmp_path):
+    path = tmp_path / "prompts.txt"
+    with path.open("wb") as file:
+        file.truncate(2**40)  # of which the disk holds nothing
+    with pytest.raises(PromptError, match=r"prompts\.txt has 1099511627776 bytes, more than 268435456; split it"):
+        read_prompts(path)
+
+
 def test_tables_of_prompts_are_read_by_column(tmp_path):
     expected = [Prompt(prompt="a red circle, moving left", seed=3, bucket="9x32x32@8"), Prompt(prompt="b")]
     (tmp_path / "p.CSV").write_text('prompt,seed,bucket\n"a red circle, moving left",3,9x32x32@8\nb,,\n')
