@@ -1,10 +1,13 @@
 """Configuration: what is refused, and how the refusal reads."""
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import get_args
 
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from launch.config import PRESETS_DIR, RunConfig, dump_config, find_config, load_config
@@ -26,11 +29,11 @@ def test_a_number_is_a_fixed_decay_under_its_old_name_too(tmp_path):
 
 def test_an_override_by_an_old_name_takes_the_place_of_the_new_one_and_the_reverse(tmp_path):
     path = tmp_path / "config.yaml"
-    for given, override in (
+    for old, override in (
         ("accumulate", "gradient_accumulation_steps"),
         ("gradient_accumulation_steps", "accumulate"),
     ):
-        path.write_text(f"name: x\ndit: {{train: {{{given}: 2, global_batch: 32}}}}\n", encoding="utf-8")
+        path.write_text(f"name: x\ndit: {{train: {{{old}: 2, global_batch: 32}}}}\n", encoding="utf-8")
         assert load_config(path).dit.train.gradient_accumulation_steps == 2
         config = load_config(path, [f"dit.train.{override}=4", "dit.flow.caption_drop=0.3"])
         assert (config.dit.train.gradient_accumulation_steps, config.dit.flow.caption_dropout) == (4, 0.3)
@@ -272,3 +275,77 @@ def test_a_setting_that_is_not_finite_is_refused_by_name(override, value):
     field = override.partition("=")[0].replace(".", "[.]")
     with pytest.raises(ConfigError, match=rf"{field}\S*: input should be .*(finite|less|greater)"):
         load_config(Path("demo"), [override.format(value)])
+
+
+def field_names(record: type[BaseModel], name: str = "") -> list[str]:
+    """The fields of a record and of those in it, as `section.field`."""
+    found = []
+    for field, info in record.model_fields.items():
+        place = f"{name}.{field}".removeprefix(".")
+        found.append(place)
+        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            found += field_names(info.annotation, place)
+    return found
+
+
+SCALARS = st.sampled_from(
+    [
+        *("1", "0", "-1", "2.5", ".nan", "1.0e+308", "0x10", "9223372036854775807", "9" * 5000, "0x" + "f" * 5000),
+        *(
+            "true",
+            "null",
+            "~",
+            "''",
+            "a",
+            "'a' b'",
+            '"\\uD800"',
+            '"\\0"',
+            '"\\UFFFFFFFF"',
+            "!!bool maybe",
+            "2024-01-01",
+        ),
+        *("[]", "{}", "[0.9, 0.99]", "[[true]]", "{source: x}", "{folder: x}", "<<", "&a 1", "*a", "~nobody-here/x"),
+    ]
+)
+TEXTS = st.text(alphabet="{}[]:,-&*!|>'\"#?%@~<= \n\t0123456789.eExoabntyr_\\Uu\x00é/")
+VALUES = SCALARS | TEXTS
+NAMES = sorted({part for name in field_names(RunConfig) for part in name.split(".")})
+TREES = st.recursive(
+    SCALARS,
+    lambda inner: (
+        st.lists(inner, max_size=3).map(lambda items: f"[{', '.join(items)}]")
+        | st.dictionaries(st.sampled_from(NAMES), inner, max_size=3).map(
+            lambda fields: "{" + ", ".join(f"{name}: {value}" for name, value in fields.items()) + "}"
+        )
+    ),
+    max_leaves=8,
+)
+SECTIONS = st.dictionaries(st.sampled_from(list(RunConfig.model_fields)), TREES, max_size=3)
+FILES = SECTIONS.map(lambda tree: "".join(f"{name}: {value}\n" for name, value in ({"name": "x"} | tree).items()))
+
+
+def loaded_or_refused(text: str, overrides: list[str]) -> None:
+    """A configuration is refused by name in a bounded message, or is the same once it is written and read."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "config.yaml"
+        path.write_text(text, encoding="utf-8")
+        try:
+            config = load_config(path, overrides)
+        except ConfigError as error:
+            refusal = str(error)
+            assert len(refusal) < 5000
+            return
+        path.write_text(dump_config(config), encoding="utf-8")
+        assert load_config(path) == config
+
+
+@settings(deadline=None, max_examples=60)
+@given(FILES | TEXTS)
+def test_any_file_is_used_or_refused_by_name(text):
+    loaded_or_refused(text, [])
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.sampled_from(field_names(RunConfig)), VALUES)
+def test_any_override_is_used_or_refused_by_name(name, value):
+    loaded_or_refused("name: x", [f"{name}={value}"])
