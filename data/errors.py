@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
@@ -19,6 +20,14 @@ def shorten(text: str, limit: int = MAX_SHOWN) -> str:
 def quoted(value: object) -> str:
     """A value as a message shows it: its `repr`, printable and shortened."""
     return shorten(ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value))
+
+
+def printable(name: str) -> str:
+    """A file name as valid Unicode: bytes that are not UTF-8, and halves of surrogate pairs, are in hexadecimal."""
+    try:
+        return os.fsencode(name).decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # half of a surrogate pair, which only a JSON file can contain
+        return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 class ReelflowError(Exception):

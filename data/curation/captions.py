@@ -10,7 +10,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from stat import S_ISREG
 
-from data.errors import ReelflowError, quoted
+from data.errors import ReelflowError, printable, quoted
 from data.files.tables import (
     CAPTION_COLUMNS,
     FILE_COLUMNS,
@@ -284,14 +284,14 @@ def _from_sidecar(video: Path) -> str | None:
     for sidecar in sidecars(video):
         if not _is_regular(sidecar):
             continue
-        size = sidecar.stat().st_size
+        name, size = printable(sidecar.name), sidecar.stat().st_size
         if size > MAX_SIDECAR_BYTES:
-            raise CaptionError(f"its sidecar {sidecar.name} has {size} bytes, more than {MAX_SIDECAR_BYTES}")
+            raise CaptionError(f"its sidecar {name} has {size} bytes, more than {MAX_SIDECAR_BYTES}")
         try:
             text = decode_text(sidecar.read_bytes())
-            return _caption_of_record(sidecar.name, text) if sidecar.suffix.lower() == ".json" else text
+            return _caption_of_record(name, text) if sidecar.suffix.lower() == ".json" else text
         except TextError as error:
-            raise CaptionError(f"its sidecar {sidecar.name} cannot be read: {error}") from error
+            raise CaptionError(f"its sidecar {name} cannot be read: {error}") from error
     return None
 
 

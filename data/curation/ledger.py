@@ -11,6 +11,7 @@ from typing import Literal, Self
 
 from pydantic import model_validator
 
+from data.errors import printable
 from data.files.jsonl import publish_jsonl, read_jsonl
 from data.records import Record
 
@@ -77,9 +78,14 @@ class Rejection(Record):
 
 
 def reject(source: str, stage: Stage, reason: Reason, detail: str, start_seconds: float | None = None) -> Rejection:
-    """A line of the ledger, with what to do for its reason."""
+    """A line of the ledger, with what to do for its reason; the detail is made printable, as names in it may not be."""
     return Rejection(
-        source=source, start_seconds=start_seconds, stage=stage, reason=reason, detail=detail, retry=RETRY[reason]
+        source=source,
+        start_seconds=start_seconds,
+        stage=stage,
+        reason=reason,
+        detail=printable(detail),
+        retry=RETRY[reason],
     )
 
 

@@ -26,7 +26,7 @@ from typing import Any
 import fsspec
 
 from data.curation.captions import CaptionError, check_caption_value, sidecars
-from data.errors import ReelflowError, VideoError, quoted
+from data.errors import ReelflowError, VideoError, printable, quoted
 from data.files.tables import CAPTION_COLUMNS, FILE_COLUMNS, Row, TableError, find_column, is_table, read_table
 from data.video.formats import VIDEO_SUFFIXES
 from data.video.spans import WHOLE, Stretch
@@ -127,7 +127,7 @@ def _walk(folder: Path) -> list[Path]:
 
 
 def _shown(paths: list[Path]) -> str:
-    return ", ".join(_printable(os.fspath(path)) for path in sorted(paths)[:MAX_SHOWN_FOLDERS])
+    return ", ".join(printable(os.fspath(path)) for path in sorted(paths)[:MAX_SHOWN_FOLDERS])
 
 
 def _list_glob(pattern: str, suffixes: frozenset[str]) -> list[Source]:
@@ -156,10 +156,10 @@ def _local_sources(root: Path, files: list[Path], place: str, suffixes: frozense
 
 def _names(paths: list[str]) -> dict[str, str]:
     """The name in the ledger of each path: its printable form, followed by its bytes where that is another's name."""
-    counts = Counter(map(_printable, paths))
+    counts = Counter(map(printable, paths))
     names = {}
     for path in paths:
-        name = _printable(path)
+        name = printable(path)
         if name != path and counts[name] > 1:
             name += f"#bytes={os.fsencode(path).hex()}"
         names[path] = name
@@ -213,7 +213,7 @@ def _sources_of_rows(table: str, content: bytes, root: Path, resolve: Callable[[
         )
         place = file if "://" in file else resolve(file)
         stamp = "" if "://" in place else _stamp(place)
-        name = _printable(file)
+        name = printable(file)
         sources.append(Source(name + fragment, place, name, root, stamp, caption, stretch))
     twice = [name for name, number in Counter(source.name for source in sources).items() if number > 1]
     if twice:
@@ -271,7 +271,7 @@ def _list_uri(place: str, suffixes: frozenset[str]) -> list[Source]:
     sources = []
     for name in videos:
         relative = PurePosixPath(name).relative_to(base).as_posix() if name != str(base) else base.name
-        relative = _printable(relative)
+        relative = printable(relative)
         uri, stamp = str(files.unstrip_protocol(name)), sha256(str(found[name]).encode()).hexdigest()
         sources.append(Source(relative, uri, file=relative, root=Path(base.name), stamp=stamp))
     return sources
@@ -347,14 +347,6 @@ def local_copy(source: Source) -> Iterator[Path]:
         except _client_errors(source.path) as error:
             raise OSError(errno.EIO, f"{source.path}: {error}") from error
         yield copy
-
-
-def _printable(name: str) -> str:
-    """The name as valid Unicode; bytes that are not valid UTF-8, and half surrogate pairs, are in hexadecimal."""
-    try:
-        return os.fsencode(name).decode("utf-8", "backslashreplace")
-    except UnicodeEncodeError:  # half of a surrogate pair, which only a JSON file can contain
-        return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _stamp(path: str) -> str:

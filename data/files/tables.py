@@ -3,7 +3,7 @@
 import csv
 from collections.abc import Sequence
 from io import BytesIO, StringIO
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 import pyarrow as pa
@@ -69,6 +69,21 @@ def read_table(name: str, content: bytes, pair_columns: tuple[str, str] | None =
         if not isinstance(row, dict):
             raise TableError(f"{name}, row {number}: {quoted(row)} is not an object with named columns")
     return [(number, _with_plain_columns(f"{name}, row {number}", row)) for number, row in rows]
+
+
+def table_content(table: Path) -> bytes:
+    """The bytes of a local table.
+
+    Raises:
+        TableError: there is no such file, or it cannot be read.
+    """
+    try:
+        return table.read_bytes()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise TableError(f"{table}: there is no such table") from error
+    except (OSError, ValueError) as error:  # ValueError: a null character in the name
+        reason = (error.strerror if isinstance(error, OSError) else None) or error
+        raise TableError(f"{table}: the table cannot be read ({reason}); make it a readable file") from error
 
 
 def find_column(table: str, rows: Sequence[tuple[int, Row]], names: Sequence[str]) -> str | None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,17 @@ from pipeline.run.stage_record import OpenStage
 
 if TYPE_CHECKING:
     from data.curation.sources import Source
+
+
+def _table_fingerprint(table: Path) -> str:
+    """Changes with the content of a table: with its text, in which all line ends are equal, or else with its bytes."""
+    from data.files.tables import table_content
+
+    content = table_content(table)
+    try:
+        return fingerprint(content.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n"))
+    except UnicodeDecodeError:  # a Parquet file
+        return fingerprint(sha256(content).hexdigest())
 
 
 @dataclass(frozen=True)
@@ -83,7 +95,7 @@ class ShardStage(DriverStage):
         config = output_settings(self.data.shard())
         settings: dict[str, Any] = {"source": origin, "config": config, "schema": SCHEMA_VERSION}
         if self.data.captions is not None and self.data.captions.is_file():
-            settings["captions"] = fingerprint(self.data.captions.read_text(encoding="utf-8", errors="replace"))
+            settings["captions"] = _table_fingerprint(self.data.captions)
         return settings
 
     def count_reusable(self, run: RunContext) -> Callable[[], int]:

@@ -77,3 +77,12 @@ def test_a_video_whose_name_is_no_unicode_has_its_own_sidecar(tmp_path):
     (tmp_path / os.fsdecode(b"\xff.txt")).write_text("a red circle")
     _, clips = prepare_source(CUT, list_sources(str(tmp_path))[0])
     assert [record.caption for record, _ in clips] == ["a red circle"]
+
+
+def test_a_bad_sidecar_whose_name_is_no_unicode_is_named_in_quarantine(tmp_path):
+    (tmp_path / os.fsdecode(b"caf\xe9.mp4")).write_bytes(encode_clip(np.zeros((8, 32, 32, 3), np.uint8), 8))
+    (tmp_path / os.fsdecode(b"caf\xe9.txt")).write_bytes(b"caf\xe9")
+    report, _ = prepare_source(CUT, list_sources(str(tmp_path))[0])
+    assert report.quarantined is not None
+    assert report.quarantined.detail.startswith("its sidecar caf\\xe9.txt cannot be read: it is not UTF-8")
+    assert report.model_validate_json(report.model_dump_json()) == report
