@@ -64,7 +64,8 @@ def read_spans(
         augment: further clips of each span, which `max_spans` does not count.
 
     Raises:
-        VideoError: the file cannot be decoded, contains no video, is too small, or is shorter than one clip.
+        VideoError: the file cannot be decoded, contains no video, is too small, is shorter than one clip, or shows
+            nothing but transparent pixels.
     """
     if path.suffix.lower() in IMAGE_SUFFIXES:
         picture = read_image(path)
@@ -85,7 +86,9 @@ def read_spans(
         try:
             cuts = find_cuts(timeline, shown) if find_cuts is not None else []
             planned = plan_spans(timeline.times_seconds, shown, buckets, cuts, stretch, max_spans)
-            return _cut(timeline, planned, shown, augment, text_fraction)
+            spans = _cut(timeline, planned, shown, augment, text_fraction)
+            timeline.check()
+            return spans
         except UnfitDecoderError:
             continue
     raise VideoError("undecodable", "no decoder can read its frames")

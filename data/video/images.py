@@ -1,5 +1,6 @@
 """Still images as clips of one frame."""
 
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +19,25 @@ def read_image(path: Path) -> UInt8[np.ndarray, "h w 3"]:
     """
     try:
         with Image.open(path) as image:
-            return np.asarray(_eight_bits(ImageOps.exif_transpose(image)))
+            return np.asarray(_eight_bits(_upright(image)))
     except (UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
         raise VideoError("undecodable", f"it cannot be decoded ({error})") from error
     except OSError as error:
         if error.errno is not None:  # an error of the file system
             raise
         raise VideoError("undecodable", f"it cannot be decoded ({error})") from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The image rotated and mirrored as its EXIF data says.
+
+    Raises:
+        ValueError: that data is damaged, for which Pillow raises all sorts of errors.
+    """
+    try:
+        return ImageOps.exif_transpose(image)
+    except (struct.error, AttributeError, KeyError, OverflowError, TypeError, ZeroDivisionError) as error:
+        raise ValueError(f"its EXIF data is damaged: {error}") from error
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

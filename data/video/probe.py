@@ -4,6 +4,7 @@ Decoders make different errors: decord ignores edit lists, inserts frames into A
 frame where groups of pictures are open; neither decord nor torchcodec nor PyAV applies mirroring.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -32,6 +33,7 @@ DECODE_OPTIONS = {"skip_loop_filter": "all", "skip_idct": "all"}
 NO_TICKS = np.empty(0, np.int64)
 # Codecs whose transparency is a second stream of pictures beside the packets, which FFmpeg's own decoders leave out.
 ALPHA_LAYER_CODECS = frozenset({"vp8", "vp9"})
+NO_TAG = "\0\0\0\0"  # of raw pixels in AVI without a code (BI_RGB), which have no alpha
 SQUARE = Fraction(1)
 # decord takes memory for every frame that duration and rate promise, and aborts its process where there is not enough:
 # a single time stamp that is years too late promises billions.
@@ -94,6 +96,7 @@ class Probe:
     ticks: np.ndarray  # int64, strictly increasing: presentation time of each frame; empty if unknown
     pixel_format: str
     may_be_transparent: bool
+    ignores_alpha: bool  # the fourth byte of its pixels, which PyAV reads as alpha, means nothing
     has_alpha_layer: bool  # in a second stream of pictures beside the packets
     matrix: DisplayMatrix
     is_interlaced: bool
@@ -151,6 +154,8 @@ def probe_video(path: Path) -> Probe:
             if not isinstance(stream, av.VideoStream):
                 raise VideoError("no_video", "it holds no video stream")
             context = stream.codec_context
+            if context is None:  # pyright: ignore[reportUnnecessaryComparison] - not so in PyAV's stubs
+                raise VideoError("undecodable", "its codec is unknown to FFmpeg")
             context.thread_count = 1
             context.options = DECODE_OPTIONS
             packets: list[Packet] = []
@@ -177,7 +182,8 @@ def probe_video(path: Path) -> Probe:
             matrix = display_matrix(first)
             ticks = _shown_ticks(packets) if containers & TIMED_CONTAINERS and not is_interlaced else NO_TICKS
             codec = context.codec.canonical_name
-            has_alpha_layer &= codec in ALPHA_LAYER_CODECS and stream.metadata.get("alpha_mode") == "1"
+            has_alpha_layer &= codec in ALPHA_LAYER_CODECS and _says_alpha_layer(stream.metadata)
+            is_opaque = codec == "rawvideo" and context.codec_tag == NO_TAG and "avi" in containers
             can_enter = len(ticks) > 0 and codec in ENTRY_CODECS and not (is_damaged or has_alpha_layer)
             coded = context.sample_aspect_ratio
             # As players do: what the container says comes before what the bitstream says.
@@ -198,7 +204,8 @@ def probe_video(path: Path) -> Probe:
                 promised_frames=_promised_frames(container, stream, ticks),
                 ticks=ticks,
                 pixel_format=first.format.name,
-                may_be_transparent=has_alpha_layer or may_be_transparent(first.format),
+                may_be_transparent=has_alpha_layer or (may_be_transparent(first.format) and not is_opaque),
+                ignores_alpha=is_opaque,
                 has_alpha_layer=has_alpha_layer,
                 matrix=matrix,
                 is_interlaced=is_interlaced,
@@ -209,6 +216,11 @@ def probe_video(path: Path) -> Probe:
             )
     except av.FFmpegError as error:
         raise VideoError("undecodable", f"it cannot be decoded (FFmpeg: {error.strerror})") from error
+
+
+def _says_alpha_layer(metadata: Mapping[str, str]) -> bool:
+    """Whether the tags of a stream say that it has an alpha layer; FFmpeg gives some names of tags in upper case."""
+    return any(name.lower() == "alpha_mode" and value.strip() == "1" for name, value in metadata.items())
 
 
 def display_matrix(frame: av.VideoFrame) -> DisplayMatrix:

@@ -48,7 +48,8 @@ def pyav_timeline(path: Path, probe: Probe, ticks: np.ndarray, clock: Clock, siz
         size: height and width to decode to; None: those of the upright frames. Transparent frames keep theirs.
     """
     size = size or probe.upright_size
-    return Timeline(ticks * probe.seconds_per_tick, _PyavReader(path, probe, ticks, clock, size).read, "pyav")
+    reader = _PyavReader(path, probe, ticks, clock, size)
+    return Timeline(ticks * probe.seconds_per_tick, reader.read, "pyav", reader.check)
 
 
 class _PyavReader:
@@ -60,6 +61,7 @@ class _PyavReader:
         self._clock: Clock = clock
         self._entries = probe.entries if clock == "pts" else ()
         self._reformatter = VideoReformatter()
+        self._num_read = self._num_invisible = 0  # frames; those in which every pixel is transparent
         self._restart()
 
     def _restart(self) -> None:
@@ -88,11 +90,26 @@ class _PyavReader:
                 self._restart()
                 yield from self._read_run(run.ticks)
 
+    def check(self) -> None:
+        """Refuse a video of whose frames, as far as they were read, no pixel can be seen.
+
+        Raises:
+            VideoError: there are such frames only.
+        """
+        if self._num_read and self._num_invisible == self._num_read:
+            raise VideoError(
+                "undecodable",
+                f"every pixel is transparent in all {self._num_read} frames that are used; if its alpha means nothing, "
+                f"remove it: `ffmpeg -i OLD -vf format=rgb24,format=yuv420p NEW.mp4`",
+            )
+
     def _pixels(self, frame: av.VideoFrame) -> Frame:
         """A frame as stored, in RGB. Transparent pixels are composited first: resized, their colours would show."""
         # One thread and one reformatter: starting either costs more than converting a small frame.
-        if may_be_transparent(frame.format):
+        self._num_read += 1
+        if may_be_transparent(frame.format) and not self._probe.ignores_alpha:
             pixels = self._reformatter.reformat(frame, format="rgba", threads=1).to_ndarray()
+            self._num_invisible += not pixels[..., 3].any()
             if pixels[..., 3].min() < OPAQUE:
                 return composited(pixels)
         height, width = self._stored_size

@@ -1,7 +1,7 @@
 """What every decoder offers: the presentation time of each frame of a file, and the pixels of some of them."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from jaxtyping import UInt8
@@ -23,3 +23,5 @@ class Timeline:
     # Upright frames by index; the indices must increase. Their pixels are as stored, not always square.
     read: Callable[[list[int]], Iterator[Frame]]
     decoder: Decoder
+    # Called once all frames that are needed have been read: raises VideoError if none of them shows anything.
+    check: Callable[[], None] = field(default=lambda: None)

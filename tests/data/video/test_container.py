@@ -2,6 +2,7 @@
 
 import shutil
 
+import av
 import pytest
 
 from data.errors import VideoError
@@ -38,3 +39,16 @@ def test_a_list_is_not_a_clip_either(tmp_path, monkeypatch):
 def test_a_video_is_opened():
     with open_video(CASES_DIR / "plain.mp4") as container:
         assert container.format.name.startswith("mov")
+
+
+def test_a_title_in_another_encoding_costs_nothing(tmp_path):
+    with av.open(str(tmp_path / "a.avi"), "w") as container:
+        container.metadata["title"] = "cafQ"
+        stream = container.add_stream("mpeg4", rate=8)
+        assert isinstance(stream, av.VideoStream)
+        stream.height = stream.width = 32
+        container.mux(stream.encode(av.VideoFrame(32, 32, "yuv420p")))
+        container.mux(stream.encode())
+    content = (tmp_path / "a.avi").read_bytes()
+    (tmp_path / "a.avi").write_bytes(content.replace(b"cafQ", b"caf\xe9"))
+    assert (measure_source(tmp_path / "a.avi").height, measure_source(tmp_path / "a.avi").width) == (32, 32)

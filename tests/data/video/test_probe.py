@@ -5,6 +5,7 @@ import pytest
 
 from data.errors import VideoError
 from data.video.probe import QUARTER_TURNS, DisplayMatrix, probe_video
+from testing.paths import CASES_DIR
 
 
 def test_a_display_matrix_turns_and_mirrors():
@@ -33,3 +34,11 @@ def test_unusable_files_say_why(clips_dir, name, reason):
     with pytest.raises(VideoError) as caught:
         probe_video(clips_dir / name)
     assert caught.value.reason == reason
+
+
+def test_a_codec_that_ffmpeg_does_not_know_is_refused(tmp_path):
+    path = tmp_path / "a.mp4"
+    path.write_bytes((CASES_DIR / "plain.mp4").read_bytes().replace(b"avc1", b"zzzz"))
+    with pytest.raises(VideoError, match="its codec is unknown") as caught:
+        probe_video(path)
+    assert caught.value.reason == "undecodable"

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from data.dataset.buckets import Bucket
+from data.errors import VideoError
 from data.video.extract import read_spans
 from data.video.images import read_image
 from data.video.probe import probe_video
@@ -24,14 +25,23 @@ def picture() -> np.ndarray:
     return pixels
 
 
-def write_transparent(path: Path, codec: str, pixel_format: str) -> None:
+def write_transparent(
+    path: Path,
+    codec: str,
+    pixel_format: str,
+    options: dict[str, str] | None = None,
+    tags: dict[str, str] | None = None,
+    pixels: np.ndarray | None = None,
+) -> None:
     with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=8)
+        stream = container.add_stream(codec, rate=8, options=options or {})
         assert isinstance(stream, av.VideoStream)
         stream.height = stream.width = 64
         stream.pix_fmt = pixel_format
+        stream.metadata.update(tags or {})
+        shown = picture() if pixels is None else pixels
         for _ in range(9):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture(), format="rgba")))
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(shown, format="rgba")))
         container.mux(stream.encode())
 
 
@@ -60,3 +70,28 @@ def test_transparency_that_lies_beside_the_packets_is_seen(clips_dir):
 
 def test_a_video_that_only_says_it_were_transparent_is_read_as_before(clips_dir):
     assert not probe_video(clips_dir / "robust_moviepy" / "no_duration.webm").may_be_transparent
+
+
+@pytest.mark.parametrize("codec", ["libvpx", "libvpx-vp9"])
+@pytest.mark.parametrize("tag", ["alpha_mode", "ALPHA_MODE"])
+def test_a_tag_for_transparency_counts_in_any_case(tmp_path, codec, tag):
+    write_transparent(tmp_path / "a.webm", codec, "yuva420p", {"auto-alt-ref": "0"}, {tag: "1"})
+    assert probe_video(tmp_path / "a.webm").has_alpha_layer
+    (span,) = read_spans(tmp_path / "a.webm", [STILL], 1)
+    assert span.frames[0, 2, 2].min() > 250
+    assert span.frames[0, 32, 32].tolist() == pytest.approx([255, 0, 0], abs=12)
+
+
+def test_raw_pixels_in_avi_have_no_alpha(tmp_path):
+    write_transparent(tmp_path / "a.avi", "rawvideo", "bgra")
+    probe = probe_video(tmp_path / "a.avi")
+    assert (probe.pixel_format, probe.may_be_transparent) == ("bgra", False)
+    shown = read_spans(tmp_path / "a.avi", [STILL], 1)[0].frames[0]
+    assert np.array_equal(shown, picture()[..., :3])
+
+
+def test_a_video_of_which_nothing_can_be_seen_is_refused(tmp_path):
+    write_transparent(tmp_path / "a.mov", "qtrle", "argb", pixels=picture() * np.array([1, 1, 1, 0], np.uint8))
+    with pytest.raises(VideoError, match="every pixel is transparent in all 1 frames that are used") as raised:
+        read_spans(tmp_path / "a.mov", [STILL], 1)
+    assert raised.value.reason == "undecodable"
