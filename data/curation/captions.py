@@ -2,11 +2,13 @@
 
 import errno
 import os
+import posixpath
 import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import lru_cache
 from pathlib import Path
 from stat import S_ISREG
 
@@ -17,10 +19,12 @@ from data.files.tables import (
     TABLE_SUFFIXES,
     Row,
     TableError,
+    column_names,
     find_column,
     is_table,
     plain_column,
     read_table,
+    table_content,
 )
 from data.files.text import TextError, decode_json, decode_text
 
@@ -28,6 +32,8 @@ MAX_CAPTION_CHARACTERS = 4096
 MAX_SIDECAR_BYTES = 2**16
 MAX_COMPARED_NAMES = 1000  # that the nearest name is looked for among
 MAX_SHOWN_ROWS = 3
+SIDECAR_SUFFIXES = (".txt", ".json")
+MISSING = object()  # a cell that a row of a CSV file lacks
 
 
 class CaptionError(ReelflowError, ValueError):
@@ -47,10 +53,12 @@ def read_caption_table(table: Path) -> dict[str, str]:
         raise CaptionError(
             f"{table}: a caption table is {', '.join(TABLE_SUFFIXES[:-1])} or .parquet, not {table.suffix!r}"
         )
-    if not table.is_file():
-        raise CaptionError(f"{table}: there is no such caption table")
     try:
-        rows = read_table(str(table), table.read_bytes(), pair_columns=(FILE_COLUMNS[0], CAPTION_COLUMNS[0]))
+        content = table_content(table)
+    except TableError as error:
+        raise CaptionError(f"data.captions: {error}") from error
+    try:
+        rows = read_table(str(table), content, (FILE_COLUMNS[0], CAPTION_COLUMNS[0]), missing=MISSING)
         columns = [find_column(str(table), rows, names) for names in (FILE_COLUMNS, CAPTION_COLUMNS)]
     except TableError as error:
         raise CaptionError(str(error)) from error
@@ -60,7 +68,7 @@ def read_caption_table(table: Path) -> dict[str, str]:
     if file_column is None or caption_column is None:
         raise CaptionError(
             f"{table}: it needs a column named one of {', '.join(FILE_COLUMNS)} and one named one of "
-            f"{', '.join(CAPTION_COLUMNS)}; it has {', '.join(rows[0][1]) or 'none'}"
+            f"{', '.join(CAPTION_COLUMNS)}; it has {column_names(rows[0][1])}"
         )
     captions: dict[str, str] = {}
     row_of: dict[str, int] = {}
@@ -77,13 +85,15 @@ def read_caption_table(table: Path) -> dict[str, str]:
 
 
 def _caption_of_row(where: str, row: Row, file_column: str, caption_column: str) -> tuple[str, str]:
-    file, caption = row.get(file_column), row.get(caption_column)
+    file, caption = row.get(file_column), row.get(caption_column, MISSING)
+    if file is MISSING or caption is MISSING:
+        raise CaptionError(
+            f"{where}: it has no {file_column if file is MISSING else caption_column}; add it, or remove the row"
+        )
     if not isinstance(file, str) or not file:
         raise CaptionError(f"{where}: {file_column} is {quoted(file)}; it must name a video")
     if any(unicodedata.category(character) == "Cs" for character in file):
         raise CaptionError(f"{where}: {file_column} is {quoted(file)}, which is not valid Unicode; correct the name")
-    if caption_column not in row:
-        raise CaptionError(f"{where}: it has no {caption_column}; add it, or remove the row")
     return clean_file_name(file), check_caption_value(where, caption_column, caption) or ""
 
 
@@ -108,8 +118,15 @@ def check_caption_value(where: str, column: str, caption: object) -> str | None:
 
 
 def clean_file_name(name: str) -> str:
-    """A path with forward slashes and without a leading './'."""
-    return name.replace("\\", "/").removeprefix("./")
+    """A path with forward slashes, and without the parts `.` and `..` and empty ones; a URI with its scheme.
+
+    A `file://` URI is the path that it stands for.
+    """
+    name = name.replace("\\", "/").removeprefix("file://")
+    scheme, separator, rest = name.partition("://")
+    if separator:
+        return f"{scheme}://{rest.lstrip('/')}"
+    return posixpath.normpath(f"/{name.lstrip('/')}" if name.startswith("/") else name)
 
 
 def caption_of(
@@ -117,24 +134,24 @@ def caption_of(
     source: str,
     table: dict[str, str],
     shared_names: Collection[str] = (),
-    video: Path | None = None,
+    path: str | None = None,
 ) -> str:
     """The caption of the video at `source` (relative to `source_dir`), from the first of these that has one.
 
-    The table (`find_in_table`), `name.txt`, `name.json`, the name of the folder.
+    The table (`find_in_table`), `name.txt`, `name.json`, the name of the folder. Sidecars of a URI are not read.
 
     Args:
         shared_names: as for `find_in_table`.
-        video: the path of the video, if it is not `source_dir / source`: names in the ledger are printable, paths may
-            not be.
+        path: the absolute path of the video, or its URI, if it is not `source_dir / source`: names in the ledger are
+            printable, paths may not be.
 
     Raises:
         CaptionError: a sidecar exists but cannot be read, or as `clean_caption`.
     """
-    row = find_in_table(source_dir, source, table, shared_names)
+    row = find_in_table(source_dir, source, table, shared_names, path)
     caption = None if row is None else table[row]
-    if caption is None:
-        caption = _from_sidecar(source_dir / source if video is None else video)
+    if caption is None and not (path and "://" in path):
+        caption = _from_sidecar(source_dir / source if path is None else Path(path))
     if caption is None:
         folder = Path(source).parent.name or source_dir.resolve().name
         caption = folder.replace("_", " ").replace("-", " ")
@@ -157,7 +174,11 @@ def clean_caption(caption: str) -> str:
 
 
 def find_in_table(
-    source_dir: Path, source: str, table: Collection[str], shared_names: Collection[str] = ()
+    source_dir: Path,
+    source: str,
+    table: Collection[str],
+    shared_names: Collection[str] = (),
+    path: str | None = None,
 ) -> str | None:
     """The name in the table that means the video; names may be relative to a folder above or below `source_dir`.
 
@@ -165,13 +186,72 @@ def find_in_table(
 
     Args:
         shared_names: file names that several videos have, which alone mean none of them.
+        path: the absolute path of the video, or its URI, which is a name of it too.
     """
-    parts = (*source_dir.resolve().parts[1:], *source.split("/"))
-    tried = ["/".join(parts[start:]) for start in range(len(parts) - len(source.split("/")), -1, -1)]
-    tried += [f"/{tried[-1]}"]
-    if Path(source).name not in shared_names:
-        tried.append(Path(source).name)
-    return next((name for name in map(clean_file_name, tried) if name in table), None)
+    return next((name for name in _names_of(source_dir, source, path, shared_names) if name in table), None)
+
+
+def _names_of(folder: Path, file: str, path: str | None, shared_names: Collection[str]) -> list[str]:
+    """Every name that a table may have for a video, the preferred one first; arguments as for `find_in_table`."""
+    tried = [file]
+    if path is not None and "://" in path:
+        tried += [*_longer_names(path.partition("://")[2].lstrip("/"), file), path]
+    elif file.startswith("/"):
+        tried.append(video_keys([file])[0])
+    else:
+        for base in _bases(folder):
+            whole = f"{base}/{file}"
+            tried += [*_longer_names(whole, file), f"/{whole}"]
+    if Path(file).name not in shared_names:
+        tried.append(Path(file).name)
+    return list(dict.fromkeys(map(clean_file_name, tried)))
+
+
+@lru_cache(maxsize=1024)  # otherwise most of the time that a large table takes
+def _bases(folder: Path) -> tuple[str, ...]:
+    """The absolute path of a folder, without links and as the user wrote it, each without its leading slash."""
+    return tuple(dict.fromkeys(path.as_posix().lstrip("/") for path in (folder.resolve(), folder.absolute())))
+
+
+def _longer_names(whole: str, file: str) -> list[str]:
+    """The last parts of a path: as many as `file` has, then one more, and so on."""
+    parts = whole.split("/")
+    return ["/".join(parts[start:]) for start in range(len(parts) - len(file.split("/")), -1, -1)]
+
+
+def video_keys(paths: Iterable[str]) -> list[str]:
+    """A text for each absolute path or URI, which is the same for all spellings of a path.
+
+    Links to folders are followed. A link to a file is a file of its own, with its own name and caption.
+    """
+    folders: dict[str, str] = {}
+    keys = []
+    for path in paths:
+        if "://" in path:
+            keys.append(clean_file_name(path))
+            continue
+        folder, name = os.path.split(path)
+        if folder not in folders:
+            folders[folder] = _without_links(folder)
+        keys.append(os.path.join(folders[folder], name))  # noqa: PTH118 - Path would be slower
+    return keys
+
+
+def _without_links(folder: str) -> str:
+    try:
+        return os.path.realpath(folder)
+    except ValueError:  # a null character, or half of a surrogate pair
+        return folder
+
+
+@dataclass(frozen=True)
+class VideoPlace:
+    """Where a video is, and so what a caption table may call it."""
+
+    folder: Path  # that relative names begin in
+    file: str  # its path within the folder; printable
+    path: str  # its absolute path or its URI
+    has_caption: bool = False  # of data.source, which comes before that of the table
 
 
 @dataclass(frozen=True)
@@ -183,53 +263,94 @@ class TableMatch:
     unused: tuple[str, ...]  # names in the table that mean no video
     near: tuple[tuple[str, str], ...]  # some of them, each with the nearest name of a video without a caption
     shared_names: frozenset[str]  # names in the table that several videos have as their file name
+    num_empty: int = 0  # of the matched ones, videos whose caption is empty
+    num_kept: int = 0  # videos that keep the caption of data.source
 
     def __str__(self) -> str:
         text = f"{self.num_matched} of {self.num_videos} videos have a caption from the table"
+        if self.num_empty:
+            text += f", which is empty for {self.num_empty} of them"
+        if self.num_kept:
+            text += f"; {self.num_kept} videos keep the caption of data.source"
         if self.unused:
             text += f"; {len(self.unused)} of its rows match no video"
         shown = ", ".join(f"{quoted(name)} (nearest: {quoted(video)})" for name, video in self.near)
         return f"{text}, such as {shown}" if shown else text
 
 
-def match_table(where: Path, table: dict[str, str], videos: Sequence[tuple[Path, str]]) -> TableMatch:
+def match_table(where: Path, table: dict[str, str], videos: Sequence[VideoPlace]) -> TableMatch:
     """Compare a caption table with the videos that it is for.
+
+    A video that is listed several times, as parts of a mix may overlap, is one video.
 
     Args:
         where: the table, for messages.
-        videos: the folder and the path within it of each video.
 
     Raises:
-        CaptionError: no video has a caption from the table, or one row means several videos.
+        CaptionError: no row means a video, one row means several, or two rows give one video different captions.
     """
-    different = dict.fromkeys(videos)
-    counts = Counter(Path(source).name for _, source in different)
+    groups: dict[str, list[VideoPlace]] = {}
+    for key, place in dict.fromkeys(zip(video_keys(place.path for place in videos), videos, strict=True)):
+        groups.setdefault(key, []).append(place)
+    counts = Counter(name for group in groups.values() for name in {Path(place.file).name for place in group})
     shared = frozenset(name for name, count in counts.items() if count > 1 and name in table)
-    used: dict[str, str] = {}
-    unmatched = []
-    for folder, source in different:
-        row = find_in_table(folder, source, table, shared)
-        if row is None:
-            unmatched.append(source)
-        elif row in used:
-            raise CaptionError(
-                f"{where}: {quoted(row)} means several videos, {quoted(used[row])} and {quoted(source)} "
-                f"of {folder}; write it with the folder before it"
-            )
-        else:
-            used[row] = source
+    exact = {clean_file_name(place.file): key for key, group in groups.items() for place in group}
+    used: dict[str, str] = {}  # the video that a row means, by its key
+    unmatched: list[str] = []
+    num_matched = num_empty = num_kept = 0
+    for key, group in groups.items():
+        rows_of = {place: _rows_of(where, table, place, shared, exact, key) for place in group}
+        for row in dict.fromkeys(row for rows in rows_of.values() for row in rows):
+            if used.setdefault(row, key) != key:
+                raise CaptionError(
+                    f"{where}: {quoted(row)} means several videos, {quoted(groups[used[row]][0].file)} and "
+                    f"{quoted(group[0].file)} of {group[0].folder}; write it with the folder before it"
+                )
+        open_places = [place for place in group if not place.has_caption]
+        without = [place.file for place in open_places if not rows_of[place]]
+        unmatched += without[:1]
+        num_kept += not open_places
+        if open_places and not without:
+            num_matched += 1
+            num_empty += any(not table[rows_of[place][0]].strip() for place in open_places)
     unused = tuple(name for name in table if name not in used)
-    for name in unused:
-        if name in shared:
-            same = [source for source in unmatched if Path(source).name == name]
-            raise CaptionError(
-                f"{where}: {quoted(name)} may mean {counts[name]} videos, such as {quoted(same[0])}; write the path"
-            )
+    ambiguous = next((name for name in unused if name in shared), None)
+    if ambiguous is not None:
+        same = next(place.file for group in groups.values() for place in group if Path(place.file).name == ambiguous)
+        raise CaptionError(
+            f"{where}: {quoted(ambiguous)} may mean {counts[ambiguous]} videos, such as {quoted(same)}; write the path"
+        )
     near = _nearest(unused[:MAX_SHOWN_ROWS], unmatched)
-    match = TableMatch(len(used), len(different), unused, near, shared)
-    if different and not used:
+    match = TableMatch(num_matched, len(groups), unused, near, shared, num_empty, num_kept)
+    if groups and not used:
         raise CaptionError(f"{where}: {match}; write each name as the path of the video within data.source")
     return match
+
+
+def _rows_of(
+    where: Path, table: dict[str, str], place: VideoPlace, shared: Collection[str], exact: dict[str, str], key: str
+) -> list[str]:
+    """The names in the table that mean a video, the preferred one first.
+
+    Args:
+        shared: as for `find_in_table`.
+        exact: the key of the video that has a name as its path within its folder; such a name means no other video that
+            has a row of its own.
+        key: of the video.
+
+    Raises:
+        CaptionError: their captions differ.
+    """
+    rows = [name for name in _names_of(place.folder, place.file, place.path, shared) if name in table]
+    if rows and rows[0] == clean_file_name(place.file):
+        rows = [rows[0], *(name for name in rows[1:] if exact.get(name, key) == key)]
+    other = next((name for name in rows if table[name] != table[rows[0]]), None)
+    if other is not None:
+        raise CaptionError(
+            f"{where}: {quoted(rows[0])} and {quoted(other)} are one video, {quoted(place.file)}, with different "
+            f"captions; keep one of them"
+        )
+    return rows
 
 
 def _nearest(names: Iterable[str], videos: Sequence[str]) -> tuple[tuple[str, str], ...]:
@@ -258,7 +379,7 @@ def sidecars(video: Path) -> tuple[Path, Path]:
         upper if os.path.lexists(upper) and not os.path.lexists(lower) else lower
         for lower, upper in (
             (video.parent / f"{video.stem}{suffix}", video.parent / f"{video.stem}{suffix.upper()}")
-            for suffix in (".txt", ".json")
+            for suffix in SIDECAR_SUFFIXES
         )
     )
     return text, record
@@ -283,6 +404,11 @@ def _is_regular(path: Path) -> bool:
 def _from_sidecar(video: Path) -> str | None:
     for sidecar in sidecars(video):
         if not _is_regular(sidecar):
+            if os.path.lexists(sidecar):
+                raise CaptionError(
+                    f"its sidecar {printable(sidecar.name)} is a folder, a pipe or a link to nothing; make it a text "
+                    f"file, or remove it"
+                )
             continue
         name, size = printable(sidecar.name), sidecar.stat().st_size
         if size > MAX_SIDECAR_BYTES:
@@ -297,7 +423,12 @@ def _from_sidecar(video: Path) -> str | None:
 
 def _caption_of_record(name: str, text: str) -> str:
     content = decode_json(text)
-    record = {plain_column(key): value for key, value in content.items()} if isinstance(content, dict) else {}
+    record: dict[str, object] = {}
+    for key, value in content.items() if isinstance(content, dict) else ():
+        column = plain_column(str(key))
+        if column in record:
+            raise CaptionError(f"its sidecar {name} has the key {quoted(column)} twice, in two spellings; keep one")
+        record[column] = value
     caption = next((record[column] for column in CAPTION_COLUMNS if column in record), None)
     if not isinstance(caption, str):
         raise CaptionError(f"its sidecar {name} has no text under the key 'caption'")

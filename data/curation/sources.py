@@ -15,9 +15,10 @@ import logging
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
 from stat import S_ISREG
@@ -25,9 +26,19 @@ from typing import Any
 
 import fsspec
 
-from data.curation.captions import CaptionError, check_caption_value, sidecars
+from data.curation.captions import SIDECAR_SUFFIXES, CaptionError, check_caption_value, sidecars, video_keys
 from data.errors import ReelflowError, VideoError, printable, quoted
-from data.files.tables import CAPTION_COLUMNS, FILE_COLUMNS, Row, TableError, find_column, is_table, read_table
+from data.files.tables import (
+    CAPTION_COLUMNS,
+    FILE_COLUMNS,
+    Row,
+    TableError,
+    column_names,
+    find_column,
+    is_table,
+    read_table,
+    table_content,
+)
 from data.video.formats import VIDEO_SUFFIXES
 from data.video.spans import WHOLE, Stretch
 
@@ -36,6 +47,8 @@ ASK = "check the address, the credentials and the endpoint (docs/guides/cluster.
 # Here `path` comes first, in caption tables `file`: a table with both columns may serve as both.
 PATH_COLUMNS = ("path", *(name for name in FILE_COLUMNS if name != "path"))
 MAX_SHOWN_FOLDERS = 3
+LOCAL_SCHEME = "file://"
+ANY_FOLDERS = "**"
 
 logger = logging.getLogger(__name__)
 
@@ -67,14 +80,16 @@ def list_sources(place: str, suffixes: frozenset[str] = VIDEO_SUFFIXES) -> list[
     Raises:
         SourceError: there is none, or the place cannot be read.
     """
+    if place.startswith(LOCAL_SCHEME):
+        place = _local_path(place, "data.source")
     if "://" in place:
         if is_table(place) and not glob.has_magic(place):
             return _list_stored_table(place)
         return _list_uri(place, suffixes)
     path = Path(place)
-    if is_table(path.name) and not path.is_dir():
+    if is_table(path.name) and not os.path.isdir(path):  # noqa: PTH112 - it never raises
         return _list_table(path)
-    if glob.has_magic(place) and not path.exists():
+    if glob.has_magic(place) and not os.path.exists(path):  # noqa: PTH110 - it never raises
         return _list_glob(place, suffixes)
     return list_folder(path, suffixes)
 
@@ -93,7 +108,7 @@ def list_folder(folder: Path, suffixes: frozenset[str] = VIDEO_SUFFIXES) -> list
     Raises:
         SourceError: the folder is missing, empty, cannot be read, or contains no video.
     """
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # noqa: PTH112 - it never raises
         raise SourceError(f"{folder} is not a folder; set data.source to a folder of videos")
     files = _walk(folder)
     if not files:
@@ -101,13 +116,21 @@ def list_folder(folder: Path, suffixes: frozenset[str] = VIDEO_SUFFIXES) -> list
     return _local_sources(folder, files, str(folder), suffixes)
 
 
-def _walk(folder: Path) -> list[Path]:
-    """Everything below a folder that is not a folder itself."""
+def _walk(folder: Path, enters: Callable[[tuple[str, ...]], bool] = lambda parts: True) -> list[Path]:  # noqa: ARG005
+    """Everything below a folder that is not a folder itself.
+
+    Linked folders, and those that cannot be read, are not searched, and a warning names them.
+
+    Args:
+        enters: whether a folder, given as the parts of its path below `folder`, is searched at all.
+    """
     files: list[Path] = []
     linked: list[Path] = []
     unread: list[OSError] = []
     for place, folders, names in os.walk(folder, onerror=unread.append):
         files += [Path(place, name) for name in names]
+        above = Path(place).relative_to(folder).parts
+        folders[:] = [name for name in folders if enters((*above, name))]
         linked += [Path(place, name) for name in folders if os.path.islink(Path(place, name))]  # noqa: PTH114 - it never raises
     for error in unread:
         if error.filename == os.fspath(folder):
@@ -115,13 +138,13 @@ def _walk(folder: Path) -> list[Path]:
     if linked:
         logger.warning(
             "%s: %d linked folders are not searched, such as %s; put the videos there, or name the folder in data.mix",
-            *(folder, len(linked), _shown(linked)),
+            *(printable(os.fspath(folder)), len(linked), _shown(linked)),
         )
     if unread:
         places = [Path(error.filename) for error in unread]
         logger.warning(
             "%s: %d folders cannot be read, and their videos are missing, such as %s (%s); make them readable",
-            *(folder, len(unread), _shown(places), unread[0].strerror),
+            *(printable(os.fspath(folder)), len(unread), _shown(places), unread[0].strerror),
         )
     return files
 
@@ -131,12 +154,43 @@ def _shown(paths: list[Path]) -> str:
 
 
 def _list_glob(pattern: str, suffixes: frozenset[str]) -> list[Source]:
-    files = [Path(name) for name in glob.glob(pattern, recursive=True) if not os.path.isdir(name)]  # noqa: PTH112, PTH207
-    if not files:
-        raise SourceError(f"{pattern} matches no file; set data.source to a folder, a glob or a table of videos")
+    """The files that a pattern matches as in the shell, below the folder that it begins with."""
     parts = Path(pattern).parts
     plain = next(number for number, part in enumerate(parts) if glob.has_magic(part))
-    return _local_sources(Path(*parts[:plain]), files, pattern, suffixes)
+    root, wanted = Path(*parts[:plain]), parts[plain:]
+    found = _walk(root, lambda above: _leads_to(above, wanted)) if os.path.isdir(root) else []  # noqa: PTH112
+    files = [path for path in found if _matches(path.relative_to(root).parts, wanted)]
+    if not files:
+        raise SourceError(f"{pattern} matches no file; set data.source to a folder, a glob or a table of videos")
+    return _local_sources(root, files, pattern, suffixes)
+
+
+def _matches(parts: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
+    """Whether a path matches a glob, each in its parts; `**` stands for any number of folders that are not hidden."""
+    if not pattern:
+        return not parts
+    if pattern[0] == ANY_FOLDERS and _matches(parts, pattern[1:]):
+        return True
+    if not parts or not _is_part(parts[0], pattern[0]):
+        return False
+    return _matches(parts[1:], pattern if pattern[0] == ANY_FOLDERS else pattern[1:])
+
+
+def _leads_to(parts: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
+    """Whether something below a folder may match a glob."""
+    if not parts or not pattern:
+        return bool(pattern)
+    if pattern[0] == ANY_FOLDERS and _leads_to(parts, pattern[1:]):
+        return True
+    return _is_part(parts[0], pattern[0]) and _leads_to(
+        parts[1:], pattern if pattern[0] == ANY_FOLDERS else pattern[1:]
+    )
+
+
+def _is_part(name: str, pattern: str) -> bool:
+    if not glob.has_magic(pattern):
+        return name == pattern
+    return fnmatchcase(name, pattern) and (pattern.startswith(".") or not name.startswith("."))
 
 
 def _local_sources(root: Path, files: list[Path], place: str, suffixes: frozenset[str]) -> list[Source]:
@@ -167,10 +221,12 @@ def _names(paths: list[str]) -> dict[str, str]:
 
 
 def _list_table(path: Path) -> list[Source]:
-    if not path.is_file():
-        raise SourceError(f"{path}: there is no such table; set data.source to a folder, a glob or a table of videos")
+    try:
+        content = table_content(path)
+    except TableError as error:
+        raise SourceError(f"{error}; data.source is a folder, a glob or a table of videos") from error
     base = path.absolute().parent
-    return _sources_of_rows(str(path), path.read_bytes(), base, lambda file: os.fspath(base / file))
+    return _sources_of_rows(str(path), content, base, lambda file: os.fspath(base / file))
 
 
 def _list_stored_table(uri: str) -> list[Source]:
@@ -211,14 +267,30 @@ def _sources_of_rows(table: str, content: bytes, root: Path, resolve: Callable[[
             if stretch == WHOLE
             else f"#t={_exact(stretch.start_seconds)}" + ("" if end is None else f",{_exact(end)}")
         )
-        place = file if "://" in file else resolve(file)
+        local = _local_path(file, where) if file.startswith(LOCAL_SCHEME) else file
+        place = local if "://" in local else resolve(local)
         stamp = "" if "://" in place else _stamp(place)
         name = printable(file)
         sources.append(Source(name + fragment, place, name, root, stamp, caption, stretch))
-    twice = [name for name, number in Counter(source.name for source in sources).items() if number > 1]
-    if twice:
-        raise SourceError(f"{table}: {twice[0]} is listed twice; give each row a path and span of its own")
+    _check_once(table, [number for number, _ in rows], sources)
     return sources
+
+
+def _check_once(table: str, numbers: list[int], sources: list[Source]) -> None:
+    """Refuse a table in which two rows are one source, even in two spellings (`a.mp4` and `./a.mp4`)."""
+    seen: dict[object, int] = {}
+    keys = zip(video_keys(source.path for source in sources), sources, strict=True)
+    for at, (key, source) in enumerate(keys):
+        for mark in (source.name, (key, source.stretch)):
+            first = seen.setdefault(mark, at)
+            if first == at:
+                continue
+            same = sources[first].name == source.name
+            names = f"{source.name} is" if same else f"{sources[first].name} and {source.name} are one source and"
+            raise SourceError(
+                f"{table}, rows {numbers[first]} and {numbers[at]}: {names} listed twice; give each row a path and "
+                f"span of its own"
+            )
 
 
 def _read_rows(table: str, content: bytes) -> tuple[list[tuple[int, Row]], str, str | None]:
@@ -236,7 +308,7 @@ def _read_rows(table: str, content: bytes) -> tuple[list[tuple[int, Row]], str, 
         raise SourceError(f"{table}: it holds no rows; each needs a path and may have caption, start, end")
     if path_column is None:
         raise SourceError(
-            f"{table}: it has no column path, only {', '.join(rows[0][1])}; rename the one that names the videos"
+            f"{table}: it has no column path, only {column_names(rows[0][1])}; rename the one that names the videos"
         )
     return rows, path_column, caption_column
 
@@ -245,7 +317,7 @@ def _seconds(value: object, where: str, column: str) -> float | None:
     if value is None:
         return None
     try:
-        seconds = float(str(value))
+        seconds = -1.0 if "_" in str(value) else float(str(value))  # Python takes 1_0 for 10
     except ValueError:
         seconds = -1.0
     if not 0 <= seconds < float("inf"):
@@ -268,13 +340,36 @@ def _list_uri(place: str, suffixes: frozenset[str]) -> list[Source]:
     parts = PurePosixPath(root).parts
     plain = next((number for number, part in enumerate(parts) if glob.has_magic(part)), len(parts))
     base = PurePosixPath(*parts[:plain])
+    relative = {
+        PurePosixPath(name).relative_to(base).as_posix() if name != str(base) else base.name: name for name in videos
+    }
     sources = []
-    for name in videos:
-        relative = PurePosixPath(name).relative_to(base).as_posix() if name != str(base) else base.name
-        relative = printable(relative)
-        uri, stamp = str(files.unstrip_protocol(name)), sha256(str(found[name]).encode()).hexdigest()
-        sources.append(Source(relative, uri, file=relative, root=Path(base.name), stamp=stamp))
+    for path, name in _names(list(relative)).items():
+        stored = relative[path]
+        uri, stamp = str(files.unstrip_protocol(stored)), sha256(str(found[stored]).encode()).hexdigest()
+        sources.append(Source(name, uri, file=name, root=Path(base.name), stamp=stamp))
+    _warn_of_sidecars(place, videos, found)
     return sources
+
+
+def _warn_of_sidecars(place: str, videos: Iterable[str], found: Container[str]) -> None:
+    """Say how many sidecars in a store are not read: only those beside videos on a local disk are."""
+    stems = {str(PurePosixPath(name).with_suffix("")) for name in videos}
+    unread = sum(stem + suffix in found for stem in stems for suffix in SIDECAR_SUFFIXES)
+    if unread:
+        logger.warning(
+            "%s: %d sidecars beside the videos are not read, as they are not on a local disk; put their captions in a "
+            "table and name it in data.captions",
+            *(place, unread),
+        )
+
+
+def _local_path(uri: str, where: str) -> str:
+    """The absolute path that a `file://` URI stands for."""
+    path = uri.removeprefix(LOCAL_SCHEME)
+    if not path:
+        raise SourceError(f"{where}: {uri} names no file or folder; write file:///absolute/path")
+    return os.fspath(Path(path).absolute())
 
 
 @contextmanager

@@ -1,15 +1,17 @@
 """Tables of named columns: CSV, TSV, JSON lines, JSON and Parquet files, read and checked whole."""
 
 import csv
+from collections import Counter
 from collections.abc import Sequence
 from io import BytesIO, StringIO
 from pathlib import Path, PurePath
+from stat import S_ISREG
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data.errors import ReelflowError, quoted
+from data.errors import ReelflowError, quoted, shorten
 from data.files.text import TextError, decode_json, decode_text
 
 Row = dict[str, Any]
@@ -28,42 +30,45 @@ def is_table(name: str) -> bool:
     return PurePath(name).suffix.lower() in TABLE_SUFFIXES
 
 
-def read_table(name: str, content: bytes, pair_columns: tuple[str, str] | None = None) -> list[tuple[int, Row]]:
+def read_table(
+    name: str, content: bytes, pair_columns: tuple[str, str] | None = None, missing: object = None
+) -> list[tuple[int, Row]]:
     """The rows of a table with their numbers.
 
     Rows are numbered as a spreadsheet or an editor shows them: in a CSV or TSV file from 2, after the header; in JSON
     lines by line; in JSON and Parquet files from 1.
 
-    Names of columns are in lower case and without spaces around them. A cell of a CSV or TSV file that is empty, or
-    missing at the end of its row, is None; rows without any content are left out.
+    Names of columns are in lower case and without spaces around them. A cell of a CSV or TSV file that is empty
+    is None; rows without any content are left out.
 
     Args:
         name: path or URI of the table; its suffix (one of `TABLE_SUFFIXES`, in any case) decides the format.
         content: the bytes of the file; text is UTF-8, with or without a byte order mark.
         pair_columns: names of the columns of keys and of values, for a JSON file that is one object. None: such a
             file is a table of one row. Other JSON files are arrays of objects.
+        missing: stands for a cell that a row of a CSV or TSV file lacks at its end.
 
     Raises:
         TableError: the format is unknown, the content does not follow it, a row has more fields than the header or is
-            not an object, or a column is named twice.
+            not an object, a quoted field has a space before its quote, or a column is named twice.
     """
     suffix = PurePath(name).suffix
     rows: list[tuple[int, Any]]
     try:
         match suffix.lower():
             case ".csv":
-                return _rows_of_csv(name, decode_text(content), ",")
+                return _rows_of_csv(name, decode_text(content), ",", missing)
             case ".tsv":
-                return _rows_of_csv(name, decode_text(content), "\t")
+                return _rows_of_csv(name, decode_text(content), "\t", missing)
             case ".jsonl":
                 rows = _rows_of_json_lines(decode_text(content))
             case ".json":
                 rows = list(enumerate(_rows_of_json(decode_json(decode_text(content)), pair_columns), 1))
             case ".parquet":
-                rows = list(enumerate(pq.read_table(BytesIO(content)).to_pylist(), 1))
+                rows = list(enumerate(_rows_of_parquet(name, content), 1))
             case _:
                 raise TableError(f"{name}: a table is {', '.join(TABLE_SUFFIXES[:-1])} or .parquet, not {suffix!r}")
-    except (TextError, csv.Error, pa.ArrowException, UnicodeDecodeError) as error:
+    except (TextError, csv.Error) as error:
         raise TableError(f"{name}: it cannot be read as {suffix}: {error}") from error
     for number, row in rows:
         if not isinstance(row, dict):
@@ -78,7 +83,11 @@ def table_content(table: Path) -> bytes:
         TableError: there is no such file, or it cannot be read.
     """
     try:
+        if not S_ISREG(table.stat().st_mode):
+            raise TableError(f"{table}: the table is not a regular file; make it one")
         return table.read_bytes()
+    except TableError:
+        raise
     except (FileNotFoundError, NotADirectoryError) as error:
         raise TableError(f"{table}: there is no such table") from error
     except (OSError, ValueError) as error:  # ValueError: a null character in the name
@@ -103,7 +112,7 @@ def find_column(table: str, rows: Sequence[tuple[int, Row]], names: Sequence[str
     return found
 
 
-def _rows_of_csv(name: str, text: str, delimiter: str) -> list[tuple[int, Row]]:
+def _rows_of_csv(name: str, text: str, delimiter: str, missing: object) -> list[tuple[int, Row]]:
     reader = csv.reader(StringIO(text, newline=""), delimiter=delimiter, strict=True)
     header: list[str] | None = None
     rows: list[tuple[int, Row]] = []
@@ -124,18 +133,18 @@ def _rows_of_csv(name: str, text: str, delimiter: str) -> list[tuple[int, Row]]:
                 header = [plain_column(cell) for cell in cells]
                 _check_header(name, header)
         elif any(cells):
-            rows.append((number, _row_of_cells(f"{name}, {where}", header, cells)))
+            rows.append((number, _row_of_cells(f"{name}, {where}", header, cells, missing)))
         line = reader.line_num
 
 
 def _check_header(name: str, header: list[str]) -> None:
-    named = [column for column in header if column]
-    twice = next((column for column in named if named.count(column) > 1), None)
+    counts = Counter(column for column in header if column)
+    twice = next((column for column, count in counts.items() if count > 1), None)
     if twice is not None:
         raise TableError(f"{name}: the column {quoted(twice)} is there twice; rename or remove one of them")
 
 
-def _row_of_cells(where: str, header: list[str], cells: list[str]) -> Row:
+def _row_of_cells(where: str, header: list[str], cells: list[str], missing: object) -> Row:
     """A row of a CSV file; a first column without a name is an index, a later one may not hold anything."""
     beyond = [number for number, cell in enumerate(cells) if cell and number > 0 and not "".join(header[number:])]
     if len(cells) > len(header) or beyond:
@@ -144,8 +153,40 @@ def _row_of_cells(where: str, header: list[str], cells: list[str]) -> Row:
             f"{where}: {len(cells)} fields where the header has {named}; put a field that contains the separator "
             f"in double quotes"
         )
-    padded = [*cells, *[""] * (len(header) - len(cells))]
-    return {column: cell or None for column, cell in zip(header, padded, strict=True) if column}
+    quoted_late = next((cell for cell in cells if _is_quoted_after_a_space(cell)), None)
+    if quoted_late is not None:
+        raise TableError(f"{where}: the field {quoted(quoted_late)} has a space before its quote; remove the space")
+    padded = [*(cell or None for cell in cells), *[missing] * (len(header) - len(cells))]
+    return {column: cell for column, cell in zip(header, padded, strict=True) if column}
+
+
+def _is_quoted_after_a_space(cell: str) -> bool:
+    text = cell.strip()
+    return cell[:1].isspace() and len(text) > 1 and text.startswith('"') and text.endswith('"')
+
+
+def _rows_of_parquet(name: str, content: bytes) -> list[Row]:
+    """The rows of a Parquet file.
+
+    Raises:
+        TableError: it is damaged, a column is named twice, or Python has no value for one (a date beyond year 9999).
+    """
+    column = ""
+    try:
+        file = pq.ParquetFile(BytesIO(content))
+        _check_header(name, [plain_column(name) for name in file.schema_arrow.names])
+        table = file.read()
+        columns: dict[str, list[Any]] = {}
+        for column, values in zip(table.column_names, table.columns, strict=True):
+            columns[column] = values.to_pylist()
+    except TableError:
+        raise
+    except (pa.ArrowException, OSError, OverflowError, ValueError) as error:
+        place = f" (column {quoted(column)})" if column else ""
+        raise TableError(
+            f"{name}: it cannot be read as .parquet{place}: {shorten(' '.join(str(error).split()))}"
+        ) from error
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
 def _rows_of_json_lines(text: str) -> list[tuple[int, Any]]:
@@ -167,6 +208,11 @@ def _rows_of_json(content: object, pair_columns: tuple[str, str] | None) -> list
     if isinstance(content, dict) and pair_columns is not None:
         return [dict(zip(pair_columns, pair, strict=True)) for pair in content.items()]
     return [content]  # one row, or not an object: refused by the caller
+
+
+def column_names(row: Row) -> str:
+    """The names of the columns of a row as a message shows them: printable and shortened."""
+    return shorten(", ".join(name if name.isprintable() else quoted(name) for name in row)) or "none"
 
 
 def plain_column(name: str) -> str:

@@ -7,7 +7,6 @@ store until their shard is written (`pipeline/ingest/shard.py`).
 from dataclasses import dataclass
 from errno import ENOSPC
 from functools import partial
-from pathlib import Path
 from typing import get_args
 
 from pydantic import Field
@@ -111,8 +110,7 @@ def _read_source(config: PrepareConfig, source: Source) -> tuple[str, list[Span]
     """The caption of a source and its decoded spans."""
     settings, given = config.settings, source.caption
     if given is None:
-        video = None if "://" in source.path else Path(source.path)
-        caption = caption_of(source.root, source.file, config.captions, config.shared_names, video)
+        caption = caption_of(source.root, source.file, config.captions, config.shared_names, source.path)
     else:
         caption = clean_caption(given)
     is_augmented = split_of(source.file, settings.validation_fraction) == "train"

@@ -16,7 +16,7 @@ from typing import Any
 
 import ray
 
-from data.curation.captions import match_table, read_caption_table
+from data.curation.captions import VideoPlace, match_table, read_caption_table
 from data.curation.filters import Duplicates
 from data.curation.ledger import FILTERED_NAME, QUARANTINE_NAME, Reason, balance, reject, write_rejections
 from data.curation.sources import Source, SourceError, listing_fingerprint
@@ -130,8 +130,10 @@ def _read_captions(sources: Sequence[Source], config: ShardConfig) -> tuple[dict
     if config.captions is None:
         return {}, frozenset()
     captions = read_caption_table(config.captions)
-    match = match_table(config.captions, captions, [(s.root, s.file) for s in sources if s.caption is None])
-    logger.log(logging.WARNING if match.unused else logging.INFO, "%s: %s", config.captions, match)
+    places = [VideoPlace(source.root, source.file, source.path, source.caption is not None) for source in sources]
+    match = match_table(config.captions, captions, places)
+    level = logging.WARNING if match.unused or match.num_kept else logging.INFO
+    logger.log(level, "%s: %s", config.captions, match)
     return captions, match.shared_names
 
 

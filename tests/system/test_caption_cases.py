@@ -9,7 +9,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data.curation.captions import CaptionError, caption_of, clean_caption, match_table, read_caption_table
+from data.curation.captions import (
+    CaptionError,
+    VideoPlace,
+    caption_of,
+    clean_caption,
+    clean_file_name,
+    match_table,
+    read_caption_table,
+)
 from data.curation.sources import SourceError, list_sources
 from data.dataset.buckets import Bucket
 from pipeline.ingest.config import ShardConfig
@@ -46,7 +54,7 @@ def captions_of(folder: Path, table: Path | None) -> tuple[str, ...]:
     captions = {} if table is None else read_caption_table(table)
     sources = list_sources(str(folder))
     if table is not None:
-        match_table(table, captions, [(source.root, source.file) for source in sources])
+        match_table(table, captions, [VideoPlace(source.root, source.file, source.path) for source in sources])
     return tuple(caption_of(source.root, source.file, captions) for source in sources)
 
 
@@ -97,7 +105,7 @@ def test_a_random_table_is_read_as_written_or_refused_by_row(tmp_path, rows):
     except CaptionError as error:
         assert f"{table}, row" in str(error)  # noqa: PT017 - an error is one of two right results
         return
-    written = {name.replace("\\", "/").removeprefix("./"): value or "" for name, value in rows}
+    written = {clean_file_name(name): value or "" for name, value in rows}
     assert read == written
 
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from data.curation.captions import CaptionError, read_caption_table
 from data.curation.sources import Source, SourceError, list_sources, listing_fingerprint, local_copy
 from data.dataset.buckets import Bucket
 from data.errors import VideoError
@@ -81,6 +82,9 @@ def test_a_table_gives_captions_and_spans(shapes_dir, suffix):
         ("", r"t\.csv: it holds no rows"),
         ("name,caption\na.mp4,one\n", r"t\.csv: it has no column path, only name, caption"),
         ("path,start\na.mp4,soon\n", r"t\.csv, row 2: start is 'soon'; it must be a number of seconds"),
+        ("path,start\na.mp4,1_0\n", r"t\.csv, row 2: start is '1_0'; it must be a number of seconds"),
+        ("path\na.mp4\n./a.mp4\n", r"rows 2 and 3: a\.mp4 and \./a\.mp4 are one source and listed twice"),
+        ("path\nx/../a.mp4\na.mp4\n", r"rows 2 and 3: x/\.\./a\.mp4 and a\.mp4 are one source"),
         ("path,start\na.mp4,0\nb.mp4,-1\n", r"t\.csv, row 3: start is '-1'"),
         ("path,start,end\na.mp4,3,2\n", r"row 2: end is 2, which is not after start 3"),
         ("path,start\na.mp4,1\na.mp4,1\n", r"a\.mp4#t=1 is listed twice"),
@@ -100,7 +104,12 @@ def test_places_that_hold_nothing_say_so(tmp_path):
         (tmp_path / "none", "is not a folder"),
         (tmp_path / "*.mp4", "matches no file"),
         (tmp_path / "none.csv", "there is no such table"),
-        (f"file://{tmp_path}", "holds no video"),
+        ("x" * 300, "is not a folder"),
+        (f"{'x' * 300}.csv", "the table cannot be read"),
+        ("a\0b.csv", "the table cannot be read"),
+        ("/dev/null/t.csv", "there is no such table"),
+        ("file://", "names no file or folder"),
+        (f"file://{tmp_path}", "is empty"),
         ("ftp://host/videos", "data.source: ftp://host/videos is of the kind 'ftp'"),
     ):
         with pytest.raises(SourceError, match=reason):
@@ -190,3 +199,63 @@ def test_a_folder_that_cannot_be_entered_costs_its_videos_only(shapes_dir, caplo
     assert [source.name for source in sources] == ["a.mp4", "listed/b.mp4"]
     assert [report.quarantined and report.quarantined.reason for report in reports] == [None, "unreadable"]
     assert "2 folders cannot be read, and their videos are missing, such as " in caplog.text
+
+
+def test_a_glob_searches_no_linked_folder(tmp_path, caplog):
+    for name in ("a.mp4", "sub/b.mp4", "sub/deep/c.mp4", ".hidden/d.mp4", "sub/.e.mp4", "sub/f.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    for name in ("x", "y"):  # with two such links, Python's own search would take years
+        (tmp_path / name).symlink_to(".")
+    for place in (str(tmp_path), f"file://{tmp_path}"):
+        caplog.clear()
+        assert names(f"{place}/**/*.mp4") == ["a.mp4", "sub/b.mp4", "sub/deep/c.mp4"]
+        assert "2 linked folders are not searched, such as " in caplog.text
+        caplog.clear()
+        assert names(f"{place}/*/[bc].mp4") == ["sub/b.mp4"]
+        assert names(f"{place}/s*/**/c.mp4") == ["sub/deep/c.mp4"]
+        assert names(f"{place}/s??/deep/*") == ["sub/deep/c.mp4"]
+        assert names(f"{place}/sub/**") == ["b.mp4", "deep/c.mp4"]
+    caplog.clear()
+    assert names(tmp_path / "*.mp4") == ["a.mp4"]
+    assert not caplog.text
+
+
+def test_file_uris_are_local_paths(tmp_path):
+    for name in (b"\\xff.mp4", b"\xff.mp4", b"c.mp4"):
+        (tmp_path / os.fsdecode(name)).touch()
+    (tmp_path / "c.txt").write_text("a red circle")
+    assert list_sources(f"file://{tmp_path}") == list_sources(str(tmp_path))
+    (tmp_path / "t.csv").write_text(f"path\nfile://{tmp_path}/c.mp4\n")
+    assert list_sources(f"file://{tmp_path}/t.csv") == list_sources(str(tmp_path / "t.csv"))
+    (source,) = list_sources(str(tmp_path / "t.csv"))
+    assert source.path == str(tmp_path / "c.mp4")
+
+
+def test_sidecars_in_a_store_are_counted(caplog):
+    memory = fsspec.filesystem("memory")
+    for name in ("a.mp4", "a.txt", "sub/b.mp4", "sub/b.json", "readme.txt"):
+        memory.pipe(f"/stored/{name}", b"x")
+    assert names("memory://stored") == ["a.mp4", "sub/b.mp4"]
+    assert "memory://stored: 2 sidecars beside the videos are not read" in caplog.text
+    memory.rm("/stored", recursive=True)
+
+
+def test_a_table_that_cannot_be_read_is_named():
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        folder.chmod(0o755)
+        (folder / "t.csv").write_text("path,caption\na.mp4,x\n")
+        (folder / "t.csv").chmod(0)
+        with not_root():
+            with pytest.raises(SourceError, match=r"t\.csv: the table cannot be read \(Permission denied\); make it"):
+                list_sources(str(folder / "t.csv"))
+            with pytest.raises(CaptionError, match=r"data\.captions: .*t\.csv: the table cannot be read"):
+                read_caption_table(folder / "t.csv")
+
+
+def test_a_message_about_columns_is_short(tmp_path):
+    (tmp_path / "t.json").write_text(json.dumps({f"video{number}.mp4": "x" for number in range(20000)}))
+    with pytest.raises(SourceError, match=r"it has no column path, only video0\.mp4, ") as raised:
+        list_sources(str(tmp_path / "t.json"))
+    assert len(str(raised.value)) < 500

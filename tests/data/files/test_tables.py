@@ -2,20 +2,31 @@
 
 import io
 import json
+import os
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data.files.tables import TableError, read_table
+from data.files.tables import TableError, read_table, table_content
 
 ROWS = [{"path": "a.mp4", "caption": "one\u2028two"}, {"path": "b.mp4", "caption": None}]
 
 
 def parquet(rows: list[dict[str, str | None]]) -> bytes:
+    return stored(pa.Table.from_pylist(rows))
+
+
+def stored(table: pa.Table) -> bytes:
     file = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows), file)
+    pq.write_table(table, file)
     return file.getvalue()
+
+
+DAMAGED = bytearray(stored(pa.table({"file": [f"v{number}.mp4" for number in range(50)]})))
+DAMAGED[4:12] = b"\xff" * 8
+FAR = stored(pa.table({"file": ["a"], "t": pa.array([2**62], pa.timestamp("us"))}))
+TWICE = stored(pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["file", "file"]))
 
 
 @pytest.mark.parametrize(
@@ -59,6 +70,10 @@ def test_an_object_is_a_table_of_pairs_where_the_columns_are_named():
         ("t.jsonl", b'{"path": 1}\n{', r"t\.jsonl: it cannot be read as \.jsonl: line 2: Expecting"),
         ("t.json", b"[", r"t\.json: it cannot be read as \.json"),
         ("t.parquet", b"no", r"t\.parquet: it cannot be read as \.parquet"),
+        ("t.parquet", bytes(DAMAGED), r"t\.parquet: it cannot be read as \.parquet"),
+        ("t.parquet", FAR, r"t\.parquet: it cannot be read as \.parquet \(column 't'\): "),
+        ("t.parquet", TWICE, r"t\.parquet: the column 'file' is there twice"),
+        ("t.csv", b'path,caption\na, "red"\n', r"t\.csv, row 2: the field ' \"red\"' has a space before its quote"),
         ("t.csv", b"path,caption\na,red, moving\n", r"t\.csv, row 2: 3 fields where the header has 2"),
         ("t.csv", b"path,caption,\na,red, moving\n", r"t\.csv, row 2: 3 fields where the header has 2"),
         ("t.csv", b'path,caption\na,x\nb,"red\nc,blue\n', r"t\.csv, row 3: .*close each quote"),
@@ -74,3 +89,17 @@ def test_an_object_is_a_table_of_pairs_where_the_columns_are_named():
 def test_bad_tables_are_named(name, content, reason):
     with pytest.raises(TableError, match=reason):
         read_table(name, content)
+
+
+def test_a_cell_that_a_row_lacks_is_told_from_an_empty_one():
+    content = b"path,caption\na\nb,\n"
+    assert [row for _, row in read_table("t.csv", content, missing="-")] == [
+        {"path": "a", "caption": "-"},
+        {"path": "b", "caption": None},
+    ]
+
+
+def test_a_table_that_is_no_file_is_not_opened(tmp_path):
+    os.mkfifo(tmp_path / "t.csv")
+    with pytest.raises(TableError, match=r"t\.csv: the table is not a regular file"):
+        table_content(tmp_path / "t.csv")
