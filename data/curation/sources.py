@@ -26,7 +26,9 @@ from typing import Any
 
 import fsspec
 
-from data.curation.captions import SIDECAR_SUFFIXES, CaptionError, check_caption_value, sidecars, video_keys
+from data.curation.caption_names import video_keys
+from data.curation.caption_text import CaptionError, check_caption_value
+from data.curation.captions import SIDECAR_SUFFIXES, sidecars
 from data.errors import ReelflowError, VideoError, printable, quoted
 from data.files.tables import (
     CAPTION_COLUMNS,

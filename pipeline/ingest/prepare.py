@@ -11,7 +11,8 @@ from typing import get_args
 
 from pydantic import Field
 
-from data.curation.captions import CaptionError, caption_of, clean_caption
+from data.curation.caption_text import CaptionError, clean_caption
+from data.curation.captions import caption_of
 from data.curation.filters import Duplicates, failed_filter, perceptual_hash
 from data.curation.ledger import Filter, Rejection, reject
 from data.curation.scenes import find_cuts

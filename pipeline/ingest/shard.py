@@ -16,7 +16,7 @@ from typing import Any
 
 import ray
 
-from data.curation.captions import VideoPlace, match_table, read_caption_table
+from data.curation.caption_table import VideoPlace, match_table, read_caption_table
 from data.curation.filters import Duplicates
 from data.curation.ledger import FILTERED_NAME, QUARANTINE_NAME, Reason, balance, reject, write_rejections
 from data.curation.sources import Source, SourceError, listing_fingerprint

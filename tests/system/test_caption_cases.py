@@ -9,15 +9,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data.curation.captions import (
-    CaptionError,
-    VideoPlace,
-    caption_of,
-    clean_caption,
-    clean_file_name,
-    match_table,
-    read_caption_table,
-)
+from data.curation.caption_names import clean_file_name
+from data.curation.caption_table import VideoPlace, match_table, read_caption_table
+from data.curation.caption_text import CaptionError, clean_caption
+from data.curation.captions import caption_of
 from data.curation.sources import SourceError, list_sources
 from data.dataset.buckets import Bucket
 from pipeline.ingest.config import ShardConfig

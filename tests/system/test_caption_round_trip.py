@@ -14,7 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.curation.captions import CaptionError, caption_of, read_caption_table
+from data.curation.caption_table import read_caption_table
+from data.curation.caption_text import CaptionError
+from data.curation.captions import caption_of
 from data.dataset.buckets import Bucket
 from data.dataset.clip import VIDEO_MEMBER, ClipRecord, clip_key
 from data.dataset.index import read_index, write_index

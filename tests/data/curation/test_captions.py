@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from data.curation.captions import CaptionError, VideoPlace, caption_of, match_table, read_caption_table
+from data.curation.caption_table import VideoPlace, match_table, read_caption_table
+from data.curation.caption_text import CaptionError
+from data.curation.captions import caption_of
 from data.curation.sources import Source, list_sources, of_dataset
 
 

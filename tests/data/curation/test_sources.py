@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data.curation.captions import CaptionError, read_caption_table
+from data.curation.caption_table import read_caption_table
+from data.curation.caption_text import CaptionError
 from data.curation.sources import Source, SourceError, list_sources, listing_fingerprint, local_copy
 from data.dataset.buckets import Bucket
 from data.errors import VideoError
