@@ -16,7 +16,6 @@ from typing import Any
 
 import ray
 
-from data.curation.caption_table import VideoPlace, match_table, read_caption_table
 from data.curation.filters import Duplicates
 from data.curation.ledger import FILTERED_NAME, QUARANTINE_NAME, Reason, balance, reject, write_rejections
 from data.curation.sources import Source, SourceError, listing_fingerprint
@@ -27,6 +26,7 @@ from data.dataset.shards import write_shard
 from data.files.publish import publish_text, remove_unpublished
 from pipeline.distributed.isolated_pool import Done, run_jobs
 from pipeline.ingest.buckets import read_choice, settle_buckets
+from pipeline.ingest.captions import Captions, read_captions
 from pipeline.ingest.config import ShardConfig
 from pipeline.ingest.prepare import Clips, PrepareConfig, SourceReport, drop_duplicates, prepare_source
 from pipeline.run.commits import (
@@ -112,8 +112,10 @@ def make_shards(sources: Sequence[Source], output_dir: Path, config: ShardConfig
     """
     output_dir.mkdir(parents=True, exist_ok=True)
     (output_dir / MANIFEST_NAME).unlink(missing_ok=True)  # the folder is not a dataset until all shards are written
-    captions, shared_names = _read_captions(sources, config)
-    prepare = PrepareConfig(settle_buckets(sources, output_dir, config, num_workers), captions, config, shared_names)
+    captions = read_captions(config.captions, sources)
+    _describe_captions(captions, config.captions)
+    buckets = settle_buckets(sources, output_dir, config, num_workers)
+    prepare = PrepareConfig(buckets, captions.table, config, captions.shared_names)
     planned = _plan(sources, output_dir.resolve(), prepare)
     _prepare_and_commit(partial(prepare_source, prepare), planned, config, num_workers)
     remove_unpublished(output_dir)  # left by workers that were killed while writing
@@ -125,16 +127,11 @@ def make_shards(sources: Sequence[Source], output_dir: Path, config: ShardConfig
     return manifest
 
 
-def _read_captions(sources: Sequence[Source], config: ShardConfig) -> tuple[dict[str, str], frozenset[str]]:
-    """The caption table, empty where there is none, and its names that several videos share; logs how it matches."""
-    if config.captions is None:
-        return {}, frozenset()
-    captions = read_caption_table(config.captions)
-    places = [VideoPlace(source.root, source.file, source.path, source.caption is not None) for source in sources]
-    match = match_table(config.captions, captions, places)
-    level = logging.WARNING if match.unused or match.num_kept else logging.INFO
-    logger.log(level, "%s: %s", config.captions, match)
-    return captions, match.shared_names
+def _describe_captions(captions: Captions, table: Path | None) -> None:
+    """Log how many sources have a caption from the table, and which rows match none."""
+    if (match := captions.match) is not None:
+        level = logging.WARNING if match.unused or match.num_kept else logging.INFO
+        logger.log(level, "%s: %s", table, match)
 
 
 def _plan(sources: Sequence[Source], output_dir: Path, config: PrepareConfig) -> list[_PlannedShard]:
@@ -158,8 +155,8 @@ def count_reusable_shards(sources: Sequence[Source], output_dir: Path, config: S
         if known is None:
             return 0
         buckets = known.buckets
-    captions, shared_names = _read_captions(sources, config)
-    planned = _plan(sources, output_dir, PrepareConfig(buckets, captions, config, shared_names))
+    captions = read_captions(config.captions, sources)
+    planned = _plan(sources, output_dir, PrepareConfig(buckets, captions.table, config, captions.shared_names))
     return sum(shard.commit() is not None for shard in planned)
 
 

@@ -104,6 +104,16 @@ class ShardStage(DriverStage):
 
         return lambda: count_reusable_shards(self._sources(run)[0], run.folder_of(self), self.data.shard())
 
+    def check_inputs(self, run: RunContext) -> None:
+        """Refuse a caption table that is missing or damaged, or that matches no video.
+
+        Raises:
+            CaptionError: as `read_captions`.
+        """
+        from pipeline.ingest.captions import read_captions
+
+        read_captions(self.data.captions, self._sources(run)[0])
+
     def execute(self, run: RunContext) -> None:
         """Forget the quarantine first, where it is to be tried again."""
         from pipeline.ingest.shard import forget_quarantined

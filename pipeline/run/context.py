@@ -88,7 +88,7 @@ class RunContext:
 
         Raises:
             ChangedError: inputs changed that are not in `allowed_changes`.
-            ReelflowError: as the stage's `check_continues`. After either, folder and record are as they were.
+            ReelflowError: as the two checks of the stage. After any of these, folder and record are as they were.
         """
         opened = begin(
             self.folder_of(stage),
@@ -99,6 +99,7 @@ class RunContext:
             self.allowed_changes,
             remove_temporary=stage.remove_temporary,
             is_whole=stage.is_whole,
+            check_inputs=lambda: stage.check_inputs(self),
             check_continues=lambda: stage.check_continues(self),
         )
         if opened.complete:

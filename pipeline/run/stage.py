@@ -75,6 +75,9 @@ class Stage(ABC):
         """Whether one of its outputs is there; False makes a complete stage continue."""
         return output.exists()
 
+    def check_inputs(self, run: RunContext) -> None:  # noqa: B027 - most inputs are settings, checked when they are read
+        """Refuse, before anything changes, inputs that cannot be used."""
+
     def check_continues(self, run: RunContext) -> None:  # noqa: B027 - most can always continue
         """Refuse, before anything changes, to continue a folder that lacks what its work goes on from."""
 

@@ -94,6 +94,7 @@ def begin(
     *,
     remove_temporary: bool = True,
     is_whole: Callable[[Path], bool] = Path.exists,
+    check_inputs: Callable[[], None] = lambda: None,
     check_continues: Callable[[], None] = lambda: None,
 ) -> OpenStage:
     """Compare the inputs with the folder's record: skip the stage, continue it, or start it anew.
@@ -105,12 +106,13 @@ def begin(
         allowed_changes: names of inputs that may differ when the stage resumes; None: it starts anew if any differs.
         remove_temporary: remove files of interrupted writers; False where other processes may still be writing.
         is_whole: whether an output of a complete stage can be used; if not, the stage continues.
+        check_inputs: called unless there is nothing to do; what it raises leaves folder and record as they are.
         check_continues: called before a folder is continued; what it raises leaves folder and record as they are.
 
     Raises:
         ChangedError: other inputs differ.
         BrokenLinkError: an output of a complete stage lies behind a link that leads nowhere. As after any error of
-            `check_continues`, the record is as it was.
+            the two checks, the record is as it was.
     """
     inputs = json.loads(json.dumps({**inputs, "continues": continues or {}}))
     old = read_stage_record(folder)
@@ -120,12 +122,14 @@ def begin(
                 f"{folder} holds no readable {STAGE_RECORD_NAME}, so its inputs are not known; restore it, or leave "
                 "out --resume to train anew (the old folder is kept)"
             )
+        check_inputs()
         holds_something = folder.exists() and any(folder.iterdir())
         note = f"the folder held something unknown, now in {archive(folder).name}" if holds_something else "new"
         return _new(folder, name, inputs, note)
 
     def reopened(note: str, *, is_same_build: bool = False) -> OpenStage:
         """The stage continues in its folder; its record says "not complete" before any file there changes."""
+        check_inputs()
         check_continues()
         if not is_same_build:
             old.build = _new_build()
@@ -152,6 +156,7 @@ def begin(
         return reopened(f"continues although {_listed(changed)}")
     if count_reusable is not None and (num_reusable := count_reusable()) > 0:
         return reopened(f"{_listed(changed)}: {num_reusable} shards are reused, the others are made again")
+    check_inputs()
     return _new(folder, name, inputs, f"{_listed(changed)}: made again, the old one is in {archive(folder).name}")
 
 
