@@ -72,7 +72,8 @@ def stored(folder: Path, captions: Rows) -> Rows:
     write_index(folder, rows)
     content = (folder / "shard.tar").read_bytes()
     with tarfile.open(folder / "shard.tar") as tar:
-        in_records = [json.load(tar.extractfile(member) or b"") for member in tar if member.name.endswith(".json")]
+        files = [tar.extractfile(member) for member in tar if member.name.endswith(".json")]
+        in_records = [json.loads(file.read()) for file in files if file is not None]
     for row in read_index(folder):
         assert content[row.caption_offset : row.caption_offset + row.caption_size].decode() == row.caption
     assert {record["source"]: record["caption"] for record in in_records} == captions
