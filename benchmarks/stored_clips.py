@@ -172,18 +172,20 @@ def over_white(pixels: np.ndarray) -> np.ndarray:
 def decoded(container: InputContainer) -> Iterator[tuple[Fraction, av.VideoFrame]]:
     """The frames of a video in the order in which they are shown, and their times in seconds.
 
-    Where time stamps are missing or do not rise, as in AVI files with B-frames, frames follow each other at the
-    average rate. libvpx decodes VP8 and VP9: FFmpeg's own decoders leave out the alpha layer.
+    Where their time stamps are missing or do not rise, as in AVI files with B-frames, those of decoding count; a gap in
+    them is a place in the file that repeats the frame before. libvpx decodes VP8 and VP9: FFmpeg's own decoders leave
+    out the alpha layer.
     """
-    stream = container.streams.video[0]
+    tick = Fraction(container.streams.video[0].time_base or 1)
     with av.open(container.name) as again:
-        stamps = [frame.pts for frame in frames_of(again)]
-    known = [stamp for stamp in stamps if stamp is not None]
-    rises = len(known) == len(stamps) and all(before < after for before, after in pairwise(known))
-    for number, frame in enumerate(frames_of(container)):
-        stamp = frame.pts if rises else None
-        by_rate = number / Fraction(stream.average_rate or 1)
-        yield by_rate if stamp is None else stamp * Fraction(stream.time_base or 1), frame
+        stamps = [(frame.pts, frame.dts) for frame in frames_of(again)]
+    shown = [pts for pts, _ in stamps if pts is not None]
+    rises = len(shown) == len(stamps) and all(before < after for before, after in pairwise(shown))
+    last = 0
+    for (pts, dts), frame in zip(stamps, frames_of(container), strict=True):
+        stamp = pts if rises else dts
+        last = last + 1 if stamp is None else stamp  # the last frames of a decoder have no dts
+        yield last * tick, frame
 
 
 def frames_of(container: InputContainer) -> Iterator[av.VideoFrame]:
