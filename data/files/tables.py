@@ -113,7 +113,8 @@ def find_column(table: str, rows: Sequence[tuple[int, Row]], names: Sequence[str
 
 
 def _rows_of_csv(name: str, text: str, delimiter: str, missing: object) -> list[tuple[int, Row]]:
-    reader = csv.reader(StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    lines = list(StringIO(text, newline=""))
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
     header: list[str] | None = None
     rows: list[tuple[int, Row]] = []
     number, line = 0, 0  # of the row that was read last, and of its last line
@@ -133,6 +134,7 @@ def _rows_of_csv(name: str, text: str, delimiter: str, missing: object) -> list[
                 header = [plain_column(cell) for cell in cells]
                 _check_header(name, header)
         elif any(cells):
+            _check_quotes(f"{name}, {where}", "".join(lines[first_line - 1 : reader.line_num]), cells, delimiter)
             rows.append((number, _row_of_cells(f"{name}, {where}", header, cells, missing)))
         line = reader.line_num
 
@@ -153,16 +155,25 @@ def _row_of_cells(where: str, header: list[str], cells: list[str], missing: obje
             f"{where}: {len(cells)} fields where the header has {named}; put a field that contains the separator "
             f"in double quotes"
         )
-    quoted_late = next((cell for cell in cells if _is_quoted_after_a_space(cell)), None)
-    if quoted_late is not None:
-        raise TableError(f"{where}: the field {quoted(quoted_late)} has a space before its quote; remove the space")
     padded = [*(cell or None for cell in cells), *[missing] * (len(header) - len(cells))]
     return {column: cell for column, cell in zip(header, padded, strict=True) if column}
 
 
-def _is_quoted_after_a_space(cell: str) -> bool:
-    text = cell.strip()
-    return cell[:1].isspace() and len(text) > 1 and text.startswith('"') and text.endswith('"')
+def _check_quotes(where: str, text: str, cells: list[str], delimiter: str) -> None:
+    """Refuse a field whose quote comes after a space: the quotes, and separators between them, would be its content.
+
+    Args:
+        text: the row as it stands in the file.
+    """
+    late = [cell for cell in cells if cell.startswith(" ") and cell.lstrip(" ").startswith('"')]
+    if not late:
+        return
+    try:
+        meant = next(csv.reader(StringIO(text, newline=""), delimiter=delimiter, strict=True, skipinitialspace=True))
+    except csv.Error:
+        meant = []
+    if [cell.lstrip(" ") for cell in cells] != [cell.lstrip(" ") for cell in meant]:
+        raise TableError(f"{where}: the field {quoted(late[0])} has a space before its quote; remove the space")
 
 
 def _rows_of_parquet(name: str, content: bytes) -> list[Row]:
