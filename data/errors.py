@@ -30,6 +30,12 @@ def printable(name: str) -> str:
         return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, shortened; the name of its class where it has none."""
+    text = str(error).strip() or type(error).__name__
+    return shorten(text.splitlines()[0], 300)
+
+
 class ReelflowError(Exception):
     """An error with a message for the user: what happened, where, and the way out. Anything else is a bug.
 

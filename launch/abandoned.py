@@ -9,6 +9,7 @@ import os
 import tempfile
 from contextlib import suppress
 from pathlib import Path
+from stat import S_ISDIR
 
 import psutil
 from pydantic import Field, ValidationError
@@ -50,17 +51,37 @@ def records_dir() -> Path:
     return Path(tempfile.gettempdir()) / f"reelflow-clusters-{os.getuid()}"
 
 
+def _is_private(folder: Path) -> bool:
+    """Whether a folder is one that only this user writes to: others could name any of this user's processes in it."""
+    try:
+        found = folder.lstat()
+    except FileNotFoundError:
+        return False
+    return S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o022
+
+
 def record_of(process: psutil.Process) -> ProcessRecord:
     """The record of a running process."""
     return ProcessRecord(pid=process.pid, started=process.create_time())
 
 
-def record_cluster(processes: list[psutil.Process]) -> Path:
-    """Record the cluster of this process; the caller removes the file when the cluster has ended."""
+def record_cluster(processes: list[psutil.Process]) -> Path | None:
+    """Record the cluster of this process; the caller removes the file when the cluster has ended.
+
+    Returns:
+        The record; None where its folder is not private to this user.
+    """
     records = [record_of(process) for process in processes if process.is_running()]
     this = record_of(psutil.Process())
     path = records_dir() / f"{this.pid}.json"
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not _is_private(path.parent):
+        logger.warning(
+            "  warning: %s can be written by others, so this cluster is not recorded there, and will not be ended if "
+            "this command is killed; remove that folder",
+            path.parent,
+        )
+        return None
     publish_text(path, ClusterRecord(command=this, processes=tuple(records)).model_dump_json())
     return path
 
@@ -72,6 +93,8 @@ def end_abandoned_clusters() -> int:
         The number of processes that were ended.
     """
     num_ended = 0
+    if not _is_private(records_dir()):
+        return num_ended
     for path in sorted(records_dir().glob("*.json")):
         try:
             record = ClusterRecord.model_validate_json(path.read_text(encoding="utf-8"))

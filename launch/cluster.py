@@ -11,13 +11,15 @@ from typing import Any
 import psutil
 import ray
 
-from data.errors import ReelflowError
+from data.errors import ReelflowError, first_line
 from launch.abandoned import end_abandoned_clusters, record_cluster
 from launch.config import ClusterConfig
 
 PROJECT_DIR = Path(__file__).resolve().parent.parent
 HEALTH_CHECK_SECONDS = "0.5"
 """How often Ray Train looks after its workers."""
+QUIET: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": False}
+"""Arguments of `ray.init` that keep Ray's own messages off the console."""
 
 
 class ClusterError(ReelflowError, RuntimeError):
@@ -69,9 +71,6 @@ def connected(config: ClusterConfig) -> Iterator[None]:
         ray.shutdown()
 
 
-QUIET: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": False}
-
-
 @contextmanager
 def _joined(address: str, config: ClusterConfig) -> Iterator[None]:
     """Join the cluster at `address`."""
@@ -106,7 +105,7 @@ def _started(config: ClusterConfig) -> Iterator[None]:
             )
     except Exception as error:  # Ray raises all kinds, Exception itself among them
         raise ClusterError(
-            f"Ray did not start on this machine ({_first_line(error)}); is it very busy, or short of memory, or is "
+            f"Ray did not start on this machine ({first_line(error)}); is it very busy, or short of memory, or is "
             f"{tempfile.gettempdir()} full? Ray's own logs are in {tempfile.gettempdir()}/ray/session_latest/logs. "
             "Start the command again, which continues"
         ) from error
@@ -115,11 +114,8 @@ def _started(config: ClusterConfig) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
-        record.unlink(missing_ok=True)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+        if record is not None:
+            record.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
+from data.errors import first_line
 from launch.cluster import PROJECT_DIR, ClusterError
 from launch.config import RunConfig, dump_config, load_config
 from launch.overrides import ConfigError
@@ -52,7 +53,7 @@ def _client(address: str) -> JobSubmissionClient:
     except AuthenticationError as error:
         raise TokenError(f"the cluster at {address} refuses the token that was found here: {_ON_THE_HEAD}") from error
     except (*_NOT_OF_RAY, RuntimeError) as error:
-        raise _no_dashboard(address, _first_line(error)) from error
+        raise _no_dashboard(address, first_line(error)) from error
 
 
 def _no_dashboard(address: str, reason: str) -> ClusterError:
@@ -60,10 +61,6 @@ def _no_dashboard(address: str, reason: str) -> ClusterError:
         f"no Ray dashboard answers at {address} ({reason}); on the cluster's head node run "
         "`ray start --head`, and forward port 8265 if it is another machine"
     )
-
-
-def _first_line(error: Exception) -> str:
-    return f"{str(error).strip() or type(error).__name__}".splitlines()[0][:300]
 
 
 def asks_for_token(address: str) -> bool:
@@ -84,7 +81,7 @@ def _answer(address: str, path: str) -> requests.Response:
     try:
         return requests.get(address.rstrip("/") + path, timeout=ANSWER_SECONDS, allow_redirects=False)
     except (requests.RequestException, ValueError) as error:  # the latter of an address such as http://[::1
-        raise _no_dashboard(address, _first_line(error)) from error
+        raise _no_dashboard(address, first_line(error)) from error
 
 
 def _is_ray(answer: requests.Response) -> bool:
@@ -232,7 +229,7 @@ def follow(job_id: str, address: str) -> Iterator[str]:
                 return
             except Exception as error:  # of aiohttp, or RuntimeError
                 raise ClusterError(
-                    f"the log of {job_id} ended early ({_first_line(error)}); the job goes on: follow it again with "
+                    f"the log of {job_id} ended early ({first_line(error)}); the job goes on: follow it again with "
                     f"`reelflow job follow {job_id}`"
                 ) from error
     finally:
@@ -258,7 +255,7 @@ def stop(job_id: str, address: str) -> str:
     try:
         client.stop_job(job_id)
     except (*_NOT_OF_RAY, RuntimeError) as error:
-        raise ClusterError(f"{job_id} could not be asked to stop ({_first_line(error)}); try again") from error
+        raise ClusterError(f"{job_id} could not be asked to stop ({first_line(error)}); try again") from error
     deadline = time.monotonic() + STOP_SECONDS + ANSWER_SECONDS
     while not JobStatus(state := _known(client, job_id)).is_terminal():
         if time.monotonic() > deadline:
@@ -271,6 +268,6 @@ def _known(client: JobSubmissionClient, job_id: str) -> str:
     try:
         return client.get_job_status(job_id).value
     except RuntimeError as error:
-        raise ConfigError(f"there is no job {job_id!r} on that cluster ({_first_line(error)})") from error
+        raise ConfigError(f"there is no job {job_id!r} on that cluster ({first_line(error)})") from error
     except _NOT_OF_RAY as error:
-        raise ClusterError(f"the cluster gave no answer about the job {job_id!r} ({_first_line(error)})") from error
+        raise ClusterError(f"the cluster gave no answer about the job {job_id!r} ({first_line(error)})") from error

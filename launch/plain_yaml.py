@@ -2,8 +2,7 @@
 
 Compared with YAML 1.1: only `true` and `false` are truth values (`off`, `no` and `on` are text, which fields of type
 bool accept too); a key given twice, numbers in base 8 or 60 or beyond 64 bits, dates, and tags that the value does not
-look like are refused. A file that would take much
-memory or a deep stack is refused before its values are made.
+look like are refused. A file that would take much memory or a deep stack is refused before its values are made.
 """
 
 import re

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from data.errors import ReelflowError, shorten
+from data.errors import ReelflowError, first_line
 from models.text.embeddings import CaptionEmbeddings
 
 STORED_DTYPE = torch.float16  # eleven bits of each number, where bfloat16 has eight; checked to be finite
@@ -102,11 +102,10 @@ def _load_tokenizer(folder: Path) -> Any:  # noqa: ANN401 - of transformers
 
 def _refusal(folder: Path, error: Exception) -> TextEncoderError:
     """The error for a folder that transformers cannot load: its name, and the first line of the reason."""
-    reason = next((line.strip() for line in str(error).split("\n") if line.strip()), "no reason is given")
     kind = "" if isinstance(error, OSError | ValueError | ImportError) else f"{type(error).__name__}: "
     way_out = "install what is missing" if isinstance(error, ImportError) else "copy it again, whole"
     return TextEncoderError(
-        f"{folder} cannot be loaded as a text encoder: {shorten(kind + reason.rstrip('.'), 300)}; {way_out}"
+        f"{folder} cannot be loaded as a text encoder: {kind}{first_line(error).rstrip('.')}; {way_out}"
     )
 
 

@@ -10,7 +10,14 @@ from pathlib import Path
 import psutil
 import pytest
 
-from launch.abandoned import ClusterRecord, end_abandoned_clusters, record_cluster, record_of, records_dir
+from launch.abandoned import (
+    ClusterRecord,
+    ProcessRecord,
+    end_abandoned_clusters,
+    record_cluster,
+    record_of,
+    records_dir,
+)
 from testing.paths import ROOT
 
 COMMAND = """
@@ -57,6 +64,7 @@ def test_what_a_killed_command_leaves_is_ended_before_the_next_cluster(folder, c
 def test_a_number_that_was_given_to_another_process_is_left_alone(folder):
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
         path = record_cluster([psutil.Process(other.pid)])
+        assert path is not None
         record = ClusterRecord.model_validate_json(path.read_text())
         gone = record.command.model_copy(update={"started": record.command.started - 1})
         earlier = record.processes[0].model_copy(update={"started": record.processes[0].started - 1})
@@ -82,3 +90,20 @@ def test_what_is_no_record_is_removed(folder, content):
     (folder / "2.json").mkdir()
     assert end_abandoned_clusters() == 0
     assert list(folder.glob("*.json")) == [folder / "2.json"]
+
+
+def test_a_folder_that_others_write_to_ends_no_process(folder, caplog):
+    """They could name any process of this user there."""
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+        folder.mkdir()
+        gone = ProcessRecord(pid=2**31 - 1, started=0.0)
+        record = ClusterRecord(command=gone, processes=(record_of(psutil.Process(other.pid)),))
+        (folder / "1.json").write_text(record.model_dump_json())
+        folder.chmod(0o777)
+        assert end_abandoned_clusters() == 0
+        assert record_cluster([]) is None
+        assert f"{folder} can be written by others" in caplog.text
+        assert other.poll() is None
+        folder.chmod(0o700)
+        assert end_abandoned_clusters() == 1
+        assert record.processes[0].find() is None
