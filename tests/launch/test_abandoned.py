@@ -29,6 +29,8 @@ with connected(ClusterConfig(object_store_mib=128)):
     time.sleep(600)
 """
 
+FOLLOWING = COMMAND.removesuffix("    time.sleep(600)\n")
+
 
 @pytest.fixture(autouse=True)
 def folder(monkeypatch) -> Iterator[Path]:
@@ -49,7 +51,9 @@ def test_what_a_killed_command_leaves_is_ended_before_the_next_cluster(folder, c
         assert len(record.processes) >= 3
         assert end_abandoned_clusters() == 0  # of a command that is running
         command.send_signal(signal.SIGKILL)
-    end_abandoned_clusters()  # Linux has ended most of them, or all, together with the command
+    # Linux has ended most of them, or all, together with the command; the next one ends the others.
+    following = subprocess.run([sys.executable, "-c", FOLLOWING], cwd=ROOT, check=True, capture_output=True, text=True)
+    assert following.stdout == "connected\n"
     assert not any(known.find() for known in record.processes)
     assert not list(folder.glob("*.json"))
 

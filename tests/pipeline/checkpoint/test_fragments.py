@@ -49,12 +49,18 @@ def first(folder: Path) -> str:
     return next(iter(json.loads((folder / "checkpoint.json").read_text())["parameters"]))
 
 
+def record_of(path: str) -> Fields:
+    """The right size and checksum of a file."""
+    return {"num_bytes": Path(path).stat().st_size, "sha256": file_sha256(Path(path))}
+
+
+OUTSIDE, NO_FILE_NAME = "/etc/passwd", r"files\.(\.\./|/etc/passwd).*should match pattern"
 RECORDS = {
     "huge shape": (lambda f, n: f["parameters"].update({n: [10**12]}), "do not cover its 1000000000000 values"),
     "negative shape": (lambda f, n: f["parameters"].update({n: [-4, -4]}), r"parameters\..*greater than or equal to 0"),
     "one parameter more": (lambda f, _: f["parameters"].update({"more": [4]}), "fragments of more do not cover its 4"),
-    "path outside": (lambda f, _: f["files"].update({"../../../../etc/hostname": f["files"][rank_file(0)]}), "files"),
-    "absolute path": (lambda f, _: f["files"].update({"/etc/hostname": f["files"][rank_file(0)]}), "files"),
+    "path outside": (lambda f, _: f["files"].update({"../" * 40 + OUTSIDE[1:]: record_of(OUTSIDE)}), NO_FILE_NAME),
+    "absolute path": (lambda f, _: f["files"].update({OUTSIDE: record_of(OUTSIDE)}), NO_FILE_NAME),
     "many workers": (lambda f, _: f.update(world_size=10**12), "1000000000000 workers saved it, but it lists 2 files"),
     "no file of a rank": (lambda f, _: f.update(world_size=2), "lists no file rank_00001"),
     "negative size": (lambda f, _: f["files"][rank_file(0)].update(num_bytes=-1), "num_bytes: .*greater than or equal"),

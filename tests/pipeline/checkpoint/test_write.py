@@ -118,16 +118,20 @@ def test_a_save_that_fails_says_what_was_saved_before_and_what_helps(
     assert str(some.value).endswith(f": {os.strerror(number)}. The checkpoint of step 8 is intact: {way_out}")
 
 
-@pytest.mark.parametrize("obstacle", ["file", "link"])
+@pytest.mark.parametrize("obstacle", ["file", "link", "read-only folder"])
 def test_a_folder_that_cannot_be_written_is_refused_before_the_first_step(tiny_latents, tmp_path, obstacle):
-    """A read-only folder cannot be told from a writable one by a test that runs as root, these can."""
+    """Not even root may write to a folder of the kernel, such as /sys/kernel."""
     folder = tmp_path / "run" / "checkpoints"
     folder.parent.mkdir()
     if obstacle == "file":
         folder.touch()
     else:
-        folder.symlink_to(tmp_path / "not-mounted")
-    reason = {"file": r"Not a directory|File exists", "link": r"it is a link to .*not-mounted, which is missing"}
+        folder.symlink_to({"link": tmp_path / "not-mounted", "read-only folder": "/sys/kernel"}[obstacle])
+    reason = {
+        "file": r"Not a directory|File exists",
+        "link": r"it is a link to .*not-mounted, which is missing",
+        "read-only folder": r"Permission denied|Operation not permitted|Read-only file system",
+    }
     with pytest.raises(CheckpointError, match=rf"cannot be written to .* by rank 0 on .* \(({reason[obstacle]})\)"):
         resume(tiny_latents, tmp_path / "run")
     assert losses(tmp_path / "run") == []

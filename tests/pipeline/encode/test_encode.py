@@ -15,10 +15,14 @@ from data.dataset.shards import read_shard
 from data.errors import DatasetError
 from data.video.codec import decode_clip
 from models.autoencoder.config import AutoencoderConfig
+from pipeline.distributed.config import WorkersConfig
+from pipeline.encode import encode
 from pipeline.encode.codec import AUTOENCODER_NAME, to_pixels
 from pipeline.encode.config import EncodeConfig
 from pipeline.encode.encode import Encoder, ShardTask, encoding_settings, same_shape_batches
+from pipeline.run import precision
 from testing.clips import SMALL_AUTOENCODER, write_autoencoder, write_clips
+from testing.datasets import SMALL, colour_clip, record, write_dataset
 from testing.long_clips import peaks_of_new_process
 from testing.records import made_up_clip
 
@@ -39,10 +43,10 @@ def test_long_clips_beside_short_ones_are_encoded_in_chunks(tmp_path):
     lengths = [9, 401, 9, 1, 401, 33]
     shard = write_clips(tmp_path / "clips.tar", lengths, 64)
     latents = encode_shard(tmp_path, shard, SETTINGS)
-    for (record, content), num_frames in zip(read_shard(tmp_path / "clips.tar", VIDEO_MEMBER), lengths, strict=True):
+    for (clip, content), num_frames in zip(read_shard(tmp_path / "clips.tar", VIDEO_MEMBER), lengths, strict=True):
         whole = network.encode(to_pixels(decode_clip(content))[None]).mean[0]
-        assert latents[record.key].shape == (4, COMPRESSION.num_latent_frames(num_frames), 8, 8)
-        torch.testing.assert_close(latents[record.key], whole, rtol=0, atol=TOLERANCE)
+        assert latents[clip.key].shape == (4, COMPRESSION.num_latent_frames(num_frames), 8, 8)
+        torch.testing.assert_close(latents[clip.key], whole, rtol=0, atol=TOLERANCE)
 
 
 def test_a_latent_that_is_not_finite_is_refused_by_the_key_of_its_clip(tmp_path):
@@ -54,6 +58,23 @@ def test_a_latent_that_is_not_finite_is_refused_by_the_key_of_its_clip(tmp_path)
     shard = write_clips(tmp_path / "clips.tar", [9], 64)
     with pytest.raises(DatasetError, match=r"clips\.tar: the latent of clip \S+ is not finite; train the autoencoder"):
         encode_shard(tmp_path, shard, SETTINGS)
+
+
+def test_a_precision_without_instructions_is_warned_of_before_anything_is_encoded(tmp_path, monkeypatch, caplog):
+    class BegunError(Exception):
+        """The actors would start now."""
+
+    def begin(*_: object) -> None:
+        raise BegunError
+
+    weights = tmp_path / AUTOENCODER_NAME
+    write_autoencoder(weights, SMALL_AUTOENCODER)
+    clips = write_dataset(tmp_path / "clips", [(record(0), colour_clip(SMALL, (9, 9, 9)))])
+    monkeypatch.setattr(precision, "_cpu_flags", lambda: "flags: avx2 fma")
+    monkeypatch.setattr(encode, "_encode_missing", begin)
+    with pytest.raises(BegunError):
+        encode.encode_shards(clips, tmp_path / "latents", weights, EncodeConfig(precision="bf16"), WorkersConfig())
+    assert "precision is bf16, but this CPU has no instructions for it" in caplog.text
 
 
 def test_the_frames_of_a_call_are_bounded():

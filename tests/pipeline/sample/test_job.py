@@ -16,6 +16,8 @@ from data.files.jsonl import publish_jsonl
 from data.video.codec import encode_clip
 from pipeline.distributed.actor_pool import JobFailure, WorkerStartError
 from pipeline.distributed.config import WorkersConfig
+from pipeline.run import precision as run_precision
+from pipeline.run.config import Precision
 from pipeline.sample import job
 from pipeline.sample.config import SampleConfig
 from pipeline.sample.job import Samples, SamplingError, canonical_batches, reusable_clips, sample_clips
@@ -125,9 +127,25 @@ class Job:
         monkeypatch.setattr(job, "outcomes_of_actors", outcomes_of_actors)
         monkeypatch.setattr(WorkersConfig, "num_startable", lambda self: 1)
 
-    def run(self, requests: list[PromptRequest], batch: int = 4) -> Samples:
+    def run(self, requests: list[PromptRequest], batch: int = 4, precision: Precision = "auto") -> Samples:
         checkpoint: Any = SimpleNamespace(folder=self.folder)
-        return sample_clips(checkpoint, requests, self.folder, SampleConfig(batch=batch), WorkersConfig())
+        config = SampleConfig(batch=batch, precision=precision)
+        return sample_clips(checkpoint, requests, self.folder, config, WorkersConfig())
+
+
+def test_a_precision_without_instructions_is_warned_of_before_anything_is_sampled(tmp_path, whole, monkeypatch, caplog):
+    def make(batch):
+        assert "precision is bf16, but this CPU has no instructions for it" in caplog.text
+        for request in batch:
+            (tmp_path / request.file_name).write_bytes(whole)
+        return [line_of(request) for request in batch]
+
+    monkeypatch.setattr(run_precision, "_cpu_flags", lambda: "flags: avx2 fma")
+    job = Job(monkeypatch, tmp_path, make)
+    assert len(job.run(requests_of(1), precision="bf16").clips) == 1
+    caplog.clear()
+    job.run(requests_of(1), precision="bf16")  # nothing is left to sample
+    assert "instructions" not in caplog.text
 
 
 def test_a_request_that_raises_is_named_and_loses_no_other(tmp_path, whole, monkeypatch):

@@ -9,11 +9,21 @@ from functools import partial
 from pipeline.checkpoint.read import open_checkpoint
 from pipeline.checkpoint.record import step_folders
 from pipeline.distributed.torchrun import train_here
+from pipeline.run import precision
 from pipeline.train.control import SAVE_NAME, STOP_NAME, ControlFiles, ControlFlags
 from pipeline.train.loop import train
+from pipeline.train.monitor.events import read_events
 from testing.often_saved import MANY, StruckTask
 from testing.paths import ROOT
 from testing.tiny import CONFIG, losses, make_task
+
+
+def test_a_precision_without_instructions_is_said_as_the_training_starts(tiny_latents, tmp_path, monkeypatch):
+    monkeypatch.setattr(precision, "_cpu_flags", lambda: "flags: avx2 fma")
+    config = CONFIG.model_copy(update={"steps": 1, "precision": "bf16"})
+    train_here(partial(train, make_task(tiny_latents), config, tmp_path), 1)
+    started = next(event for event in read_events(tmp_path) if event.event == "started")
+    assert "precision is bf16, but this CPU has no instructions for it" in started.note
 
 
 def test_a_checkpoint_on_request(tiny_latents, tmp_path):
