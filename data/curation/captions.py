@@ -64,14 +64,14 @@ def _is_regular(path: Path) -> bool:
     """Whether there is a regular file at a path.
 
     Raises:
-        OSError: this cannot be found out; a name that is too long for a file is no error.
+        OSError: this cannot be found out; a name that is too long for a file is no error, nor links in a loop.
     """
     try:
         return S_ISREG(path.stat().st_mode)
     except ValueError:  # a null character, or half of a surrogate pair
         return False
     except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG):
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP):
             return False
         raise
 
@@ -81,7 +81,7 @@ def _from_sidecar(video: Path) -> str | None:
         if not _is_regular(sidecar):
             if os.path.lexists(sidecar):
                 raise CaptionError(
-                    f"its sidecar {printable(sidecar.name)} is a folder, a pipe or a link to nothing; make it a text "
+                    f"its sidecar {printable(sidecar.name)} is a folder, a pipe or a link to no file; make it a text "
                     f"file, or remove it"
                 )
             continue

@@ -91,6 +91,9 @@ def test_line_separators_inside_a_caption_do_not_end_its_row(tmp_path):
         ("t.json", '{"a.mp4": {"caption": "x"}}', r"row 1: caption is \{'caption': 'x'\}; it must be text"),
         ("t.json", '{"a.mp4": ["x", "y"]}', r"row 1: caption is \['x', 'y'\]; it must be text"),
         ("t.json", '{"a.mp4": true}', r"row 1: caption is True; it must be text"),
+        ("t.json", '{"a.mp4": 12}', r"row 1: caption is 12; it must be text"),
+        ("t.jsonl", '{"file": "a", "caption": "x"}\n{"file": "b"}', r"t\.jsonl, row 2: it has no caption; add it"),
+        ("t.jsonl", '{"file": "a"}\n' + "[" * 10**5, r"t\.jsonl: .*line 2: it is nested too deeply"),
         ("t.jsonl", '{"file": "a", "caption": "\\ud83d"}', r"row 1: its caption contains .* U\+D83D; correct the row"),
         ("t.csv", "file,caption\nb.mp4,x\na.mp4\n", r"t\.csv, row 3: it has no caption; add it, or remove the row"),
         ("t.csv", "file,caption\na.mp4\n", r"t\.csv, row 2: it has no caption; add it, or remove the row"),
@@ -128,6 +131,27 @@ def test_rows_that_match_nothing_are_named_with_the_nearest_video(tmp_path):
     assert str(match).startswith("1 of 3 videos have a caption from the table; 2 of its rows match no video, such as")
     with pytest.raises(CaptionError, match=r"0 of 3 videos .* '/old/a' \(nearest: 'a\.mp4'\)"):
         match_table(tmp_path, {"/old/a": "one"}, videos)
+
+
+@pytest.mark.parametrize(
+    ("video", "row"),
+    [
+        ("a.mp4", "/home/alice/clips/a.mp4"),
+        ("a.mp4", " a.mp4 "),
+        ("cafe\u0301.mp4", "caf\u00e9.mp4"),
+        ("caf\u00e9.mp4", "cafe\u0301.mp4"),
+    ],
+    ids=["another machine's path", "spaces", "composed", "decomposed"],
+)
+def test_a_name_that_is_nearly_that_of_a_video_is_refused_with_the_nearest(tmp_path, video, row):
+    with pytest.raises(CaptionError, match=rf"0 of 1 videos .*\(nearest: '{video}'\)"):
+        match_table(tmp_path / "t.csv", {row: "a red circle"}, places(tmp_path, video))
+
+
+def test_a_row_whose_file_name_holds_a_null_character_is_refused(tmp_path):
+    (tmp_path / "t.jsonl").write_text('{"file": "a\\u0000.mp4", "caption": "x"}', encoding="utf-8")
+    with pytest.raises(CaptionError, match="0 of 1 videos have a caption from the table"):
+        match_table(tmp_path / "t.jsonl", read_caption_table(tmp_path / "t.jsonl"), places(tmp_path, "a.mp4"))
 
 
 def test_an_absolute_path_of_this_machine_means_its_video(tmp_path):
@@ -222,13 +246,19 @@ def test_a_uri_is_a_name_and_has_no_sidecar_on_this_disk(tmp_path, monkeypatch):
     assert caption_of(Path("vids"), "cats/a.mp4", {str(tmp_path / "vids/cats/a.mp4"): "x"}, (), uri) == "cats"
 
 
-@pytest.mark.parametrize("kind", ["link", "folder"])
+@pytest.mark.parametrize("kind", ["link", "loop", "folder"])
 def test_a_sidecar_that_is_no_file_is_refused(tmp_path, kind):
-    if kind == "link":
-        (tmp_path / "a.txt").symlink_to("gone.txt")
-    else:
+    if kind == "folder":
         (tmp_path / "a.txt").mkdir()
-    with pytest.raises(CaptionError, match=r"its sidecar a\.txt is a folder, a pipe or a link to nothing"):
+    else:
+        (tmp_path / "a.txt").symlink_to({"link": "gone.txt", "loop": "a.txt"}[kind])
+    with pytest.raises(CaptionError, match=r"its sidecar a\.txt is a folder, a pipe or a link to no file"):
+        caption_of(tmp_path, "a.mp4", {})
+
+
+def test_a_sidecar_that_is_nested_too_deeply_is_refused(tmp_path):
+    (tmp_path / "a.json").write_text('{"caption": ' + "[" * 20_000)
+    with pytest.raises(CaptionError, match=r"a\.json .*nested too deeply"):
         caption_of(tmp_path, "a.mp4", {})
 
 

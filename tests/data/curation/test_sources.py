@@ -77,6 +77,14 @@ def test_a_table_gives_captions_and_spans(shapes_dir, suffix):
     assert (gone.stage, gone.reason) == ("read", "missing")
 
 
+@pytest.mark.parametrize("caption", ["caption", "text", "prompt", "Text"])
+@pytest.mark.parametrize("path", ["path", "file", " File "])
+def test_columns_have_the_names_of_caption_tables(tmp_path, path, caption):
+    (tmp_path / "t.csv").write_text(f"{path},{caption}\na.mp4,a red circle\n")
+    (source,) = list_sources(str(tmp_path / "t.csv"))
+    assert (source.file, source.caption) == ("a.mp4", "a red circle")
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [

@@ -8,6 +8,20 @@ from data.video.probe import QUARTER_TURNS, DisplayMatrix, probe_video
 from testing.paths import CASES_DIR
 
 
+@pytest.mark.parametrize(
+    ("name", "width"),
+    [
+        ("bbb_800x640_768kbps_30fps_avc_2b_firstpts_10_sec.mp4", 1137),
+        ("bbb_800x640_768kbps_30fps_avc_pyramid_3b.mp4", 1138),
+        ("bbb_800x640_768kbps_30fps_vp9.mp4", 1138),
+    ],
+)
+def test_pixels_that_are_not_square_widen_the_picture(clips_dir, name, width):
+    """800 x 640 stored pixels of 64:45 or 1137:800."""
+    probe = probe_video(clips_dir / "robust_androidx" / name)
+    assert (probe.stored_size, probe.height, probe.width) == ((640, 800), 640, width)
+
+
 def test_a_display_matrix_turns_and_mirrors():
     picture = np.arange(6).reshape(2, 3)[..., None]
     for turns, matrix in enumerate(QUARTER_TURNS):

@@ -1,5 +1,7 @@
 """Ingestion on a real Ray cluster: every source accounted for, whatever it is."""
 
+import logging
+import re
 import signal
 import threading
 from collections import Counter
@@ -19,6 +21,7 @@ from data.dataset.manifest import Manifest, read_manifest
 from data.synthetic import combinations, random_scene, render
 from data.video.codec import encode_clip
 from launch.inspect import describe_folder
+from pipeline.ingest import shard
 from pipeline.ingest.config import ShardConfig
 from pipeline.ingest.prepare import SourceReport
 from pipeline.ingest.shard import ShardCommit, commit_shard, forget_quarantined, make_shards
@@ -51,6 +54,30 @@ def test_every_test_video_ends_in_exactly_one_place(cluster, clips_dir, tmp_path
     assert all(rejection.detail and rejection.retry for rejection in rejections)
     with capsys.disabled():
         print("\n" + describe_folder(tmp_path))
+
+
+def test_the_number_of_captions_from_a_table_is_said_before_the_work(clips_dir, tmp_path, monkeypatch, caplog):
+    class BegunError(Exception):
+        """The work would start now."""
+
+    def begin(*_: object) -> None:
+        raise BegunError
+
+    for name in ("a.mp4", "b.mp4"):
+        link(tmp_path / "videos" / name, clips_dir / "fixtures" / "bikes.mp4")
+    table = tmp_path / "t.csv"
+    monkeypatch.setattr(shard, "settle_buckets", begin)
+    for rows, told, level in (
+        ("a.mp4,x\n", "1 of 2 videos have a caption from the table", logging.INFO),
+        ("a.mp4,x\nc.mp4,y\n", "1 of 2 videos .*1 of its rows match no video, such as 'c.mp4'", logging.WARNING),
+    ):
+        table.write_text(f"file,caption\n{rows}")
+        caplog.clear()
+        with caplog.at_level(logging.INFO), pytest.raises(BegunError):
+            ingest(tmp_path / "videos", tmp_path / "clips", ShardConfig(captions=table))
+        (record,) = [record for record in caplog.records if "caption from the table" in record.getMessage()]
+        assert re.search(told, record.getMessage())
+        assert record.levelno == level
 
 
 def reads(process: psutil.Process, path: Path) -> bool:

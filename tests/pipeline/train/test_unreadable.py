@@ -1,19 +1,25 @@
 """A shard that is cut short while a training reads it: said at once, counted, and the end above a limit."""
 
+import logging
 import os
 import shutil
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from data.files.jsonl import read_jsonl
 from data.stream.loader import SkippedSample
+from launch.config import load_config
+from launch.stages import stages_of
 from pipeline.checkpoint.read import open_checkpoint
 from pipeline.distributed.process_group import Worker
 from pipeline.distributed.torchrun import train_here
 from pipeline.train.loop import train
 from pipeline.train.monitor.events import read_events
+from pipeline.train.stage import TrainStage
 from pipeline.train.unreadable import SKIPPED_NAME, UnreadableError, num_replaced_samples
 from testing.groups import Job, run_jobs
 from testing.tiny import CONFIG, column, losses, make_task, write_latents
@@ -67,6 +73,18 @@ def test_below_the_limit_it_is_said_at_once_and_counted(cut, tmp_path):
     assert len(notes) <= 2  # for the first, and whenever the number doubles
     assert len({key for _, key in lines}) == 3
     assert num_replaced_samples(run_dir) == len(lines) == column(run_dir, "skipped_samples")[-1]
+
+
+def test_the_stage_counts_them_in_its_closing_line(cut, tmp_path, caplog):
+    """In the summary that it ends with; before, it ended with "done" and the loss alone."""
+    (stage,) = stages_of(load_config(Path("demo"), [f"dit.train.steps={CONFIG.steps}"]), ("train dit",))
+    assert isinstance(stage, TrainStage)
+    opened: Any = SimpleNamespace(folder=tmp_path)
+    with caplog.at_level(logging.INFO):
+        outcome = stage._watch(lambda: train_here(partial(train, make_task(cut), TOLERANT, tmp_path), 1), opened)
+    assert outcome.summary["unreadable samples replaced"] == num_replaced_samples(tmp_path) > 0
+    warning = next(record for record in caplog.records if "of 10 training samples" in record.getMessage())
+    assert warning.levelno == logging.WARNING
 
 
 def test_a_training_that_resumes_counts_as_one_that_was_never_stopped(cut, tmp_path):

@@ -1,7 +1,18 @@
 """The progress bar reports a stalled training."""
 
 from pipeline.run.progress import bar
+from pipeline.train.monitor.events import Event, append_event
 from pipeline.train.monitor.follow import following
+
+
+def test_unreadable_samples_are_a_warning_and_other_notes_are_not(tmp_path):
+    said, warned = [], []
+    with bar("train", 2, "steps") as progress, following(tmp_path, progress, said.append, warned.append):
+        append_event(tmp_path, Event.now("started", 0, 1, 0, "resuming from step 0"))
+        append_event(tmp_path, Event.now("unreadable", 1, 1, 0, "3 of 10 training samples cannot be read"))
+        append_event(tmp_path, Event.now("finished", 2, 1, 0))
+    assert said == ["  resuming from step 0"]
+    assert warned == ["  warning: 3 of 10 training samples cannot be read"]
 
 
 def test_the_person_who_waits_is_told_of_a_stall(tmp_path):
