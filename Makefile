@@ -8,11 +8,15 @@ RUN := $(VENV)/bin/python
 demo: setup
 	@$(RUN) -m launch demo
 
-test: setup  # two at a time: much of a test is waiting for processes to start
-	@$(RUN) -m pytest -n 2 --dist loadscope --no-loadscope-reorder
+# Two at a time: much of a test is waiting for processes to start.
+PYTEST := $(RUN) -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
-test-slow: setup
-	@$(RUN) -m pytest -m slow
+test: setup
+	@$(PYTEST)
+
+test-slow: setup  # the demo alone: it uses two cores
+	@$(PYTEST) -m 'slow and not demo'
+	@$(RUN) -m pytest -m demo
 
 lint: setup
 	@$(VENV)/bin/ruff format --check . && $(VENV)/bin/ruff check . && $(VENV)/bin/pyright --pythonpath $(RUN)

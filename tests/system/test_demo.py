@@ -11,7 +11,8 @@ from testing.paths import ROOT
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(2400)
+@pytest.mark.demo
+@pytest.mark.timeout(3600)
 def test_the_demo_generates_what_its_captions_say(tmp_path):
     command = [sys.executable, "-m", "launch", "run", "demo", "--set", f"runs_dir={tmp_path}"]
     first = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
