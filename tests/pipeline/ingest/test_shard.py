@@ -113,7 +113,7 @@ def signal_readers(path: Path, number: signal.Signals, stopped: threading.Event)
 
 @pytest.mark.parametrize(
     ("number", "timeout", "reason", "detail"),
-    [(signal.SIGSTOP, 10, "timed_out", "longer than 10 s"), (signal.SIGSEGV, 120, "crashed", "crashed 3 workers")],
+    [(signal.SIGSTOP, 20, "timed_out", "longer than 20 s"), (signal.SIGSEGV, 120, "crashed", "crashed 3 workers")],
     ids=["hangs", "crashes"],
 )
 def test_a_file_that_hangs_or_crashes_its_decoder_costs_only_itself(

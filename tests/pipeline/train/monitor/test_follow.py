@@ -1,4 +1,4 @@
-"""The progress bar reports a stalled training."""
+"""Whoever waits for a training is told of its events, and of a rank that has stalled."""
 
 from pipeline.run.progress import bar
 from pipeline.train.monitor.events import Event, append_event
