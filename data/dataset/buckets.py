@@ -16,6 +16,7 @@ from pydantic import Field, model_validator
 from data.dataset.compression import COMPRESSION
 from data.records import Settings
 
+MAX_SIDE = 2**15  # pixels
 SIDE_MULTIPLE = 2 * COMPRESSION.spatial_factor  # pixels: the latent's sides are even, for patches of 2 x 2
 MIN_GAIN = 0.01  # share of the picture, averaged over the sources, that another aspect ratio must keep from cropping
 MIN_FILL = 0.75  # share of the allowed pixels that a shape must use
@@ -30,9 +31,9 @@ class Bucket(Settings):
 
     num_frames: int = Field(default=17, ge=1)
     """Frames of a clip: 4k + 1, such as 1 (images), 17 or 49."""
-    height: int = Field(default=64, ge=SIDE_MULTIPLE)
+    height: int = Field(default=64, ge=SIDE_MULTIPLE, le=MAX_SIDE)
     """Height in pixels, a multiple of 16."""
-    width: int = Field(default=64, ge=SIDE_MULTIPLE)
+    width: int = Field(default=64, ge=SIDE_MULTIPLE, le=MAX_SIDE)
     """Width in pixels, a multiple of 16."""
     fps: float = Field(default=8.0, gt=0, le=240)
     """Frame rate in frames per second; videos of another rate are resampled to it."""

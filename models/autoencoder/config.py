@@ -3,7 +3,7 @@
 from pydantic import Field, model_validator
 
 from data.dataset.compression import COMPRESSION, Compression
-from data.records import Settings
+from data.records import MAX_CHANNELS, Settings
 
 
 class AutoencoderConfig(Settings):
@@ -11,9 +11,9 @@ class AutoencoderConfig(Settings):
 
     latent_channels: int = Field(default=8, ge=1)
     """Channels of a latent."""
-    width: int = Field(default=48, ge=8)
+    width: int = Field(default=48, ge=8, le=MAX_CHANNELS)
     """Channels of the layers at a quarter of the pixels' height and width."""
-    deep_width: int = Field(default=96, ge=8)
+    deep_width: int = Field(default=96, ge=8, le=MAX_CHANNELS)
     """Channels of the layers at an eighth of the pixels' height and width; it must divide 8 x `width`."""
     num_blocks: int = Field(default=1, ge=1)
     """Residual blocks at each resolution, in the encoder and in the decoder."""

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, model_validator
 
-from data.records import AddedLater, Settings
+from data.records import MAX_CHANNELS, AddedLater, Settings
 from models.text.config import TextConfig
 
 
@@ -23,11 +23,11 @@ class DiTConfig(Settings):
 
     architecture: Annotated[Literal["dit"], AddedLater("dit")] = "dit"
     """Kind of network; the other fields of this section depend on it. The only one is `dit`."""
-    width: int = Field(default=192, ge=32)
+    width: int = Field(default=192, ge=32, le=MAX_CHANNELS)
     """Channels of each token."""
     depth: int = Field(default=6, ge=1)
     """Number of transformer blocks."""
-    heads: int = Field(default=3, ge=1)
+    heads: int = Field(default=3, ge=1, le=MAX_CHANNELS)
     """Attention heads of each block; each head gets `width` / `heads` channels, which must be a multiple of 8."""
     mlp_ratio: int = Field(default=4, ge=1)
     """Hidden channels of each feed-forward layer, as a multiple of `width`."""

@@ -8,6 +8,8 @@ from pydantic import Field, model_validator
 from data.errors import ReelflowError
 from data.records import Runtime, Settings
 
+MAX_WORKERS = 2**16
+
 
 class WorldSizeError(ReelflowError, ValueError):
     """A global batch cannot be divided evenly among the workers; the message names the nearest one that can."""
@@ -16,7 +18,7 @@ class WorldSizeError(ReelflowError, ValueError):
 class WorkersConfig(Settings):
     """How many workers run, and the resources of each."""
 
-    num_workers: Annotated[int, Runtime] = Field(default=2, ge=1)
+    num_workers: Annotated[int, Runtime] = Field(default=2, ge=1, le=MAX_WORKERS)
     """Number of worker processes that train or encode; in training each computes a part of every batch."""
     min_workers: Annotated[int | None, Runtime] = Field(default=None, ge=1)
     """Smallest number of workers a training continues with when the cluster has no room for all; None means all."""

@@ -34,7 +34,7 @@ def check_heads(heads: int, width: int, size: int) -> None:
     """
     if heads % size:
         fitting = nearest_heads(width, heads, multiple=size)
-        sizes = [number for number in range(1, heads + 1) if heads % number == 0]
+        sizes = [number for number in range(1, min(heads, 2 * size) + 1) if heads % number == 0]
         nearest = min(sizes, key=lambda number: abs(number - size))
         way_out = f"train.sequence_parallel={nearest}" if fitting is None else f"{fitting} heads"
         raise SplitError(
@@ -50,7 +50,7 @@ def check_tokens(bucket: str, tokens_per_frame: int, size: int) -> None:
         SplitError: names the bucket and the nearest size of a group.
     """
     if tokens_per_frame % size:
-        sizes = [number for number in range(1, tokens_per_frame + 1) if tokens_per_frame % number == 0]
+        sizes = [number for number in range(1, min(tokens_per_frame, 2 * size) + 1) if tokens_per_frame % number == 0]
         nearest = min(sizes, key=lambda number: abs(number - size))
         raise SplitError(
             f"a frame of bucket {bucket} has {tokens_per_frame} tokens, but {size} workers share each sample "

@@ -1,5 +1,6 @@
 """Configuration: what is refused, and how the refusal reads."""
 
+import re
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import get_args
@@ -349,3 +350,36 @@ def test_any_file_is_used_or_refused_by_name(text):
 @given(st.sampled_from(field_names(RunConfig)), VALUES)
 def test_any_override_is_used_or_refused_by_name(name, value):
     loaded_or_refused("name: x", [f"{name}={value}"])
+
+
+@pytest.mark.timeout(60)  # a search for the nearest width that fits took hours
+@pytest.mark.parametrize(
+    "override",
+    [
+        "autoencoder.model.width=4611686018427387904",
+        "autoencoder.model.deep_width=4611686018427387905",
+        "dit.model.width=4611686018427387904",
+        "dit.model.heads=4611686018427387904",
+        "dit.model.text.width=4611686018427387904",
+        "dit.model.text.heads=4611686018427387904",
+        "cluster.workers.num_workers=4611686018427387904",
+        "data.buckets.0.height=4611686018427387904",
+        "data.buckets.0.width=4611686018427387904",
+    ],
+)
+def test_a_size_out_of_this_world_is_refused_at_once(override, tmp_path):
+    name = override.split("=")[0]
+    config = tmp_path / "config.yaml"
+    config.write_text("name: x\ndata: {buckets: [{num_frames: 17}]}\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=rf"{re.escape(name)}.*should be less than or equal to"):
+        load_config(config, [override])
+
+
+@pytest.mark.timeout(60)
+def test_the_largest_sizes_are_compared_in_time(tmp_path):
+    config = tmp_path / "config.yaml"
+    config.write_text("name: x\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="must divide 8 x width = 524280: use"):
+        load_config(config, ["autoencoder.model.width=65535", "autoencoder.model.deep_width=65536"])
+    with pytest.raises(ConfigError, match="use 8190 heads"):
+        load_config(config, ["dit.model.width=65520", "dit.model.heads=65536"])
