@@ -143,7 +143,7 @@ def test_a_network_larger_than_its_weights_is_refused_before_memory_is_taken(run
     from pipeline.sample.sampler import ClipSampler
 
     folder = step_folder(run_dir, 8)
-    seal(folder, lambda fields: fields["trained"]["model"].update(width=2**20))
+    seal(folder, lambda fields: fields["trained"]["model"].update(width=2**16))
     with pytest.raises(CheckpointError, match=r"is damaged: .* but the network that it describes has"):
         ClipSampler(open_checkpoint(folder), SampleConfig(), torch.device("cpu"))
 
