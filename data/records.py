@@ -19,7 +19,9 @@ from data.errors import shorten
 Frames = UInt8[np.ndarray, "t h w 3"]
 """Decoded pixels of a clip, RGB."""
 MAX_CHANNELS = 2**16
-"""Upper limit of widths and numbers of heads in a configuration, far above what is used."""
+"""Upper limit of widths and numbers of heads in a configuration, far above what is used: the messages that name the
+nearest one that fits search through all smaller ones.
+"""
 
 
 def _check_text(text: str) -> str:

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from data.errors import ReelflowError
 from data.records import Runtime, Settings
 
-MAX_WORKERS = 2**16
+MAX_WORKERS = 2**16  # all smaller numbers are tried for those that share every batch evenly
 
 
 class WorldSizeError(ReelflowError, ValueError):

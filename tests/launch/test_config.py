@@ -367,7 +367,7 @@ def test_any_override_is_used_or_refused_by_name(name, value):
         "data.buckets.0.width=4611686018427387904",
     ],
 )
-def test_a_size_out_of_this_world_is_refused_at_once(override, tmp_path):
+def test_a_size_beyond_its_limit_is_refused_by_name(override, tmp_path):
     name = override.split("=")[0]
     config = tmp_path / "config.yaml"
     config.write_text("name: x\ndata: {buckets: [{num_frames: 17}]}\n", encoding="utf-8")
