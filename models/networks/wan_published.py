@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field
 
 from data.records import Record
-from models.networks.config import WanConfig
+from models.networks.config import NetworkConfig, WanConfig
 from models.published import Correspondence, PublishedTensor
 
 CLASS_NAME = "WanTransformer3DModel"
@@ -86,6 +86,21 @@ def read_transformer(fields: dict[str, Any]) -> PublishedTransformer:
     return PublishedTransformer(config, channels, published.text_dim)
 
 
+def as_published(config: NetworkConfig, channels: int, embedding_width: int | None) -> PublishedTransformer:
+    """A network as a published one: what `read_transformer` would give.
+
+    Args:
+        channels: of the latents.
+        embedding_width: channels of a pretrained text encoder's embeddings; None: captions are read as bytes.
+
+    Raises:
+        ValueError: no network of this architecture is published.
+    """
+    if not isinstance(config, WanConfig) or embedding_width is None:
+        raise ValueError(f"a network of architecture {config.architecture} has no published layout; one of wan has")
+    return PublishedTransformer(config, channels, embedding_width)
+
+
 def published_fields(transformer: PublishedTransformer) -> dict[str, Any]:
     """The content of config.json: the inverse of `read_transformer`."""
     config = transformer.config
@@ -139,6 +154,13 @@ def published_tensors(transformer: PublishedTransformer) -> Correspondence:
                 PublishedTensor(f"blocks.{number}.{part.name}", part.shape) for part in parts
             )
     return tensors
+
+
+def unused_tensors(transformer: PublishedTransformer) -> list[str]:
+    """Names of tensors that published image-to-video transformers hold, and that nothing computes with."""
+    if transformer.config.image_width is None:
+        return []
+    return [f"blocks.{number}.attn2.norm_added_q.weight" for number in range(transformer.config.depth)]
 
 
 def _block(config: WanConfig) -> dict[str, tuple[PublishedTensor, ...]]:

@@ -1,5 +1,7 @@
 """The transformer of Wan computes what diffusers computes with the same weights."""
 
+from typing import Any
+
 import pytest
 import torch
 from diffusers import WanTransformer3DModel
@@ -11,7 +13,7 @@ from models.published import join_parts
 from models.text.bytes import CaptionTokens
 from models.text.embeddings import CaptionEmbeddings
 
-SMALL = {
+SMALL: dict[str, Any] = {
     "num_attention_heads": 2,
     "attention_head_dim": 24,
     "text_dim": 20,
