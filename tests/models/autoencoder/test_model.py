@@ -11,7 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from data.dataset.compression import COMPRESSION
 from models.autoencoder.config import AutoencoderConfig
-from models.autoencoder.model import Autoencoder, LatentDistribution, psnr_db, squared_error
+from models.autoencoder.model import Autoencoder, psnr_db, squared_error
+from models.autoencoder.protocol import LatentDistribution
 from testing.clips import NETWORK, SMALL_AUTOENCODER
 
 SMALL_AE = AutoencoderConfig(latent_channels=4, width=8, deep_width=16)

@@ -28,7 +28,7 @@ def test_a_file_is_read_back(tmp_path):
     [
         (None, "its header does not describe the autoencoder"),
         ({"config": "{"}, "is damaged: : Invalid JSON"),
-        ({"config": json.dumps(stored(CONFIG) | {"width": -8})}, "is damaged: width: "),
+        ({"config": json.dumps(stored(CONFIG) | {"width": -8})}, "is damaged: causal.width: "),
         ({"config": json.dumps(stored(CONFIG) | {"width": 2**16})}, "its weights are not those of the autoencoder"),
     ],
 )
