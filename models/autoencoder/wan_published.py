@@ -3,6 +3,7 @@
 The weights themselves have the same shapes and values in both. Nothing here loads torch.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -79,13 +80,11 @@ def _implied(config: WanAutoencoderConfig) -> dict[str, int]:
 
 
 def _mistake(error: ErrorDetails) -> str:
-    """A mistake that pydantic found, with the key of config.json in place of the field."""
+    """A mistake that pydantic found, with the keys of config.json in place of the fields."""
     keys = {field: key for key, field in _FIELDS.items()}
-    message = error["msg"].removeprefix("Value error, ")
-    if not error["loc"]:
-        return message  # of several fields, which it names
-    field, *position = error["loc"]
-    return f"{'.'.join([keys[str(field)], *map(str, position)])}: {message}"
+    place = ".".join(keys.get(str(part), str(part)) for part in error["loc"])  # empty for one of several fields
+    message = re.sub(r"\w+", lambda word: keys.get(word[0], word[0]), error["msg"].removeprefix("Value error, "))
+    return f"{place}: {message}" if place else message
 
 
 _BLOCK = {"norm_1": "norm1", "conv_1.conv": "conv1", "norm_2": "norm2", "conv_2.conv": "conv2"}
