@@ -49,6 +49,7 @@ def run(cluster, pipeline_dir, tmp_path_factory) -> tuple[list[str], Path]:
         "dit.model": json.dumps(model.model_dump()),
         "dit.train.start_from": pipeline_dir,
         "dit.train.learning_rate": 1e-3,
+        "dit.train.precision": "fp32",
         "dit.train.steps": STEPS,
     }
     arguments = [str(config), *(part for name, value in given.items() for part in ("--set", f"{name}={value}"))]
@@ -121,9 +122,10 @@ def test_fine_tuning_goes_on_after_a_kill_with_other_workers_and_diffusers_loads
             assert process.status() != psutil.STATUS_ZOMBIE
             time.sleep(0.02)
     finally:
-        for each in [*process.children(recursive=True), process]:
+        group = [*process.children(recursive=True), process]
+        for each in group:
             each.kill()
-        process.wait()
+        psutil.wait_procs(group)
     assert 0 < newest_complete_step(killed / "dit") < STEPS
     resumed = launch_here(*train, f"runs_dir={killed.parent}", "--set", "dit.train.zero_stage=1", "--local", "--resume")
     assert resumed.returncode == 0, resumed.stderr
