@@ -1,6 +1,6 @@
 """Configuration of the networks that predict the velocity. Nothing here loads torch."""
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag, TypeAdapter, model_validator
 
@@ -76,6 +76,11 @@ class DiTConfig(Patched, Settings):
                 )
         return self
 
+    needs_embeddings: ClassVar[bool] = False
+    """Whether captions have to be embedded by a pretrained encoder."""
+    max_text_tokens: ClassVar[int | None] = None
+    """Longest embedding of a caption that the network takes; None: any."""
+
     @property
     def caption_bytes(self) -> int:
         """Bytes that are read of a caption, where it is not embedded by a pretrained encoder."""
@@ -117,6 +122,13 @@ class WanConfig(Patched, Settings):
                 f"{way_out}"
             )
         return self
+
+    needs_embeddings: ClassVar[bool] = True
+
+    @property
+    def max_text_tokens(self) -> int:
+        """Longest embedding of a caption that the network takes."""
+        return self.text_tokens
 
     @property
     def caption_bytes(self) -> int:
