@@ -23,6 +23,7 @@ def build(task: TrainTask, config: TrainConfig, worker: Worker) -> tuple[ZeroTra
     """The network in its engine with initial weights, and the averages of its weights. Collective.
 
     Raises:
+        CheckpointError: the weights that the training starts from are damaged.
         SplitError: the workers of a sequence group cannot share the network.
         WorldSizeError: the workers cannot share the global batch evenly.
     """
