@@ -5,7 +5,7 @@ from math import lcm
 from typing import TYPE_CHECKING
 
 from data.dataset.compression import Compression
-from pipeline.engine.config import check_heads, check_tokens
+from pipeline.engine.config import check_can_share, check_tokens
 from pipeline.run.weight_names import FIRST_AVERAGE, MASTER
 from pipeline.train.config import TrainConfig
 from pipeline.train.world_size import fitting_worlds
@@ -57,11 +57,10 @@ def check_shares(config: "RunConfig", name: str, train: TrainConfig) -> None:
 
 
 def check_sequence_parallel(config: "RunConfig") -> None:
-    """The workers of a sequence-parallel group can share the heads and the tokens of the DiT."""
+    """The workers of a sequence-parallel group can share the heads of the network, if it is one that has tokens."""
     if config.autoencoder.train.sequence_parallel > 1:
         raise ValueError("autoencoder.train.sequence_parallel is for the DiT, which has tokens to share: leave it out")
-    model, together = config.dit.model, config.dit.train.sequence_parallel
-    check_heads(model.heads, model.width, together)
+    check_can_share(config.dit.model, config.dit.train.sequence_parallel)
 
 
 def check_grid(config: "RunConfig", compression: Compression) -> None:
@@ -79,25 +78,28 @@ def check_grid(config: "RunConfig", compression: Compression) -> None:
 
 def check_patches(config: "RunConfig", compression: Compression) -> None:
     """The latents of every bucket split into patches."""
-    patch, choice = config.dit.model.patch_size, config.data.choose_buckets
+    model, choice = config.dit.model, config.data.choose_buckets
+    patch, reason = model.patch_size, f"dit.model.{model.patch_field} {getattr(model, model.patch_field)}"
     factor = compression.spatial_factor
     multiple = factor * patch
     if choice is not None and choice.side_multiple % multiple:
         raise ValueError(
-            f"data.choose_buckets.side_multiple is {choice.side_multiple}, but with dit.model.patch_size {patch} "
+            f"data.choose_buckets.side_multiple is {choice.side_multiple}, but with {reason} "
             f"sides are multiples of {multiple}: use {lcm(choice.side_multiple, multiple)}"
         )
     for number, bucket in enumerate(config.known_buckets or ()):
         for side, pixels in (("height", bucket.height), ("width", bucket.width)):
+            below = pixels // multiple * multiple
+            fitting = f"use {below} or {below + multiple}" if below else f"use {multiple}"
             if pixels % factor:
                 raise ValueError(
-                    f"data.buckets.{number}.{side} is {pixels}, but the autoencoder takes multiples of {factor}: use "
-                    f"{pixels // multiple * multiple or multiple} or {pixels // multiple * multiple + multiple}"
+                    f"data.buckets.{number}.{side} is {pixels}, but the autoencoder takes multiples of {factor}: "
+                    f"{fitting}"
                 )
-            if pixels // factor % patch:
+            if pixels % multiple:
                 raise ValueError(
                     f"data.buckets.{number}.{side} is {pixels}: its latent of {pixels // factor} does not "
-                    f"split into patches of dit.model.patch_size {patch}"
+                    f"split into patches of {patch}, as {reason} needs: {fitting}"
                 )
 
 

@@ -4,6 +4,7 @@ import math
 from typing import cast
 
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import silu
@@ -23,6 +24,20 @@ class RMSNorm(nn.Module):
         exact = x.float()
         normal = exact * torch.rsqrt((exact * exact).mean(-1, keepdim=True) + self.eps)
         return (normal * self.weight).to(x.dtype)
+
+
+class ChannelNorm(nn.Module):
+    """RMS norm over the channels of each position, so that frames stay independent of each other."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+
+    def forward(self, x: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b c t h w"]:
+        """Normalise in float32; the result has the type of `x`."""
+        exact = x.float()
+        power = (exact * exact).mean(1, keepdim=True)
+        return x * (torch.rsqrt(power + 1e-6).to(x.dtype) * rearrange(self.weight.to(x.dtype), "c -> 1 c 1 1 1"))
 
 
 class HeadNorm(nn.Module):

@@ -127,7 +127,13 @@ def test_sampling_from_noise_loads_neither_ray_nor_deepspeed_nor_a_decoder():
 @pytest.mark.parametrize(
     ("room", "private"),
     [
-        ("networks", {"DiT", "DiTConfig", "DiTBlock", "Wan", "WanConfig", "WanBlock"}),
+        (
+            "networks",
+            {
+                *("DiT", "DiTConfig", "DiTBlock", "Wan", "WanConfig", "WanBlock"),
+                *("UNet", "UNetConfig", "ConvolutionBlock", "MidBlock"),
+            },
+        ),
         ("autoencoder", {"Autoencoder", "WanAutoencoder"}),
     ],
 )

@@ -16,23 +16,10 @@ from torch.nn.functional import silu
 from models.autoencoder.causal import CausalCache, CausalConv3d, CausalStack, is_clip_start, zero_initialize
 from models.autoencoder.config import AutoencoderConfig
 from models.autoencoder.protocol import LatentDistribution, VideoAutoencoder
+from models.layers import ChannelNorm
 
 INITIAL_LOG_VARIANCE = -4.0  # noise of an untrained encoder: well below the scale of its means
 PIXEL_PATCH = 4  # side of the squares of pixels that are moved into channels; one downsampling by 2 makes it 8
-
-
-class ChannelNorm(nn.Module):
-    """RMS norm over the channels of each position, so that frames stay independent of each other."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(channels))
-
-    def forward(self, x: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b c t h w"]:
-        """Normalise in float32; the result has the type of `x`."""
-        exact = x.float()
-        power = (exact * exact).mean(1, keepdim=True)
-        return x * (torch.rsqrt(power + 1e-6).to(x.dtype) * rearrange(self.weight.to(x.dtype), "c -> 1 c 1 1 1"))
 
 
 class ResidualBlock(nn.Module):

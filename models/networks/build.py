@@ -1,8 +1,9 @@
 """A network from its configuration."""
 
-from models.networks.config import DiTConfig, NetworkConfig, WanConfig
+from models.networks.config import DiTConfig, NetworkConfig, UNetConfig, WanConfig
 from models.networks.dit import DiT
 from models.networks.protocol import VelocityNetwork
+from models.networks.unet import UNet
 from models.networks.wan import Wan
 
 
@@ -19,6 +20,8 @@ def build_network(config: NetworkConfig, channels: int, embedding_width: int | N
     match config:
         case DiTConfig():
             return DiT(config, channels, embedding_width)
+        case UNetConfig():
+            return UNet(config, channels, embedding_width)
         case WanConfig():
             if embedding_width is None:
                 raise ValueError("a network of architecture wan reads captions as embeddings: set encode.text.folder")

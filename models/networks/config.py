@@ -24,6 +24,11 @@ class Patched:
     if TYPE_CHECKING:  # a field here would come before those of the records, whose order is stored
         patch_size: int
 
+    patch_field: ClassVar[str] = "patch_size"
+    """The field that decides the patch size, for messages."""
+    shares_tokens: ClassVar[bool] = True
+    """Whether several processes can compute one sample together, each with a part of its tokens."""
+
     def token_grid(self, latent_grid: tuple[int, int, int]) -> tuple[int, int, int]:
         """Tokens (t, h, w) of a latent of that many positions (t, h, w).
 
@@ -50,7 +55,9 @@ class DiTConfig(Patched, Settings):
     """Size of a spatiotemporal diffusion transformer (`models/networks/dit.py`)."""
 
     architecture: Annotated[Literal["dit"], AddedLater("dit")] = "dit"
-    """Kind of network; the other fields of this section depend on it: `dit`, or `wan`, whose weights are published."""
+    """Kind of network; the other fields of this section depend on it: `dit`, `unet`, a convolutional network, or `wan`,
+    whose weights are published.
+    """
     width: int = Field(default=192, ge=32, le=MAX_CHANNELS)
     """Channels of each token."""
     depth: int = Field(default=6, ge=1)
@@ -80,6 +87,91 @@ class DiTConfig(Patched, Settings):
     """Whether captions have to be embedded by a pretrained encoder."""
     max_text_tokens: ClassVar[int | None] = None
     """Longest embedding of a caption that the network takes; None: any."""
+
+    @property
+    def caption_bytes(self) -> int:
+        """Bytes that are read of a caption, where it is not embedded by a pretrained encoder."""
+        return self.text.max_bytes
+
+
+class UNetConfig(Patched, Settings):
+    """Size of a video U-Net (`models/networks/unet.py`).
+
+    What a patch is to a transformer is the square of latent positions above one position of its deepest level, whose
+    self-attention has one token for each. With the defaults, a training step on the demo's latents takes as many
+    operations as with the demo's DiT.
+    """
+
+    architecture: Literal["unet"]
+    """Kind of network: a U-Net of convolutions over space and over time, with attention at its deepest level."""
+    width: int = Field(default=64, ge=8, le=MAX_CHANNELS)
+    """Channels of the first level, which has the height and width of the latent."""
+    multipliers: tuple[Annotated[int, Field(ge=1, le=MAX_CHANNELS)], ...] = Field(
+        default=(1, 3), min_length=2, max_length=8
+    )
+    """Channels of each level, as multiples of `width`; from one level to the next, height and width are halved."""
+    num_blocks: int = Field(default=2, ge=1)
+    """Blocks of each level on the way down, at the deepest level, and of each level on the way up."""
+    heads: int = Field(default=3, ge=1, le=MAX_CHANNELS)
+    """Attention heads of each block of the deepest level; each gets an equal number of its channels, which must be a
+    multiple of 8.
+    """
+    text: TextConfig = TextConfig()
+    """Size of the caption encoder that is trained together with the network."""
+
+    patch_field: ClassVar[str] = "multipliers"
+    shares_tokens: ClassVar[bool] = False
+    needs_embeddings: ClassVar[bool] = False
+    """Whether captions have to be embedded by a pretrained encoder."""
+    max_text_tokens: ClassVar[int | None] = None
+    """Longest embedding of a caption that the network takes; None: any."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "UNetConfig":
+        deepest = self.widths[-1]
+        if max(self.widths) > MAX_CHANNELS:
+            raise ValueError(
+                f"width is {self.width} and multipliers {list(self.multipliers)}, but a level has at most "
+                f"{MAX_CHANNELS} channels"
+            )
+        owners = (
+            ("heads", "width times the last of multipliers", deepest, self.heads),
+            ("text.heads", "text.width", self.text.width, self.text.heads),
+        )
+        for name, of, width, heads in owners:
+            if (nearest := nearest_heads(width, heads)) != heads:
+                if nearest is None:
+                    raise ValueError(f"{of} is {width}, but it must be a multiple of 8")
+                raise ValueError(
+                    f"{name} is {heads}, but {of}, {width}, must split into heads of a multiple of 8 channels: use "
+                    f"{nearest} heads"
+                )
+        return self
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of each level, that of the latent first."""
+        return tuple(self.width * multiplier for multiplier in self.multipliers)
+
+    @property
+    def patch_size(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride] - a field elsewhere
+        """Side of the square of latent positions above one of the deepest level; it divides sides of latents."""
+        return 2 ** (len(self.multipliers) - 1)
+
+    def token_grid(self, latent_grid: tuple[int, int, int]) -> tuple[int, int, int]:
+        """Positions (t, h, w) of the deepest level for a latent of that many (t, h, w).
+
+        Raises:
+            ValueError: the height or the width cannot be halved at every level.
+        """
+        _, h, w = latent_grid
+        if h % self.patch_size or w % self.patch_size:
+            levels = len(self.multipliers)
+            raise ValueError(
+                f"a latent of {h} x {w} does not split into patches of {self.patch_size} x {self.patch_size}, as the "
+                f"{levels} levels of multipliers need: each level but the first halves height and width"
+            )
+        return super().token_grid(latent_grid)
 
     @property
     def caption_bytes(self) -> int:
@@ -146,7 +238,8 @@ def _architecture(fields: Any) -> Any:  # noqa: ANN401 - whatever a file holds
 
 
 NetworkConfig = Annotated[
-    Annotated[DiTConfig, Tag("dit")] | Annotated[WanConfig, Tag("wan")], Discriminator(_architecture)
+    Annotated[DiTConfig, Tag("dit")] | Annotated[UNetConfig, Tag("unet")] | Annotated[WanConfig, Tag("wan")],
+    Discriminator(_architecture),
 ]
 """Configuration of any network, told apart by `architecture`."""
 

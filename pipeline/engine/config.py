@@ -6,7 +6,7 @@ from pydantic import Field
 
 from data.errors import ReelflowError
 from data.records import Settings
-from models.networks.config import nearest_heads
+from models.networks.config import NetworkConfig, nearest_heads
 
 SMALLEST_SCALE = 1.0  # a gradient that is not finite at this scale is an error of the training, not of the scale
 
@@ -41,6 +41,20 @@ def check_heads(heads: int, width: int, size: int) -> None:
             f"dit.model.heads is {heads}, but {size} workers share each sample (train.sequence_parallel) and must "
             f"divide the heads: use {way_out}"
         )
+
+
+def check_can_share(network: NetworkConfig, size: int) -> None:
+    """Refuse a network that `size` ranks cannot share evenly.
+
+    Raises:
+        SplitError: it has no tokens to share, or `size` does not divide its heads.
+    """
+    if size > 1 and not network.shares_tokens:
+        raise SplitError(
+            f"train.sequence_parallel is {size}, but dit.model.architecture is {network.architecture}, which has no "
+            "tokens to share: leave it at 1, or use a transformer"
+        )
+    check_heads(network.heads, network.width, size)
 
 
 def check_tokens(bucket: str, tokens_per_frame: int, size: int) -> None:

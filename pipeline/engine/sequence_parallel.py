@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from models.attention.attention import attention
 from models.networks.protocol import VelocityNetwork
 from pipeline.distributed.collectives import COLLECTIVE_TIMEOUT
-from pipeline.engine.config import SplitError, check_heads
+from pipeline.engine.config import SplitError, check_can_share
 from pipeline.engine.deepspeed_internals import import_deepspeed
 
 
@@ -91,7 +91,7 @@ def parallelize_sequence(module: nn.Module, rank: int, world_size: int, size: in
     """Let every velocity network in `module` share its tokens among groups of `size` ranks; all ranks must call it.
 
     Raises:
-        SplitError: there is no such network, or `size` does not divide its heads.
+        SplitError: there is no such network, it has no tokens to share, or `size` does not divide its heads.
     """
     networks = [part for part in module.modules() if isinstance(part, VelocityNetwork)]
     if not networks:
@@ -100,7 +100,7 @@ def parallelize_sequence(module: nn.Module, rank: int, world_size: int, size: in
             "leave it at 1"
         )
     for network in networks:
-        check_heads(network.config.heads, network.config.width, size)
+        check_can_share(network.config, size)
     plan = ulysses_plan(rank, world_size, size)
     for network in networks:
         network.sequence_plan = plan

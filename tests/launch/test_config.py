@@ -103,6 +103,9 @@ def test_several_buckets_need_batches_that_every_worker_can_share():
     assert load_config(Path("demo"), settings).dit.train.batch_multiple == 3
     with pytest.raises(ConfigError, match=r"side_multiple is 16, but with dit.model.patch_size 4 .*of 32: use 32"):
         load_config(Path("demo"), ["data.choose_buckets={}", "dit.model.patch_size=4"])
+    unet = "dit.model={architecture: unet, multipliers: [1, 1, 3]}"
+    with pytest.raises(ConfigError, match=r"is 16, but with dit\.model\.multipliers \(1, 1, 3\) sides .*of 32: use 32"):
+        load_config(Path("demo"), ["data.choose_buckets={}", unet])
 
 
 def test_a_mix_takes_the_place_of_the_source():
@@ -128,9 +131,19 @@ def test_a_mix_takes_the_place_of_the_source():
         ("data.choose_buckets={pixel: 3}", "data.choose_buckets.pixel: there is no such field; did you mean pixels"),
         ("data.mix={Big: {source: x}}", "data.mix.Big.*should match pattern"),
         ("data.mix={a: {sauce: x}}", "data.mix.a.sauce: there is no such field; did you mean source"),
-        ("dit.model.patch_size=3", "data.buckets.0.height is 64.*does not split into patches"),
+        (
+            "dit.model.patch_size=3",
+            "data.buckets.0.height is 64: its latent of 8 does not split into patches of 3, as dit.model.patch_size 3 "
+            "needs: use 48 or 72",
+        ),
+        (
+            "dit.model={architecture: unet, multipliers: [1, 1, 1, 1, 3]}",
+            r"data.buckets.0.height is 64: its latent of 8 does not split into patches of 16, as dit.model.multipliers "
+            r"\(1, 1, 1, 1, 3\) needs: use 128$",
+        ),
+        ("dit.model={architecture: unet, depth: 4}", r"dit\.model\.depth: there is no such field"),
         ("data.buckets=[a", r"--set data.buckets=\[a: line 1: it is not YAML: expected ',' or ']'"),
-        ("dit.model.architecture=unet", "dit.model.architecture: input should be 'dit', 'wan' .*'unet'"),
+        ("dit.model.architecture=mamba", "dit.model.architecture: input should be 'dit', 'unet', 'wan' .*'mamba'"),
         ("dit.model.heads=5", "dit.model: heads is 5.*use 4 heads"),
         ("dit.train.global_batch=33", "dit.train.global_batch is 33.*use 32"),
         ("autoencoder.model.deep_width=100", "deep_width is 100.*use 96"),
@@ -210,6 +223,10 @@ def test_stages_that_cannot_are_refused(stage, offload, told):
     ("overrides", "told"),
     [
         (["dit.train.sequence_parallel=2"], r"dit\.model\.heads is 3, but 2 workers .* use 2 heads"),
+        (
+            ["dit.train.sequence_parallel=2", "dit.model={architecture: unet}"],
+            r"train\.sequence_parallel is 2, but dit\.model\.architecture is unet, which has no tokens to share: leave",
+        ),
         (["dit.train.sequence_parallel=3"], r"sequence_parallel is 3, but .*num_workers 2 do not .* use 3 workers"),
         (["autoencoder.train.sequence_parallel=2"], "is for the DiT"),
         (

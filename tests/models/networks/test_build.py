@@ -7,7 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from models.networks.build import build_network
-from models.networks.config import DiTConfig, NetworkConfig, WanConfig
+from models.networks.config import DiTConfig, NetworkConfig, UNetConfig, WanConfig
 from models.networks.protocol import SequenceParallelPlan, VelocityNetwork
 from models.text.bytes import CaptionTokens
 from models.text.config import TextConfig
@@ -15,13 +15,21 @@ from models.text.embeddings import CaptionEmbeddings
 
 SMALL: list[NetworkConfig] = [
     DiTConfig(width=64, depth=2, heads=2, text=TextConfig(width=32, depth=1, heads=2, max_bytes=24)),
+    UNetConfig(
+        architecture="unet",
+        width=16,
+        multipliers=(1, 3),
+        num_blocks=1,
+        heads=2,
+        text=TextConfig(width=32, depth=1, heads=2, max_bytes=24),
+    ),
     WanConfig(architecture="wan", width=64, depth=2, heads=2, mlp_width=96, time_width=16, text_tokens=12),
 ]
 
 
 def small_network(config: NetworkConfig, captions: Sequence[str] = ("a red circle", "")) -> tuple:
     """The network on latents of four channels, and captions, as bytes where it reads bytes."""
-    if isinstance(config, DiTConfig):
+    if not config.needs_embeddings:
         return build_network(config, channels=4), CaptionTokens.encode(captions, config.caption_bytes)
     caption = CaptionEmbeddings(torch.randn(len(captions), 9, 20), torch.ones(len(captions), 9, dtype=torch.bool))
     return build_network(config, channels=4, embedding_width=20), caption

@@ -96,6 +96,9 @@ DECIDED = {
         output="width depth heads mlp_ratio patch_size text",
         later="architecture",
     ),
+    "UNetConfig": Decided(
+        output="architecture width multipliers num_blocks heads text",
+    ),
     "WanConfig": Decided(
         output=(
             "architecture width depth heads mlp_width patch_size time_width text_tokens image_width condition_channels "
