@@ -154,17 +154,17 @@ class UNet(VelocityNetwork):
             else EmbeddedCaptionEncoder(config.text, embedding_width)
         )
         self.text_pooled = nn.Linear(config.text.width, deepest)
-        self.first = convolution(channels, config.width, SPACE)
+        self.conv_in = convolution(channels, config.width, SPACE)
         self.encoders = nn.ModuleList(blocks(width) for width in widths)
-        self.down = nn.ModuleList(nn.Conv3d(width, below, HALF, HALF) for width, below in levels)
+        self.downsample = nn.ModuleList(nn.Conv3d(width, below, HALF, HALF) for width, below in levels)
         self.blocks = BlockStack(MidBlock(config) for _ in range(config.num_blocks))
-        self.up = nn.ModuleList(nn.ConvTranspose3d(below, width, HALF, HALF) for width, below in levels)
+        self.upsample = nn.ModuleList(nn.ConvTranspose3d(below, width, HALF, HALF) for width, below in levels)
         self.merge = nn.ModuleList(nn.Conv3d(2 * width, width, 1) for width in widths)
         self.decoders = nn.ModuleList(blocks(width) for width in widths)
         self.final_norm = ChannelNorm(config.width)
         self.final_modulation = nn.Linear(deepest, 2 * config.width)
-        self.final = convolution(config.width, channels, SPACE)
-        for layer in (self.final_modulation, self.final):  # zero velocity at first
+        self.conv_out = convolution(config.width, channels, SPACE)
+        for layer in (self.final_modulation, self.conv_out):  # zero velocity at first
             for parameter in layer.parameters():
                 nn.init.zeros_(parameter)
 
@@ -191,19 +191,20 @@ class UNet(VelocityNetwork):
         condition = silu(self.time(times) + rearrange(self.text_pooled(pooled), "b d -> b 1 d"))  # b f d
 
         # On level i, with d_0 = width:
-        h = self.first(x).float()  # b d_0 t h w
+        h = self.conv_in(x).float()  # b d_0 t h w
         skips: list[Tensor] = []
-        for encoder, down in zip(self.encoders, self.down, strict=True):
+        for encoder, downsample in zip(self.encoders, self.downsample, strict=True):
             h = _run(encoder, h, condition)  # b d_i t h/2^i w/2^i
             skips.append(h)
-            h = down(h).float()  # b d_i+1 t h/2^(i+1) w/2^(i+1)
+            h = downsample(h).float()  # b d_i+1 t h/2^(i+1) w/2^(i+1)
         h = self.blocks.run(h, condition, text, caption.mask, angles)  # the same
-        for up, merge, decoder, skip in reversed(list(zip(self.up, self.merge, self.decoders, skips, strict=True))):
-            h = merge(torch.cat([up(h).float(), skip], dim=1)).float()  # b d_i t h/2^i w/2^i
+        ways_up = list(zip(self.upsample, self.merge, self.decoders, skips, strict=True))
+        for upsample, merge, decoder, skip in reversed(ways_up):
+            h = merge(torch.cat([upsample(h).float(), skip], dim=1)).float()  # b d_i t h/2^i w/2^i
             h = _run(decoder, h, condition)  # the same
         parts = rearrange(self.final_modulation(condition).float(), "b f (two c) -> two b c f 1 1", two=2)
         shift, scale = parts.unbind(0)  # b d_0 f 1 1
-        return self.final(silu(torch.addcmul(shift, self.final_norm(h), 1 + scale)))  # b c t h w
+        return self.conv_out(silu(torch.addcmul(shift, self.final_norm(h), 1 + scale)))  # b c t h w
 
 
 def _run(stack: nn.Module, x: Tensor, condition: Tensor) -> Tensor:
