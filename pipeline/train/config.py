@@ -90,7 +90,7 @@ class TrainConfig(MonitorConfig):
     loss_scaling: LossScaling = LossScaling()
     """How the loss is scaled while `precision` is fp16; unused with the other types."""
     activation_checkpointing: Annotated[bool, Runtime] = False
-    """Recompute the activations of transformer blocks in the backward pass: less memory, about a third more time."""
+    """Recompute the activations of a network's blocks in the backward pass: less memory, about a third more time."""
     compile: Annotated[bool, Runtime] = False
     """Compile the network with torch.compile, once per bucket; every worker needs a C++ compiler."""
     zero_stage: Annotated[ZeroStage, Runtime] = 2

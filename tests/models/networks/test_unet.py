@@ -104,7 +104,7 @@ def without_attention(network: UNet) -> UNet:
     return network
 
 
-def test_every_position_sees_every_other_by_attention_and_earlier_and_later_neighbours_by_convolution():
+def test_every_position_sees_every_other_by_attention_and_its_neighbours_in_time_by_convolution():
     x = torch.randn(1, 4, 1, 4, 64)
     assert bool(reach(small_unet(), x, (0, 2, 0)).all())
     seen = reach(without_attention(small_unet()), x, (0, 2, 0))[0, 2]

@@ -10,12 +10,13 @@ import torch
 
 import pipeline.engine.zero
 from data.stream.loader import Stream
+from models.networks.config import UNetConfig
 from models.networks.rope import rope_angles
 from pipeline.checkpoint.read import open_checkpoint
 from pipeline.checkpoint.record import read_checkpoint_record
 from pipeline.distributed.config import WorldSizeError
 from pipeline.distributed.process_group import Worker
-from pipeline.engine.config import SplitError, check_heads, check_tokens
+from pipeline.engine.config import SplitError, check_can_share, check_heads, check_tokens
 from pipeline.engine.sequence_parallel import parallelize_sequence
 from pipeline.train.build import build
 from pipeline.train.loop import train
@@ -198,6 +199,12 @@ def test_what_cannot_be_shared_is_refused_with_what_would_fit():
     with pytest.raises(SplitError, match=r"heads is 3, but 2 workers .* use train\.sequence_parallel=1"):
         check_heads(3, 24, 2)
     check_heads(4, 32, 2)
+    unet = UNetConfig(architecture="unet")
+    with pytest.raises(
+        SplitError, match=r"parallel is 3, but dit\.model\.architecture is unet, which has no tokens to share"
+    ):
+        check_can_share(unet, 3)
+    check_can_share(unet, 1)
     with pytest.raises(SplitError, match=r"bucket b has 6 tokens, but 4 workers .* use train\.sequence_parallel=3"):
         check_tokens("b", 6, 4)
     check_tokens("b", 6, 3)
