@@ -64,8 +64,9 @@ class VelocityNetwork(nn.Module, ABC):
 
     config: NetworkConfig
     blocks: BlockStack
-    """Its repeated blocks: what activation checkpointing recomputes and torch.compile compiles. Blocks of other shapes are
-    in further stacks of the network, which are treated alike.
+    """Its repeated blocks: what activation checkpointing recomputes and torch.compile compiles.
+
+    Blocks of other shapes are in further stacks of the network, which are treated alike.
     """
     sequence_plan: SequenceParallelPlan = SingleProcess()
     """How processes share the tokens of a sample; replaced where training runs in sequence-parallel groups."""
