@@ -29,14 +29,12 @@ from models.text.bytes import CaptionEncoder
 from models.text.caption import Caption
 from models.text.embeddings import EmbeddedCaptionEncoder
 
-SPACE, TIME = (1, 3, 3), (3, 1, 1)  # kernels (t, h, w) of the factorised convolutions
-HALF = (1, 2, 2)  # kernel and stride of the changes of level
+HALF = (1, 2, 2)  # kernel and stride (t, h, w) of the changes of level
 
 
-def convolution(channels_in: int, channels_out: int, kernel: tuple[int, int, int]) -> nn.Conv3d:
-    """A convolution that keeps the length of every axis: zeros are put around it."""
-    t, h, w = kernel
-    return nn.Conv3d(channels_in, channels_out, kernel, padding=(t // 2, h // 2, w // 2))
+def convolution(channels_in: int, channels_out: int) -> nn.Conv3d:
+    """A convolution over height and width, of 3 x 3 positions, with zeros around the frame."""
+    return nn.Conv3d(channels_in, channels_out, (1, 3, 3), padding=(0, 1, 1))
 
 
 class ConvolutionBlock(nn.Module):
@@ -52,7 +50,9 @@ class ConvolutionBlock(nn.Module):
     def __init__(self, width: int, condition_width: int) -> None:
         super().__init__()
         self.norm_1, self.norm_2 = ChannelNorm(width), ChannelNorm(width)
-        self.conv_space, self.conv_time = convolution(width, width, SPACE), convolution(width, width, TIME)
+        self.conv_space = convolution(width, width)
+        # Over (t, h w): the gradient of torch 2.13's Conv3d is wrong for two frames in bfloat16 on a CPU.
+        self.conv_time = nn.Conv2d(width, width, (3, 1), padding=(1, 0))
         self.modulation = nn.Linear(condition_width, 3 * width)
         for parameter in self.modulation.parameters():  # zero at first: the block is the identity
             nn.init.zeros_(parameter)
@@ -66,8 +66,8 @@ class ConvolutionBlock(nn.Module):
         parts = rearrange(self.modulation(condition).float(), "b f (three c) -> three b c f 1 1", three=3)
         shift, scale, gate = parts.unbind(0)
         h = self.conv_space(silu(torch.addcmul(shift, self.norm_1(x), 1 + scale)))  # b c t h w
-        h = self.conv_time(silu(self.norm_2(h)))  # b c t h w
-        return torch.addcmul(x, gate, h.float())
+        h = self.conv_time(rearrange(silu(self.norm_2(h)), "b c t h w -> b c t (h w)"))  # b c t h*w
+        return torch.addcmul(x, gate, rearrange(h.float(), "b c t (h w) -> b c t h w", h=x.shape[3]))
 
 
 class MidBlock(nn.Module):
@@ -154,7 +154,7 @@ class UNet(VelocityNetwork):
             else EmbeddedCaptionEncoder(config.text, embedding_width)
         )
         self.text_pooled = nn.Linear(config.text.width, deepest)
-        self.conv_in = convolution(channels, config.width, SPACE)
+        self.conv_in = convolution(channels, config.width)
         self.encoders = nn.ModuleList(blocks(width) for width in widths)
         self.downsample = nn.ModuleList(nn.Conv3d(width, below, HALF, HALF) for width, below in levels)
         self.blocks = BlockStack(MidBlock(config) for _ in range(config.num_blocks))
@@ -163,7 +163,7 @@ class UNet(VelocityNetwork):
         self.decoders = nn.ModuleList(blocks(width) for width in widths)
         self.final_norm = ChannelNorm(config.width)
         self.final_modulation = nn.Linear(deepest, 2 * config.width)
-        self.conv_out = convolution(config.width, channels, SPACE)
+        self.conv_out = convolution(config.width, channels)
         for layer in (self.final_modulation, self.conv_out):  # zero velocity at first
             for parameter in layer.parameters():
                 nn.init.zeros_(parameter)
