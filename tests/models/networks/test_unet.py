@@ -185,17 +185,17 @@ def test_levels_of_equal_width_have_equal_blocks():
     assert [len(kinds) for kinds in shapes] == [1, 1]
 
 
-def operations(config: NetworkConfig) -> int:
-    """Of a training step on one of the demo's latents."""
+def cost(config: NetworkConfig) -> tuple[int, float]:
+    """Millions of operations of a training step on one of the demo's latents, and millions of parameters."""
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         network = build_network(config, channels=8)
         caption = CaptionTokens.encode([""], config.caption_bytes).to("meta")
         network.flops_probe(torch.empty(1, 8, 5, 8, 8), torch.zeros(1), caption).backward()
-    return counter.get_total_flops()
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    return round(counter.get_total_flops() / 1e6), round(parameters / 1e6, 1)
 
 
 def test_the_default_costs_what_the_demos_dit_costs():
     text = TextConfig(width=128, depth=1, heads=2, max_bytes=47)
-    dit = operations(DiTConfig(width=192, depth=4, heads=3, text=text))
-    unet = operations(UNetConfig(architecture="unet", text=text))
-    assert (round(dit / 1e6), round(unet / 1e6)) == (1213, 1232)
+    assert cost(DiTConfig(width=192, depth=4, heads=3, text=text)) == (1213, 4.1)
+    assert cost(UNetConfig(architecture="unet", text=text)) == (1232, 3.2)
