@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter, model_validator
 
 from data.records import MAX_CHANNELS, AddedLater, Settings
+from models.networks.dit_options import AttentionSpan
 from models.text.config import TextConfig
 
 
@@ -35,6 +36,11 @@ class DiTConfig(Settings):
     """Side of the square of latent pixels that becomes one token; in time each latent frame has its own tokens."""
     text: TextConfig = TextConfig()
     """Size of the caption encoder that is trained together with the network."""
+    attention_pattern: Annotated[tuple[AttentionSpan, ...], AddedLater(("full",))] = Field(
+        default=("full",), min_length=1
+    )
+    """Self-attention of the blocks in turn, repeated to the last block: `full` relates all tokens, `space` those of one
+    frame, `time` those at one place in all frames. `[space, time]` is cheaper for long clips."""
 
     @model_validator(mode="after")
     def _check(self) -> "DiTConfig":
@@ -46,7 +52,17 @@ class DiTConfig(Settings):
                     f"{owner}heads is {heads}, but {owner}width {width} must split into heads of a multiple of 8 "
                     f"channels: use {nearest} heads"
                 )
+        if len(self.attention_pattern) > self.depth:
+            raise ValueError(
+                f"attention_pattern has {len(self.attention_pattern)} entries, but depth is {self.depth}: leave out "
+                "those that no block would use"
+            )
         return self
+
+    @property
+    def block_spans(self) -> tuple[AttentionSpan, ...]:
+        """What the self-attention of each block relates."""
+        return tuple(self.attention_pattern[block % len(self.attention_pattern)] for block in range(self.depth))
 
     def token_grid(self, latent_grid: tuple[int, int, int]) -> tuple[int, int, int]:
         """Tokens (t, h, w) of a latent of that many positions (t, h, w).

@@ -1,8 +1,9 @@
 """The spatiotemporal diffusion transformer: the velocity of a noisy latent clip at a time, given a caption.
 
-Latents are cut into patches, one token each. Every token attends to every other in space and time, and to the caption
-by cross-attention; the time and the whole caption shift, scale and gate the layers by adaLN-zero (Peebles & Xie 2022,
-section 3.2). Queries and keys are normalised per head and rotated by their position in time, height and width (rope).
+Latents are cut into patches, one token each. Every token attends to every other in space and time, or to those of its
+frame or its place (`token_attention`), and to the caption by cross-attention; the time and the whole caption shift,
+scale and gate the layers by adaLN-zero (Peebles & Xie 2022, section 3.2). Queries and keys are normalised per head and
+rotated by their position in time, height and width (rope).
 """
 
 import torch
@@ -14,8 +15,10 @@ from torch.nn.functional import silu
 from models.attention.attention import attention
 from models.layers import BlockStack, FeedForward, HeadNorm, RMSNorm, TimeEmbedder
 from models.networks.config import DiTConfig
+from models.networks.dit_options import AttentionSpan
 from models.networks.protocol import SequenceParallelPlan, VelocityNetwork
 from models.networks.rope import rope_angles, rotate
+from models.networks.token_attention import token_attention
 from models.text.bytes import CaptionEncoder
 from models.text.caption import Caption
 from models.text.embeddings import EmbeddedCaptionEncoder
@@ -54,9 +57,10 @@ def add_gated(
 class DiTBlock(nn.Module):
     """Self-attention, cross-attention to the caption, feed-forward; the condition gates the first and the last."""
 
-    def __init__(self, config: DiTConfig) -> None:
+    def __init__(self, config: DiTConfig, span: AttentionSpan = "full") -> None:
         super().__init__()
         width, self.heads = config.width, config.heads
+        self.span: AttentionSpan = span
         self.norm = nn.LayerNorm(width, elementwise_affine=False)  # the condition gives scale and shift
         self.qkv = nn.Linear(width, 3 * width, bias=False)  # the shift before it acts as a bias
         self.qk_norm = HeadNorm(2 * config.heads)
@@ -79,6 +83,7 @@ class DiTBlock(nn.Module):
         text: Float[Tensor, "b m e"],
         text_mask: Bool[Tensor, "b m"],
         angles: Float[Tensor, "n half"],
+        num_frames: int,
         plan: SequenceParallelPlan,
     ) -> Float[Tensor, "b n d"]:
         """Refine the tokens.
@@ -94,7 +99,8 @@ class DiTBlock(nn.Module):
         h = modulate(self.norm(x), shift_1, scale_1)
         q_k, v = rearrange(self.qkv(h), "b n (h d) -> b n h d", h=3 * self.heads).tensor_split([2 * self.heads], dim=2)
         q, k = rotate(self.qk_norm(q_k), angles).chunk(2, dim=2)
-        h = self.out(rearrange(plan.attention(q, k, v), "b n heads d -> b n (heads d)"))
+        h = token_attention(q, k, v, self.span, num_frames, plan)
+        h = self.out(rearrange(h, "b n heads d -> b n (heads d)"))
         x = add_gated(x, gate_1, h.float())
 
         q = self.cross_query_norm(rearrange(self.cross_query(self.cross_norm(x)), "b n (h d) -> b n h d", h=self.heads))
@@ -125,7 +131,7 @@ class DiT(VelocityNetwork):
             else EmbeddedCaptionEncoder(config.text, embedding_width)
         )
         self.text_pooled = nn.Linear(config.text.width, config.width)
-        self.blocks = BlockStack(DiTBlock(config) for _ in range(config.depth))
+        self.blocks = BlockStack(DiTBlock(config, span) for span in config.block_spans)
         self.final_norm = nn.LayerNorm(config.width, elementwise_affine=False)
         self.final_modulation = nn.Linear(config.width, 2 * config.width)
         self.final = nn.Linear(config.width, patch_channels)
@@ -160,7 +166,7 @@ class DiT(VelocityNetwork):
         patches = patchify(x, self.config.patch_size)
         angles, positions, patches = (self.sequence_plan.shard(each, grid[0]) for each in (angles, positions, patches))
         tokens = self.patch(patches) + torch.cat([positions.cos(), positions.sin()], dim=-1)  # b n d
-        tokens = self.blocks.run(tokens, condition, text, caption.mask, angles, self.sequence_plan)
+        tokens = self.blocks.run(tokens, condition, text, caption.mask, angles, num_frames, self.sequence_plan)
         shift, scale = self.final_modulation(condition).float().chunk(2, dim=-1)  # b f d
         tokens = self.final(modulate(self.final_norm(tokens), shift, scale))  # b n (c p q)
         return unpatchify(self.sequence_plan.gather(tokens, grid[0]), self.config.patch_size, grid)  # b c t h w

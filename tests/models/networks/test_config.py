@@ -30,3 +30,12 @@ def test_a_record_without_an_architecture_is_of_a_dit():
 def test_an_unknown_architecture_is_refused_and_the_known_ones_named():
     with pytest.raises(ValueError, match=r"architecture\n +Input should be 'dit'"):
         read_network_config({"architecture": "unet"})
+
+
+def test_a_pattern_of_attention_repeats_to_the_last_block():
+    assert DiTConfig(depth=3).block_spans == ("full", "full", "full")
+    assert DiTConfig(depth=3, attention_pattern=("space", "time")).block_spans == ("space", "time", "space")
+    with pytest.raises(ValueError, match=r"attention_pattern has 3 entries, but depth is 2"):
+        DiTConfig(depth=2, attention_pattern=("space", "time", "full"))
+    with pytest.raises(ValueError, match=r"attention_pattern\n.*at least 1 item"):
+        DiTConfig(attention_pattern=())
