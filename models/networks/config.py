@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter, model_validator
 
 from data.records import MAX_CHANNELS, AddedLater, Settings
-from models.networks.dit_options import AttentionSpan
+from models.networks.dit_options import AttentionSpan, RopeConfig
 from models.text.config import TextConfig
 
 
@@ -41,6 +41,8 @@ class DiTConfig(Settings):
     )
     """Self-attention of the blocks in turn, repeated to the last block: `full` relates all tokens, `space` those of one
     frame, `time` those at one place in all frames. `[space, time]` is cheaper for long clips."""
+    rope: Annotated[RopeConfig, AddedLater(RopeConfig())] = RopeConfig()
+    """How tokens are told their position."""
 
     @model_validator(mode="after")
     def _check(self) -> "DiTConfig":
@@ -52,6 +54,11 @@ class DiTConfig(Settings):
                     f"{owner}heads is {heads}, but {owner}width {width} must split into heads of a multiple of 8 "
                     f"channels: use {nearest} heads"
                 )
+        if self.rope.axes is not None and sum(self.rope.axes) != self.width // self.heads:
+            raise ValueError(
+                f"rope.axes is {list(self.rope.axes)}, which adds up to {sum(self.rope.axes)}, but a head has "
+                f"{self.width // self.heads} channels (width {self.width} / heads {self.heads})"
+            )
         if len(self.attention_pattern) > self.depth:
             raise ValueError(
                 f"attention_pattern has {len(self.attention_pattern)} entries, but depth is {self.depth}: leave out "

@@ -3,6 +3,7 @@
 import pytest
 
 from models.networks.config import DEFAULT_NETWORK, DiTConfig, read_network_config
+from models.networks.dit_options import RopeConfig
 from pipeline.run.fingerprints import stored
 
 
@@ -39,3 +40,20 @@ def test_a_pattern_of_attention_repeats_to_the_last_block():
         DiTConfig(depth=2, attention_pattern=("space", "time", "full"))
     with pytest.raises(ValueError, match=r"attention_pattern\n.*at least 1 item"):
         DiTConfig(attention_pattern=())
+
+
+def test_positions_that_do_not_fit_the_heads_or_each_other_are_refused():
+    fitting = DiTConfig(width=64, heads=2, rope=RopeConfig(axes=(8, 12, 12)))
+    assert read_network_config(stored(fitting)) == fitting
+    with pytest.raises(
+        ValueError, match=r"rope\.axes is \[8, 12, 8\], which adds up to 28, but a head has 32 channels"
+    ):
+        DiTConfig(width=64, heads=2, rope=RopeConfig(axes=(8, 12, 8)))
+    with pytest.raises(ValueError, match=r"axes is \[9, 11, 12\], but channels turn in pairs: use even numbers"):
+        RopeConfig(axes=(9, 11, 12))
+    with pytest.raises(ValueError, match=r"extrapolation is 'ntk', but trained_grid is None: give both or neither"):
+        RopeConfig(extrapolation="ntk")
+    with pytest.raises(ValueError, match=r"extrapolation is 'none', but trained_grid is \[5, 8, 8\]"):
+        RopeConfig(trained_grid=(5, 8, 8))
+    with pytest.raises(ValueError, match=r"trained_grid is \[0, 8, 8\]"):
+        RopeConfig(trained_grid=(0, 8, 8), extrapolation="ntk")

@@ -5,6 +5,7 @@ import torch
 
 from models.networks.config import DiTConfig
 from models.networks.dit import DiT, patchify, unpatchify
+from models.networks.dit_options import RopeConfig
 from models.networks.rope import rope_angles
 from models.text.bytes import CaptionTokens
 from models.text.config import TextConfig
@@ -110,3 +111,24 @@ def test_initial_weights_outputs_and_gradients_are_bit_for_bit_those_of_the_plai
         assert ours.grad is not None
         assert expected.grad is not None
         assert torch.equal(ours.grad, expected.grad), name
+
+
+def test_every_part_of_rope_changes_what_the_network_computes():
+    torch.manual_seed(0)
+    weights = DiT(SMALL_DIT, 4)
+    for parameter in weights.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    x, t, caption = torch.randn(1, 4, 3, 8, 8), torch.tensor([0.5]), CaptionTokens.encode(["a red circle"], 24)
+    outputs = []
+    for rope in (
+        RopeConfig(),
+        RopeConfig(theta=1000),
+        RopeConfig(axes=(16, 8, 8)),
+        RopeConfig(trained_grid=(2, 2, 2), extrapolation="interpolate"),
+        RopeConfig(trained_grid=(2, 2, 2), extrapolation="ntk"),
+    ):
+        network = DiT(SMALL_DIT.model_copy(update={"rope": rope}), 4)
+        network.load_state_dict(weights.state_dict())  # positions have no weights
+        outputs.append(network(x, t, caption))
+    for number, output in enumerate(outputs):
+        assert all(not torch.allclose(output, other) for other in outputs[:number])

@@ -91,7 +91,10 @@ DECIDED = {
     ),
     "DiTConfig": Decided(
         output="width depth heads mlp_ratio patch_size text",
-        later="architecture attention_pattern",
+        later="architecture attention_pattern rope",
+    ),
+    "RopeConfig": Decided(
+        output="theta axes trained_grid extrapolation",
     ),
     "FlowSpec": Decided(
         output="path prediction loss_weight times times_per caption_dropout null_caption",
