@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter, model_validator
 
 from data.records import MAX_CHANNELS, AddedLater, Settings
-from models.networks.dit_options import AttentionSpan, RopeConfig
+from models.networks.dit_options import AttentionSpan, ModulationKind, RopeConfig
 from models.text.config import TextConfig
 
 
@@ -43,6 +43,12 @@ class DiTConfig(Settings):
     frame, `time` those at one place in all frames. `[space, time]` is cheaper for long clips."""
     rope: Annotated[RopeConfig, AddedLater(RopeConfig())] = RopeConfig()
     """How tokens are told their position."""
+    modulation: Annotated[ModulationKind, AddedLater("per_block")] = "per_block"
+    """Where a block's shifts, scales and gates come from: a layer of its own, which has three tenths of its parameters
+    (`per_block`); one layer for all blocks, plus a table in each (`shared`); or that plus a product of rank
+    `modulation_rank` (`low_rank`)."""
+    modulation_rank: Annotated[int | None, AddedLater(None)] = Field(default=None, ge=1)
+    """Rank of each block's own part with `modulation: low_rank`, below `width`; None with the other kinds."""
 
     @model_validator(mode="after")
     def _check(self) -> "DiTConfig":
@@ -58,6 +64,16 @@ class DiTConfig(Settings):
             raise ValueError(
                 f"rope.axes is {list(self.rope.axes)}, which adds up to {sum(self.rope.axes)}, but a head has "
                 f"{self.width // self.heads} channels (width {self.width} / heads {self.heads})"
+            )
+        if (self.modulation_rank is None) == (self.modulation == "low_rank"):
+            raise ValueError(
+                f"modulation is {self.modulation!r}, but modulation_rank is {self.modulation_rank}: give a rank, such "
+                f"as {max(1, self.width // 8)}, with low_rank and only with it"
+            )
+        if self.modulation_rank is not None and self.modulation_rank >= self.width:
+            raise ValueError(
+                f"modulation_rank is {self.modulation_rank}, but a rank below width {self.width} is meant: use "
+                f"{max(1, self.width // 8)}, or modulation per_block"
             )
         if len(self.attention_pattern) > self.depth:
             raise ValueError(

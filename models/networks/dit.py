@@ -16,6 +16,14 @@ from models.attention.attention import attention
 from models.layers import BlockStack, FeedForward, HeadNorm, RMSNorm, TimeEmbedder
 from models.networks.config import DiTConfig
 from models.networks.dit_options import AttentionSpan
+from models.networks.modulation import (
+    add_gated,
+    block_modulation,
+    modulate,
+    modulation_vectors,
+    shared_modulation,
+    zero,
+)
 from models.networks.protocol import SequenceParallelPlan, VelocityNetwork
 from models.networks.rope import rope_angles, rotate
 from models.networks.token_attention import token_attention
@@ -37,23 +45,6 @@ def unpatchify(
     return rearrange(tokens, "b (t h w) (c p q) -> b c t (h p) (w q)", t=t, h=h, w=w, p=patch_size, q=patch_size)
 
 
-def modulate(
-    x: Float[Tensor, "b n d"], shift: Float[Tensor, "b f d"], scale: Float[Tensor, "b f d"]
-) -> Float[Tensor, "b n d"]:
-    """x (1 + scale) + shift, with one shift and scale per sample (f = 1) or per frame."""
-    x = rearrange(x, "b (f s) d -> b f s d", f=shift.shape[1])
-    x = torch.addcmul(rearrange(shift, "b f d -> b f 1 d"), x, rearrange(1 + scale, "b f d -> b f 1 d"))
-    return rearrange(x, "b f s d -> b (f s) d")
-
-
-def add_gated(
-    x: Float[Tensor, "b n d"], gate: Float[Tensor, "b f d"], h: Float[Tensor, "b n d"]
-) -> Float[Tensor, "b n d"]:
-    """x + gate h, with one gate per sample (f = 1) or per frame."""
-    x, h = (rearrange(tokens, "b (f s) d -> b f s d", f=gate.shape[1]) for tokens in (x, h))
-    return rearrange(torch.addcmul(x, rearrange(gate, "b f d -> b f 1 d"), h), "b f s d -> b (f s) d")
-
-
 class DiTBlock(nn.Module):
     """Self-attention, cross-attention to the caption, feed-forward; the condition gates the first and the last."""
 
@@ -71,15 +62,15 @@ class DiTBlock(nn.Module):
         self.cross_query_norm, self.cross_key_norm = HeadNorm(config.heads), HeadNorm(config.heads)
         self.cross_out = nn.Linear(width, width, bias=False)
         self.feed_forward = FeedForward(width, config.mlp_ratio)
-        self.modulation = nn.Linear(width, 6 * width)
-        # Zero at first: every block is the identity, and the network predicts zero velocity.
-        for parameter in (self.modulation.weight, self.modulation.bias, self.cross_out.weight):
-            nn.init.zeros_(parameter)
+        # Zero at first, as the modulation is: every block is the identity.
+        nn.init.zeros_(self.cross_out.weight)
+        self.modulation = block_modulation(config)
 
     def forward(
         self,
         x: Float[Tensor, "b n d"],
         condition: Float[Tensor, "b f d"],
+        shared: Float[Tensor, "b f k"] | None,
         text: Float[Tensor, "b m e"],
         text_mask: Bool[Tensor, "b m"],
         angles: Float[Tensor, "n half"],
@@ -90,11 +81,13 @@ class DiTBlock(nn.Module):
 
         Args:
             condition: silu of the embedded time and caption, one per sample (f = 1) or per latent frame.
+            shared: the vectors that all blocks share, see `modulation_vectors`.
             text: encoded caption, for cross-attention.
             angles: rotation angles of each token, see `rope_angles`.
             plan: how the tokens are shared among processes.
         """
-        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = self.modulation(condition).float().chunk(6, dim=-1)
+        vectors = modulation_vectors(self.modulation, condition, shared)
+        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = vectors
 
         h = modulate(self.norm(x), shift_1, scale_1)
         q_k, v = rearrange(self.qkv(h), "b n (h d) -> b n h d", h=3 * self.heads).tensor_split([2 * self.heads], dim=2)
@@ -132,13 +125,12 @@ class DiT(VelocityNetwork):
             else EmbeddedCaptionEncoder(config.text, embedding_width)
         )
         self.text_pooled = nn.Linear(config.text.width, config.width)
+        self.shared_modulation = shared_modulation(config)
         self.blocks = BlockStack(DiTBlock(config, span) for span in config.block_spans)
         self.final_norm = nn.LayerNorm(config.width, elementwise_affine=False)
-        self.final_modulation = nn.Linear(config.width, 2 * config.width)
-        self.final = nn.Linear(config.width, patch_channels)
-        for layer in (self.final_modulation, self.final):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        # Zero at first: the network predicts zero velocity.
+        self.final_modulation = zero(nn.Linear(config.width, 2 * config.width))
+        self.final = zero(nn.Linear(config.width, patch_channels))
 
     def forward(
         self,
@@ -164,10 +156,11 @@ class DiT(VelocityNetwork):
         pooled = text.float().masked_fill(~caption.mask[..., None], float("-inf")).amax(1)  # b e
         times = t.reshape(len(t), -1)  # b f, where f is 1 or the number of frames
         condition = silu(self.time(times) + rearrange(self.text_pooled(pooled), "b d -> b 1 d"))  # b f d
+        shared = None if self.shared_modulation is None else self.shared_modulation(condition)  # b f (6 d)
         patches = patchify(x, self.config.patch_size)
         angles, positions, patches = (self.sequence_plan.shard(each, grid[0]) for each in (angles, positions, patches))
         tokens = self.patch(patches) + torch.cat([positions.cos(), positions.sin()], dim=-1)  # b n d
-        tokens = self.blocks.run(tokens, condition, text, caption.mask, angles, num_frames, self.sequence_plan)
+        tokens = self.blocks.run(tokens, condition, shared, text, caption.mask, angles, num_frames, self.sequence_plan)
         shift, scale = self.final_modulation(condition).float().chunk(2, dim=-1)  # b f d
         tokens = self.final(modulate(self.final_norm(tokens), shift, scale))  # b n (c p q)
         return unpatchify(self.sequence_plan.gather(tokens, grid[0]), self.config.patch_size, grid)  # b c t h w

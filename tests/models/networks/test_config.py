@@ -57,3 +57,14 @@ def test_positions_that_do_not_fit_the_heads_or_each_other_are_refused():
         RopeConfig(trained_grid=(5, 8, 8))
     with pytest.raises(ValueError, match=r"trained_grid is \[0, 8, 8\]"):
         RopeConfig(trained_grid=(0, 8, 8), extrapolation="ntk")
+
+
+def test_a_rank_is_given_with_low_rank_modulation_and_only_with_it():
+    with pytest.raises(
+        ValueError, match=r"modulation is 'low_rank', but modulation_rank is None: give a rank, such as 24"
+    ):
+        DiTConfig(modulation="low_rank")
+    with pytest.raises(ValueError, match=r"modulation is 'shared', but modulation_rank is 8"):
+        DiTConfig(modulation="shared", modulation_rank=8)
+    with pytest.raises(ValueError, match=r"modulation_rank is 192, but a rank below width 192 is meant: use 24"):
+        DiTConfig(modulation="low_rank", modulation_rank=192)

@@ -58,7 +58,7 @@ def test_a_block_commutes_with_permutations_of_tokens_that_its_span_allows(span)
     mask = torch.ones(2, 5, dtype=torch.bool)
 
     def run(tokens: torch.Tensor) -> torch.Tensor:
-        return block(tokens, condition, text, mask, angles, FRAMES, SingleProcess())
+        return block(tokens, condition, None, text, mask, angles, FRAMES, SingleProcess())
 
     numbers = rearrange(torch.arange(n), "(t s) -> t s", t=FRAMES)
     order = numbers[torch.randperm(FRAMES)][:, torch.randperm(PLACES)].flatten()

@@ -31,6 +31,8 @@ from testing.tiny import CONFIG, make_task, write_latents
 CASES: dict[str, tuple[str, dict[str, Any]]] = {  # times of a sample, and options of the network
     "clip": ("clip", {}),
     "frame": ("frame", {}),
+    "shared": ("frame", {"modulation": "shared"}),
+    "low rank": ("clip", {"modulation": "low_rank", "modulation_rank": 4}),
     "factorised": ("frame", {"attention_pattern": ("space", "time")}),
 }
 

@@ -91,7 +91,7 @@ DECIDED = {
     ),
     "DiTConfig": Decided(
         output="width depth heads mlp_ratio patch_size text",
-        later="architecture attention_pattern rope",
+        later="architecture attention_pattern rope modulation modulation_rank",
     ),
     "RopeConfig": Decided(
         output="theta axes trained_grid extrapolation",
