@@ -1,13 +1,16 @@
 """Small layers that more than one network uses."""
 
 import math
-from typing import cast
+from typing import TypeVar, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import silu
 from torch.utils.checkpoint import checkpoint
+
+State = TypeVar("State", Tensor, tuple[Tensor, Tensor])
+"""What a block takes and returns: tokens, or two kinds of them."""
 
 
 class RMSNorm(nn.Module):
@@ -87,11 +90,11 @@ class BlockStack(nn.ModuleList):
 
     recompute = False
 
-    def run(self, x: Tensor, *arguments: object) -> Tensor:
+    def run(self, x: State, *arguments: object) -> State:
         """The output of the last block; each block gets the output of the one before it, and `arguments`."""
         for block in self:
             if self.recompute and torch.is_grad_enabled():
-                x = cast(Tensor, checkpoint(block, x, *arguments, use_reentrant=False))
+                x = cast(State, checkpoint(block, x, *arguments, use_reentrant=False))
             else:
                 x = block(x, *arguments)
         return x

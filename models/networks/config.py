@@ -39,8 +39,9 @@ class DiTConfig(Settings):
     attention_pattern: Annotated[tuple[AttentionSpan, ...], AddedLater(("full",))] = Field(
         default=("full",), min_length=1
     )
-    """Self-attention of the blocks in turn, repeated to the last block: `full` relates all tokens, `space` those of one
-    frame, `time` those at one place in all frames. `[space, time]` is cheaper for long clips."""
+    """Self-attention of the blocks after the joint ones, in turn, repeated to the last block: `full` relates all
+    tokens, `space` those of a frame, `time` those at one place in all frames. `[space, time]` is cheaper for long
+    clips."""
     rope: Annotated[RopeConfig, AddedLater(RopeConfig())] = RopeConfig()
     """How tokens are told their position."""
     modulation: Annotated[ModulationKind, AddedLater("per_block")] = "per_block"
@@ -49,6 +50,10 @@ class DiTConfig(Settings):
     `modulation_rank` (`low_rank`)."""
     modulation_rank: Annotated[int | None, AddedLater(None)] = Field(default=None, ge=1)
     """Rank of each block's own part with `modulation: low_rank`, below `width`; None with the other kinds."""
+
+    joint_blocks: Annotated[int, AddedLater(0)] = Field(default=0, ge=0)
+    """How many of the blocks, from the first on, are joint (MM-DiT) blocks: the caption's tokens take part in full
+    self-attention, with weights of their own. The other blocks read the caption by cross-attention."""
 
     @model_validator(mode="after")
     def _check(self) -> "DiTConfig":
@@ -75,17 +80,23 @@ class DiTConfig(Settings):
                 f"modulation_rank is {self.modulation_rank}, but a rank below width {self.width} is meant: use "
                 f"{max(1, self.width // 8)}, or modulation per_block"
             )
-        if len(self.attention_pattern) > self.depth:
+        if self.joint_blocks > self.depth:
             raise ValueError(
-                f"attention_pattern has {len(self.attention_pattern)} entries, but depth is {self.depth}: leave out "
-                "those that no block would use"
+                f"joint_blocks is {self.joint_blocks}, but depth is {self.depth}: use at most {self.depth}"
+            )
+        if len(self.attention_pattern) > max(1, self.depth - self.joint_blocks):
+            joint = f", of which {self.joint_blocks} are joint_blocks" if self.joint_blocks else ""
+            raise ValueError(
+                f"attention_pattern has {len(self.attention_pattern)} entries, but depth is {self.depth}{joint}: leave "
+                "out those that no block would use"
             )
         return self
 
     @property
     def block_spans(self) -> tuple[AttentionSpan, ...]:
-        """What the self-attention of each block relates."""
-        return tuple(self.attention_pattern[block % len(self.attention_pattern)] for block in range(self.depth))
+        """What the self-attention of each block after the joint ones relates."""
+        numbers = range(self.depth - self.joint_blocks)
+        return tuple(self.attention_pattern[number % len(self.attention_pattern)] for number in numbers)
 
     def token_grid(self, latent_grid: tuple[int, int, int]) -> tuple[int, int, int]:
         """Tokens (t, h, w) of a latent of that many positions (t, h, w).

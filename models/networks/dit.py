@@ -16,6 +16,7 @@ from models.attention.attention import attention
 from models.layers import BlockStack, FeedForward, HeadNorm, RMSNorm, TimeEmbedder
 from models.networks.config import DiTConfig
 from models.networks.dit_options import AttentionSpan
+from models.networks.joint import JointBlock
 from models.networks.modulation import (
     add_gated,
     block_modulation,
@@ -125,6 +126,10 @@ class DiT(VelocityNetwork):
             else EmbeddedCaptionEncoder(config.text, embedding_width)
         )
         self.text_pooled = nn.Linear(config.text.width, config.width)
+        self.caption_tokens = nn.Linear(config.text.width, config.width) if config.joint_blocks else None
+        self.joint = BlockStack(
+            JointBlock(config, is_last=number == config.joint_blocks - 1) for number in range(config.joint_blocks)
+        )
         self.shared_modulation = shared_modulation(config)
         self.blocks = BlockStack(DiTBlock(config, span) for span in config.block_spans)
         self.final_norm = nn.LayerNorm(config.width, elementwise_affine=False)
@@ -146,6 +151,7 @@ class DiT(VelocityNetwork):
         Raises:
             ValueError: the latent's height or width does not split into patches.
         """
+        plan = self.sequence_plan
         num_frames, height, width = x.shape[2:]
         grid = self.config.token_grid((num_frames, height, width))
         angles = rope_angles(grid, self.config.width // self.config.heads, x.device, self.config.rope)
@@ -158,9 +164,12 @@ class DiT(VelocityNetwork):
         condition = silu(self.time(times) + rearrange(self.text_pooled(pooled), "b d -> b 1 d"))  # b f d
         shared = None if self.shared_modulation is None else self.shared_modulation(condition)  # b f (6 d)
         patches = patchify(x, self.config.patch_size)
-        angles, positions, patches = (self.sequence_plan.shard(each, grid[0]) for each in (angles, positions, patches))
+        angles, positions, patches = (plan.shard(each, grid[0]) for each in (angles, positions, patches))
         tokens = self.patch(patches) + torch.cat([positions.cos(), positions.sin()], dim=-1)  # b n d
-        tokens = self.blocks.run(tokens, condition, shared, text, caption.mask, angles, num_frames, self.sequence_plan)
+        if self.caption_tokens is not None:
+            words, mask = plan.join_caption(self.caption_tokens(text).float(), caption.mask, tokens.shape[1])
+            tokens, _ = self.joint.run((tokens, words), condition, shared, mask, angles, plan)
+        tokens = self.blocks.run(tokens, condition, shared, text, caption.mask, angles, num_frames, plan)
         shift, scale = self.final_modulation(condition).float().chunk(2, dim=-1)  # b f d
         tokens = self.final(modulate(self.final_norm(tokens), shift, scale))  # b n (c p q)
-        return unpatchify(self.sequence_plan.gather(tokens, grid[0]), self.config.patch_size, grid)  # b c t h w
+        return unpatchify(plan.gather(tokens, grid[0]), self.config.patch_size, grid)  # b c t h w

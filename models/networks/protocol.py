@@ -3,8 +3,9 @@
 from abc import ABC, abstractmethod
 from typing import Protocol, runtime_checkable
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from models.attention.attention import attention
 from models.layers import BlockStack
@@ -20,13 +21,28 @@ class SequenceParallelPlan(Protocol):
         """This process's tokens of all, where the tokens of a frame follow one another."""
         ...
 
+    def join_caption(
+        self, caption: Float[Tensor, "b m d"], mask: Bool[Tensor, "b m"], num_tokens: int
+    ) -> tuple[Float[Tensor, "b k d"], Bool[Tensor, "b keys"]]:
+        """This process's part of caption tokens that follow its `num_tokens` others in `attention`, padded if need be.
+
+        Returns:
+            the part, and which of all processes' keys are no padding, as `attention` takes it.
+        """
+        ...
+
     def attention(
         self,
         query: Float[Tensor, "b m heads d"],
-        key: Float[Tensor, "b m heads d"],
-        value: Float[Tensor, "b m heads d"],
+        key: Float[Tensor, "b k heads d"],
+        value: Float[Tensor, "b k heads d"],
+        mask: Bool[Tensor, "b keys"] | None = None,
     ) -> Float[Tensor, "b m heads d"]:
-        """Self-attention among the tokens of all processes; arguments and result are of this process's tokens."""
+        """Self-attention among the tokens of all processes; arguments and result are of this process's tokens.
+
+        Args:
+            mask: of the keys of all processes, see `join_caption`; True where a key may be attended to.
+        """
         ...
 
     def gather(self, tokens: Float[Tensor, "b m d"], num_frames: int) -> Float[Tensor, "b n d"]:
@@ -41,14 +57,21 @@ class SingleProcess:
         """All tokens."""
         return tokens
 
+    def join_caption(
+        self, caption: Float[Tensor, "b m d"], mask: Bool[Tensor, "b m"], num_tokens: int
+    ) -> tuple[Float[Tensor, "b m d"], Bool[Tensor, "b keys"]]:
+        """All caption tokens, and the mask of all keys."""
+        return caption, pad(mask, (num_tokens, 0), value=True)
+
     def attention(
         self,
         query: Float[Tensor, "b n heads d"],
-        key: Float[Tensor, "b n heads d"],
-        value: Float[Tensor, "b n heads d"],
+        key: Float[Tensor, "b k heads d"],
+        value: Float[Tensor, "b k heads d"],
+        mask: Bool[Tensor, "b k"] | None = None,
     ) -> Float[Tensor, "b n heads d"]:
         """Self-attention."""
-        return attention(query, key, value)
+        return attention(query, key, value, mask)
 
     def gather(self, tokens: Float[Tensor, "b n d"], num_frames: int) -> Float[Tensor, "b n d"]:  # noqa: ARG002
         """The tokens unchanged."""

@@ -68,3 +68,18 @@ def test_a_rank_is_given_with_low_rank_modulation_and_only_with_it():
         DiTConfig(modulation="shared", modulation_rank=8)
     with pytest.raises(ValueError, match=r"modulation_rank is 192, but a rank below width 192 is meant: use 24"):
         DiTConfig(modulation="low_rank", modulation_rank=192)
+
+
+def test_joint_blocks_are_some_of_the_blocks():
+    assert DiTConfig(depth=4, joint_blocks=1, attention_pattern=("space", "time")).block_spans == (
+        "space",
+        "time",
+        "space",
+    )
+    assert DiTConfig(depth=4, joint_blocks=4).block_spans == ()
+    with pytest.raises(ValueError, match=r"joint_blocks is 5, but depth is 4: use at most 4"):
+        DiTConfig(depth=4, joint_blocks=5)
+    with pytest.raises(
+        ValueError, match=r"attention_pattern has 2 entries, but depth is 4, of which 3 are joint_blocks"
+    ):
+        DiTConfig(depth=4, joint_blocks=3, attention_pattern=("space", "time"))

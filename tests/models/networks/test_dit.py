@@ -1,7 +1,10 @@
 """The DiT: its defaults bit for bit, zero velocity at first, what it reads, and the shapes that it takes."""
 
+import einops
+import jaxtyping
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 
 from models.networks.config import DiTConfig
 from models.networks.dit import DiT, patchify, unpatchify
@@ -10,6 +13,7 @@ from models.networks.rope import rope_angles
 from models.text.bytes import CaptionTokens
 from models.text.config import TextConfig
 from pipeline.run.fingerprints import output_json, stored
+from testing.networks import combinations, noisy_batch, with_open_gates
 from testing.plain_dit import PlainDiT
 
 SMALL_DIT = DiTConfig(width=64, depth=2, heads=2, text=TextConfig(width=32, depth=1, heads=2, max_bytes=24))
@@ -132,3 +136,62 @@ def test_every_part_of_rope_changes_what_the_network_computes():
         outputs.append(network(x, t, caption))
     for number, output in enumerate(outputs):
         assert all(not torch.allclose(output, other) for other in outputs[:number])
+
+
+COMBINATIONS = combinations()
+
+
+@pytest.mark.parametrize("name", COMBINATIONS)
+def test_every_combination_starts_at_zero_and_every_parameter_learns(name):
+    torch.manual_seed(0)
+    network = DiT(COMBINATIONS[name], 4)
+    x, t, caption = noisy_batch(network.config)
+    assert torch.equal(network(x, t, caption), torch.zeros_like(x))
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
+    for _ in range(6):
+        optimizer.zero_grad()
+        (network(x, t, caption) - x).square().mean().backward()
+        optimizer.step()
+    silent = [name for name, p in network.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert silent == []
+
+
+@pytest.mark.parametrize("name", COMBINATIONS)
+def test_every_combination_takes_times_per_frame_and_reads_nothing_of_other_clips(name):
+    """One time said for every frame is that time said once; clips of a batch are computed apart."""
+    torch.manual_seed(0)
+    network = DiT(COMBINATIONS[name], 4)
+    with_open_gates(network)
+    x, t, caption = noisy_batch(network.config)
+    together = torch.tensor([0.2, 0.8])
+    per_frame = together[:, None, None].expand(2, 1, 3)
+    torch.testing.assert_close(network(x, per_frame, caption), network(x, together, caption))
+    first = CaptionTokens(caption.ids[:1], caption.mask[:1])
+    torch.testing.assert_close(network(x[:1], t[:1], first), network(x, t, caption)[:1])
+    assert not torch.allclose(network(x, t, caption), network(x, per_frame, caption))
+    other = CaptionTokens.encode(["a box", ""], network.config.text.max_bytes)
+    changed = (network(x, t, other) - network(x, t, caption)).abs().amax((1, 2, 3, 4))
+    assert changed[0] > 0
+    assert changed[1] == 0
+
+
+EVERY_OPTION = ["full, cross, per block", "full, joint, shared", "factorised, joint, then cross, low rank"]
+
+
+@pytest.mark.parametrize("name", EVERY_OPTION)
+def test_blocks_compile_without_a_break_once_for_each_kind(name, monkeypatch):
+    """fullgraph=True makes a break an error. Blocks of equal code share what was compiled."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # the checks of shapes cannot be traced
+    torch.compiler.reset()
+    torch.compiler.allow_in_graph(einops.rearrange)  # its parsing of patterns takes seconds to trace
+    torch.manual_seed(0)
+    network = DiT(COMBINATIONS[name], 4)
+    with_open_gates(network)
+    x, t, caption = noisy_batch(network.config)
+    expected = network(x, t, caption)
+    counter = CompileCounter()
+    for block in (*network.joint, *network.blocks):
+        block.compile(fullgraph=True, backend=counter)
+    torch.testing.assert_close(network(x, t, caption), expected)
+    num_joint_kinds = min(2, network.config.joint_blocks)  # the last one differs
+    assert counter.frame_count == num_joint_kinds + len(set(network.config.block_spans))
