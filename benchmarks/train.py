@@ -29,7 +29,7 @@ from data.dataset.manifest import LatentStats
 from data.files.publish import publish_text
 from data.stream.loader import Stream
 from launch.config import load_config
-from models.networks.config import DiTConfig
+from models.networks.config import DiTConfig, NetworkConfig
 from pipeline.distributed.process_group import Worker, leave_process_group
 from pipeline.distributed.torchrun import train_here
 from pipeline.encode.codec import AUTOENCODER_NAME
@@ -59,7 +59,7 @@ class Cost:
     tokens_per_second: float
 
 
-def make_task(folder: Path, model: DiTConfig = DEMO.dit.model, num_frames: int = 17) -> FlowTask:
+def make_task(folder: Path, model: NetworkConfig = DEMO.dit.model, num_frames: int = 17) -> FlowTask:
     """A DiT on random latents of the demo's size."""
     bucket = Bucket(num_frames=num_frames)
     shape = DEMO.autoencoder.model.latent_shape(bucket.num_frames, bucket.height, bucket.width)

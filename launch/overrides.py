@@ -1,7 +1,7 @@
 """Overrides from the command line, and validation errors as text."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,13 +75,14 @@ def _set(tree: dict[str, Any], told: str, path: list[str], value: Any, root: typ
     if isinstance(node, list):
         node[_place(told, field, node)] = value
         return
-    for name in _other_names(_record_at(root, sections), field):
-        node.pop(name, None)
+    for record in _records_at(root, sections):
+        for name in _other_names(record, field):
+            node.pop(name, None)
     node[field] = value
 
 
 def _read_value(told: str, text: str, annotation: Any) -> Any:  # noqa: ANN401 - a type of a field, and a value of it
-    kinds = _choices(annotation)
+    kinds = choices_in(annotation)
     if not kinds & {str, Path}:
         return read_plain_yaml(text, whole=True)
     is_null = text in ("", "null") or (text == "~" and NoneType in kinds)
@@ -96,28 +97,28 @@ def _read_value(told: str, text: str, annotation: Any) -> Any:  # noqa: ANN401 -
     return text
 
 
-def _choices(annotation: Any) -> set[Any]:  # noqa: ANN401 - a type
+def choices_in(annotation: Any) -> set[Any]:  # noqa: ANN401 - a type
     """The types that a type expression lets one choose from, without what `Annotated` adds to them."""
     origin = get_origin(annotation)
     if origin is Annotated:
-        return _choices(get_args(annotation)[0])
+        return choices_in(get_args(annotation)[0])
     if origin in (Union, UnionType):
-        return {choice for part in get_args(annotation) for choice in _choices(part)}
+        return {choice for part in get_args(annotation) for choice in choices_in(part)}
     return {annotation}
 
 
 def _annotation_at(root: type[BaseModel], sections: Sequence[str], name: str) -> Any:  # noqa: ANN401 - a type
     """The type of a field, under whatever of its names; None where there is no such field."""
-    record = _record_at(root, sections)
-    for field_name, field in ({} if record is None else record.model_fields).items():
-        if name == field_name or field_name in _other_names(record, name):
-            return field.annotation
+    for record in _records_at(root, sections):
+        for field_name, field in record.model_fields.items():
+            if name == field_name or field_name in _other_names(record, name):
+                return field.annotation
     return None
 
 
-def _other_names(record: type[BaseModel] | None, name: str) -> set[str]:
+def _other_names(record: type[BaseModel], name: str) -> set[str]:
     """The other names, old and new, of the field that is called `name`."""
-    for field_name, field in ({} if record is None else record.model_fields).items():
+    for field_name, field in record.model_fields.items():
         if isinstance(field.validation_alias, AliasChoices):
             names = {field_name, *(str(choice) for choice in field.validation_alias.choices)}
             if name in names:
@@ -136,17 +137,19 @@ def explain(error: ValidationError, source: str, root: type[BaseModel]) -> str:
     lines = []
     problems = error.errors()
     for problem in problems[:MAX_PROBLEMS]:
-        location = shorten(".".join(str(part) for part in problem["loc"]))
+        location = shorten(".".join(_as_written(root, problem["loc"])))
         if problem["type"] == "extra_forbidden":
-            record = _record_at(root, problem["loc"][:-1])
-            known = [] if record is None else list(record.model_fields)
+            known = [name for record in _records_at(root, problem["loc"][:-1]) for name in record.model_fields]
             close = difflib.get_close_matches(shorten(str(problem["loc"][-1])), known, n=1, cutoff=0.5)
             hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}"
             lines.append(f"{location}: there is no such field; {hint}")
             continue
-        message = problem["msg"].removeprefix("Value error, ")
+        message, value = problem["msg"].removeprefix("Value error, "), problem["input"]
+        if problem["type"] == "union_tag_invalid":
+            location += f".{next(iter(single_values(_records_at(root, problem['loc'])[0])))}"
+            tags = problem.get("ctx", {})
+            message, value = f"input should be {tags.get('expected_tags')}", tags.get("tag")
         message = shorten(message[:1].lower() + message[1:], 1000)
-        value = problem["input"]
         shown = "" if isinstance(value, dict | BaseModel) else f" (it is {shorten(_BRIEF.repr(value), 200)})"
         lines.append(f"{location or 'config'}: {message}{shown}")
     if len(problems) > MAX_PROBLEMS:
@@ -154,15 +157,50 @@ def explain(error: ValidationError, source: str, root: type[BaseModel]) -> str:
     return f"{source} cannot be used:" + "".join(f"\n  {line}" for line in lines)
 
 
-def _record_at(root: type[BaseModel], location: Sequence[int | str]) -> type[BaseModel] | None:
-    """The record at a place of the tree, through lists, mappings and what may be missing."""
-    model: Any = root
+def records_in(annotation: Any) -> list[type[BaseModel]]:  # noqa: ANN401 - any type expression
+    """The records that occur in a type expression."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    found = [record for part in get_args(annotation) for record in records_in(part)]
+    return list(dict.fromkeys(found))
+
+
+def _records_at(root: type[BaseModel], location: Sequence[int | str]) -> list[type[BaseModel]]:
+    """The records that may be at a place of the tree, through lists, mappings and what may be missing.
+
+    Several where a field says which of them it is; pydantic puts the value of that field into the location.
+    """
+    records = [root]
     for part in location:
-        if isinstance(model, type) and issubclass(model, BaseModel) and part in model.model_fields:
-            model = model.model_fields[str(part)].annotation
-        while not (isinstance(model, type) and issubclass(model, BaseModel)):
-            inner = [kind for kind in get_args(model) if kind not in (type(None), ...)]
-            if not inner:
-                return None
-            model = inner[-1]
-    return model
+        records = _next_records(records, part)
+    return records
+
+
+def _next_records(records: list[type[BaseModel]], part: int | str) -> list[type[BaseModel]]:
+    """One step of `_records_at`."""
+    fields = [record.model_fields[str(part)] for record in records if part in record.model_fields]
+    if fields:
+        return list(dict.fromkeys(record for field in fields for record in records_in(field.annotation)))
+    return (
+        [record for record in records if part in single_values(record).values()] if _is_tag(records, part) else records
+    )
+
+
+def _is_tag(records: list[type[BaseModel]], part: int | str) -> bool:
+    """Whether a part of a location only says which of several records is meant."""
+    return len(records) > 1 and any(part in single_values(record).values() for record in records)
+
+
+def single_values(record: type[BaseModel]) -> dict[str, Any]:
+    """The fields of a record that can have one value only, by which the records of a union are told apart."""
+    values = {name: get_args(field.annotation) for name, field in record.model_fields.items()}
+    return {name: value[0] for name, value in values.items() if len(value) == 1 and isinstance(value[0], str)}
+
+
+def _as_written(root: type[BaseModel], location: Sequence[int | str]) -> Iterator[str]:
+    """The parts of a location that a user writes: those that only tell records apart are left out."""
+    records = [root]
+    for part in location:
+        if not _is_tag(records, part):
+            yield str(part)
+        records = _next_records(records, part)

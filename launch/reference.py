@@ -15,6 +15,7 @@ from pydantic_core import PydanticUndefined
 
 from data.records import Layout, Runtime
 from launch.config import RunConfig
+from launch.overrides import choices_in, records_in, single_values
 
 DOCS_DIR = Path(__file__).resolve().parent.parent / "docs" / "reference"
 PAGE, SCHEMA = DOCS_DIR / "configuration.md", DOCS_DIR / "configuration.schema.json"
@@ -59,14 +60,17 @@ def _without_section_defaults(value: Any) -> Any:  # noqa: ANN401 - any JSON val
     return [_without_section_defaults(item) for item in value] if isinstance(value, list) else value
 
 
-def _sections(model: type[BaseModel], path: str, described: dict[type[BaseModel], str]) -> Iterator[str]:
+def _sections(
+    model: type[BaseModel], path: str, described: dict[type[BaseModel], str], kind: str = ""
+) -> Iterator[str]:
     """A table of the fields of a section, then the sections within it.
 
     Args:
         path: of the section, such as `dit.train`; empty for the whole file.
         described: the records that have a section, and its path; those that follow refer to it.
+        kind: ends the heading, where a section may be one of several records.
     """
-    yield f"\n## {path or 'the file'}\n\n{_summary(model)}\n"
+    yield f"\n## {path or 'the file'}{kind}\n\n{_summary(model)}\n"
     base = next((known for known in model.__mro__[1:] if known in described), None)
     if base is not None:
         yield f"\nIt has every field of [{described[base]}](#{described[base].replace('.', '')}), and these.\n"
@@ -79,25 +83,18 @@ def _sections(model: type[BaseModel], path: str, described: dict[type[BaseModel]
         yield "\n| field | values | default | changes | meaning |\n|---|---|---|---|---|\n"
         yield from rows
     for name, field in fields.items():
-        for record in records_in(field.annotation):
-            place = f"{path}.{name}".lstrip(".")
+        place = f"{path}.{name}".lstrip(".")
+        for number, record in enumerate(records_in(field.annotation)):
             if record in described:
                 yield f"\n## {place}\n\nThe fields of [{described[record]}](#{described[record].replace('.', '')}).\n"
             else:
-                yield from _sections(record, place, described)
+                kind = f" ({', '.join(single_values(record).values())})" if number and _is_section(field) else ""
+                yield from _sections(record, place, described, kind)
 
 
 def _is_section(field: FieldInfo) -> bool:
-    """Whether a field is one record, not a list of them and not optional."""
-    return isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
-
-
-def records_in(annotation: Any) -> list[type[BaseModel]]:  # noqa: ANN401 - any type expression
-    """The records that occur in a type expression."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    found = [record for part in get_args(annotation) for record in records_in(part)]
-    return list(dict.fromkeys(found))
+    """Whether a field is a record, maybe one of several kinds, not a list of them and not optional."""
+    return all(isinstance(kind, type) and issubclass(kind, BaseModel) for kind in choices_in(field.annotation))
 
 
 def _row(path: str, field: FieldInfo) -> str:

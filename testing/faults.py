@@ -29,7 +29,8 @@ from torch import Tensor, nn
 import pipeline.train.tasks.flow
 from data.dataset.manifest import MANIFEST_NAME, BucketRecord, LatentStats, Manifest
 from data.files.publish import publish_text
-from models.networks.dit import DiT
+from models.networks.build import build_network
+from models.networks.protocol import VelocityNetwork
 from pipeline.checkpoint import write as saving
 from pipeline.checkpoint.record import (
     CHECKPOINT_RECORD_NAME,
@@ -113,7 +114,7 @@ class FaultyTask(FlowTask):
         """The loss and the checkpoint writers with their faults."""
         saving.write_tensors = partial(_write, self, saving.write_tensors)
         saving.publish_text = partial(_publish, self, saving.publish_text)
-        return FaultyLoss(DiT(self.model, self.latent_stats.num_channels), self)
+        return FaultyLoss(build_network(self.model, self.latent_stats.num_channels), self)
 
     def strikes_now(self, number: int) -> bool:
         """True for the first caller in the whole run, across processes: each fault strikes once."""
@@ -135,7 +136,7 @@ class FaultyTask(FlowTask):
 class FaultyLoss(FlowMatchingLoss):
     """Logs a line for each batch; kills its process in the forward or the backward pass."""
 
-    def __init__(self, network: DiT, task: FaultyTask) -> None:
+    def __init__(self, network: VelocityNetwork, task: FaultyTask) -> None:
         super().__init__(network, task.flow)
         self.task = task
         self.steps = {row["batch"]: number for number, row in enumerate(first_fed(task.log_dir, dist.get_rank()), 1)}

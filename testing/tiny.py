@@ -29,6 +29,9 @@ CONFIG = TrainConfig(
 WEIGHTS = ("master", "decay-0.995", "power-0.10")
 
 
+TINY_MODEL = DiTConfig(width=32, depth=1, heads=2, text=TextConfig(width=16, depth=1, heads=2, max_bytes=16))
+
+
 def write_latents(folder: Path, num_samples: int = 10) -> None:
     """A latent shard with random values, and a file in place of the autoencoder."""
     write_random_latents(folder, num_samples, SHAPE, "test")
@@ -38,7 +41,7 @@ def write_latents(folder: Path, num_samples: int = 10) -> None:
 def make_task(folder: Path) -> FlowTask:
     """A small DiT on those latents."""
     return FlowTask(
-        model=DiTConfig(width=32, depth=1, heads=2, text=TextConfig(width=16, depth=1, heads=2, max_bytes=16)),
+        model=TINY_MODEL,
         flow=FlowSpec(caption_dropout=0.3),
         buckets=(SMALL,),
         latent_stats=LatentStats(mean=[0.1] * 4, std=[0.9] * 4),

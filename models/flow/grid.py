@@ -6,6 +6,8 @@ from torch import Tensor
 
 from models.flow.path import Path
 
+SCHEDULER_STEPS = 1000  # noise levels that the schedulers of diffusers are trained with
+
 
 def shift_time(t: Float[Tensor, "*n"], shift: float) -> Float[Tensor, "*n"]:
     """Add log(shift) to the logit of the noise level 1 - t: t / (t + shift (1 - t)) (Esser et al. 2024, eq. 23).
@@ -36,6 +38,38 @@ def uniform_grid(num_steps: int, shift: float = 1.0) -> Float[Tensor, " n"]:
         ValueError: less than one step.
     """
     return shift_time(_steps(num_steps), shift)
+
+
+def euler_scheduler_grid(num_steps: int, shift: float = 1.0) -> Float[Tensor, " n"]:
+    """The times of FlowMatchEulerDiscreteScheduler of diffusers: num_steps + 1 times from 0 to 1, float64.
+
+    Its noise levels are even from 1 to the smallest one that it was trained with, 1 / 1000, which has the shift
+    already; then all are shifted, and 0 follows.
+
+    Raises:
+        ValueError: less than one step.
+    """
+    largest = float(shift_time(torch.tensor(1 - 1 / SCHEDULER_STEPS, dtype=torch.float64), shift))
+    even = torch.linspace(0, largest, len(_steps(num_steps)) - 1, dtype=torch.float64)
+    return torch.cat([shift_time(even, shift), even.new_ones(1)])
+
+
+def unipc_scheduler_grid(num_steps: int, shift: float = 1.0) -> Float[Tensor, " n"]:
+    """The times of UniPCMultistepScheduler of diffusers with flow noise levels: num_steps + 1 times to 1, float64.
+
+    Its noise levels are even from 1 down to almost 1 / 1000, then shifted; the first is less than 1 by 1e-6.
+
+    Raises:
+        ValueError: less than one step.
+    """
+    even = torch.linspace(0, 1 - 1 / SCHEDULER_STEPS, len(_steps(num_steps)), dtype=torch.float64)[:-1]
+    return torch.cat([even.new_full((1,), 1e-6), shift_time(even[1:], shift), even.new_ones(1)])
+
+
+def whole_thousandths(t: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+    """Times whose noise level is rounded down to thousandths, as a network sees them under that scheduler."""
+    # The noise levels of float32 times may lie below a thousandth that they stand for.
+    return 1 - (SCHEDULER_STEPS * (1 - t) + 1e-4).floor() / SCHEDULER_STEPS
 
 
 def linear_quadratic_grid(num_steps: int, num_linear: int, linear_until: float = 0.025) -> Float[Tensor, " n"]:

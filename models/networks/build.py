@@ -1,8 +1,9 @@
 """A network from its configuration."""
 
-from models.networks.config import DiTConfig, NetworkConfig
+from models.networks.config import DiTConfig, NetworkConfig, WanConfig
 from models.networks.dit import DiT
 from models.networks.protocol import VelocityNetwork
+from models.networks.wan import Wan
 
 
 def build_network(config: NetworkConfig, channels: int, embedding_width: int | None = None) -> VelocityNetwork:
@@ -11,7 +12,14 @@ def build_network(config: NetworkConfig, channels: int, embedding_width: int | N
     Args:
         channels: of the latents.
         embedding_width: channels of a pretrained text encoder's embeddings; None: captions are read as bytes.
+
+    Raises:
+        ValueError: the network cannot read captions as bytes.
     """
     match config:
         case DiTConfig():
             return DiT(config, channels, embedding_width)
+        case WanConfig():
+            if embedding_width is None:
+                raise ValueError("a network of architecture wan reads captions as embeddings: set encode.text.folder")
+            return Wan(config, channels, embedding_width)

@@ -1,8 +1,8 @@
 """Configuration of the networks that predict the velocity. Nothing here loads torch."""
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, TypeAdapter, model_validator
+from pydantic import Discriminator, Field, Tag, TypeAdapter, model_validator
 
 from data.records import MAX_CHANNELS, AddedLater, Settings
 from models.networks.dit_options import AttentionSpan, ModulationKind, RopeConfig
@@ -19,11 +19,39 @@ def nearest_heads(width: int, heads: int, multiple: int = 1) -> int | None:
     return min(fitting, key=lambda h: abs(h - heads), default=None)
 
 
-class DiTConfig(Settings):
+class Patched:
+    """A network that cuts every latent frame into squares of `patch_size` x `patch_size`, one token each."""
+
+    if TYPE_CHECKING:  # a field here would come before those of the records, whose order is stored
+        patch_size: int
+
+    def token_grid(self, latent_grid: tuple[int, int, int]) -> tuple[int, int, int]:
+        """Tokens (t, h, w) of a latent of that many positions (t, h, w).
+
+        Raises:
+            ValueError: the height or the width does not split into patches.
+        """
+        t, h, w = latent_grid
+        p = self.patch_size
+        if h % p or w % p:
+            raise ValueError(f"a latent of {h} x {w} does not split into patches of {p} x {p}")
+        return t, h // p, w // p
+
+    def num_tokens(self, latent_grid: tuple[int, int, int]) -> int:
+        """Tokens of a latent of that many positions (t, h, w).
+
+        Raises:
+            ValueError: as `token_grid`.
+        """
+        t, h, w = self.token_grid(latent_grid)
+        return t * h * w
+
+
+class DiTConfig(Patched, Settings):
     """Size of a spatiotemporal diffusion transformer (`models/networks/dit.py`)."""
 
     architecture: Annotated[Literal["dit"], AddedLater("dit")] = "dit"
-    """Kind of network; the other fields of this section depend on it. The only one is `dit`."""
+    """Kind of network; the other fields of this section depend on it: `dit`, or `wan`, whose weights are published."""
     width: int = Field(default=192, ge=32, le=MAX_CHANNELS)
     """Channels of each token."""
     depth: int = Field(default=6, ge=1)
@@ -65,6 +93,10 @@ class DiTConfig(Settings):
                     f"{owner}heads is {heads}, but {owner}width {width} must split into heads of a multiple of 8 "
                     f"channels: use {nearest} heads"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _check_options(self) -> "DiTConfig":
         if self.rope.axes is not None and sum(self.rope.axes) != self.width // self.heads:
             raise ValueError(
                 f"rope.axes is {list(self.rope.axes)}, which adds up to {sum(self.rope.axes)}, but a head has "
@@ -98,32 +130,71 @@ class DiTConfig(Settings):
         numbers = range(self.depth - self.joint_blocks)
         return tuple(self.attention_pattern[number % len(self.attention_pattern)] for number in numbers)
 
-    def token_grid(self, latent_grid: tuple[int, int, int]) -> tuple[int, int, int]:
-        """Tokens (t, h, w) of a latent of that many positions (t, h, w).
+    @property
+    def caption_bytes(self) -> int:
+        """Bytes that are read of a caption, where it is not embedded by a pretrained encoder."""
+        return self.text.max_bytes
+
+
+class WanConfig(Patched, Settings):
+    """Size of a transformer of the Wan family (`models/networks/wan.py`). The defaults are those of Wan 2.1, 1.3B."""
+
+    architecture: Literal["wan"]
+    """Kind of network: the transformer of Wan 2.1 and Wan 2.2, which reads captions as embeddings of UMT5."""
+    width: int = Field(default=1536, ge=32, le=MAX_CHANNELS)
+    """Channels of each token."""
+    depth: int = Field(default=30, ge=1)
+    """Number of transformer blocks."""
+    heads: int = Field(default=12, ge=1, le=MAX_CHANNELS)
+    """Attention heads of each block; each head gets `width` / `heads` channels, which must be a multiple of 8."""
+    mlp_width: int = Field(default=8960, ge=32, le=8 * MAX_CHANNELS)
+    """Hidden channels of each feed-forward layer."""
+    patch_size: int = Field(default=2, ge=1)
+    """Side of the square of latent pixels that becomes one token; in time each latent frame has its own tokens."""
+    time_width: int = Field(default=256, ge=2, le=MAX_CHANNELS, multiple_of=2)
+    """Number of sinusoids that represent a time."""
+    text_tokens: int = Field(default=512, ge=1)
+    """Length of the caption's embedding; shorter captions are filled with zeros, to which the network attends too."""
+    image_width: int | None = Field(default=None, ge=1, le=MAX_CHANNELS)
+    """Channels of an image encoder's embedding of the first frame, for image-to-video; None: the network takes none."""
+    condition_channels: int = Field(default=0, ge=0, le=MAX_CHANNELS)
+    """Channels that the network gets beside those of the noisy latent, for image-to-video: mask and known frames."""
+    norm_eps: float = Field(default=1e-6, gt=0)
+    """Added to the variance in every norm."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "WanConfig":
+        if (nearest := nearest_heads(self.width, self.heads)) != self.heads:
+            way_out = "width must be a multiple of 8" if nearest is None else f"use {nearest} heads"
+            raise ValueError(
+                f"heads is {self.heads}, but width {self.width} must split into heads of a multiple of 8 channels: "
+                f"{way_out}"
+            )
+        return self
+
+    @property
+    def caption_bytes(self) -> int:
+        """Refused: the network reads embeddings only.
 
         Raises:
-            ValueError: the height or the width does not split into patches.
+            ValueError: always.
         """
-        t, h, w = latent_grid
-        p = self.patch_size
-        if h % p or w % p:
-            raise ValueError(f"a latent of {h} x {w} does not split into patches of {p} x {p}")
-        return t, h // p, w // p
-
-    def num_tokens(self, latent_grid: tuple[int, int, int]) -> int:
-        """Tokens of a latent of that many positions (t, h, w).
-
-        Raises:
-            ValueError: as `token_grid`.
-        """
-        t, h, w = self.token_grid(latent_grid)
-        return t * h * w
+        raise ValueError("a network of architecture wan reads captions as embeddings: set encode.text.folder")
 
 
-NetworkConfig = DiTConfig
-"""Configuration of any network: with a second architecture, the union of all, told apart by `architecture`."""
+def _architecture(fields: Any) -> Any:  # noqa: ANN401 - whatever a file holds
+    """The kind of network; fields without it are of a DiT, as configurations and checkpoints are older than it."""
+    return fields.get("architecture", "dit") if isinstance(fields, dict) else getattr(fields, "architecture", None)
+
+
+NetworkConfig = Annotated[
+    Annotated[DiTConfig, Tag("dit")] | Annotated[WanConfig, Tag("wan")], Discriminator(_architecture)
+]
+"""Configuration of any network, told apart by `architecture`."""
 
 DEFAULT_NETWORK: NetworkConfig = DiTConfig()
+
+_NETWORK: TypeAdapter[NetworkConfig] = TypeAdapter(NetworkConfig)
 
 
 def read_network_config(fields: dict[str, Any]) -> NetworkConfig:
@@ -132,4 +203,4 @@ def read_network_config(fields: dict[str, Any]) -> NetworkConfig:
     Raises:
         ValidationError: a field is unknown or impossible; for an unknown architecture it names the known ones.
     """
-    return TypeAdapter(NetworkConfig).validate_python({"architecture": "dit"} | fields)
+    return _NETWORK.validate_python(fields)

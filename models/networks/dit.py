@@ -117,7 +117,8 @@ class DiT(VelocityNetwork):
         super().__init__()
         self.config = config
         patch_channels = channels * config.patch_size**2
-        self.absolute = config.rope.model_copy(update={"axes": None})  # `axes` are channels of a head
+        self.rope = config.rope
+        self.absolute_rope = config.rope.model_copy(update={"axes": None})  # `axes` are channels of a head
         self.patch = nn.Linear(patch_channels, config.width)
         self.time = TimeEmbedder(config.width)
         self.text = (
@@ -154,9 +155,9 @@ class DiT(VelocityNetwork):
         plan = self.sequence_plan
         num_frames, height, width = x.shape[2:]
         grid = self.config.token_grid((num_frames, height, width))
-        angles = rope_angles(grid, self.config.width // self.config.heads, x.device, self.config.rope)
+        angles = rope_angles(grid, self.config.width // self.config.heads, x.device, self.rope)
         # Rotary angles give relative positions only; absolute ones (a border, the ground) are added to the tokens.
-        positions = rope_angles(grid, self.config.width, x.device, self.absolute)
+        positions = rope_angles(grid, self.config.width, x.device, self.absolute_rope)
         text = self.text(caption)  # b m e
         # The maximum over the caption says whether a word occurs, independently of the length of the caption.
         pooled = text.float().masked_fill(~caption.mask[..., None], float("-inf")).amax(1)  # b e

@@ -5,12 +5,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from data.records import Runtime, Settings, Text
+from data.records import AddedLater, Runtime, Settings, Text
 from models.flow.spec import OdeSolver
 from pipeline.run.config import Precision
 from pipeline.run.weight_names import FIRST_AVERAGE, WeightsName
 
 GuidanceRule = Literal["plain", "cfg-zero-star", "apg", "rescaled"]
+GridName = Literal["even", "diffusers_euler", "diffusers_unipc"]
 Schedule = Literal["full_sequence", "pyramid", "autoregressive"]
 
 
@@ -25,6 +26,10 @@ class SampleConfig(Settings):
     """Number of steps of the solver."""
     shift: float = Field(default=1.0, gt=0)
     """Time shift of the steps: above 1 they are denser near noise, below 1 denser near data, 1 spaces them evenly."""
+    grid: Annotated[GridName, AddedLater("even")] = "even"
+    """Times of the steps before the shift: `even`, or those of diffusers' schedulers for flows, with which published
+    networks are sampled: `diffusers_euler`, or `diffusers_unipc`, where the network sees thousandths of the time.
+    """
     bucket: str | None = None
     """Shape of the clips, written frames x height x width @ frames per second, such as 17x64x64@8. It must be one that
     the network was trained on; None takes the one with most training clips.

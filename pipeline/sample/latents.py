@@ -7,14 +7,23 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from models.flow.grid import autoregressive, pyramid, uniform_grid
+from models.flow.grid import (
+    autoregressive,
+    euler_scheduler_grid,
+    pyramid,
+    uniform_grid,
+    unipc_scheduler_grid,
+    whole_thousandths,
+)
 from models.flow.guidance import Apg, CfgZeroStar, Guidance, Plain, Rescaled, batched, guided
 from models.flow.path import path_of
 from models.flow.solver import euler_maruyama, falling_diffusion, solver_of
 from models.flow.spec import FlowSpec
 from models.text.caption import Caption, CaptionReader, joined
 from pipeline.run import randomness
-from pipeline.sample.config import GuidanceRule, SampleConfig, Schedule
+from pipeline.sample.config import GridName, GuidanceRule, SampleConfig, Schedule
+
+Network = Callable[[Tensor, Tensor, Caption], Tensor]
 
 
 def guidance_of(rule: GuidanceRule, scale: float) -> Guidance:
@@ -28,6 +37,17 @@ def guidance_of(rule: GuidanceRule, scale: float) -> Guidance:
             return Apg(scale)
         case "rescaled":
             return Rescaled(scale)
+
+
+def grid_of(name: GridName, num_steps: int, shift: float) -> Float[Tensor, " n"]:
+    """The times of the steps, by the name of a configuration."""
+    match name:
+        case "even":
+            return uniform_grid(num_steps, shift)
+        case "diffusers_euler":
+            return euler_scheduler_grid(num_steps, shift)
+        case "diffusers_unipc":
+            return unipc_scheduler_grid(num_steps, shift)
 
 
 def schedule_of(name: Schedule, grid: Float[Tensor, " n"], num_frames: int) -> Tensor:
@@ -53,8 +73,13 @@ class PromptSeed:
     seed: int
 
 
+def _at_thousandths(network: Network) -> Network:
+    """The network at times that are rounded as those of `unipc_scheduler_grid`."""
+    return lambda x_t, t, caption: network(x_t, whole_thousandths(t), caption)
+
+
 def sample_latents(
-    network: Callable[[Tensor, Tensor, Caption], Tensor],
+    network: Network,
     flow: FlowSpec,
     config: SampleConfig,
     clips: Sequence[PromptSeed],
@@ -75,10 +100,12 @@ def sample_latents(
     caption = read_captions([clip.prompt for clip in clips])
     negative = flow.null_caption if config.negative_prompt is None else config.negative_prompt
     uncond = read_captions([negative] * len(clips))
+    if config.grid == "diffusers_unipc":
+        network = _at_thousandths(network)
     branches = batched(network, caption.to(device), uncond.to(device), joined(caption, uncond).to(device))
     path = path_of(flow.path)
     field = guided(branches, path, flow.prediction, guidance_of(config.guidance, guidance_scale))
-    grid = schedule_of(config.schedule, uniform_grid(config.steps, config.shift), shape[1])
+    grid = schedule_of(config.schedule, grid_of(config.grid, config.steps, config.shift), shape[1])
     start = noise.to(device)
 
     def fresh_noise(step: int) -> Tensor:

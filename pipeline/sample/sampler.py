@@ -95,7 +95,7 @@ def truncation_warnings(checkpoint: Checkpoint, config: SampleConfig, prompts: S
     encoder = text_encoder_of(checkpoint)
     read: list[Any] = []  # what is left of each prompt
     if encoder is None:
-        most, unit = checkpoint.trained("model", _read_model).text.max_bytes, "bytes"
+        most, unit = checkpoint.trained("model", _read_model).caption_bytes, "bytes"
         read = [prompt.encode()[:most] for prompt in prompts]
         measure = lambda texts: [len(text.encode()) for text in texts]  # noqa: E731 - one of two measures
     else:
@@ -139,7 +139,7 @@ class ClipSampler:
         check_network(checkpoint, partial(build_network, model, self.stats.num_channels, width))
         self.network = build_network(model, self.stats.num_channels, width)
         if encoder is None:
-            self.read_captions = byte_captions(self.network.config.text.max_bytes)
+            self.read_captions = byte_captions(self.network.config.caption_bytes)
         else:
             self.read_captions = PretrainedTextEncoder(text_encoder_folder(encoder, config), encoder.max_tokens, device)
         self.network.load_state_dict(dict(network_weights(checkpoint, config.weights)))

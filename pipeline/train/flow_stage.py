@@ -53,7 +53,7 @@ class TrainFlowStage(TrainStage):
         latents_dir = run.run_dir / "latents"
         manifest, base = read_manifest(latents_dir), self._base(run)
         assert manifest.latent_stats is not None
-        _warn_of_truncated_captions(latents_dir, manifest, self.model.text.max_bytes)
+        _warn_of_truncated_captions(latents_dir, manifest, self.model)
         return FlowTask(
             model=self.model,
             flow=self.flow,
@@ -122,7 +122,7 @@ class TrainFlowStage(TrainStage):
         return base
 
 
-def _warn_of_truncated_captions(latents_dir: Path, manifest: "Manifest", max_bytes: int) -> None:
+def _warn_of_truncated_captions(latents_dir: Path, manifest: "Manifest", model: NetworkConfig) -> None:
     """Log how many captions are longer than what is read of them."""
     from data.dataset.index import read_index
 
@@ -136,7 +136,7 @@ def _warn_of_truncated_captions(latents_dir: Path, manifest: "Manifest", max_byt
                 manifest.text_encoder.max_tokens,
             )
         return
-    captions = read_index(latents_dir).values("caption")
+    captions, max_bytes = read_index(latents_dir).values("caption"), model.caption_bytes
     lengths = [len(caption.encode()) for caption in captions]
     num_truncated = sum(length > max_bytes for length in lengths)
     if num_truncated:

@@ -13,6 +13,7 @@ from pydantic import BaseModel
 
 from launch.config import PRESETS_DIR, RunConfig, dump_config, find_config, load_config
 from launch.overrides import ConfigError
+from models.networks.config import DiTConfig
 from pipeline.engine.ema_profile import FixedDecay, PowerFunction
 from testing.paths import CASES_DIR, ROOT
 
@@ -125,7 +126,7 @@ def test_a_mix_takes_the_place_of_the_source():
         ("data.mix={a: {sauce: x}}", "data.mix.a.sauce: there is no such field; did you mean source"),
         ("dit.model.patch_size=3", "data.buckets.0.height is 64.*does not split into patches"),
         ("data.buckets=[a", r"--set data.buckets=\[a: line 1: it is not YAML: expected ',' or ']'"),
-        ("dit.model.architecture=unet", "dit.model.architecture: input should be 'dit' .*'unet'"),
+        ("dit.model.architecture=unet", "dit.model.architecture: input should be 'dit', 'wan' .*'unet'"),
         ("dit.model.heads=5", "dit.model: heads is 5.*use 4 heads"),
         ("dit.train.global_batch=33", "dit.train.global_batch is 33.*use 32"),
         ("autoencoder.model.deep_width=100", "deep_width is 100.*use 96"),
@@ -164,6 +165,7 @@ def test_overrides_reach_any_depth_and_the_file_on_disk_comes_first(tmp_path, mo
     config = load_config(
         Path("demo"), ["dit.model.text.depth=3", "data.source=/videos", "cluster.workers.num_workers=4"]
     )
+    assert isinstance(config.dit.model, DiTConfig)
     assert (config.dit.model.text.depth, config.data.source, config.cluster.workers.num_workers) == (3, "/videos", 4)
     monkeypatch.chdir(tmp_path)
     Path("demo").write_text("name: mine", encoding="utf-8")

@@ -8,7 +8,8 @@ from pydantic import BaseModel
 
 from data.records import Settings
 from launch.config import RunConfig
-from launch.reference import PAGE, SCHEMA, records_in, render_page, render_schema
+from launch.overrides import records_in
+from launch.reference import PAGE, SCHEMA, render_page, render_schema
 
 
 def settings_records() -> set[type[BaseModel]]:

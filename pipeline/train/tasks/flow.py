@@ -135,7 +135,7 @@ class FlowTask:
             self.flow.null_caption if drop else caption
             for caption, drop in zip(captions, dropped.tolist(), strict=True)
         ]
-        return CaptionTokens.encode(kept, self.model.text.max_bytes)
+        return CaptionTokens.encode(kept, self.model.caption_bytes)
 
     def _stored_captions(self) -> StoredCaptions:
         return StoredCaptions(self.dataset_dir, self.flow.null_caption)
@@ -159,7 +159,7 @@ class FlowTask:
     def previewer(self, device: torch.device) -> FlowPreviewer:
         """Samples clips of the bucket with the most clips."""
         autoencoder = load_autoencoder(self.autoencoder_path).to(device)
-        read = byte_captions(self.model.text.max_bytes) if self.text_encoder is None else self._stored_captions()
+        read = byte_captions(self.model.caption_bytes) if self.text_encoder is None else self._stored_captions()
         return FlowPreviewer(self.flow, self.latent_stats, self.buckets[0], read, autoencoder, device)
 
     def num_tokens(self, bucket: Bucket) -> int:
@@ -174,7 +174,7 @@ class FlowTask:
 
     def _probe_caption(self) -> Caption:
         if self.text_encoder is None:
-            return CaptionTokens.encode([""], self.model.text.max_bytes)
+            return CaptionTokens.encode([""], self.model.caption_bytes)
         shape = (1, self.text_encoder.max_tokens)
         return CaptionEmbeddings(torch.zeros(*shape, self.text_encoder.width), torch.ones(shape, dtype=torch.bool))
 

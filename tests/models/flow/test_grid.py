@@ -2,15 +2,19 @@
 
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 
 from models.flow.grid import (
     autoregressive,
     check_grid,
+    euler_scheduler_grid,
     full_sequence,
     karras_grid,
     linear_quadratic_grid,
     pyramid,
     uniform_grid,
+    unipc_scheduler_grid,
+    whole_thousandths,
 )
 from models.flow.path import (
     CosinePath,
@@ -18,6 +22,25 @@ from models.flow.path import (
     VariancePreservingPath,
 )
 from testing.gaussians import steps, times
+
+
+@pytest.mark.parametrize("shift", [0.5, 1.0, 3.0, 5.0])
+@pytest.mark.parametrize("num_steps", [1, 2, 7, 50])
+def test_the_times_of_published_schedulers_are_those_of_diffusers(num_steps, shift):
+    euler = FlowMatchEulerDiscreteScheduler(shift=shift)
+    euler.set_timesteps(num_steps)
+    torch.testing.assert_close(1 - euler_scheduler_grid(num_steps, shift), torch.as_tensor(euler.sigmas).double())
+
+    unipc = UniPCMultistepScheduler(
+        use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=shift, final_sigmas_type="zero"
+    )
+    unipc.set_timesteps(num_steps)
+    grid = unipc_scheduler_grid(num_steps, shift)
+    torch.testing.assert_close(1 - grid, unipc.sigmas.double())
+    seen = 1000 * (1 - whole_thousandths(grid[:-1].float()))
+    torch.testing.assert_close(seen, unipc.timesteps.float(), rtol=0, atol=1e-3)
+    for each in (grid, euler_scheduler_grid(num_steps, shift)):
+        check_grid(each)
 
 
 def test_grids():

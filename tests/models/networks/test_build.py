@@ -1,33 +1,44 @@
 """What every network offers to the rest of the program."""
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from models.networks.build import build_network
-from models.networks.config import DiTConfig, NetworkConfig
+from models.networks.config import DiTConfig, NetworkConfig, WanConfig
 from models.networks.protocol import SequenceParallelPlan, VelocityNetwork
 from models.text.bytes import CaptionTokens
 from models.text.config import TextConfig
+from models.text.embeddings import CaptionEmbeddings
 
 SMALL: list[NetworkConfig] = [
     DiTConfig(width=64, depth=2, heads=2, text=TextConfig(width=32, depth=1, heads=2, max_bytes=24)),
+    WanConfig(architecture="wan", width=64, depth=2, heads=2, mlp_width=96, time_width=16, text_tokens=12),
 ]
+
+
+def small_network(config: NetworkConfig, captions: Sequence[str] = ("a red circle", "")) -> tuple:
+    """The network on latents of four channels, and captions, as bytes where it reads bytes."""
+    if isinstance(config, DiTConfig):
+        return build_network(config, channels=4), CaptionTokens.encode(captions, config.caption_bytes)
+    caption = CaptionEmbeddings(torch.randn(len(captions), 9, 20), torch.ones(len(captions), 9, dtype=torch.bool))
+    return build_network(config, channels=4, embedding_width=20), caption
 
 
 @pytest.mark.parametrize("config", SMALL, ids=lambda config: config.architecture)
 @pytest.mark.parametrize("times", [(2,), (2, 1, 3)], ids=["time per clip", "time per frame"])
 def test_the_velocity_has_the_shape_of_the_latents(config, times):
-    network = build_network(config, channels=4)
+    network, caption = small_network(config)
     assert isinstance(network, VelocityNetwork)
     assert network.config == config
-    caption = CaptionTokens.encode(["a red circle", ""], config.text.max_bytes)
     assert network(torch.randn(2, 4, 3, 8, 4), torch.rand(times), caption).shape == (2, 4, 3, 8, 4)
 
 
 @pytest.mark.parametrize("config", SMALL, ids=lambda config: config.architecture)
 def test_the_rest_of_what_the_program_uses(config):
-    network = build_network(config, channels=4)
+    network, _ = small_network(config)
     assert len(network.blocks) > 0
     assert isinstance(network.sequence_plan, SequenceParallelPlan)
     targets = network.lora_targets()
@@ -39,9 +50,8 @@ def test_the_rest_of_what_the_program_uses(config):
 def test_operations_are_counted_without_values(config):
     def flops(side: int) -> int:
         with torch.device("meta"), FlopCounterMode(display=False) as counter:
-            network = build_network(config, channels=4)
-            caption = CaptionTokens.encode([""], config.text.max_bytes).to("meta")
-            network.flops_probe(torch.empty(1, 4, 3, side, side), torch.zeros(1), caption).backward()
+            network, caption = small_network(config, captions=[""])
+            network.flops_probe(torch.empty(1, 4, 3, side, side), torch.zeros(1), caption.to("meta")).backward()
         return counter.get_total_flops()
 
     assert 0 < flops(4) < flops(8)

@@ -144,8 +144,9 @@ COMBINATIONS = combinations()
 @pytest.mark.parametrize("name", COMBINATIONS)
 def test_every_combination_starts_at_zero_and_every_parameter_learns(name):
     torch.manual_seed(0)
-    network = DiT(COMBINATIONS[name], 4)
-    x, t, caption = noisy_batch(network.config)
+    config = COMBINATIONS[name]
+    network = DiT(config, 4)
+    x, t, caption = noisy_batch(config)
     assert torch.equal(network(x, t, caption), torch.zeros_like(x))
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
     for _ in range(6):
@@ -160,16 +161,17 @@ def test_every_combination_starts_at_zero_and_every_parameter_learns(name):
 def test_every_combination_takes_times_per_frame_and_reads_nothing_of_other_clips(name):
     """One time said for every frame is that time said once; clips of a batch are computed apart."""
     torch.manual_seed(0)
-    network = DiT(COMBINATIONS[name], 4)
+    config = COMBINATIONS[name]
+    network = DiT(config, 4)
     with_open_gates(network)
-    x, t, caption = noisy_batch(network.config)
+    x, t, caption = noisy_batch(config)
     together = torch.tensor([0.2, 0.8])
     per_frame = together[:, None, None].expand(2, 1, 3)
     torch.testing.assert_close(network(x, per_frame, caption), network(x, together, caption))
     first = CaptionTokens(caption.ids[:1], caption.mask[:1])
     torch.testing.assert_close(network(x[:1], t[:1], first), network(x, t, caption)[:1])
     assert not torch.allclose(network(x, t, caption), network(x, per_frame, caption))
-    other = CaptionTokens.encode(["a box", ""], network.config.text.max_bytes)
+    other = CaptionTokens.encode(["a box", ""], config.text.max_bytes)
     changed = (network(x, t, other) - network(x, t, caption)).abs().amax((1, 2, 3, 4))
     assert changed[0] > 0
     assert changed[1] == 0
@@ -185,13 +187,14 @@ def test_blocks_compile_without_a_break_once_for_each_kind(name, monkeypatch):
     torch.compiler.reset()
     torch.compiler.allow_in_graph(einops.rearrange)  # its parsing of patterns takes seconds to trace
     torch.manual_seed(0)
-    network = DiT(COMBINATIONS[name], 4)
+    config = COMBINATIONS[name]
+    network = DiT(config, 4)
     with_open_gates(network)
-    x, t, caption = noisy_batch(network.config)
+    x, t, caption = noisy_batch(config)
     expected = network(x, t, caption)
     counter = CompileCounter()
     for block in (*network.joint, *network.blocks):
         block.compile(fullgraph=True, backend=counter)
     torch.testing.assert_close(network(x, t, caption), expected)
-    num_joint_kinds = min(2, network.config.joint_blocks)  # the last one differs
-    assert counter.frame_count == num_joint_kinds + len(set(network.config.block_spans))
+    num_joint_kinds = min(2, config.joint_blocks)  # the last one differs
+    assert counter.frame_count == num_joint_kinds + len(set(config.block_spans))

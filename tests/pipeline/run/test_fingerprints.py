@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from data.records import AddedLater, Layout, Runtime, Settings
 from launch.config import RunConfig, load_config
-from launch.reference import records_in
+from launch.overrides import records_in
 from pipeline.run.fingerprints import fingerprint, output_json, output_settings, stored
 
 
@@ -95,6 +95,12 @@ DECIDED = {
     ),
     "RopeConfig": Decided(
         output="theta axes trained_grid extrapolation",
+    ),
+    "WanConfig": Decided(
+        output=(
+            "architecture width depth heads mlp_width patch_size time_width text_tokens image_width condition_channels "
+            "norm_eps"
+        ),
     ),
     "FlowSpec": Decided(
         output="path prediction loss_weight times times_per caption_dropout null_caption",

@@ -21,6 +21,8 @@ from pipeline.sample.latents import PromptSeed, sample_latents
         {"negative_prompt": "a blue square"},
         {"sde_sigma": 0.5},
         {"shift": 3.0},
+        {"grid": "diffusers_euler"},
+        {"grid": "diffusers_unipc"},
     ],
     ids=str,
 )

@@ -1,7 +1,5 @@
 """What the engine is built from: checks of batch sizes, and names of compiled modules."""
 
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -10,7 +8,7 @@ from pipeline.distributed.config import WorldSizeError
 from pipeline.distributed.process_group import Worker
 from pipeline.train.build import build
 from testing.steps import STEPS
-from testing.tiny import CONFIG, make_task
+from testing.tiny import CONFIG, TINY_MODEL, make_task
 
 
 def test_pieces_that_do_not_divide_are_refused(step_runs):
@@ -24,7 +22,7 @@ def test_pieces_that_do_not_divide_are_refused(step_runs):
 
 def test_compiled_networks_are_checkpointed_alike():
     """The names of a compiled module are those of the module: a checkpoint of either serves both."""
-    module = DiT(make_task(Path()).model, 4)
+    module = DiT(TINY_MODEL, 4)
     names = list(module.state_dict())
     module.compile()
     assert list(module.state_dict()) == names

@@ -34,7 +34,7 @@ from pipeline.train.monitor.metrics import read_metrics
 from pipeline.train.tasks.flow import FlowTask
 from testing.groups import Job, run_jobs
 from testing.records import SMALL
-from testing.tiny import CONFIG, make_task, write_latents
+from testing.tiny import CONFIG, TINY_MODEL, make_task, write_latents
 
 LORA = LoraConfig(rank=3, alpha=6, dropout=0.25)
 
@@ -104,7 +104,7 @@ def answers(network: torch.nn.Module, data: Path) -> torch.Tensor:
 
 
 def plain(data: Path, weights: dict[str, torch.Tensor]) -> DiT:
-    network = DiT(make_task(data).model, 4)
+    network = DiT(TINY_MODEL, 4)
     network.load_state_dict(weights)
     return network
 
@@ -239,7 +239,7 @@ def test_another_network_names_the_fields_that_differ(base):
     data, run_dir = base
     task, checkpoint = make_task(data), open_checkpoint(run_dir)
     check_base(checkpoint, task.model, task.flow, 4, None)
-    other = task.model.model_copy(update={"depth": 2, "text": task.model.text.model_copy(update={"max_bytes": 8})})
+    other = task.model.model_copy(update={"depth": 2, "text": TINY_MODEL.text.model_copy(update={"max_bytes": 8})})
     with pytest.raises(CheckpointError, match=r"dit\.model\.depth is 2 but 1 there; dit\.model\.text\.max_bytes is 8"):
         check_base(checkpoint, other, task.flow, 4, None)
     with pytest.raises(CheckpointError, match=r"dit\.flow\.prediction is data but velocity there"):
@@ -251,9 +251,9 @@ def test_another_network_names_the_fields_that_differ(base):
 def test_without_the_extra_the_message_names_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(LoraError, match=r"pip install 'reelflow\[lora\]'"):
-        add_adapters(DiT(make_task(Path()).model, 4), LORA)
+        add_adapters(DiT(TINY_MODEL, 4), LORA)
 
 
 def test_a_target_that_is_no_layer_is_named_with_those_there_are():
     with pytest.raises(LoraError, match=r"'query' names no linear layer; there are .*cross_query"):
-        add_adapters(DiT(make_task(Path()).model, 4), LoraConfig(targets=("qkv", "query")))
+        add_adapters(DiT(TINY_MODEL, 4), LoraConfig(targets=("qkv", "query")))

@@ -14,7 +14,7 @@ from pipeline.train.monitor.metrics import read_metrics
 from pipeline.train.monitor.throughput import RankTiming, flops_per_clip, peak_flops_per_second, slowest
 from pipeline.train.tasks.autoencoder import AutoencoderTask
 from testing.records import SMALL
-from testing.tiny import make_task
+from testing.tiny import TINY_MODEL, make_task
 from testing.watched import STILL, task_of
 
 
@@ -31,10 +31,10 @@ def test_operations_of_a_clip_are_those_of_its_products_of_matrices():
     for layer in network.modules():
         if isinstance(layer, torch.nn.Linear):
             layer.register_forward_hook(count)
-    caption = CaptionTokens.encode(["a"], task.model.text.max_bytes)
+    caption = CaptionTokens.encode(["a"], TINY_MODEL.caption_bytes)
     latent = torch.zeros(1, 4, 5, 8, 8)
     network(latent, torch.zeros(1), caption)
-    tokens, words, text = task.num_tokens(bucket), caption.ids.shape[1], task.model.text
+    tokens, words, text = task.num_tokens(bucket), caption.ids.shape[1], TINY_MODEL.text
     assert tokens == 5 * 4 * 4
     scores = 2 * (4 * tokens * tokens * 64 + 4 * tokens * words * 64) + text.depth * 4 * words * words * text.width
     expected = 3 * (sum(counted) + scores)
