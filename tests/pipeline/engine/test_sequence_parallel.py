@@ -119,6 +119,7 @@ STAGES = (0, 1, 2, 3)
 RUNS = {f"pair-{stage}": (2, 2, stage, {}) for stage in STAGES} | {
     "one": (1, 1, 2, {}),
     "recomputed": (2, 2, 2, {"activation_checkpointing": True}),
+    "selective": (2, 2, 2, {"activation_checkpointing": "selective"}),
     "accumulated": (2, 2, 2, {"gradient_accumulation_steps": 2}),
 }
 
@@ -189,9 +190,10 @@ def test_two_groups_of_two_are_one_worker(runs, tmp_path):
         compare_gradients(folder, case, "4-2")
 
 
-def test_blocks_computed_again_exchange_again_and_change_no_bit(runs):
+@pytest.mark.parametrize("name", ["recomputed", "selective"])
+def test_blocks_computed_again_exchange_again_and_change_no_bit(runs, name):
     _, folder = runs
-    rows = [[row["total"] for row in read_metrics(folder / run)] for run in ("recomputed", "pair-2")]
+    rows = [[row["total"] for row in read_metrics(folder / run)] for run in (name, "pair-2")]
     assert rows[0] == rows[1][: CONFIG.steps]
 
 
