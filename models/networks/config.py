@@ -6,6 +6,7 @@ from pydantic import Discriminator, Field, Tag, TypeAdapter, model_validator
 
 from data.records import MAX_CHANNELS, AddedLater, Settings
 from models.networks.dit_options import AttentionSpan, ModulationKind, RopeConfig
+from models.networks.presets import PresetName, with_preset
 from models.text.config import TextConfig
 
 
@@ -52,6 +53,9 @@ class DiTConfig(Patched, Settings):
 
     architecture: Annotated[Literal["dit"], AddedLater("dit")] = "dit"
     """Kind of network; the other fields of this section depend on it: `dit`, or `wan`, whose weights are published."""
+    preset: Annotated[PresetName | None, AddedLater(None)] = None
+    """Shorthand for `width`, `depth`, `heads`, `modulation` and the size of `text`, which it is replaced by: none of
+    them may be given otherwise. docs/guides/networks.md has a table."""
     width: int = Field(default=192, ge=32, le=MAX_CHANNELS)
     """Channels of each token."""
     depth: int = Field(default=6, ge=1)
@@ -82,6 +86,11 @@ class DiTConfig(Patched, Settings):
     joint_blocks: Annotated[int, AddedLater(0)] = Field(default=0, ge=0)
     """How many of the blocks, from the first on, are joint (MM-DiT) blocks: the caption's tokens take part in full
     self-attention, with weights of their own. The other blocks read the caption by cross-attention."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _size_of_preset(cls, fields: Any) -> Any:  # noqa: ANN401 - whatever a configuration may hold
+        return with_preset(fields)
 
     @model_validator(mode="after")
     def _check(self) -> "DiTConfig":

@@ -91,7 +91,7 @@ DECIDED = {
     ),
     "DiTConfig": Decided(
         output="width depth heads mlp_ratio patch_size text",
-        later="architecture attention_pattern rope modulation modulation_rank joint_blocks",
+        later="architecture attention_pattern rope modulation modulation_rank joint_blocks preset",
     ),
     "RopeConfig": Decided(
         output="theta axes trained_grid extrapolation",
