@@ -1,4 +1,4 @@
-"""Sample a checkpoint outside its run: from prompts alone, without a configuration file."""
+"""Sample a checkpoint outside its run, or a published pipeline: from prompts, without a configuration file."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -9,15 +9,16 @@ from pydantic import Field, ValidationError
 from data.records import Settings
 from launch.cluster import connected
 from launch.config import ClusterConfig, check_writable
-from launch.overrides import ConfigError, Override, apply_override, explain
-from pipeline.checkpoint.read import open_checkpoint
+from launch.overrides import ConfigError, Given, Override, apply_override, explain
+from pipeline.checkpoint.published import is_pipeline
 from pipeline.report.gallery import GALLERY_NAME, write_gallery
 from pipeline.run.lock import locked
 from pipeline.sample.config import SampleSection
 from pipeline.sample.job import sample_clips
+from pipeline.sample.model import open_model
 from pipeline.sample.outputs import read_samples
-from pipeline.sample.requests import order_buckets, plan_requests, read_prompts
-from pipeline.sample.sampler import check_can_sample, settings_text, trained_buckets, truncation_warnings
+from pipeline.sample.requests import plan_requests, read_prompts
+from pipeline.sample.sampler import check_can_sample, settings_text, truncation_warnings
 
 LOCK_NAME = ".sample.lock"
 
@@ -34,7 +35,7 @@ class SamplingConfig(Settings):
 
 
 def sample_checkpoint(target: Path, output_dir: Path, overrides: Sequence[Override], *, dry_run: bool) -> Iterator[str]:
-    """Sample the checkpoint in `target`; yields lines for the console.
+    """Sample the checkpoint or the published pipeline in `target`; yields lines for the console.
 
     Args:
         overrides: settings such as "sample.steps=50".
@@ -42,6 +43,7 @@ def sample_checkpoint(target: Path, output_dir: Path, overrides: Sequence[Overri
 
     Raises:
         CheckpointError: the checkpoint cannot be sampled.
+        PublishedError: the published pipeline cannot be sampled.
         TextEncoderError: its text encoder is missing or another one.
         PromptError: the prompts file cannot be used.
         ConfigError: a setting is wrong.
@@ -49,7 +51,7 @@ def sample_checkpoint(target: Path, output_dir: Path, overrides: Sequence[Overri
         LockedError: another process samples into `output_dir`.
         SamplingError: clips could not be made; the others are there.
     """
-    tree: dict = {}
+    tree, warnings = _scheduler_defaults(target, overrides)
     for override in overrides:
         apply_override(tree, override, SamplingConfig)
     try:
@@ -58,25 +60,44 @@ def sample_checkpoint(target: Path, output_dir: Path, overrides: Sequence[Overri
         raise ConfigError(explain(error, "--set", SamplingConfig)) from error
     if config.sample.prompts is None:
         raise ConfigError("sample.prompts is not set; give a prompts file with --prompts")
-    checkpoint = open_checkpoint(target)
-    prompts, warnings = read_prompts(config.sample.prompts)
+    model = open_model(target)
+    prompts, odd = read_prompts(config.sample.prompts)
+    warnings += odd
     sampler = config.sample.sampler()
-    check_can_sample(checkpoint, sampler)
-    settings = settings_text(checkpoint, sampler)
-    names = order_buckets([bucket.name for bucket in trained_buckets(checkpoint)], sampler.bucket, prompts)
+    check_can_sample(model, sampler)
+    settings = settings_text(model, sampler)
+    names = model.buckets_for(sampler.bucket, prompts)
     requests = plan_requests(prompts, config.sample.guidance_scales, config.seed, settings, names)
-    warnings += truncation_warnings(checkpoint, sampler, [prompt.prompt for prompt in prompts])
+    warnings += truncation_warnings(model, sampler, [prompt.prompt for prompt in prompts])
     yield from (f"warning: {warning}" for warning in warnings)
     if dry_run:
         yield yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-        yield f"plan: {len(requests)} clips from {checkpoint.folder} (step {checkpoint.record.step}) into {output_dir}"
+        yield f"plan: {len(requests)} clips from {model} into {output_dir}"
         return
     check_writable(output_dir)
     with locked(output_dir / LOCK_NAME):
         read_samples(output_dir)  # a damaged manifest is refused before Ray starts
         with connected(config.cluster):
-            samples = sample_clips(checkpoint, requests, output_dir, sampler, config.cluster.workers)
+            samples = sample_clips(model, requests, output_dir, sampler, config.cluster.workers)
         write_gallery(output_dir, [clip.shown() for clip in samples.all_clips])
     samples.check_all_made()
     earlier = f" beside {len(samples.earlier)} of other settings" if samples.earlier else ""
     yield f"{len(samples.clips)} clips in {output_dir}{earlier}, shown in {output_dir / GALLERY_NAME}"
+
+
+def _scheduler_defaults(target: Path, overrides: Sequence[Override]) -> tuple[dict, list[str]]:
+    """Of a published pipeline, the settings that its scheduler stands for, and warnings.
+
+    Its grid belongs to its solver: where one of them is overridden, the other is not taken either.
+    """
+    if not is_pipeline(target):
+        return {}, []
+    from pipeline.sample.published import scheduler_settings
+
+    settings, warnings = scheduler_settings(target)
+    keys = {
+        override.key if isinstance(override, Given) else override.partition("=")[0].strip() for override in overrides
+    }
+    if {"sample.solver", "sample.grid"} & keys:
+        settings = {name: value for name, value in settings.items() if name == "shift"}
+    return {"sample": settings}, warnings

@@ -13,8 +13,8 @@ WORDS = (
 WIDTH = 24
 
 
-def write_text_encoder(folder: Path, seed: int = 0) -> Path:
-    """A T5 encoder with random weights whose vocabulary has the words of the synthetic captions."""
+def write_tokenizer(folder: Path) -> int:
+    """A tokenizer whose vocabulary has the words of the synthetic captions; returns the size of the vocabulary."""
     vocabulary = {word: number for number, word in enumerate(["<pad>", "</s>", "<unk>", *WORDS])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -22,7 +22,13 @@ def write_text_encoder(folder: Path, seed: int = 0) -> Path:
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
     ).save_pretrained(folder)
+    return len(vocabulary)
+
+
+def write_text_encoder(folder: Path, seed: int = 0) -> Path:
+    """A T5 encoder with random weights, and that tokenizer."""
+    size = write_tokenizer(folder)
     torch.manual_seed(seed)
-    config = T5Config(vocab_size=len(vocabulary), d_model=WIDTH, d_kv=8, d_ff=32, num_layers=2, num_heads=3)
+    config = T5Config(vocab_size=size, d_model=WIDTH, d_kv=8, d_ff=32, num_layers=2, num_heads=3)
     T5EncoderModel(config).save_pretrained(folder)
     return folder

@@ -124,15 +124,22 @@ def test_sampling_from_noise_loads_neither_ray_nor_deepspeed_nor_a_decoder():
     assert loaded_by("import pipeline.sample.latents") == {"torch"}
 
 
-def test_only_the_package_of_networks_names_an_architecture():
-    """Everything else builds a network from its configuration, and uses what `VelocityNetwork` offers."""
+@pytest.mark.parametrize(
+    ("room", "private"),
+    [
+        ("networks", {"DiT", "DiTConfig", "DiTBlock", "Wan", "WanConfig", "WanBlock"}),
+        ("autoencoder", {"Autoencoder", "WanAutoencoder"}),
+    ],
+)
+def test_only_its_own_package_names_an_architecture(room, private):
+    """Everything else builds a network from its configuration, and uses what its base class offers."""
     for package in PACKAGES:
         for path in sources(ROOT / package):
-            if ROOT / "models" / "networks" in path.parents:
+            if ROOT / "models" / room in path.parents:
                 continue
             with path.open("rb") as file:
                 names = {token.string for token in tokenize.tokenize(file.readline) if token.type == tokenize.NAME}
-            assert not names & {"DiT", "DiTConfig", "DiTBlock", "Wan", "WanConfig", "WanBlock"}, path.relative_to(ROOT)
+            assert not names & private, path.relative_to(ROOT)
 
 
 def test_only_the_cluster_module_starts_ray():

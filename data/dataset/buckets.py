@@ -4,6 +4,7 @@ A dataset may have several buckets. `bucket_for` assigns one to each scene by it
 `batch_sizes` says how many clips of each make a batch with about the same number of tokens.
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from pydantic import Field, model_validator
 from data.dataset.compression import COMPRESSION
 from data.records import Settings
 
+_NAME = re.compile(r"([0-9]{1,9})x([0-9]{1,9})x([0-9]{1,9})@([0-9]{1,9}(?:\.[0-9]{1,9})?)")
 MAX_SIDE = 2**15  # pixels
 SIDE_MULTIPLE = 2 * COMPRESSION.spatial_factor  # pixels: the latent's sides are even, for patches of 2 x 2
 MIN_GAIN = 0.01  # share of the picture, averaged over the sources, that another aspect ratio must keep from cropping
@@ -55,6 +57,19 @@ class Bucket(Settings):
     def name(self) -> str:
         """Such as 17x64x64@8."""
         return f"{self.num_frames}x{self.height}x{self.width}@{self.fps:g}"
+
+    @classmethod
+    def of_name(cls, name: str) -> Self:
+        """The inverse of `name`.
+
+        Raises:
+            ValueError: it is not of that form, or no shape of a clip (a ValidationError that names the field).
+        """
+        found = _NAME.fullmatch(name)
+        if found is None:
+            raise ValueError("write frames x height x width @ frames per second, such as 17x64x64@8")
+        num_frames, height, width, fps = found.groups()
+        return cls(num_frames=int(num_frames), height=int(height), width=int(width), fps=float(fps))
 
     @property
     def duration_seconds(self) -> float:

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 MATMUL_MAX_SCORES = 512 * 512  # per head; above it the scores cost more memory than the fused kernel costs time
+FLASH_MAX_CHANNELS = 256  # of a head: flash-attn has no kernels for wider ones
 HALF_PRECISION = (torch.float16, torch.bfloat16)
 
 Queries = Float[Tensor, "b n heads d"]
@@ -41,7 +42,8 @@ def _flash_attn() -> Any:  # noqa: ANN401 - an optional module without type info
 
 
 def _flash_supports(query: Tensor, key: Tensor, mask: Tensor | None) -> bool:  # noqa: ARG001 - of the interface
-    return query.dtype in HALF_PRECISION and query.is_cuda and mask is None and _flash_attn() is not None
+    fits = query.dtype in HALF_PRECISION and query.is_cuda and mask is None and query.shape[-1] <= FLASH_MAX_CHANNELS
+    return fits and _flash_attn() is not None
 
 
 def _run_flash(query: Queries, key: Keys, value: Keys, mask: Mask) -> Queries:  # noqa: ARG001 - None, as `supports` says

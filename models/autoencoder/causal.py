@@ -1,11 +1,33 @@
 """Layers that are causal in time, and the cache with which a clip passes through them in chunks."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import pad
+
+
+def repeat_first(x: Float[Tensor, "b c t h w"], num: int) -> Float[Tensor, "b c s h w"]:
+    """Put `num` copies of the first frame before it."""
+    return pad(x, (0, 0, 0, 0, num, 0), mode="replicate")
+
+
+def zeros_first(x: Float[Tensor, "b c t h w"], num: int) -> Float[Tensor, "b c s h w"]:
+    """Put `num` frames of zeros before the first."""
+    return pad(x, (0, 0, 0, 0, num, 0))
+
+
+def nothing_first(x: Float[Tensor, "b c t h w"], num: int) -> Float[Tensor, "b c t h w"]:  # noqa: ARG001 - as above
+    """The frames themselves."""
+    return x
+
+
+Start = Callable[[Tensor, int], Tensor]
+"""What stands before the first frame of a clip: start(x, num) puts it before `x`, in place of the `num` frames that
+stand before any other.
+"""
 
 
 @dataclass
@@ -19,12 +41,14 @@ class CausalCache:
     is_empty: bool = True
     frames: dict[nn.Module, Float[Tensor, "b c t h w"]] = field(default_factory=dict)  # by layer: its last input frames
 
-    def prepend(self, layer: nn.Module, x: Float[Tensor, "b c t h w"], num: int) -> Float[Tensor, "b c s h w"]:
+    def prepend(
+        self, layer: nn.Module, x: Float[Tensor, "b c t h w"], num: int, start: Start = repeat_first
+    ) -> Float[Tensor, "b c s h w"]:
         """`x` after the `num` input frames of `layer` before it, and keep the last `num` for the next chunk.
 
-        Before the first chunk its first frame is repeated instead.
+        Where `layer` has had no input yet, `start` puts something else before it.
         """
-        x = repeat_first(x, num) if self.is_empty else torch.cat([self.frames[layer], x], dim=2)
+        x = torch.cat([self.frames[layer], x], dim=2) if layer in self.frames else start(x, num)
         self.frames[layer] = x[:, :, -num:].clone()  # a view would keep the whole chunk in memory
         return x
 
@@ -34,23 +58,21 @@ def is_clip_start(cache: CausalCache | None) -> bool:
     return cache is None or cache.is_empty
 
 
-def repeat_first(x: Float[Tensor, "b c t h w"], num: int) -> Float[Tensor, "b c s h w"]:
-    """Put `num` copies of the first frame before it."""
-    return pad(x, (0, 0, 0, 0, num, 0), mode="replicate")
-
-
 class CausalConv3d(nn.Module):
-    """3D convolution whose output depends on no later frame: time is padded on the left, with the first frame."""
+    """3D convolution whose output depends on no later frame: time is padded on the left, as `start` says."""
 
-    def __init__(self, channels_in: int, channels_out: int, kernel: tuple[int, int, int]) -> None:
+    def __init__(
+        self, channels_in: int, channels_out: int, kernel: tuple[int, int, int], start: Start = repeat_first
+    ) -> None:
         super().__init__()
         self.num_previous = kernel[0] - 1  # frames before the current one that an output frame depends on
+        self.start = start
         self.conv = nn.Conv3d(channels_in, channels_out, kernel, padding=(0, kernel[1] // 2, kernel[2] // 2))
 
     def forward(self, x: Float[Tensor, "b c t h w"], cache: CausalCache | None = None) -> Float[Tensor, "b d t h w"]:
         """Convolve a clip, or with a cache the next chunk of one."""
-        if self.num_previous:
-            x = repeat_first(x, self.num_previous) if cache is None else cache.prepend(self, x, self.num_previous)
+        if num := self.num_previous:
+            x = self.start(x, num) if cache is None else cache.prepend(self, x, num, self.start)
         return self.conv(x)
 
 

@@ -1,14 +1,20 @@
-"""Configuration of the autoencoder. Nothing here loads torch."""
+"""Configurations of the autoencoders. Nothing here loads torch."""
 
-from pydantic import Field, model_validator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag, TypeAdapter, model_validator
 
 from data.dataset.compression import COMPRESSION, Compression
-from data.records import MAX_CHANNELS, Settings
+from data.records import MAX_CHANNELS, AddedLater, Settings
 
 
 class AutoencoderConfig(Settings):
     """Size of the autoencoder. It compresses 4 x in time and 8 x in height and width."""
 
+    architecture: Annotated[Literal["causal"], AddedLater("causal")] = "causal"
+    """Kind of autoencoder; the other fields of this section depend on it. The only one is `causal`."""
     latent_channels: int = Field(default=8, ge=1)
     """Channels of a latent."""
     width: int = Field(default=48, ge=8, le=MAX_CHANNELS)
@@ -41,3 +47,143 @@ class AutoencoderConfig(Settings):
             ValueError: the clip cannot be encoded: not 4k + 1 frames, or sides that are not multiples of 8 pixels.
         """
         return (self.latent_channels, *self.compression.latent_grid(num_frames, height, width))
+
+
+@dataclass(frozen=True)
+class WanLevel:
+    """Residual blocks at one resolution, and the resampling that follows them."""
+
+    channels_in: int
+    width: int
+    """Channels of the blocks."""
+    channels_out: int
+    space: int
+    """Factor of the resampling in height and width: 2, or 1 where none follows."""
+    time: int
+    """Factor of the resampling in time: 2 or 1."""
+
+
+def _levels(widths: list[int], channels: list[int], temporal: tuple[bool, ...]) -> list[WanLevel]:
+    """`channels`: before the first level and after each; `temporal`: whether time is resampled, but after the last."""
+    factors = [*((2, 2 if both else 1) for both in temporal), (1, 1)]
+    return [
+        WanLevel(before, width, after, space, time)
+        for (before, after), width, (space, time) in zip(pairwise(channels), widths, factors, strict=True)
+    ]
+
+
+Multiplier = Annotated[int, Field(ge=1, le=MAX_CHANNELS)]
+
+
+class WanAutoencoderConfig(Settings):
+    """Size of an autoencoder of Wan 2.1 or 2.2, and the statistics that its latents are normalised by.
+
+    Without the latter, the defaults are those of Wan 2.1; Wan 2.2 has 48 latent channels, widths 160 and 256, patches
+    of 2 and residual levels (Wan Team 2025, section 4.1).
+    """
+
+    architecture: Literal["wan"] = "wan"
+    """Kind of autoencoder."""
+    latent_channels: int = Field(default=16, ge=1, le=MAX_CHANNELS)
+    """Channels of a latent."""
+    latent_mean: tuple[float, ...]
+    """Mean of each latent channel, published with the weights."""
+    latent_std: tuple[Annotated[float, Field(gt=0)], ...]
+    """Standard deviation of each latent channel, published with the weights."""
+    width: int = Field(default=96, ge=1, le=MAX_CHANNELS)
+    """Channels of the encoder's first level, before its multiplier."""
+    decoder_width: int = Field(default=96, ge=1, le=MAX_CHANNELS)
+    """Channels of the decoder's last level, before its multiplier."""
+    multipliers: tuple[Multiplier, ...] = Field(default=(1, 2, 4, 4), min_length=2)
+    """Channels of each level of the encoder, as multiples of `width`; the decoder has them in reverse. Height and width
+    are halved after each level but the last.
+    """
+    num_blocks: int = Field(default=2, ge=1)
+    """Residual blocks of each level of the encoder; the decoder has one more."""
+    temporal_downsampling: tuple[bool, ...] = (False, True, True)
+    """Whether time is halved too, after each level of the encoder but the last."""
+    residual: bool = False
+    """Whether shortcuts that average or repeat channels lead around each level that resamples, as in Wan 2.2."""
+    patch_size: int = Field(default=1, ge=1, le=MAX_CHANNELS)
+    """Side of the squares of pixels that are moved into channels before the first level."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "WanAutoencoderConfig":
+        for name, values in (("latent_mean", self.latent_mean), ("latent_std", self.latent_std)):
+            if len(values) != self.latent_channels:
+                raise ValueError(f"{name} has {len(values)} values, but latent_channels is {self.latent_channels}")
+        if len(self.temporal_downsampling) != len(self.multipliers) - 1:
+            raise ValueError(
+                f"temporal_downsampling has {len(self.temporal_downsampling)} values, but the "
+                f"{len(self.multipliers)} levels of multipliers take {len(self.multipliers) - 1}"
+            )
+        for number, level in enumerate(self.encoder_levels):
+            folded = level.channels_in * level.space**2 * level.time
+            if self.residual and folded % level.width:
+                raise ValueError(
+                    f"the shortcut of level {number} averages {folded} channels to {level.width}, which must divide "
+                    "them: change multipliers"
+                )
+        for number, level in enumerate(self.decoder_levels[:-1]):
+            folded = level.channels_out * level.space**2 * level.time
+            if self.residual and folded % level.channels_in:
+                raise ValueError(
+                    f"the shortcut of the decoder's level {number} repeats {level.channels_in} channels to {folded}, "
+                    "which must be a multiple of them: change multipliers"
+                )
+            if not self.residual and level.width % 2:
+                raise ValueError(
+                    f"the decoder's level {number} has {level.width} channels, which its upsampling cannot halve: use "
+                    "an even decoder_width"
+                )
+        return self
+
+    @property
+    def encoder_levels(self) -> list[WanLevel]:
+        """The levels of the encoder, from pixels to latents."""
+        widths = [self.width * multiplier for multiplier in self.multipliers]
+        return _levels(widths, [self.width, *widths], self.temporal_downsampling)
+
+    @property
+    def decoder_levels(self) -> list[WanLevel]:
+        """The levels of the decoder, from latents to pixels. In Wan 2.1 an upsampling halves the channels."""
+        widths = [self.decoder_width * multiplier for multiplier in reversed(self.multipliers)]
+        upsampled = [width if self.residual else width // 2 for width in widths[:-1]]
+        return _levels(widths, [widths[0], *upsampled, widths[-1]], self.temporal_downsampling[::-1])
+
+    @property
+    def compression(self) -> Compression:
+        """The strides of the autoencoder in time and space."""
+        return Compression(
+            temporal_factor=2 ** sum(self.temporal_downsampling),
+            spatial_factor=2 ** len(self.temporal_downsampling) * self.patch_size,
+        )
+
+    def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, int, int, int]:
+        """Shape (c, t, h, w) of the latent of a clip.
+
+        Raises:
+            ValueError: the clip cannot be encoded: its length or a side does not fit to the strides.
+        """
+        return (self.latent_channels, *self.compression.latent_grid(num_frames, height, width))
+
+
+def _architecture(config: Any) -> Any:  # noqa: ANN401 - the fields of a file, or a configuration
+    """That of a configuration; fields without one are of the time when there was only one."""
+    return config.get("architecture", "causal") if isinstance(config, dict) else getattr(config, "architecture", None)
+
+
+VideoAutoencoderConfig = Annotated[
+    Annotated[AutoencoderConfig, Tag("causal")] | Annotated[WanAutoencoderConfig, Tag("wan")],
+    Discriminator(_architecture),  # a function: pydantic takes no field that a validator of `Settings` sees first
+]
+"""Configuration of any autoencoder; `architecture` tells them apart."""
+
+
+def read_autoencoder_config(fields: dict[str, Any]) -> VideoAutoencoderConfig:
+    """The configuration that a checkpoint or a file stores.
+
+    Raises:
+        ValidationError: a field is unknown or impossible; for an unknown architecture it names the known ones.
+    """
+    return TypeAdapter(VideoAutoencoderConfig).validate_python(fields)

@@ -7,9 +7,6 @@ chunks before it. The latent is a Gaussian whose KL divergence to N(0, I) is par
 (Kingma & Welling 2013, appendix B).
 """
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-
 import torch
 from einops import rearrange, reduce, repeat
 from jaxtyping import Float
@@ -18,26 +15,10 @@ from torch.nn.functional import silu
 
 from models.autoencoder.causal import CausalCache, CausalConv3d, CausalStack, is_clip_start, zero_initialize
 from models.autoencoder.config import AutoencoderConfig
+from models.autoencoder.protocol import LatentDistribution, VideoAutoencoder
 
 INITIAL_LOG_VARIANCE = -4.0  # noise of an untrained encoder: well below the scale of its means
 PIXEL_PATCH = 4  # side of the squares of pixels that are moved into channels; one downsampling by 2 makes it 8
-
-
-@dataclass(frozen=True)
-class LatentDistribution:
-    """A diagonal Gaussian over latents."""
-
-    mean: Float[Tensor, "b c t h w"]
-    log_variance: Float[Tensor, "b c t h w"]
-
-    def sample(self, noise: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b c t h w"]:
-        """mean + std * noise."""
-        return self.mean + torch.exp(0.5 * self.log_variance) * noise
-
-    def kl(self) -> Float[Tensor, " b"]:
-        """KL divergence to N(0, I) in nats per latent value: (mu^2 + s^2 - log s^2 - 1) / 2, averaged."""
-        terms = self.mean.square() + self.log_variance.exp() - self.log_variance - 1
-        return 0.5 * terms.flatten(1).mean(1)
 
 
 class ChannelNorm(nn.Module):
@@ -124,7 +105,7 @@ class Upsample(nn.Module):
         return unfold(self.conv(x) + shortcut, self.space, is_start=is_clip_start(cache))
 
 
-class Autoencoder(nn.Module):
+class Autoencoder(VideoAutoencoder):
     """Encoder and decoder of clips with pixels in [-1, 1]."""
 
     def __init__(self, config: AutoencoderConfig) -> None:
@@ -164,16 +145,7 @@ class Autoencoder(nn.Module):
         Raises:
             ValueError: the number of frames does not fit, or a side is not a multiple of 8 pixels.
         """
-        num_frames, height, width = pixels.shape[2:]
-        compression = self.config.compression
-        if is_clip_start(cache):
-            compression.latent_grid(num_frames, height, width)  # raises for a clip that does not fit
-        elif not compression.fits_chunk(num_frames):
-            factor = compression.temporal_factor
-            raise ValueError(
-                f"a chunk of {num_frames} frames cannot follow others: each but the first takes {factor}k frames, so "
-                f"that the clip has {factor}k + 1"
-            )
+        self.check_pixels(pixels, cache)
         patches = rearrange(pixels, "b c t (h p) (w q) -> b (c p q) t h w", p=PIXEL_PATCH, q=PIXEL_PATCH)
         mean, log_variance = self.encoder(patches, cache).float().chunk(2, dim=1)
         return LatentDistribution(mean, (log_variance + INITIAL_LOG_VARIANCE).clamp(-20, 10))
@@ -189,42 +161,6 @@ class Autoencoder(nn.Module):
         """
         patches = self.decoder(latents, cache).float()
         return rearrange(patches, "b (c p q) t h w -> b c t (h p) (w q)", p=PIXEL_PATCH, q=PIXEL_PATCH)
-
-    def encode_frames(self, chunks: Iterable[Float[Tensor, "b 3 _ h w"]]) -> Iterator[Float[Tensor, "b c _ i j"]]:
-        """The latent means of a clip that comes in chunks, in the memory of one chunk and without gradients.
-
-        They equal those of `encode` up to the rounding of kernels, which depends on the length of their input; for a
-        clip of a single chunk they are bit-identical.
-
-        Args:
-            chunks: first 4k + 1 frames, then any number of chunks of 4k frames; k may differ between chunks.
-
-        Yields:
-            k + 1 latent frames for the first chunk, k for each later one.
-
-        Raises:
-            ValueError: a chunk does not fit.
-        """
-        cache = CausalCache()
-        for pixels in chunks:
-            with torch.no_grad():
-                mean = self.encode(pixels, cache).mean
-            yield mean
-
-    def decode_latents(self, chunks: Iterable[Float[Tensor, "b c _ h w"]]) -> Iterator[Float[Tensor, "b 3 _ i j"]]:
-        """The pixels of latents that come in chunks: the counterpart of `encode_frames`, with the same exactness.
-
-        Args:
-            chunks: first k + 1 latent frames, then any number of chunks of k; k may differ between chunks.
-
-        Yields:
-            4k + 1 frames for the first chunk, 4k for each later one.
-        """
-        cache = CausalCache()
-        for latents in chunks:
-            with torch.no_grad():
-                pixels = self.decode(latents, cache)
-            yield pixels
 
 
 def squared_error(pixels: Float[Tensor, "b ..."], reconstruction: Float[Tensor, "b ..."]) -> Float[Tensor, " b"]:

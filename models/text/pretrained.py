@@ -22,6 +22,7 @@ from models.text.embeddings import CaptionEmbeddings
 STORED_DTYPE = torch.float16  # eleven bits of each number, where bfloat16 has eight; checked to be finite
 CONFIG_NAME = "config.json"
 WEIGHTS_PATTERN = "*.safetensors"
+TOKENIZER_NAMES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "spiece.model", "vocab.txt")
 
 
 class TextEncoderError(ReelflowError, ValueError):
@@ -52,11 +53,20 @@ def check_text_encoder(folder: Path) -> None:
         raise TextEncoderError(f"{folder} holds {found}; save the model with safe_serialization=True")
 
 
+def tokenizer_folder(folder: Path) -> Path:
+    """Where a text encoder's tokenizer is: its own folder, or `tokenizer` beside it, as in published pipelines."""
+    beside = folder.parent / "tokenizer"
+    has_own = any((folder / name).is_file() for name in TOKENIZER_NAMES)
+    return beside if not has_own and beside.is_dir() else folder
+
+
 def text_encoder_fingerprint(folder: Path) -> str:
     """Changes with the weights, the tokenizer or the configuration: with every file but hidden ones and documents."""
+    folders = dict.fromkeys((folder, tokenizer_folder(folder)))
     paths = [
         path
-        for path in sorted(folder.iterdir())
+        for each in folders
+        for path in sorted(each.iterdir())
         if path.suffix in {".json", ".safetensors", ".model", ".txt"} and not path.name.startswith(".")
     ]
     stats = [path.stat() for path in paths]
@@ -94,7 +104,11 @@ def _load_tokenizer(folder: Path) -> Any:  # noqa: ANN401 - of transformers
 
     try:
         return AutoTokenizer.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False, padding_side="right", truncation_side="right"
+            tokenizer_folder(folder),
+            local_files_only=True,
+            trust_remote_code=False,
+            padding_side="right",
+            truncation_side="right",
         )
     except Exception as error:  # of any class, by what is wrong in which file: the tokenizer's own is Exception itself
         raise _refusal(folder, error) from error

@@ -12,7 +12,7 @@ from data.dataset.buckets import Bucket
 from data.dataset.compression import Compression
 from data.records import Frames
 from data.video.codec import decode_chunks
-from models.autoencoder.model import Autoencoder
+from models.autoencoder.protocol import VideoAutoencoder
 from pipeline.encode.codec import to_frames, to_pixels
 from pipeline.encode.config import CALL_FRAMES
 
@@ -40,7 +40,7 @@ def pixel_chunks(
 
 
 def reconstructed(
-    network: Autoencoder, chunks: Iterable[Float[Tensor, "b 3 t h w"]]
+    network: VideoAutoencoder, chunks: Iterable[Float[Tensor, "b 3 t h w"]]
 ) -> Iterator[tuple[Float[Tensor, "b 3 t h w"], Float[Tensor, "b 3 t h w"]]]:
     """Each chunk of clips, and its reconstruction by the autoencoder."""
     originals, encoded = tee(chunks)
@@ -48,7 +48,7 @@ def reconstructed(
 
 
 def encode_clips(
-    network: Autoencoder, contents: Sequence[bytes | memoryview], bucket: Bucket, most_frames: int = CALL_FRAMES
+    network: VideoAutoencoder, contents: Sequence[bytes | memoryview], bucket: Bucket, most_frames: int = CALL_FRAMES
 ) -> Float[Tensor, "b c t h w"]:
     """Encode clips of one shape; returns the means of their latents, not normalised, on the CPU.
 
@@ -72,7 +72,7 @@ def encode_clips(
 
 
 def decode_clips(
-    network: Autoencoder, latents: Float[Tensor, "b c t h w"], most_frames: int = CALL_FRAMES
+    network: VideoAutoencoder, latents: Float[Tensor, "b c t h w"], most_frames: int = CALL_FRAMES
 ) -> list[Frames]:
     """Decode latents that are not normalised; returns their clips.
 

@@ -7,15 +7,16 @@ import numpy as np
 import torch
 from einops import rearrange
 from jaxtyping import Float
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from data.files.publish import published
 from data.records import Frames
-from models.autoencoder.config import AutoencoderConfig
-from models.autoencoder.model import Autoencoder
+from models.autoencoder.build import build_autoencoder
+from models.autoencoder.config import VideoAutoencoderConfig, read_autoencoder_config
+from models.autoencoder.protocol import VideoAutoencoder
 from pipeline.checkpoint.read import load_weights
 from pipeline.checkpoint.record import Checkpoint, CheckpointError, mistakes
 
@@ -28,7 +29,7 @@ def export_autoencoder(checkpoint: Checkpoint, path: Path) -> None:
     Raises:
         CheckpointError: the checkpoint is damaged.
     """
-    checkpoint.trained("model", AutoencoderConfig.model_validate)
+    checkpoint.trained("model", read_autoencoder_config)
     prefix = "network."
     weights = {name.removeprefix(prefix): value for name, value in load_weights(checkpoint).items()}
     with published(path) as temporary:
@@ -46,7 +47,7 @@ def to_frames(pixels: Float[Tensor, "3 t h w"]) -> Frames:
     return rearrange(levels, "c t h w -> t h w c").cpu().numpy()
 
 
-def load_autoencoder(path: Path) -> Autoencoder:
+def load_autoencoder(path: Path) -> VideoAutoencoder:
     """Load a file that `export_autoencoder` wrote, in evaluation mode, without gradients, on the CPU.
 
     Raises:
@@ -54,12 +55,12 @@ def load_autoencoder(path: Path) -> Autoencoder:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            config = AutoencoderConfig.model_validate_json((file.metadata() or {})["config"])
+            config = TypeAdapter(VideoAutoencoderConfig).validate_json((file.metadata() or {})["config"])
             with torch.device("meta"):  # no memory is taken before the shapes are known to be those in the file
-                expected = {name: list(weight.shape) for name, weight in Autoencoder(config).state_dict().items()}
+                expected = {name: list(weight.shape) for name, weight in build_autoencoder(config).state_dict().items()}
             if {name: file.get_slice(name).get_shape() for name in file.keys()} != expected:  # noqa: SIM118 - no dict
                 raise CheckpointError(f"{path} is damaged: its weights are not those of the autoencoder it describes")
-            network = Autoencoder(config)
+            network = build_autoencoder(config)
             network.load_state_dict({name: file.get_tensor(name) for name in expected})
     except KeyError as error:
         raise CheckpointError(f"{path} is damaged: its header does not describe the autoencoder") from error

@@ -1,4 +1,4 @@
-"""Prompts become clips on Ray actors, each of which loads the checkpoint once and samples batches of requests.
+"""Prompts become clips on Ray actors, each of which loads the model once and samples batches of requests.
 
 The noise of each clip depends on its own seed only. Each file is published atomically under a content address, and
 `manifest.jsonl` lists the files in the order of the prompts; the next start makes only the clips that are missing or
@@ -21,13 +21,12 @@ from data.errors import ReelflowError, shorten
 from data.files.jsonl import publish_jsonl
 from data.files.publish import publish_bytes
 from data.video.codec import encode_clip
-from pipeline.checkpoint.read import open_checkpoint
-from pipeline.checkpoint.record import Checkpoint
 from pipeline.distributed.actor_pool import JobFailure, outcomes_of_actors
 from pipeline.distributed.config import WorkersConfig
 from pipeline.run.precision import warn_of_slow_precision
 from pipeline.run.progress import bar
 from pipeline.sample.config import SampleConfig
+from pipeline.sample.model import SampledModel, open_model
 from pipeline.sample.outputs import SAMPLES_NAME, SampledClip, is_whole_clip, num_unlisted, read_samples
 from pipeline.sample.requests import PromptRequest
 from pipeline.sample.sampler import ClipSampler, NotFiniteError
@@ -78,10 +77,10 @@ class Samples:
 class SamplerActor:
     """A Ray actor that holds a `ClipSampler`."""
 
-    def __init__(self, checkpoint_dir: Path, output_dir: Path, config: SampleConfig, num_threads: int) -> None:
+    def __init__(self, model_dir: Path, output_dir: Path, config: SampleConfig, num_threads: int) -> None:
         torch.set_num_threads(num_threads)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._sampler = ClipSampler(open_checkpoint(checkpoint_dir), config, device)
+        self._sampler = ClipSampler(open_model(model_dir), config, device)
         self._output_dir = output_dir
 
     def make(self, requests: list[PromptRequest]) -> list[SampledClip]:
@@ -89,14 +88,14 @@ class SamplerActor:
         frames, calls = self._sampler.sample(requests)
         clips = []
         for request, clip in zip(requests, frames, strict=True):
-            fps = self._sampler.buckets[request.bucket].fps
+            fps = self._sampler.model.bucket(request.bucket).fps
             publish_bytes(self._output_dir / request.file_name, encode_clip(clip, fps))
             clips.append(SampledClip(file=request.file_name, request=request, num_network_calls=calls))
         return clips
 
 
 def sample_clips(
-    checkpoint: Checkpoint,
+    model: SampledModel,
     requests: list[PromptRequest],
     output_dir: Path,
     config: SampleConfig,
@@ -111,7 +110,7 @@ def sample_clips(
         SamplesError: the manifest in `output_dir` is damaged.
         RayTaskError: what an actor needs, such as space on the disk, is missing.
         SamplingError: the actors die of several requests, and none has sampled anything.
-        WorkerStartError: the checkpoint cannot be loaded.
+        WorkerStartError: the model cannot be loaded.
     """
     output_dir.mkdir(parents=True, exist_ok=True)
     made, earlier = reusable_clips(output_dir, requests)
@@ -122,7 +121,7 @@ def sample_clips(
     failures: dict[str, str] = {}
 
     def start() -> Any:  # noqa: ANN401 - Ray's handle
-        return actor.remote(checkpoint.folder.resolve(), output_dir.resolve(), config, workers.cpus_per_worker)
+        return actor.remote(model.folder.resolve(), output_dir.resolve(), config, workers.cpus_per_worker)
 
     batches = deque(canonical_batches(missing, config.batch))
     with (

@@ -179,7 +179,7 @@ def _refusal(path: Path, place: str, reason: str | ValidationError) -> PromptErr
     )
 
 
-def order_buckets(trained: Sequence[str], wanted: str | None, prompts: list[Prompt]) -> list[str]:
+def order_buckets(trained: Sequence[str], wanted: str | None, prompts: Sequence[Prompt]) -> list[str]:
     """The names of the shapes that a network was trained on, with the one of the configuration first.
 
     Args:

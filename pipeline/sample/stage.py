@@ -56,14 +56,14 @@ class SampleStage(DriverStage):
             CheckpointError: the checkpoint was not trained for these settings.
             TextEncoderError: its text encoder is missing or another one.
         """
-        from pipeline.checkpoint.read import open_checkpoint
+        from pipeline.sample.model import open_model
         from pipeline.sample.sampler import check_can_sample, truncation_warnings
 
         prompts, warnings = self._prompts(run)
         self._buckets(run, prompts)
-        checkpoint, sampler = open_checkpoint(run.run_dir / "dit", verify=False), self.config.sampler()
-        check_can_sample(checkpoint, sampler)
-        warnings += truncation_warnings(checkpoint, sampler, [prompt.prompt for prompt in prompts])
+        model, sampler = open_model(run.run_dir / "dit", verify=False), self.config.sampler()
+        check_can_sample(model, sampler)
+        warnings += truncation_warnings(model, sampler, [prompt.prompt for prompt in prompts])
         for warning in warnings:
             logger.warning("  warning: %s", warning)
         return {
@@ -80,19 +80,19 @@ class SampleStage(DriverStage):
             SamplingError: clips could not be made; the others are there.
         """
         from data.files.publish import publish_text
-        from pipeline.checkpoint.read import open_checkpoint
         from pipeline.report.gallery import GALLERY_NAME, write_gallery
         from pipeline.sample.job import sample_clips
+        from pipeline.sample.model import open_model
         from pipeline.sample.outputs import SAMPLES_NAME
         from pipeline.sample.requests import format_prompts, plan_requests
         from pipeline.sample.sampler import settings_text
 
         prompts, _ = self._prompts(run)
         publish_text(opened.folder / "prompts.jsonl", format_prompts(prompts))
-        checkpoint, sampler = open_checkpoint(run.run_dir / "dit"), self.config.sampler()
-        address, names = settings_text(checkpoint, sampler), self._buckets(run, prompts)
+        model, sampler = open_model(run.run_dir / "dit"), self.config.sampler()
+        address, names = settings_text(model, sampler), self._buckets(run, prompts)
         requests = plan_requests(prompts, self.config.guidance_scales, self.seed, address, names)
-        samples = sample_clips(checkpoint, requests, opened.folder, sampler, self.workers)
+        samples = sample_clips(model, requests, opened.folder, sampler, self.workers)
         write_gallery(opened.folder, [clip.shown() for clip in samples.all_clips])
         samples.check_all_made()
         files = [clip.file for clip in samples.clips]

@@ -21,6 +21,7 @@ from pipeline.checkpoint.read import open_checkpoint
 from pipeline.checkpoint.record import CheckpointError
 from pipeline.run.stage_record import read_stage_record
 from pipeline.sample.config import SampleConfig
+from pipeline.sample.model import open_model
 from pipeline.sample.outputs import read_samples
 from pipeline.sample.requests import PromptRequest
 from pipeline.sample.sampler import ClipSampler, check_can_sample
@@ -192,12 +193,11 @@ def test_a_checkpoint_alone_is_enough_to_sample(run, tmp_path):
 )
 def test_every_way_to_sample_has_its_price_and_knows_nothing_of_its_batch(run, options, calls):
     """One network call per evaluation, both branches in it; a clip does not depend on what shares its batch."""
-    checkpoint = open_checkpoint(run[1] / "dit")
     requests = [
         PromptRequest(id=str(seed), prompt="a red circle moves left", seed=seed, guidance_scale=3.0, bucket="9x32x32@8")
         for seed in (1, 2)
     ]
-    sampler = ClipSampler(checkpoint, SampleConfig(steps=3, **options), torch.device("cpu"))
+    sampler = ClipSampler(open_model(run[1] / "dit"), SampleConfig(steps=3, **options), torch.device("cpu"))
     (first, second), made = sampler.sample(requests)
     assert made == calls
     assert first.shape == second.shape == (9, 32, 32, 3)
@@ -224,20 +224,20 @@ def test_other_paths_and_predictions_train_and_sample(run, tmp_path, flow):
     given = [part for setting in settings for part in ("--set", setting)]
     done = launch_here("train", "dit", str(config), "--local", "--set", f"runs_dir={tmp_path}", *given)
     assert done.returncode == 0, done.stderr
-    checkpoint = open_checkpoint(tmp_path / "tiny" / "dit")
-    assert flow.items() <= checkpoint.record.trained["flow"].items()
+    model = open_model(tmp_path / "tiny" / "dit")
+    assert flow.items() <= model.flow.model_dump().items()
     request = PromptRequest(id="1", prompt="a red circle moves left", seed=1, guidance_scale=3.0, bucket="9x32x32@8")
     per_frame = flow.get("times_per") == "frame"
     frames = 3
     for schedule, steps in {"full_sequence": 4, "pyramid": 4 + frames - 1, "autoregressive": 4 * frames}.items():
         settings = SampleConfig.model_validate({"solver": "euler", "steps": 4, "schedule": schedule})
         if schedule == "full_sequence" or per_frame:
-            (clip,), calls = ClipSampler(checkpoint, settings, torch.device("cpu")).sample([request])
+            (clip,), calls = ClipSampler(model, settings, torch.device("cpu")).sample([request])
             assert clip.std() > 0
             assert calls == steps
         else:
             with pytest.raises(CheckpointError, match="trained with one time for all frames"):
-                check_can_sample(checkpoint, settings)
+                check_can_sample(model, settings)
 
 
 def test_captions_that_are_cut_are_said(run, tmp_path):
@@ -368,5 +368,5 @@ def test_a_copied_run_is_tuned_with_adapters_on_the_first_ones_network(run):
     assert launch_here("export", str(tuned / "dit"), str(merged)).returncode == 0
     whole = open_checkpoint(run_dir / "dit").record.parameters
     assert {f"network.{name}": list(weight.shape) for name, weight in load_file(merged).items()} == whole
-    sampler = ClipSampler(checkpoint, SampleConfig(steps=1), torch.device("cpu"))
+    sampler = ClipSampler(open_model(tuned / "dit"), SampleConfig(steps=1), torch.device("cpu"))
     assert all(torch.equal(sampler.network.state_dict()[name], weight) for name, weight in load_file(merged).items())

@@ -13,8 +13,9 @@ from data.dataset.buckets import Bucket
 from data.dataset.index import IndexRow
 from data.stream.loader import Sample, Subset
 from data.video.codec import decode_clip
+from models.autoencoder.build import build_autoencoder
 from models.autoencoder.config import AutoencoderConfig
-from models.autoencoder.model import Autoencoder
+from models.autoencoder.protocol import VideoAutoencoder
 from pipeline.encode.codec import to_pixels
 from pipeline.run import randomness
 from pipeline.run.fingerprints import stored
@@ -36,9 +37,10 @@ class PixelBatch:
 class AutoencoderLoss(nn.Module):
     """Squared and absolute error of the reconstruction, plus the weighted KL divergence of the posterior."""
 
-    def __init__(self, network: Autoencoder) -> None:
+    def __init__(self, network: VideoAutoencoder, kl_weight: float) -> None:
         super().__init__()
         self.network = network
+        self.kl_weight = kl_weight
 
     def forward(self, batch: PixelBatch) -> dict[str, Tensor]:
         """The losses of a batch: encode, sample the posterior, decode, compare with the input."""
@@ -47,7 +49,7 @@ class AutoencoderLoss(nn.Module):
         squared = mse_loss(reconstruction, batch.pixels)
         kl = posterior.kl().mean()
         absolute = l1_loss(reconstruction, batch.pixels)
-        total = squared + 0.1 * absolute + self.network.config.kl_weight * kl
+        total = squared + 0.1 * absolute + self.kl_weight * kl
         return {"total": total, "squared_error": squared, "absolute_error": absolute, "kl": kl}
 
 
@@ -63,7 +65,7 @@ class AutoencoderTask:
 
     def build(self) -> nn.Module:
         """The autoencoder inside its loss."""
-        return AutoencoderLoss(Autoencoder(self.model))
+        return AutoencoderLoss(build_autoencoder(self.model), self.model.kl_weight)
 
     def subsets(self) -> list[Subset]:
         """The training split."""
@@ -95,7 +97,7 @@ class AutoencoderTask:
         """The loss of one clip of the bucket."""
         size = (bucket.num_frames, bucket.height, bucket.width)
         batch = PixelBatch(torch.empty(1, 3, *size), torch.empty(1, *self.model.latent_shape(*size)))
-        return AutoencoderLoss(Autoencoder(self.model))(batch)["total"]
+        return AutoencoderLoss(build_autoencoder(self.model), self.model.kl_weight)(batch)["total"]
 
     def metadata(self) -> dict[str, Any]:
         """The architecture and the seed."""

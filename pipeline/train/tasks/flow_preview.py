@@ -11,7 +11,7 @@ from torch import Tensor
 from data.dataset.buckets import Bucket
 from data.dataset.manifest import LatentStats
 from data.records import Frames
-from models.autoencoder.model import Autoencoder
+from models.autoencoder.protocol import VideoAutoencoder
 from models.flow.spec import FlowSpec
 from models.text.caption import Caption, CaptionReader
 from pipeline.encode.chunks import decode_clips
@@ -44,7 +44,7 @@ class FlowPreviewer:
     stats: LatentStats
     bucket: Bucket
     read_captions: CaptionReader
-    autoencoder: Autoencoder
+    autoencoder: VideoAutoencoder
     device: torch.device
 
     @torch.no_grad()

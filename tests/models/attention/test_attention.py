@@ -24,6 +24,8 @@ def test_flash_attention_is_taken_where_it_is_installed():
     x = torch.zeros(1, 16, 2, 64, dtype=torch.bfloat16, device="cuda")
     assert choose_backend(x, x, None).name == ("flash-attn" if find_spec("flash_attn") else "sdpa")
     assert choose_backend(x, x, torch.ones(1, 16, dtype=torch.bool, device="cuda")).name == "sdpa"
+    wide = torch.zeros(1, 16, 1, 384, dtype=torch.bfloat16, device="cuda")
+    assert choose_backend(wide, wide, None).name == "sdpa"
 
 
 def reference_attention(q, k, v, mask=None):

@@ -7,12 +7,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.distributions import Normal, kl_divergence
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from data.dataset.compression import COMPRESSION
 from models.autoencoder.config import AutoencoderConfig
-from models.autoencoder.model import Autoencoder, LatentDistribution, psnr_db, squared_error
+from models.autoencoder.model import Autoencoder, psnr_db, squared_error
+from models.autoencoder.protocol import LatentDistribution
 from testing.clips import NETWORK, SMALL_AUTOENCODER
+from testing.tensors import LargestTensor
 
 SMALL_AE = AutoencoderConfig(latent_channels=4, width=8, deep_width=16)
 
@@ -147,18 +148,6 @@ def test_nothing_is_kept_for_backward():
 def test_lengths_that_do_not_fit_are_refused(lengths, message):
     with pytest.raises(ValueError, match=message):
         encode(torch.rand(1, 3, sum(lengths), 16, 16), lengths)
-
-
-class LargestTensor(TorchDispatchMode):
-    """The most bytes that any tensor has that is made while it is on."""
-
-    num_bytes = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        made = func(*args, **(kwargs or {}))
-        if isinstance(made, torch.Tensor):
-            self.num_bytes = max(self.num_bytes, made.untyped_storage().nbytes())
-        return made
 
 
 def largest_tensor(num_frames: int, most: int) -> tuple[int, int]:

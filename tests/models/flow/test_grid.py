@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 
 from models.flow.grid import (
     autoregressive,
@@ -27,6 +26,8 @@ from testing.gaussians import steps, times
 @pytest.mark.parametrize("shift", [0.5, 1.0, 3.0, 5.0])
 @pytest.mark.parametrize("num_steps", [1, 2, 7, 50])
 def test_the_times_of_published_schedulers_are_those_of_diffusers(num_steps, shift):
+    from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler  # seconds, not while collecting
+
     euler = FlowMatchEulerDiscreteScheduler(shift=shift)
     euler.set_timesteps(num_steps)
     torch.testing.assert_close(1 - euler_scheduler_grid(num_steps, shift), torch.as_tensor(euler.sigmas).double())

@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import WanTransformer3DModel
 
 from models.networks.build import build_network
 from models.networks.wan import Wan
@@ -12,30 +11,14 @@ from models.networks.wan_published import PublishedTransformer, published_tensor
 from models.published import join_parts
 from models.text.bytes import CaptionTokens
 from models.text.embeddings import CaptionEmbeddings
+from testing.published import TINY_TRANSFORMER, make_transformer
 
-SMALL: dict[str, Any] = {
-    "num_attention_heads": 2,
-    "attention_head_dim": 24,
-    "text_dim": 20,
-    "freq_dim": 16,
-    "ffn_dim": 56,
-    "num_layers": 2,
-}
-TEXT_TO_VIDEO = SMALL | {"in_channels": 4, "out_channels": 4}
-IMAGE_TO_VIDEO = SMALL | {"in_channels": 9, "out_channels": 4, "image_dim": 12, "added_kv_proj_dim": 48}
-CONCATENATED = SMALL | {"in_channels": 9, "out_channels": 4}  # as of Wan 2.2: the image as channels only
+TEXT_TO_VIDEO = TINY_TRANSFORMER
+IMAGE_TO_VIDEO = TINY_TRANSFORMER | {"in_channels": 9, "out_channels": 4, "image_dim": 12, "added_kv_proj_dim": 48}
+CONCATENATED = TINY_TRANSFORMER | {"in_channels": 9, "out_channels": 4}  # as of Wan 2.2: the image as channels only
 
 
-def random_peer(fields: dict) -> WanTransformer3DModel:
-    """A transformer of diffusers with random weights, of all of which the output depends."""
-    torch.manual_seed(0)
-    peer = WanTransformer3DModel(**fields)
-    for parameter in peer.parameters():
-        torch.nn.init.normal_(parameter, std=0.3 if parameter.ndim > 1 else 0.5)
-    return peer
-
-
-def copy_of(peer: WanTransformer3DModel) -> tuple[Wan, PublishedTransformer]:
+def copy_of(peer: Any) -> tuple[Wan, PublishedTransformer]:
     """Our network with the weights of a transformer of diffusers."""
     described = read_transformer(dict(peer.config))
     network = build_network(described.config, described.channels, described.embedding_width)
@@ -50,7 +33,7 @@ def copy_of(peer: WanTransformer3DModel) -> tuple[Wan, PublishedTransformer]:
     return network, described
 
 
-def caption_of(peer: WanTransformer3DModel, length: int = 7) -> CaptionEmbeddings:
+def caption_of(peer: Any, length: int = 7) -> CaptionEmbeddings:
     generator = torch.Generator().manual_seed(2)
     mask = torch.arange(length) < torch.tensor([[length], [3]])
     values = torch.randn(2, length, peer.config["text_dim"], generator=generator)
@@ -67,7 +50,7 @@ def relative(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 )
 @pytest.mark.parametrize("times", ["clip", "frame"])
 def test_output_and_gradients_are_those_of_diffusers(fields, times):
-    peer = random_peer(fields)
+    peer = make_transformer(fields)
     network, described = copy_of(peer)
     caption = caption_of(peer)
     text = torch.nn.functional.pad(caption.values, (0, 0, 0, 512 - 7))
@@ -94,7 +77,7 @@ def test_output_and_gradients_are_those_of_diffusers(fields, times):
 
 @pytest.mark.parametrize("fields", [TEXT_TO_VIDEO, IMAGE_TO_VIDEO])
 def test_weights_correspond_one_to_one(fields):
-    peer = random_peer(fields)
+    peer = make_transformer(fields)
     network, described = copy_of(peer)
     tensors = published_tensors(described)
     published = {part.name: part.shape for parts in tensors.values() for part in parts}
@@ -104,7 +87,7 @@ def test_weights_correspond_one_to_one(fields):
 
 
 def test_a_time_given_for_each_frame_is_the_time_of_the_clip_where_they_are_equal():
-    peer = random_peer(TEXT_TO_VIDEO)
+    peer = make_transformer(TEXT_TO_VIDEO)
     network, _ = copy_of(peer)
     x, t, caption = torch.randn(2, 4, 3, 4, 4), torch.rand(2), caption_of(peer)
     torch.testing.assert_close(network(x, t[:, None, None].expand(2, 1, 3), caption), network(x, t, caption))
@@ -118,7 +101,7 @@ def test_without_published_weights_the_velocity_is_zero():
 
 
 def test_what_the_network_cannot_read_is_refused():
-    network, _ = copy_of(random_peer(TEXT_TO_VIDEO))
+    network, _ = copy_of(make_transformer(TEXT_TO_VIDEO))
     x, t = torch.randn(1, 4, 2, 4, 4), torch.rand(1)
     caption = CaptionEmbeddings(torch.zeros(1, 513, 20), torch.ones(1, 513, dtype=torch.bool))
     with pytest.raises(ValueError, match="513 tokens do not fit the 512"):

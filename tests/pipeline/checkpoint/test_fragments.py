@@ -128,11 +128,10 @@ def test_a_record_that_does_not_say_what_was_trained_is_refused(run_dir, value):
     seal(folder, lambda f: f["trained"].pop("model") if value is None else f["trained"].update(model=value))
     checkpoint = open_checkpoint(folder)
     if isinstance(value, dict):  # an export only copies the fields; sampling reads them
-        from pipeline.sample.config import SampleConfig
-        from pipeline.sample.sampler import ClipSampler
+        from pipeline.sample.model import trained_model
 
         with pytest.raises(CheckpointError, match=r"checkpoint\.json is damaged: trained\.model: "):
-            ClipSampler(checkpoint, SampleConfig(), torch.device("cpu"))
+            trained_model(checkpoint)
         return
     with pytest.raises(CheckpointError, match=r"checkpoint\.json is damaged: .*model"):
         export_weights(checkpoint, run_dir / "exported.safetensors")
@@ -140,12 +139,13 @@ def test_a_record_that_does_not_say_what_was_trained_is_refused(run_dir, value):
 
 def test_a_network_larger_than_its_weights_is_refused_before_memory_is_taken(run_dir):
     from pipeline.sample.config import SampleConfig
+    from pipeline.sample.model import open_model
     from pipeline.sample.sampler import ClipSampler
 
     folder = step_folder(run_dir, 8)
     seal(folder, lambda fields: fields["trained"]["model"].update(width=2**16))
     with pytest.raises(CheckpointError, match=r"is damaged: .* but the network that it describes has"):
-        ClipSampler(open_checkpoint(folder), SampleConfig(), torch.device("cpu"))
+        ClipSampler(open_model(folder), SampleConfig(), torch.device("cpu"))
 
 
 def test_training_goes_on_from_the_checkpoint_before_one_that_makes_no_sense(tiny_latents, run_dir):

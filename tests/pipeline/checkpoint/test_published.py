@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import WanTransformer3DModel
 from safetensors.torch import load_file, save_file
 
 from models.networks.build import build_network
@@ -28,13 +27,12 @@ from pipeline.checkpoint.published import (
     open_published,
     write_published,
 )
-from testing.published import TINY_TRANSFORMER
+from testing.published import TINY_TRANSFORMER, make_transformer
 
 
 @pytest.fixture(scope="module")
-def peer() -> WanTransformer3DModel:
-    torch.manual_seed(0)
-    return WanTransformer3DModel(**TINY_TRANSFORMER)
+def peer() -> Any:
+    return make_transformer()
 
 
 @pytest.fixture
@@ -65,7 +63,7 @@ def weights_of(folder: Path) -> dict[str, torch.Tensor]:
     return dict(found.weights(tensors, {name: weight.shape for name, weight in network.state_dict().items()}))
 
 
-def settings_of(peer: WanTransformer3DModel) -> dict:
+def settings_of(peer: Any) -> dict:
     """As in a file, without who wrote it."""
     return {name: value for name, value in json.loads(peer.to_json_string()).items() if not name.startswith("_")}
 
@@ -92,7 +90,7 @@ def test_what_is_written_diffusers_reads(peer, folder, tmp_path, max_shard_bytes
     weights, tensors = weights_of(folder), published_tensors(model)
     in_order = {name: tensors[name] for name in weights}
     write_published(tmp_path / "out", published_fields(model), in_order, iter(weights.items()), max_shard_bytes)
-    again = WanTransformer3DModel.from_pretrained(tmp_path / "out")
+    again = type(peer).from_pretrained(tmp_path / "out")
     ours, theirs = again.state_dict(), peer.state_dict()
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
@@ -106,8 +104,8 @@ def test_what_is_written_diffusers_reads(peer, folder, tmp_path, max_shard_bytes
         write_published(tmp_path / "out", {}, in_order, iter(weights.items()))
 
 
-def test_half_precision_is_read_as_it_is(peer, tmp_path):
-    half = WanTransformer3DModel(**TINY_TRANSFORMER).bfloat16()
+def test_half_precision_is_read_as_it_is(tmp_path):
+    half = make_transformer().bfloat16()
     half.save_pretrained(tmp_path / "half")
     weights = weights_of(tmp_path / "half")
     assert all(weight.dtype == torch.float32 for weight in weights.values())
@@ -116,7 +114,7 @@ def test_half_precision_is_read_as_it_is(peer, tmp_path):
 
 def test_tensors_that_published_files_hold_and_nothing_uses_are_left_out(tmp_path):
     fields: dict[str, Any] = TINY_TRANSFORMER | {"image_dim": 12, "added_kv_proj_dim": 48}
-    WanTransformer3DModel(**fields).save_pretrained(tmp_path)
+    make_transformer(fields).save_pretrained(tmp_path)
     path = tmp_path / WEIGHTS_NAME
     extra = {f"blocks.{number}.attn2.norm_added_q.weight": torch.ones(48) for number in range(2)}
     save_file(load_file(path) | extra, path)

@@ -6,20 +6,25 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from models.autoencoder.config import AutoencoderConfig
+from models.autoencoder.build import build_autoencoder
+from models.autoencoder.config import AutoencoderConfig, WanAutoencoderConfig
 from models.autoencoder.model import Autoencoder
 from pipeline.checkpoint.record import CheckpointError
 from pipeline.encode.codec import load_autoencoder
 from pipeline.run.fingerprints import stored
 
 CONFIG = AutoencoderConfig(latent_channels=4, width=8, deep_width=16)
+WAN = WanAutoencoderConfig(
+    latent_channels=1, latent_mean=(0.0,), latent_std=(1.0,), width=4, decoder_width=4, num_blocks=1
+)
 
 
-def test_a_file_is_read_back(tmp_path):
-    weights = Autoencoder(CONFIG).state_dict()
-    save_file(weights, tmp_path / "a.safetensors", metadata={"config": json.dumps(stored(CONFIG))})
+@pytest.mark.parametrize("config", [CONFIG, WAN], ids=["causal", "wan"])
+def test_a_file_is_read_back(tmp_path, config):
+    weights = build_autoencoder(config).state_dict()
+    save_file(weights, tmp_path / "a.safetensors", metadata={"config": json.dumps(stored(config))})
     loaded = load_autoencoder(tmp_path / "a.safetensors")
-    assert loaded.config == CONFIG
+    assert loaded.config == config
     assert all(torch.equal(weight, weights[name]) for name, weight in loaded.state_dict().items())
 
 
@@ -28,7 +33,7 @@ def test_a_file_is_read_back(tmp_path):
     [
         (None, "its header does not describe the autoencoder"),
         ({"config": "{"}, "is damaged: : Invalid JSON"),
-        ({"config": json.dumps(stored(CONFIG) | {"width": -8})}, "is damaged: width: "),
+        ({"config": json.dumps(stored(CONFIG) | {"width": -8})}, "is damaged: causal.width: "),
         ({"config": json.dumps(stored(CONFIG) | {"width": 2**16})}, "its weights are not those of the autoencoder"),
     ],
 )

@@ -73,6 +73,7 @@ DECIDED = {
     ),
     "AutoencoderConfig": Decided(
         output="latent_channels width deep_width num_blocks kl_weight",
+        later="architecture",
     ),
     "TrainConfig": Decided(
         output=(

@@ -128,9 +128,9 @@ class Job:
         monkeypatch.setattr(WorkersConfig, "num_startable", lambda self: 1)
 
     def run(self, requests: list[PromptRequest], batch: int = 4, precision: Precision = "auto") -> Samples:
-        checkpoint: Any = SimpleNamespace(folder=self.folder)
+        model: Any = SimpleNamespace(folder=self.folder)
         config = SampleConfig(batch=batch, precision=precision)
-        return sample_clips(checkpoint, requests, self.folder, config, WorkersConfig())
+        return sample_clips(model, requests, self.folder, config, WorkersConfig())
 
 
 def test_a_precision_without_instructions_is_warned_of_before_anything_is_sampled(tmp_path, whole, monkeypatch, caplog):
@@ -263,16 +263,16 @@ def test_a_sampling_process_that_is_killed_loses_no_batch(cluster, tmp_path, who
             return [SampledClip(file=r.file_name, request=r, num_network_calls=2) for r in requests]
 
     monkeypatch.setattr(job, "SamplerActor", Mortal)
-    checkpoint: Any = SimpleNamespace(folder=tmp_path)
+    model: Any = SimpleNamespace(folder=tmp_path)
     requests = requests_of(*range(4))
-    samples = sample_clips(checkpoint, requests, tmp_path, SampleConfig(batch=2), WorkersConfig(num_workers=2))
+    samples = sample_clips(model, requests, tmp_path, SampleConfig(batch=2), WorkersConfig(num_workers=2))
     assert (tmp_path / "died").exists()
     assert samples.failures == {}
     assert read_samples(tmp_path) == samples.clips == [line_of(request) for request in requests]
 
 
 def test_a_checkpoint_that_an_actor_cannot_load_is_told_by_its_own_error(cluster, tmp_path):
-    checkpoint: Any = SimpleNamespace(folder=tmp_path)
+    model: Any = SimpleNamespace(folder=tmp_path)
     with pytest.raises(WorkerStartError, match=rf"set up: .*CheckpointError: {tmp_path} is not a checkpoint") as caught:
-        sample_clips(checkpoint, requests_of(1, 2), tmp_path, SampleConfig(batch=1), WorkersConfig(num_workers=1))
+        sample_clips(model, requests_of(1, 2), tmp_path, SampleConfig(batch=1), WorkersConfig(num_workers=1))
     assert "died" not in str(caught.value)

@@ -5,23 +5,36 @@ from typing import Any
 
 import pytest
 
+from data.dataset.buckets import Bucket
 from data.dataset.manifest import TextEncoderRecord
+from models.flow.spec import FlowSpec
 from models.networks.config import DiTConfig
 from models.text.config import TextConfig
-from pipeline.checkpoint.record import Checkpoint, CheckpointError, CheckpointRecord
+from pipeline.checkpoint.record import Checkpoint, CheckpointError, CheckpointRecord, FileRecord
 from pipeline.sample.config import SampleConfig
+from pipeline.sample.model import TrainedModel, trained_model
 from pipeline.sample.requests import read_prompts
-from pipeline.sample.sampler import trained_buckets, truncation_warnings
+from pipeline.sample.sampler import truncation_warnings
 from testing.paths import CASES_DIR
 
+NETWORK = DiTConfig(width=32, depth=1, heads=2, text=TextConfig(width=16, depth=1, heads=2, max_bytes=8))
+TRAINED: dict[str, Any] = {
+    "model": NETWORK.model_dump(),
+    "flow": FlowSpec().model_dump(),
+    "latent_stats": {"mean": [0.0], "std": [1.0]},
+    "buckets": [Bucket().model_dump()],
+}
 
-def checkpoint_of(**trained: Any) -> Checkpoint:
-    return Checkpoint(Path("checkpoint"), CheckpointRecord.model_construct(kind="dit", trained=trained))
+
+def model_of(**trained: Any) -> TrainedModel:
+    """The model of a checkpoint that says so; what is None, it does not say."""
+    said = {name: value for name, value in (TRAINED | trained).items() if value is not None}
+    file = FileRecord(num_bytes=1, sha256="0" * 64)
+    record = CheckpointRecord.model_construct(kind="dit", step=1, trained=said, files={"rank_00000.safetensors": file})
+    return trained_model(Checkpoint(Path("checkpoint"), record))
 
 
-BYTES = checkpoint_of(
-    model=DiTConfig(width=32, depth=1, heads=2, text=TextConfig(width=16, depth=1, heads=2, max_bytes=8)).model_dump()
-)
+BYTES = model_of()
 
 
 def test_prompts_longer_than_what_the_network_reads_are_counted():
@@ -41,16 +54,17 @@ def test_prompts_that_become_equal_are_counted():
     assert warning.endswith("; 1 of them become equal to another one")
 
 
-@pytest.mark.parametrize("trained", [{}, {"model": 5}, {"model": {"width": "x"}}])
-def test_a_checkpoint_that_does_not_say_what_its_network_is_is_refused(trained):
-    with pytest.raises(CheckpointError, match=r"checkpoint\.json is damaged: .*model"):
-        truncation_warnings(checkpoint_of(**trained), SampleConfig(), ["a"])
+@pytest.mark.parametrize("value", [None, 5, {"width": "x"}])
+@pytest.mark.parametrize("name", ["model", "flow", "latent_stats"])
+def test_a_checkpoint_that_does_not_say_what_was_trained_is_refused(name, value):
+    with pytest.raises(CheckpointError, match=rf"checkpoint\.json is damaged: .*{name}"):
+        model_of(**{name: value})
 
 
 @pytest.mark.parametrize("buckets", [[], "x", [{"num_frames": 2}]])
 def test_a_checkpoint_without_a_shape_is_refused(buckets):
     with pytest.raises(CheckpointError, match=r"checkpoint\.json is damaged: trained\.buckets"):
-        trained_buckets(checkpoint_of(buckets=buckets))
+        model_of(buckets=buckets)
 
 
 def test_a_long_negative_prompt_is_told():
@@ -71,7 +85,7 @@ def test_the_long_prompt_of_the_cases_is_told_in_a_short_line():
 @pytest.mark.parametrize(("max_tokens", "num_warnings"), [(4, 1), (6, 0)])
 def test_with_a_text_encoder_tokens_are_counted(text_encoder_dir, max_tokens, num_warnings):
     record = TextEncoderRecord(folder=str(text_encoder_dir), fingerprint="", max_tokens=max_tokens, width=16)
-    checkpoint = checkpoint_of(text_encoder=record.model_dump())
-    warnings = truncation_warnings(checkpoint, SampleConfig(), ["a red circle moves left", "a"])
+    model = model_of(text_encoder=record.model_dump())
+    warnings = truncation_warnings(model, SampleConfig(), ["a red circle moves left", "a"])
     assert len(warnings) == num_warnings
     assert all("1 of 2 prompts have more than the 4 tokens" in warning for warning in warnings)

@@ -26,6 +26,7 @@ from pipeline.distributed.process_group import Worker
 from pipeline.distributed.torchrun import train_here
 from pipeline.encode.codec import AUTOENCODER_NAME
 from pipeline.sample.config import SampleConfig
+from pipeline.sample.model import open_model
 from pipeline.sample.sampler import ClipSampler
 from pipeline.train.base import check_base
 from pipeline.train.loop import train
@@ -174,7 +175,7 @@ def test_sampling_needs_the_checkpoint_alone(tuned, tmp_path, monkeypatch):
     data, run_dir = tuned
     folder = shutil.copytree(open_checkpoint(run_dir).folder, tmp_path / "alone")
     monkeypatch.setitem(sys.modules, "peft", None)
-    sampler = ClipSampler(open_checkpoint(folder), SampleConfig(), torch.device("cpu"))
+    sampler = ClipSampler(open_model(folder), SampleConfig(), torch.device("cpu"))
     torch.testing.assert_close(
         answers(sampler.network, data), answers(plain(data, dict(network_weights(open_checkpoint(run_dir)))), data)
     )

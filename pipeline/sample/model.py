@@ -1,0 +1,160 @@
+"""What clips are sampled with: a network with its captions and autoencoder, of a checkpoint or a published pipeline."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter
+from torch import Tensor
+
+from data.dataset.buckets import Bucket
+from data.dataset.manifest import LatentStats, TextEncoderRecord
+from models.autoencoder.protocol import VideoAutoencoder
+from models.flow.spec import FlowSpec
+from models.networks.build import build_network
+from models.networks.config import NetworkConfig, read_network_config
+from pipeline.checkpoint.adapters import check_network, network_weights
+from pipeline.checkpoint.published import is_pipeline
+from pipeline.checkpoint.read import open_checkpoint
+from pipeline.checkpoint.record import Checkpoint, CheckpointError
+from pipeline.encode.codec import AUTOENCODER_NAME, load_autoencoder
+from pipeline.run.weight_names import WeightsName
+from pipeline.sample.requests import Prompt, order_buckets
+
+_BUCKETS = TypeAdapter(Annotated[list[Bucket], Field(min_length=1)])
+_FIELDS = TypeAdapter(dict[str, Any])
+
+
+def _read_network(value: Any) -> NetworkConfig:  # noqa: ANN401 - whatever a checkpoint may hold
+    return read_network_config(_FIELDS.validate_python(value))
+
+
+@dataclass(frozen=True)
+class SampledModel(ABC):
+    """A model in a folder, of which everything but the weights has been read and checked."""
+
+    folder: Path
+    fingerprint: str
+    """Changes with everything in the folder that clips depend on."""
+    network: NetworkConfig
+    flow: FlowSpec
+    stats: LatentStats
+    text_encoder: TextEncoderRecord | None
+    """None: the network reads captions as bytes."""
+
+    @abstractmethod
+    def buckets_for(self, wanted: str | None, prompts: Sequence[Prompt]) -> list[str]:
+        """Names of the shapes to sample, the one for prompts that name none first.
+
+        Args:
+            wanted: `sample.bucket`; None: it is not set.
+
+        Raises:
+            PromptError: the configuration or a prompt names a shape that cannot be sampled.
+        """
+
+    @abstractmethod
+    def bucket(self, name: str) -> Bucket:
+        """A shape by its name, as one of `buckets_for`."""
+
+    @abstractmethod
+    def check_weights(self, which: WeightsName) -> None:
+        """Check that the folder holds these weights, and a whole network.
+
+        Raises:
+            ReelflowError: there are no such weights; names those there are.
+        """
+
+    @abstractmethod
+    def weights(self, which: WeightsName) -> Iterator[tuple[str, Tensor]]:
+        """The weights of the network by its own names, float32, one in memory at a time."""
+
+    @abstractmethod
+    def load_autoencoder(self) -> VideoAutoencoder:
+        """The autoencoder, in evaluation mode, without gradients, on the CPU."""
+
+    def __str__(self) -> str:
+        return str(self.folder)
+
+    @property
+    def embedding_width(self) -> int | None:
+        """Channels of the text encoder's embeddings."""
+        return None if self.text_encoder is None else self.text_encoder.width
+
+
+@dataclass(frozen=True)
+class TrainedModel(SampledModel):
+    """A checkpoint of a DiT, which holds everything but the text encoder, because of its size."""
+
+    checkpoint: Checkpoint
+    buckets: tuple[Bucket, ...]
+    """The shapes that it was trained on, that with most clips first."""
+
+    def __str__(self) -> str:
+        return f"{self.folder} (step {self.checkpoint.record.step})"
+
+    def buckets_for(self, wanted: str | None, prompts: Sequence[Prompt]) -> list[str]:
+        """As `SampledModel.buckets_for`: those that were trained."""
+        return order_buckets([bucket.name for bucket in self.buckets], wanted, prompts)
+
+    def bucket(self, name: str) -> Bucket:
+        """As `SampledModel.bucket`."""
+        return next(bucket for bucket in self.buckets if bucket.name == name)
+
+    def check_weights(self, which: WeightsName) -> None:
+        """As `SampledModel.check_weights`."""
+        self.checkpoint.kind_of(which)
+
+    def weights(self, which: WeightsName) -> Iterator[tuple[str, Tensor]]:
+        """As `SampledModel.weights`, with adapters merged into them."""
+        build = partial(build_network, self.network, self.stats.num_channels, self.embedding_width)
+        check_network(self.checkpoint, build)
+        return network_weights(self.checkpoint, which)
+
+    def load_autoencoder(self) -> VideoAutoencoder:
+        """As `SampledModel.load_autoencoder`."""
+        return load_autoencoder(self.folder / AUTOENCODER_NAME)
+
+
+def trained_model(checkpoint: Checkpoint) -> TrainedModel:
+    """The model that a checkpoint holds.
+
+    Raises:
+        CheckpointError: it is of an autoencoder, was made by a version that did not store the shapes, or is damaged.
+    """
+    record = checkpoint.record
+    if record.kind != "dit":
+        raise CheckpointError(f"{checkpoint.folder} holds a {record.kind}; sampling takes a dit checkpoint")
+    if "buckets" not in record.trained:
+        raise CheckpointError(f"{checkpoint.folder} was made by an older reelflow, which kept one bucket; train again")
+    has_encoder = record.trained.get("text_encoder") is not None
+    return TrainedModel(
+        folder=checkpoint.folder,
+        fingerprint=checkpoint.fingerprint,
+        network=checkpoint.trained("model", _read_network),
+        flow=checkpoint.trained("flow", FlowSpec.model_validate),
+        stats=checkpoint.trained("latent_stats", LatentStats.model_validate),
+        text_encoder=checkpoint.trained("text_encoder", TextEncoderRecord.model_validate) if has_encoder else None,
+        checkpoint=checkpoint,
+        buckets=tuple(checkpoint.trained("buckets", _BUCKETS.validate_python)),
+    )
+
+
+def open_model(folder: Path, *, verify: bool = True) -> SampledModel:
+    """The model in the folder of a checkpoint, of a training, or of a published pipeline.
+
+    Args:
+        verify: of a checkpoint, compare the checksums of all files, which are read in full.
+
+    Raises:
+        CheckpointError: it is no checkpoint that can be sampled.
+        PublishedError: the published pipeline cannot be sampled.
+    """
+    if is_pipeline(folder):
+        from pipeline.sample.published import published_model
+
+        return published_model(folder)
+    return trained_model(open_checkpoint(folder, verify=verify))

@@ -1,0 +1,183 @@
+"""A published pipeline, in the layout of diffusers, as a model to sample.
+
+model_index.json  transformer/  vae/  text_encoder/  tokenizer/  scheduler/
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from torch import Tensor
+
+from data.dataset.buckets import Bucket
+from data.dataset.compression import Compression
+from data.dataset.manifest import TextEncoderRecord
+from data.errors import shorten
+from models.autoencoder.protocol import VideoAutoencoder
+from models.flow.spec import FlowSpec
+from models.networks.wan_published import PublishedTransformer
+from models.text.pretrained import check_text_encoder, text_encoder_fingerprint
+from pipeline.checkpoint.published import (
+    CONFIG_NAME,
+    PIPELINE_NAME,
+    PublishedError,
+    PublishedFolder,
+    open_published,
+    read_json,
+)
+from pipeline.checkpoint.published_networks import check_transformer, transformer_weights
+from pipeline.encode.published import autoencoder_stats, load_published_autoencoder, open_autoencoder
+from pipeline.run.weight_names import FIRST_AVERAGE, MASTER, WeightsName
+from pipeline.sample.model import SampledModel
+from pipeline.sample.requests import Prompt, PromptError
+
+KNOWN_PIPELINES = ("WanPipeline",)
+SCHEDULER_CONFIG = Path("scheduler") / "scheduler_config.json"
+
+
+@dataclass(frozen=True)
+class PublishedModel(SampledModel):
+    """A published pipeline. It samples clips of any shape."""
+
+    transformer: PublishedFolder
+    autoencoder: PublishedFolder
+    compression: Compression
+    described: PublishedTransformer
+
+    def __str__(self) -> str:
+        return str(self.folder)
+
+    def buckets_for(self, wanted: str | None, prompts: Sequence[Prompt]) -> list[str]:
+        """As `SampledModel.buckets_for`: any that the autoencoder and the transformer take."""
+        if wanted is None and any(prompt.bucket is None for prompt in prompts):
+            raise PromptError(
+                f"{self.folder} samples clips of any shape: name one in sample.bucket, frames x height x width @ "
+                "frames per second, such as 81x480x832@16"
+            )
+        names = dict.fromkeys(name for name in (wanted, *(prompt.bucket for prompt in prompts)) if name is not None)
+        return [self.bucket(name).name for name in names]
+
+    def bucket(self, name: str) -> Bucket:
+        """As `SampledModel.bucket`.
+
+        Raises:
+            PromptError: it is no shape, or one that the autoencoder or the transformer does not take.
+        """
+        try:
+            bucket = Bucket.of_name(name)
+            grid = self.compression.latent_grid(bucket.num_frames, bucket.height, bucket.width)
+            self.network.token_grid(grid)
+        except ValidationError as error:
+            reason = error.errors(include_url=False)[0]
+            place = ".".join(map(str, reason["loc"]))
+            raise PromptError(f"bucket {shorten(name)!r}: {place} {reason['msg']}") from error
+        except ValueError as error:
+            raise PromptError(f"bucket {shorten(name)!r} cannot be sampled: {error}") from error
+        return bucket
+
+    def check_weights(self, which: WeightsName) -> None:
+        """As `SampledModel.check_weights`: a published folder has one set of weights."""
+        if which not in (FIRST_AVERAGE, MASTER):
+            raise PublishedError(
+                f"sample.weights is {which!r}, but {self.folder} has one set of weights: leave it at {FIRST_AVERAGE}"
+            )
+
+    def weights(self, which: WeightsName) -> Iterator[tuple[str, Tensor]]:  # noqa: ARG002 - there is one set
+        """As `SampledModel.weights`."""
+        return transformer_weights(self.transformer, self.described)
+
+    def load_autoencoder(self) -> VideoAutoencoder:
+        """As `SampledModel.load_autoencoder`."""
+        return load_published_autoencoder(self.autoencoder)
+
+
+def published_model(folder: Path) -> PublishedModel:
+    """The model of a published pipeline, checked from the headers of its files.
+
+    Raises:
+        PublishedError: the pipeline is not supported, or a part of it is missing, damaged or does not fit the others.
+        TextEncoderError: the text encoder cannot be used.
+    """
+    index_path = folder / PIPELINE_NAME
+    index = read_json(index_path)
+    if (kind := index.get("_class_name")) not in KNOWN_PIPELINES:
+        raise PublishedError(f"{index_path}: _class_name is {kind!r}, but {' and '.join(KNOWN_PIPELINES)} is supported")
+    if index.get("boundary_ratio") is not None or (folder / "transformer_2").is_dir():
+        raise PublishedError(
+            f"{index_path}: the pipeline has two transformers, one for each part of the path (boundary_ratio "
+            f"{index.get('boundary_ratio')}), which is not supported; sample one with a single transformer"
+        )
+    transformer, autoencoder = open_published(folder / "transformer"), open_autoencoder(folder / "vae")
+    described = check_transformer(transformer)
+    if described.config.image_width is not None or described.config.condition_channels:
+        raise PublishedError(
+            f"{transformer.config_path}: the transformer takes an image beside the prompt (in_channels "
+            f"{described.channels + described.config.condition_channels}, image_dim {described.config.image_width}), "
+            "which sampling does not give it yet; use a text-to-video pipeline"
+        )
+    stats, compression = autoencoder_stats(autoencoder)
+    if stats.num_channels != described.channels:
+        raise PublishedError(
+            f"{autoencoder.config_path}: z_dim is {stats.num_channels}, but {transformer.config_path} has out_channels "
+            f"{described.channels}: the folder's parts are not of one pipeline"
+        )
+    encoder = _text_encoder(folder, described)
+    parts = (transformer.fingerprint(), autoencoder.fingerprint(), encoder.fingerprint)
+    return PublishedModel(
+        folder=folder,
+        fingerprint=sha256(" ".join(parts).encode()).hexdigest()[:16],
+        network=described.config,
+        flow=FlowSpec(),  # the straight path and the velocity, as `models/networks/wan.py` translates it
+        stats=stats,
+        text_encoder=encoder,
+        transformer=transformer,
+        autoencoder=autoencoder,
+        compression=compression,
+        described=described,
+    )
+
+
+def _text_encoder(folder: Path, described: PublishedTransformer) -> TextEncoderRecord:
+    """The text encoder of a pipeline, whose width has to be the transformer's."""
+    encoder_dir = folder / "text_encoder"
+    check_text_encoder(encoder_dir)
+    width = read_json(encoder_dir / CONFIG_NAME).get("d_model")
+    if width != described.embedding_width:
+        raise PublishedError(
+            f"{encoder_dir / CONFIG_NAME}: d_model is {width}, but the transformer reads embeddings of "
+            f"{described.embedding_width} channels (text_dim): the folder's parts are not of one pipeline"
+        )
+    return TextEncoderRecord(
+        folder=str(encoder_dir.resolve()),
+        fingerprint=text_encoder_fingerprint(encoder_dir),
+        max_tokens=described.config.text_tokens,
+        width=described.embedding_width,
+    )
+
+
+def scheduler_settings(folder: Path) -> tuple[dict[str, Any], list[str]]:
+    """The settings of sampling that a pipeline's scheduler stands for, and warnings where it is not known here.
+
+    Raises:
+        PublishedError: the scheduler's file is damaged.
+    """
+    path = folder / SCHEDULER_CONFIG
+    if not path.is_file():
+        return {}, [f"{path} is missing: solver, grid and shift are those of the configuration"]
+    fields = read_json(path)
+    match fields:
+        case {"_class_name": "FlowMatchEulerDiscreteScheduler"} if not fields.get("use_dynamic_shifting"):
+            return {"solver": "euler", "grid": "diffusers_euler", "shift": fields.get("shift", 1.0)}, []
+        case {
+            "_class_name": "UniPCMultistepScheduler",
+            "use_flow_sigmas": True,
+            "prediction_type": "flow_prediction",
+        } if not fields.get("use_dynamic_shifting"):
+            return {"solver": "unipc", "grid": "diffusers_unipc", "shift": fields.get("flow_shift", 1.0)}, []
+    kind = shorten(str(fields.get("_class_name")))
+    return {}, [
+        f"{path}: {kind} with these settings is not known: solver, grid and shift are those of the configuration"
+    ]
