@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, TypeAdapter, model_validator
 
 from data.records import MAX_CHANNELS, AddedLater, Settings
-from models.networks.dit_options import AttentionSpan, ModulationKind, RopeConfig
+from models.networks.dit_options import AttentionSpan, ClipNumber, ModulationKind, RopeConfig
 from models.networks.presets import PresetName, with_preset
 from models.text.config import TextConfig
 
@@ -87,6 +87,10 @@ class DiTConfig(Patched, Settings):
     """How many of the blocks, from the first on, are joint (MM-DiT) blocks: the caption's tokens take part in full
     self-attention, with weights of their own. The other blocks read the caption by cross-attention."""
 
+    clip_conditions: Annotated[tuple[ClipNumber, ...], AddedLater(())] = ()
+    """What the network is told of a clip beside time and caption: its frame rate (`fps`), and its latent frames, height
+    and width (`size`). For datasets of several buckets."""
+
     @model_validator(mode="before")
     @classmethod
     def _size_of_preset(cls, fields: Any) -> Any:  # noqa: ANN401 - whatever a configuration may hold
@@ -111,6 +115,8 @@ class DiTConfig(Patched, Settings):
                 f"rope.axes is {list(self.rope.axes)}, which adds up to {sum(self.rope.axes)}, but a head has "
                 f"{self.width // self.heads} channels (width {self.width} / heads {self.heads})"
             )
+        if len(set(self.clip_conditions)) < len(self.clip_conditions):
+            raise ValueError(f"clip_conditions is {list(self.clip_conditions)}: name each once")
         if (self.modulation_rank is None) == (self.modulation == "low_rank"):
             raise ValueError(
                 f"modulation is {self.modulation!r}, but modulation_rank is {self.modulation_rank}: give a rank, such "

@@ -88,6 +88,8 @@ def dit_cost(config: DiTConfig, channels: int, clip: ClipSize, embedding_width: 
         linear(config.text.width, width, 1, bias=True),
         linear(width, 2 * width, times, bias=True) + linear(width, patch_channels, tokens, bias=True),  # the output
     ]
+    num_embedded = sum({"fps": 1, "size": 3}[number] for number in config.clip_conditions)
+    parts += [linear(width, width, 1, bias=True, from_data=True), linear(width, width, 1, bias=True)] * num_embedded
     if config.modulation != "per_block":
         parts.append(linear(width, 6 * width, times, bias=True))
     if config.joint_blocks:

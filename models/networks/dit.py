@@ -6,6 +6,8 @@ scale and gate the layers by adaLN-zero (Peebles & Xie 2022, section 3.2). Queri
 rotated by their position in time, height and width (rope).
 """
 
+from functools import partial
+
 import torch
 from einops import rearrange
 from jaxtyping import Bool, Float
@@ -14,6 +16,7 @@ from torch.nn.functional import silu
 
 from models.attention.attention import attention
 from models.layers import BlockStack, FeedForward, HeadNorm, RMSNorm, TimeEmbedder
+from models.networks.clip_condition import ClipCondition
 from models.networks.config import DiTConfig
 from models.networks.dit_options import AttentionSpan
 from models.networks.joint import JointBlock
@@ -25,7 +28,7 @@ from models.networks.modulation import (
     shared_modulation,
     zero,
 )
-from models.networks.protocol import SequenceParallelPlan, VelocityNetwork
+from models.networks.protocol import SequenceParallelPlan, Velocity, VelocityNetwork
 from models.networks.rope import rope_angles, rotate
 from models.networks.token_attention import token_attention
 from models.text.bytes import CaptionEncoder
@@ -127,6 +130,8 @@ class DiT(VelocityNetwork):
             else EmbeddedCaptionEncoder(config.text, embedding_width)
         )
         self.text_pooled = nn.Linear(config.text.width, config.width)
+        numbers = config.clip_conditions
+        self.clip_condition = ClipCondition(numbers, config.width) if numbers else None
         self.caption_tokens = nn.Linear(config.text.width, config.width) if config.joint_blocks else None
         self.joint = BlockStack(
             JointBlock(config, is_last=number == config.joint_blocks - 1) for number in range(config.joint_blocks)
@@ -138,19 +143,25 @@ class DiT(VelocityNetwork):
         self.final_modulation = zero(nn.Linear(config.width, 2 * config.width))
         self.final = zero(nn.Linear(config.width, patch_channels))
 
+    def at_fps(self, fps: Float[Tensor, " clips"]) -> Velocity:
+        """As `VelocityNetwork.at_fps`."""
+        return partial(self, fps=fps)
+
     def forward(
         self,
         x: Float[Tensor, "b c t h w"],
         t: Float[Tensor, " b"] | Float[Tensor, "b 1 t"],
         caption: Caption,
+        fps: Float[Tensor, " clips"] | None = None,
     ) -> Float[Tensor, "b c t h w"]:
         """Predict the velocity at x_t = `x`.
 
         Args:
             t: times in [0, 1], one per sample or one per latent frame.
+            fps: frames per second, of each clip or one for all; see `at_fps`.
 
         Raises:
-            ValueError: the latent's height or width does not split into patches.
+            ValueError: the latent's height or width does not split into patches, or the frame rate is missing.
         """
         plan = self.sequence_plan
         num_frames, height, width = x.shape[2:]
@@ -162,7 +173,10 @@ class DiT(VelocityNetwork):
         # The maximum over the caption says whether a word occurs, independently of the length of the caption.
         pooled = text.float().masked_fill(~caption.mask[..., None], float("-inf")).amax(1)  # b e
         times = t.reshape(len(t), -1)  # b f, where f is 1 or the number of frames
-        condition = silu(self.time(times) + rearrange(self.text_pooled(pooled), "b d -> b 1 d"))  # b f d
+        embedded = self.time(times) + rearrange(self.text_pooled(pooled), "b d -> b 1 d")  # b f d
+        if self.clip_condition is not None:
+            embedded = embedded + self.clip_condition(fps, (num_frames, height, width), x.device)
+        condition = silu(embedded)
         shared = None if self.shared_modulation is None else self.shared_modulation(condition)  # b f (6 d)
         patches = patchify(x, self.config.patch_size)
         angles, positions, patches = (plan.shard(each, grid[0]) for each in (angles, positions, patches))

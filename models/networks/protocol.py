@@ -1,8 +1,10 @@
 """The interface of a network that predicts the velocity of a flow."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.functional import pad
@@ -78,6 +80,10 @@ class SingleProcess:
         return tokens
 
 
+Velocity = Callable[[Tensor, Tensor, Caption], Tensor]
+"""The velocity v(x_t, t, caption), such as a `VelocityNetwork`."""
+
+
 class VelocityNetwork(nn.Module, ABC):
     """The velocity v(x_t, t, caption) of normalised latents, on latents of any length, height and width.
 
@@ -107,6 +113,13 @@ class VelocityNetwork(nn.Module, ABC):
             ValueError: the network does not take latents of this height or width.
         """
 
+    def at_fps(self, fps: Float[Tensor, " clips"]) -> "Velocity":  # noqa: ARG002 - of networks that read it
+        """The network on clips of these frame rates: one for each clip of a batch, or one for all.
+
+        Most networks do not depend on the frame rate.
+        """
+        return self
+
     def lora_targets(self) -> list[str]:
         """Names of the layers that low-rank adapters can be put on: every linear layer."""
         return [name for name, layer in self.named_modules() if isinstance(layer, nn.Linear)]
@@ -116,4 +129,4 @@ class VelocityNetwork(nn.Module, ABC):
 
         Call it under torch.device("meta"), where tensors have shapes but no values: its operations are counted.
         """
-        return self(latent, t, caption).mean()
+        return self.at_fps(torch.ones(1))(latent, t, caption).mean()

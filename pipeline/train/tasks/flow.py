@@ -38,16 +38,23 @@ from pipeline.train.time_bins import NUM_TIME_BINS, binned
 
 @dataclass(frozen=True)
 class FlowBatch:
-    """Normalized latents x_1, noise x_0, times in [0, 1] and captions."""
+    """Normalized latents x_1, noise x_0, times in [0, 1], captions and frame rates."""
 
     x_1: Float[Tensor, "b c t h w"]
     x_0: Float[Tensor, "b c t h w"]
     t: Float[Tensor, " b"] | Float[Tensor, "b 1 t"]
     caption: Caption
+    fps: Float[Tensor, " b"]
 
     def to(self, device: torch.device) -> Self:
         """The same batch on another device."""
-        return type(self)(self.x_1.to(device), self.x_0.to(device), self.t.to(device), self.caption.to(device))
+        return type(self)(
+            self.x_1.to(device),
+            self.x_0.to(device),
+            self.t.to(device),
+            self.caption.to(device),
+            self.fps.to(device),
+        )
 
 
 class FlowMatchingLoss(nn.Module):
@@ -64,10 +71,11 @@ class FlowMatchingLoss(nn.Module):
 
         For a `FlowQuery`: {"predicted": the prediction, (b c t h w)}.
         """
+        network = self.network.at_fps(batch.fps)
         if isinstance(batch, FlowQuery):
-            return {"predicted": self.network(batch.x_t, batch.t, batch.caption)}
+            return {"predicted": network(batch.x_t, batch.t, batch.caption)}
         x_t = self.path.at(batch.t, batch.x_1).point(batch.x_0, batch.x_1)
-        predicted = self.network(x_t, batch.t, batch.caption)
+        predicted = network(x_t, batch.t, batch.caption)
         loss = matching_loss(
             self.path, self.spec.prediction, predicted, batch.x_0, batch.x_1, batch.t, self.spec.loss_weight
         )
@@ -123,6 +131,7 @@ class FlowTask:
             x_0=randomness.normal(self.seed, "noise", positions, latents.shape[1:]),
             t=self._times(positions, num_frames=latents.shape[2]),
             caption=self._captions([sample.row.caption for sample in samples], payloads, dropped),
+            fps=torch.tensor([sample.row.fps for sample in samples], dtype=torch.float32),
         )
 
     def _captions(
@@ -154,6 +163,7 @@ class FlowTask:
             caption=self._captions(
                 [row.caption] * NUM_TIME_BINS, payloads, torch.zeros(NUM_TIME_BINS, dtype=torch.bool)
             ),
+            fps=torch.full((NUM_TIME_BINS,), row.fps),
         )
 
     def previewer(self, device: torch.device) -> FlowPreviewer:

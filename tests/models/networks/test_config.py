@@ -83,3 +83,8 @@ def test_joint_blocks_are_some_of_the_blocks():
         ValueError, match=r"attention_pattern has 2 entries, but depth is 4, of which 3 are joint_blocks"
     ):
         DiTConfig(depth=4, joint_blocks=3, attention_pattern=("space", "time"))
+
+
+def test_a_condition_is_named_once():
+    with pytest.raises(ValueError, match=r"clip_conditions is \['fps', 'fps'\]: name each once"):
+        DiTConfig(clip_conditions=("fps", "fps"))

@@ -11,7 +11,11 @@ from models.text.bytes import CaptionTokens
 from models.text.embeddings import CaptionEmbeddings
 from testing.networks import combinations, small_dit
 
-CONFIGS = combinations() | {"large patches": small_dit(patch_size=4, mlp_ratio=3)}
+CONFIGS = combinations() | {
+    "large patches": small_dit(patch_size=4, mlp_ratio=3),
+    "frame rate": small_dit(clip_conditions=("fps",)),
+    "frame rate and size": small_dit(clip_conditions=("size", "fps")),
+}
 GRID, WORDS, EMBEDDING = (3, 4, 8), 5, 24
 
 

@@ -33,6 +33,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {  # times of a sample, and optio
     "frame": ("frame", {}),
     "shared": ("frame", {"modulation": "shared"}),
     "low rank": ("clip", {"modulation": "low_rank", "modulation_rank": 4}),
+    "frame rate and size": ("frame", {"clip_conditions": ("fps", "size")}),
     "joint": ("frame", {"joint_blocks": 2, "modulation": "shared"}),
     "joint, then cross": ("clip", {"joint_blocks": 1}),
     "factorised": ("frame", {"attention_pattern": ("space", "time")}),

@@ -92,7 +92,7 @@ DECIDED = {
     ),
     "DiTConfig": Decided(
         output="width depth heads mlp_ratio patch_size text",
-        later="architecture attention_pattern rope modulation modulation_rank joint_blocks preset",
+        later="architecture attention_pattern rope modulation modulation_rank joint_blocks preset clip_conditions",
     ),
     "RopeConfig": Decided(
         output="theta axes trained_grid extrapolation",
