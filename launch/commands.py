@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -324,27 +324,39 @@ def export(
         typer.Argument(help="A checkpoint, or a folder with checkpoints, as runs/NAME/dit.", callback=_expand_home),
     ],
     output: Annotated[
-        Path, typer.Argument(help="The safetensors file to write; a .json goes beside it.", callback=_expand_home)
+        Path,
+        typer.Argument(
+            help="The safetensors file to write; a .json goes beside it. With --layout, a folder.",
+            callback=_expand_home,
+        ),
     ],
     raw: Annotated[bool, typer.Option("--raw", help="The weights as trained, not their average.")] = False,
     average: Annotated[
         str | None, typer.Option(metavar="NAME", help="Another than the first average, such as power-0.10.")
     ] = None,
+    layout: Annotated[
+        Literal["diffusers"] | None,
+        typer.Option(help="Write a folder that diffusers loads; for networks whose architecture is wan."),
+    ] = None,
     debug: Debug = False,
 ) -> None:
-    """Write a checkpoint's weights as one safetensors file.
+    """Write a checkpoint's weights as one safetensors file, or in the layout of diffusers.
 
     Example: `reelflow export runs/demo/dit dit.safetensors`
     """
     with _readable_errors(debug):
-        from pipeline.checkpoint.export import export_weights
+        from pipeline.checkpoint.export import export_published, export_weights
         from pipeline.checkpoint.read import open_checkpoint
         from pipeline.run.weight_names import FIRST_AVERAGE, MASTER
 
         if raw and average is not None:
             raise typer.BadParameter("--raw and --average name different weights; give one of them")
-        found = open_checkpoint(checkpoint)
-        description = export_weights(found, output, MASTER if raw else average or FIRST_AVERAGE)
+        found, which = open_checkpoint(checkpoint), MASTER if raw else average or FIRST_AVERAGE
+        if layout is not None:
+            export_published(found, output, which)
+            typer.echo(f"wrote {output} in the layout of {layout}, from {found.folder}")
+            return
+        description = export_weights(found, output, which)
         typer.echo(f"wrote {output} and {description} from {found.folder}")
 
 

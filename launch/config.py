@@ -34,6 +34,10 @@ class AutoencoderSection(Settings):
     """Size of the autoencoder."""
     train: TrainConfig = TrainConfig()
     """How the autoencoder is trained."""
+    published: Annotated[Path | None, Runtime] = None
+    """Folder of a published autoencoder, or of a published pipeline that has one: it is used as it is, and neither
+    `model` nor `train` is read. None trains an autoencoder.
+    """
 
 
 class FlowSection(Settings):

@@ -4,10 +4,14 @@ from collections import Counter
 from math import prod
 from pathlib import Path
 
+import yaml
+
 from data.dataset.index import INDEX_NAME
 from data.dataset.manifest import MANIFEST_NAME, Manifest
 from data.dataset.survey import Histogram, Survey, survey_dataset
 from launch.overrides import ConfigError
+from pipeline.checkpoint.published import is_published
+from pipeline.checkpoint.published_networks import open_transformer, transformer_shapes
 from pipeline.checkpoint.read import open_checkpoint
 from pipeline.checkpoint.record import CHECKPOINT_RECORD_NAME, LATEST_NAME
 from pipeline.report.dataset_page import clips_dir_of, write_dataset_page
@@ -25,6 +29,7 @@ def describe_folder(path: Path) -> str:
     Raises:
         ConfigError: the folder does not exist or holds nothing that reelflow wrote.
         DatasetError: it is an unfinished or damaged dataset.
+        PublishedError: it is a published model that cannot be used.
     """
     if not path.exists():
         raise ConfigError(f"{path} does not exist; name a run, a dataset, a checkpoint or a folder of samples")
@@ -37,9 +42,11 @@ def describe_folder(path: Path) -> str:
         scales = Counter(f"{clip.request.guidance_scale:g}" for clip in clips)
         counts = ", ".join(f"{number} at guidance {scale}" for scale, number in scales.items())
         return f"{path}: {len(clips)} sampled clips ({counts})\n  {path / GALLERY_NAME}"
+    if is_published(path):
+        return _published(path)
     if (path / "config.yaml").is_file():
         return _run(path)
-    raise ConfigError(f"{path} is not a run, a dataset, a checkpoint or a folder of samples")
+    raise ConfigError(f"{path} is not a run, a dataset, a checkpoint, a published model or a folder of samples")
 
 
 def show_folder(path: Path, page_dir: Path, num_clips: int) -> list[Path]:
@@ -158,5 +165,22 @@ def _checkpoint(path: Path) -> str:
             f"  saved by    {record.world_size} workers, ZeRO stage {record.zero_stage}",
             f"  files       {len(record.files)}, {num_bytes / 1e6:.1f} MB, checksums verified",
             *(f"  {name:11} {value}" for name, value in record.trained.items()),
+        ]
+    )
+
+
+def _published(path: Path) -> str:
+    """A published transformer: its size, and the section of a configuration that describes it."""
+    found, described = open_transformer(path)
+    num_parameters = sum(map(prod, transformer_shapes(described).values()))
+    section = yaml.safe_dump({"dit": {"model": described.config.model_dump(mode="json")}}, sort_keys=False)
+    return "\n".join(
+        [
+            f"{found.folder}: a published transformer",
+            f"  parameters  {num_parameters:,}",
+            f"  latents     {described.channels} channels",
+            f"  captions    embeddings of {described.embedding_width} channels",
+            "  to fine-tune it, a configuration has:",
+            *(f"    {line}" for line in section.splitlines()),
         ]
     )

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from math import lcm
 from typing import TYPE_CHECKING
 
+from data.dataset.compression import Compression
 from pipeline.engine.config import check_heads, check_tokens
 from pipeline.run.weight_names import FIRST_AVERAGE, MASTER
 from pipeline.train.config import TrainConfig
@@ -15,7 +16,10 @@ if TYPE_CHECKING:
 
 def check_workers(config: "RunConfig") -> None:
     """The workers can share every batch of both trainings."""
-    for name, train in (("autoencoder", config.autoencoder.train), ("dit", config.dit.train)):
+    trainings = {"autoencoder": config.autoencoder.train, "dit": config.dit.train}
+    if config.autoencoder.published is not None:
+        del trainings["autoencoder"]
+    for name, train in trainings.items():
         check_shares(config, name, train)
         workers = config.cluster.workers
         fitting = fitting_worlds(train, (), workers.num_workers)
@@ -58,14 +62,25 @@ def check_sequence_parallel(config: "RunConfig") -> None:
         raise ValueError("autoencoder.train.sequence_parallel is for the DiT, which has tokens to share: leave it out")
     model, together = config.dit.model, config.dit.train.sequence_parallel
     check_heads(model.heads, model.width, together)
+
+
+def check_grid(config: "RunConfig", compression: Compression) -> None:
+    """The latents of every bucket split into patches, and these among the workers of a group.
+
+    Args:
+        compression: of the autoencoder; that of a published one is known when its folder has been read.
+    """
+    check_patches(config, compression)
+    model, together = config.dit.model, config.dit.train.sequence_parallel
     for bucket in config.known_buckets or ():  # those that are chosen later are checked before the first step
-        check_tokens(bucket.name, model.num_tokens(bucket.latent_grid) // bucket.latent_grid[0], together)
+        grid = bucket.latent_grid(compression)
+        check_tokens(bucket.name, model.num_tokens(grid) // grid[0], together)
 
 
-def check_patches(config: "RunConfig") -> None:
+def check_patches(config: "RunConfig", compression: Compression) -> None:
     """The latents of every bucket split into patches."""
     patch, choice = config.dit.model.patch_size, config.data.choose_buckets
-    factor = config.autoencoder.model.compression.spatial_factor
+    factor = compression.spatial_factor
     multiple = factor * patch
     if choice is not None and choice.side_multiple % multiple:
         raise ValueError(
@@ -74,11 +89,37 @@ def check_patches(config: "RunConfig") -> None:
         )
     for number, bucket in enumerate(config.known_buckets or ()):
         for side, pixels in (("height", bucket.height), ("width", bucket.width)):
+            if pixels % factor:
+                raise ValueError(
+                    f"data.buckets.{number}.{side} is {pixels}, but the autoencoder takes multiples of {factor}: use "
+                    f"{pixels // multiple * multiple or multiple} or {pixels // multiple * multiple + multiple}"
+                )
             if pixels // factor % patch:
                 raise ValueError(
                     f"data.buckets.{number}.{side} is {pixels}: its latent of {pixels // factor} does not "
                     f"split into patches of dit.model.patch_size {patch}"
                 )
+
+
+def check_own_autoencoder(config: "RunConfig") -> None:
+    """What follows from the autoencoder, where the configuration describes it."""
+    if config.autoencoder.published is None:
+        check_grid(config, config.autoencoder.model.compression)
+
+
+def check_captions(config: "RunConfig") -> None:
+    """The network can read the captions as they are encoded."""
+    model, text = config.dit.model, config.encode.text
+    if model.needs_embeddings and text is None:
+        raise ValueError(
+            f"dit.model.architecture is {model.architecture}, which reads captions as embeddings, but encode.text is "
+            "not set: name the folder of its text encoder in encode.text.folder"
+        )
+    if text is not None and model.max_text_tokens is not None and text.max_tokens > model.max_text_tokens:
+        raise ValueError(
+            f"encode.text.max_tokens is {text.max_tokens}, but the network takes at most {model.max_text_tokens}: use "
+            f"{model.max_text_tokens}"
+        )
 
 
 def check_sampling(config: "RunConfig") -> None:
@@ -95,7 +136,8 @@ def check_sampling(config: "RunConfig") -> None:
 
 RULES: "tuple[Callable[[RunConfig], None], ...]" = (
     check_workers,
-    check_patches,
+    check_own_autoencoder,
     check_sequence_parallel,
+    check_captions,
     check_sampling,
 )

@@ -7,7 +7,10 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Literal
 
+from data.dataset.compression import Compression
 from launch.config import RunConfig
+from launch.overrides import ConfigError
+from launch.rules import check_grid
 from pipeline.encode.stage import EncodeStage
 from pipeline.evaluate.stage import EvaluateStage
 from pipeline.ingest.stage import DrawStage, ShardStage
@@ -51,6 +54,25 @@ def _shard(config: RunConfig) -> Stage:
     return ShardStage(config.data, config.cluster.workers)
 
 
+def _compression(config: RunConfig) -> Compression:
+    """Of the autoencoder that the run uses.
+
+    Raises:
+        PublishedError: the folder of a published one cannot be used.
+        ConfigError: it does not take the clips of the configuration.
+    """
+    if config.autoencoder.published is None:
+        return config.autoencoder.model.compression
+    from pipeline.encode.published import autoencoder_stats, open_autoencoder
+
+    _, compression = autoencoder_stats(open_autoencoder(config.autoencoder.published))
+    try:
+        check_grid(config, compression)
+    except ValueError as error:
+        raise ConfigError(f"autoencoder.published: {config.autoencoder.published}: {error}") from error
+    return compression
+
+
 def _train_autoencoder(config: RunConfig) -> Stage:
     return TrainAutoencoderStage(
         train=config.autoencoder.train,
@@ -58,13 +80,21 @@ def _train_autoencoder(config: RunConfig) -> Stage:
         mix_weights=config.data.weights,
         buckets=config.known_buckets,
         patch_size=config.dit.model.patch_size,
+        compression=config.autoencoder.model.compression,
         workers=config.cluster.workers,
         model=config.autoencoder.model,
+        published=config.autoencoder.published,
     )
 
 
 def _encode(config: RunConfig) -> Stage:
-    return EncodeStage(config.encode, config.autoencoder.model, config.dit.flow.null_caption, config.cluster.workers)
+    return EncodeStage(
+        config=config.encode,
+        autoencoder=config.autoencoder.model,
+        published=config.autoencoder.published,
+        null_caption=config.dit.flow.null_caption,
+        workers=config.cluster.workers,
+    )
 
 
 def _train_dit(config: RunConfig) -> Stage:
@@ -74,6 +104,7 @@ def _train_dit(config: RunConfig) -> Stage:
         mix_weights=config.data.weights,
         buckets=config.known_buckets,
         patch_size=config.dit.model.patch_size,
+        compression=_compression(config),
         workers=config.cluster.workers,
         model=config.dit.model,
         flow=config.dit.flow,

@@ -14,7 +14,7 @@ from typing import Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from data.dataset.compression import COMPRESSION
+from data.dataset.compression import COMPRESSION, Compression
 from data.records import Settings
 
 _NAME = re.compile(r"([0-9]{1,9})x([0-9]{1,9})x([0-9]{1,9})@([0-9]{1,9}(?:\.[0-9]{1,9})?)")
@@ -76,15 +76,18 @@ class Bucket(Settings):
         """Time from the first to the last frame."""
         return (self.num_frames - 1) / self.fps
 
-    @property
-    def latent_grid(self) -> tuple[int, int, int]:
-        """Positions (t, h, w) of a clip's latent."""
-        return COMPRESSION.latent_grid(self.num_frames, self.height, self.width)
+    def latent_grid(self, compression: Compression = COMPRESSION) -> tuple[int, int, int]:
+        """Positions (t, h, w) of a clip's latent.
+
+        Raises:
+            ValueError: an autoencoder of these strides does not take the clip.
+        """
+        return compression.latent_grid(self.num_frames, self.height, self.width)
 
     @property
     def num_latent_positions(self) -> int:
-        """All positions of a clip's latent; the number of tokens of the network is proportional to it."""
-        t, h, w = self.latent_grid
+        """All positions of a clip's latent; the number of tokens of any network is proportional to it."""
+        t, h, w = self.latent_grid()
         return t * h * w
 
 

@@ -29,7 +29,8 @@ class ChannelRMSNorm(nn.Module):
     def forward(self, x: Float[Tensor, "b c *positions"]) -> Float[Tensor, "b c *positions"]:
         """Normalise in float32; the result has the type of `x`."""
         norm = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float32)
-        return (x * (x.shape[1] ** 0.5 / norm.clamp_min(1e-12))).to(x.dtype) * self.gain.to(x.dtype)
+        normal = x * (x.shape[1] ** 0.5 / norm.clamp_min(1e-12))
+        return normal.mul_(self.gain).to(x.dtype)  # in place: at full resolution a tensor more is much memory
 
 
 def convolution(channels_in: int, channels_out: int, kernel: int) -> CausalConv3d:
@@ -50,9 +51,9 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Float[Tensor, "b c t h w"], cache: CausalCache | None = None) -> Float[Tensor, "b d t h w"]:
         """Add the residual."""
-        residual = self.conv_1(silu(self.norm_1(x)), cache)
-        residual = self.conv_2(silu(self.norm_2(residual)), cache)
-        return residual + (x if self.shortcut is None else self.shortcut(x))
+        residual = self.conv_1(silu(self.norm_1(x), inplace=True), cache)
+        residual = self.conv_2(silu(self.norm_2(residual), inplace=True), cache)
+        return residual.add_(x if self.shortcut is None else self.shortcut(x))
 
 
 def frames_of(x: Float[Tensor, "b c t h w"]) -> Float[Tensor, "n c h w"]:
@@ -179,7 +180,7 @@ class Head(nn.Module):
 
     def forward(self, x: Float[Tensor, "b c t h w"], cache: CausalCache | None = None) -> Float[Tensor, "b d t h w"]:
         """Normalise, then convolve."""
-        return self.conv(silu(self.norm(x)), cache)
+        return self.conv(silu(self.norm(x), inplace=True), cache)
 
 
 class WanAutoencoder(VideoAutoencoder):

@@ -1,6 +1,6 @@
 """Configuration of the networks that predict the velocity. Nothing here loads torch."""
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag, TypeAdapter, model_validator
 
@@ -108,6 +108,11 @@ class DiTConfig(Patched, Settings):
                 )
         return self
 
+    needs_embeddings: ClassVar[bool] = False
+    """Whether captions have to be embedded by a pretrained encoder."""
+    max_text_tokens: ClassVar[int | None] = None
+    """Longest embedding of a caption that the network takes; None: any."""
+
     @model_validator(mode="after")
     def _check_options(self) -> "DiTConfig":
         if self.rope.axes is not None and sum(self.rope.axes) != self.width // self.heads:
@@ -186,6 +191,13 @@ class WanConfig(Patched, Settings):
                 f"{way_out}"
             )
         return self
+
+    needs_embeddings: ClassVar[bool] = True
+
+    @property
+    def max_text_tokens(self) -> int:
+        """Longest embedding of a caption that the network takes."""
+        return self.text_tokens
 
     @property
     def caption_bytes(self) -> int:

@@ -1,4 +1,7 @@
-"""Export of a checkpoint's whole weights to one safetensors file and a JSON file, without Ray or DeepSpeed."""
+"""Export of a checkpoint's whole weights, without Ray or DeepSpeed.
+
+To one safetensors file and a JSON file, or to a folder in the layout of diffusers.
+"""
 
 import json
 from pathlib import Path
@@ -6,8 +9,12 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from data.dataset.manifest import LatentStats, TextEncoderRecord
 from data.files.publish import publish_text, published
+from models.networks.config import read_network_config
+from models.networks.wan_published import as_published, published_fields, published_tensors
 from pipeline.checkpoint.adapters import network_shapes, network_weights
+from pipeline.checkpoint.published import write_published
 from pipeline.checkpoint.record import Checkpoint, CheckpointError
 from pipeline.checkpoint.tensor_files import stream_tensors
 from pipeline.run.weight_names import FIRST_AVERAGE, WeightsName
@@ -47,3 +54,32 @@ def export_weights(checkpoint: Checkpoint, path: Path, which: WeightsName = FIRS
     description = path.with_suffix(".json")
     publish_text(description, json.dumps(about, indent=1) + "\n")
     return description
+
+
+def export_published(checkpoint: Checkpoint, folder: Path, which: WeightsName = FIRST_AVERAGE) -> None:
+    """Write master or averaged weights as a published transformer, in the layout of diffusers; adapters are merged.
+
+    Args:
+        folder: must not exist.
+
+    Raises:
+        CheckpointError: there are no such weights, it is damaged, or networks of its architecture have no such layout.
+        PublishedError: the folder exists.
+    """
+    record = checkpoint.record
+    if record.kind != "dit":
+        raise CheckpointError(f"{checkpoint.folder} holds a {record.kind}; only a dit has a published layout")
+    checkpoint.kind_of(which)
+    encoder = None
+    if record.trained.get("text_encoder") is not None:
+        encoder = checkpoint.trained("text_encoder", TextEncoderRecord.model_validate)
+    model = read_network_config(checkpoint.trained("model", _SETTINGS.validate_python))
+    channels = checkpoint.trained("latent_stats", LatentStats.model_validate).num_channels
+    try:
+        transformer = as_published(model, channels, None if encoder is None else encoder.width)
+    except ValueError as error:
+        told = f"{checkpoint.folder}: {error}; leave --layout out to write one safetensors file"
+        raise CheckpointError(told) from error
+    tensors = published_tensors(transformer)
+    in_order = {name: tensors[name] for name in network_shapes(checkpoint)}
+    write_published(folder, published_fields(transformer), in_order, network_weights(checkpoint, which))

@@ -138,6 +138,11 @@ def is_pipeline(folder: Path) -> bool:
     return (folder / PIPELINE_NAME).is_file()
 
 
+def is_published(folder: Path) -> bool:
+    """Whether a folder holds a published pipeline, or a published model of its own."""
+    return is_pipeline(folder) or (folder / CONFIG_NAME).is_file()
+
+
 def open_component(folder: Path, name: str) -> PublishedFolder:
     """A published model from its own folder, or from the folder of a pipeline that has it under a name.
 

@@ -47,25 +47,38 @@ def to_frames(pixels: Float[Tensor, "3 t h w"]) -> Frames:
     return rearrange(levels, "c t h w -> t h w c").cpu().numpy()
 
 
+def read_config(path: Path) -> VideoAutoencoderConfig:
+    """The configuration in a file that `export_autoencoder` wrote; of the file, only the header is read.
+
+    Raises:
+        CheckpointError: the file is missing or damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return TypeAdapter(VideoAutoencoderConfig).validate_json((file.metadata() or {})["config"])
+    except KeyError as error:
+        raise CheckpointError(f"{path} is damaged: its header does not describe the autoencoder") from error
+    except ValidationError as error:
+        raise CheckpointError(f"{path} is damaged: {mistakes(error)}") from error
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+
+
 def load_autoencoder(path: Path) -> VideoAutoencoder:
     """Load a file that `export_autoencoder` wrote, in evaluation mode, without gradients, on the CPU.
 
     Raises:
         CheckpointError: the file is missing or damaged, or holds another network than it says.
     """
+    config = read_config(path)
+    with torch.device("meta"):  # no memory is taken before the shapes are known to be those in the file
+        expected = {name: list(weight.shape) for name, weight in build_autoencoder(config).state_dict().items()}
     try:
         with safe_open(path, framework="pt") as file:
-            config = TypeAdapter(VideoAutoencoderConfig).validate_json((file.metadata() or {})["config"])
-            with torch.device("meta"):  # no memory is taken before the shapes are known to be those in the file
-                expected = {name: list(weight.shape) for name, weight in build_autoencoder(config).state_dict().items()}
             if {name: file.get_slice(name).get_shape() for name in file.keys()} != expected:  # noqa: SIM118 - no dict
                 raise CheckpointError(f"{path} is damaged: its weights are not those of the autoencoder it describes")
             network = build_autoencoder(config)
             network.load_state_dict({name: file.get_tensor(name) for name in expected})
-    except KeyError as error:
-        raise CheckpointError(f"{path} is damaged: its header does not describe the autoencoder") from error
-    except ValidationError as error:
-        raise CheckpointError(f"{path} is damaged: {mistakes(error)}") from error
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     return network.eval().requires_grad_(False)

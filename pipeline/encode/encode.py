@@ -32,12 +32,13 @@ from data.dataset.shards import read_shard, write_shard
 from data.errors import DatasetError
 from data.files.checksums import file_sha256
 from data.files.publish import publish_text
+from models.autoencoder.config import WanAutoencoderConfig
 from models.text.pretrained import PretrainedTextEncoder, check_text_encoder, text_encoder_fingerprint
 from pipeline.distributed.actor_pool import results_of_actors
 from pipeline.distributed.config import WorkersConfig
 from pipeline.encode.captions import store_null_caption, text_tensors
 from pipeline.encode.chunks import clips_per_call, encode_clips
-from pipeline.encode.codec import load_autoencoder
+from pipeline.encode.codec import load_autoencoder, read_config
 from pipeline.encode.config import EncodeConfig
 from pipeline.run.commits import Commit, publish_commit, remove_commit, remove_other_shards, reusable_commit
 from pipeline.run.fingerprints import fingerprint, output_settings
@@ -231,7 +232,7 @@ def encode_shards(
         buckets=count_buckets(rows),
         num_samples=clips.num_samples,
         shards=[shard.shard for shard in encoded],
-        latent_stats=latent_statistics(encoded),
+        latent_stats=published_statistics(autoencoder_path) or latent_statistics(encoded),
         text_encoder=text_encoder,
         num_truncated_captions=sum(shard.num_truncated_captions for shard in encoded),
     )
@@ -264,6 +265,14 @@ def _encode_missing(
         for _, num_encoded in done:
             num_done += num_encoded
             progress.update(num_done)
+
+
+def published_statistics(autoencoder_path: Path) -> LatentStats | None:
+    """The statistics that were published with an autoencoder's weights; None: they are measured."""
+    config = read_config(autoencoder_path)
+    if not isinstance(config, WanAutoencoderConfig):
+        return None
+    return LatentStats(mean=list(config.latent_mean), std=list(config.latent_std))
 
 
 def latent_statistics(shards: list[EncodedShard]) -> LatentStats:

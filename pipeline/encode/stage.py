@@ -1,12 +1,12 @@
 """Stage encode: clips become latents, by the trained autoencoder."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from models.autoencoder.config import AutoencoderConfig
+from models.autoencoder.config import VideoAutoencoderConfig
 from pipeline.distributed.config import WorkersConfig
 from pipeline.encode.config import EncodeConfig
 from pipeline.run.context import RunContext
@@ -22,7 +22,9 @@ class EncodeStage(DriverStage):
     """
 
     config: EncodeConfig
-    autoencoder: AutoencoderConfig
+    autoencoder: VideoAutoencoderConfig
+    published: Path | None
+    """Folder of a published autoencoder; None: the run trains its own."""
     null_caption: str
     workers: WorkersConfig
 
@@ -32,14 +34,21 @@ class EncodeStage(DriverStage):
 
     def describe(self) -> str:
         """Its line in the plan."""
+        if self.published is not None:
+            return f"latents, by the published autoencoder {self.published}"
         return f"latents of {self.autoencoder.latent_channels} channels"
 
     def check(self) -> None:
-        """Refuse a text encoder that cannot be used, before the autoencoder is trained.
+        """Refuse a text encoder or a published autoencoder that cannot be used, before any clip is made.
 
         Raises:
             TextEncoderError: names the folder.
+            PublishedError: names the folder.
         """
+        if self.published is not None:
+            from pipeline.encode.published import open_autoencoder
+
+            open_autoencoder(self.published)
         if self.config.text is not None:
             from models.text.pretrained import check_text_encoder
 
@@ -52,6 +61,10 @@ class EncodeStage(DriverStage):
 
         buckets = [record.bucket for record in read_manifest(run.run_dir / "clips").buckets]
         settings: dict[str, Any] = {"config": encoding_settings(self.config, buckets), "schema": SCHEMA_VERSION}
+        if self.published is not None:
+            from pipeline.encode.published import open_autoencoder
+
+            settings["published_autoencoder"] = open_autoencoder(self.published).fingerprint()
         if self.config.text is not None:
             settings["null_caption"] = self.null_caption
         return settings
@@ -63,7 +76,7 @@ class EncodeStage(DriverStage):
 
         def count() -> int:
             with TemporaryDirectory(prefix="reelflow-") as folder:
-                weights = _export(run, Path(folder) / AUTOENCODER_NAME)
+                weights = self._export(run, Path(folder) / AUTOENCODER_NAME)
                 return count_reusable_latents(run.run_dir / "clips", run.folder_of(self), weights, self.config)
 
         return count
@@ -75,7 +88,7 @@ class EncodeStage(DriverStage):
         from pipeline.encode.codec import AUTOENCODER_NAME
         from pipeline.encode.encode import encode_shards
 
-        weights = _export(run, opened.folder / AUTOENCODER_NAME)
+        weights = self._export(run, opened.folder / AUTOENCODER_NAME)
         clips_dir = run.run_dir / "clips"
         manifest = encode_shards(clips_dir, opened.folder, weights, self.config, self.workers, self.null_caption)
         outputs = [weights, *dataset_outputs(opened.folder, manifest)]
@@ -83,11 +96,19 @@ class EncodeStage(DriverStage):
             outputs.append(opened.folder / NULL_CAPTION_NAME)
         return Outcome(outputs, {"clips": manifest.num_samples})
 
+    def required_folders(self) -> Mapping[str, str]:
+        """As `Stage.required_folders`: a published autoencoder is in no folder of the run."""
+        return self.needs if self.published is None else {"clips": self.needs["clips"]}
 
-def _export(run: RunContext, path: Path) -> Path:
-    """Write the weights of the run's autoencoder to `path`."""
-    from pipeline.checkpoint.read import open_checkpoint
-    from pipeline.encode.codec import export_autoencoder
+    def _export(self, run: RunContext, path: Path) -> Path:
+        """Write the weights of the autoencoder to `path`."""
+        if self.published is not None:
+            from pipeline.encode.published import export_published_autoencoder, open_autoencoder
 
-    export_autoencoder(open_checkpoint(run.run_dir / "autoencoder"), path)
-    return path
+            export_published_autoencoder(open_autoencoder(self.published), path)
+            return path
+        from pipeline.checkpoint.read import open_checkpoint
+        from pipeline.encode.codec import export_autoencoder
+
+        export_autoencoder(open_checkpoint(run.run_dir / "autoencoder"), path)
+        return path

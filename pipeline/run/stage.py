@@ -61,7 +61,12 @@ class Stage(ABC):
         Raises:
             StageOrderError: a stage that it needs has not finished, or is out of date.
         """
-        return {folder: run.build_of(folder, name) for folder, name in self.needs.items()} | self.settings(run)
+        required = {folder: run.build_of(folder, name) for folder, name in self.required_folders().items()}
+        return required | self.settings(run)
+
+    def required_folders(self) -> Mapping[str, str]:
+        """Those that it `needs` with its present settings."""
+        return self.needs
 
     def continues(self) -> dict[str, Any]:
         """Settings whose change makes a complete output unfinished, not wrong: how many steps to train."""

@@ -163,7 +163,9 @@ class FlowTrainConfig(TrainConfig):
     """How a DiT is trained, and from which weights."""
 
     start_from: Annotated[Path | None, Runtime] = None
-    """A DiT's checkpoint, or a folder of checkpoints, whose averaged weights training starts from; None starts anew."""
+    """A DiT's checkpoint, or a folder of checkpoints, whose averaged weights training starts from; or a published
+    transformer, or a published pipeline that has one. None starts anew.
+    """
     lora: LoraConfig | None = None
     """Train low-rank adapters on the network of `start_from` and nothing else; None trains all weights."""
 

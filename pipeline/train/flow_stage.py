@@ -15,7 +15,7 @@ from pipeline.train.stage import TrainStage
 
 if TYPE_CHECKING:
     from data.dataset.manifest import Manifest
-    from pipeline.checkpoint.record import Checkpoint
+    from pipeline.train.base import Base
     from pipeline.train.task import TrainTask
 
 logger = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ class TrainFlowStage(TrainStage):
     train: FlowTrainConfig
     model: NetworkConfig
     flow: FlowSpec
-    _bases: "dict[Path, Checkpoint | None]" = field(default_factory=dict, init=False, repr=False)
+    _bases: "dict[Path, Base | None]" = field(default_factory=dict, init=False, repr=False)
 
     name = "train dit"
     folder = "dit"
@@ -67,6 +67,7 @@ class TrainFlowStage(TrainStage):
             base_path=None if base is None else (run.folder_of(self) / BASE_NAME).resolve(),
             base=None if base is None else base.fingerprint,
             lora=self.train.lora,
+            compression=self.compression,
         )
 
     def before_training(self, run: RunContext, opened: OpenStage) -> None:
@@ -74,29 +75,28 @@ class TrainFlowStage(TrainStage):
         base = self._base(run)
         if base is not None:
             from pipeline.checkpoint.adapters import BASE_NAME
-            from pipeline.checkpoint.export import export_weights
 
-            export_weights(base, opened.folder / BASE_NAME)
+            base.export(opened.folder / BASE_NAME)
 
-    def _base(self, run: RunContext) -> "Checkpoint | None":
-        """The checkpoint that `start_from` names, if any; opened and checked once."""
+    def _base(self, run: RunContext) -> "Base | None":
+        """The network that `start_from` names, if any; opened and checked once."""
         if run.run_dir not in self._bases:
             self._bases[run.run_dir] = None if self.train.start_from is None else self._open_base(run)
         return self._bases[run.run_dir]
 
-    def _open_base(self, run: RunContext) -> "Checkpoint":
-        """Open the checkpoint to start from.
+    def _open_base(self, run: RunContext) -> "Base":
+        """Open the network to start from.
 
         Raises:
             CheckpointError: it cannot be used, is of another network, or lies in this training's own folder.
+            PublishedError: the published folder cannot be used.
             LoraError: adapters are configured, and peft is not installed or a target is no layer.
         """
         from data.dataset.manifest import read_manifest
         from data.files.checksums import file_sha256
-        from pipeline.checkpoint.read import open_checkpoint
         from pipeline.checkpoint.record import CheckpointError
         from pipeline.encode.codec import AUTOENCODER_NAME
-        from pipeline.train.base import check_base
+        from pipeline.train.base import check_base, open_base
         from pipeline.train.lora import check_adapters
 
         start_from = self.train.start_from
@@ -106,14 +106,15 @@ class TrainFlowStage(TrainStage):
                 f"dit.train.start_from is {start_from}, a folder that this training would archive: give the run "
                 f"another name (cp -r {run.run_dir} runs/NAME keeps its autoencoder and latents)"
             )
-        base = open_checkpoint(start_from)
+        base = open_base(start_from)
         manifest = read_manifest(run.run_dir / "latents")
         assert manifest.latent_stats is not None
         num_channels, encoder = manifest.latent_stats.num_channels, manifest.text_encoder
         check_base(base, self.model, self.flow, num_channels, encoder)
         if self.train.lora is not None:
             check_adapters(self.model, self.train.lora, num_channels, None if encoder is None else encoder.width)
-        if base.file(AUTOENCODER_NAME).sha256 != file_sha256(run.run_dir / "latents" / AUTOENCODER_NAME):
+        known = base.autoencoder_sha256
+        if known is not None and known != file_sha256(run.run_dir / "latents" / AUTOENCODER_NAME):
             logger.warning(
                 "  warning: %s was trained on the latents of another autoencoder, which mean something else; copy that "
                 "run's folder and change the copy to keep its autoencoder",

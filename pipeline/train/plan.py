@@ -1,9 +1,11 @@
 """What a training is going to do, in a few lines: steps, batches, and how many workers may take part."""
 
 from collections.abc import Collection, Sequence
+from math import prod
 from typing import TYPE_CHECKING
 
 from data.dataset.buckets import Bucket, batch_sizes
+from data.dataset.compression import Compression
 from pipeline.distributed.config import WorldSizeError, num_participating
 from pipeline.train.config import TrainConfig
 
@@ -11,16 +13,19 @@ if TYPE_CHECKING:
     from data.stream.loader import Subset
 
 
-def describe_steps(train: TrainConfig, buckets: Sequence[Bucket] | None, patch_size: int) -> str:
+def describe_steps(
+    train: TrainConfig, buckets: Sequence[Bucket] | None, patch_size: int, compression: Compression
+) -> str:
     """How many steps, of how many clips and tokens.
 
     Args:
         buckets: None where they will be chosen from the videos.
         patch_size: side of the DiT's patches, in latent pixels.
+        compression: of the autoencoder.
     """
     if buckets is None:
         return f"{train.steps} steps of {train.global_batch} clips of the largest bucket, or as many tokens of another"
-    tokens = {bucket.name: bucket.num_latent_positions // patch_size**2 for bucket in buckets}
+    tokens = {bucket.name: prod(bucket.latent_grid(compression)) // patch_size**2 for bucket in buckets}
     sizes = batch_sizes(buckets, train.global_batch, train.batch_multiple)
     batches = [
         f"{size} clips of {tokens[name]} tokens" + (f" ({name})" if len(sizes) > 1 else "")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.dataset.buckets import Bucket
+from data.dataset.compression import Compression
 from models.autoencoder.config import AutoencoderConfig
 from pipeline.distributed.config import WorkersConfig
 from pipeline.run.context import RunContext, StoppedError
@@ -44,6 +45,8 @@ class TrainStage(Stage):
     buckets: tuple[Bucket, ...] | None
     """None where they will be chosen from the videos."""
     patch_size: int
+    compression: Compression
+    """Of the autoencoder."""
     workers: WorkersConfig
 
     remove_temporary = False  # the workers of a killed driver may still be writing
@@ -58,7 +61,7 @@ class TrainStage(Stage):
 
     def describe(self) -> str:
         """Its line in the plan."""
-        return describe_steps(self.train, self.buckets, self.patch_size)
+        return describe_steps(self.train, self.buckets, self.patch_size, self.compression)
 
     def settings(self, run: RunContext) -> dict[str, Any]:
         """The network, the mix and how it is trained."""
@@ -93,7 +96,9 @@ class TrainStage(Stage):
         Raises:
             StageOrderError: a stage that it needs has not finished, or is out of date.
         """
-        for folder, name in self.needs.items():
+        if not self.is_needed():
+            return
+        for folder, name in self.required_folders().items():
             run.build_of(folder, name)  # on every process, before anything in these folders is read
         task = self.task(run)
         subsets = task.subsets()
@@ -173,10 +178,22 @@ class TrainAutoencoderStage(TrainStage):
     """
 
     model: AutoencoderConfig
+    published: Path | None
+    """Folder of a published autoencoder, which is used in place of one that is trained."""
 
     name = "train autoencoder"
     folder = "autoencoder"
     needs = {"clips": "shard"}  # noqa: RUF012 - constant
+
+    def describe(self) -> str:
+        """Its line in the plan."""
+        if self.published is None:
+            return super().describe()
+        return f"nothing: {self.published} is used, and autoencoder.model and autoencoder.train are not"
+
+    def is_needed(self) -> bool:
+        """Not where a published autoencoder is used."""
+        return self.published is None
 
     def network_settings(self, run: RunContext) -> dict[str, Any]:  # noqa: ARG002 - of the interface
         """The autoencoder."""

@@ -33,7 +33,7 @@ def open_stream(task: TrainTask, config: TrainConfig, trainer: ZeroTrainer) -> S
     share, num_shares = trainer.data_rank, trainer.data_world_size
     check_world(sizes, num_shares * config.gradient_accumulation_steps, config.batch_multiple)
     for bucket in buckets:
-        check_tokens(bucket.name, task.num_tokens(bucket) // bucket.latent_grid[0], config.sequence_parallel)
+        check_tokens(bucket.name, task.num_tokens(bucket) // bucket.latent_grid()[0], config.sequence_parallel)
     stream, problem = None, None
     try:
         stream = Stream(subsets, sizes, seed=task.seed, rank=share, world_size=num_shares, cache=config.cache)

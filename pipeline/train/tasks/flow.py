@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from data.dataset.buckets import Bucket
+from data.dataset.compression import COMPRESSION, Compression
 from data.dataset.index import IndexRow
 from data.dataset.latents import read_latents
 from data.dataset.manifest import LatentStats, TextEncoderRecord
@@ -98,6 +99,7 @@ class FlowTask:
     base_path: Path | None = None  # exported weights to start from
     base: str | None = None  # fingerprint of the checkpoint that they were exported from
     lora: LoraConfig | None = None
+    compression: Compression = COMPRESSION  # of the autoencoder
     kind: str = "dit"
 
     def build(self) -> nn.Module:
@@ -174,11 +176,11 @@ class FlowTask:
 
     def num_tokens(self, bucket: Bucket) -> int:
         """Tokens of one clip."""
-        return self.model.num_tokens(bucket.latent_grid)
+        return self.model.num_tokens(bucket.latent_grid(self.compression))
 
     def flops_probe(self, bucket: Bucket) -> Tensor:
         """A scalar whose forward and backward pass are those of training on one clip of the bucket."""
-        latent = torch.empty(1, self.latent_stats.num_channels, *bucket.latent_grid)
+        latent = torch.empty(1, self.latent_stats.num_channels, *bucket.latent_grid(self.compression))
         t = torch.zeros((1, 1, latent.shape[2]) if self.flow.times_per == "frame" else 1)
         return self._adapted(self._network()).flops_probe(latent, t, self._probe_caption().to(latent.device))
 

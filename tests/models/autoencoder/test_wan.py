@@ -78,6 +78,21 @@ def test_gradients_equal_diffusers(pair):
         assert_near(parameter.grad, expected_gradient, 1e-4)
 
 
+def test_bfloat16_is_as_exact_as_that_of_diffusers(pair):
+    """Both round differently; the deviation of ours from fp32 is less than twice theirs."""
+    theirs, ours = pair
+    pixels = clip_for(ours, 5)
+    with torch.no_grad():
+        exact = ours.encode(pixels).mean
+        exact_pixels = ours.decode(exact).clamp(-1, 1)
+        with torch.autocast("cpu", torch.bfloat16):
+            found, expected = ours.encode(pixels).mean, theirs.encode(pixels).latent_dist.mean
+            found_pixels, expected_pixels = ours.decode(exact).clamp(-1, 1), theirs.decode(exact).sample
+    assert found.dtype == found_pixels.dtype == torch.float32
+    assert (found - exact).std() < 2 * (expected - exact).std()
+    assert (found_pixels - exact_pixels).std() < 2 * (expected_pixels - exact_pixels).std()
+
+
 def test_no_output_depends_on_a_later_frame(pair):
     _, network = pair
     one = clip_for(network, 13)

@@ -35,6 +35,7 @@ DECIDED = {
     ),
     "AutoencoderSection": Decided(
         output="model train",
+        runtime="published",
     ),
     "EncodeConfig": Decided(
         output="batch chunk_frames precision text",

@@ -28,7 +28,7 @@ from pipeline.encode.codec import AUTOENCODER_NAME
 from pipeline.sample.config import SampleConfig
 from pipeline.sample.model import open_model
 from pipeline.sample.sampler import ClipSampler
-from pipeline.train.base import check_base
+from pipeline.train.base import check_base, open_base
 from pipeline.train.loop import train
 from pipeline.train.lora import add_adapters
 from pipeline.train.monitor.metrics import read_metrics
@@ -238,15 +238,15 @@ def test_adapters_may_start_from_merged_adapters(tuned, tmp_path):
 
 def test_another_network_names_the_fields_that_differ(base):
     data, run_dir = base
-    task, checkpoint = make_task(data), open_checkpoint(run_dir)
-    check_base(checkpoint, task.model, task.flow, 4, None)
+    task, trained = make_task(data), open_base(run_dir)
+    check_base(trained, task.model, task.flow, 4, None)
     other = task.model.model_copy(update={"depth": 2, "text": TINY_MODEL.text.model_copy(update={"max_bytes": 8})})
     with pytest.raises(CheckpointError, match=r"dit\.model\.depth is 2 but 1 there; dit\.model\.text\.max_bytes is 8"):
-        check_base(checkpoint, other, task.flow, 4, None)
+        check_base(trained, other, task.flow, 4, None)
     with pytest.raises(CheckpointError, match=r"dit\.flow\.prediction is data but velocity there"):
-        check_base(checkpoint, task.model, task.flow.model_copy(update={"prediction": "data"}), 4, None)
+        check_base(trained, task.model, task.flow.model_copy(update={"prediction": "data"}), 4, None)
     with pytest.raises(CheckpointError, match=r"dit\.latent_channels is 8 but 4 there"):
-        check_base(checkpoint, task.model, task.flow, 8, None)
+        check_base(trained, task.model, task.flow, 8, None)
 
 
 def test_without_the_extra_the_message_names_it(monkeypatch):
