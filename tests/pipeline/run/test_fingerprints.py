@@ -106,6 +106,7 @@ DECIDED = {
     ),
     "FlowSpec": Decided(
         output="path prediction loss_weight times times_per caption_dropout null_caption",
+        later="first_frame_share",
     ),
     "FlowTrainConfig": Decided(
         output="lora",

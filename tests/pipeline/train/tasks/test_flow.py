@@ -51,3 +51,26 @@ def test_the_network_is_told_the_frame_rate_of_each_clip(straight):
     assert not torch.equal(slow, fast)
     plain = with_open_gates(task.build())  # does not read it
     assert torch.equal(plain(replace(batch, fps=torch.full((2,), 8.0)))["total"], plain(batch)["total"])
+
+
+def test_the_first_frame_of_a_share_of_the_clips_is_given_and_has_no_loss(straight):
+    task, folder, _ = straight
+    rows = task.subsets()[0].rows
+    content = PayloadReader(folder).read(rows[0])
+    samples = [Sample(position, rows, 0, content) for position in range(400)]
+    given = replace(task, flow=task.flow.model_copy(update={"first_frame_share": 0.3}))
+    batch, plain = given.collate(samples), task.collate(samples)
+    assert batch.known is not None
+    assert plain.known is None
+    assert not batch.known[..., 1:].any()
+    assert abs(float(batch.known[..., 0].float().mean()) - 0.3) < 0.07
+    assert torch.equal(batch.t, torch.where(batch.known, 1.0, plain.t[:, None, None]))
+    torch.manual_seed(0)
+    module = with_open_gates(given.build())
+    few = given.collate(samples[:8])
+    assert few.known is not None
+    assert few.known.any()
+    hidden = replace(few, x_0=torch.where(few.known[..., None, None], 100.0, few.x_0))
+    assert torch.equal(module(hidden)["total"], module(few)["total"])  # what the noise would be there does not matter
+    shown = replace(few, x_1=torch.where(few.known[..., None, None], few.x_1 + 1, few.x_1))
+    assert not torch.allclose(module(shown)["total"], module(few)["total"])  # other frames see the given one
