@@ -42,6 +42,7 @@ from pipeline.checkpoint.record import (
     step_folders,
 )
 from pipeline.encode.codec import AUTOENCODER_NAME
+from pipeline.engine.placement import WHOLE, Placement
 from pipeline.run import randomness
 from pipeline.run.stage_record import STAGE_RECORD_NAME, StageRecord
 from pipeline.train.monitor.events import read_events
@@ -110,7 +111,7 @@ class FaultyTask(FlowTask):
     log_dir: Path = Path()
     step_seconds: float = STEP_SECONDS
 
-    def build(self) -> nn.Module:
+    def build(self, placement: Placement = WHOLE) -> nn.Module:  # noqa: ARG002 - all weights are new
         """The loss and the checkpoint writers with their faults."""
         saving.write_tensors = partial(_write, self, saving.write_tensors)
         saving.publish_text = partial(_publish, self, saving.publish_text)

@@ -15,6 +15,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
+from data.dataset.compression import Compression
 from models.autoencoder.protocol import VideoAutoencoder
 
 
@@ -39,6 +40,12 @@ class Tiling:
                 f"tiles of side {self.side} with overlap {self.overlap} and margin {self.margin} cannot be blended: "
                 "the overlap must be longer than two margins and shorter than the side"
             )
+
+
+def tiling_of(side_pixels: int, compression: Compression) -> Tiling:
+    """Tiles of a side in pixels, which overlap by a quarter of it."""
+    side = side_pixels // compression.spatial_factor
+    return Tiling(side=side, overlap=max(1, side // 4))
 
 
 def tile_starts(length: int, side: int, overlap: int) -> list[int]:

@@ -28,8 +28,8 @@ class ChannelRMSNorm(nn.Module):
 
     def forward(self, x: Float[Tensor, "b c *positions"]) -> Float[Tensor, "b c *positions"]:
         """Normalise in float32; the result has the type of `x`."""
-        norm = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float32)
-        normal = x * (x.shape[1] ** 0.5 / norm.clamp_min(1e-12))
+        power = x.float().square().sum(1, keepdim=True).clamp_min(1e-24)  # vector_norm takes 6 x as long on a CPU
+        normal = x * (x.shape[1] ** 0.5 * power.rsqrt())
         return normal.mul_(self.gain).to(x.dtype)  # in place: at full resolution a tensor more is much memory
 
 

@@ -5,7 +5,7 @@ weights of the base network, which all checkpoints share through hard links; `ne
 """
 
 import importlib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,17 +51,8 @@ def network_shapes(checkpoint: Checkpoint) -> dict[str, list[int]]:
     """
     if "lora" not in checkpoint.record.trained:
         return {name.removeprefix(PREFIX): shape for name, shape in checkpoint.record.parameters.items()}
-    shapes = {}
-    with _open_base(checkpoint) as base:
-        for name in base.keys():  # noqa: SIM118 - not a dictionary
-            weight = base.get_slice(name)
-            if weight.get_dtype() != "F32":
-                raise CheckpointError(
-                    f"{checkpoint.folder / BASE_NAME} is damaged: {name[:80]} is stored as {weight.get_dtype()}, not "
-                    "as F32; restore the file"
-                )
-            shapes[name] = weight.get_shape()
-    return shapes
+    with _open_base(checkpoint.folder / BASE_NAME) as base:
+        return _stored_shapes(base, checkpoint.folder / BASE_NAME)
 
 
 def check_network(checkpoint: Checkpoint, build: Callable[[], nn.Module]) -> None:
@@ -74,27 +65,52 @@ def check_network(checkpoint: Checkpoint, build: Callable[[], nn.Module]) -> Non
         CheckpointError: names the first weight that differs.
     """
     with torch.device("meta"):
-        expected = {name: list(weight.shape) for name, weight in build().state_dict().items()}
-    held = network_shapes(checkpoint)
+        network = build()
+    _check_shapes(checkpoint.folder, network_shapes(checkpoint), network)
+
+
+def _check_shapes(path: Path, held: Mapping[str, list[int]], network: nn.Module) -> None:
+    """Check that a file or a checkpoint holds the weights of a network, from their shapes.
+
+    Raises:
+        CheckpointError: names the first weight that differs.
+    """
+    expected = {name: list(weight.shape) for name, weight in network.state_dict().items()}
     for name in sorted(held.keys() | expected.keys()):
         if held.get(name) != expected.get(name):
             raise CheckpointError(
-                f"{checkpoint.folder} is damaged: {name[:80]} is {str(held.get(name, 'absent'))[:80]}, but the network "
-                f"that it describes has {str(expected.get(name, 'none of that name'))[:80]}"
+                f"{path} is damaged: {name[:80]} is {str(held.get(name, 'absent'))[:80]}, but the network that it "
+                f"describes has {str(expected.get(name, 'none of that name'))[:80]}"
             )
 
 
-def _open_base(checkpoint: Checkpoint) -> Any:  # noqa: ANN401 - safetensors is untyped
+def _open_base(path: Path) -> Any:  # noqa: ANN401 - safetensors is untyped
     """The file with the weights of the base network, opened.
 
     Raises:
         CheckpointError: it is missing or damaged.
     """
-    path = checkpoint.folder / BASE_NAME
     try:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
+
+
+def _stored_shapes(base: Any, path: Path) -> dict[str, list[int]]:  # noqa: ANN401 - safetensors is untyped
+    """The shapes of the weights in an opened file.
+
+    Raises:
+        CheckpointError: they are not of 32-bit numbers.
+    """
+    shapes = {}
+    for name in base.keys():  # noqa: SIM118 - not a dictionary
+        weight = base.get_slice(name)
+        if weight.get_dtype() != "F32":
+            raise CheckpointError(
+                f"{path} is damaged: {name[:80]} is stored as {weight.get_dtype()}, not as F32; restore the file"
+            )
+        shapes[name] = weight.get_shape()
+    return shapes
 
 
 def _check_pairs(checkpoint: Checkpoint, adapters: Collection[str], weights: Collection[str]) -> None:
@@ -137,7 +153,7 @@ def network_weights(checkpoint: Checkpoint, which: WeightsName = FIRST_AVERAGE) 
     config = checkpoint.trained("lora", LoraConfig.model_validate)
     adapters, shapes = load_weights(checkpoint, which), network_shapes(checkpoint)
     _check_pairs(checkpoint, adapters.keys(), shapes.keys())
-    with _open_base(checkpoint) as base:
+    with _open_base(checkpoint.folder / BASE_NAME) as base:
         for name in shapes:
             weight, layer = base.get_tensor(name), f"{PREFIX}{name.removesuffix('weight')}"
             if (down := adapters.get(layer + DOWN)) is not None:
@@ -153,7 +169,15 @@ def network_weights(checkpoint: Checkpoint, which: WeightsName = FIRST_AVERAGE) 
             yield name, weight
 
 
-def read_base(path: Path) -> dict[str, Tensor]:
-    """Read the weights of the base network, by name."""
-    with safe_open(path, framework="pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
+def base_weights(path: Path, network: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The weights of a network in a file, in the order of its layers.
+
+    They lie in the mapped file: what is never read takes no memory, and what is can be dropped from memory again.
+
+    Raises:
+        CheckpointError: the file is damaged, or of another network.
+    """
+    with _open_base(path) as base:
+        _check_shapes(path, _stored_shapes(base, path), network)
+        for name in network.state_dict():
+            yield name, base.get_tensor(name)

@@ -13,6 +13,7 @@ from data.dataset.compression import Compression
 from data.records import Frames
 from data.video.codec import decode_chunks
 from models.autoencoder.protocol import VideoAutoencoder
+from models.autoencoder.tiling import decode_tiled, encode_tiled, tiling_of
 from pipeline.encode.codec import to_frames, to_pixels
 from pipeline.encode.config import CALL_FRAMES
 
@@ -48,11 +49,16 @@ def reconstructed(
 
 
 def encode_clips(
-    network: VideoAutoencoder, contents: Sequence[bytes | memoryview], bucket: Bucket, most_frames: int = CALL_FRAMES
+    network: VideoAutoencoder,
+    contents: Sequence[bytes | memoryview],
+    bucket: Bucket,
+    most_frames: int = CALL_FRAMES,
+    tile: int | None = None,
 ) -> Float[Tensor, "b c t h w"]:
     """Encode clips of one shape; returns the means of their latents, not normalised, on the CPU.
 
-    The memory of the network is that of `most_frames` frames, however long the clips are.
+    The memory of the network is that of `most_frames` frames, however long the clips are, and with a `tile` that of
+    frames of such a side in pixels, however large they are; the pixels of the clips are then in memory as a whole.
 
     Raises:
         VideoError: a clip cannot be decoded, or has not the bucket's number of frames.
@@ -64,6 +70,9 @@ def encode_clips(
     pixels = (
         chunk.to(device) for chunk in pixel_chunks(contents, bucket.num_frames, network.config.compression, most_frames)
     )
+    if tile is not None and max(bucket.height, bucket.width) > tile:
+        whole = torch.cat(list(pixels), dim=2)
+        return encode_tiled(network, whole, tiling_of(tile, network.config.compression), most_frames).cpu()
     for chunk in network.encode_frames(pixels):
         end = begin + chunk.shape[2]
         means[:, :, begin:end] = chunk
@@ -72,17 +81,24 @@ def encode_clips(
 
 
 def decode_clips(
-    network: VideoAutoencoder, latents: Float[Tensor, "b c t h w"], most_frames: int = CALL_FRAMES
+    network: VideoAutoencoder,
+    latents: Float[Tensor, "b c t h w"],
+    most_frames: int = CALL_FRAMES,
+    tile: int | None = None,
 ) -> list[Frames]:
     """Decode latents that are not normalised; returns their clips.
 
-    Beside the clips themselves, the memory of the network is that of `most_frames` frames.
+    Beside the clips themselves, the memory of the network is that of `most_frames` frames, and with a `tile` that of
+    frames of such a side in pixels, however large they are.
     """
     compression = network.config.compression
     num_frames = compression.num_frames(latents.shape[2])
     height, width = (compression.spatial_factor * side for side in latents.shape[3:])
     chunk_lengths = compression.chunk_lengths(num_frames, most_frames)
     lengths = [compression.num_latent_frames(length) for length in chunk_lengths]
+    if tile is not None and max(height, width) > tile:
+        tiling = tiling_of(tile, compression)
+        return [to_frames(decode_tiled(network, latent[None], tiling, most_frames)[0]) for latent in latents]
     clips = np.empty((len(latents), num_frames, height, width, 3), np.uint8)
     size = clips_per_call(num_frames, most_frames)
     for first in range(0, len(latents), size):

@@ -6,9 +6,10 @@ from typing import Annotated
 from pydantic import Field
 
 from data.dataset.compression import COMPRESSION
-from data.records import Runtime, Settings
+from data.records import AddedLater, Runtime, Settings
 from pipeline.run.config import Precision
 
+MIN_TILE, TILE_MULTIPLE = 64, 16  # pixels
 CALL_FRAMES = 512  # default of chunk_frames: the most frames in one call of the autoencoder, over all its clips
 
 
@@ -35,6 +36,10 @@ class EncodeConfig(Settings):
     )
     """Largest number of frames in one call of the autoencoder, over all its clips. A longer clip is encoded alone, in
     chunks of at most this length, with the same result up to rounding. A multiple of 4.
+    """
+    tile: Annotated[int | None, AddedLater(None)] = Field(default=None, ge=MIN_TILE, multiple_of=TILE_MULTIPLE)
+    """Side in pixels of the tiles in which larger frames are encoded, one after another, which saves memory. Tiles
+    overlap by a quarter and are blended; results differ slightly from those of whole frames. None: whole frames.
     """
     precision: Precision = "auto"
     """Floating-point type of the autoencoder's matrix products: auto takes bf16 where the hardware has instructions for

@@ -125,7 +125,7 @@ class Encoder:
     def _means(self, batch: list[tuple[ClipRecord, bytes]]) -> Tensor:
         bucket, contents = batch[0][0].bucket, [content for _, content in batch]
         with autocast(self._config.precision, self._device):
-            return encode_clips(self._network, contents, bucket, self._config.chunk_frames)
+            return encode_clips(self._network, contents, bucket, self._config.chunk_frames, self._config.tile)
 
     def _texts(self, captions: list[str]) -> list[dict[str, Tensor]]:
         """The tensors to store for each caption; none without a text encoder."""

@@ -7,6 +7,7 @@ import importlib
 import logging
 import os
 import sys
+from collections.abc import Callable
 from datetime import timedelta
 from importlib.metadata import version
 from itertools import chain
@@ -14,7 +15,7 @@ from typing import Any
 
 import torch
 from packaging.specifiers import SpecifierSet
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from data.errors import ReelflowError
@@ -75,6 +76,34 @@ def set_collective_timeout(engine: Any, timeout: timedelta) -> None:  # noqa: AN
     """Give the process groups that DeepSpeed created the timeout of all others; its default is half an hour."""
     for group in (engine.data_parallel_group, engine.seq_data_parallel_group):
         _set_pg_timeout(timeout, group)
+
+
+def whole_shape(parameter: Tensor) -> torch.Size:
+    """The shape of a parameter, also where a rank holds only a part of it (stage 3)."""
+    return getattr(parameter, "ds_shape", parameter.shape)
+
+
+def parameter_partitioner(device: torch.device, *, offloaded: bool) -> Callable[[nn.Parameter], None]:
+    """A function that leaves of a whole parameter this rank's part, as stage 3 does with one that is not partitioned.
+
+    It copies this part alone, to `device` or, if offloaded, into host memory; the parameter itself may lie elsewhere,
+    such as in a mapped file. No collective, but all ranks partition the same parameters in the same order.
+    """
+    # The empty module: like a module given to the engine, it makes torch's linear function the one of stage 3.
+    init = import_deepspeed().zero.Init(
+        module=nn.Module(),
+        dtype=torch.float32,
+        remote_device="cpu" if offloaded else None,
+        pin_memory=device.type == "cuda",
+    )
+
+    def partition(parameter: nn.Parameter) -> None:
+        init._convert_to_deepspeed_param(parameter)
+        partitioned: Any = parameter
+        partitioned.partition()
+        parameter.data = torch.empty(0, dtype=parameter.dtype, device=device)  # where it is gathered
+
+    return partition
 
 
 def set_loss_scale(optimizer: Any, scale: float) -> None:  # noqa: ANN401 - deepspeed is untyped

@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import nn
 
+from pipeline.engine.deepspeed_internals import whole_shape
+
 LEARNING_RATE_SCALE = "learning_rate_scale"  # an entry of torch's groups
 
 
@@ -36,7 +38,8 @@ def optimizer_groups(module: nn.Module, groups: Sequence[ParameterGroup]) -> lis
     optimized: list[dict[str, Any]] = []
     for group in groups:
         own = [parameter for name, parameter in trainable.items() if name.startswith(group.prefix)]
-        decayed, others = [p for p in own if p.ndim >= 2], [p for p in own if p.ndim < 2]
+        decayed = [parameter for parameter in own if len(whole_shape(parameter)) >= 2]
+        others = [parameter for parameter in own if len(whole_shape(parameter)) < 2]
         for parameters, weight_decay in ((decayed, group.weight_decay), (others, 0.0)):
             if parameters:
                 settings = {"weight_decay": weight_decay, "betas": group.betas}

@@ -6,6 +6,7 @@ some parameters. Checkpoints and averages work on fragments, so no rank ever gat
 """
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from pipeline.engine.deepspeed_internals import (
     partition_gradients,
     set_collective_timeout,
     set_loss_scale,
+    whole_shape,
 )
 from pipeline.engine.fragment import own_shares, view_fragments, whole_extents
 from pipeline.engine.loss_scale import LossScaler
@@ -81,7 +83,7 @@ class ZeroTrainer:
         self.device, self.stage, self.offload, self.clip_norm = device, stage, offload, clip_norm
         self.guard = UpdateGuard(max_norm, None if loss_scaling is None else LossScaler(loss_scaling))
         trained = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
-        self.shapes = {name: list(parameter.shape) for name, parameter in trained.items()}
+        self.shapes = {name: list(whole_shape(parameter)) for name, parameter in trained.items()}
         # torch's AdamW, not DeepSpeed's: the one in C++ needs a compiler and is not bit-exact after a resume.
         self.adam = torch.optim.AdamW(optimizer_groups(module, groups), lr=1.0, eps=1e-8, fused=True)
         self.engine, *_ = deepspeed.initialize(
@@ -93,7 +95,7 @@ class ZeroTrainer:
                 "gradient_accumulation_steps": accumulation_steps,
                 "gradient_clipping": clip_norm if stage > 0 else 0.0,  # stage 0: here, as DeepSpeed hides the norm
                 "steps_per_print": 10**9,
-                "zero_optimization": _zero_settings(stage, offload, device, sum(p.numel() for p in trained.values())),
+                "zero_optimization": _zero_settings(stage, offload, device, sum(map(prod, self.shapes.values()))),
                 "zero_allow_untested_optimizer": True,
                 "zero_force_ds_cpu_optimizer": False,
             },

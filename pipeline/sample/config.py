@@ -7,6 +7,7 @@ from pydantic import Field
 
 from data.records import AddedLater, Runtime, Settings, Text
 from models.flow.spec import OdeSolver
+from pipeline.encode.config import MIN_TILE, TILE_MULTIPLE
 from pipeline.run.config import Precision
 from pipeline.run.weight_names import FIRST_AVERAGE, WeightsName
 
@@ -53,6 +54,10 @@ class SampleConfig(Settings):
     """
     batch: Annotated[int, Runtime] = Field(default=24, ge=1)
     """Number of clips that a worker samples together; more need more memory."""
+    tile: Annotated[int | None, AddedLater(None)] = Field(default=None, ge=MIN_TILE, multiple_of=TILE_MULTIPLE)
+    """Side in pixels of the tiles in which larger frames are decoded, one after another, which saves memory. Tiles
+    overlap by a quarter and are blended; results differ slightly from those of whole frames. None: whole frames.
+    """
     weights: WeightsName = FIRST_AVERAGE
     """Weights of the checkpoint to use: "master" (as trained), "ema" (the first moving average) or the name of another
     average.

@@ -133,5 +133,5 @@ class ClipSampler:
                         f"the latents of {request.file_name} are not finite, so its picture would be black; lower "
                         "sample.guidance_scale, or set sample.precision to fp32"
                     )
-            clips = decode_clips(self.autoencoder, denormalize(latents, self.model.stats))
+            clips = decode_clips(self.autoencoder, denormalize(latents, self.model.stats), tile=self.config.tile)
         return clips, network.calls

@@ -11,6 +11,7 @@ from pipeline.distributed.config import WorldSizeError
 from pipeline.distributed.process_group import Worker
 from pipeline.engine.ema import ShardedEma
 from pipeline.engine.parameter_groups import ParameterGroup
+from pipeline.engine.placement import Placement
 from pipeline.engine.sequence_parallel import parallelize_sequence
 from pipeline.engine.zero import ZeroTrainer
 from pipeline.run.precision import autocast_dtype
@@ -22,12 +23,14 @@ def build(task: TrainTask, config: TrainConfig, worker: Worker) -> tuple[ZeroTra
     """The network in its engine with initial weights, and the averages of its weights. Collective.
 
     Raises:
+        CheckpointError: the weights that the training starts from are damaged.
         SplitError: the workers of a sequence group cannot share the network.
         WorldSizeError: the workers cannot share the global batch evenly.
     """
     size = micro_batch_size(config, worker.world_size)
     torch.manual_seed(task.seed)  # for initial weights only: all later randomness is addressed
-    module = task.build().to(worker.device)
+    placement = Placement(worker.device, config.zero_stage, config.offload)
+    module = task.build(placement).to(worker.device)
     for stack in (part for part in module.modules() if isinstance(part, BlockStack)):
         stack.recompute = config.activation_checkpointing
     if config.sequence_parallel > 1:

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 from torch import nn
 
 from data.stream.loader import Sample, Subset
+from pipeline.engine.placement import WHOLE, Placement
 from pipeline.train.monitor.monitor import MonitoredTask
 
 
@@ -22,8 +23,12 @@ class TrainTask(MonitoredTask, Protocol):
         """The seed of all addressed randomness."""
         ...
 
-    def build(self) -> nn.Module:
-        """The network inside its loss: forward(batch) returns {"total": scalar, ...}."""
+    def build(self, placement: Placement = WHOLE) -> nn.Module:
+        """The network inside its loss: forward(batch) returns {"total": scalar, ...}.
+
+        Args:
+            placement: where weights that are read from a file go. New weights are made whole on the CPU.
+        """
         ...
 
     @property

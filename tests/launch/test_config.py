@@ -13,9 +13,13 @@ from pydantic import BaseModel
 
 from launch.config import PRESETS_DIR, RunConfig, dump_config, find_config, load_config
 from launch.overrides import ConfigError
+from launch.plan import describe_plan
+from launch.stages import stages_of
 from models.networks.config import DiTConfig
+from pipeline.checkpoint.published import PublishedError
 from pipeline.engine.ema_profile import FixedDecay, PowerFunction
 from testing.paths import CASES_DIR, ROOT
+from testing.wan import SMALL_SETTINGS, make_published
 
 
 def test_a_number_is_a_fixed_decay_under_its_old_name_too(tmp_path):
@@ -385,3 +389,37 @@ def test_the_largest_sizes_are_compared_in_time(tmp_path):
         load_config(config, ["autoencoder.model.width=65535", "autoencoder.model.deep_width=65536"])
     with pytest.raises(ConfigError, match="use 8190 heads"):
         load_config(config, ["dit.model.width=65520", "dit.model.heads=65536"])
+
+
+WAN = "dit.model={architecture: wan, width: 48, depth: 1, heads: 2, mlp_width: 64}"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ([], r"architecture is wan, which reads captions as embeddings, but encode\.text is not set"),
+        (
+            ["encode.text={folder: t5, max_tokens: 600}"],
+            r"max_tokens is 600, but .* takes at most 512: use 512",
+        ),
+        (["encode.text={folder: t5}", "dit.model.heads=5"], r"dit\.model: heads is 5, but width 48 .* use 6 heads"),
+        (["encode.text={folder: t5}", "dit.model.depht=3"], r"dit\.model\.depht: there is no such field; .* depth\?"),
+        (["encode.text={folder: t5}", "dit.model.text.width=32"], r"dit\.model\.text: there is no such field"),
+    ],
+)
+def test_a_network_that_reads_embeddings_needs_them(overrides, said):
+    with pytest.raises(ConfigError, match=said):
+        load_config(Path("demo"), [WAN, *overrides])
+
+
+def test_a_published_autoencoder_is_checked_against_the_clips_before_anything_starts(tmp_path):
+    config = load_config(Path("demo"), [f"autoencoder.published={tmp_path}", "data.buckets=[{height: 48, width: 64}]"])
+    with pytest.raises(PublishedError, match=r"config\.json is missing"):
+        stages_of(config)
+    make_published(SMALL_SETTINGS["2.2"]).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=r"buckets\.0\.height is 48: its latent of 3 does not split into patches"):
+        stages_of(config)
+    fitting = load_config(Path("demo"), [f"autoencoder.published={tmp_path}"])
+    plan = describe_plan(fitting)
+    assert f"nothing: {tmp_path} is used" in plan
+    assert "20 tokens" in plan  # 5 x 4 x 4 latent positions, in patches of 2 x 2

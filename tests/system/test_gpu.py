@@ -1,10 +1,15 @@
 """What needs an NVIDIA GPU: pytest -m gpu. Not run on one yet; the other tests run the same code on CPUs."""
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
 
+from models.networks.build import build_network
+from pipeline.checkpoint.adapters import BASE_NAME
+from pipeline.checkpoint.config import LoraConfig
 from pipeline.checkpoint.read import open_checkpoint
+from pipeline.checkpoint.tensor_files import write_tensors
 from pipeline.distributed.torchrun import train_here
 from pipeline.engine.config import LossScaling
 from pipeline.train.build import build
@@ -49,6 +54,23 @@ def test_offload_from_the_gpu(tmp_path, stage, offload):
                 partial(train, make_task(tmp_path), config.model_copy(update={"steps": steps}), tmp_path / run), 1
             )
     assert losses(tmp_path / "straight") == losses(tmp_path / "resumed")
+
+
+@pytest.mark.parametrize("lora", [None, LoraConfig(rank=3, alpha=6)], ids=["all weights", "adapters"])
+def test_weights_are_read_onto_the_gpu(tmp_path, lora):
+    """Never run: at every stage, and from host memory, the losses are those of stage 0."""
+    write_latents(tmp_path)
+    task = make_task(tmp_path)
+    weights = build_network(task.model, 4).state_dict()
+    write_tensors(tmp_path / BASE_NAME, {name: weight + 0.01 for name, weight in weights.items()}, {})
+    task = replace(task, base_path=tmp_path / BASE_NAME, base="of the test", lora=lora)
+    curves = []
+    for stage, offload in ((0, "none"), (2, "none"), (3, "none"), (3, "optimizer_and_parameters")):
+        config = CONFIG.model_copy(update={"zero_stage": stage, "offload": offload})
+        run_dir = tmp_path / f"{stage}-{offload}"
+        train_here(partial(train, task, config, run_dir), 1)
+        curves.append(losses(run_dir))
+    assert all(curve == pytest.approx(curves[0], rel=1e-4) for curve in curves)
 
 
 def test_training_on_the_gpu(tmp_path):

@@ -17,6 +17,7 @@ from models.autoencoder.build import build_autoencoder
 from models.autoencoder.config import AutoencoderConfig
 from models.autoencoder.protocol import VideoAutoencoder
 from pipeline.encode.codec import to_pixels
+from pipeline.engine.placement import WHOLE, Placement
 from pipeline.run import randomness
 from pipeline.run.fingerprints import stored
 from pipeline.train.stream import Weights, training_subsets
@@ -63,7 +64,7 @@ class AutoencoderTask:
     weights: Weights = ()
     kind: str = "autoencoder"
 
-    def build(self) -> nn.Module:
+    def build(self, placement: Placement = WHOLE) -> nn.Module:  # noqa: ARG002 - all weights are new
         """The autoencoder inside its loss."""
         return AutoencoderLoss(build_autoencoder(self.model), self.model.kl_weight)
 

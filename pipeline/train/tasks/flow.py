@@ -24,11 +24,12 @@ from models.networks.protocol import VelocityNetwork
 from models.text.bytes import CaptionTokens
 from models.text.caption import Caption
 from models.text.embeddings import CaptionEmbeddings
-from pipeline.checkpoint.adapters import read_base
+from pipeline.checkpoint.adapters import base_weights
 from pipeline.checkpoint.config import LoraConfig
 from pipeline.encode.captions import StoredCaptions, byte_captions, read_embeddings
 from pipeline.encode.codec import load_autoencoder
 from pipeline.encode.statistics import normalize
+from pipeline.engine.placement import WHOLE, Placement
 from pipeline.run import randomness
 from pipeline.run.fingerprints import stored
 from pipeline.train.lora import add_adapters
@@ -111,11 +112,18 @@ class FlowTask:
     compression: Compression = COMPRESSION  # of the autoencoder
     kind: str = "dit"
 
-    def build(self) -> nn.Module:
-        """The network inside its loss, with the weights of `base_path` if it is given."""
-        network = self._network()
-        if self.base_path is not None:
-            network.load_state_dict(read_base(self.base_path))
+    def build(self, placement: Placement = WHOLE) -> nn.Module:
+        """The network inside its loss, with the weights of `base_path` if it is given.
+
+        Raises:
+            CheckpointError: the file at `base_path` is damaged, or of another network.
+        """
+        if self.base_path is None:
+            network = self._network()
+        else:
+            with torch.device("meta"):
+                network = self._network()
+            placement.place(network, base_weights(self.base_path, network))
         return FlowMatchingLoss(self._adapted(network), self.flow)
 
     def _network(self) -> VelocityNetwork:

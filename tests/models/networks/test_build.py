@@ -47,6 +47,18 @@ def test_the_rest_of_what_the_program_uses(config):
 
 
 @pytest.mark.parametrize("config", SMALL, ids=lambda config: config.architecture)
+def test_the_weights_are_all_that_a_network_built_without_values_lacks(config):
+    """No buffer and no other tensor that only the constructor fills: weights are read into it one by one."""
+    network, caption = small_network(config)
+    with torch.device("meta"):
+        read, _ = small_network(config)
+    assert [name for name, _ in network.named_parameters(remove_duplicate=False)] == list(network.state_dict())
+    read.load_state_dict(network.state_dict(), assign=True)
+    x, t = torch.randn(2, 4, 3, 8, 4), torch.rand(2)
+    assert torch.equal(read(x, t, caption), network(x, t, caption))
+
+
+@pytest.mark.parametrize("config", SMALL, ids=lambda config: config.architecture)
 def test_operations_are_counted_without_values(config):
     def flops(side: int) -> int:
         with torch.device("meta"), FlopCounterMode(display=False) as counter:

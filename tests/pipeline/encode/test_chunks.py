@@ -3,7 +3,11 @@
 import numpy as np
 import torch
 
-from pipeline.encode.chunks import decode_clips
+from data.dataset.buckets import Bucket
+from data.dataset.compression import COMPRESSION
+from data.video.codec import encode_clip
+from models.autoencoder.tiling import decode_tiled, encode_tiled, tiling_of
+from pipeline.encode.chunks import decode_clips, encode_clips, pixel_chunks
 from pipeline.encode.codec import to_frames
 from testing.clips import NETWORK
 
@@ -16,3 +20,27 @@ def test_latents_of_many_clips_are_decoded_some_at_a_time():
         for clip, expected in zip(clips, whole, strict=True):
             assert abs(clip.astype(int) - expected).max() <= 1  # a value on the edge between two levels
     assert all(np.array_equal(a, b) for a, b in zip(decode_clips(NETWORK, latents), whole, strict=True))
+
+
+def test_frames_larger_than_a_tile_are_decoded_in_tiles():
+    latents = torch.randn(2, 4, 2, 8, 12)
+    tiled = decode_clips(NETWORK, latents, tile=64)
+    tiling = tiling_of(64, COMPRESSION)
+    expected = [to_frames(decode_tiled(NETWORK, latent[None], tiling, 512)[0]) for latent in latents]
+    assert all(np.array_equal(a, b) for a, b in zip(tiled, expected, strict=True))
+    whole = decode_clips(NETWORK, latents)
+    assert not np.array_equal(tiled[0], whole[0])
+    assert all(np.array_equal(a, b) for a, b in zip(decode_clips(NETWORK, latents, tile=96), whole, strict=True))
+
+
+def test_frames_larger_than_a_tile_are_encoded_in_tiles():
+    bucket = Bucket(num_frames=9, height=64, width=96)
+    frames = np.random.default_rng(0).integers(0, 256, (9, 64, 96, 3), dtype=np.uint8)
+    contents = [encode_clip(frames, 8)]
+    tiled = encode_clips(NETWORK, contents, bucket, 4, tile=64)
+    pixels = torch.cat(list(pixel_chunks(contents, 9, COMPRESSION, 4)), dim=2)
+    assert torch.equal(tiled, encode_tiled(NETWORK, pixels, tiling_of(64, COMPRESSION), 4))
+    whole = encode_clips(NETWORK, contents, bucket, 4)
+    assert tiled.shape == whole.shape
+    assert not torch.equal(tiled, whole)
+    assert torch.equal(encode_clips(NETWORK, contents, bucket, 4, tile=96), whole)

@@ -14,7 +14,7 @@ PRIVATE_NAMES = re.compile(
     r"|hp_fragment_address|averaged_gradients|\bds_numel|partition_numel|_partition_all_parameters"
     r"|_reassign_or_swap_out_partitioned_parameters|\bpersistent_parameters|update_lp_params|override_loss_scale"
     r"|\.data_parallel_group|seq_data_parallel_group|_set_pg_timeout|build_shm_op|muon|DynamicLossScaler\("
-    r"|deepspeed\.runtime|deepspeed\.utils"
+    r"|deepspeed\.runtime|deepspeed\.utils|zero\.Init|ds_shape|_convert_to_deepspeed_param|\.partition\(\)"
 )
 
 

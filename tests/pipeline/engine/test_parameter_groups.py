@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -95,6 +96,16 @@ def test_one_group_of_all_parameters_is_what_a_single_network_has():
     assert list(map(id, decayed["params"])) == [id(p) for p in trainable if p.ndim >= 2]
     assert list(map(id, others["params"])) == [id(p) for p in trainable if p.ndim < 2]
     assert (decayed["weight_decay"], others["weight_decay"]) == (0.01, 0.0)
+
+
+def test_weight_decay_goes_by_the_whole_parameter_where_a_rank_holds_a_part_of_it():
+    module: Any = nn.Linear(3, 2)
+    for parameter in module.parameters():  # as stage 3 leaves a parameter
+        parameter.ds_shape = parameter.shape
+        parameter.data = torch.empty(0)
+    decayed, others = optimizer_groups(module, [ParameterGroup(weight_decay=0.01, betas=(0.9, 0.99))])
+    assert decayed["params"][0] is module.weight
+    assert others["params"][0] is module.bias
 
 
 @pytest.mark.parametrize("prefixes", [("generator.",), ("generator.", "")])

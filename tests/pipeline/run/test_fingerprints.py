@@ -39,6 +39,7 @@ DECIDED = {
     ),
     "EncodeConfig": Decided(
         output="batch chunk_frames precision text",
+        later="tile",
     ),
     "FlowSection": Decided(
         output="model flow train",
