@@ -48,6 +48,7 @@ from pipeline.train.monitor.metrics import read_metrics
 from pipeline.train.tasks.flow import FlowBatch, FlowMatchingLoss, FlowTask
 from pipeline.train.tasks.flow_preview import FlowQuery
 from testing.paths import ROOT
+from testing.processes import children_of, kill_all
 from testing.records import SMALL, write_random_latents
 
 INTERVAL = 3  # steps between checkpoints
@@ -449,23 +450,6 @@ def recovery_of(cell: Cell, struck_at: float) -> Recovery | None:
     after = [row for row in rows if row["time"] >= restarted_at]
     new = next((number for number, row in enumerate(after) if row["batch"] not in done), None)
     return None if new is None else Recovery(after[new]["time"] - struck_at, new)
-
-
-def children_of(pid: int) -> list[psutil.Process]:
-    """All descendants of a process; none if it has ended."""
-    try:
-        return psutil.Process(pid).children(recursive=True)
-    except psutil.NoSuchProcess:
-        return []
-
-
-def kill_all(processes: list[psutil.Process]) -> None:
-    """Send SIGKILL to those that have not ended."""
-    for process in processes:
-        try:
-            process.kill()
-        except psutil.NoSuchProcess:
-            continue
 
 
 def main() -> None:
