@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def run(cluster, tmp_path_factory, text_encoder_dir):
-    """A finished run of every stage, with previews while training."""
+    """A finished run of every stage, with previews while training; its autoencoder, which has no text, without Ray."""
     base = tmp_path_factory.mktemp("text-run")
     config = base / "tiny.yaml"
     config.write_text(TINY.format(runs=base / "runs"), encoding="utf-8")
@@ -31,8 +31,9 @@ def run(cluster, tmp_path_factory, text_encoder_dir):
         *("--set", "dit.train.sample_every_steps=6"),
         *("--set", "sample.compare_unguided=false"),
     ]
-    done = launch_here(*arguments)
-    assert done.returncode == 0, done.stderr
+    for command in (("shard",), ("train", "autoencoder", "--local"), ("run",)):
+        done = launch_here(*command, *arguments[1:])
+        assert done.returncode == 0, done.stderr
     return arguments, base / "runs" / "tiny", done.stdout
 
 
