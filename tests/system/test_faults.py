@@ -48,7 +48,7 @@ def test_a_training_that_meets_every_fault_ends_as_if_nothing_had_happened(tmp_p
         assert words in cell.outputs_text()
 
 
-def allowed(fault: Fault) -> int:
+def allowed(fault: str) -> int:
     """Steps that may be done twice: an interval, one more while a save is written, and another where it is lost."""
     if fault == "SIGTERM":
         return 0
