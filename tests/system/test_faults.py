@@ -23,7 +23,7 @@ DAMAGES: dict[Fault, Fault] = {
     "raylet killed": "newest shard corrupted",
     "disk full during save": "newest shard deleted",
 }
-STRIKES = [fault for fault in FAULTS if fault not in DAMAGES.values()]
+STRIKES: list[Fault] = [fault for fault in FAULTS if fault not in DAMAGES.values()]
 
 
 @pytest.mark.slow
