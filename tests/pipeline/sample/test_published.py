@@ -156,9 +156,7 @@ def test_a_pipeline_that_cannot_be_sampled_is_refused_by_file_and_field(folder, 
 
 
 def test_a_part_of_a_pipeline_is_not_sampled(published):
-    with pytest.raises(
-        PublishedError, match=r"transformer is one part of a published pipeline; name"
-    ):
+    with pytest.raises(PublishedError, match=r"transformer is one part of a published pipeline; name"):
         open_model(published / "transformer")
 
 
