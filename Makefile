@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v p
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test test-slow lint format setup clean
+.PHONY: demo test test-slow test-all lint format setup clean
 
 demo: setup
 	@$(RUN) -m launch demo
@@ -16,6 +16,10 @@ test: setup
 
 test-slow: setup  # the demo alone: it uses two cores
 	@$(PYTEST) -m 'slow and not demo'
+	@$(RUN) -m pytest -m demo
+
+test-all: setup  # both of these at once, which share what takes minutes to make
+	@$(PYTEST) -m 'not (gpu or demo or campaign or torchcodec or wandb)'
 	@$(RUN) -m pytest -m demo
 
 lint: setup

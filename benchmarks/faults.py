@@ -26,16 +26,15 @@ from testing.faults import (
     TRAINING_WORKER,
     Cell,
     Fault,
-    children_of,
     compare,
     fed,
-    kill_all,
     num_starts_of_the_training,
     recovery_of,
     run_undisturbed,
     steps_for,
 )
 from testing.paths import ROOT
+from testing.processes import children_of, kill_all
 
 LONGEST_CALM_SECONDS = 20.0  # between random kills; at times long enough to recover
 STEPS_PER_RANDOM_KILL = 20  # more than are done between two kills

@@ -1,14 +1,18 @@
 """Small layers that more than one network uses."""
 
 import math
-from typing import cast
+from functools import partial
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import silu
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+State = TypeVar("State", Tensor, tuple[Tensor, Tensor])
+"""What a block takes and returns: tokens, or two kinds of them."""
 
 
 class RMSNorm(nn.Module):
@@ -93,20 +97,49 @@ class TimeEmbedder(nn.Module):
         return self.second(silu(self.first(sinusoids)))
 
 
+Recompute = bool | Literal["selective"]
+"""What a block computes again in the backward pass: all of it (True), nothing, or all but its expensive outputs."""
+
+_aten = torch.ops.aten
+EXPENSIVE = {
+    _aten.mm.default,
+    _aten.addmm.default,
+    _aten.convolution.default,
+    _aten._scaled_dot_product_cudnn_attention.default,
+    _aten._scaled_dot_product_efficient_attention.default,
+    _aten._scaled_dot_product_flash_attention.default,
+    _aten._scaled_dot_product_flash_attention_for_cpu.default,
+}
+"""Linear layers, convolutions and fused attention. Attention as plain matrix products (bmm) is not of them: its scores
+are large."""
+
+
+def _policy(context: object, operation: Any, *_: object, **__: object) -> CheckpointPolicy:  # noqa: ANN401, ARG001 - torch's
+    is_kept = operation in EXPENSIVE or operation.namespace == "flash_attn"
+    return CheckpointPolicy.MUST_SAVE if is_kept else CheckpointPolicy.PREFER_RECOMPUTE
+
+
 class BlockStack(nn.ModuleList):
     """Blocks one after the other.
 
     With `recompute` a block stores only its input for the backward pass and is computed again there (activation
-    checkpointing, Chen et al. 2016).
+    checkpointing, Chen et al. 2016). With "selective" it also stores what its linear layers and its attention returned,
+    so that only the cheap operations between them are computed again.
     """
 
-    recompute = False
+    recompute: Recompute = False
 
-    def run(self, x: Tensor, *arguments: object) -> Tensor:
+    def run(self, x: State, *arguments: object) -> State:
         """The output of the last block; each block gets the output of the one before it, and `arguments`."""
         for block in self:
             if self.recompute and torch.is_grad_enabled():
-                x = cast(Tensor, checkpoint(block, x, *arguments, use_reentrant=False))
+                x = self._recomputed(block, x, arguments)
             else:
                 x = block(x, *arguments)
         return x
+
+    def _recomputed(self, block: nn.Module, x: State, arguments: tuple[object, ...]) -> State:
+        options: dict[str, Any] = {}
+        if self.recompute == "selective":
+            options["context_fn"] = partial(create_selective_checkpoint_contexts, _policy)
+        return cast(State, checkpoint(block, x, *arguments, use_reentrant=False, **options))

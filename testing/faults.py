@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
@@ -50,6 +50,7 @@ from pipeline.train.monitor.metrics import read_metrics
 from pipeline.train.tasks.flow import FlowBatch, FlowMatchingLoss, FlowTask
 from pipeline.train.tasks.flow_preview import FlowQuery
 from testing.paths import ROOT
+from testing.processes import children_of, kill_all
 from testing.records import SMALL, write_random_latents
 
 INTERVAL = 3  # steps between checkpoints
@@ -266,8 +267,17 @@ def fed(log_dir: Path, rank: int) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
 
 
+RAY = (sys.executable, "-m")
+TORCHRUN = (*RAY, "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m")
+
+
 class Cell:
-    """One training and the faults that strike it, in order."""
+    """One training and the faults that strike it, in order.
+
+    Args:
+        damages: by a fault that ends the command, what is done to the newest checkpoint before the next start.
+        launcher: what starts `testing.faults`.
+    """
 
     def __init__(
         self,
@@ -276,8 +286,11 @@ class Cell:
         strikes: Sequence[Fault] = (),
         steps: int | None = None,
         step_seconds: float = STEP_SECONDS,
+        damages: Mapping[Fault, Fault] | None = None,
+        launcher: Sequence[str] = RAY,
     ) -> None:
         self.folder, self.strikes, self.step_seconds = folder, strikes, step_seconds
+        self.damages, self.launcher = damages or {}, launcher
         self.steps = steps_for(len(strikes)) if steps is None else steps
         self.config = prepare_run(folder, zero_stage, self.steps)
         self.run_dir = folder / "run" / "dit"
@@ -290,7 +303,7 @@ class Cell:
         """Start the command and return its process."""
         self.num_starts += 1
         drive = (str(self.config), str(self.folder), str(self.step_seconds), *self.strikes)
-        command = [sys.executable, "-m", "testing.faults", *drive]
+        command = [*self.launcher, "testing.faults", *drive]
         environment = os.environ | {"RAY_AUTH_MODE": "disabled"}
         output = (self.folder / f"output-{self.num_starts:03d}.txt").open("w+", encoding="utf-8")
         return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT, text=True)
@@ -335,19 +348,19 @@ class Cell:
             process.wait()
         self.orphans += children  # of a killed driver; they are still alive at the next start
         if fault.startswith("newest shard"):
-            self.spoil_newest(number)
+            self.spoil_newest(fault)
+            self.struck_at[number] = time.time()
 
-    def spoil_newest(self, number: int) -> None:
+    def spoil_newest(self, fault: Fault) -> None:
         """Damage the newest checkpoint once no process writes any more."""
         psutil.wait_procs(self.savers, TIMEOUT_SECONDS)
         newest = self.run_dir / FOLDER_NAME / (self.run_dir / LATEST_NAME).read_text().strip() / rank_file(1)
-        if self.strikes[number] == "newest shard deleted":
+        if fault == "newest shard deleted":
             newest.unlink()
         else:
             content = bytearray(newest.read_bytes())
             content[-5] ^= 1
             newest.write_bytes(content)
-        self.struck_at[number] = time.time()
 
     def run(self) -> None:
         """Start, strike, and restart until the training is finished."""
@@ -361,10 +374,13 @@ class Cell:
         for number, fault in enumerate(self.strikes):
             if fault in STRUCK_FROM_OUTSIDE:
                 self.strike(process, number)
-                process = self.start()
             elif fault == "disk full during save":
                 assert self.end_of(process) == 1, self.outputs_text()
-                process = self.start()
+            else:
+                continue
+            if fault in self.damages:
+                self.spoil_newest(self.damages[fault])
+            process = self.start()
         assert self.end_of(process) == 0, self.outputs_text()
         self.struck_at |= {
             int(path.name[len("struck-") :]): path.stat().st_mtime for path in self.folder.glob("struck-*")
@@ -406,8 +422,8 @@ def compare(cell: Cell, undisturbed: Cell) -> Comparison:
 
 
 def run_undisturbed(folder: Path, zero_stage: int, steps: int) -> Cell:
-    """Run the reference without faults."""
-    cell = Cell(folder, zero_stage, steps=steps, step_seconds=0)
+    """Run the reference without faults, by torchrun: two processes instead of a cluster."""
+    cell = Cell(folder, zero_stage, steps=steps, step_seconds=0, launcher=TORCHRUN)
     cell.run()
     return cell
 
@@ -436,23 +452,6 @@ def recovery_of(cell: Cell, struck_at: float) -> Recovery | None:
     after = [row for row in rows if row["time"] >= restarted_at]
     new = next((number for number, row in enumerate(after) if row["batch"] not in done), None)
     return None if new is None else Recovery(after[new]["time"] - struck_at, new)
-
-
-def children_of(pid: int) -> list[psutil.Process]:
-    """All descendants of a process; none if it has ended."""
-    try:
-        return psutil.Process(pid).children(recursive=True)
-    except psutil.NoSuchProcess:
-        return []
-
-
-def kill_all(processes: list[psutil.Process]) -> None:
-    """Send SIGKILL to those that have not ended."""
-    for process in processes:
-        try:
-            process.kill()
-        except psutil.NoSuchProcess:
-            continue
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
 """Worker processes over gloo without Ray, started once for many jobs."""
 
+import gc
 import multiprocessing
 import os
 import warnings
@@ -37,6 +38,7 @@ def run_jobs(jobs: list[Job], folder: Path) -> None:
 
 def _member(rank: int, jobs: list[Job], folder: Path) -> None:
     torch.set_num_threads(1)
+    gc.freeze()  # DeepSpeed collects garbage in every start of ZeRO-3; nothing that was imported is garbage
     warnings.simplefilter("ignore", FutureWarning)  # of torch, about names that DeepSpeed calls
     os.environ["LOCAL_RANK"] = "0"  # DeepSpeed requires it
     for number, job in enumerate(jobs):

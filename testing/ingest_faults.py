@@ -91,6 +91,10 @@ class Ingestion:
             pass
         return found
 
+    def workers(self) -> list[psutil.Process]:
+        """Ray's workers without its agents, which write nothing and outlive a killed raylet by a minute."""
+        return [process for process in self.descendants("ray::") if not process.name().endswith("Agent")]
+
     def until(self, happened: Callable[[], bool]) -> None:
         """Wait until a condition holds; raise MissedError if the command ends before."""
         assert self.process is not None
@@ -181,17 +185,17 @@ def driver(run: Ingestion) -> None:
     """kill -9 of the command itself after its first shard."""
     assert run.process is not None
     run.until(lambda: bool(run.committed()))
-    others = run.descendants()
+    workers = run.workers()
     run.process.kill()
-    psutil.wait_procs(others, timeout=30)
+    psutil.wait_procs(workers, timeout=30)
 
 
 def raylet(run: Ingestion) -> None:
     """kill -9 of the node's raylet while sources are being prepared."""
     assert run.process is not None
     run.until(lambda: bool(run.descendants("ray::_Runner.run")))
-    others = run.descendants()
-    victims = [process for process in others if process.name() == "raylet"]
+    workers = run.workers()
+    victims = [process for process in run.descendants() if process.name() == "raylet"]
     if not victims:
         raise MissedError
     signal_all(victims, signal.SIGKILL)
@@ -200,7 +204,7 @@ def raylet(run: Ingestion) -> None:
             raise MissedError
     except subprocess.TimeoutExpired:
         run.process.kill()
-    psutil.wait_procs(others, timeout=30)
+    psutil.wait_procs(workers, timeout=30)
 
 
 def source_deleted(run: Ingestion) -> None:

@@ -1,9 +1,11 @@
-"""Trainings in processes started by torchrun."""
+"""Processes: trainings that torchrun starts, and the end of what others have started."""
 
 import os
 import subprocess
 import sys
 from pathlib import Path
+
+import psutil
 
 from testing.paths import ROOT
 
@@ -17,3 +19,20 @@ def train_in_processes(folder: Path, run_dir: Path, world_size: int, steps: int,
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+def children_of(pid: int) -> list[psutil.Process]:
+    """All descendants of a process; none if it has ended."""
+    try:
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def kill_all(processes: list[psutil.Process]) -> None:
+    """Send SIGKILL to those that have not ended."""
+    for process in processes:
+        try:
+            process.kill()
+        except psutil.NoSuchProcess:
+            continue

@@ -71,6 +71,7 @@ def write_pipeline(folder: Path, version: str = "2.1", scheduler: str = "euler",
         vae=autoencoder,
         scheduler=steps,
         transformer=make_transformer(),
+        expand_timesteps=version == "2.2",  # each token has a time of its own, as in TI2V-5B
     )
     pipeline.save_pretrained(folder)
     return pipeline

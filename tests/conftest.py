@@ -17,7 +17,7 @@ os.environ.setdefault("RAY_num_workers_soft_limit", "6")
 
 # Folders whose files share fixtures that take minutes to make: all their tests run in one process of `pytest -n`.
 ONE_PROCESS = ("tests/pipeline/train/monitor/", "tests/pipeline/train/", "tests/pipeline/checkpoint/")
-LONG = (*ONE_PROCESS, "tests/system/", "tests/pipeline/", "tests/launch/")
+LONG = ("tests/system/test_faults.py", *ONE_PROCESS, "tests/system/", "tests/pipeline/", "tests/launch/")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

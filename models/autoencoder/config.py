@@ -9,6 +9,9 @@ from pydantic import Discriminator, Field, Tag, TypeAdapter, model_validator
 from data.dataset.compression import COMPRESSION, Compression
 from data.records import MAX_CHANNELS, AddedLater, Settings
 
+CALL_FRAMES = 512
+WAN_CALL_PIXELS = 2**21  # of all frames of a call: a few gigabytes with 96 channels
+
 
 class AutoencoderConfig(Settings):
     """Size of the autoencoder. It compresses 4 x in time and 8 x in height and width."""
@@ -39,6 +42,10 @@ class AutoencoderConfig(Settings):
     def compression(self) -> Compression:
         """The strides of the autoencoder in time and space."""
         return COMPRESSION
+
+    def call_frames(self, height: int, width: int) -> int:  # noqa: ARG002 - of the interface
+        """The most frames of such a size that one call should take, over all its clips."""
+        return CALL_FRAMES
 
     def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         """Shape (c, t, h, w) of the latent of a clip.
@@ -158,6 +165,11 @@ class WanAutoencoderConfig(Settings):
             temporal_factor=2 ** sum(self.temporal_downsampling),
             spatial_factor=2 ** len(self.temporal_downsampling) * self.patch_size,
         )
+
+    def call_frames(self, height: int, width: int) -> int:
+        """As `AutoencoderConfig.call_frames`: its first and last layers compute at the resolution of the pixels."""
+        factor = self.compression.temporal_factor
+        return max(1, WAN_CALL_PIXELS // (height * width * factor)) * factor
 
     def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         """Shape (c, t, h, w) of the latent of a clip.

@@ -11,12 +11,12 @@ eq. 2; Holderrieth & Erives algorithm 4), noise (Ho et al. 2020, eq. 14) or data
 import math
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from models.flow.field import check_prediction, velocity_weight
 from models.flow.grid import shift_time
-from models.flow.path import Path, nonzero
+from models.flow.path import Path, expand, nonzero
 from models.flow.spec import LossWeight, Prediction, TimeLaw
 
 
@@ -64,16 +64,25 @@ def matching_loss(
     x_1: Float[Tensor, "b ..."],
     t: Tensor,
     weight: LossWeight = "plain",
+    known: Bool[Tensor, "b 1 t"] | None = None,
 ) -> Float[Tensor, " b"]:
     """Each sample's mean squared error against its target.
 
     Named special cases: straight path and velocity is flow matching; VP and noise is DDPM's simple loss; score
     is denoising score matching. `weight` "velocity" turns any of them into the velocity's loss, whatever is predicted.
+
+    Args:
+        known: frames that are given and have no loss, at least one of each sample is not; None: there are none.
     """
+    if known is not None:
+        t = torch.where(known, 0.5, t)  # any time at which the error that is left out is finite
     error = (predicted.to(x_1) - target(path, prediction, x_0, x_1, t)).square()
     if weight == "velocity":
         error = error * velocity_weight(path.at(t, x_1), prediction)
-    return error.flatten(1).mean(1)
+    if known is None:
+        return error.flatten(1).mean(1)
+    share = 1 - known.float().mean((1, 2))
+    return torch.where(expand(known, error), 0.0, error).flatten(1).mean(1) / share
 
 
 def optimal_coupling(x_0: Float[Tensor, "b ..."], x_1: Float[Tensor, "b ..."]) -> Int[Tensor, " b"]:

@@ -1,10 +1,10 @@
 """The choices of a flow that training, validation and sampling have to share. Nothing here loads torch."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AliasChoices, Field, model_validator
 
-from data.records import Settings, Text
+from data.records import AddedLater, Settings, Text
 
 LossWeight = Literal["plain", "velocity"]
 Prediction = Literal["velocity", "data", "noise", "score"]
@@ -45,6 +45,9 @@ class FlowSpec(Settings):
     """Distribution of the training times."""
     times_per: Literal["clip", "frame"] = "clip"
     """Whether all frames of a clip share a time, or each latent frame has its own (Chen et al. 2024)."""
+    first_frame_share: Annotated[float, AddedLater(0.0)] = Field(default=0.0, ge=0, le=1)
+    """Share of the training clips, in [0, 1], whose first latent frame is given as it is, at time 1, and has no loss:
+    for image to video. Images, which have one frame, are never given."""
     caption_dropout: float = Field(
         default=0.1,
         ge=0,

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Discriminator, Field, Tag, TypeAdapter, model_validator
 
 from data.records import MAX_CHANNELS, AddedLater, Settings
+from models.networks.dit_options import AttentionSpan, ClipNumber, ModulationKind, RopeConfig
+from models.networks.presets import PresetName, with_preset
 from models.text.config import TextConfig
 
 
@@ -58,6 +60,9 @@ class DiTConfig(Patched, Settings):
     """Kind of network; the other fields of this section depend on it: `dit`, `unet`, a convolutional network, or `wan`,
     whose weights are published.
     """
+    preset: Annotated[PresetName | None, AddedLater(None)] = None
+    """Shorthand for `width`, `depth`, `heads`, `modulation` and the size of `text`, which it is replaced by: none of
+    them may be given otherwise. docs/guides/networks.md has a table."""
     width: int = Field(default=192, ge=32, le=MAX_CHANNELS)
     """Channels of each token."""
     depth: int = Field(default=6, ge=1)
@@ -70,6 +75,33 @@ class DiTConfig(Patched, Settings):
     """Side of the square of latent pixels that becomes one token; in time each latent frame has its own tokens."""
     text: TextConfig = TextConfig()
     """Size of the caption encoder that is trained together with the network."""
+    attention_pattern: Annotated[tuple[AttentionSpan, ...], AddedLater(("full",))] = Field(
+        default=("full",), min_length=1
+    )
+    """Self-attention of the blocks after the joint ones, in turn, repeated to the last block: `full` relates all
+    tokens, `space` those of a frame, `time` those at one place in all frames. `[space, time]` is cheaper for long
+    clips."""
+    rope: Annotated[RopeConfig, AddedLater(RopeConfig())] = RopeConfig()
+    """How tokens are told their position."""
+    modulation: Annotated[ModulationKind, AddedLater("per_block")] = "per_block"
+    """Where a block's shifts, scales and gates come from: a layer of its own, which has three tenths of its parameters
+    (`per_block`); one layer for all blocks, plus a table in each (`shared`); or that plus a product of rank
+    `modulation_rank` (`low_rank`)."""
+    modulation_rank: Annotated[int | None, AddedLater(None)] = Field(default=None, ge=1)
+    """Rank of each block's own part with `modulation: low_rank`, below `width`; None with the other kinds."""
+
+    joint_blocks: Annotated[int, AddedLater(0)] = Field(default=0, ge=0)
+    """How many of the blocks, from the first on, are joint (MM-DiT) blocks: the caption's tokens take part in full
+    self-attention, with weights of their own. The other blocks read the caption by cross-attention."""
+
+    clip_conditions: Annotated[tuple[ClipNumber, ...], AddedLater(())] = ()
+    """What the network is told of a clip beside time and caption: its frame rate (`fps`), and its latent frames, height
+    and width (`size`). For datasets of several buckets."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _size_of_preset(cls, fields: Any) -> Any:  # noqa: ANN401 - whatever a configuration may hold
+        return with_preset(fields)
 
     @model_validator(mode="after")
     def _check(self) -> "DiTConfig":
@@ -87,6 +119,43 @@ class DiTConfig(Patched, Settings):
     """Whether captions have to be embedded by a pretrained encoder."""
     max_text_tokens: ClassVar[int | None] = None
     """Longest embedding of a caption that the network takes; None: any."""
+
+    @model_validator(mode="after")
+    def _check_options(self) -> "DiTConfig":
+        if self.rope.axes is not None and sum(self.rope.axes) != self.width // self.heads:
+            raise ValueError(
+                f"rope.axes is {list(self.rope.axes)}, which adds up to {sum(self.rope.axes)}, but a head has "
+                f"{self.width // self.heads} channels (width {self.width} / heads {self.heads})"
+            )
+        if len(set(self.clip_conditions)) < len(self.clip_conditions):
+            raise ValueError(f"clip_conditions is {list(self.clip_conditions)}: name each once")
+        if (self.modulation_rank is None) == (self.modulation == "low_rank"):
+            raise ValueError(
+                f"modulation is {self.modulation!r}, but modulation_rank is {self.modulation_rank}: give a rank, such "
+                f"as {max(1, self.width // 8)}, with low_rank and only with it"
+            )
+        if self.modulation_rank is not None and self.modulation_rank >= self.width:
+            raise ValueError(
+                f"modulation_rank is {self.modulation_rank}, but a rank below width {self.width} is meant: use "
+                f"{max(1, self.width // 8)}, or modulation per_block"
+            )
+        if self.joint_blocks > self.depth:
+            raise ValueError(
+                f"joint_blocks is {self.joint_blocks}, but depth is {self.depth}: use at most {self.depth}"
+            )
+        if len(self.attention_pattern) > max(1, self.depth - self.joint_blocks):
+            joint = f", of which {self.joint_blocks} are joint_blocks" if self.joint_blocks else ""
+            raise ValueError(
+                f"attention_pattern has {len(self.attention_pattern)} entries, but depth is {self.depth}{joint}: leave "
+                "out those that no block would use"
+            )
+        return self
+
+    @property
+    def block_spans(self) -> tuple[AttentionSpan, ...]:
+        """What the self-attention of each block after the joint ones relates."""
+        numbers = range(self.depth - self.joint_blocks)
+        return tuple(self.attention_pattern[number % len(self.attention_pattern)] for number in numbers)
 
     @property
     def caption_bytes(self) -> int:

@@ -1,9 +1,12 @@
 """The spatiotemporal diffusion transformer: the velocity of a noisy latent clip at a time, given a caption.
 
-Latents are cut into patches, one token each. Every token attends to every other in space and time, and to the caption
-by cross-attention; the time and the whole caption shift, scale and gate the layers by adaLN-zero (Peebles & Xie 2022,
-section 3.2). Queries and keys are normalised per head and rotated by their position in time, height and width (rope).
+Latents are cut into patches, one token each. Every token attends to every other in space and time, or to those of its
+frame or its place (`token_attention`), and to the caption by cross-attention; the time and the whole caption shift,
+scale and gate the layers by adaLN-zero (Peebles & Xie 2022, section 3.2). Queries and keys are normalised per head and
+rotated by their position in time, height and width (rope).
 """
+
+from functools import partial
 
 import torch
 from einops import rearrange
@@ -13,9 +16,21 @@ from torch.nn.functional import silu
 
 from models.attention.attention import attention
 from models.layers import BlockStack, FeedForward, HeadNorm, RMSNorm, TimeEmbedder
+from models.networks.clip_condition import ClipCondition
 from models.networks.config import DiTConfig
-from models.networks.protocol import SequenceParallelPlan, VelocityNetwork
+from models.networks.dit_options import AttentionSpan
+from models.networks.joint import JointBlock
+from models.networks.modulation import (
+    add_gated,
+    block_modulation,
+    modulate,
+    modulation_vectors,
+    shared_modulation,
+    zero,
+)
+from models.networks.protocol import SequenceParallelPlan, Velocity, VelocityNetwork
 from models.networks.rope import rope_angles, rotate
+from models.networks.token_attention import token_attention
 from models.text.bytes import CaptionEncoder
 from models.text.caption import Caption
 from models.text.embeddings import EmbeddedCaptionEncoder
@@ -34,29 +49,13 @@ def unpatchify(
     return rearrange(tokens, "b (t h w) (c p q) -> b c t (h p) (w q)", t=t, h=h, w=w, p=patch_size, q=patch_size)
 
 
-def modulate(
-    x: Float[Tensor, "b n d"], shift: Float[Tensor, "b f d"], scale: Float[Tensor, "b f d"]
-) -> Float[Tensor, "b n d"]:
-    """x (1 + scale) + shift, with one shift and scale per sample (f = 1) or per frame."""
-    x = rearrange(x, "b (f s) d -> b f s d", f=shift.shape[1])
-    x = torch.addcmul(rearrange(shift, "b f d -> b f 1 d"), x, rearrange(1 + scale, "b f d -> b f 1 d"))
-    return rearrange(x, "b f s d -> b (f s) d")
-
-
-def add_gated(
-    x: Float[Tensor, "b n d"], gate: Float[Tensor, "b f d"], h: Float[Tensor, "b n d"]
-) -> Float[Tensor, "b n d"]:
-    """x + gate h, with one gate per sample (f = 1) or per frame."""
-    x, h = (rearrange(tokens, "b (f s) d -> b f s d", f=gate.shape[1]) for tokens in (x, h))
-    return rearrange(torch.addcmul(x, rearrange(gate, "b f d -> b f 1 d"), h), "b f s d -> b (f s) d")
-
-
 class DiTBlock(nn.Module):
     """Self-attention, cross-attention to the caption, feed-forward; the condition gates the first and the last."""
 
-    def __init__(self, config: DiTConfig) -> None:
+    def __init__(self, config: DiTConfig, span: AttentionSpan = "full") -> None:
         super().__init__()
         width, self.heads = config.width, config.heads
+        self.span: AttentionSpan = span
         self.norm = nn.LayerNorm(width, elementwise_affine=False)  # the condition gives scale and shift
         self.qkv = nn.Linear(width, 3 * width, bias=False)  # the shift before it acts as a bias
         self.qk_norm = HeadNorm(2 * config.heads)
@@ -67,34 +66,38 @@ class DiTBlock(nn.Module):
         self.cross_query_norm, self.cross_key_norm = HeadNorm(config.heads), HeadNorm(config.heads)
         self.cross_out = nn.Linear(width, width, bias=False)
         self.feed_forward = FeedForward(width, config.mlp_ratio)
-        self.modulation = nn.Linear(width, 6 * width)
-        # Zero at first: every block is the identity, and the network predicts zero velocity.
-        for parameter in (self.modulation.weight, self.modulation.bias, self.cross_out.weight):
-            nn.init.zeros_(parameter)
+        # Zero at first, as the modulation is: every block is the identity.
+        nn.init.zeros_(self.cross_out.weight)
+        self.modulation = block_modulation(config)
 
     def forward(
         self,
         x: Float[Tensor, "b n d"],
         condition: Float[Tensor, "b f d"],
+        shared: Float[Tensor, "b f k"] | None,
         text: Float[Tensor, "b m e"],
         text_mask: Bool[Tensor, "b m"],
         angles: Float[Tensor, "n half"],
+        num_frames: int,
         plan: SequenceParallelPlan,
     ) -> Float[Tensor, "b n d"]:
         """Refine the tokens.
 
         Args:
             condition: silu of the embedded time and caption, one per sample (f = 1) or per latent frame.
+            shared: the vectors that all blocks share, see `modulation_vectors`.
             text: encoded caption, for cross-attention.
             angles: rotation angles of each token, see `rope_angles`.
             plan: how the tokens are shared among processes.
         """
-        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = self.modulation(condition).float().chunk(6, dim=-1)
+        vectors = modulation_vectors(self.modulation, condition, shared)
+        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = vectors
 
         h = modulate(self.norm(x), shift_1, scale_1)
         q_k, v = rearrange(self.qkv(h), "b n (h d) -> b n h d", h=3 * self.heads).tensor_split([2 * self.heads], dim=2)
         q, k = rotate(self.qk_norm(q_k), angles).chunk(2, dim=2)
-        h = self.out(rearrange(plan.attention(q, k, v), "b n heads d -> b n (heads d)"))
+        h = token_attention(q, k, v, self.span, num_frames, plan)
+        h = self.out(rearrange(h, "b n heads d -> b n (heads d)"))
         x = add_gated(x, gate_1, h.float())
 
         q = self.cross_query_norm(rearrange(self.cross_query(self.cross_norm(x)), "b n (h d) -> b n h d", h=self.heads))
@@ -117,6 +120,8 @@ class DiT(VelocityNetwork):
         super().__init__()
         self.config = config
         patch_channels = channels * config.patch_size**2
+        self.rope = config.rope
+        self.absolute_rope = config.rope.model_copy(update={"axes": None})  # `axes` are channels of a head
         self.patch = nn.Linear(patch_channels, config.width)
         self.time = TimeEmbedder(config.width)
         self.text = (
@@ -125,42 +130,61 @@ class DiT(VelocityNetwork):
             else EmbeddedCaptionEncoder(config.text, embedding_width)
         )
         self.text_pooled = nn.Linear(config.text.width, config.width)
-        self.blocks = BlockStack(DiTBlock(config) for _ in range(config.depth))
+        numbers = config.clip_conditions
+        self.clip_condition = ClipCondition(numbers, config.width) if numbers else None
+        self.caption_tokens = nn.Linear(config.text.width, config.width) if config.joint_blocks else None
+        self.joint = BlockStack(
+            JointBlock(config, is_last=number == config.joint_blocks - 1) for number in range(config.joint_blocks)
+        )
+        self.shared_modulation = shared_modulation(config)
+        self.blocks = BlockStack(DiTBlock(config, span) for span in config.block_spans)
         self.final_norm = nn.LayerNorm(config.width, elementwise_affine=False)
-        self.final_modulation = nn.Linear(config.width, 2 * config.width)
-        self.final = nn.Linear(config.width, patch_channels)
-        for layer in (self.final_modulation, self.final):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        # Zero at first: the network predicts zero velocity.
+        self.final_modulation = zero(nn.Linear(config.width, 2 * config.width))
+        self.final = zero(nn.Linear(config.width, patch_channels))
+
+    def at_fps(self, fps: Float[Tensor, " clips"]) -> Velocity:
+        """As `VelocityNetwork.at_fps`."""
+        return partial(self, fps=fps)
 
     def forward(
         self,
         x: Float[Tensor, "b c t h w"],
         t: Float[Tensor, " b"] | Float[Tensor, "b 1 t"],
         caption: Caption,
+        fps: Float[Tensor, " clips"] | None = None,
     ) -> Float[Tensor, "b c t h w"]:
         """Predict the velocity at x_t = `x`.
 
         Args:
             t: times in [0, 1], one per sample or one per latent frame.
+            fps: frames per second, of each clip or one for all; see `at_fps`.
 
         Raises:
-            ValueError: the latent's height or width does not split into patches.
+            ValueError: the latent's height or width does not split into patches, or the frame rate is missing.
         """
+        plan = self.sequence_plan
         num_frames, height, width = x.shape[2:]
         grid = self.config.token_grid((num_frames, height, width))
-        angles = rope_angles(grid, self.config.width // self.config.heads, x.device)
+        angles = rope_angles(grid, self.config.width // self.config.heads, x.device, self.rope)
         # Rotary angles give relative positions only; absolute ones (a border, the ground) are added to the tokens.
-        positions = rope_angles(grid, self.config.width, x.device)
+        positions = rope_angles(grid, self.config.width, x.device, self.absolute_rope)
         text = self.text(caption)  # b m e
         # The maximum over the caption says whether a word occurs, independently of the length of the caption.
         pooled = text.float().masked_fill(~caption.mask[..., None], float("-inf")).amax(1)  # b e
         times = t.reshape(len(t), -1)  # b f, where f is 1 or the number of frames
-        condition = silu(self.time(times) + rearrange(self.text_pooled(pooled), "b d -> b 1 d"))  # b f d
+        embedded = self.time(times) + rearrange(self.text_pooled(pooled), "b d -> b 1 d")  # b f d
+        if self.clip_condition is not None:
+            embedded = embedded + self.clip_condition(fps, (num_frames, height, width), x.device)
+        condition = silu(embedded)
+        shared = None if self.shared_modulation is None else self.shared_modulation(condition)  # b f (6 d)
         patches = patchify(x, self.config.patch_size)
-        angles, positions, patches = (self.sequence_plan.shard(each, grid[0]) for each in (angles, positions, patches))
+        angles, positions, patches = (plan.shard(each, grid[0]) for each in (angles, positions, patches))
         tokens = self.patch(patches) + torch.cat([positions.cos(), positions.sin()], dim=-1)  # b n d
-        tokens = self.blocks.run(tokens, condition, text, caption.mask, angles, self.sequence_plan)
+        if self.caption_tokens is not None:
+            words, mask = plan.join_caption(self.caption_tokens(text).float(), caption.mask, tokens.shape[1])
+            tokens, _ = self.joint.run((tokens, words), condition, shared, mask, angles, plan)
+        tokens = self.blocks.run(tokens, condition, shared, text, caption.mask, angles, num_frames, plan)
         shift, scale = self.final_modulation(condition).float().chunk(2, dim=-1)  # b f d
         tokens = self.final(modulate(self.final_norm(tokens), shift, scale))  # b n (c p q)
-        return unpatchify(self.sequence_plan.gather(tokens, grid[0]), self.config.patch_size, grid)  # b c t h w
+        return unpatchify(plan.gather(tokens, grid[0]), self.config.patch_size, grid)  # b c t h w

@@ -1,10 +1,13 @@
 """The interface of a network that predicts the velocity of a flow."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from models.attention.attention import attention
 from models.layers import BlockStack
@@ -20,13 +23,28 @@ class SequenceParallelPlan(Protocol):
         """This process's tokens of all, where the tokens of a frame follow one another."""
         ...
 
+    def join_caption(
+        self, caption: Float[Tensor, "b m d"], mask: Bool[Tensor, "b m"], num_tokens: int
+    ) -> tuple[Float[Tensor, "b k d"], Bool[Tensor, "b keys"]]:
+        """This process's part of caption tokens that follow its `num_tokens` others in `attention`, padded if need be.
+
+        Returns:
+            the part, and which of all processes' keys are no padding, as `attention` takes it.
+        """
+        ...
+
     def attention(
         self,
         query: Float[Tensor, "b m heads d"],
-        key: Float[Tensor, "b m heads d"],
-        value: Float[Tensor, "b m heads d"],
+        key: Float[Tensor, "b k heads d"],
+        value: Float[Tensor, "b k heads d"],
+        mask: Bool[Tensor, "b keys"] | None = None,
     ) -> Float[Tensor, "b m heads d"]:
-        """Self-attention among the tokens of all processes; arguments and result are of this process's tokens."""
+        """Self-attention among the tokens of all processes; arguments and result are of this process's tokens.
+
+        Args:
+            mask: of the keys of all processes, see `join_caption`; True where a key may be attended to.
+        """
         ...
 
     def gather(self, tokens: Float[Tensor, "b m d"], num_frames: int) -> Float[Tensor, "b n d"]:
@@ -41,18 +59,29 @@ class SingleProcess:
         """All tokens."""
         return tokens
 
+    def join_caption(
+        self, caption: Float[Tensor, "b m d"], mask: Bool[Tensor, "b m"], num_tokens: int
+    ) -> tuple[Float[Tensor, "b m d"], Bool[Tensor, "b keys"]]:
+        """All caption tokens, and the mask of all keys."""
+        return caption, pad(mask, (num_tokens, 0), value=True)
+
     def attention(
         self,
         query: Float[Tensor, "b n heads d"],
-        key: Float[Tensor, "b n heads d"],
-        value: Float[Tensor, "b n heads d"],
+        key: Float[Tensor, "b k heads d"],
+        value: Float[Tensor, "b k heads d"],
+        mask: Bool[Tensor, "b k"] | None = None,
     ) -> Float[Tensor, "b n heads d"]:
         """Self-attention."""
-        return attention(query, key, value)
+        return attention(query, key, value, mask)
 
     def gather(self, tokens: Float[Tensor, "b n d"], num_frames: int) -> Float[Tensor, "b n d"]:  # noqa: ARG002
         """The tokens unchanged."""
         return tokens
+
+
+Velocity = Callable[[Tensor, Tensor, Caption], Tensor]
+"""The velocity v(x_t, t, caption), such as a `VelocityNetwork`."""
 
 
 class VelocityNetwork(nn.Module, ABC):
@@ -87,6 +116,13 @@ class VelocityNetwork(nn.Module, ABC):
             ValueError: the network does not take latents of this height or width.
         """
 
+    def at_fps(self, fps: Float[Tensor, " clips"]) -> "Velocity":  # noqa: ARG002 - of networks that read it
+        """The network on clips of these frame rates: one for each clip of a batch, or one for all.
+
+        Most networks do not depend on the frame rate.
+        """
+        return self
+
     def lora_targets(self) -> list[str]:
         """Names of the layers that low-rank adapters can be put on: every linear layer."""
         return [name for name, layer in self.named_modules() if isinstance(layer, nn.Linear)]
@@ -96,4 +132,4 @@ class VelocityNetwork(nn.Module, ABC):
 
         Call it under torch.device("meta"), where tensors have shapes but no values: its operations are counted.
         """
-        return self(latent, t, caption).mean()
+        return self.at_fps(torch.ones(1))(latent, t, caption).mean()

@@ -12,6 +12,9 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
+from models.networks.dit_options import RopeConfig
+
+DEFAULT = RopeConfig()
 CPU = torch.device("cpu")
 
 
@@ -21,23 +24,41 @@ def axis_widths(head_dim: int) -> tuple[int, int, int]:
     return head_dim - 2 * spatial, spatial, spatial
 
 
-@lru_cache(maxsize=64)
-@torch.inference_mode(mode=False)  # cached angles must work in training too, even if sampling computed them
 def rope_angles(
-    grid: tuple[int, int, int], head_dim: int, device: torch.device = CPU, theta: float = 100.0
+    grid: tuple[int, int, int], head_dim: int, device: torch.device = CPU, rope: RopeConfig = DEFAULT
 ) -> Float[Tensor, "n half"]:
     """Rotation angle of each channel pair for every token of a (t, h, w) grid, in token order.
 
-    The result is cached, so do not write into it.
+    Along an axis that is s times as long as in `rope.trained_grid`, position interpolation divides positions by s
+    (Chen et al. 2023, arXiv 2306.15595, eq. 4), and NTK-aware scaling multiplies theta by s^(d / (d - 2)) for the d
+    channels of the axis (Peng et al. 2023, arXiv 2309.00071, eq. 16): the slowest pair is interpolated, the fastest
+    one is unchanged.
 
-    Args:
-        theta: the longest wavelength is about 2 pi theta tokens; clips are far shorter than texts.
+    The result is cached, so do not write into it.
     """
+    stretches = [max(1.0, length / trained) for length, trained in zip(grid, rope.trained_grid or grid, strict=True)]
+    divisors = tuple(stretches) if rope.extrapolation == "interpolate" else (1.0, 1.0, 1.0)
+    slowdowns = tuple(stretches) if rope.extrapolation == "ntk" else (1.0, 1.0, 1.0)
+    return _angles(grid, rope.axes or axis_widths(head_dim), rope.theta, divisors, slowdowns, device)
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(mode=False)  # cached angles must work in training too, even if sampling computed them
+def _angles(
+    grid: tuple[int, int, int],
+    widths: tuple[int, int, int],
+    theta: float,
+    divisors: tuple[float, ...],
+    slowdowns: tuple[float, ...],
+    device: torch.device,
+) -> Float[Tensor, "n half"]:
+    """Positions over `divisors`, times frequencies, of which the slowest of each axis is divided by `slowdowns`."""
     angles = []
     axes = torch.meshgrid(*(torch.arange(length, dtype=torch.float32) for length in grid), indexing="ij")
-    for positions, width in zip(axes, axis_widths(head_dim), strict=True):
-        frequencies = theta ** -(torch.arange(0, width, 2, dtype=torch.float32) / width)
-        angles.append(rearrange(positions, "t h w -> (t h w) 1") * frequencies)
+    for positions, width, divisor, slowdown in zip(axes, widths, divisors, slowdowns, strict=True):
+        numbers = torch.arange(0, width, 2, dtype=torch.float32)
+        frequencies = theta ** -(numbers / max(width, 1)) * slowdown ** -(numbers / max(width - 2, 1))
+        angles.append(rearrange(positions / divisor, "t h w -> (t h w) 1") * frequencies)
     return torch.cat(angles, dim=-1).to(device)
 
 

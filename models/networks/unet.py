@@ -22,7 +22,7 @@ from torch.nn.functional import silu
 from models.attention.attention import attention
 from models.layers import BlockStack, ChannelNorm, HeadNorm, RMSNorm, TimeEmbedder
 from models.networks.config import UNetConfig
-from models.networks.dit import add_gated, modulate
+from models.networks.modulation import add_gated, modulate
 from models.networks.protocol import VelocityNetwork
 from models.networks.rope import rope_angles, rotate
 from models.text.bytes import CaptionEncoder

@@ -20,7 +20,8 @@ from torch.nn.functional import gelu, pad, silu
 from models.attention.attention import attention
 from models.layers import BlockStack, RMSNorm
 from models.networks.config import WanConfig
-from models.networks.dit import add_gated, modulate, patchify
+from models.networks.dit import patchify
+from models.networks.modulation import add_gated, modulate
 from models.networks.protocol import SequenceParallelPlan, VelocityNetwork
 from models.text.caption import Caption
 from models.text.embeddings import CaptionEmbeddings

@@ -12,10 +12,18 @@ from data.dataset.buckets import Bucket
 from data.dataset.compression import Compression
 from data.records import Frames
 from data.video.codec import decode_chunks
+from models.autoencoder.config import CALL_FRAMES, VideoAutoencoderConfig
 from models.autoencoder.protocol import VideoAutoencoder
 from models.autoencoder.tiling import decode_tiled, encode_tiled, tiling_of
 from pipeline.encode.codec import to_frames, to_pixels
-from pipeline.encode.config import CALL_FRAMES
+
+
+def frames_per_call(
+    autoencoder: VideoAutoencoderConfig, height: int, width: int, most_frames: int, tile: int | None
+) -> int:
+    """The most frames of a call for frames of such a size: `most_frames`, or fewer where the autoencoder needs it."""
+    side = max(height, width) if tile is None else tile
+    return min(most_frames, autoencoder.call_frames(min(height, side), min(width, side)))
 
 
 def clips_per_call(num_frames: int, most_frames: int) -> int:
@@ -65,6 +73,7 @@ def encode_clips(
     """
     device = next(network.parameters()).device
     shape = network.config.latent_shape(bucket.num_frames, bucket.height, bucket.width)
+    most_frames = frames_per_call(network.config, bucket.height, bucket.width, most_frames, tile)
     # Allocated once: chunks that are kept while larger tensors come and go would fragment the heap.
     means, begin = torch.empty(len(contents), *shape), 0
     pixels = (
@@ -94,6 +103,7 @@ def decode_clips(
     compression = network.config.compression
     num_frames = compression.num_frames(latents.shape[2])
     height, width = (compression.spatial_factor * side for side in latents.shape[3:])
+    most_frames = frames_per_call(network.config, height, width, most_frames, tile)
     chunk_lengths = compression.chunk_lengths(num_frames, most_frames)
     lengths = [compression.num_latent_frames(length) for length in chunk_lengths]
     if tile is not None and max(height, width) > tile:

@@ -7,10 +7,10 @@ from pydantic import Field
 
 from data.dataset.compression import COMPRESSION
 from data.records import AddedLater, Runtime, Settings
+from models.autoencoder.config import CALL_FRAMES
 from pipeline.run.config import Precision
 
 MIN_TILE, TILE_MULTIPLE = 64, 16  # pixels
-CALL_FRAMES = 512  # default of chunk_frames: the most frames in one call of the autoencoder, over all its clips
 
 
 class TextEncoderConfig(Settings):
@@ -34,8 +34,9 @@ class EncodeConfig(Settings):
     chunk_frames: int = Field(
         default=CALL_FRAMES, ge=COMPRESSION.temporal_factor, multiple_of=COMPRESSION.temporal_factor
     )
-    """Largest number of frames in one call of the autoencoder, over all its clips. A longer clip is encoded alone, in
-    chunks of at most this length, with the same result up to rounding. A multiple of 4.
+    """Largest number of frames in one call of the autoencoder, over all its clips; fewer where a published autoencoder
+    needs it. A longer clip is encoded alone, in chunks of at most this length, with the same result up to rounding. A
+    multiple of 4.
     """
     tile: Annotated[int | None, AddedLater(None)] = Field(default=None, ge=MIN_TILE, multiple_of=TILE_MULTIPLE)
     """Side in pixels of the tiles in which larger frames are encoded, one after another, which saves memory. Tiles

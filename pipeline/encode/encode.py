@@ -32,12 +32,12 @@ from data.dataset.shards import read_shard, write_shard
 from data.errors import DatasetError
 from data.files.checksums import file_sha256
 from data.files.publish import publish_text
-from models.autoencoder.config import WanAutoencoderConfig
+from models.autoencoder.config import VideoAutoencoderConfig, WanAutoencoderConfig
 from models.text.pretrained import PretrainedTextEncoder, check_text_encoder, text_encoder_fingerprint
 from pipeline.distributed.actor_pool import results_of_actors
 from pipeline.distributed.config import WorkersConfig
 from pipeline.encode.captions import store_null_caption, text_tensors
-from pipeline.encode.chunks import clips_per_call, encode_clips
+from pipeline.encode.chunks import clips_per_call, encode_clips, frames_per_call
 from pipeline.encode.codec import load_autoencoder, read_config
 from pipeline.encode.config import EncodeConfig
 from pipeline.run.commits import Commit, publish_commit, remove_commit, remove_other_shards, reusable_commit
@@ -89,7 +89,7 @@ class Encoder:
         count, total, squares = 0, torch.zeros(channels).double(), torch.zeros(channels).double()
         clips = list(read_shard(task.source, VIDEO_MEMBER, task.shard))
         payloads: dict[str, bytes] = {}
-        for batch in same_shape_batches(clips, self._config):
+        for batch in same_shape_batches(clips, self._config, self._network.config):
             means = self._means(batch)
             texts = self._texts([record.caption for record, _ in batch])
             for (record, _), mean, text in zip(batch, means, texts, strict=True):
@@ -133,7 +133,7 @@ class Encoder:
 
 
 def same_shape_batches(
-    clips: list[tuple[ClipRecord, bytes]], config: EncodeConfig
+    clips: list[tuple[ClipRecord, bytes]], config: EncodeConfig, autoencoder: VideoAutoencoderConfig
 ) -> Iterator[list[tuple[ClipRecord, bytes]]]:
     """The clips of each call of the autoencoder: of one bucket, in the order of the shard.
 
@@ -142,7 +142,8 @@ def same_shape_batches(
     buckets = {record.bucket: None for record, _ in clips}  # each once, in the order of their first clips
     for bucket in buckets:
         same = [clip for clip in clips if clip[0].bucket == bucket]
-        size = min(config.batch, clips_per_call(bucket.num_frames, config.chunk_frames))
+        most_frames = frames_per_call(autoencoder, bucket.height, bucket.width, config.chunk_frames, config.tile)
+        size = min(config.batch, clips_per_call(bucket.num_frames, most_frames))
         yield from (same[at : at + size] for at in range(0, len(same), size))
 
 

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from models.attention.attention import attention
 from models.networks.protocol import VelocityNetwork
@@ -63,14 +64,28 @@ class UlyssesPlan:
         parts = rearrange(tokens, "... (t r s) d -> r ... (t s) d", t=num_frames, r=self._size)
         return parts[self._rank]
 
+    def join_caption(
+        self, caption: Float[Tensor, "b m d"], mask: Bool[Tensor, "b m"], num_tokens: int
+    ) -> tuple[Float[Tensor, "b k d"], Bool[Tensor, "b keys"]]:
+        """An equal part of the caption's tokens on each rank; what is missing to that is padding.
+
+        Each rank's keys, its `num_tokens` and then its part of the caption, follow those of the rank before it.
+        """
+        missing = -caption.shape[1] % self._size
+        parts = rearrange(pad(caption, (0, 0, 0, missing)), "b (r m) d -> r b m d", r=self._size)
+        masks = rearrange(pad(mask, (0, missing), value=False), "b (r m) -> b r m", r=self._size)
+        keys = rearrange(pad(masks, (num_tokens, 0), value=True), "b r k -> b (r k)")
+        return parts[self._rank], keys
+
     def attention(
         self,
         query: Float[Tensor, "b m heads d"],
-        key: Float[Tensor, "b m heads d"],
-        value: Float[Tensor, "b m heads d"],
+        key: Float[Tensor, "b k heads d"],
+        value: Float[Tensor, "b k heads d"],
+        mask: Bool[Tensor, "b keys"] | None = None,
     ) -> Float[Tensor, "b m heads d"]:
         """Self-attention among the tokens of all ranks; each computes its share of the heads."""
-        return self._attend(query, key, value, 0)
+        return self._attend(query, key, value, 0, mask=mask)
 
     def gather(self, tokens: Float[Tensor, "b m d"], num_frames: int) -> Float[Tensor, "b n d"]:
         """The inverse of `shard`, on every rank."""

@@ -34,7 +34,8 @@ def measure_reconstruction(
         for number, row in enumerate(rows, 1):
             content, errors, frames = reader.read(row), 0.0, []
             with autocast("auto", torch.device("cpu")):
-                chunks = pixel_chunks([content], row.num_frames, network.config.compression)
+                most_frames = network.config.call_frames(row.height, row.width)
+                chunks = pixel_chunks([content], row.num_frames, network.config.compression, most_frames)
                 for pixels, reconstruction in reconstructed(network, chunks):
                     errors += pixels.shape[2] * float(squared_error(pixels, reconstruction))
                     if len(shown) < num_shown:

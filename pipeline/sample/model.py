@@ -17,7 +17,7 @@ from models.flow.spec import FlowSpec
 from models.networks.build import build_network
 from models.networks.config import NetworkConfig, read_network_config
 from pipeline.checkpoint.adapters import check_network, network_weights
-from pipeline.checkpoint.published import is_pipeline
+from pipeline.checkpoint.published import PIPELINE_NAME, PublishedError, is_pipeline, is_published
 from pipeline.checkpoint.read import open_checkpoint
 from pipeline.checkpoint.record import Checkpoint, CheckpointError
 from pipeline.encode.codec import AUTOENCODER_NAME, load_autoencoder
@@ -157,4 +157,8 @@ def open_model(folder: Path, *, verify: bool = True) -> SampledModel:
         from pipeline.sample.published import published_model
 
         return published_model(folder)
+    if is_published(folder):
+        raise PublishedError(
+            f"{folder} is one part of a published pipeline; name the pipeline's folder, which holds {PIPELINE_NAME}"
+        )
     return trained_model(open_checkpoint(folder, verify=verify))

@@ -115,7 +115,7 @@ class ClipSampler:
         """
         bucket = self.model.bucket(requests[0].bucket)
         shape = self.autoencoder.config.latent_shape(bucket.num_frames, bucket.height, bucket.width)
-        network = Counted(self.network)
+        network = Counted(self.network.at_fps(torch.tensor([bucket.fps], device=self.device)))
         with autocast(self.config.precision, self.device):
             latents = sample_latents(
                 network,

@@ -89,8 +89,10 @@ class TrainConfig(MonitorConfig):
     """The type that networks compute in: auto is bf16 where the hardware multiplies in it, otherwise fp32."""
     loss_scaling: LossScaling = LossScaling()
     """How the loss is scaled while `precision` is fp16; unused with the other types."""
-    activation_checkpointing: Annotated[bool, Runtime] = False
-    """Recompute the activations of a network's blocks in the backward pass: less memory, about a third more time."""
+    activation_checkpointing: Annotated[bool | Literal["selective"], Runtime] = False
+    """Recompute the activations of a network's blocks in the backward pass: all (true) for the least memory and about a
+    third more time, or all but those of linear layers, convolutions and attention (`selective`), which repeats no
+    matrix product."""
     compile: Annotated[bool, Runtime] = False
     """Compile the network with torch.compile, once per bucket; every worker needs a C++ compiler."""
     zero_stage: Annotated[ZeroStage, Runtime] = 2
@@ -128,6 +130,22 @@ class TrainConfig(MonitorConfig):
             raise ValueError(
                 f"offload is {self.offload!r}, which needs ZeRO {least}{' or 3' if least < 3 else ''}, but zero_stage "
                 f"is {self.zero_stage}: set zero_stage to {least}, or offload to none"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_recomputation(self) -> Self:
+        if self.activation_checkpointing != "selective":
+            return self
+        if self.compile:
+            raise ValueError(
+                "activation_checkpointing is 'selective', but compile is true, and a compiled block is recomputed as a "
+                "whole: set activation_checkpointing to true, or compile to false"
+            )
+        if self.zero_stage == 3:  # its linear layers add the bias in place to the product, which is what was stored
+            raise ValueError(
+                "activation_checkpointing is 'selective', but zero_stage is 3, where DeepSpeed's linear layers change "
+                "the products that are to be kept: set activation_checkpointing to true, or zero_stage to 2"
             )
         return self
 

@@ -25,7 +25,7 @@ def memory_advice(config: TrainConfig, worker: Worker, batch_size: int) -> Itera
         accumulation = config.gradient_accumulation_steps
         num_clips = batch_size * config.sequence_parallel // worker.world_size // accumulation
         settings = [f"train.gradient_accumulation_steps={2 * accumulation}"] if num_clips > 1 else []
-        settings += ["train.activation_checkpointing=true"] if not config.activation_checkpointing else []
+        settings += ["train.activation_checkpointing=true"] if config.activation_checkpointing is not True else []
         settings += [f"train.zero_stage={config.zero_stage + 1}"] if config.zero_stage < 3 else []
         settings += ["train.offload=optimizer"] if config.zero_stage >= 2 and config.offload == "none" else []
         settings += ["a smaller bucket or model"] if not settings else []

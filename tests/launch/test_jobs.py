@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
 
+import psutil
 import pytest
 from ray._private.runtime_env.packaging import _get_excludes, create_package
 from ray.job_submission import JobSubmissionClient
@@ -38,6 +39,7 @@ from pipeline.checkpoint.read import open_checkpoint
 from pipeline.train.monitor.metrics import read_metrics
 from testing.commands import TINY, launch
 from testing.paths import ROOT
+from testing.processes import children_of, kill_all
 
 
 def test_a_job_is_told_places_that_do_not_depend_on_where_it_was_submitted():
@@ -88,14 +90,18 @@ def address(tmp_path_factory):
                 assert time.monotonic() < deadline, log.read_text()
                 time.sleep(0.2)
             yield f"http://127.0.0.1:{dashboard}"
-        finally:
-            head.terminate()
+        finally:  # asked to end, it may wait half a minute for the workers of jobs that were stopped
+            processes = [*children_of(head.pid), psutil.Process(head.pid)]
+            kill_all(processes)
+            psutil.wait_procs(processes, 30)
 
 
-@pytest.fixture(autouse=True)
-def _token(monkeypatch):
-    for name, value in TOKEN.items():
-        monkeypatch.setenv(name, value)
+@pytest.fixture(scope="module", autouse=True)
+def _token():
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in TOKEN.items():
+            patch.setenv(name, value)
+        yield
 
 
 @contextmanager
@@ -237,15 +243,23 @@ def test_the_whole_program_is_shipped():
     assert sum((ROOT / name).stat().st_size for name in names) < 8 * 2**20
 
 
-def test_submit_and_follow_a_stage(address, tmp_path):
-    config = tmp_path / "tiny.yaml"
-    config.write_text(TINY.format(runs=tmp_path / "runs"), encoding="utf-8")
+@pytest.fixture(scope="module")
+def sharded(address, tmp_path_factory):
+    """A run of which a job has made the clips."""
+    folder = tmp_path_factory.mktemp("sharded")
+    config = folder / "tiny.yaml"
+    config.write_text(TINY.format(runs=folder / "runs"), encoding="utf-8")
     done = launch("submit", "shard", str(config), "--address", address)
     assert done.returncode == 0, done.stdout + done.stderr
+    return config, folder / "runs" / "tiny", done
+
+
+def test_submit_and_follow_a_stage(sharded):
+    _, run_dir, done = sharded
     assert "submitted tiny-shard-" in done.stdout
     assert "shard: done" in done.stdout  # the job's own log
     assert "SUCCEEDED" in done.stdout
-    assert read_manifest(tmp_path / "runs" / "tiny" / "clips").num_samples == 26
+    assert read_manifest(run_dir / "clips").num_samples == 26
 
 
 def test_a_cluster_that_still_starts_is_asked_again(address, tmp_path, monkeypatch):
@@ -288,17 +302,16 @@ def test_jobs_that_are_submitted_together_keep_their_configurations(address, tmp
 
 
 @pytest.mark.slow
-def test_a_training_that_is_stopped_has_saved(address, tmp_path):
-    config = tmp_path / "tiny.yaml"
-    config.write_text(TINY.format(runs=tmp_path / "runs"), encoding="utf-8")
+def test_a_training_that_is_stopped_has_saved(address, sharded):
+    config, run_dir, _ = sharded
     endless = ["autoencoder.train.steps=100000", "autoencoder.train.checkpoint_every_steps=100000"]
-    job, run_dir = submit("run", config, endless, address), tmp_path / "runs" / "tiny" / "autoencoder"
+    job = submit("run", config, endless, address)
     deadline = time.monotonic() + 240
-    while not read_metrics(run_dir):
+    while not read_metrics(run_dir / "autoencoder"):
         assert time.monotonic() < deadline
         time.sleep(0.5)
     assert stop(job, address) == "STOPPED"
-    assert open_checkpoint(run_dir).record.step >= 1
+    assert open_checkpoint(run_dir / "autoencoder").record.step >= 1
 
 
 @pytest.mark.slow

@@ -62,8 +62,9 @@ def test_a_lost_node_takes_workers_and_no_sample(tmp_path, monkeypatch):
     train_here(partial(train, WatchedTask(**vars(make_task(data)), log_dir=straight), ELASTIC, straight), 1)
 
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    # For up to 20 s Ray Train reckons with the lost node: it tries to start four workers, for a minute by default.
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "5")
     small: dict[str, Any] = {"object_store_memory": 100 * 2**20}
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 3, "include_dashboard": False, **small})
     node = cluster.add_node(num_cpus=1, **small)

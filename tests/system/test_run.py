@@ -306,21 +306,13 @@ def test_inspect_tells_what_each_folder_holds(run):
 
 
 @pytest.mark.slow
-def test_ctrl_c_leaves_nothing_half_written_and_the_next_start_goes_on(tmp_path):
-    config = tmp_path / "tiny.yaml"
-    config.write_text(TINY.format(runs=tmp_path / "runs"), encoding="utf-8")
-    run_dir = tmp_path / "runs" / "tiny"
-    command = [
-        sys.executable,
-        "-m",
-        "launch",
-        "train",
-        "autoencoder",
-        str(config),
-        "--set",
-        "autoencoder.train.steps=4000",
-    ]
-    assert launch("shard", str(config)).returncode == 0
+def test_ctrl_c_leaves_nothing_half_written_and_the_next_start_goes_on(run, tmp_path):
+    config, finished, _ = run
+    run_dir = tmp_path / "tiny"
+    for folder in ("clips", "videos"):
+        shutil.copytree(finished / folder, run_dir / folder)
+    arguments = ("train", "autoencoder", str(config), "--set", f"runs_dir={tmp_path}", "--set")
+    command = [sys.executable, "-m", "launch", *arguments, "autoencoder.train.steps=4000"]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         while not (run_dir / "autoencoder" / "latest").is_file():
@@ -335,7 +327,7 @@ def test_ctrl_c_leaves_nothing_half_written_and_the_next_start_goes_on(tmp_path)
     assert "Traceback" not in out
     stopped_at = open_checkpoint(run_dir / "autoencoder").record.step
     assert stopped_at >= 3
-    done = launch("train", "autoencoder", str(config), "--set", f"autoencoder.train.steps={stopped_at + 3}")
+    done = launch_here(*arguments, f"autoencoder.train.steps={stopped_at + 3}")
     assert done.returncode == 0, done.stderr
     assert f"resuming from step {stopped_at}" in done.stdout
     assert [row["step"] for row in read_metrics(run_dir / "autoencoder")] == list(range(1, stopped_at + 4))

@@ -40,16 +40,25 @@ from pipeline.train.time_bins import NUM_TIME_BINS, binned
 
 @dataclass(frozen=True)
 class FlowBatch:
-    """Normalized latents x_1, noise x_0, times in [0, 1] and captions."""
+    """Normalized latents x_1, noise x_0, times in [0, 1], captions, frame rates, and which frames are given."""
 
     x_1: Float[Tensor, "b c t h w"]
     x_0: Float[Tensor, "b c t h w"]
     t: Float[Tensor, " b"] | Float[Tensor, "b 1 t"]
     caption: Caption
+    fps: Float[Tensor, " b"]
+    known: Bool[Tensor, "b 1 t"] | None = None  # at time 1, without loss
 
     def to(self, device: torch.device) -> Self:
         """The same batch on another device."""
-        return type(self)(self.x_1.to(device), self.x_0.to(device), self.t.to(device), self.caption.to(device))
+        return type(self)(
+            self.x_1.to(device),
+            self.x_0.to(device),
+            self.t.to(device),
+            self.caption.to(device),
+            self.fps.to(device),
+            None if self.known is None else self.known.to(device),
+        )
 
 
 class FlowMatchingLoss(nn.Module):
@@ -66,12 +75,20 @@ class FlowMatchingLoss(nn.Module):
 
         For a `FlowQuery`: {"predicted": the prediction, (b c t h w)}.
         """
+        network = self.network.at_fps(batch.fps)
         if isinstance(batch, FlowQuery):
-            return {"predicted": self.network(batch.x_t, batch.t, batch.caption)}
+            return {"predicted": network(batch.x_t, batch.t, batch.caption)}
         x_t = self.path.at(batch.t, batch.x_1).point(batch.x_0, batch.x_1)
-        predicted = self.network(x_t, batch.t, batch.caption)
+        predicted = network(x_t, batch.t, batch.caption)
         loss = matching_loss(
-            self.path, self.spec.prediction, predicted, batch.x_0, batch.x_1, batch.t, self.spec.loss_weight
+            self.path,
+            self.spec.prediction,
+            predicted,
+            batch.x_0,
+            batch.x_1,
+            batch.t,
+            self.spec.loss_weight,
+            batch.known,
         )
         return {"total": loss.mean()} | binned(loss, batch.t)
 
@@ -128,12 +145,22 @@ class FlowTask:
         payloads = [sample.payload for sample in samples]
         latents = read_latents(payloads).float()
         dropped = randomness.uniform(self.seed, "caption-drop", positions) < self.flow.caption_dropout
+        known, t = self._known(positions, latents.shape[2]), self._times(positions, num_frames=latents.shape[2])
         return FlowBatch(
             x_1=normalize(latents, self.latent_stats),
             x_0=randomness.normal(self.seed, "noise", positions, latents.shape[1:]),
-            t=self._times(positions, num_frames=latents.shape[2]),
+            t=t if known is None else torch.where(known, 1.0, t.reshape(len(t), 1, -1)),
             caption=self._captions([sample.row.caption for sample in samples], payloads, dropped),
+            fps=torch.tensor([sample.row.fps for sample in samples], dtype=torch.float32),
+            known=known,
         )
+
+    def _known(self, positions: list[int], num_frames: int) -> Bool[Tensor, "b 1 t"] | None:
+        """Which latent frames are given: the first one of some clips."""
+        if self.flow.first_frame_share == 0 or num_frames == 1:
+            return None
+        given = randomness.uniform(self.seed, "first-frame", positions) < self.flow.first_frame_share
+        return given[:, None, None] & (torch.arange(num_frames) == 0)
 
     def _captions(
         self, captions: list[str], payloads: Sequence[bytes | memoryview], dropped: Bool[Tensor, " b"]
@@ -164,6 +191,7 @@ class FlowTask:
             caption=self._captions(
                 [row.caption] * NUM_TIME_BINS, payloads, torch.zeros(NUM_TIME_BINS, dtype=torch.bool)
             ),
+            fps=torch.full((NUM_TIME_BINS,), row.fps),
         )
 
     def previewer(self, device: torch.device) -> FlowPreviewer:
@@ -179,7 +207,8 @@ class FlowTask:
     def flops_probe(self, bucket: Bucket) -> Tensor:
         """A scalar whose forward and backward pass are those of training on one clip of the bucket."""
         latent = torch.empty(1, self.latent_stats.num_channels, *bucket.latent_grid(self.compression))
-        t = torch.zeros((1, 1, latent.shape[2]) if self.flow.times_per == "frame" else 1)
+        has_times = self.flow.times_per == "frame" or self.flow.first_frame_share > 0
+        t = torch.zeros((1, 1, latent.shape[2]) if has_times else 1)
         return self._adapted(self._network()).flops_probe(latent, t, self._probe_caption().to(latent.device))
 
     def _probe_caption(self) -> Caption:

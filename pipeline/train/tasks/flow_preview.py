@@ -30,10 +30,11 @@ class FlowQuery:
     x_t: Float[Tensor, "b c t h w"]
     t: Tensor
     caption: Caption
+    fps: Float[Tensor, " 1"]
 
     def to(self, device: torch.device) -> Self:
         """The same query on another device."""
-        return type(self)(self.x_t.to(device), self.t.to(device), self.caption.to(device))
+        return type(self)(self.x_t.to(device), self.t.to(device), self.caption.to(device), self.fps.to(device))
 
 
 @dataclass(frozen=True)
@@ -50,9 +51,10 @@ class FlowPreviewer:
     @torch.no_grad()
     def clip(self, evaluate: Callable[[Any], dict[str, Tensor]], prompt: str, seed: int) -> Frames:
         """The clip of a prompt and a seed, uint8 (t h w 3); `evaluate` answers a `FlowQuery`."""
+        fps = torch.tensor([self.bucket.fps], dtype=torch.float32)
 
         def network(x_t: Tensor, t: Tensor, caption: Caption) -> Tensor:
-            return evaluate(FlowQuery(x_t, t, caption))["predicted"]
+            return evaluate(FlowQuery(x_t, t, caption, fps))["predicted"]
 
         size = (self.bucket.num_frames, self.bucket.height, self.bucket.width)
         with autocast(PREVIEW.precision, self.device):

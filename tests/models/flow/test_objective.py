@@ -8,9 +8,7 @@ import torch
 from models.flow.field import from_velocity, velocity_weight
 from models.flow.grid import uniform_grid
 from models.flow.objective import matching_loss, optimal_coupling, stratified, training_times
-from models.flow.path import (
-    StraightPath,
-)
+from models.flow.path import StraightPath, VariancePreservingPath
 from models.flow.spec import TimeLaw
 from testing.gaussians import PREDICTIONS, GaussianData, each_path, numbers, steps, times
 
@@ -128,3 +126,24 @@ def test_optimal_coupling_is_the_best_permutation():
     every = every[[len(set(row)) == 5 for row in every.tolist()]]
     costs = (x_0[every] - x_1).square().sum((1, 2))
     assert (x_0[found] - x_1).square().sum().item() == pytest.approx(costs.min().item())
+
+
+@pytest.mark.parametrize("weight", ["plain", "velocity"])
+@pytest.mark.parametrize("prediction", ["velocity", "data", "noise", "score"])
+def test_given_frames_leave_the_loss(prediction, weight):
+    """The loss is that of the other frames alone, and no gradient reaches what was predicted for the given ones."""
+    torch.manual_seed(0)
+    path = VariancePreservingPath()
+    x_0, x_1, predicted = torch.randn(3, 2, 4, 3, 2, 2, dtype=torch.float64).unbind(0)
+    predicted.requires_grad_()
+    known = torch.zeros(2, 1, 3, dtype=torch.bool)
+    known[0, 0, 0] = True
+    t = torch.where(known, 1.0, torch.tensor([0.3, 0.7])[:, None, None]).double()
+    loss = matching_loss(path, prediction, predicted, x_0, x_1, t, weight, known)
+    rest = matching_loss(path, prediction, predicted[:1, :, 1:], x_0[:1, :, 1:], x_1[:1, :, 1:], t[:1, :, 1:], weight)
+    torch.testing.assert_close(loss[:1], rest)
+    torch.testing.assert_close(loss[1:], matching_loss(path, prediction, predicted, x_0, x_1, t, weight)[1:])
+    (gradient,) = torch.autograd.grad(loss.sum(), predicted)
+    assert gradient.isfinite().all()
+    assert (gradient[0, :, 0] == 0).all()
+    assert (gradient[0, :, 1:] != 0).all()

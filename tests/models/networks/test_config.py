@@ -5,6 +5,7 @@ import json
 import pytest
 
 from models.networks.config import DEFAULT_NETWORK, DiTConfig, UNetConfig, read_network_config
+from models.networks.dit_options import RopeConfig
 from pipeline.run.fingerprints import stored
 
 
@@ -71,3 +72,60 @@ def test_a_stored_unet_reads_back():
 def test_a_unet_that_cannot_be_is_refused_by_field(fields, said):
     with pytest.raises(ValueError, match=said):
         UNetConfig(architecture="unet", **fields)
+
+
+def test_a_pattern_of_attention_repeats_to_the_last_block():
+    assert DiTConfig(depth=3).block_spans == ("full", "full", "full")
+    assert DiTConfig(depth=3, attention_pattern=("space", "time")).block_spans == ("space", "time", "space")
+    with pytest.raises(ValueError, match=r"attention_pattern has 3 entries, but depth is 2"):
+        DiTConfig(depth=2, attention_pattern=("space", "time", "full"))
+    with pytest.raises(ValueError, match=r"attention_pattern\n.*at least 1 item"):
+        DiTConfig(attention_pattern=())
+
+
+def test_positions_that_do_not_fit_the_heads_or_each_other_are_refused():
+    fitting = DiTConfig(width=64, heads=2, rope=RopeConfig(axes=(8, 12, 12)))
+    assert read_network_config(stored(fitting)) == fitting
+    with pytest.raises(
+        ValueError, match=r"rope\.axes is \[8, 12, 8\], which adds up to 28, but a head has 32 channels"
+    ):
+        DiTConfig(width=64, heads=2, rope=RopeConfig(axes=(8, 12, 8)))
+    with pytest.raises(ValueError, match=r"axes is \[9, 11, 12\], but channels turn in pairs: use even numbers"):
+        RopeConfig(axes=(9, 11, 12))
+    with pytest.raises(ValueError, match=r"extrapolation is 'ntk', but trained_grid is None: give both or neither"):
+        RopeConfig(extrapolation="ntk")
+    with pytest.raises(ValueError, match=r"extrapolation is 'none', but trained_grid is \[5, 8, 8\]"):
+        RopeConfig(trained_grid=(5, 8, 8))
+    with pytest.raises(ValueError, match=r"trained_grid is \[0, 8, 8\]"):
+        RopeConfig(trained_grid=(0, 8, 8), extrapolation="ntk")
+
+
+def test_a_rank_is_given_with_low_rank_modulation_and_only_with_it():
+    with pytest.raises(
+        ValueError, match=r"modulation is 'low_rank', but modulation_rank is None: give a rank, such as 24"
+    ):
+        DiTConfig(modulation="low_rank")
+    with pytest.raises(ValueError, match=r"modulation is 'shared', but modulation_rank is 8"):
+        DiTConfig(modulation="shared", modulation_rank=8)
+    with pytest.raises(ValueError, match=r"modulation_rank is 192, but a rank below width 192 is meant: use 24"):
+        DiTConfig(modulation="low_rank", modulation_rank=192)
+
+
+def test_joint_blocks_are_some_of_the_blocks():
+    assert DiTConfig(depth=4, joint_blocks=1, attention_pattern=("space", "time")).block_spans == (
+        "space",
+        "time",
+        "space",
+    )
+    assert DiTConfig(depth=4, joint_blocks=4).block_spans == ()
+    with pytest.raises(ValueError, match=r"joint_blocks is 5, but depth is 4: use at most 4"):
+        DiTConfig(depth=4, joint_blocks=5)
+    with pytest.raises(
+        ValueError, match=r"attention_pattern has 2 entries, but depth is 4, of which 3 are joint_blocks"
+    ):
+        DiTConfig(depth=4, joint_blocks=3, attention_pattern=("space", "time"))
+
+
+def test_a_condition_is_named_once():
+    with pytest.raises(ValueError, match=r"clip_conditions is \['fps', 'fps'\]: name each once"):
+        DiTConfig(clip_conditions=("fps", "fps"))

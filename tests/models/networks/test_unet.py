@@ -142,18 +142,23 @@ def test_recomputed_blocks_change_no_bit_and_keep_less():
     assert len(stacks) == 5
     assert len(blocks) == 5 * SMALL.num_blocks
     results, kept = [], []
-    for recompute in (False, True):
+    operations = []
+    for recompute in (False, True, "selective"):
         for stack in stacks:
             stack.recompute = recompute
         network.zero_grad()
         sizes = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda s, n=sizes: n.append(s.numel()) or s, lambda s: s):
-            out = network(x, t, CAPTION)
-        out.square().mean().backward()
+        with FlopCounterMode(display=False) as counter:
+            with torch.autograd.graph.saved_tensors_hooks(lambda s, n=sizes: n.append(s.numel()) or s, lambda s: s):
+                out = network(x, t, CAPTION)
+            out.square().mean().backward()
         results.append([out, *(parameter.grad for parameter in network.parameters())])
         kept.append(sum(sizes))
-    assert all(torch.equal(one, two) for one, two in zip(*results, strict=True))
+        operations.append(counter.get_total_flops())
+    assert all(torch.equal(*pair) for other in results[1:] for pair in zip(results[0], other, strict=True))
     assert kept[1] < 0.7 * kept[0]
+    assert operations[1] > 1.2 * operations[0]
+    assert operations[2] == operations[0]  # selective: no convolution or matrix product is repeated
 
 
 @pytest.mark.parametrize("frames", [1, 2, 3])

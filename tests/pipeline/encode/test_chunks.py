@@ -6,8 +6,9 @@ import torch
 from data.dataset.buckets import Bucket
 from data.dataset.compression import COMPRESSION
 from data.video.codec import encode_clip
+from models.autoencoder.config import AutoencoderConfig, WanAutoencoderConfig
 from models.autoencoder.tiling import decode_tiled, encode_tiled, tiling_of
-from pipeline.encode.chunks import decode_clips, encode_clips, pixel_chunks
+from pipeline.encode.chunks import decode_clips, encode_clips, frames_per_call, pixel_chunks
 from pipeline.encode.codec import to_frames
 from testing.clips import NETWORK
 
@@ -44,3 +45,11 @@ def test_frames_larger_than_a_tile_are_encoded_in_tiles():
     assert tiled.shape == whole.shape
     assert not torch.equal(tiled, whole)
     assert torch.equal(encode_clips(NETWORK, contents, bucket, 4, tile=96), whole)
+
+
+def test_calls_of_an_autoencoder_that_computes_at_full_resolution_are_shorter_for_larger_frames():
+    wan = WanAutoencoderConfig(latent_channels=1, latent_mean=(0.0,), latent_std=(1.0,))
+    assert [frames_per_call(wan, *size, 512, None) for size in ((64, 64), (480, 832), (720, 1280))] == [512, 4, 4]
+    assert frames_per_call(wan, 720, 1280, 512, tile=256) == 32
+    assert frames_per_call(wan, 64, 64, 8, None) == 8
+    assert frames_per_call(AutoencoderConfig(), 720, 1280, 512, None) == 512

@@ -82,7 +82,7 @@ def test_the_frames_of_a_call_are_bounded():
     for num_frames, sizes in ((1, [4, 3]), (13, [4, 3]), (17, [3, 3, 1]), (65, [1] * 7), (401, [1] * 7)):
         bucket = Bucket(num_frames=num_frames, height=64, width=64, fps=8)
         clips = [(made_up_clip(number, bucket), b"") for number in range(7)]
-        batches = list(same_shape_batches(clips, config))
+        batches = list(same_shape_batches(clips, config, AutoencoderConfig()))
         assert [len(batch) for batch in batches] == sizes
         assert [clip for batch in batches for clip in batch] == clips
 

@@ -94,7 +94,10 @@ DECIDED = {
     ),
     "DiTConfig": Decided(
         output="width depth heads mlp_ratio patch_size text",
-        later="architecture",
+        later="architecture attention_pattern rope modulation modulation_rank joint_blocks preset clip_conditions",
+    ),
+    "RopeConfig": Decided(
+        output="theta axes trained_grid extrapolation",
     ),
     "UNetConfig": Decided(
         output="architecture width multipliers num_blocks heads text",
@@ -107,6 +110,7 @@ DECIDED = {
     ),
     "FlowSpec": Decided(
         output="path prediction loss_weight times times_per caption_dropout null_caption",
+        later="first_frame_share",
     ),
     "FlowTrainConfig": Decided(
         output="lora",

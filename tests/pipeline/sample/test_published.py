@@ -155,6 +155,11 @@ def test_a_pipeline_that_cannot_be_sampled_is_refused_by_file_and_field(folder, 
         open_model(folder)
 
 
+def test_a_part_of_a_pipeline_is_not_sampled(published):
+    with pytest.raises(PublishedError, match=r"transformer is one part of a published pipeline; name"):
+        open_model(published / "transformer")
+
+
 def test_a_missing_part_is_named(folder):
     shutil.move(folder / "vae", folder / "elsewhere")
     with pytest.raises(PublishedError, match=r"vae/config\.json is missing"):

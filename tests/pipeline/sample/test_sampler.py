@@ -1,20 +1,27 @@
 """What a checkpoint is asked before it is sampled: how much of the prompts its network reads."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from data.dataset.buckets import Bucket
 from data.dataset.manifest import TextEncoderRecord
+from models.autoencoder.config import AutoencoderConfig
+from models.autoencoder.model import Autoencoder
 from models.flow.spec import FlowSpec
+from models.networks.build import build_network
 from models.networks.config import DiTConfig
 from models.text.config import TextConfig
 from pipeline.checkpoint.record import Checkpoint, CheckpointError, CheckpointRecord, FileRecord
 from pipeline.sample.config import SampleConfig
 from pipeline.sample.model import TrainedModel, trained_model
-from pipeline.sample.requests import read_prompts
-from pipeline.sample.sampler import truncation_warnings
+from pipeline.sample.requests import PromptRequest, read_prompts
+from pipeline.sample.sampler import ClipSampler, truncation_warnings
+from testing.networks import with_open_gates
 from testing.paths import CASES_DIR
 
 NETWORK = DiTConfig(width=32, depth=1, heads=2, text=TextConfig(width=16, depth=1, heads=2, max_bytes=8))
@@ -89,3 +96,30 @@ def test_with_a_text_encoder_tokens_are_counted(text_encoder_dir, max_tokens, nu
     warnings = truncation_warnings(model, SampleConfig(), ["a red circle moves left", "a"])
     assert len(warnings) == num_warnings
     assert all("1 of 2 prompts have more than the 4 tokens" in warning for warning in warnings)
+
+
+class Untrained(TrainedModel):
+    """A model with random weights."""
+
+    def weights(self, which: str) -> Iterator[tuple[str, torch.Tensor]]:
+        torch.manual_seed(0)
+        network = build_network(self.network, self.stats.num_channels)
+        return iter([(name, parameter.detach()) for name, parameter in with_open_gates(network).named_parameters()])
+
+    def load_autoencoder(self) -> Autoencoder:
+        torch.manual_seed(0)
+        return Autoencoder(AutoencoderConfig(latent_channels=1, width=8, deep_width=8, num_blocks=1)).eval()
+
+
+def test_clips_are_sampled_at_the_frame_rate_of_their_bucket():
+    """The same noise and prompt at two frame rates; a network that does not read them gives the same clip."""
+    buckets = [Bucket(num_frames=1, height=16, width=16, fps=fps) for fps in (8, 24)]
+    for conditions, is_same in (((), True), (("fps",), False)):
+        network = NETWORK.model_copy(update={"clip_conditions": conditions})
+        model = model_of(model=network.model_dump(), buckets=[bucket.model_dump() for bucket in buckets])
+        sampler = ClipSampler(Untrained(**vars(model)), SampleConfig(steps=1, solver="euler"), torch.device("cpu"))
+        requests = [
+            PromptRequest(id="0" * 12, prompt="a dot", seed=1, guidance_scale=2.0, bucket=each.name) for each in buckets
+        ]
+        slow, fast = (sampler.sample([request])[0][0] for request in requests)
+        assert np.array_equal(slow, fast) == is_same

@@ -85,3 +85,16 @@ def test_what_may_change_when_a_training_resumes():
         "loss_scaling",
         "lora",
     ]
+
+
+def test_selective_checkpointing_excludes_what_would_undo_it():
+    assert TrainConfig(activation_checkpointing="selective").activation_checkpointing == "selective"
+    assert TrainConfig(activation_checkpointing=True, compile=True).activation_checkpointing is True
+    with pytest.raises(ValidationError, match=r"activation_checkpointing is 'selective', but compile is true"):
+        TrainConfig(activation_checkpointing="selective", compile=True)
+    with pytest.raises(ValidationError, match=r"activation_checkpointing is 'selective', but zero_stage is 3"):
+        TrainConfig(activation_checkpointing="selective", zero_stage=3)
+    with pytest.raises(ConfigError, match=r"activation_checkpointing.*'selective'"):
+        load_config(Path("demo"), ["dit.train.activation_checkpointing=some"])
+    chosen = load_config(Path("demo"), ["dit.train.activation_checkpointing=selective"])
+    assert chosen.dit.train.activation_checkpointing == "selective"

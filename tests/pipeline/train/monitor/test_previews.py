@@ -9,8 +9,9 @@ from data.video.codec import decode_clip, encode_clip
 from pipeline.checkpoint.read import load_weights, open_checkpoint
 from pipeline.run.weight_names import WeightsName
 from pipeline.train.monitor.previews import fixed_prompts
+from pipeline.train.tasks import flow_preview
 from pipeline.train.tasks.flow_preview import FlowQuery
-from testing.watched import STAGES, task_of
+from testing.watched import SOONER, STAGES, task_of
 
 
 def sampling_module(task, run_dir: Path, which: WeightsName):
@@ -25,8 +26,9 @@ def sampling_module(task, run_dir: Path, which: WeightsName):
     return answer
 
 
-def test_clips_are_sampled_with_the_chosen_average(watched_runs):
+def test_clips_are_sampled_with_the_chosen_average(watched_runs, monkeypatch):
     """Those after the last step, made again by a plain module from the checkpoint."""
+    monkeypatch.setattr(flow_preview, "PREVIEW", SOONER)
     task = task_of(watched_runs / "data")
     average, other = (sampling_module(task, watched_runs / "alone", which) for which in ("power-0.10", "ema"))
     previewer = task.previewer(torch.device("cpu"))

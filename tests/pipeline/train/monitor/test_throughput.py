@@ -14,14 +14,15 @@ from pipeline.train.monitor.metrics import read_metrics
 from pipeline.train.monitor.throughput import RankTiming, flops_per_clip, peak_flops_per_second, slowest
 from pipeline.train.tasks.autoencoder import AutoencoderTask
 from testing.records import SMALL
-from testing.tiny import TINY_MODEL, make_task
+from testing.tiny import make_task
 from testing.watched import STILL, task_of
 
 
 def test_operations_of_a_clip_are_those_of_its_products_of_matrices():
     """A linear layer of m rows costs 2 m in out forward and as much twice backward; attention 4 n m width, likewise."""
     bucket = Bucket(num_frames=17, height=64, width=64, fps=8)
-    task = replace(make_task(Path()), model=DiTConfig(width=64, depth=2, heads=2))
+    model = DiTConfig(width=64, depth=2, heads=2)
+    task = replace(make_task(Path()), model=model)
     network = task.build().get_submodule("network")
     counted = []
 
@@ -31,10 +32,10 @@ def test_operations_of_a_clip_are_those_of_its_products_of_matrices():
     for layer in network.modules():
         if isinstance(layer, torch.nn.Linear):
             layer.register_forward_hook(count)
-    caption = CaptionTokens.encode(["a"], TINY_MODEL.caption_bytes)
+    caption = CaptionTokens.encode(["a"], model.caption_bytes)
     latent = torch.zeros(1, 4, 5, 8, 8)
     network(latent, torch.zeros(1), caption)
-    tokens, words, text = task.num_tokens(bucket), caption.ids.shape[1], TINY_MODEL.text
+    tokens, words, text = task.num_tokens(bucket), caption.ids.shape[1], model.text
     assert tokens == 5 * 4 * 4
     scores = 2 * (4 * tokens * tokens * 64 + 4 * tokens * words * 64) + text.depth * 4 * words * words * text.width
     expected = 3 * (sum(counted) + scores)
