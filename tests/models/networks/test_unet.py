@@ -1,7 +1,10 @@
 """The U-Net: what must hold of it exactly."""
 
+import einops
+import jaxtyping
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 from torch.utils.flop_counter import FlopCounterMode
 
 from models.layers import BlockStack
@@ -176,18 +179,23 @@ def test_gradients_in_bfloat16_are_those_in_float32(frames):
     assert (rounded - exact).norm() < 0.03 * exact.norm()
 
 
-def test_levels_of_equal_width_have_equal_blocks():
-    """What is compiled for one block serves all of its level, on the way down and up."""
-    network = small_unet()
-    shapes = [
-        {
-            tuple((name, *p.shape) for name, p in block.named_parameters())
-            for stack in (down, up)
-            for block in stack.children()
-        }
-        for down, up in zip(network.encoders, network.decoders, strict=True)
-    ]
-    assert [len(kinds) for kinds in shapes] == [1, 1]
+def test_blocks_compile_without_a_break_once_a_level(monkeypatch):
+    """fullgraph=True makes a break an error. What is compiled for a block serves its level, on the ways down and up."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # the checks of shapes cannot be traced
+    torch.compiler.reset()
+    torch.compiler.allow_in_graph(einops.rearrange)  # its parsing of patterns takes seconds to trace
+    torch.manual_seed(0)
+    network = UNet(SMALL.model_copy(update={"multipliers": (1, 2, 3)}), 4)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    x, t = torch.randn(2, 4, 3, 8, 8), torch.rand(2, 1, 3)
+    expected = network(x, t, CAPTION)
+    counter = CompileCounter()
+    for stack in (part for part in network.modules() if isinstance(part, BlockStack)):
+        for block in stack:
+            block.compile(fullgraph=True, backend=counter)
+    torch.testing.assert_close(network(x, t, CAPTION), expected)
+    assert counter.frame_count == 3
 
 
 def cost(config: NetworkConfig) -> tuple[int, float]:
