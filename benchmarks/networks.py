@@ -3,8 +3,8 @@
     pip install '.[dev]' -c constraints.txt
     python -m benchmarks.networks --minutes 15
 
-Rows: the transformer of Wan (forward pass and training step, by number of tokens), our DiT at the same number of
-operations, and Wan's autoencoder (encode and decode, whole and in chunks). Each row is measured in rounds of ours and
+Rows: the transformer of Wan (forward pass and training step, by number of tokens), our DiT of the same width, depth and
+heads, and Wan's autoencoder (encode and decode, whole and in chunks). Each row is measured in rounds of ours and
 theirs; the figures are the fastest round of each (CPU time of the process, in seconds) and their ratio. The ceiling is
 the fastest product of two square matrices in the same run. A row is printed, and the file written, as soon as it is
 measured; the run ends after the row in which its minutes are over.
@@ -65,8 +65,9 @@ class Row:
     threads: int
     ours_seconds: float
     peer_seconds: float
-    ours_tflops: float
-    """10^12 floating-point operations per second of CPU time of ours."""
+    ours_flops: int
+    """Operations of ours, as torch counts them."""
+    peer_flops: int
     share_of_ceiling: float
     """Of the fastest matrix product in the same run, by elapsed time."""
     difference: float | None
@@ -75,8 +76,8 @@ class Row:
 
     @property
     def ratio(self) -> float:
-        """How many times as long the peer takes."""
-        return self.peer_seconds / self.ours_seconds
+        """How many times as long the peer takes for an operation; where weights are equal, for all of them."""
+        return self.peer_seconds / self.peer_flops * self.ours_flops / self.ours_seconds
 
 
 @dataclass(frozen=True)
@@ -195,7 +196,7 @@ def measure(threads: int, budget_seconds: float, deadline: float) -> Iterator[Ro
             if time.monotonic() > deadline:
                 return
             (here, there), rounds = in_turn([ours, theirs], budget_seconds)
-            flops, difference = flops_of(ours), None
+            flops, peer_flops, difference = flops_of(ours), flops_of(theirs), None
             if comparable:
                 one, other = ours(), theirs()
                 assert isinstance(one, Tensor)
@@ -207,7 +208,8 @@ def measure(threads: int, budget_seconds: float, deadline: float) -> Iterator[Ro
                 threads=threads,
                 ours_seconds=here.cpu_seconds,
                 peer_seconds=there.cpu_seconds,
-                ours_tflops=flops / here.cpu_seconds / 1e12,
+                ours_flops=flops,
+                peer_flops=peer_flops,
                 share_of_ceiling=flops / here.elapsed_seconds / ceiling,
                 difference=difference,
                 rounds=rounds,
@@ -231,7 +233,9 @@ def main() -> None:
     for threads in (1, 2):
         for row in measure(threads, chosen.seconds_per_row, deadline):
             rows.append(row)
-            compared = f"ours {row.ours_seconds:7.3f} s  {row.peer} {row.peer_seconds:7.3f} s  x {row.ratio:.2f}"
+            compared = (
+                f"ours {row.ours_seconds:7.3f} s  {row.peer} {row.peer_seconds:7.3f} s  x {row.ratio:.2f} an operation"
+            )
             print(
                 f"{row.what:36} {row.threads} threads  {compared}  {row.share_of_ceiling:5.0%} of the ceiling",
                 flush=True,
