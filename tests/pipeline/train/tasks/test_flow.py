@@ -149,7 +149,6 @@ def test_another_network_is_sampled_from_its_checkpoint(unet_run):
 
 
 def test_another_network_takes_adapters(unet_run):
-    pytest.importorskip("peft")
     task, _ = unet_run
     adapted = replace(task, lora=LoraConfig(rank=2)).build()
     learnt = [name for name, parameter in adapted.named_parameters() if parameter.requires_grad]
