@@ -62,7 +62,7 @@ class SampledModel(ABC):
 
     @abstractmethod
     def check_weights(self, which: WeightsName) -> None:
-        """Check that the folder holds these weights, and a whole network.
+        """Check that the folder holds weights of this name; `weights` checks that they are whole.
 
         Raises:
             ReelflowError: there are no such weights; names those there are.
