@@ -3,7 +3,7 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
@@ -13,7 +13,7 @@ from data.records import Runtime, Settings
 from launch.overrides import ConfigError, Override, apply_override, explain
 from launch.plain_yaml import MAX_CHARACTERS, YamlError, read_plain_yaml
 from launch.rules import RULES
-from models.autoencoder.config import AutoencoderConfig
+from models.autoencoder.config import DEFAULT_LOSS, KL_NAME, AutoencoderConfig, AutoencoderLossConfig
 from models.flow.spec import FlowSpec
 from models.networks.config import DEFAULT_NETWORK, NetworkConfig
 from pipeline.distributed.config import WorkersConfig
@@ -21,10 +21,26 @@ from pipeline.encode.config import EncodeConfig
 from pipeline.evaluate.config import EvaluateConfig
 from pipeline.ingest.config import DataConfig
 from pipeline.sample.config import SampleSection
-from pipeline.train.config import FlowTrainConfig, TrainConfig
+from pipeline.train.config import AutoencoderTrainConfig, FlowTrainConfig
 
 MAX_BYTES = 4 * MAX_CHARACTERS  # of UTF-8
 PRESETS_DIR = Path(__file__).parent / "presets"
+
+
+def with_new_names(fields: Any) -> Any:  # noqa: ANN401 - whatever a configuration may hold
+    """The fields of section `autoencoder` with `model.kl_weight`, if it is there, under its new name `loss.kl`.
+
+    Raises:
+        ValueError: both are given.
+    """
+    model = fields.get("model") if isinstance(fields, dict) else None
+    if not isinstance(model, dict) or KL_NAME not in model:
+        return fields
+    loss = fields.get("loss", {})
+    if not isinstance(loss, dict) or "kl" in loss:
+        raise ValueError(f"model.{KL_NAME} is the old name of loss.kl, and both are given: remove model.{KL_NAME}")
+    model = {name: value for name, value in model.items() if name != KL_NAME}
+    return fields | {"model": model, "loss": loss | {"kl": fields["model"][KL_NAME]}}
 
 
 class AutoencoderSection(Settings):
@@ -32,12 +48,35 @@ class AutoencoderSection(Settings):
 
     model: AutoencoderConfig = AutoencoderConfig()
     """Size of the autoencoder."""
-    train: TrainConfig = TrainConfig()
+    loss: AutoencoderLossConfig = DEFAULT_LOSS
+    """The terms of its loss."""
+    train: AutoencoderTrainConfig = AutoencoderTrainConfig()
     """How the autoencoder is trained."""
     published: Annotated[Path | None, Runtime] = None
     """Folder of a published autoencoder, or of a published pipeline that has one: it is used as it is, and neither
     `model` nor `train` is read. None trains an autoencoder.
     """
+
+    @model_validator(mode="before")
+    @classmethod
+    def _move_old_names(cls, fields: Any) -> Any:  # noqa: ANN401 - whatever a configuration may hold
+        return with_new_names(fields)
+
+    @model_validator(mode="after")
+    def _check_adversarial(self) -> Self:
+        if self.loss.adversarial is None or self.published is not None:
+            return self
+        if self.train.zero_stage == 3:
+            raise ValueError(
+                "train.zero_stage is 3, where the gradients that loss.adversarial compares cannot be taken apart: set "
+                "train.zero_stage to 2, or leave loss.adversarial out"
+            )
+        if self.train.compile:
+            raise ValueError(
+                "train.compile is true, but loss.adversarial takes gradients inside the loss, which cannot be compiled "
+                "as a whole: set train.compile to false, or leave loss.adversarial out"
+            )
+        return self
 
 
 class FlowSection(Settings):
@@ -122,12 +161,22 @@ def load_config(path: Path, overrides: Sequence[Override] = ()) -> RunConfig:
     tree = {} if tree is None else tree
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} holds a {type(tree).__name__}, not sections with fields")
+    if "autoencoder" in tree and overrides:
+        tree["autoencoder"] = with_new_names(tree["autoencoder"])
     for override in overrides:
-        apply_override(tree, override, RunConfig)
+        apply_override(tree, renamed(override), RunConfig)
     try:
         return RunConfig.model_validate(tree)
     except ValidationError as error:
         raise ConfigError(explain(error, str(path), RunConfig)) from error
+
+
+def renamed(override: Override) -> Override:
+    """An override under the new name of its field, where that is in another section than the old one."""
+    old, new = f"autoencoder.model.{KL_NAME}", "autoencoder.loss.kl"
+    if isinstance(override, str) and override.partition("=")[0].strip() == old:
+        return override.replace(old, new, 1)
+    return override
 
 
 def find_config(path: Path) -> Path:

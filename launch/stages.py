@@ -83,6 +83,7 @@ def _train_autoencoder(config: RunConfig) -> Stage:
         compression=config.autoencoder.model.compression,
         workers=config.cluster.workers,
         model=config.autoencoder.model,
+        loss=config.autoencoder.loss,
         published=config.autoencoder.published,
     )
 

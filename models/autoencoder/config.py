@@ -1,33 +1,44 @@
-"""Configurations of the autoencoders. Nothing here loads torch."""
+"""Configurations of the autoencoders and of the loss they are trained with. Nothing here loads torch."""
 
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, TypeAdapter, model_validator
 
 from data.dataset.compression import COMPRESSION, Compression
-from data.records import MAX_CHANNELS, AddedLater, Settings
+from data.errors import ReelflowError
+from data.records import MAX_CHANNELS, AddedLater, Runtime, Settings
 
+KL_NAME = "kl_weight"  # what `AutoencoderLossConfig.kl` was called when it was a field of `AutoencoderConfig`
 CALL_FRAMES = 512
 WAN_CALL_PIXELS = 2**21  # of all frames of a call: a few gigabytes with 96 channels
 
 
 class AutoencoderConfig(Settings):
-    """Size of the autoencoder. It compresses 4 x in time and 8 x in height and width."""
+    """Size of the autoencoder. It compresses 4 x in time, and 8 x or 16 x in height and width."""
 
     architecture: Annotated[Literal["causal"], AddedLater("causal")] = "causal"
     """Kind of autoencoder; the other fields of this section depend on it. The only one is `causal`."""
-    latent_channels: int = Field(default=8, ge=1)
+    latent_channels: int = Field(default=16, ge=1)
     """Channels of a latent."""
+    spatial_factor: Annotated[Literal[8, 16], AddedLater(8)] = 8
+    """Pixels per latent position, along height and along width."""
     width: int = Field(default=48, ge=8, le=MAX_CHANNELS)
     """Channels of the layers at a quarter of the pixels' height and width."""
     deep_width: int = Field(default=96, ge=8, le=MAX_CHANNELS)
-    """Channels of the layers at an eighth of the pixels' height and width; it must divide 8 x `width`."""
+    """Channels of the layers at an eighth and a sixteenth of the pixels' sides; it must divide 8 x `width`."""
     num_blocks: int = Field(default=1, ge=1)
     """Residual blocks at each resolution, in the encoder and in the decoder."""
-    kl_weight: float = Field(default=1e-6, ge=0)
-    """Weight in the loss of the KL divergence of the latents to N(0, I), in nats per latent value."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_loss(cls, fields: Any) -> Any:  # noqa: ANN401 - whatever a record may hold
+        """Checkpoints store the weight of the KL divergence among these fields, as when it was one of them."""
+        return (
+            {name: value for name, value in fields.items() if name != KL_NAME} if isinstance(fields, dict) else fields
+        )
 
     @model_validator(mode="after")
     def _check(self) -> "AutoencoderConfig":
@@ -41,7 +52,7 @@ class AutoencoderConfig(Settings):
     @property
     def compression(self) -> Compression:
         """The strides of the autoencoder in time and space."""
-        return COMPRESSION
+        return Compression(COMPRESSION.temporal_factor, self.spatial_factor)
 
     def call_frames(self, height: int, width: int) -> int:  # noqa: ARG002 - of the interface
         """The most frames of such a size that one call should take, over all its clips."""
@@ -51,9 +62,77 @@ class AutoencoderConfig(Settings):
         """Shape (c, t, h, w) of the latent of a clip.
 
         Raises:
-            ValueError: the clip cannot be encoded: not 4k + 1 frames, or sides that are not multiples of 8 pixels.
+            ValueError: the clip cannot be encoded: not 4k + 1 frames, or sides that are no multiples of
+                `spatial_factor`.
         """
         return (self.latent_channels, *self.compression.latent_grid(num_frames, height, width))
+
+
+class PerceptualError(ReelflowError, ValueError):
+    """A file that holds no network for the perceptual term; the message names it and what was expected."""
+
+
+class PerceptualConfig(Settings):
+    """The distance of frames in the features of a network (LPIPS; Zhang et al. 2018)."""
+
+    weight: float = Field(default=1.0, ge=0)
+    """Weight of the term in the loss."""
+    network: Annotated[Path, Runtime]
+    """File of a TorchScript network. It takes images (n 3 h w) in [-1, 1] and returns a list of feature maps (n c i j);
+    or it takes two such tensors and returns the distance of each pair. Loading it runs the code in it. Its content, not
+    its place, is part of what the training is made from.
+    """
+
+
+class AdversarialConfig(Settings):
+    """A discriminator of clips that is trained together with the autoencoder (Esser et al. 2021, section 3.1)."""
+
+    weight: float = Field(default=0.5, ge=0)
+    """Length of the term's gradient at the decoder's last layer, relative to that of the terms of reconstruction."""
+    start_step: int = Field(default=0, ge=0)
+    """Number of steps that are trained without the discriminator, until reconstructions are good."""
+    width: int = Field(default=32, ge=1, le=MAX_CHANNELS)
+    """Channels of the discriminator's first layer; each further one that halves height and width doubles them."""
+    num_layers: int = Field(default=3, ge=1, le=4)
+    """Layers of the discriminator that halve height and width; all but the first halve time too. More see larger
+    patches.
+    """
+    learning_rate_scale: float = Field(default=1.0, gt=0)
+    """Factor of the training's learning rate for the discriminator."""
+    betas: tuple[float, float] = (0.5, 0.9)
+    """Decay rates of AdamW's averages for the discriminator, each in [0, 1)."""
+
+
+class AutoencoderLossConfig(Settings):
+    """The terms of the autoencoder's loss, which is their weighted sum. A term is named in metrics.jsonl if it is used.
+
+    Squared error, absolute error and KL divergence are always measured, and logged too where their weight is 0.
+    """
+
+    squared: Annotated[float, AddedLater(1.0)] = Field(default=1.0, ge=0)
+    """Weight of the mean squared error of pixels in [-1, 1]."""
+    absolute: Annotated[float, AddedLater(0.1)] = Field(default=0.1, ge=0)
+    """Weight of the mean absolute error of pixels."""
+    kl: float = Field(default=1e-6, ge=0)
+    """Weight of the KL divergence of the latents to N(0, I), in nats per latent value. Its old name is
+    `autoencoder.model.kl_weight`.
+    """
+    gradient: Annotated[float, AddedLater(0.0)] = Field(default=0.0, ge=0)
+    """Weight of the mean absolute difference of the pixels' gradients in height and width; 0 leaves the term out."""
+    perceptual: Annotated[PerceptualConfig | None, AddedLater(None)] = None
+    """The perceptual term; None leaves it out."""
+    adversarial: Annotated[AdversarialConfig | None, AddedLater(None)] = None
+    """The adversarial term; None leaves it out."""
+
+    def resolved(self) -> "AutoencoderLossConfig":
+        """The same with an absolute path, for workers that have another working directory."""
+        if self.perceptual is None:
+            return self
+        perceptual = self.perceptual.model_copy(update={"network": self.perceptual.network.resolve()})
+        return self.model_copy(update={"perceptual": perceptual})
+
+
+DEFAULT_LOSS = AutoencoderLossConfig()
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from models.autoencoder.protocol import LatentDistribution, VideoAutoencoder
 from models.layers import ChannelNorm
 
 INITIAL_LOG_VARIANCE = -4.0  # noise of an untrained encoder: well below the scale of its means
-PIXEL_PATCH = 4  # side of the squares of pixels that are moved into channels; one downsampling by 2 makes it 8
+PIXEL_PATCH = 4  # side of the squares of pixels that are moved into channels; one downsampling by 2 makes it 8, two 16
 
 
 class ResidualBlock(nn.Module):
@@ -99,28 +99,34 @@ class Autoencoder(VideoAutoencoder):
         super().__init__()
         self.config = config
         near, deep, channels = config.width, config.deep_width, config.latent_channels
+        last = config.spatial_factor // (2 * PIXEL_PATCH)  # the second downsampling's, in space: 1 or 2
 
         def blocks(width: int, kernel: tuple[int, int, int]) -> list[nn.Module]:
             return [ResidualBlock(width, kernel) for _ in range(config.num_blocks)]
 
-        self.encoder = CausalStack(  # c    t     h    w
+        self.encoder = CausalStack(  # with a factor of 8: c, t, h, w
             CausalConv3d(3 * PIXEL_PATCH**2, near, (1, 3, 3)),  # near 4k+1  H/4  W/4
             *blocks(near, (1, 3, 3)),
             Downsample(near, deep, space=2),  # deep 2k+1  H/8  W/8
             *blocks(deep, (3, 3, 3)),
-            Downsample(deep, deep, space=1),  # deep k+1   H/8  W/8
+            Downsample(deep, deep, space=last),  # deep k+1   H/8  W/8
             *blocks(deep, (3, 3, 3)),
             CausalConv3d(deep, 2 * channels, (1, 1, 1)),
         )
         self.decoder = CausalStack(
             CausalConv3d(channels, deep, (1, 1, 1)),  # deep k+1   H/8  W/8
             *blocks(deep, (3, 3, 3)),
-            Upsample(deep, deep, space=1),  # deep 2k+1  H/8  W/8
+            Upsample(deep, deep, space=last),  # deep 2k+1  H/8  W/8
             *blocks(deep, (3, 3, 3)),
             Upsample(deep, near, space=2),  # near 4k+1  H/4  W/4
             *blocks(near, (1, 3, 3)),
             CausalConv3d(near, 3 * PIXEL_PATCH**2, (1, 3, 3)),
         )
+
+    @property
+    def last_weight(self) -> Tensor:
+        """As `VideoAutoencoder.last_weight`."""
+        return self.decoder[-1].get_parameter("conv.weight")
 
     def encode(self, pixels: Float[Tensor, "b 3 t h w"], cache: CausalCache | None = None) -> LatentDistribution:
         """Pixels of 4k + 1 frames to a distribution over latents of k + 1 frames.
@@ -130,7 +136,7 @@ class Autoencoder(VideoAutoencoder):
                 which become k latent frames.
 
         Raises:
-            ValueError: the number of frames does not fit, or a side is not a multiple of 8 pixels.
+            ValueError: the number of frames does not fit, or a side is no multiple of `spatial_factor`.
         """
         self.check_pixels(pixels, cache)
         patches = rearrange(pixels, "b c t (h p) (w q) -> b (c p q) t h w", p=PIXEL_PATCH, q=PIXEL_PATCH)

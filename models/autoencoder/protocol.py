@@ -39,6 +39,11 @@ class VideoAutoencoder(nn.Module, ABC):
 
     config: VideoAutoencoderConfig
 
+    @property
+    @abstractmethod
+    def last_weight(self) -> Tensor:
+        """The kernel of the decoder's last layer, at which gradients of losses of the reconstruction are compared."""
+
     @abstractmethod
     def encode(self, pixels: Float[Tensor, "b 3 t h w"], cache: CausalCache | None = None) -> LatentDistribution:
         """Pixels to a distribution over latents; with a temporal stride f, f k + 1 frames become k + 1.

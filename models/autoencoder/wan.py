@@ -216,6 +216,11 @@ class WanAutoencoder(VideoAutoencoder):
             Head(config.decoder_levels[-1].width, patch),
         )
 
+    @property
+    def last_weight(self) -> Tensor:
+        """As `VideoAutoencoder.last_weight`."""
+        return self.decoder[-1].get_parameter("conv.conv.weight")
+
     def encode(self, pixels: Float[Tensor, "b 3 t h w"], cache: CausalCache | None = None) -> LatentDistribution:
         """As `VideoAutoencoder.encode`."""
         self.check_pixels(pixels, cache)

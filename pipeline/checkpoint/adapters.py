@@ -50,7 +50,8 @@ def network_shapes(checkpoint: Checkpoint) -> dict[str, list[int]]:
         CheckpointError: the base of its adapters is missing, damaged or not of 32-bit numbers.
     """
     if "lora" not in checkpoint.record.trained:
-        return {name.removeprefix(PREFIX): shape for name, shape in checkpoint.record.parameters.items()}
+        parameters = checkpoint.record.parameters  # a discriminator that was trained too is no part of the network
+        return {name.removeprefix(PREFIX): shape for name, shape in parameters.items() if name.startswith(PREFIX)}
     with _open_base(checkpoint.folder / BASE_NAME) as base:
         return _stored_shapes(base, checkpoint.folder / BASE_NAME)
 
@@ -148,7 +149,7 @@ def network_weights(checkpoint: Checkpoint, which: WeightsName = FIRST_AVERAGE) 
         CheckpointError: its files are damaged; its adapters do not fit the base, or give weights that are not finite.
     """
     if "lora" not in checkpoint.record.trained:
-        yield from ((name.removeprefix(PREFIX), weight) for name, weight in stream_weights(checkpoint, which))
+        yield from ((name.removeprefix(PREFIX), weight) for name, weight in stream_weights(checkpoint, which, PREFIX))
         return
     config = checkpoint.trained("lora", LoraConfig.model_validate)
     adapters, shapes = load_weights(checkpoint, which), network_shapes(checkpoint)

@@ -168,8 +168,13 @@ def open_checkpoint(path: Path, *, verify: bool = True) -> Checkpoint:
     return Checkpoint(path, read_checkpoint_record(path))
 
 
-def stream_weights(checkpoint: Checkpoint, which: WeightsName = FIRST_AVERAGE) -> Iterator[tuple[str, Tensor]]:
+def stream_weights(
+    checkpoint: Checkpoint, which: WeightsName = FIRST_AVERAGE, prefix: str = ""
+) -> Iterator[tuple[str, Tensor]]:
     """Whole weights by parameter name, put together from the fragments of all ranks, one in memory at a time.
+
+    Args:
+        prefix: of the names of the weights that are read.
 
     Raises:
         CheckpointError: there are no such weights, and the message lists those there are; or its files do not hold
@@ -181,6 +186,8 @@ def stream_weights(checkpoint: Checkpoint, which: WeightsName = FIRST_AVERAGE) -
         files = [opened.enter_context(open_rank_file(checkpoint, rank)) for rank in range(checkpoint.record.world_size)]
         starts = [read_starts(file, checkpoint, rank) for rank, file in enumerate(files)]
         for name, shape in checkpoint.record.parameters.items():
+            if not name.startswith(prefix):
+                continue
             flat = torch.empty(prod(shape))  # `check_fragments` made sure that every value is filled
             for file, here in zip(files, starts, strict=True):
                 if name in here:

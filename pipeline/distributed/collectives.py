@@ -28,6 +28,12 @@ def from_every_rank(value: T) -> list[T]:
     return [value for value in values if value is not None]
 
 
+def mean_over_ranks(x: torch.Tensor) -> torch.Tensor:
+    """The mean of a tensor that every rank has; called by all ranks. It may be changed in place."""
+    dist.all_reduce(x)
+    return x.div_(dist.get_world_size())
+
+
 class Flags:
     """Booleans that are true on all ranks as soon as one rank sets them."""
 

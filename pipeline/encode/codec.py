@@ -17,7 +17,7 @@ from data.records import Frames
 from models.autoencoder.build import build_autoencoder
 from models.autoencoder.config import VideoAutoencoderConfig, read_autoencoder_config
 from models.autoencoder.protocol import VideoAutoencoder
-from pipeline.checkpoint.read import load_weights
+from pipeline.checkpoint.adapters import network_weights
 from pipeline.checkpoint.record import Checkpoint, CheckpointError, mistakes
 
 AUTOENCODER_NAME = "autoencoder.safetensors"
@@ -26,12 +26,13 @@ AUTOENCODER_NAME = "autoencoder.safetensors"
 def export_autoencoder(checkpoint: Checkpoint, path: Path) -> None:
     """Write the averaged weights and the configuration of an autoencoder to one safetensors file.
 
+    A discriminator that was trained with it is left out.
+
     Raises:
         CheckpointError: the checkpoint is damaged.
     """
     checkpoint.trained("model", read_autoencoder_config)
-    prefix = "network."
-    weights = {name.removeprefix(prefix): value for name, value in load_weights(checkpoint).items()}
+    weights = dict(network_weights(checkpoint))
     with published(path) as temporary:
         save_file(weights, temporary, metadata={"config": json.dumps(checkpoint.record.trained["model"])})
 

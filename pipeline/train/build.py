@@ -10,7 +10,6 @@ from models.layers import BlockStack
 from pipeline.distributed.config import WorldSizeError
 from pipeline.distributed.process_group import Worker
 from pipeline.engine.ema import ShardedEma
-from pipeline.engine.parameter_groups import ParameterGroup
 from pipeline.engine.placement import Placement
 from pipeline.engine.sequence_parallel import parallelize_sequence
 from pipeline.engine.zero import ZeroTrainer
@@ -39,7 +38,7 @@ def build(task: TrainTask, config: TrainConfig, worker: Worker) -> tuple[ZeroTra
         compile_network(module)
     trainer = ZeroTrainer(
         module,
-        [ParameterGroup(weight_decay=config.weight_decay, betas=config.betas)],
+        task.parameter_groups(config),
         device=worker.device,
         dtype=autocast_dtype(config.precision, worker.device),
         stage=config.zero_stage,

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AliasChoices, Field, model_validator
 
-from data.records import Runtime, Settings
+from data.records import AddedLater, Runtime, Settings
 from data.stream.config import CacheConfig
 from pipeline.checkpoint.config import LoraConfig
 from pipeline.engine.config import LossScaling, Offload, ZeroStage
@@ -158,6 +158,14 @@ class TrainConfig(MonitorConfig):
                 if name not in known:
                     raise ValueError(f"{field} names {name!r}, but ema gives {', '.join(known)}")
         return self
+
+
+class AutoencoderTrainConfig(TrainConfig):
+    """How the autoencoder is trained."""
+
+    image_share: Annotated[float, AddedLater(0.0)] = Field(default=0.0, ge=0, le=1)
+    """Share of the clips of which a single frame is trained on, as an image; which ones and which frame are functions
+    of the seed and of the sample's position."""
 
 
 class FlowTrainConfig(TrainConfig):

@@ -15,14 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 from data.dataset.buckets import Bucket
 from data.dataset.compression import Compression
-from models.autoencoder.config import AutoencoderConfig
+from models.autoencoder.config import AutoencoderConfig, AutoencoderLossConfig
 from pipeline.distributed.config import WorkersConfig
 from pipeline.run.context import RunContext, StoppedError
-from pipeline.run.fingerprints import output_settings, stored
+from pipeline.run.fingerprints import output_settings
 from pipeline.run.logs import file_log, rank_log
 from pipeline.run.stage import Outcome, Stage
 from pipeline.run.stage_record import OpenStage
-from pipeline.train.config import TrainConfig
+from pipeline.train.autoencoder_settings import network_settings
+from pipeline.train.config import AutoencoderTrainConfig, TrainConfig
 from pipeline.train.plan import describe_batches, describe_elastic, describe_steps
 from pipeline.train.world_size import fitting_worlds
 
@@ -177,7 +178,9 @@ class TrainAutoencoderStage(TrainStage):
     Example: `reelflow train autoencoder demo --set autoencoder.train.steps=2000 --resume`
     """
 
+    train: AutoencoderTrainConfig
     model: AutoencoderConfig
+    loss: AutoencoderLossConfig
     published: Path | None
     """Folder of a published autoencoder, which is used in place of one that is trained."""
 
@@ -195,15 +198,33 @@ class TrainAutoencoderStage(TrainStage):
         """Not where a published autoencoder is used."""
         return self.published is None
 
+    def check(self) -> None:
+        """Refuse a perceptual network that cannot be used, before any clip is made.
+
+        Raises:
+            PerceptualError: names the file, and what is wrong with it.
+        """
+        if self.is_needed() and self.loss.perceptual is not None:
+            from models.autoencoder.perceptual import load_network
+
+            load_network(self.loss.perceptual.network)
+
     def network_settings(self, run: RunContext) -> dict[str, Any]:  # noqa: ARG002 - of the interface
-        """The autoencoder."""
-        return {"model": stored(self.model)}
+        """The autoencoder and its loss."""
+        return network_settings(self.model, self.loss)
 
     def task(self, run: RunContext) -> "TrainTask":
         """The autoencoder on the clips."""
         from pipeline.train.tasks.autoencoder import AutoencoderTask
 
-        return AutoencoderTask(self.model, (run.run_dir / "clips").resolve(), self.seed, self.mix_weights)
+        return AutoencoderTask(
+            model=self.model,
+            dataset_dir=(run.run_dir / "clips").resolve(),
+            seed=self.seed,
+            weights=self.mix_weights,
+            loss=self.loss.resolved(),
+            image_share=self.train.image_share,
+        )
 
 
 def _train_with_log(stage_name: str, task: "TrainTask", config: TrainConfig, stage_dir: Path, worker: "Worker") -> None:

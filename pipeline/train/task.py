@@ -6,8 +6,29 @@ from typing import Any, Protocol
 from torch import nn
 
 from data.stream.loader import Sample, Subset
+from pipeline.engine.parameter_groups import ParameterGroup
 from pipeline.engine.placement import WHOLE, Placement
+from pipeline.train.config import TrainConfig
 from pipeline.train.monitor.monitor import MonitoredTask
+
+
+class ScheduledLoss(nn.Module):
+    """A loss that depends on how far the training is."""
+
+    num_steps: int = 0
+    """Steps that have finished; the loop sets it before each step, by `set_num_steps`."""
+
+
+def set_num_steps(module: nn.Module, num_steps: int) -> None:
+    """Tell every `ScheduledLoss` in a module how many steps have finished."""
+    for part in module.modules():
+        if isinstance(part, ScheduledLoss):
+            part.num_steps = num_steps
+
+
+def single_group(config: TrainConfig) -> list[ParameterGroup]:
+    """All parameters, updated as the configuration says."""
+    return [ParameterGroup(weight_decay=config.weight_decay, betas=config.betas)]
 
 
 class TrainTask(MonitoredTask, Protocol):
@@ -29,6 +50,10 @@ class TrainTask(MonitoredTask, Protocol):
         Args:
             placement: where weights that are read from a file go. New weights are made whole on the CPU.
         """
+        ...
+
+    def parameter_groups(self, config: TrainConfig) -> list[ParameterGroup]:
+        """How AdamW updates the parameters of the module that `build` makes."""
         ...
 
     @property

@@ -29,11 +29,14 @@ from pipeline.checkpoint.config import LoraConfig
 from pipeline.encode.captions import StoredCaptions, byte_captions, read_embeddings
 from pipeline.encode.codec import load_autoencoder
 from pipeline.encode.statistics import normalize
+from pipeline.engine.parameter_groups import ParameterGroup
 from pipeline.engine.placement import WHOLE, Placement
 from pipeline.run import randomness
 from pipeline.run.fingerprints import stored
+from pipeline.train.config import TrainConfig
 from pipeline.train.lora import add_adapters
 from pipeline.train.stream import Weights, training_subsets
+from pipeline.train.task import single_group
 from pipeline.train.tasks.flow_preview import FlowPreviewer, FlowQuery
 from pipeline.train.time_bins import NUM_TIME_BINS, binned
 
@@ -134,6 +137,10 @@ class FlowTask:
         if self.lora is not None:
             add_adapters(network, self.lora)
         return network
+
+    def parameter_groups(self, config: TrainConfig) -> list[ParameterGroup]:
+        """One: that of the network."""
+        return single_group(config)
 
     def subsets(self) -> list[Subset]:
         """The training split."""

@@ -34,7 +34,7 @@ DECIDED = {
         output="source mix synthetic",
     ),
     "AutoencoderSection": Decided(
-        output="model train",
+        output="model loss train",
         runtime="published",
     ),
     "EncodeConfig": Decided(
@@ -74,8 +74,22 @@ DECIDED = {
         output="num_videos pixels fps seconds",
     ),
     "AutoencoderConfig": Decided(
-        output="latent_channels width deep_width num_blocks kl_weight",
-        later="architecture",
+        output="latent_channels width deep_width num_blocks",
+        later="architecture spatial_factor",
+    ),
+    "AutoencoderLossConfig": Decided(
+        output="kl",
+        later="squared absolute gradient perceptual adversarial",
+    ),
+    "PerceptualConfig": Decided(
+        output="weight",
+        runtime="network",
+    ),
+    "AdversarialConfig": Decided(
+        output="weight start_step width num_layers learning_rate_scale betas",
+    ),
+    "AutoencoderTrainConfig": Decided(
+        later="image_share",
     ),
     "TrainConfig": Decided(
         output=(
