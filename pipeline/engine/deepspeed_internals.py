@@ -122,6 +122,14 @@ def partition_gradients(optimizer: Any, stage: int, *, offloaded: bool) -> list[
     return list(chain.from_iterable(optimizer.averaged_gradients.values()))
 
 
+def gradients_by_group(optimizer: Any, stage: int, *, offloaded: bool) -> list[tuple[int, list[Tensor]]]:  # noqa: ANN401
+    """As `partition_gradients`, each list with the number of its group among the optimizer's parameter groups."""
+    groups = optimizer.sub_group_to_group_id if stage == 3 else range(len(optimizer.bit16_groups))
+    if offloaded:
+        return [(groups[number], [vector.grad]) for number, vector in enumerate(_master_vectors(optimizer, stage))]
+    return [(groups[number], list(gradients)) for number, gradients in optimizer.averaged_gradients.items()]
+
+
 def copy_master_to_module(optimizer: Any, stage: int) -> None:  # noqa: ANN401 - deepspeed is untyped
     """Copy changed master weights into the module's parameters on every rank; called by all ranks, stages 1 to 3."""
     if stage < 3:

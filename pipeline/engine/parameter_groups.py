@@ -8,7 +8,9 @@ from torch import nn
 
 from pipeline.engine.deepspeed_internals import whole_shape
 
-LEARNING_RATE_SCALE = "learning_rate_scale"  # an entry of torch's groups
+# Entries of torch's groups beside those of torch:
+LEARNING_RATE_SCALE = "learning_rate_scale"
+NETWORK = "network"  # number of the group here
 
 
 @dataclass(frozen=True)
@@ -36,13 +38,13 @@ def optimizer_groups(module: nn.Module, groups: Sequence[ParameterGroup]) -> lis
         if len(prefixes) != 1:
             raise ValueError(f"parameter {name} must be in one group, but is in those of the prefixes {prefixes}")
     optimized: list[dict[str, Any]] = []
-    for group in groups:
+    for number, group in enumerate(groups):
         own = [parameter for name, parameter in trainable.items() if name.startswith(group.prefix)]
         decayed = [parameter for parameter in own if len(whole_shape(parameter)) >= 2]
         others = [parameter for parameter in own if len(whole_shape(parameter)) < 2]
         for parameters, weight_decay in ((decayed, group.weight_decay), (others, 0.0)):
             if parameters:
-                settings = {"weight_decay": weight_decay, "betas": group.betas}
+                settings = {"weight_decay": weight_decay, "betas": group.betas, NETWORK: number}
                 optimized.append({"params": parameters, **settings, LEARNING_RATE_SCALE: group.learning_rate_scale})
     return optimized
 

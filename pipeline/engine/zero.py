@@ -17,6 +17,7 @@ from pipeline.distributed.collectives import COLLECTIVE_TIMEOUT
 from pipeline.engine.config import LossScaling, Offload, ZeroStage
 from pipeline.engine.deepspeed_internals import (
     copy_master_to_module,
+    gradients_by_group,
     import_deepspeed,
     local_extents,
     partition_gradients,
@@ -26,7 +27,7 @@ from pipeline.engine.deepspeed_internals import (
 )
 from pipeline.engine.fragment import own_shares, view_fragments, whole_extents
 from pipeline.engine.loss_scale import LossScaler
-from pipeline.engine.parameter_groups import ParameterGroup, optimizer_groups, set_learning_rate
+from pipeline.engine.parameter_groups import NETWORK, ParameterGroup, optimizer_groups, set_learning_rate
 from pipeline.engine.update_guard import UpdateGuard
 
 BUCKET_PARAMETERS = 200_000_000  # largest number of values that one collective carries
@@ -55,6 +56,9 @@ class ZeroTrainer:
     With `offload`, host memory holds the master weights, their moments and averages, and the CPU updates them
     (ZeRO-Offload, Ren et al. 2021; stages 2 and 3); at stage 3 optionally also the parameters between their uses.
 
+    The gradient is clipped to `clip_norm`; that of each parameter group on its own if there are several, or the longer
+    one would shorten the other.
+
     Parameters that require no gradient are not trained. `local_fragments` is what this rank's memory holds of the
     trained ones, and `fragments` is the part of it that this rank saves and averages: over all ranks these parts cover
     every trained parameter exactly once. The two differ at stage 0 only, where every rank holds everything.
@@ -81,6 +85,7 @@ class ZeroTrainer:
         # Which part of the data this rank computes: the ranks of a sequence group have the same one.
         self.data_rank, self.data_world_size = self.rank // sequence_parallel, self.world_size // sequence_parallel
         self.device, self.stage, self.offload, self.clip_norm = device, stage, offload, clip_norm
+        self._num_networks = len(groups)
         self.guard = UpdateGuard(max_norm, None if loss_scaling is None else LossScaler(loss_scaling))
         trained = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
         self.shapes = {name: list(whole_shape(parameter)) for name, parameter in trained.items()}
@@ -93,7 +98,8 @@ class ZeroTrainer:
                 "train_batch_size": micro_batch * accumulation_steps * self.world_size,
                 "train_micro_batch_size_per_gpu": micro_batch,
                 "gradient_accumulation_steps": accumulation_steps,
-                "gradient_clipping": clip_norm if stage > 0 else 0.0,  # stage 0: here, as DeepSpeed hides the norm
+                # Clipped here at stage 0, where DeepSpeed hides the norm, and where there are several networks.
+                "gradient_clipping": clip_norm if stage > 0 and self._num_networks == 1 else 0.0,
                 "steps_per_print": 10**9,
                 "zero_optimization": _zero_settings(stage, offload, device, sum(map(prod, self.shapes.values()))),
                 "zero_allow_untested_optimizer": True,
@@ -127,7 +133,7 @@ class ZeroTrainer:
             for name, loss in losses.items():
                 sums[name] = sums[name] + loss.detach() if name in sums else loss.detach()
         self.adam.found_inf = None  # pyright: ignore[reportAttributeAccessIssue] - the flag of torch's GradScaler
-        if self.stage > 0 and self.guard.max_norm is None:
+        if self.stage > 0 and self.guard.max_norm is None and self._num_networks == 1:
             self.guard.norm = self.engine.get_global_grad_norm()
         self.guard.finish_step(scale)
         return {name: total / len(batches) if len(batches) > 1 else total for name, total in sums.items()}
@@ -155,14 +161,16 @@ class ZeroTrainer:
     def _prepare_update(self, scale: float) -> None:
         """Measure the accumulated gradients and decide on the update; at stage 0 also unscale and clip them.
 
-        At the other stages DeepSpeed unscales and clips, in `engine.step`.
+        At the other stages DeepSpeed unscales them in `engine.step`, and clips those of a single network.
         """
         guard = self.guard
         if self.stage == 0 and scale != 1:
             torch._foreach_div_(self._gradients(), scale)
-        if guard.max_norm is not None:
+        if self._num_networks > 1:
+            guard.norm = self._clip_networks(scale)
+        elif guard.max_norm is not None:
             guard.norm = self._gradient_norm(scale)
-        if self.stage == 0:
+        if self.stage == 0 and self._num_networks == 1:
             norm = torch.nn.utils.clip_grad_norm_(self.engine.module.parameters(), self.clip_norm)
             guard.norm = norm if guard.max_norm is None else guard.norm
         if guard.max_norm is not None or (self.stage == 0 and guard.loss_scaler is not None):
@@ -179,14 +187,42 @@ class ZeroTrainer:
             dist.all_reduce(squares)
         return float(squares.sqrt()) / (scale if self.stage > 0 else 1)
 
+    def _clip_networks(self, scale: float) -> float:
+        """Clip the gradient of each network on its own; returns the norm of both together before that, unscaled."""
+        networks: list[list[Tensor]] = [[] for _ in range(self._num_networks)]
+        for group, gradients in self._gradients_by_group():
+            networks[self.adam.param_groups[group][NETWORK]] += gradients
+        zero = torch.zeros((), device=self.device)
+        sums = [sum((gradient.float().square().sum() for gradient in part), zero) for part in networks]
+        squares = torch.stack([total.to(self.device) for total in sums])
+        if self.stage > 0:
+            dist.all_reduce(squares)
+            squares = squares / scale**2
+        for part, factor in zip(networks, (self.clip_norm / (squares.sqrt() + 1e-6)).tolist(), strict=True):
+            if part and not factor >= 1:  # also where it is not a number
+                torch._foreach_mul_(part, factor)
+        return float(squares.sum().sqrt())
+
+    def _gradients_by_group(self) -> list[tuple[int, list[Tensor]]]:
+        """As `_gradients`, with the number of the optimizer's group that they are of."""
+        if self.stage == 0:
+            parameters = [group["params"] for group in self.adam.param_groups]
+            return [(n, [p.grad for p in own if p.grad is not None]) for n, own in enumerate(parameters)]
+        offloaded = self._wait_for_offload()
+        return gradients_by_group(self.zero, self.stage, offloaded=offloaded)
+
     def _gradients(self) -> list[Tensor]:
         """The gradients this rank updates weights with: all of them at stage 0, those of its partition otherwise."""
         if self.stage == 0:
             return [p.grad for p in self.engine.module.parameters() if p.grad is not None]
+        return partition_gradients(self.zero, self.stage, offloaded=self._wait_for_offload())
+
+    def _wait_for_offload(self) -> bool:
+        """Whether gradients are offloaded; if so, they have arrived in host memory."""
         offloaded = self.offload != "none"
         if offloaded and self.device.type == "cuda":
             torch.cuda.synchronize(self.device)  # copies to the host run beside the backward pass
-        return partition_gradients(self.zero, self.stage, offloaded=offloaded)
+        return offloaded
 
 
 def _zero_settings(stage: ZeroStage, offload: Offload, device: torch.device, num_parameters: int) -> dict[str, Any]:

@@ -43,7 +43,10 @@ def batches() -> Tensor:
     return torch.randn(STEPS, BATCH, 3, generator=torch.Generator().manual_seed(1))
 
 
-def train_two(worker: Worker, folder: Path, stage: ZeroStage) -> None:
+LOOSE, TIGHT = 1e6, 0.05  # norms that gradients are clipped to: none is, or each network's always is
+
+
+def train_two(worker: Worker, folder: Path, stage: ZeroStage, clip_norm: float) -> None:
     module = two_networks()
     trainer = ZeroTrainer(
         module,
@@ -52,23 +55,25 @@ def train_two(worker: Worker, folder: Path, stage: ZeroStage) -> None:
         dtype=None,
         stage=stage,
         micro_batch=BATCH // worker.world_size,
-        clip_norm=1e6,
+        clip_norm=clip_norm,
     )
     for batch in batches():
         trainer.step([batch.chunk(worker.world_size)[worker.rank]], LEARNING_RATE)
-    torch.save(module.state_dict(), folder / f"{stage}-{worker.rank}.pt")
+    torch.save(module.state_dict() | {"norm": trainer.guard.norm}, folder / f"{clip_norm}-{stage}-{worker.rank}.pt")
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
-    run_jobs([Job(2, train_two, (folder, stage)) for stage in (0, 1, 2)], folder)
+    cells = [(stage, clip_norm) for stage in (0, 1, 2) for clip_norm in (LOOSE, TIGHT)]
+    run_jobs([Job(2, train_two, (folder, *cell)) for cell in cells], folder)
     return folder
 
 
+@pytest.mark.parametrize("clip_norm", [LOOSE, TIGHT])
 @pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize("stage", [0, 1, 2])
-def test_each_network_is_updated_as_by_an_adamw_of_its_own(trained, stage, rank):
+def test_each_network_is_clipped_and_updated_by_itself(trained, stage, rank, clip_norm):
     module = two_networks()
     adams = []
     for group, network in zip(GROUPS, (module.generator, module.discriminator), strict=True):
@@ -77,12 +82,17 @@ def test_each_network_is_updated_as_by_an_adamw_of_its_own(trained, stage, rank)
         learning_rate = LEARNING_RATE * group.learning_rate_scale
         adams.append(torch.optim.AdamW([decayed, others], lr=learning_rate, betas=group.betas, eps=1e-8))
     before = {name: weight.clone() for name, weight in module.state_dict().items()}
+    norms: list[Tensor] = []
     for batch in batches():
         module.zero_grad()
         module(batch)["total"].backward()
+        networks = (module.generator, module.discriminator)
+        norms = [nn.utils.clip_grad_norm_(network.parameters(), clip_norm) for network in networks]
+        assert all(norm > TIGHT for norm in norms)
         for adam in adams:
             adam.step()
-    weights = torch.load(trained / f"{stage}-{rank}.pt", weights_only=True)
+    weights = torch.load(trained / f"{clip_norm}-{stage}-{rank}.pt", weights_only=True)
+    assert float(weights["norm"]) == pytest.approx(float(torch.stack(norms).norm()), rel=1e-5)
     for name, weight in module.state_dict().items():
         torch.testing.assert_close(weights[name], weight, rtol=0, atol=1e-6)
         assert not torch.allclose(weight, before[name], rtol=0, atol=1e-4)
