@@ -161,14 +161,22 @@ def load_config(path: Path, overrides: Sequence[Override] = ()) -> RunConfig:
     tree = {} if tree is None else tree
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} holds a {type(tree).__name__}, not sections with fields")
-    if "autoencoder" in tree and overrides:
-        tree["autoencoder"] = with_new_names(tree["autoencoder"])
+    if overrides:
+        tree = _with_new_names(path, tree)
     for override in overrides:
         apply_override(tree, renamed(override), RunConfig)
     try:
         return RunConfig.model_validate(tree)
     except ValidationError as error:
         raise ConfigError(explain(error, str(path), RunConfig)) from error
+
+
+def _with_new_names(path: Path, tree: dict[str, Any]) -> dict[str, Any]:
+    """As `with_new_names`, so that an override by the new name takes the place of a value under the old one."""
+    try:
+        return tree | {name: with_new_names(tree[name]) for name in ("autoencoder",) if name in tree}
+    except ValueError as error:
+        raise ConfigError(f"{path}: autoencoder: {error}") from error
 
 
 def renamed(override: Override) -> Override:

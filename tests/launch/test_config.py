@@ -75,9 +75,51 @@ def test_the_caption_dropout_is_read_under_its_old_name_too(tmp_path):
     assert load_config(tmp_path / "config.yaml") == config
 
 
+def test_the_weight_of_the_kl_divergence_is_read_under_its_old_name_too(tmp_path):
+    path = tmp_path / "config.yaml"
+    for section in ("model: {kl_weight: 0.01}", "loss: {kl: 0.01}"):
+        path.write_text(f"name: x\nautoencoder: {{{section}}}\n", encoding="utf-8")
+        assert load_config(path).autoencoder.loss.kl == 0.01
+        for override in ("model.kl_weight", "loss.kl"):
+            assert load_config(path, [f"autoencoder.{override}=0.5", "seed=1"]).autoencoder.loss.kl == 0.5
+    path.write_text("name: x\nautoencoder: {model: {kl_weight: 1}, loss: {kl: 1}}\n", encoding="utf-8")
+    for overrides in ([], ["seed=1"]):
+        with pytest.raises(ConfigError, match=r"autoencoder: model\.kl_weight is the old name of loss\.kl, and both"):
+            load_config(path, overrides)
+    for section in ("3", "{model: 3}", "{model: {kl_weight: 1}, loss: 3}"):
+        path.write_text(f"name: x\nautoencoder: {section}\n", encoding="utf-8")
+        with pytest.raises(ConfigError, match="autoencoder"):
+            load_config(path, ["seed=1"])
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("train.zero_stage=3", "train.zero_stage is 3, .* set train.zero_stage to 2, or leave loss.adversarial out"),
+        ("train.compile=true", "train.compile is true, .* set train.compile to false, or leave loss.adversarial out"),
+        ("loss.adversarial.weight=-1", "adversarial.weight: .*greater than or equal to 0"),
+        ("loss.gradient=-1", "loss.gradient: .*greater than or equal to 0"),
+        ("loss.perceptual={}", "loss.perceptual.network: field required"),
+        ("model.spatial_factor=4", "model.spatial_factor: input should be 8 or 16"),
+    ],
+)
+def test_losses_that_cannot_be_trained_are_refused_by_name(override, told):
+    with pytest.raises(ConfigError, match=told):
+        load_config(Path("demo"), ["autoencoder.loss.adversarial={}", f"autoencoder.{override}"])
+
+
+def test_sides_that_do_not_fit_to_a_larger_stride_are_refused():
+    with pytest.raises(ConfigError, match=r"data\.buckets\.0\.height is 48: its latent of 3 does not split"):
+        load_config(
+            Path("demo"),
+            ["autoencoder.model.spatial_factor=16", "data.buckets=[{num_frames: 5, height: 48, width: 64, fps: 8}]"],
+        )
+
+
 def test_the_configuration_of_a_run_of_an_older_version_is_read():
     config = load_config(ROOT / "tests" / "golden" / "run_before" / "run" / "config.yaml")
     assert config.dit.flow.caption_dropout == 0.1
+    assert config.autoencoder.loss.kl == 1e-6
     assert config.dit.model.architecture == "dit"
 
 

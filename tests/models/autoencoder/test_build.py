@@ -19,6 +19,7 @@ WAN = WanAutoencoderConfig(
 )
 SMALL: dict[str, VideoAutoencoderConfig] = {
     "causal": AutoencoderConfig(latent_channels=4, width=8, deep_width=16),
+    "causal, 16": AutoencoderConfig(latent_channels=4, spatial_factor=16, width=8, deep_width=16),
     "wan": WAN,
     "wan, residual": WAN.model_copy(update={"residual": True, "patch_size": 2}),
 }
@@ -36,6 +37,14 @@ def test_shapes_are_those_of_the_configuration(network):
     posterior = network.encode(pixels)
     assert posterior.mean.shape == posterior.log_variance.shape == (2, *network.config.latent_shape(9, 32, 48))
     assert network.decode(posterior.mean).shape == pixels.shape
+
+
+def test_the_last_weight_is_that_of_the_layer_that_makes_the_pixels(network):
+    """Without it, all patches of pixels are equal: what is left is its bias."""
+    with torch.no_grad():
+        network.last_weight.zero_()
+        decoded = network.decode(torch.randn(1, *network.config.latent_shape(5, 32, 32)))
+    assert torch.equal(decoded[:, :, :1, :16, :16], decoded[:, :, -1:, 16:, 16:])
 
 
 def test_chunks_give_what_the_whole_gives(network):

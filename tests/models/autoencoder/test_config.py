@@ -3,7 +3,9 @@
 import pytest
 from pydantic import ValidationError
 
-from models.autoencoder.config import WanAutoencoderConfig, WanLevel
+from data.dataset.compression import Compression
+from models.autoencoder.config import AutoencoderConfig, WanAutoencoderConfig, WanLevel, read_autoencoder_config
+from pipeline.run.fingerprints import stored
 
 WAN = {"latent_channels": 2, "latent_mean": [0.0, 0.5], "latent_std": [1.0, 2.0], "width": 8, "decoder_width": 8}
 RESIDUAL = WAN | {"residual": True}
@@ -44,3 +46,18 @@ def test_levels():
 def test_sizes_that_do_not_fit_are_refused(settings, told):
     with pytest.raises(ValidationError, match=told):
         WanAutoencoderConfig.model_validate(settings)
+
+
+def test_the_strides_follow_from_the_configuration():
+    assert AutoencoderConfig().compression == Compression(4, 8)
+    coarse = AutoencoderConfig(spatial_factor=16)
+    assert coarse.compression == Compression(4, 16)
+    assert coarse.latent_shape(17, 64, 96) == (16, 5, 4, 6)
+
+
+def test_a_configuration_of_before_is_read_as_it_was():
+    """It names its channels, has one stride, and the weight of a term of the loss."""
+    before = {"latent_channels": 8, "width": 48, "deep_width": 96, "num_blocks": 1}
+    config = read_autoencoder_config(before | {"kl_weight": 0.001})
+    assert config == AutoencoderConfig(latent_channels=8)
+    assert stored(config) == before
