@@ -50,10 +50,11 @@ def pixel_chunks(
 
 def reconstructed(
     network: VideoAutoencoder, chunks: Iterable[Float[Tensor, "b 3 t h w"]]
-) -> Iterator[tuple[Float[Tensor, "b 3 t h w"], Float[Tensor, "b 3 t h w"]]]:
-    """Each chunk of clips, and its reconstruction by the autoencoder."""
+) -> Iterator[tuple[Float[Tensor, "b 3 t h w"], Float[Tensor, "b 3 t h w"], Float[Tensor, "b c s i j"]]]:
+    """Each chunk of clips, its reconstruction by the autoencoder, and its latents."""
     originals, encoded = tee(chunks)
-    return zip(originals, network.decode_latents(network.encode_frames(encoded)), strict=True)
+    latents, decoded = tee(network.encode_frames(encoded))
+    return zip(originals, network.decode_latents(decoded), latents, strict=True)
 
 
 def encode_clips(

@@ -11,6 +11,7 @@ from data.video.codec import decode_clip
 from models.autoencoder.model import psnr_db, squared_error
 from pipeline.encode.chunks import pixel_chunks, reconstructed
 from pipeline.encode.codec import load_autoencoder, to_frames
+from pipeline.evaluate.quality import QualityMeter
 from pipeline.report.figures import ReconstructedClip, Reconstructions
 from pipeline.run.precision import autocast
 from pipeline.run.progress import bar
@@ -25,18 +26,21 @@ def held_out_rows(dataset_dir: Path, limit: int) -> list[IndexRow]:
 def measure_reconstruction(
     clips_dir: Path, autoencoder_path: Path, limit: int, num_shown: int
 ) -> tuple[Reconstructions, list[ReconstructedClip]]:
-    """Peak signal-to-noise ratio on held-out clips, and the first `num_shown` of them with their reconstructions."""
+    """What is measured on held-out clips, and the first `num_shown` of them with their reconstructions."""
     network = load_autoencoder(autoencoder_path)
     rows = held_out_rows(clips_dir, limit)
     reader = PayloadReader(clips_dir)
+    meter = QualityMeter(network.config.latent_channels)
     values, shown = [], []
     with bar("reconstruct", len(rows), "clips") as progress, torch.inference_mode():
         for number, row in enumerate(rows, 1):
             content, errors, frames = reader.read(row), 0.0, []
+            meter.begin_clip()
             with autocast("auto", torch.device("cpu")):
                 most_frames = network.config.call_frames(row.height, row.width)
                 chunks = pixel_chunks([content], row.num_frames, network.config.compression, most_frames)
-                for pixels, reconstruction in reconstructed(network, chunks):
+                for pixels, reconstruction, latents in reconstructed(network, chunks):
+                    meter.add(pixels, reconstruction, latents)
                     errors += pixels.shape[2] * float(squared_error(pixels, reconstruction))
                     if len(shown) < num_shown:
                         frames.append(to_frames(reconstruction[0]))
@@ -45,5 +49,6 @@ def measure_reconstruction(
                 shown.append(ReconstructedClip(row.caption, row.fps, decode_clip(content), np.concatenate(frames)))
             progress.update(number)
     reader.close()
-    result = Reconstructions(num_clips=len(values), psnr_db=float(np.mean(values)), psnr_db_min=min(values))
-    return result, shown
+    return Reconstructions(
+        num_clips=len(values), psnr_db=float(np.mean(values)), psnr_db_min=min(values), quality=meter.result()
+    ), shown

@@ -21,12 +21,23 @@ class Share(Record):
         return self.right[attribute] / self.num_clips
 
 
+class AutoencoderQuality(Record):
+    """What the latents of clips of the validation split carry, and how reconstructions differ from the clips."""
+
+    ssim: float  # mean over frames, 1 where every frame is equal
+    flicker_levels: float  # mean change of the error from one frame to the next, in levels of 8 bits
+    high_frequency_share: float | None  # energy of fine detail, divided by that of the clips; None where they have none
+    latent_std: list[float]  # of each channel, over clips and positions
+    dead_channels: list[int]  # numbers of channels, from 0, that carry next to nothing
+
+
 class Reconstructions(Record):
     """Reconstruction error of the autoencoder on clips of the validation split."""
 
     num_clips: int
     psnr_db: Annotated[float, AllowInfNan()]  # mean over clips; infinite where every pixel is right
     psnr_db_min: Annotated[float, AllowInfNan()]  # of the worst clip
+    quality: AutoencoderQuality
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import pytest
 from pydantic import AllowInfNan, ValidationError
 
 from data.records import Record, Settings, expand_home
-from pipeline.report.figures import Reconstructions
+from pipeline.report.figures import AutoencoderQuality, Reconstructions
 
 NOT_FINITE = [float("nan"), float("inf"), -float("inf"), "nan", "inf", "1e400"]
 
@@ -36,7 +36,11 @@ def test_every_number_of_a_record_is_finite_unless_its_field_says_otherwise(valu
 
 
 def test_a_reconstruction_without_an_error_has_an_infinite_ratio():
-    assert Reconstructions(num_clips=1, psnr_db=float("inf"), psnr_db_min=float("inf")).psnr_db == float("inf")
+    quality = AutoencoderQuality(
+        ssim=1, flicker_levels=0, high_frequency_share=None, latent_std=[1.0], dead_channels=[]
+    )
+    infinite = Reconstructions(num_clips=1, psnr_db=float("inf"), psnr_db_min=float("inf"), quality=quality)
+    assert infinite.psnr_db == float("inf")
 
 
 def test_a_tilde_at_the_start_of_a_path_is_the_home_folder(monkeypatch, tmp_path):
