@@ -114,8 +114,8 @@ class AutoencoderLossConfig(Settings):
     absolute: Annotated[float, AddedLater(0.1)] = Field(default=0.1, ge=0)
     """Weight of the mean absolute error of pixels."""
     kl: float = Field(default=1e-6, ge=0)
-    """Weight of the KL divergence of the latents to N(0, I), in nats per latent value. Its old name is
-    `autoencoder.model.kl_weight`.
+    """Weight of the KL divergence of the latents to N(0, I), in nats per latent value. Older configurations call it
+    `kl_weight` and have it in section `autoencoder.model`.
     """
     gradient: Annotated[float, AddedLater(0.0)] = Field(default=0.0, ge=0)
     """Weight of the mean absolute difference of the pixels' gradients in height and width; 0 leaves the term out."""
