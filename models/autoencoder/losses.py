@@ -21,12 +21,12 @@ def gradient_difference(
 
 
 def discriminator_hinge(real: Float[Tensor, "..."], made: Float[Tensor, "..."]) -> Float[Tensor, ""]:
-    """mean max(0, 1 - real) + mean max(0, 1 + made): the discriminator's loss (Lim & Ye 2017, eq. 18)."""
+    """mean max(0, 1 - real) + mean max(0, 1 + made): the discriminator's loss (Lim & Ye 2017)."""
     return relu(1 - real).mean() + relu(1 + made).mean()
 
 
 def generator_hinge(made: Float[Tensor, "..."]) -> Float[Tensor, ""]:
-    """-mean made: what the generator minimises (Lim & Ye 2017, eq. 19)."""
+    """-mean made: what the generator minimises (Lim & Ye 2017)."""
     return -made.mean()
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from models.autoencoder.quality import flicker, high_frequency_energy, ssim
 from pipeline.report.figures import AutoencoderQuality
 
-DEAD_VARIANCE = 0.01  # of latent means: a channel below it is inactive (Burda et al. 2016, section 4.2)
+DEAD_VARIANCE = 0.01  # of latent means: a channel below it is inactive (Burda et al. 2016)
 LEVELS = 127.5  # of 8 bits, per unit of pixels in [-1, 1]
 
 
