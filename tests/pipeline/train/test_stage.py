@@ -7,10 +7,12 @@ import pytest
 
 from launch.config import load_config
 from launch.stages import FOLDERS, stages_of
+from models.autoencoder.config import PerceptualError
 from pipeline.checkpoint.record import LAST_SAVE_NAME, CheckpointError, LastSave
 from pipeline.run.context import RunContext, StageOrderError
 from pipeline.run.stage_record import STAGE_RECORD_NAME, OpenStage, begin, read_stage_record
 from pipeline.train.stage import TrainStage
+from testing.features import write_features
 
 
 @pytest.mark.parametrize("allowed_changes", [None, []], ids=["anew", "resume"])
@@ -72,3 +74,24 @@ def test_resuming_with_changed_inputs_needs_a_checkpoint_too(trained):
     with pytest.raises(CheckpointError, match="one was saved at step 7"), resuming.opened(stage, {"clips": "c2"}):
         pass
     assert read_stage_record(run.folder_of(stage)) == opened.record
+
+
+def test_a_perceptual_network_that_cannot_be_used_is_refused_before_any_stage_runs(tmp_path):
+    options = [f"autoencoder.loss.perceptual={{network: {tmp_path / 'none.pt'}}}"]
+    (stage,) = stages_of(load_config(Path("demo"), options), ("train autoencoder",))
+    with pytest.raises(PerceptualError, match=r"none\.pt: there is no such file"):
+        stage.check()
+    write_features(tmp_path / "none.pt")
+    stage.check()
+    settings = stage.settings(RunContext(tmp_path, "", FOLDERS))
+    assert settings["loss"]["perceptual"].keys() == {"weight", "network"}
+    assert str(tmp_path) not in str(settings)
+
+
+def test_without_new_terms_the_settings_are_those_of_before():
+    (stage,) = stages_of(load_config(Path("demo")), ("train autoencoder",))
+    settings = stage.settings(RunContext(Path(), "", FOLDERS))
+    assert list(settings) == ["model", "train", "seed"]
+    assert list(settings["model"]) == ["latent_channels", "width", "deep_width", "num_blocks", "kl_weight"]
+    assert settings["model"]["kl_weight"] == 0.001
+    assert "image_share" not in settings["train"]
