@@ -10,7 +10,6 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 
 from data.errors import ReelflowError
