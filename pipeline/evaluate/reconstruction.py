@@ -13,7 +13,7 @@ from pipeline.encode.chunks import pixel_chunks, reconstructed
 from pipeline.encode.codec import load_autoencoder, to_frames
 from pipeline.evaluate.quality import QualityMeter
 from pipeline.report.figures import ReconstructedClip, Reconstructions
-from pipeline.run.precision import autocast
+from pipeline.run.precision import autocast, prepare_to_compute
 from pipeline.run.progress import bar
 
 
@@ -27,6 +27,8 @@ def measure_reconstruction(
     clips_dir: Path, autoencoder_path: Path, limit: int, num_shown: int
 ) -> tuple[Reconstructions, list[ReconstructedClip]]:
     """What is measured on held-out clips, and the first `num_shown` of them with their reconstructions."""
+    device = torch.device("cpu")
+    prepare_to_compute(device)
     network = load_autoencoder(autoencoder_path)
     rows = held_out_rows(clips_dir, limit)
     reader = PayloadReader(clips_dir)
@@ -36,7 +38,7 @@ def measure_reconstruction(
         for number, row in enumerate(rows, 1):
             content, errors, frames = reader.read(row), 0.0, []
             meter.begin_clip()
-            with autocast("auto", torch.device("cpu")):
+            with autocast("auto", device):
                 most_frames = network.config.call_frames(row.height, row.width)
                 chunks = pixel_chunks([content], row.num_frames, network.config.compression, most_frames)
                 for pixels, reconstruction, latents in reconstructed(network, chunks):

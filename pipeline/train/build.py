@@ -9,6 +9,7 @@ from torch import nn
 from models.layers import BlockStack
 from pipeline.distributed.config import WorldSizeError
 from pipeline.distributed.process_group import Worker
+from pipeline.engine.config import WeightPrecisionError, half_weights_problem
 from pipeline.engine.ema import ShardedEma
 from pipeline.engine.placement import Placement
 from pipeline.engine.sequence_parallel import parallelize_sequence
@@ -24,6 +25,7 @@ def build(task: TrainTask, config: TrainConfig, worker: Worker) -> tuple[ZeroTra
     Raises:
         CheckpointError: the weights that the training starts from are damaged.
         SplitError: the workers of a sequence group cannot share the network.
+        WeightPrecisionError: weights in bf16 are set, and this machine does not compute in it.
         WorldSizeError: the workers cannot share the global batch evenly.
     """
     size = micro_batch_size(config, worker.world_size)
@@ -49,8 +51,27 @@ def build(task: TrainTask, config: TrainConfig, worker: Worker) -> tuple[ZeroTra
         max_norm=(config.max_norm or math.inf) if config.non_finite_steps == "skip" else None,
         loss_scaling=config.loss_scaling if config.precision == "fp16" else None,
         clip_norm=config.clip_norm,
+        half_weights=uses_half_weights(config, worker.device),
     )
     return trainer, ShardedEma(trainer.fragments, config.ema)
+
+
+def uses_half_weights(config: TrainConfig, device: torch.device) -> bool:
+    """Whether the weights that workers compute with and exchange are bfloat16.
+
+    Raises:
+        WeightPrecisionError: they are set to be, and this machine does not compute in it.
+    """
+    computes_in_half = autocast_dtype(config.precision, device) == torch.bfloat16
+    if config.weight_precision == "bf16" and not computes_in_half:
+        raise WeightPrecisionError(
+            f"train.weight_precision is bf16, but train.precision is auto, which is fp32 on this machine ({device}): "
+            "set train.precision to bf16, or train.weight_precision to fp32"
+        )
+    if config.weight_precision != "auto":
+        return config.weight_precision == "bf16"
+    problem = half_weights_problem(config.precision, config.zero_stage, config.gradient_accumulation_steps)
+    return device.type == "cuda" and computes_in_half and problem is None
 
 
 def micro_batch_size(config: TrainConfig, world_size: int) -> int:

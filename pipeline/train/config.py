@@ -8,7 +8,7 @@ from pydantic import AliasChoices, Field, model_validator
 from data.records import AddedLater, Runtime, Settings
 from data.stream.config import CacheConfig
 from pipeline.checkpoint.config import LoraConfig
-from pipeline.engine.config import LossScaling, Offload, ZeroStage
+from pipeline.engine.config import LossScaling, Offload, WeightPrecision, ZeroStage, half_weights_problem
 from pipeline.engine.ema_profile import EmaProfiles, FixedDecay, profile_names
 from pipeline.run.config import Precision
 from pipeline.run.weight_names import FIRST_AVERAGE, MASTER_IN_VALIDATION, ValidatedWeights
@@ -87,6 +87,10 @@ class TrainConfig(MonitorConfig):
     """Exponential moving averages of the weights that are kept; a number stands for one average of that decay."""
     precision: Precision = "auto"
     """The type that networks compute in: auto is bf16 where the hardware multiplies in it, otherwise fp32."""
+    weight_precision: Annotated[WeightPrecision, Runtime] = "auto"
+    """The type of the weights that workers compute with and exchange, at ZeRO 1 to 3: with bf16, ZeRO moves and keeps
+    half the bytes; master weights, their averages and checkpoints are fp32 with either. auto is bf16 on a GPU that
+    computes in bf16, where `zero_stage` and `gradient_accumulation_steps` allow it, otherwise fp32."""
     loss_scaling: LossScaling = LossScaling()
     """How the loss is scaled while `precision` is fp16; unused with the other types."""
     activation_checkpointing: Annotated[bool | Literal["selective"], Runtime] = False
@@ -131,6 +135,13 @@ class TrainConfig(MonitorConfig):
                 f"offload is {self.offload!r}, which needs ZeRO {least}{' or 3' if least < 3 else ''}, but zero_stage "
                 f"is {self.zero_stage}: set zero_stage to {least}, or offload to none"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_weights(self) -> Self:
+        problem = half_weights_problem(self.precision, self.zero_stage, self.gradient_accumulation_steps)
+        if self.weight_precision == "bf16" and problem is not None:
+            raise ValueError(f"weight_precision is bf16, but {problem}")
         return self
 
     @model_validator(mode="after")
