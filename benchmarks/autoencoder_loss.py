@@ -58,13 +58,12 @@ def variants(folder: Path, kl: float, steps: int) -> dict[str, AutoencoderLossCo
     """The losses that are compared, by name."""
     plain = AutoencoderLossConfig(kl=kl)
     perceptual = PerceptualConfig(weight=0.1, network=folder / FEATURES_NAME)
-    adversarial = AdversarialConfig(weight=0.2, start_step=steps // 2, width=16)
+    adversarial = AdversarialConfig(weight=1.0, start_step=steps // 3, width=16)
+    both = plain.model_copy(update={"perceptual": perceptual, "adversarial": adversarial})
     return {
         "squared and absolute error": plain,
+        "with perceptual and adversarial": both,
         "with perceptual": plain.model_copy(update={"perceptual": perceptual}),
-        "with perceptual and adversarial": plain.model_copy(
-            update={"perceptual": perceptual, "adversarial": adversarial}
-        ),
     }
 
 

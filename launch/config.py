@@ -63,18 +63,20 @@ class AutoencoderSection(Settings):
         return with_new_names(fields)
 
     @model_validator(mode="after")
-    def _check_adversarial(self) -> Self:
-        if self.loss.adversarial is None or self.published is not None:
+    def _check_loss(self) -> Self:
+        if self.published is not None:
             return self
-        if self.train.zero_stage == 3:
+        if self.train.zero_stage == 3 and self.loss.adversarial is not None:
             raise ValueError(
                 "train.zero_stage is 3, where the gradients that loss.adversarial compares cannot be taken apart: set "
                 "train.zero_stage to 2, or leave loss.adversarial out"
             )
-        if self.train.compile:
+        others = {"adversarial": self.loss.adversarial, "perceptual": self.loss.perceptual}
+        if self.train.compile and (names := [f"loss.{name}" for name, term in others.items() if term is not None]):
+            used = " and ".join(names)
             raise ValueError(
-                "train.compile is true, but loss.adversarial takes gradients inside the loss, which cannot be compiled "
-                "as a whole: set train.compile to false, or leave loss.adversarial out"
+                f"train.compile is true, but a loss with {used} cannot be compiled as a whole: set train.compile to "
+                f"false, or leave {used} out"
             )
         return self
 

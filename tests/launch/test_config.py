@@ -96,7 +96,7 @@ def test_the_weight_of_the_kl_divergence_is_read_under_its_old_name_too(tmp_path
     ("override", "told"),
     [
         ("train.zero_stage=3", "train.zero_stage is 3, .* set train.zero_stage to 2, or leave loss.adversarial out"),
-        ("train.compile=true", "train.compile is true, .* set train.compile to false, or leave loss.adversarial out"),
+        ("train.compile=true", "train.compile is true, .* to false, or leave loss.adversarial out"),
         ("loss.adversarial.weight=-1", "adversarial.weight: .*greater than or equal to 0"),
         ("loss.gradient=-1", "loss.gradient: .*greater than or equal to 0"),
         ("loss.perceptual={}", "loss.perceptual.network: field required"),

@@ -80,6 +80,7 @@ def test_report_holds_every_figure(run):
     assert all(figures["wall_seconds"][stage] > 0 for stage in stages)
     assert figures["peak_rss_bytes"] > 5e8
     assert figures["autoencoder"]["num_clips"] == 2
+    assert len(figures["autoencoder"]["quality"]["latent_std"]) == len(figures["latents"]["latent_stats"]["std"])
     for section in (figures["judge"], figures["adherence"], figures["adherence"]["without_guidance"]):
         assert {"colour", "direction", "shape", "all", "num_clips", "num_right"} <= set(section)
     assert figures["adherence"]["num_clips"] == 24
