@@ -54,11 +54,11 @@ class RandomFeatures(nn.Module):
         return maps
 
 
-def variants(folder: Path, kl: float, steps: int) -> dict[str, AutoencoderLossConfig]:
+def variants(folder: Path, kl: float, steps: int, weight: float) -> dict[str, AutoencoderLossConfig]:
     """The losses that are compared, by name."""
     plain = AutoencoderLossConfig(kl=kl)
     perceptual = PerceptualConfig(weight=0.1, network=folder / FEATURES_NAME)
-    adversarial = AdversarialConfig(weight=1.0, start_step=steps // 3, width=16)
+    adversarial = AdversarialConfig(weight=weight, start_step=steps // 2, width=16)
     both = plain.model_copy(update={"perceptual": perceptual, "adversarial": adversarial})
     return {
         "squared and absolute error": plain,
@@ -97,6 +97,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run_dir", type=Path, help="folder of a run of the demo whose clips are made")
     parser.add_argument("--steps", type=int, default=1100)
+    parser.add_argument("--weight", type=float, default=0.5, help="of the adversarial term")
     parser.add_argument("--work", type=Path, default=Path("runs/autoencoder-loss"), help="folder of the trainings")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/autoencoder_loss.json"))
     arguments = parser.parse_args()
@@ -105,7 +106,7 @@ def main() -> None:
     write_features(work / FEATURES_NAME)
     results = {}
     kl = load_config(Path("demo")).autoencoder.loss.kl
-    for name, loss in variants(work, kl, arguments.steps).items():
+    for name, loss in variants(work, kl, arguments.steps, arguments.weight).items():
         folder = work / name.replace(" ", "-")
         kept = folder / "measured.json"
         if not kept.is_file():
