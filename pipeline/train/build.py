@@ -1,5 +1,6 @@
 """Construction of the network and its engine, as they are before the first step."""
 
+import logging
 import math
 from itertools import chain
 
@@ -17,6 +18,8 @@ from pipeline.engine.zero import ZeroTrainer
 from pipeline.run.precision import autocast_dtype
 from pipeline.train.config import TrainConfig
 from pipeline.train.task import TrainTask
+
+logger = logging.getLogger(__name__)
 
 
 def build(task: TrainTask, config: TrainConfig, worker: Worker) -> tuple[ZeroTrainer, ShardedEma]:
@@ -38,11 +41,15 @@ def build(task: TrainTask, config: TrainConfig, worker: Worker) -> tuple[ZeroTra
         parallelize_sequence(module, worker.rank, worker.world_size, config.sequence_parallel)
     if config.compile:
         compile_network(module)
+    dtype, half_weights = autocast_dtype(config.precision, worker.device), uses_half_weights(config, worker.device)
+    logger.debug(
+        "computing in %s, with weights in %s", dtype or torch.float32, dtype if half_weights else torch.float32
+    )
     trainer = ZeroTrainer(
         module,
         task.parameter_groups(config),
         device=worker.device,
-        dtype=autocast_dtype(config.precision, worker.device),
+        dtype=dtype,
         stage=config.zero_stage,
         offload=config.offload,
         micro_batch=size,
@@ -51,7 +58,7 @@ def build(task: TrainTask, config: TrainConfig, worker: Worker) -> tuple[ZeroTra
         max_norm=(config.max_norm or math.inf) if config.non_finite_steps == "skip" else None,
         loss_scaling=config.loss_scaling if config.precision == "fp16" else None,
         clip_norm=config.clip_norm,
-        half_weights=uses_half_weights(config, worker.device),
+        half_weights=half_weights,
     )
     return trainer, ShardedEma(trainer.fragments, config.ema)
 
