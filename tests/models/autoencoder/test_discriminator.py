@@ -5,8 +5,10 @@ import torch
 
 from models.autoencoder.config import AdversarialConfig
 from models.autoencoder.discriminator import Discriminator
+from testing.half import check_half_weights
 
 SMALL = AdversarialConfig(width=4, num_layers=2)
+PIXELS = torch.rand(1, 3, 5, 16, 16, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize(
@@ -50,3 +52,8 @@ def test_gradients_in_bfloat16_are_finite(num_frames):
     assert logits.dtype == torch.float32
     logits.square().sum().backward()
     assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in network.parameters())
+
+
+def test_weights_in_bfloat16_leave_each_layer_its_type():
+    torch.manual_seed(0)
+    check_half_weights(Discriminator(SMALL), lambda network: network(PIXELS))
