@@ -138,13 +138,6 @@ class TrainConfig(MonitorConfig):
         return self
 
     @model_validator(mode="after")
-    def _check_weights(self) -> Self:
-        problem = half_weights_problem(self.precision, self.zero_stage, self.gradient_accumulation_steps)
-        if self.weight_precision == "bf16" and problem is not None:
-            raise ValueError(f"weight_precision is bf16, but {problem}")
-        return self
-
-    @model_validator(mode="after")
     def _check_recomputation(self) -> Self:
         if self.activation_checkpointing != "selective":
             return self
@@ -168,6 +161,13 @@ class TrainConfig(MonitorConfig):
             for name in (chosen,) if isinstance(chosen, str) else chosen:
                 if name not in known:
                     raise ValueError(f"{field} names {name!r}, but ema gives {', '.join(known)}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_weights(self) -> Self:
+        problem = half_weights_problem(self.precision, self.zero_stage, self.gradient_accumulation_steps)
+        if self.weight_precision == "bf16" and problem is not None:
+            raise ValueError(f"weight_precision is bf16, but {problem}")
         return self
 
 

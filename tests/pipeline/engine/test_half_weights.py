@@ -1,6 +1,7 @@
 """Weights in bfloat16, master weights in float32: the same training with half the bytes, and the same checkpoints."""
 
 import json
+import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -117,8 +118,9 @@ def hold_the_file(worker: Worker, data: Path, stage: ZeroStage, offload: Offload
                 assert torch.equal(parameter.detach(), weight.bfloat16())
 
 
-def load_elsewhere(worker: Worker, data: Path, run_dir: Path, stage: ZeroStage) -> None:
+def load_elsewhere(worker: Worker, data: Path, source: Path, run_dir: Path, stage: ZeroStage) -> None:
     """What another layout saved is held to the bit, and the training goes on."""
+    shutil.copytree(source, run_dir)
     pipeline.engine.zero.PERSISTENT_PARAMETERS = 0
     trainer, ema = build(make_task(data), changed(zero_stage=stage), worker)
     checkpoint = open_checkpoint(run_dir)
@@ -129,7 +131,7 @@ def load_elsewhere(worker: Worker, data: Path, run_dir: Path, stage: ZeroStage) 
         for which, values in held.items():
             whole = saved[which][fragment.name].flatten()
             assert torch.equal(values, whole[fragment.start :][: values.numel()])
-    train(make_task(data), changed(zero_stage=stage, steps=8), run_dir, worker)
+    train(make_task(data), changed(zero_stage=stage, steps=10), run_dir, worker)
 
 
 def learn(worker: Worker, data: Path, folder: Path) -> None:
@@ -162,13 +164,13 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def runs(data, tmp_path_factory):
     folder, task = tmp_path_factory.mktemp("half"), make_task(data)
-    jobs = [Job(2, count_bytes, (data, folder, 3)), Job(1, train_to, (task, folder / "one", (8,), {"zero_stage": 2}))]
+    jobs = [Job(2, count_bytes, (data, folder, 3)), Job(1, train_to, (task, folder / "one", (10,), {"zero_stage": 2}))]
     for stage in STAGES:
         jobs += resumed_jobs(data, folder, stage, "none")
         jobs += [Job(2, hold_the_file, (data, stage, "none", LORA if stage == 3 else None))]
     for there, here in ELSEWHERE:
-        jobs += [Job(2, train_to, (task, folder / f"moved-{there}-{here}", (4,), {"zero_stage": there}))]
-        jobs += [Job(1, load_elsewhere, (data, folder / f"moved-{there}-{here}", here))]
+        source, moved = folder / f"straight-{there}-none", folder / f"moved-{there}-{here}"
+        jobs += [Job(1, load_elsewhere, (data, source, moved, here))]
     run_jobs(jobs, folder)
     return folder
 
@@ -238,7 +240,7 @@ def test_it_resumes_to_the_bit_from_host_memory(runs, more_runs, stage, offload)
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_stage_has_the_losses_of_one_worker(runs, stage):
-    np.testing.assert_allclose(losses(runs / f"straight-{stage}-none"), losses(runs / "one"), rtol=1e-3)
+    np.testing.assert_allclose(losses(runs / f"straight-{stage}-none"), losses(runs / "one")[:8], rtol=1e-3)
 
 
 @pytest.mark.parametrize(("there", "here"), ELSEWHERE)
@@ -249,7 +251,7 @@ def test_a_checkpoint_goes_on_at_another_stage_and_number_of_workers(runs, there
 
 @pytest.mark.slow
 def test_a_checkpoint_goes_on_with_the_other_type(runs, more_runs):
-    np.testing.assert_allclose(losses(more_runs / "mixed"), losses(runs / "one"), rtol=1e-3)
+    np.testing.assert_allclose(losses(more_runs / "mixed"), losses(runs / "one")[:8], rtol=1e-3)
 
 
 @pytest.mark.parametrize("stage", STAGES)
