@@ -31,7 +31,10 @@ class SampledClip(Record):
         Args:
             right: the judge's verdict, where there is one.
         """
-        return GalleryClip(self.file, self.request.prompt, self.request.seed, self.request.guidance_scale, right)
+        request = self.request
+        return GalleryClip(
+            self.file, request.prompt, request.seed, request.guidance_scale, right=right, bucket=request.bucket
+        )
 
 
 def read_samples(output_dir: Path) -> list[SampledClip]:
