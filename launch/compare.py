@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from pydantic import ValidationError
 
 from data.dataset.clip import Split
@@ -16,7 +15,7 @@ from launch.overrides import ConfigError, Override, apply_override, explain
 from pipeline.evaluate.clip_sets import ClipSet, ClipSetError, open_clips
 from pipeline.evaluate.comparison import MIN_CLIPS, Comparison, compare
 from pipeline.evaluate.intervals import Estimate
-from pipeline.evaluate.measure import Measured, Networks, measure_clips
+from pipeline.evaluate.measure import Measured, Networks, measure_sets
 from pipeline.report.comparison_page import ComparisonPage, FigureRow, NearestPair, Tile, write_comparison_page
 
 RESULT_NAME = "comparison.json"
@@ -86,15 +85,12 @@ def compare_folders(asked: Compared, overrides: Sequence[Override]) -> Iterator[
         VideoError: no clip of a set can be read.
     """
     config = _read_config(overrides)
-    samples = _open(asked, asked.samples)
-    reference = _open(asked, asked.reference)
-    cpu = torch.device("cpu")  # a network that cannot be used is refused before Ray starts
-    names = [network.name for network in (asked.networks.for_clips(cpu), asked.networks.for_frames(cpu))]
+    samples, reference = _open(asked, asked.samples, None), _open(asked, asked.reference, asked.split)
+    names = asked.networks.check()
     check_writable(asked.output)
     cache, workers = asked.output / CACHE_NAME, config.cluster.workers
     with connected(config.cluster):
-        ours = measure_clips(samples, asked.networks, cache, workers)
-        theirs = measure_clips(reference, asked.networks, cache, workers)
+        ours, theirs = measure_sets([samples, reference], asked.networks, cache, workers)
     for clips, measured in ((samples, ours), (reference, theirs)):
         _check_number(clips.folder, len(measured.numbers))
     found = compare(ours, samples.names, theirs, reference.names)
@@ -121,8 +117,7 @@ def _read_config(overrides: Sequence[Override]) -> ComparingConfig:
         raise ConfigError(explain(error, "--set", ComparingConfig)) from error
 
 
-def _open(asked: Compared, folder: Path) -> ClipSet:
-    split = asked.split if folder == asked.reference else None
+def _open(asked: Compared, folder: Path, split: Split | None) -> ClipSet:
     clips = open_clips(folder, asked.max_clips, split, asked.guidance_scale)
     _check_number(folder, len(clips.names))
     return clips

@@ -4,11 +4,13 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from einops import rearrange
 from jaxtyping import Float, Int
+from scipy.spatial.distance import cdist
 
 from data.records import Record
 from pipeline.evaluate.clip_sets import ClipName
-from pipeline.evaluate.distances import fit_gaussian, frechet_distance, kernel_distance
+from pipeline.evaluate.distances import Gaussian, fit_gaussian, frechet_distance, kernel_distance
 from pipeline.evaluate.intervals import Estimate, jackknife
 from pipeline.evaluate.measure import Measured
 from pipeline.evaluate.statistics import STATISTICS
@@ -95,14 +97,16 @@ def compare(
     return Comparison(
         num_samples=len(ours),
         num_reference=len(theirs),
-        frechet_video=jackknife(_frechet, samples.features, reference.features),
+        frechet_video=jackknife(frechet_distance, samples.features, reference.features, summarize=fit_gaussian),
         kernel_video=jackknife(kernel_distance, samples.features, reference.features),
-        frechet_frames=jackknife(_frechet_of_frames, samples.frame_features, reference.frame_features),
+        frechet_frames=jackknife(
+            frechet_distance, samples.frame_features, reference.frame_features, summarize=_fit_frames
+        ),
         drifts={
             name: _drift(_mean, samples.statistics[:, column], reference.statistics[:, column])
             for column, name in enumerate(STATISTICS)
         },
-        diversity=_drift(mean_pair_distance, ours, theirs),
+        diversity=_diversity(ours, theirs),
         same_prompt_diversity=_same_prompt_diversity(ours, [name.text for name in our_names]),
         similarity=_drift(_mean, samples.similarity, reference.similarity) if is_similarity_known else None,
         copies=find_copies(ours, [name.key for name in our_names], theirs, [name.key for name in their_names]),
@@ -111,12 +115,8 @@ def compare(
     )
 
 
-def _frechet(one: Features, other: Features) -> float:
-    return frechet_distance(fit_gaussian(one), fit_gaussian(other))
-
-
-def _frechet_of_frames(one: Float[np.ndarray, "n f d"], other: Float[np.ndarray, "m f d"]) -> float:
-    return _frechet(one.reshape(-1, one.shape[-1]), other.reshape(-1, other.shape[-1]))
+def _fit_frames(features: Float[np.ndarray, "n f d"]) -> Gaussian:
+    return fit_gaussian(rearrange(features, "n f d -> (n f) d"))
 
 
 def _mean(values: Float[np.ndarray, " n"]) -> float:
@@ -131,18 +131,25 @@ def _drift(statistic: Callable[[np.ndarray], float], samples: np.ndarray, refere
     )
 
 
-def squared_distances(one: Features, other: Features) -> Float[np.ndarray, "n m"]:
-    """|x - y|^2 of every pair, at least 0."""
-    squares = np.square(one).sum(1)[:, None] + np.square(other).sum(1)[None] - 2 * one @ other.T
-    return squares.clip(0)
-
-
-def mean_pair_distance(features: Features) -> float:
-    """The mean distance of two different clips of a set."""
-    number = len(features)
-    distances = np.sqrt(squared_distances(features, features))
-    np.fill_diagonal(distances, 0)
+def mean_pair_distance(distances: Float[np.ndarray, "n n"]) -> float:
+    """The mean distance of two different clips, of the distances of every pair."""
+    number = len(distances)
     return float(distances.sum() / (number * (number - 1)))
+
+
+def _diversity(samples: Features, reference: Features) -> Drift:
+    """`mean_pair_distance` of both sets; the jackknife leaves out rows of distances that are computed once."""
+    ours, theirs = cdist(samples, samples), cdist(reference, reference)
+
+    def mean(rows: Int[np.ndarray, " k"], distances: Float[np.ndarray, "n n"]) -> float:
+        return mean_pair_distance(distances[np.ix_(rows, rows)])
+
+    our_rows, their_rows = np.arange(len(ours)), np.arange(len(theirs))
+    return Drift(
+        samples=jackknife(lambda rows: mean(rows, ours), our_rows),
+        reference=jackknife(lambda rows: mean(rows, theirs), their_rows),
+        difference=jackknife(lambda one, other: mean(one, ours) - mean(other, theirs), our_rows, their_rows),
+    )
 
 
 def _same_prompt_diversity(features: Features, texts: Sequence[str]) -> Estimate | None:
@@ -150,7 +157,7 @@ def _same_prompt_diversity(features: Features, texts: Sequence[str]) -> Estimate
     rows: dict[str, list[int]] = {}
     for row, text in enumerate(texts):
         rows.setdefault(text, []).append(row)
-    means = [mean_pair_distance(features[same]) for same in rows.values() if len(same) > 1]
+    means = [mean_pair_distance(cdist(features[same], features[same])) for same in rows.values() if len(same) > 1]
     return jackknife(_mean, np.array(means)) if len(means) >= MIN_CLIPS else None
 
 
@@ -158,11 +165,11 @@ def find_copies(
     samples: Features, sample_keys: Sequence[str], reference: Features, reference_keys: Sequence[str]
 ) -> Copies:
     """The nearest clip of the reference to each sample, beside the nearest other one to each clip of the reference."""
-    own = squared_distances(reference, reference)
+    own = cdist(reference, reference)
     np.fill_diagonal(own, np.inf)
-    threshold = float(np.quantile(np.sqrt(own.min(1)), COPY_QUANTILE))
-    between = squared_distances(samples, reference)
-    nearest, distances = between.argmin(1), np.sqrt(between.min(1))
+    threshold = float(np.quantile(own.min(1), COPY_QUANTILE))
+    between = cdist(samples, reference)
+    nearest, distances = between.argmin(1), between.min(1)
     order = np.argsort(distances, kind="stable")[:MAX_PAIRS]
     return Copies(
         threshold=threshold,

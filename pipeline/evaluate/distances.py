@@ -6,6 +6,7 @@ eq. 6, for images; Unterthiner et al. 2018 for video). The kernel distance compa
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from jaxtyping import Float
@@ -21,6 +22,12 @@ class Gaussian:
 
     mean: Float[np.ndarray, " d"]
     covariance: Float[np.ndarray, "d d"]
+
+    @cached_property
+    def root(self) -> Float[np.ndarray, "d d"]:
+        """The symmetric root of the covariance, whose eigenvalues are not negative but for rounding."""
+        values, vectors = np.linalg.eigh(self.covariance)
+        return (vectors * np.sqrt(values.clip(0))) @ vectors.T
 
 
 def fit_gaussian(features: Features) -> Gaussian:
@@ -41,15 +48,9 @@ def frechet_distance(one: Gaussian, other: Gaussian) -> float:
     The trace of the root is the sum of the singular values of S_1^(1/2) S_2^(1/2), which is real and finite for
     covariances of any rank.
     """
-    singular = np.linalg.svd(_root(one.covariance) @ _root(other.covariance), compute_uv=False)
+    singular = np.linalg.svd(one.root @ other.root, compute_uv=False)
     means = float(np.square(one.mean - other.mean).sum())
     return max(0.0, means + float(np.trace(one.covariance) + np.trace(other.covariance) - 2 * singular.sum()))
-
-
-def _root(covariance: Float[np.ndarray, "d d"]) -> Float[np.ndarray, "d d"]:
-    """The symmetric root of a symmetric matrix without negative eigenvalues, but for rounding."""
-    values, vectors = np.linalg.eigh(covariance)
-    return (vectors * np.sqrt(values.clip(0))) @ vectors.T
 
 
 def kernel_distance(one: Features, other: Features) -> float:

@@ -7,6 +7,7 @@ and removes it.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from scipy.stats import t
@@ -32,27 +33,32 @@ class Estimate(Record):
         return f"{self.corrected:.4g} [{self.low:.4g}, {self.high:.4g}]"
 
 
-def jackknife(statistic: Callable[..., float], *samples: np.ndarray) -> Estimate:
+def jackknife(
+    statistic: Callable[..., float],
+    *samples: np.ndarray,
+    summarize: Callable[[np.ndarray], Any] = lambda sample: sample,
+) -> Estimate:
     """Estimate a function of one or more independent samples.
 
     Neighbours are left out together: where clips of one video or one prompt follow one another, which makes them alike,
     the interval is as wide as it has to be.
 
     Args:
-        statistic: a smooth function of arrays like `samples`, of any length.
+        statistic: a smooth function of the summaries of samples of any length.
         samples: arrays whose first axis is that of the clips, at least 4 each.
+        summarize: what `statistic` takes of a sample, which is computed once for a sample that nothing is left out of.
 
     Raises:
         ValueError: a sample has fewer than 4 clips.
     """
     if (smallest := min(map(len, samples))) < 4:
         raise ValueError(f"an interval needs at least 4 clips, and there are {smallest}")
-    value, bias, variance, freedom = statistic(*samples), 0.0, 0.0, 0
+    whole = [summarize(sample) for sample in samples]
+    value, bias, variance, freedom = statistic(*whole), 0.0, 0.0, 0
     for number, sample in enumerate(samples):
         groups = np.array_split(np.arange(len(sample)), min(NUM_GROUPS, len(sample)))
-        without = np.array(
-            [statistic(*samples[:number], np.delete(sample, group, axis=0), *samples[number + 1 :]) for group in groups]
-        )
+        parts = (summarize(np.delete(sample, group, axis=0)) for group in groups)
+        without = np.array([statistic(*whole[:number], part, *whole[number + 1 :]) for part in parts])
         bias += (len(groups) - 1) * (without.mean() - value)
         variance += (len(groups) - 1) / len(groups) * np.square(without - without.mean()).sum()
         freedom += len(groups) - 1

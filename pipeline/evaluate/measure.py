@@ -15,10 +15,12 @@ from zipfile import BadZipFile
 import numpy as np
 import ray
 import torch
+from einops import rearrange
 from jaxtyping import Float, Int
 
 from data.errors import DatasetError, VideoError
 from data.files.publish import published
+from data.records import Frames
 from pipeline.distributed.actor_pool import results_of_actors
 from pipeline.distributed.config import WorkersConfig
 from pipeline.evaluate.clip_sets import ClipSet
@@ -60,6 +62,17 @@ class Networks:
             return random_convolutions(2, device)
         return read_features(self.frame_features, 2, device)
 
+    def check(self) -> list[str]:
+        """Load each once, so that one that cannot be used is refused before Ray starts; returns their names.
+
+        Raises:
+            FeatureError: one of them cannot be used.
+        """
+        cpu = torch.device("cpu")
+        if self.text_similarity is not None:
+            TextSimilarity(self.text_similarity, cpu)
+        return [self.for_clips(cpu).name, self.for_frames(cpu).name]
+
     def fingerprint(self) -> str:
         """Changes with any of the networks.
 
@@ -91,74 +104,114 @@ class Measured:
         return cls(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
 
 
+@dataclass(frozen=True)
+class Job:
+    """Some clips of a set."""
+
+    number: int
+    """Of the set."""
+    clips: range
+
+
 class Measurer:
     """A Ray actor that holds the networks."""
 
-    def __init__(self, clips: ClipSet, networks: Networks, num_threads: int) -> None:
+    def __init__(self, sets: Sequence[ClipSet], networks: Networks, num_threads: int) -> None:
         torch.set_num_threads(num_threads)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._clips, self._names, self._device = clips, clips.names, device
+        self._sets, self._device = sets, device
         self._for_clips, self._for_frames = networks.for_clips(device), networks.for_frames(device)
         folder = networks.text_similarity
         self._similarity = None if folder is None else TextSimilarity(folder, device)
 
     @torch.inference_mode()
-    def measure(self, numbers: Sequence[int]) -> tuple[Measured | None, list[str]]:
-        """Measure some clips; returns what was measured, and why others could not be read."""
-        found, problems = [], []
-        for number in numbers:
+    def measure(self, job: Job) -> tuple[list[Measured], list[str]]:
+        """Measure some clips; returns what was measured of each, and why others could not be read."""
+        clips, found, problems = self._sets[job.number], [], []
+        names = clips.names
+        for number in job.clips:
             try:
-                frames = self._clips.read(number)
+                frames = clips.read(number)
             except (DatasetError, OSError, VideoError) as error:
-                problems.append(f"{self._names[number].key}: {error}")
+                problems.append(f"{names[number].key}: {error}")
                 continue
-            pixels = pixels_of(torch.from_numpy(np.ascontiguousarray(frames))).to(self._device)
-            chosen = torch.linspace(0, len(frames) - 1, FRAMES_PER_CLIP).round().long()
-            found.append(
-                Measured(
-                    numbers=np.array([number]),
-                    features=self._for_clips.compute(pixels).cpu().numpy(),
-                    frame_features=self._for_frames.compute(pixels[0, :, chosen].transpose(0, 1)).cpu().numpy()[None],
-                    statistics=np.array([astuple(measure_clip(frames))]),
-                    similarity=np.array([self._score(frames, number)]),
-                )
-            )
-        return (Measured.joined(found) if found else None), problems
+            found.append(self._measure_clip(number, frames, names[number].text))
+        return found, problems
 
-    def _score(self, frames: Any, number: int) -> float:  # noqa: ANN401 - Frames
-        return float("nan") if self._similarity is None else self._similarity.score(frames, self._names[number].text)
+    def _measure_clip(self, number: int, frames: Frames, text: str) -> Measured:
+        pixels = pixels_of(torch.from_numpy(np.ascontiguousarray(frames))).to(self._device)
+        chosen = torch.linspace(0, len(frames) - 1, FRAMES_PER_CLIP).round().long()
+        pictures = rearrange(pixels[0, :, chosen], "c f h w -> f c h w")
+        return Measured(
+            numbers=np.array([number]),
+            features=self._for_clips.compute(pixels).cpu().numpy(),
+            frame_features=self._for_frames.compute(pictures).cpu().numpy()[None],
+            statistics=np.array([astuple(measure_clip(frames))]),
+            similarity=np.array([float("nan") if self._similarity is None else self._similarity.score(frames, text)]),
+        )
 
 
-def measure_clips(clips: ClipSet, networks: Networks, cache_dir: Path, workers: WorkersConfig) -> Measured:
-    """Measure a set, or read what was measured before, on the connected Ray cluster. Unreadable clips are left out.
+def measure_sets(
+    sets: Sequence[ClipSet], networks: Networks, cache_dir: Path, workers: WorkersConfig
+) -> list[Measured]:
+    """Measure sets, or read what was measured before, on the connected Ray cluster. Unreadable clips are left out.
 
     Raises:
         FeatureError: a network cannot be used.
-        VideoError: no clip of the set can be read.
+        VideoError: no clip of a set can be read.
     """
-    path = cache_dir / f"{fingerprint([clips.fingerprint, networks.fingerprint()])}.npz"
-    if (known := _read(path)) is not None:
-        return known
-    jobs = [range(at, min(at + CLIPS_PER_JOB, len(clips.names))) for at in range(0, len(clips.names), CLIPS_PER_JOB)]
+    of_networks = networks.fingerprint()
+    paths = [cache_dir / f"{fingerprint([clips.fingerprint, of_networks])}.npz" for clips in sets]
+    found = {number: known for number, path in enumerate(paths) if (known := _read(path)) is not None}
+    jobs = [
+        Job(number, range(at, min(at + CLIPS_PER_JOB, len(clips.names))))
+        for number, clips in enumerate(sets)
+        if number not in found
+        for at in range(0, len(clips.names), CLIPS_PER_JOB)
+    ]
+    outcomes = _measure(sets, networks, jobs, workers) if jobs else {}
+    for number in {job.number for job in jobs}:
+        mine = [outcomes[job] for job in jobs if job.number == number]
+        parts = [measured for each, _ in mine for measured in each]
+        problems = [problem for _, each in mine for problem in each]
+        _tell(sets[number], problems, len(parts))
+        found[number] = Measured.joined(parts)
+        if not problems:  # else the next start tries again
+            with published(paths[number]) as temporary, temporary.open("wb") as file:
+                np.savez(file, **vars(found[number]))
+    return [found[number] for number in range(len(sets))]
+
+
+def _measure(
+    sets: Sequence[ClipSet], networks: Networks, jobs: Sequence[Job], workers: WorkersConfig
+) -> dict[Job, tuple[list[Measured], list[str]]]:
     actor: Any = ray.remote(Measurer).options(num_cpus=workers.cpus_per_worker, num_gpus=workers.gpus_per_worker)
-    parts: dict[int, Measured] = {}
-    problems: list[str] = []
+    outcomes = {}
+    num_clips, num_done = sum(len(job.clips) for job in jobs), 0
     with (
-        bar("measure", len(clips.names), "clips") as progress,
+        bar("measure", num_clips, "clips") as progress,
         results_of_actors(
-            partial(actor.remote, clips, networks, workers.cpus_per_worker),
-            lambda measurer, numbers: measurer.measure.remote(numbers),
+            partial(actor.remote, sets, networks, workers.cpus_per_worker),
+            lambda measurer, job: measurer.measure.remote(job),
             jobs,
             workers.num_startable(),
         ) as results,
     ):
-        num_done = 0
-        for numbers, (measured, unreadable) in results:
-            if measured is not None:
-                parts[numbers[0]] = measured
-            problems += unreadable
-            num_done += len(numbers)
+        for job, outcome in results:
+            outcomes[job] = outcome
+            num_done += len(job.clips)
             progress.update(num_done)
+    return outcomes
+
+
+def _tell(clips: ClipSet, problems: Sequence[str], num_measured: int) -> None:
+    """Warn of clips that cannot be read.
+
+    Raises:
+        VideoError: none can be read.
+    """
+    if not num_measured:
+        raise VideoError("undecodable", f"{clips.folder}: no clip can be read; the first is {problems[0]}")
     if problems:
         logger.warning(
             "  warning: %s: %d of %d clips cannot be read and are left out; the first is %s",
@@ -167,13 +220,6 @@ def measure_clips(clips: ClipSet, networks: Networks, cache_dir: Path, workers: 
             len(clips.names),
             problems[0],
         )
-    if not parts:
-        raise VideoError("undecodable", f"{clips.folder}: no clip can be read; the first is {problems[0]}")
-    whole = Measured.joined([parts[key] for key in sorted(parts)])
-    if not problems:  # else the next start tries again
-        with published(path) as temporary, temporary.open("wb") as file:
-            np.savez(file, **vars(whole))
-    return whole
 
 
 def _read(path: Path) -> Measured | None:

@@ -23,6 +23,7 @@ class TextSimilarity:
     """
 
     def __init__(self, folder: Path, device: torch.device) -> None:
+        _check_folder(folder)
         try:
             import transformers
         except ImportError as error:
@@ -54,6 +55,10 @@ def similarity_fingerprint(folder: Path) -> str:
     Raises:
         FeatureError: there is no such folder.
     """
+    _check_folder(folder)
+    return text_encoder_fingerprint(folder)
+
+
+def _check_folder(folder: Path) -> None:
     if not folder.is_dir():
         raise FeatureError(f"{folder}: there is no such folder; name the folder of a CLIP model")
-    return text_encoder_fingerprint(folder)
