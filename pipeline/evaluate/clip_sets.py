@@ -1,5 +1,6 @@
 """Sets of clips that can be measured: a dataset of clips, or a folder of sampled clips."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -36,7 +37,11 @@ class ClipName:
 
 
 class ClipSet(Protocol):
-    """Clips in a fixed order; clips of one video or one prompt follow one another. Pickled to the actors."""
+    """Clips in a fixed order, of which the jackknife leaves out neighbours together. Pickled to the actors.
+
+    Videos are a sample of all there could be, so clips of one video follow one another. Prompts are given, and chance is
+    in the noise alone, so neighbours are samples of different prompts.
+    """
 
     @property
     def folder(self) -> Path:
@@ -89,7 +94,7 @@ class DatasetClips:
 
 @dataclass(frozen=True)
 class SampledClips:
-    """Clips that were sampled, in the order of prompts and seeds."""
+    """Clips that were sampled: the first of each prompt, then the second of each, and so on."""
 
     folder: Path
     clips: Sequence[SampledClip]
@@ -155,7 +160,11 @@ def _of_scale(folder: Path, guidance_scale: float | None) -> list[SampledClip]:
     if not chosen:
         wanted = f" of guidance scale {guidance_scale:g}, but of {known}" if scales else ""
         raise ClipSetError(f"{folder} holds no clips{wanted}")
-    return sorted(chosen, key=lambda clip: (clip.request.prompt, clip.request.seed, clip.file))
+    found, repeats = [], Counter[str]()
+    for clip in sorted(chosen, key=lambda clip: (clip.request.prompt, clip.request.seed, clip.file)):
+        found.append((repeats[clip.request.prompt], clip))
+        repeats[clip.request.prompt] += 1
+    return [clip for _, clip in sorted(found, key=lambda each: each[0])]  # stable: by prompt within each round
 
 
 def _evenly(clips: list[SampledClip], limit: int) -> list[SampledClip]:

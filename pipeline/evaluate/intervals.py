@@ -40,8 +40,8 @@ def jackknife(
 ) -> Estimate:
     """Estimate a function of one or more independent samples.
 
-    Neighbours are left out together: where clips of one video or one prompt follow one another, which makes them alike,
-    the interval is as wide as it has to be.
+    Neighbours are left out together: where clips of one video, which are alike, follow one another, the interval is as
+    wide as it has to be.
 
     Args:
         statistic: a smooth function of the summaries of samples of any length.
