@@ -39,8 +39,8 @@ class ClipName:
 class ClipSet(Protocol):
     """Clips in a fixed order, of which the jackknife leaves out neighbours together. Pickled to the actors.
 
-    Videos are a sample of all there could be, so clips of one video follow one another. Prompts are given, and chance is
-    in the noise alone, so neighbours are samples of different prompts.
+    Videos are a sample of all there could be, so clips of one video follow one another. Prompts are given, and only the
+    noise is random, so neighbours are samples of different prompts.
     """
 
     @property
