@@ -9,9 +9,10 @@ so that no request loses another; those that cannot be made are listed in `faile
 
 import logging
 from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from hashlib import sha256
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from data.errors import ReelflowError, shorten
 from data.files.checksums import file_sha256
 from data.files.jsonl import append_lines, publish_jsonl
 from data.files.publish import publish_bytes
+from data.records import Frames
 from data.video.codec import encode_clip
 from pipeline.distributed.actor_pool import JobFailure, outcomes_of_actors
 from pipeline.distributed.config import WorkersConfig
@@ -96,12 +98,23 @@ class SamplerActor:
         self._output_dir = output_dir
 
     def make(self, requests: list[PromptRequest]) -> list[SampledClip]:
-        """Sample and publish clips of one guidance scale and bucket; returns their lines of the manifest."""
-        frames, calls = self._sampler.sample(requests)
+        """Sample and publish clips of one guidance scale and bucket; returns their lines of the manifest.
+
+        Clips are compressed and written while the network computes the next ones.
+        """
+        clips: list[Future[list[SampledClip]]] = []
+        with ThreadPoolExecutor(max_workers=1) as writer:
+            for group in self._sampler.groups(requests):
+                frames, calls = self._sampler.sample_group(group)
+                clips.append(writer.submit(self._publish, group, frames, calls))
+                for earlier in clips[:-1]:
+                    earlier.result()  # the memory of one group waits, and an error ends the work
+        return [clip for published in clips for clip in published.result()]
+
+    def _publish(self, group: Sequence[PromptRequest], frames: list[Frames], calls: int) -> list[SampledClip]:
         clips = []
-        for request, clip in zip(requests, frames, strict=True):
-            fps = self._sampler.model.bucket(request.bucket).fps
-            content = encode_clip(clip, fps)
+        for request, clip in zip(group, frames, strict=True):
+            content = encode_clip(clip, self._sampler.model.bucket(request.bucket).fps)
             publish_bytes(self._output_dir / request.file_name, content)
             digest = sha256(content).hexdigest()
             clips.append(SampledClip(file=request.file_name, request=request, num_network_calls=calls, sha256=digest))
@@ -139,7 +152,7 @@ def sample_clips(
     def start() -> Any:  # noqa: ANN401 - Ray's handle
         return actor.remote(model.folder.resolve(), output_dir.resolve(), config, workers.cpus_per_worker)
 
-    batches = deque(canonical_batches(missing, config.batch))
+    batches = deque(batches_of(missing, config.batch))
     with (
         bar("sample", len(requests), "clips", start=len(requests) - len(missing)) as progress,
         outcomes_of_actors(
@@ -260,18 +273,9 @@ def _publish_manifest(
     return clips
 
 
-def canonical_batches(requests: list[PromptRequest], size: int) -> list[list[PromptRequest]]:
-    """Batches of equal guidance scale and bucket, all or none with images, in the order of the content addresses.
-
-    On some processors the rounding of a row depends on its position in the batch. In this order the same requests give
-    the same bytes, however they are listed.
-    """
-
-    def shared(request: PromptRequest) -> tuple[float, str, bool]:
-        return request.guidance_scale, request.bucket, request.image is not None
-
-    batches = []
-    for _, group in groupby(sorted(requests, key=lambda request: (*shared(request), request.id)), key=shared):
-        same = list(group)
-        batches += [same[at : at + size] for at in range(0, len(same), size)]
-    return batches
+def batches_of(requests: Sequence[PromptRequest], size: int) -> list[list[PromptRequest]]:
+    """Batches of equal guidance scale and bucket, all or none with images, in the order of the requests."""
+    groups: dict[tuple[float, str, bool], list[PromptRequest]] = {}
+    for request in requests:
+        groups.setdefault((request.guidance_scale, request.bucket, request.image is not None), []).append(request)
+    return [group[at : at + size] for group in groups.values() for at in range(0, len(group), size)]

@@ -23,20 +23,20 @@ from pipeline.run.config import Precision
 from pipeline.sample import job
 from pipeline.sample.config import SampleConfig
 from pipeline.sample.images import ImageError
-from pipeline.sample.job import Samples, SamplingError, canonical_batches, reusable_clips, sample_clips
+from pipeline.sample.job import Samples, SamplingError, batches_of, reusable_clips, sample_clips
 from pipeline.sample.outputs import FAILED_NAME, SAMPLES_NAME, FailedClip, SampledClip, read_samples
 from pipeline.sample.requests import ImageFile, PromptRequest
 from testing.clips import moving_shapes
 
 
-def test_batches_are_the_same_in_whatever_order_prompts_are_listed():
+def test_batches_have_one_scale_and_one_bucket_in_the_order_of_the_requests():
     requests = [
-        PromptRequest(id=f"{i:02}", prompt="p", seed=i, guidance_scale=float(i % 2), bucket="9x32x32@8")
+        PromptRequest(id=f"{i:02}", prompt="p", seed=i, guidance_scale=float(i % 2), bucket=f"9x32x32@{8 + i // 8}")
         for i in (5, 3, 8, 1, 2, 9, 4)
     ]
-    expected = [["02", "04"], ["08"], ["01", "03"], ["05", "09"]]
-    for listed in (requests, requests[::-1], requests[3:] + requests[:3]):
-        assert [[request.id for request in batch] for batch in canonical_batches(listed, 2)] == expected
+    batches = [[request.seed for request in batch] for batch in batches_of(requests, 2)]
+    assert batches == [[5, 3], [1], [8], [2, 4], [9]]
+    assert batches_of([], 2) == []
 
 
 def test_clips_from_images_have_batches_of_their_own():
@@ -44,7 +44,7 @@ def test_clips_from_images_have_batches_of_their_own():
     requests = [
         request.model_copy(update={"image": image if request.seed % 2 else None}) for request in requests_of(*range(5))
     ]
-    batches = canonical_batches(requests, 2)
+    batches = batches_of(requests, 2)
     assert [[request.seed for request in batch] for batch in batches] == [[0, 2], [4], [1, 3]]
 
 
