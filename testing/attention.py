@@ -1,0 +1,120 @@
+"""Attention in float64, and stand-ins for the kernels of GPUs: operators on a CPU with their arguments."""
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def reference_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v in float64 of (b n heads d), one head and sample at a time; zero without a key."""
+    samples = []
+    for b in range(len(q)):
+        keys = torch.ones(k.shape[1], dtype=torch.bool) if mask is None else mask[b]
+        heads = []
+        for h in range(q.shape[2]):
+            scores = q[b, :, h].double() @ k[b, keys, h].double().T / q.shape[-1] ** 0.5
+            heads.append(scores.softmax(-1) @ v[b, keys, h].double())  # without keys: an empty sum
+        samples.append(torch.stack(heads, dim=1))
+    return torch.stack(samples)
+
+
+def reference_gradients(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, upstream: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of sum(attention * upstream) in float64."""
+    inputs = [x.detach().double().requires_grad_() for x in (q, k, v)]
+    (reference_attention(*inputs, mask) * upstream.double()).sum().backward()
+    return tuple(torch.zeros_like(x) if x.grad is None else x.grad for x in inputs)  # type: ignore[return-value]
+
+
+def _by_sequence(
+    attend: Callable[[Tensor, Tensor, Tensor], Tensor], tensors: list[Tensor], query_ends: Tensor, key_ends: Tensor
+) -> Tensor:
+    q, k, v = tensors
+    out = torch.zeros_like(q)
+    for i in range(len(query_ends) - 1):
+        rows, keys = slice(query_ends[i], query_ends[i + 1]), slice(key_ends[i], key_ends[i + 1])
+        out[rows] = attend(q[rows], k[keys], v[keys])
+    return out
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    with torch.autocast("cpu", enabled=False):
+        scores = torch.einsum("nhd,mhd->hnm", q.float(), k.float()) / q.shape[-1] ** 0.5
+        return torch.einsum("hnm,mhd->nhd", scores.softmax(-1), v.float()).to(q.dtype)
+
+
+@torch.library.custom_op("reelflow_testing::packed_attention", mutates_args=())
+def packed_operator(
+    q: Tensor, k: Tensor, v: Tensor, query_ends: Tensor, key_ends: Tensor, max_queries: int, max_keys: int
+) -> Tensor:
+    """What kernels for packed sequences compute; it insists on what they need."""
+    for ends, longest in ((query_ends, max_queries), (key_ends, max_keys)):
+        assert ends.dtype == torch.int32
+        assert int(ends.diff().max()) <= longest
+    return _by_sequence(_attend, [q, k, v], query_ends, key_ends)
+
+
+@packed_operator.register_fake
+def _(q, k, v, query_ends, key_ends, max_queries, max_keys):  # noqa: ANN001, ANN202, ARG001, PLR0913
+    return q.new_empty(q.shape)
+
+
+@torch.library.custom_op("reelflow_testing::packed_attention_backward", mutates_args=())
+def _packed_backward(
+    gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, query_ends: Tensor, key_ends: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    with torch.enable_grad():
+        inputs = [x.detach().requires_grad_() for x in (q, k, v)]
+        grads = torch.autograd.grad(_by_sequence(_attend, inputs, query_ends, key_ends), inputs, gradient)
+    for x in grads[1:]:
+        x[int(key_ends[-1]) :] = torch.nan  # as those of kernels may be: keys of no sequence
+    return grads[0], grads[1], grads[2]
+
+
+@_packed_backward.register_fake
+def _(gradient, q, k, v, query_ends, key_ends):  # noqa: ANN001, ANN202, ARG001, PLR0913
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ANN401, ARG001
+    ctx.save_for_backward(*inputs[:5])
+
+
+def _gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+    return (*_packed_backward(gradient, *ctx.saved_tensors), None, None, None, None)
+
+
+packed_operator.register_autograd(_gradients, setup_context=_save)
+
+
+def full_operator(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """What kernels for (b n heads d) compute, as one operator."""
+    ends = [torch.arange(len(x) + 1, dtype=torch.int32) * x.shape[1] for x in (q, k)]
+    out = packed_operator(*(x.flatten(0, 1) for x in (q, k, v)), *ends, q.shape[1], k.shape[1])
+    return out.unflatten(0, q.shape[:2])
+
+
+def stub_library() -> SimpleNamespace:
+    """A stand-in for flash-attn 2, 3 or 4."""
+
+    def flash_attn_func(q: Tensor, k: Tensor, v: Tensor, *, deterministic: bool) -> Tensor:  # noqa: ARG001
+        return full_operator(q, k, v)
+
+    def flash_attn_varlen_func(  # noqa: PLR0913
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        cu_seqlens_q: Tensor,
+        cu_seqlens_k: Tensor,
+        max_seqlen_q: int,
+        max_seqlen_k: int,
+        deterministic: bool,  # noqa: ARG001
+    ) -> tuple[Tensor, None]:
+        return packed_operator(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k), None
+
+    return SimpleNamespace(flash_attn_func=flash_attn_func, flash_attn_varlen_func=flash_attn_varlen_func)
