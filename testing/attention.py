@@ -1,11 +1,15 @@
 """Attention in float64, and stand-ins for the kernels of GPUs: operators on a CPU with their arguments."""
 
-from collections.abc import Callable
-from types import SimpleNamespace
+from collections.abc import Iterator
+from functools import lru_cache
+from types import ModuleType
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
+
+from models.attention import flash
 
 
 def reference_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -30,21 +34,13 @@ def reference_gradients(
     return tuple(torch.zeros_like(x) if x.grad is None else x.grad for x in inputs)  # type: ignore[return-value]
 
 
-def _by_sequence(
-    attend: Callable[[Tensor, Tensor, Tensor], Tensor], tensors: list[Tensor], query_ends: Tensor, key_ends: Tensor
-) -> Tensor:
-    q, k, v = tensors
-    out = torch.zeros_like(q)
+def _probabilities(q: Tensor, k: Tensor) -> Tensor:
+    return (torch.einsum("nhd,mhd->hnm", q.float(), k.float()) / q.shape[-1] ** 0.5).softmax(-1)
+
+
+def _sequences(query_ends: Tensor, key_ends: Tensor) -> Iterator[tuple[slice, slice]]:
     for i in range(len(query_ends) - 1):
-        rows, keys = slice(query_ends[i], query_ends[i + 1]), slice(key_ends[i], key_ends[i + 1])
-        out[rows] = attend(q[rows], k[keys], v[keys])
-    return out
-
-
-def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    with torch.autocast("cpu", enabled=False):
-        scores = torch.einsum("nhd,mhd->hnm", q.float(), k.float()) / q.shape[-1] ** 0.5
-        return torch.einsum("hnm,mhd->nhd", scores.softmax(-1), v.float()).to(q.dtype)
+        yield slice(query_ends[i], query_ends[i + 1]), slice(key_ends[i], key_ends[i + 1])
 
 
 @torch.library.custom_op("reelflow_testing::packed_attention", mutates_args=())
@@ -55,7 +51,11 @@ def packed_operator(
     for ends, longest in ((query_ends, max_queries), (key_ends, max_keys)):
         assert ends.dtype == torch.int32
         assert int(ends.diff().max()) <= longest
-    return _by_sequence(_attend, [q, k, v], query_ends, key_ends)
+    out = torch.empty_like(q)
+    with torch.autocast("cpu", enabled=False):
+        for rows, keys in _sequences(query_ends, key_ends):
+            out[rows] = torch.einsum("hnm,mhd->nhd", _probabilities(q[rows], k[keys]), v[keys].float()).to(q.dtype)
+    return out
 
 
 @packed_operator.register_fake
@@ -67,12 +67,16 @@ def _(q, k, v, query_ends, key_ends, max_queries, max_keys):  # noqa: ANN001, AN
 def _packed_backward(
     gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, query_ends: Tensor, key_ends: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    with torch.enable_grad():
-        inputs = [x.detach().requires_grad_() for x in (q, k, v)]
-        grads = torch.autograd.grad(_by_sequence(_attend, inputs, query_ends, key_ends), inputs, gradient)
-    for x in grads[1:]:
-        x[int(key_ends[-1]) :] = torch.nan  # as those of kernels may be: keys of no sequence
-    return grads[0], grads[1], grads[2]
+    dq, dk, dv = (torch.full_like(x, torch.nan) for x in (q, k, v))  # as kernels may leave keys of no sequence
+    with torch.autocast("cpu", enabled=False):
+        for rows, keys in _sequences(query_ends, key_ends):
+            g, p = gradient[rows].float(), _probabilities(q[rows], k[keys])
+            dp = torch.einsum("nhd,mhd->hnm", g, v[keys].float())
+            ds = p * (dp - (p * dp).sum(-1, keepdim=True)) / q.shape[-1] ** 0.5
+            dq[rows] = torch.einsum("hnm,mhd->nhd", ds, k[keys].float()).to(q.dtype)
+            dk[keys] = torch.einsum("hnm,nhd->mhd", ds, q[rows].float()).to(q.dtype)
+            dv[keys] = torch.einsum("hnm,nhd->mhd", p, g).to(q.dtype)
+    return dq, dk, dv
 
 
 @_packed_backward.register_fake
@@ -98,7 +102,7 @@ def full_operator(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return out.unflatten(0, q.shape[:2])
 
 
-def stub_library() -> SimpleNamespace:
+def stub_library() -> ModuleType:
     """A stand-in for flash-attn 2, 3 or 4."""
 
     def flash_attn_func(q: Tensor, k: Tensor, v: Tensor, *, deterministic: bool) -> Tensor:  # noqa: ARG001
@@ -117,4 +121,25 @@ def stub_library() -> SimpleNamespace:
     ) -> tuple[Tensor, None]:
         return packed_operator(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k), None
 
-    return SimpleNamespace(flash_attn_func=flash_attn_func, flash_attn_varlen_func=flash_attn_varlen_func)
+    return library_of(flash_attn_func=flash_attn_func, flash_attn_varlen_func=flash_attn_varlen_func)
+
+
+def library_of(**members: Any) -> ModuleType:  # noqa: ANN401 - of a module
+    """A module with these members."""
+    module = ModuleType("a stand-in")
+    vars(module).update(members)
+    return module
+
+
+def install(monkeypatch: pytest.MonkeyPatch, libraries: dict[str, ModuleType]) -> None:
+    """Let these libraries with kernels, and no others, be found until the end of the test."""
+
+    def import_module(name: str) -> ModuleType:
+        if name not in libraries:
+            raise ModuleNotFoundError(name, name=name)
+        return libraries[name]
+
+    load = lru_cache(flash._load.__wrapped__)
+    monkeypatch.setattr(flash, "import_module", import_module)
+    monkeypatch.setattr(flash, "_load", load)
+    monkeypatch.setattr(flash, "_libraries", {})

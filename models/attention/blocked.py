@@ -18,8 +18,6 @@ from torch import Tensor
 ROWS = 128
 """Queries of a block: the scores of its keys should fit into the cache, and a product should be large."""
 
-Folded = Float[Tensor, "bh n d"]
-
 
 def blocked_attention(
     query: Float[Tensor, "b n heads d"],
@@ -50,21 +48,24 @@ def _backward(
     heads, scale, hidden = query.shape[2], query.shape[-1] ** -0.5, _hidden(mask, query.shape[2])
     g, q, k, v, out = (_fold(x) for x in (gradient, query, key, value, attended))
     q, dq = q * scale, torch.empty_like(q)
-    dk, dv = (torch.zeros_like(x, dtype=torch.float32) for x in (k, v))  # sums over all blocks
+    exact = torch.promote_types(q.dtype, torch.float32)
+    dk, dv = (torch.zeros_like(x, dtype=exact) for x in (k, v))  # sums over all blocks
     with torch.autocast("cpu", enabled=False):
         for start in range(0, q.shape[1], ROWS):
             rows = slice(start, start + ROWS)
             p = _probabilities(q[:, rows], k, hidden)  # bh rows m
             dv += p.transpose(1, 2) @ g[:, rows]
             # Of the softmax: ds = p (dp - sum of p dp over the keys), where that sum is g out.
-            mean = (g[:, rows].float() * out[:, rows].float()).sum(-1, keepdim=True)
+            mean = (g[:, rows].to(exact) * out[:, rows].to(exact)).sum(-1, keepdim=True)
             ds = (g[:, rows] @ v.transpose(1, 2)).sub_(mean.to(g.dtype)).mul_(p)
             dq[:, rows] = (ds @ k) * scale
             dk += ds.transpose(1, 2) @ q[:, rows]
     return _unfold(dq, heads), _unfold(dk.to(key.dtype), heads), _unfold(dv.to(value.dtype), heads)
 
 
-def _probabilities(query: Folded, key: Folded, hidden: Bool[Tensor, "bh 1 m"] | None) -> Float[Tensor, "bh rows m"]:
+def _probabilities(
+    query: Float[Tensor, "bh rows d"], key: Float[Tensor, "bh m d"], hidden: Bool[Tensor, "bh 1 m"] | None
+) -> Float[Tensor, "bh rows m"]:
     scores = query @ key.transpose(1, 2)
     if hidden is not None:
         scores.masked_fill_(hidden, float("-inf"))
@@ -75,11 +76,11 @@ def _hidden(mask: Tensor | None, heads: int) -> Bool[Tensor, "bh 1 m"] | None:
     return None if mask is None else repeat(~mask, "b m -> (b h) 1 m", h=heads)
 
 
-def _fold(x: Float[Tensor, "b n heads d"]) -> Folded:
+def _fold(x: Float[Tensor, "b n heads d"]) -> Float[Tensor, "bh n d"]:
     return rearrange(x, "b n h d -> (b h) n d").contiguous()
 
 
-def _unfold(x: Folded, heads: int) -> Float[Tensor, "b n heads d"]:
+def _unfold(x: Float[Tensor, "bh n d"], heads: int) -> Float[Tensor, "b n heads d"]:
     return rearrange(x, "(b h) n d -> b n h d", h=heads).contiguous()
 
 

@@ -44,7 +44,7 @@ def why_not_flash_3(call: Call) -> str | None:
     """As `Backend.why_not`."""
     if call.is_compiling:
         return "torch.compile cannot trace it"
-    return _why_not(call, majors=(9,)) or _why_not_installed("flash_attn_interface")
+    return _why_not(call, majors=(9,)) or why_not_installed("flash_attn_interface")
 
 
 def why_not_flash_4(call: Call) -> str | None:
@@ -53,12 +53,12 @@ def why_not_flash_4(call: Call) -> str | None:
         return "torch.compile cannot trace it"
     if call.capability is not None and call.capability[0] >= 10 and call.channels > 128:  # noqa: PLR2004 - Blackwell
         return "it takes heads of at most 128 channels on this GPU"
-    return _why_not(call, majors=(9, 10, 11)) or _why_not_installed("flash_attn.cute")
+    return _why_not(call, majors=(9, 10, 11)) or why_not_installed("flash_attn.cute")
 
 
 def why_not_flash_2(call: Call) -> str | None:
     """As `Backend.why_not`."""
-    return _why_not(call, majors=(8, 9, 12)) or _why_not_installed("flash_attn")
+    return _why_not(call, majors=(8, 9, 12)) or why_not_installed("flash_attn")
 
 
 def why_not_torch_varlen(call: Call) -> str | None:
@@ -81,19 +81,17 @@ def _why_not(call: Call, majors: tuple[int, ...]) -> str | None:
     return None
 
 
-def _why_not_installed(module: str) -> str | None:
-    found = library(module)
-    return found if isinstance(found, str) else None
+_libraries: dict[str, ModuleType] = {}
 
 
 @torch.compiler.assume_constant_result
-def library(module: str) -> ModuleType | str:
-    """A library with `flash_attn_func` and `flash_attn_varlen_func`, or why there is none."""
-    return _imported(module)
+def why_not_installed(module: str) -> str | None:
+    """Why there is no library of that name with the functions of `ARGUMENTS`; None: it is in `_libraries`."""
+    return _load(module)
 
 
 @lru_cache
-def _imported(module: str) -> ModuleType | str:
+def _load(module: str) -> str | None:
     try:
         found = import_module(module)
     except ModuleNotFoundError as error:
@@ -107,7 +105,8 @@ def _imported(module: str) -> ModuleType | str:
         missing = set(needed) - set(inspect.signature(getattr(found, function)).parameters)
         if missing:  # flash-attn 2.8 brings an early flash-attn 4
             return f"{function} of this release of {module} has no argument {min(missing)}"
-    return found
+    _libraries[module] = found
+    return None
 
 
 # --- how each is called -----------------------------------------------------------------------------------------------
@@ -121,7 +120,7 @@ def run_full(
 ) -> Float[Tensor, "b n heads d"]:
     """Attention of all queries to all keys, by the library of that name."""
     deterministic = torch.are_deterministic_algorithms_enabled()
-    return _output(_library(module).flash_attn_func(query, key, value, deterministic=deterministic))
+    return _output(_libraries[module].flash_attn_func(query, key, value, deterministic=deterministic))
 
 
 def run_packed(
@@ -135,7 +134,7 @@ def run_packed(
     max_keys: int,
 ) -> Packed:
     """As `RunPacked`, by the library of that name."""
-    attended = _library(module).flash_attn_varlen_func(
+    attended = _libraries[module].flash_attn_varlen_func(
         query,
         key,
         value,
@@ -159,12 +158,6 @@ def run_torch_packed(
 ) -> Packed:
     """As `RunPacked`, by torch."""
     return _output(varlen_attn(query, key, value, query_ends, key_ends, max_queries, max_keys))
-
-
-def _library(module: str) -> ModuleType:
-    found = library(module)
-    assert not isinstance(found, str), found
-    return found
 
 
 def _output(returned: Tensor | tuple[Tensor, ...]) -> Tensor:
