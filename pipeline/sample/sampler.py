@@ -11,6 +11,7 @@ from data.dataset.manifest import TextEncoderRecord
 from data.errors import ReelflowError, shorten
 from data.records import Frames
 from models.flow.solver import Counted
+from models.layers import BlockStack
 from models.networks.build import build_network
 from models.text.pretrained import PretrainedTextEncoder, token_lengths
 from pipeline.checkpoint.record import CheckpointError
@@ -100,6 +101,8 @@ class ClipSampler:
         self.network = network.to_empty(device=device).eval().requires_grad_(False)
         for name, weight in weights:
             self.network.get_parameter(name).copy_(weight)
+        for stack in (part for part in self.network.modules() if isinstance(part, BlockStack)):
+            stack.attention = config.attention
         if encoder is None:
             self.read_captions = byte_captions(model.network.caption_bytes)
         else:

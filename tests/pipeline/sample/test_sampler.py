@@ -10,6 +10,8 @@ import torch
 
 from data.dataset.buckets import Bucket
 from data.dataset.manifest import TextEncoderRecord
+from models.attention.backends import AttentionBackendError
+from models.attention.config import AttentionBackend
 from models.autoencoder.config import AutoencoderConfig
 from models.autoencoder.model import Autoencoder
 from models.flow.spec import FlowSpec
@@ -123,3 +125,18 @@ def test_clips_are_sampled_at_the_frame_rate_of_their_bucket():
         ]
         slow, fast = (sampler.sample([request])[0][0] for request in requests)
         assert np.array_equal(slow, fast) == is_same
+
+
+def test_the_wanted_kernel_computes_the_networks_attention():
+    """In float32 on a CPU: sdpa takes every call of the network, and flash-attn none."""
+    bucket = Bucket(num_frames=1, height=16, width=16)
+    model = model_of(buckets=[bucket.model_dump()])
+    request = PromptRequest(id="0" * 12, prompt="a dot", seed=1, guidance_scale=2.0, bucket=bucket.name)
+
+    def sampled(kernel: AttentionBackend) -> np.ndarray:
+        config = SampleConfig(steps=1, solver="euler", precision="fp32", attention=kernel)
+        return ClipSampler(Untrained(**vars(model)), config, torch.device("cpu")).sample([request])[0][0]
+
+    assert np.array_equal(sampled("sdpa"), sampled("auto"))
+    with pytest.raises(AttentionBackendError, match="flash-attn-2 does not take a full call"):
+        sampled("flash-attn-2")
