@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import cache, partial
 
 import torch
 from einops import rearrange
@@ -215,7 +215,7 @@ _wanted: AttentionBackend = "auto"
 @contextmanager
 def attention_backend(name: AttentionBackend) -> Iterator[None]:
     """Compute all attention within the block by this row of `BACKENDS`, or, with "auto", by the first that takes it."""
-    global _wanted  # noqa: PLW0603 - calls are deep inside of networks, which torch.compile traces
+    global _wanted
     before, _wanted = _wanted, name
     try:
         yield
@@ -262,8 +262,8 @@ def _choose(call: Call, backends: tuple[Backend, ...]) -> Backend | None:
 @torch.compiler.assume_constant_result
 def _refuse(name: str, device: str, dtype: torch.dtype, channels: int, form: str, reason: str) -> None:
     raise AttentionBackendError(
-        f"attention: {name} does not take a {form} call with heads of {channels} channels in {_name(dtype)} on {device}: "
-        f"{reason}. Set attention to auto, or to a kernel that takes it"
+        f"attention: {name} does not take a {form} call with heads of {channels} channels in {_name(dtype)} on "
+        f"{device}: {reason}. Set attention to auto, or to a kernel that takes it"
     )
 
 
@@ -275,7 +275,7 @@ def _report(
     _log_once(name, device, dtype, channels, form, refusals)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _log_once(
     name: str, device: str, dtype: torch.dtype, channels: int, form: str, refusals: tuple[tuple[str, str], ...]
 ) -> None:

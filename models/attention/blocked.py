@@ -1,8 +1,8 @@
 """Attention as plain matrix products over blocks of queries, for CPUs with matrix products in half precision.
 
-torch's fused kernel multiplies half-precision numbers at the speed of float32 there. Matrix products of whole blocks run
-at full speed, and no more scores exist at a time than those of `ROWS` queries: memory grows with the length, not with
-its square. The backward pass computes them again (Dao et al. 2022, FlashAttention, section 3.1).
+torch's fused kernel multiplies half-precision numbers at the speed of float32 there. Matrix products of whole blocks
+run at full speed, and no more scores exist at a time than those of `ROWS` queries: memory grows with the length, not
+with its square. The backward pass computes them again (Dao et al. 2022, FlashAttention, section 3.1).
 
 Both passes are operators of their own: torch.compile takes them as they are, and selective activation checkpointing
 keeps the output of the first.

@@ -16,7 +16,7 @@ class Call(NamedTuple):
     """Kind of the device that holds the tensors: cpu, cuda, meta."""
     capability: tuple[int, int] | None
     """Compute capability of an NVIDIA GPU, such as (9, 0) for Hopper; None elsewhere."""
-    dtypes: tuple[torch.dtype, torch.dtype, torch.dtype]
+    dtypes: tuple[torch.dtype, ...]
     """Of queries, keys and values."""
     channels: int
     """Of a head."""

@@ -51,7 +51,7 @@ def why_not_flash_4(call: Call) -> str | None:
     """As `Backend.why_not`."""
     if call.is_compiling:
         return "torch.compile cannot trace it"
-    if call.capability is not None and call.capability[0] >= 10 and call.channels > 128:  # noqa: PLR2004 - Blackwell
+    if call.capability is not None and call.capability[0] >= 10 and call.channels > 128:
         return "it takes heads of at most 128 channels on this GPU"
     return _why_not(call, majors=(9, 10, 11)) or why_not_installed("flash_attn.cute")
 
@@ -189,5 +189,3 @@ def run_masked(
 def with_keys(mask: Bool[Tensor, "b m"]) -> Bool[Tensor, "b m"]:
     """The mask, all true for samples without a key: with values of zero there, attention to all of them is zero."""
     return mask | ~mask.any(1, keepdim=True)
-
-

@@ -46,7 +46,8 @@ def packed_attention(
 ) -> Float[Tensor, "n heads d"]:
     """softmax(q k^T / sqrt(d)) v for every head, where the queries of segment i attend to the keys of segment i.
 
-    A query without keys gets zeros. It is computed by the first of `BACKENDS` that takes packed sequences, or run by run.
+    A query without keys gets zeros. The first of `BACKENDS` that takes packed sequences computes them; without one,
+    they are computed run by run.
 
     Raises:
         AttentionBackendError: the wanted kernel is for packed sequences, but does not take these.

@@ -10,7 +10,6 @@ import einops
 import jaxtyping
 import pytest
 import torch
-from torch._dynamo.testing import CompileCounter
 
 from models.attention import backends, call, flash
 from models.attention.attention import attention
@@ -22,14 +21,14 @@ from models.attention.backends import (
     choose_backend,
     choose_packed_backend,
 )
-from models.attention.call import Call
+from models.attention.call import Call, Form
 from models.attention.config import AttentionBackend
 from models.attention.packed import Segments, packed_attention
 from models.layers import BlockStack
+from models.networks.config import UNetConfig, WanConfig
 from models.networks.dit import DiT
 from models.networks.unet import UNet
 from models.networks.wan import Wan
-from models.networks.config import UNetConfig, WanConfig
 from models.text.bytes import CaptionTokens
 from models.text.embeddings import CaptionEmbeddings
 from testing.attention import install as install_libraries
@@ -41,11 +40,11 @@ AMPERE, ADA, HOPPER, BLACKWELL, CONSUMER_BLACKWELL, VOLTA = (8, 0), (8, 9), (9, 
 EVERY_LIBRARY = ("flash_attn", "flash_attn_interface", "flash_attn.cute")
 
 
-def on_gpu(capability, dtype=BF16, channels=128, form="full", **options):
+def on_gpu(capability, dtype=BF16, channels=128, form: Form = "full", **options):
     return Call("cuda", capability, (dtype,) * 3, channels, 4096, 4096, form, **options)
 
 
-def on_cpu(dtype, num_queries=16, num_keys=16, form="full"):
+def on_cpu(dtype, num_queries=16, num_keys=16, form: Form = "full"):
     return Call("cpu", None, (dtype,) * 3, 64, num_queries, num_keys, form)
 
 
@@ -110,15 +109,20 @@ def test_on_a_cpu_half_precision_is_multiplied_plainly_only_where_it_has_the_ins
     assert choose_backend(long).name == "blocked"
 
 
+def packed_name(packed):
+    chosen = choose_packed_backend(packed)
+    return chosen and chosen.name
+
+
 def test_packed_calls_have_kernels_on_nvidia_gpus(install):
     install(*EVERY_LIBRARY)
     packed = on_gpu(HOPPER, form="packed")
     for capability, name in ((HOPPER, "flash-attn-3"), (BLACKWELL, "flash-attn-4"), (AMPERE, "flash-attn-2")):
-        assert choose_packed_backend(packed._replace(capability=capability)).name == name
+        assert packed_name(packed._replace(capability=capability)) == name
     install()
-    assert choose_packed_backend(packed).name == "torch-varlen"
-    assert choose_packed_backend(packed._replace(dtypes=(FP32,) * 3)) is None
-    assert choose_packed_backend(on_cpu(BF16, form="packed")) is None
+    assert packed_name(packed) == "torch-varlen"
+    assert packed_name(packed._replace(dtypes=(FP32,) * 3)) is None
+    assert packed_name(on_cpu(BF16, form="packed")) is None
 
 
 def test_every_row_has_a_name_of_the_setting_and_reasons_of_its_own(install):
@@ -176,7 +180,9 @@ def test_a_forced_kernel_for_packed_sequences_raises_where_it_does_not_take_them
 
 @pytest.mark.parametrize("recompute", [False, True, "selective"])
 def test_a_stack_of_blocks_uses_its_kernel_also_where_it_is_computed_again(recompute, monkeypatch):
-    network = with_open_gates(DiT(small_dit(), 4))
+    config = small_dit()
+    network = DiT(config, 4)
+    with_open_gates(network)
     used = []
     counted = [
         backends.Backend(
@@ -186,7 +192,7 @@ def test_a_stack_of_blocks_uses_its_kernel_also_where_it_is_computed_again(recom
     ]
     monkeypatch.setattr(backends, "BACKENDS", tuple(counted))
     network.blocks.attention, network.blocks.recompute = "blocked", recompute
-    x, t, caption = noisy_batch(network.config)
+    x, t, caption = noisy_batch(config)
     with torch.autocast("cpu", BF16):
         out = network(x, t, caption)
         num_forward = used.count("blocked")
@@ -224,7 +230,11 @@ def wan():
     torch.manual_seed(0)
     config = WanConfig(architecture="wan", width=48, depth=2, heads=2, mlp_width=64, text_tokens=7, time_width=16)
     network = with_open_gates(Wan(config, 4, 12))
-    return network, (torch.randn(2, 4, 3, 4, 4), torch.rand(2), CaptionEmbeddings(torch.randn(2, 7, 12), torch.ones(2, 7, dtype=torch.bool)))
+    return network, (
+        torch.randn(2, 4, 3, 4, 4),
+        torch.rand(2),
+        CaptionEmbeddings(torch.randn(2, 7, 12), torch.ones(2, 7, dtype=torch.bool)),
+    )
 
 
 def dit(**options):
@@ -248,35 +258,51 @@ NETWORKS = {
     "wan": wan,
     "unet": unet,
 }
-HARDWARE = {  # installed, compute capability, kernels of the compiled blocks
-    "flash-attn-2 on Ampere": (("flash_attn",), AMPERE),
-    "every library on Hopper": (EVERY_LIBRARY, HOPPER),
-    "no library on Hopper": ((), HOPPER),
-    "no library on Blackwell": ((), BLACKWELL),
+PACKED, FUSED = "reelflow_testing.packed_attention", "scaled_dot_product_attention"
+TRACED = {  # network, libraries, GPU, operators of attention in the graphs
+    "dit by flash-attn 2": ("dit", ("flash_attn",), AMPERE, {PACKED}),
+    "joint blocks by flash-attn 2": ("joint", ("flash_attn",), AMPERE, {PACKED}),
+    "factorised dit by flash-attn 2": ("factorised", ("flash_attn",), AMPERE, {PACKED}),
+    "wan by flash-attn 2": ("wan", ("flash_attn",), AMPERE, {PACKED}),
+    "unet by flash-attn 2": ("unet", ("flash_attn",), AMPERE, {PACKED}),
+    "dit with every library": ("dit", EVERY_LIBRARY, HOPPER, {FUSED, PACKED}),
+    "dit by torch alone": ("dit", (), HOPPER, {FUSED, PACKED}),
+    "wan by torch alone": ("wan", (), HOPPER, {FUSED}),  # no mask
 }
 
 
-@pytest.mark.parametrize("hardware", HARDWARE)
-@pytest.mark.parametrize("name", NETWORKS)
-def test_compiled_blocks_call_the_kernels_of_a_gpu_without_a_break(name, hardware, install, monkeypatch):
+class Operators:
+    """A backend of torch.compile that runs a graph as it is, and notes which operators of attention are in it."""
+
+    def __init__(self):
+        self.found = set()
+
+    def __call__(self, graph, inputs):
+        for node in graph.graph.nodes:
+            self.found |= {name for name in (PACKED, FUSED) if name in str(node.target)}
+        return graph.forward
+
+
+@pytest.mark.parametrize("case", TRACED)
+def test_compiled_blocks_call_the_kernels_of_a_gpu_without_a_break(case, install, monkeypatch):
     """fullgraph=True makes a break an error; stand-ins compute on the CPU what the kernels of the GPU would."""
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # the checks of shapes cannot be traced
     torch.compiler.reset()
     torch.compiler.allow_in_graph(einops.rearrange)  # its parsing of patterns takes seconds to trace
+    name, installed, capability, operators = TRACED[case]
     network, arguments = NETWORKS[name]()
     with torch.autocast("cpu", BF16):
         expected = network(*arguments)
-    installed, capability = HARDWARE[hardware]
     install(*installed)
     monkeypatch.setattr(flash, "varlen_attn", packed_operator)
     monkeypatch.setattr(call, "nvidia_capability", lambda device: capability)
-    counter = CompileCounter()
+    compiler = Operators()
     for stack in (each for each in network.modules() if isinstance(each, BlockStack)):
         for block in stack:
-            block.compile(fullgraph=True, backend=counter)
+            block.compile(fullgraph=True, backend=compiler)
     with torch.autocast("cpu", BF16):
         out = network(*arguments)
-    assert counter.frame_count > 0
+    assert compiler.found == operators
     torch.testing.assert_close(out, expected, rtol=0, atol=5e-2 * expected.abs().max().item())
     out.float().sum().backward()
     assert all(torch.isfinite(p.grad).all() for p in network.parameters() if p.grad is not None)
@@ -290,5 +316,3 @@ def test_a_forced_kernel_that_does_not_take_a_call_raises_its_reason_under_compi
     with attention_backend("blocked"), pytest.raises(Exception, match="it is for half precision"):
         compiled(x, x, x)
     assert torch.equal(compiled(x, x, x), attention(x, x, x))
-
-

@@ -19,8 +19,8 @@ def test_in_float64_it_is_the_definition(queries, keys, is_masked):
     mask = torch.rand(2, keys) < 0.6 if is_masked else None
     if mask is not None:
         mask[:, 0] = True
-    inputs = [x.requires_grad_() for x in (q, k, v)]
-    out = blocked_attention(*inputs, mask)
+    q, k, v = inputs = [x.requires_grad_() for x in (q, k, v)]
+    out = blocked_attention(q, k, v, mask)
     torch.testing.assert_close(out, reference_attention(q, k, v, mask), rtol=1e-12, atol=1e-12)
     gradients = torch.autograd.grad(out, inputs, upstream)
     torch.testing.assert_close(gradients, reference_gradients(q, k, v, mask, upstream), rtol=1e-11, atol=1e-12)

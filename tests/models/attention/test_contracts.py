@@ -85,7 +85,10 @@ def test_our_calls_of_flash_attn_fit_what_is_published(library):
 )
 def test_the_early_flash_attn_4_in_flash_attn_2_is_refused(library):
     module, _ = library
-    assert flash.why_not_installed(module) == "flash_attn_func of this release of flash_attn.cute has no argument deterministic"
+    assert (
+        flash.why_not_installed(module)
+        == "flash_attn_func of this release of flash_attn.cute has no argument deterministic"
+    )
 
 
 def test_every_library_of_the_table_is_recorded():
@@ -121,10 +124,10 @@ def test_the_installed_torch_is_as_recorded():
         assert list(signature.parameters) == list(inspect.signature(varlen_attn).parameters)
 
 
-SOURCE = '''
+SOURCE = """
 def flash_attn_func(q: Tensor, k, v, causal: bool = False, *, scale: float | None = None): ...
 def something_else(x): ...
-'''
+"""
 
 
 def test_archives_are_read_without_their_code_being_run(tmp_path):

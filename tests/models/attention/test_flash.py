@@ -1,6 +1,5 @@
 """Masks for kernels that take packed sequences only, and libraries that may be missing."""
 
-
 import pytest
 import torch
 
@@ -20,9 +19,9 @@ def test_a_mask_by_a_packed_kernel_is_attention_to_the_keys_that_it_allows(name)
     """The stand-in leaves gradients of keys outside of all sequences undefined, as kernels do."""
     torch.manual_seed(0)
     q, k, v, upstream = (torch.randn(2, n, 3, 8) for n in (5, 6, 6, 5))
-    inputs = [x.requires_grad_() for x in (q, k, v)]
+    q, k, v = inputs = [x.requires_grad_() for x in (q, k, v)]
     mask = torch.tensor(MASKS[name])
-    out = flash.run_masked(packed_operator, *inputs, mask)
+    out = flash.run_masked(packed_operator, q, k, v, mask)
     torch.testing.assert_close(out.double(), reference_attention(q, k, v, mask), rtol=1e-5, atol=1e-6)
     gradients = torch.autograd.grad(out, inputs, upstream)
     expected = reference_gradients(q, k, v, mask, upstream)
@@ -33,8 +32,8 @@ def test_what_is_at_padding_does_not_matter():
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, n, 3, 8) for n in (5, 6, 6))
     mask = torch.tensor(MASKS["padding"])
-    dirty = [torch.where(mask[..., None, None], x, torch.nan) for x in (k, v)]
-    out = flash.run_masked(packed_operator, q, *dirty, mask)
+    dirty_k, dirty_v = (torch.where(mask[..., None, None], x, torch.nan) for x in (k, v))
+    out = flash.run_masked(packed_operator, q, dirty_k, dirty_v, mask)
     assert torch.equal(out, flash.run_masked(packed_operator, q, k, v, mask))
 
 
@@ -48,7 +47,10 @@ def test_a_missing_library_says_so(monkeypatch):
     ("error", "reason"),
     [
         (ModuleNotFoundError("No module named 'cutlass'", name="cutlass"), "it needs cutlass, which is not installed"),
-        (ImportError("2.so: undefined symbol: _ZN3c10\nmore"), "importing flash_attn.cute fails: 2.so: undefined symbol: _ZN3c10"),
+        (
+            ImportError("2.so: undefined symbol: _ZN3c10\nmore"),
+            "importing flash_attn.cute fails: 2.so: undefined symbol: _ZN3c10",
+        ),
     ],
 )
 def test_a_library_that_cannot_be_imported_says_why(error, reason, monkeypatch):
