@@ -25,9 +25,7 @@ def reference_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = N
     return torch.stack(samples)
 
 
-def reference_gradients(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, upstream: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def reference_gradients(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, upstream: Tensor) -> tuple[Tensor, ...]:
     """The gradients of sum(attention * upstream) in float64."""
     q, k, v = (x.detach().double().requires_grad_() for x in (q, k, v))
     out = reference_attention(q, k, v, mask)
