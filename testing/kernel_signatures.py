@@ -2,7 +2,7 @@
 
     python -m testing.kernel_signatures ARCHIVE... > tests/models/attention/kernel_signatures.json
 
-writes the signatures that `tests/models/attention/test_contracts.py` checks our calls against. The archives are those
+writes the signatures that `tests/models/attention/test_flash.py` checks our calls against. The archives are those
 that the package index serves: the source distribution of flash-attn (which also holds flash-attn 3, in `hopper/`), and
 the wheels of flash-attn-4 and torch. Only their source is read; nothing of them is imported.
 """
