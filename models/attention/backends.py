@@ -41,7 +41,6 @@ CUDNN_FIRST = [
     SDPBackend.MATH,
 ]
 CUDNN_MAX_CHANNELS = 128
-HOPPER = 9
 
 Queries = Float[Tensor, "b n heads d"]
 Keys = Float[Tensor, "b m heads d"]
@@ -96,7 +95,7 @@ def _run_torch_varlen(query: Queries, key: Keys, value: Keys, mask: Mask) -> Que
 def _why_not_cudnn(call: Call) -> str | None:
     if call.capability is None:
         return "the tensors are not on an NVIDIA GPU"
-    if call.capability[0] != HOPPER:
+    if call.capability[0] != flash.HOPPER:
         return "it is for Hopper: on other GPUs the order of sdpa stands"
     if call.form != "full":
         return "it takes neither masks nor packed sequences"

@@ -23,6 +23,10 @@ from models.attention.call import Call
 HALF_PRECISION = (torch.float16, torch.bfloat16)
 WIDEST_HEAD = 256
 """Channels of the widest head that flash kernels exist for."""
+WIDEST_HEAD_OF_BLACKWELL = 128
+"""The same, for flash-attn 4 on Blackwell."""
+HOPPER = 9
+"""The major number of its compute capability."""
 
 ARGUMENTS = {
     "flash_attn_func": ("deterministic",),
@@ -42,18 +46,16 @@ sequence, most keys) to (n heads d); the ends are cumulative lengths from 0 on, 
 
 def why_not_flash_3(call: Call) -> str | None:
     """As `Backend.why_not`."""
-    if call.is_compiling:
-        return "torch.compile cannot trace it"
-    return _why_not(call, majors=(9,)) or why_not_installed("flash_attn_interface")
+    return _why_not(call, majors=(9,)) or _why_not_traced(call) or why_not_installed("flash_attn_interface")
 
 
 def why_not_flash_4(call: Call) -> str | None:
     """As `Backend.why_not`."""
-    if call.is_compiling:
-        return "torch.compile cannot trace it"
-    if call.capability is not None and call.capability[0] >= 10 and call.channels > 128:
-        return "it takes heads of at most 128 channels on this GPU"
-    return _why_not(call, majors=(9, 10, 11)) or why_not_installed("flash_attn.cute")
+    if (reason := _why_not(call, majors=(9, 10, 11)) or _why_not_traced(call)) is not None:
+        return reason
+    if call.capability is not None and call.capability[0] > HOPPER and call.channels > WIDEST_HEAD_OF_BLACKWELL:
+        return f"it takes heads of at most {WIDEST_HEAD_OF_BLACKWELL} channels on this GPU"
+    return why_not_installed("flash_attn.cute")
 
 
 def why_not_flash_2(call: Call) -> str | None:
@@ -63,9 +65,13 @@ def why_not_flash_2(call: Call) -> str | None:
 
 def why_not_torch_varlen(call: Call) -> str | None:
     """As `Backend.why_not`."""
-    if call.form == "full":
-        return "it is for masked and packed calls: sdpa has the same kernel for others"
-    return _why_not(call, majors=(8, 9, 10, 11, 12))
+    if (reason := _why_not(call, majors=(8, 9, 10, 11, 12))) is not None:
+        return reason
+    return "it is for masked and packed calls: sdpa has the same kernel for others" if call.form == "full" else None
+
+
+def _why_not_traced(call: Call) -> str | None:
+    return "torch.compile cannot trace it" if call.is_compiling else None
 
 
 def _why_not(call: Call, majors: tuple[int, ...]) -> str | None:

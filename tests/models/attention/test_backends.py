@@ -11,7 +11,7 @@ import jaxtyping
 import pytest
 import torch
 
-from models.attention import backends, call, flash
+from models.attention import backends, blocked, call, flash
 from models.attention.attention import attention
 from models.attention.backends import (
     BACKENDS,
@@ -200,6 +200,25 @@ def test_a_stack_of_blocks_uses_its_kernel_also_where_it_is_computed_again(recom
     assert num_forward == 2 * len(network.blocks)  # to tokens, to the caption
     assert used.count("blocked") == (num_forward if recompute is False else 2 * num_forward)
     assert "sdpa" not in used
+
+
+def test_selective_checkpointing_keeps_what_blocked_attention_returned(monkeypatch):
+    """It computes the scores of a block forward and backward, and not again in between."""
+    computed = []
+    probabilities = blocked._probabilities
+    monkeypatch.setattr(blocked, "_probabilities", lambda *tensors: computed.append(1) or probabilities(*tensors))
+    config, counts = small_dit(), {}
+    for recompute in (False, "selective", True):
+        torch.manual_seed(0)
+        network = DiT(config, 4)
+        with_open_gates(network)
+        network.blocks.attention, network.blocks.recompute = "blocked", recompute
+        computed.clear()
+        with torch.autocast("cpu", BF16):
+            network(*noisy_batch(config)).float().sum().backward()
+        counts[recompute] = len(computed)
+    calls = 2 * len(network.blocks)
+    assert counts == {False: 2 * calls, "selective": 2 * calls, True: 3 * calls}
 
 
 # --- what is logged ---------------------------------------------------------------------------------------------------
