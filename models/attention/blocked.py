@@ -31,13 +31,13 @@ def blocked_attention(
 
 @torch.library.custom_op("reelflow::blocked_attention", mutates_args=(), device_types="cpu")
 def _forward(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    heads, hidden = query.shape[2], _hidden(mask, query.shape[2])
+    heads, bias = query.shape[2], _bias(mask, query)
     q, k, v = (_fold(x) for x in (query, key, value))
     q, out = q * q.shape[-1] ** -0.5, torch.empty_like(q)
     with torch.autocast("cpu", enabled=False):  # it is on in here, and would take the softmax in float32
         for start in range(0, q.shape[1], ROWS):
             rows = slice(start, start + ROWS)
-            out[:, rows] = _probabilities(q[:, rows], k, hidden) @ v
+            out[:, rows] = _probabilities(q[:, rows], k, bias) @ v
     return _unfold(out, heads)
 
 
@@ -45,7 +45,7 @@ def _forward(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> 
 def _backward(
     gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, attended: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    heads, scale, hidden = query.shape[2], query.shape[-1] ** -0.5, _hidden(mask, query.shape[2])
+    heads, scale, bias = query.shape[2], query.shape[-1] ** -0.5, _bias(mask, query)
     g, q, k, v, out = (_fold(x) for x in (gradient, query, key, value, attended))
     q, dq = q * scale, torch.empty_like(q)
     exact = torch.promote_types(q.dtype, torch.float32)
@@ -53,7 +53,7 @@ def _backward(
     with torch.autocast("cpu", enabled=False):
         for start in range(0, q.shape[1], ROWS):
             rows = slice(start, start + ROWS)
-            p = _probabilities(q[:, rows], k, hidden)  # bh rows m
+            p = _probabilities(q[:, rows], k, bias)  # bh rows m
             dv += p.transpose(1, 2) @ g[:, rows]
             # Of the softmax: ds = p (dp - sum of p dp over the keys), where that sum is g out.
             mean = (g[:, rows].to(exact) * out[:, rows].to(exact)).sum(-1, keepdim=True)
@@ -64,16 +64,18 @@ def _backward(
 
 
 def _probabilities(
-    query: Float[Tensor, "bh rows d"], key: Float[Tensor, "bh m d"], hidden: Bool[Tensor, "bh 1 m"] | None
+    query: Float[Tensor, "bh rows d"], key: Float[Tensor, "bh m d"], bias: Float[Tensor, "bh 1 m"] | None
 ) -> Float[Tensor, "bh rows m"]:
-    scores = query @ key.transpose(1, 2)
-    if hidden is not None:
-        scores.masked_fill_(hidden, float("-inf"))
-    return torch.softmax(scores, dim=-1)
+    key = key.transpose(1, 2)
+    return torch.softmax(query @ key if bias is None else torch.baddbmm(bias, query, key), dim=-1)
 
 
-def _hidden(mask: Tensor | None, heads: int) -> Bool[Tensor, "bh 1 m"] | None:
-    return None if mask is None else repeat(~mask, "b m -> (b h) 1 m", h=heads)
+def _bias(mask: Bool[Tensor, "b m"] | None, query: Float[Tensor, "b n heads d"]) -> Float[Tensor, "bh 1 m"] | None:
+    """What is added to scores: minus infinity where the mask hides a key, and nothing elsewhere."""
+    if mask is None:
+        return None
+    hidden = repeat(~mask, "b m -> (b h) 1 m", h=query.shape[2])
+    return torch.zeros_like(hidden, dtype=query.dtype).masked_fill_(hidden, float("-inf"))
 
 
 def _fold(x: Float[Tensor, "b n heads d"]) -> Float[Tensor, "bh n d"]:
