@@ -6,20 +6,22 @@ scale and gate the layers by adaLN-zero (Peebles & Xie 2022, section 3.2). Queri
 rotated by their position in time, height and width (rope).
 """
 
+from collections.abc import Sequence
 from functools import partial
 
 import torch
 from einops import rearrange
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import silu
+from torch.nn.utils.rnn import pad_sequence
 
-from models.attention.attention import attention
 from models.layers import BlockStack, FeedForward, HeadNorm, RMSNorm, TimeEmbedder
 from models.networks.clip_condition import ClipCondition
 from models.networks.config import DiTConfig
 from models.networks.dit_options import AttentionSpan
 from models.networks.joint import JointBlock
+from models.networks.layout import BatchLayout, Layout, PackedLayout, PackedPart
 from models.networks.modulation import (
     add_gated,
     block_modulation,
@@ -28,12 +30,12 @@ from models.networks.modulation import (
     shared_modulation,
     zero,
 )
-from models.networks.protocol import SequenceParallelPlan, Velocity, VelocityNetwork
+from models.networks.protocol import Velocity, VelocityNetwork
 from models.networks.rope import rope_angles, rotate
-from models.networks.token_attention import token_attention
 from models.text.bytes import CaptionEncoder
 from models.text.caption import Caption
 from models.text.embeddings import EmbeddedCaptionEncoder
+from models.text.packing import CaptionPacking
 
 
 def patchify(x: Float[Tensor, "b c t h w"], patch_size: int) -> Float[Tensor, "b n d"]:
@@ -76,10 +78,8 @@ class DiTBlock(nn.Module):
         condition: Float[Tensor, "b f d"],
         shared: Float[Tensor, "b f k"] | None,
         text: Float[Tensor, "b m e"],
-        text_mask: Bool[Tensor, "b m"],
         angles: Float[Tensor, "n half"],
-        num_frames: int,
-        plan: SequenceParallelPlan,
+        layout: Layout,
     ) -> Float[Tensor, "b n d"]:
         """Refine the tokens.
 
@@ -88,25 +88,25 @@ class DiTBlock(nn.Module):
             shared: the vectors that all blocks share, see `modulation_vectors`.
             text: encoded caption, for cross-attention.
             angles: rotation angles of each token, see `rope_angles`.
-            plan: how the tokens are shared among processes.
+            layout: which tokens belong together.
         """
         vectors = modulation_vectors(self.modulation, condition, shared)
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = vectors
 
-        h = modulate(self.norm(x), shift_1, scale_1)
+        h = modulate(self.norm(x), shift_1, scale_1, layout.groups)
         q_k, v = rearrange(self.qkv(h), "b n (h d) -> b n h d", h=3 * self.heads).tensor_split([2 * self.heads], dim=2)
         q, k = rotate(self.qk_norm(q_k), angles).chunk(2, dim=2)
-        h = token_attention(q, k, v, self.span, num_frames, plan)
+        h = layout.self_attention(q, k, v, self.span)
         h = self.out(rearrange(h, "b n heads d -> b n (heads d)"))
-        x = add_gated(x, gate_1, h.float())
+        x = add_gated(x, gate_1, h.float(), layout.groups)
 
         q = self.cross_query_norm(rearrange(self.cross_query(self.cross_norm(x)), "b n (h d) -> b n h d", h=self.heads))
         k, v = rearrange(self.cross_key_value(text), "b m (two h d) -> two b m h d", two=2, h=self.heads)
-        h = attention(q, self.cross_key_norm(k), v, text_mask)
+        h = layout.cross_attention(q, self.cross_key_norm(k), v)
         x = x + self.cross_out(rearrange(h, "b n h d -> b n (h d)"))
 
-        h = self.feed_forward(modulate(self.norm(x), shift_2, scale_2))
-        return add_gated(x, gate_2, h.float())
+        h = self.feed_forward(modulate(self.norm(x), shift_2, scale_2, layout.groups))
+        return add_gated(x, gate_2, h.float(), layout.groups)
 
 
 class DiT(VelocityNetwork):
@@ -176,15 +176,76 @@ class DiT(VelocityNetwork):
         embedded = self.time(times) + rearrange(self.text_pooled(pooled), "b d -> b 1 d")  # b f d
         if self.clip_condition is not None:
             embedded = embedded + self.clip_condition(fps, (num_frames, height, width), x.device)
-        condition = silu(embedded)
-        shared = None if self.shared_modulation is None else self.shared_modulation(condition)  # b f (6 d)
         patches = patchify(x, self.config.patch_size)
         angles, positions, patches = (plan.shard(each, grid[0]) for each in (angles, positions, patches))
-        tokens = self.patch(patches) + torch.cat([positions.cos(), positions.sin()], dim=-1)  # b n d
+        words, keys = None, None
         if self.caption_tokens is not None:
-            words, mask = plan.join_caption(self.caption_tokens(text).float(), caption.mask, tokens.shape[1])
-            tokens, _ = self.joint.run((tokens, words), condition, shared, mask, angles, plan)
-        tokens = self.blocks.run(tokens, condition, shared, text, caption.mask, angles, num_frames, plan)
-        shift, scale = self.final_modulation(condition).float().chunk(2, dim=-1)  # b f d
-        tokens = self.final(modulate(self.final_norm(tokens), shift, scale))  # b n (c p q)
+            num_tokens = patches.shape[1]
+            words, keys = plan.join_caption(self.caption_tokens(text).float(), caption.mask, num_tokens)
+        layout = BatchLayout(num_frames, caption.mask, keys, plan)
+        tokens = self._predicted(patches, positions, angles, silu(embedded), text, words, layout)  # b n (c p q)
         return unpatchify(plan.gather(tokens, grid[0]), self.config.patch_size, grid)  # b c t h w
+
+    def packed(
+        self,
+        x: Sequence[Float[Tensor, "_ c _ _ _"]],
+        t: Sequence[Float[Tensor, " _"] | Float[Tensor, "_ 1 _"]],
+        caption: Caption,
+        packing: CaptionPacking,
+        fps: Float[Tensor, " clips"] | None = None,
+    ) -> list[Float[Tensor, "_ c _ _ _"]]:
+        """As `VelocityNetwork.packed`. Raises as `forward`."""
+        p, device = self.config.patch_size, x[0].device
+        latent_grids = [(clips.shape[2], clips.shape[3], clips.shape[4]) for clips in x]
+        grids = [self.config.token_grid(grid) for grid in latent_grids]
+        times = [rearrange(each.reshape(len(each), -1), "b f -> 1 (b f)") for each in t]
+        parts = tuple(
+            PackedPart(len(clips), grid, each.shape[1] // len(clips))
+            for clips, grid, each in zip(x, grids, times, strict=True)
+        )
+        layout = PackedLayout.of(parts, packing)
+        angles = layout.of_places(
+            lambda grid: rope_angles(grid, self.config.width // self.config.heads, device, self.rope)
+        )
+        positions = layout.of_places(lambda grid: rope_angles(grid, self.config.width, device, self.absolute_rope))
+        text = self.text(caption, packing)  # 1 m e
+        apart = text[0].float().split(packing.segments.lengths)
+        pooled = pad_sequence(apart, batch_first=True, padding_value=float("-inf")).amax(1)  # clips e
+        of_clips = rearrange(self.text_pooled(pooled), "clips d -> 1 clips d")
+        if self.clip_condition is not None:
+            rates = [None] * len(x) if fps is None else fps.split([len(clips) for clips in x])
+            of_parts = [self.clip_condition(rate, grid, device) for rate, grid in zip(rates, latent_grids, strict=True)]
+            of_clips = of_clips + torch.cat(
+                [
+                    rearrange(each.expand(len(clips), -1, -1), "b 1 d -> 1 b d")
+                    for each, clips in zip(of_parts, x, strict=True)
+                ],
+                dim=1,
+            )
+        embedded = self.time(torch.cat(times, dim=1)) + layout.of_conditions(of_clips)  # 1 f d
+        words = None if self.caption_tokens is None else self.caption_tokens(text).float()  # 1 m d
+        patches = torch.cat([rearrange(patchify(clips, p), "b n d -> 1 (b n) d") for clips in x], dim=1)
+        tokens = self._predicted(patches, positions, angles, silu(embedded), text, words, layout)  # 1 n (c p q)
+        return [
+            unpatchify(rearrange(tokens_of, "1 (b n) d -> b n d", b=part.num_clips), p, part.grid)
+            for part, tokens_of in layout.parts_of(tokens)
+        ]
+
+    def _predicted(
+        self,
+        patches: Float[Tensor, "b n patch"],
+        positions: Float[Tensor, "n half"],
+        angles: Float[Tensor, "n half_head"],
+        condition: Float[Tensor, "b f d"],
+        text: Float[Tensor, "b m e"],
+        words: Float[Tensor, "b k d"] | None,
+        layout: Layout,
+    ) -> Float[Tensor, "b n out"]:
+        """The patches of the velocity, from those of x_t and from what their clips are conditioned on."""
+        shared = None if self.shared_modulation is None else self.shared_modulation(condition)  # b f (6 d)
+        tokens = self.patch(patches) + torch.cat([positions.cos(), positions.sin()], dim=-1)  # b n d
+        if words is not None:
+            tokens, _ = self.joint.run((tokens, words), condition, shared, angles, layout)
+        tokens = self.blocks.run(tokens, condition, shared, text, angles, layout)
+        shift, scale = self.final_modulation(condition).float().chunk(2, dim=-1)  # b f d
+        return self.final(modulate(self.final_norm(tokens), shift, scale, layout.groups))

@@ -1,7 +1,7 @@
 """The interface of a network that predicts the velocity of a flow."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -13,6 +13,7 @@ from models.attention.attention import attention
 from models.layers import BlockStack
 from models.networks.config import NetworkConfig
 from models.text.caption import Caption
+from models.text.packing import CaptionPacking
 
 
 @runtime_checkable
@@ -122,6 +123,30 @@ class VelocityNetwork(nn.Module, ABC):
         Most networks do not depend on the frame rate.
         """
         return self
+
+    def packed(
+        self,
+        x: Sequence[Float[Tensor, "_ c _ _ _"]],
+        t: Sequence[Float[Tensor, " _"] | Float[Tensor, "_ 1 _"]],
+        caption: Caption,
+        packing: CaptionPacking,
+        fps: Float[Tensor, " clips"],
+    ) -> list[Float[Tensor, "_ c _ _ _"]]:
+        """The velocities of clips of several shapes, computed together as one sequence of tokens without padding.
+
+        They are those that `forward` gives for each clip. Networks whose configuration says `packs_clips` have it.
+
+        Args:
+            x: x_t of the clips, (b c t h w) for each shape.
+            t: their times, as `forward` takes them.
+            caption: of all clips, in their order.
+            packing: of `caption`.
+            fps: frames per second of each clip.
+
+        Raises:
+            ValueError: as `forward`; or there are not as many clips as captions.
+        """
+        raise NotImplementedError(f"a network of architecture {self.config.architecture} does not pack clips")
 
     def lora_targets(self) -> list[str]:
         """Names of the layers that low-rank adapters can be put on: every linear layer."""
