@@ -11,7 +11,7 @@ from functools import partial
 
 import torch
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.functional import silu
 from torch.nn.utils.rnn import pad_sequence
@@ -21,6 +21,7 @@ from models.networks.clip_condition import ClipCondition
 from models.networks.config import DiTConfig
 from models.networks.dit_options import AttentionSpan
 from models.networks.joint import JointBlock
+from models.networks.known_frames import input_channels, with_known_channels
 from models.networks.layout import BatchLayout, Layout, PackedLayout, PackedPart
 from models.networks.modulation import (
     add_gated,
@@ -30,7 +31,7 @@ from models.networks.modulation import (
     shared_modulation,
     zero,
 )
-from models.networks.protocol import Velocity, VelocityNetwork
+from models.networks.protocol import Conditions, NoisyClips, Velocity, VelocityNetwork
 from models.networks.rope import rope_angles, rotate
 from models.text.bytes import CaptionEncoder
 from models.text.caption import Caption
@@ -118,11 +119,11 @@ class DiT(VelocityNetwork):
 
     def __init__(self, config: DiTConfig, channels: int, embedding_width: int | None = None) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.known_frames = config, config.known_frames
         patch_channels = channels * config.patch_size**2
         self.rope = config.rope
         self.absolute_rope = config.rope.model_copy(update={"axes": None})  # `axes` are channels of a head
-        self.patch = nn.Linear(patch_channels, config.width)
+        self.patch = nn.Linear(input_channels(channels, config.known_frames) * config.patch_size**2, config.width)
         self.time = TimeEmbedder(config.width)
         self.text = (
             CaptionEncoder(config.text)
@@ -143,9 +144,9 @@ class DiT(VelocityNetwork):
         self.final_modulation = zero(nn.Linear(config.width, 2 * config.width))
         self.final = zero(nn.Linear(config.width, patch_channels))
 
-    def at_fps(self, fps: Float[Tensor, " clips"]) -> Velocity:
-        """As `VelocityNetwork.at_fps`."""
-        return partial(self, fps=fps)
+    def given(self, conditions: Conditions) -> Velocity:
+        """As `VelocityNetwork.given`."""
+        return partial(self, fps=conditions.fps, known=conditions.known)
 
     def forward(
         self,
@@ -153,12 +154,14 @@ class DiT(VelocityNetwork):
         t: Float[Tensor, " b"] | Float[Tensor, "b 1 t"],
         caption: Caption,
         fps: Float[Tensor, " clips"] | None = None,
+        known: Bool[Tensor, "clips 1 t"] | None = None,
     ) -> Float[Tensor, "b c t h w"]:
         """Predict the velocity at x_t = `x`.
 
         Args:
             t: times in [0, 1], one per sample or one per latent frame.
-            fps: frames per second, of each clip or one for all; see `at_fps`.
+            fps: frames per second, of each clip or one for all; see `given`.
+            known: the latent frames that are given, of each clip or one for all; None: there are none.
 
         Raises:
             ValueError: the latent's height or width does not split into patches, or the frame rate is missing.
@@ -176,7 +179,7 @@ class DiT(VelocityNetwork):
         embedded = self.time(times) + rearrange(self.text_pooled(pooled), "b d -> b 1 d")  # b f d
         if self.clip_condition is not None:
             embedded = embedded + self.clip_condition(fps, (num_frames, height, width), x.device)
-        patches = patchify(x, self.config.patch_size)
+        patches = patchify(self._told(x, known), self.config.patch_size)
         angles, positions, patches = (plan.shard(each, grid[0]) for each in (angles, positions, patches))
         words, keys = None, None
         if self.caption_tokens is not None:
@@ -187,49 +190,45 @@ class DiT(VelocityNetwork):
         return unpatchify(plan.gather(tokens, grid[0]), self.config.patch_size, grid)  # b c t h w
 
     def packed(
-        self,
-        x: Sequence[Float[Tensor, "_ c _ _ _"]],
-        t: Sequence[Float[Tensor, " _"] | Float[Tensor, "_ 1 _"]],
-        caption: Caption,
-        packing: CaptionPacking,
-        fps: Float[Tensor, " clips"] | None = None,
+        self, batches: Sequence[NoisyClips], caption: Caption, packing: CaptionPacking
     ) -> list[Float[Tensor, "_ c _ _ _"]]:
         """As `VelocityNetwork.packed`. Raises as `forward`."""
-        p, device = self.config.patch_size, x[0].device
-        latent_grids = [(clips.shape[2], clips.shape[3], clips.shape[4]) for clips in x]
-        grids = [self.config.token_grid(grid) for grid in latent_grids]
-        times = [rearrange(each.reshape(len(each), -1), "b f -> 1 (b f)") for each in t]
-        parts = tuple(
-            PackedPart(len(clips), grid, each.shape[1] // len(clips))
-            for clips, grid, each in zip(x, grids, times, strict=True)
-        )
-        layout = PackedLayout.of(parts, packing)
-        angles = layout.of_places(
-            lambda grid: rope_angles(grid, self.config.width // self.config.heads, device, self.rope)
-        )
-        positions = layout.of_places(lambda grid: rope_angles(grid, self.config.width, device, self.absolute_rope))
+        p, device = self.config.patch_size, batches[0].x.device
+        layout = PackedLayout.of(tuple(self._part(clips) for clips in batches), packing)
+        head_width = self.config.width // self.config.heads
+        angles = layout.of_tokens(lambda grid: rope_angles(grid, head_width, device, self.rope))
+        positions = layout.of_tokens(lambda grid: rope_angles(grid, self.config.width, device, self.absolute_rope))
         text = self.text(caption, packing)  # 1 m e
         apart = text[0].float().split(packing.segments.lengths)
         pooled = pad_sequence(apart, batch_first=True, padding_value=float("-inf")).amax(1)  # clips e
         of_clips = rearrange(self.text_pooled(pooled), "clips d -> 1 clips d")
         if self.clip_condition is not None:
-            rates = [None] * len(x) if fps is None else fps.split([len(clips) for clips in x])
-            of_parts = [self.clip_condition(rate, grid, device) for rate, grid in zip(rates, latent_grids, strict=True)]
-            of_clips = of_clips + torch.cat(
-                [
-                    rearrange(each.expand(len(clips), -1, -1), "b 1 d -> 1 b d")
-                    for each, clips in zip(of_parts, x, strict=True)
-                ],
-                dim=1,
-            )
-        embedded = self.time(torch.cat(times, dim=1)) + layout.of_conditions(of_clips)  # 1 f d
+            of_clips = of_clips + torch.cat([self._numbers(clips) for clips in batches], dim=1)
+        times = torch.cat([clips.t.flatten() for clips in batches])
+        embedded = self.time(rearrange(times, "f -> 1 f")) + layout.of_conditions(of_clips)  # 1 f d
+        told = (self._told(clips.x, clips.conditions.known) for clips in batches)
+        patches = torch.cat([rearrange(patchify(x, p), "b n d -> 1 (b n) d") for x in told], dim=1)
         words = None if self.caption_tokens is None else self.caption_tokens(text).float()  # 1 m d
-        patches = torch.cat([rearrange(patchify(clips, p), "b n d -> 1 (b n) d") for clips in x], dim=1)
         tokens = self._predicted(patches, positions, angles, silu(embedded), text, words, layout)  # 1 n (c p q)
         return [
-            unpatchify(rearrange(tokens_of, "1 (b n) d -> b n d", b=part.num_clips), p, part.grid)
-            for part, tokens_of in layout.parts_of(tokens)
+            unpatchify(rearrange(part_tokens, "1 (b n) d -> b n d", b=part.num_clips), p, part.grid)
+            for part, part_tokens in layout.parts_of(tokens)
         ]
+
+    def _part(self, clips: NoisyClips) -> PackedPart:
+        return PackedPart(len(clips.x), self.config.token_grid(_grid(clips.x)), clips.t.numel() // len(clips.x))
+
+    def _numbers(self, clips: NoisyClips) -> Float[Tensor, "1 b d"]:
+        """What the network is told of each clip by numbers, embedded."""
+        assert self.clip_condition is not None
+        embedded = self.clip_condition(clips.conditions.fps, _grid(clips.x), clips.x.device)  # b 1 d, or 1 1 d
+        return rearrange(embedded.expand(len(clips.x), -1, -1), "b 1 d -> 1 b d")
+
+    def _told(
+        self, x: Float[Tensor, "b c t h w"], known: Bool[Tensor, "clips 1 t"] | None
+    ) -> Float[Tensor, "b more t h w"]:
+        """The latent with the channels that say which frames are given, where the network reads them."""
+        return x if self.known_frames == "time" else with_known_channels(x, known)
 
     def _predicted(
         self,
@@ -249,3 +248,7 @@ class DiT(VelocityNetwork):
         tokens = self.blocks.run(tokens, condition, shared, text, angles, layout)
         shift, scale = self.final_modulation(condition).float().chunk(2, dim=-1)  # b f d
         return self.final(modulate(self.final_norm(tokens), shift, scale, layout.groups))
+
+
+def _grid(x: Float[Tensor, "b c t h w"]) -> tuple[int, int, int]:
+    return x.shape[2], x.shape[3], x.shape[4]

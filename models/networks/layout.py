@@ -165,7 +165,7 @@ class PackedLayout:
         sizes = [part.num_clips * part.num_tokens for part in self.parts]
         return list(zip(self.parts, tokens.split(sizes, dim=1), strict=True))
 
-    def of_places(self, function: Callable[[tuple[int, int, int]], Float[Tensor, "_ d"]]) -> Float[Tensor, "n d"]:
+    def of_tokens(self, function: Callable[[tuple[int, int, int]], Float[Tensor, "_ d"]]) -> Float[Tensor, "n d"]:
         """What a function gives for the tokens of a grid (t, h, w), for the tokens of all clips."""
         return torch.cat([repeat(function(part.grid), "n d -> (b n) d", b=part.num_clips) for part in self.parts])
 

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -85,6 +86,39 @@ Velocity = Callable[[Tensor, Tensor, Caption], Tensor]
 """The velocity v(x_t, t, caption), such as a `VelocityNetwork`."""
 
 
+@dataclass(frozen=True)
+class ImageCondition:
+    """The image that a clip starts from, as networks with channels of their own for it were trained with (Wan 2.1)."""
+
+    channels: Float[Tensor, "clips c t h w"]
+    """What follows the channels of x_t."""
+    embedding: Float[Tensor, "clips k e"] | None
+    """Of an image encoder, for networks that attend to it."""
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What networks are told of clips beside time and caption. Each part has an entry for each clip, or one for all."""
+
+    fps: Float[Tensor, " clips"]
+    """Frames per second."""
+    known: Bool[Tensor, "clips 1 t"] | None = None
+    """Latent frames that are given: x_t holds them as they are, at time 1. None: there are none."""
+    image: ImageCondition | None = None
+    """For the networks that need one; None: there is none."""
+
+
+@dataclass(frozen=True)
+class NoisyClips:
+    """What a network predicts the velocities of: clips of one shape."""
+
+    x: Float[Tensor, "b c t h w"]
+    """x_t."""
+    t: Float[Tensor, " b"] | Float[Tensor, "b 1 t"]
+    """Times in [0, 1], one per sample or one per latent frame."""
+    conditions: Conditions
+
+
 class VelocityNetwork(nn.Module, ABC):
     """The velocity v(x_t, t, caption) of normalised latents, on latents of any length, height and width.
 
@@ -117,34 +151,28 @@ class VelocityNetwork(nn.Module, ABC):
             ValueError: the network does not take latents of this height or width.
         """
 
-    def at_fps(self, fps: Float[Tensor, " clips"]) -> "Velocity":  # noqa: ARG002 - of networks that read it
-        """The network on clips of these frame rates: one for each clip of a batch, or one for all.
-
-        Most networks do not depend on the frame rate.
-        """
+    def given(self, conditions: Conditions) -> Velocity:  # noqa: ARG002 - of networks that read them
+        """The network under these conditions. Most networks depend on few of them, or none."""
         return self
 
     def packed(
         self,
-        x: Sequence[Float[Tensor, "_ c _ _ _"]],
-        t: Sequence[Float[Tensor, " _"] | Float[Tensor, "_ 1 _"]],
+        batches: Sequence[NoisyClips],
         caption: Caption,
         packing: CaptionPacking,
-        fps: Float[Tensor, " clips"],
     ) -> list[Float[Tensor, "_ c _ _ _"]]:
         """The velocities of clips of several shapes, computed together as one sequence of tokens without padding.
 
         They are those that `forward` gives for each clip. Networks whose configuration says `packs_clips` have it.
 
         Args:
-            x: x_t of the clips, (b c t h w) for each shape.
-            t: their times, as `forward` takes them.
+            batches: the clips, one batch for each shape.
             caption: of all clips, in their order.
             packing: of `caption`.
-            fps: frames per second of each clip.
 
         Raises:
             ValueError: as `forward`; or there are not as many clips as captions.
+            NotImplementedError: the network does not pack clips.
         """
         raise NotImplementedError(f"a network of architecture {self.config.architecture} does not pack clips")
 
@@ -157,4 +185,4 @@ class VelocityNetwork(nn.Module, ABC):
 
         Call it under torch.device("meta"), where tensors have shapes but no values: its operations are counted.
         """
-        return self.at_fps(torch.ones(1))(latent, t, caption).mean()
+        return self.given(Conditions(torch.ones(1)))(latent, t, caption).mean()

@@ -12,6 +12,7 @@ from models.networks.config import DiTConfig, NetworkConfig, UNetConfig
 from models.networks.dit import DiT
 from models.networks.dit_options import RopeConfig
 from models.networks.layout import PackedLayout, PackedPart
+from models.networks.protocol import Conditions, NoisyClips
 from models.text.bytes import CaptionTokens
 from models.text.embeddings import CaptionEmbeddings
 from models.text.packing import CaptionPacking
@@ -23,35 +24,49 @@ CAPTIONS = ["a dot", "", "two dots", "a", "a square", "no"]
 OPTIONS: dict[str, DiTConfig] = {
     **combinations(),
     "clip conditions": small_dit(clip_conditions=("fps", "size")),
+    "given frames as channels": small_dit(known_frames="channels"),
     "only the size": small_dit(clip_conditions=("size",)),
     "stretched positions": small_dit(rope=RopeConfig(trained_grid=(2, 2, 2), extrapolation="ntk")),
     "coarse patches": small_dit(patch_size=1, attention_pattern=("time", "space", "full")),
 }
 
 
-def clips() -> tuple[list[Tensor], list[Tensor], CaptionTokens, Tensor]:
-    """Noisy latents by shape, times, captions and frame rates."""
+def clips() -> tuple[list[NoisyClips], CaptionTokens]:
+    """Noisy latents by shape, with the first frame of some given, and their captions."""
     torch.manual_seed(1)
-    x, t = [torch.randn(shape) for shape in SHAPES], [torch.rand(shape) for shape in TIMES]
-    return x, t, CaptionTokens.encode(CAPTIONS, 8), torch.tensor([8.0, 8, 16, 24, 8, 12])
+    batches = []
+    for shape, times in zip(SHAPES, TIMES, strict=True):
+        known = torch.zeros(shape[0], 1, shape[2], dtype=torch.bool)
+        known[0, 0, 0] = True
+        conditions = Conditions(8.0 * torch.arange(1, shape[0] + 1), known)
+        batches.append(NoisyClips(torch.randn(shape), torch.rand(times), conditions))
+    return batches, CaptionTokens.encode(CAPTIONS, 8)
 
 
-def alone(network: DiT, x: list[Tensor], t: list[Tensor], caption: CaptionTokens, fps: Tensor) -> list[Tensor]:
+def each_alone(batches: list[NoisyClips]) -> list[NoisyClips]:
+    """Every clip as a batch of its own."""
+    alone = []
+    for clips in batches:
+        assert clips.conditions.known is not None
+        for one in (slice(n, n + 1) for n in range(len(clips.x))):
+            conditions = Conditions(clips.conditions.fps[one], clips.conditions.known[one])
+            alone.append(NoisyClips(clips.x[one], clips.t[one], conditions))
+    return alone
+
+
+def alone(network: DiT, batches: list[NoisyClips], caption: CaptionTokens) -> list[Tensor]:
     """The velocities, each clip in a batch of its own."""
-    number, result = 0, []
-    for clips_of, times_of in zip(x, t, strict=True):
-        velocities = []
-        for clip, time in zip(clips_of, times_of, strict=True):
-            one = slice(number, number + 1)
-            words = CaptionTokens(caption.ids[one], caption.mask[one])
-            velocities.append(network.at_fps(fps[one])(clip[None], time[None], words))
-            number += 1
-        result.append(torch.cat(velocities))
-    return result
+    velocities = []
+    for number, clip in enumerate(each_alone(batches)):
+        one = slice(number, number + 1)
+        words = CaptionTokens(caption.ids[one], caption.mask[one])
+        velocities.append(network.given(clip.conditions)(clip.x, clip.t, words))
+    parts = iter(velocities)
+    return [torch.cat([next(parts) for _ in clips.x]) for clips in batches]
 
 
-def packed(network: DiT, x: list[Tensor], t: list[Tensor], caption: CaptionTokens, fps: Tensor) -> list[Tensor]:
-    return network.packed(x, t, caption, CaptionPacking.of(caption.mask), fps)
+def packed(network: DiT, batches: list[NoisyClips], caption: CaptionTokens) -> list[Tensor]:
+    return network.packed(batches, caption, CaptionPacking.of(caption.mask))
 
 
 def gradients(network: DiT, velocities: list[Tensor]) -> dict[str, Tensor]:
@@ -84,7 +99,7 @@ def test_clips_of_one_shape_packed_are_the_padded_batch():
     network = DiT(small_dit(joint_blocks=1, attention_pattern=("space", "time")), 4)
     with_open_gates(network)
     x, t, caption = torch.randn(6, 4, 3, 4, 4), torch.rand(6), CaptionTokens.encode(CAPTIONS, 8)
-    (velocity,) = packed(network, [x], [t], caption, torch.ones(6))
+    (velocity,) = packed(network, [NoisyClips(x, t, Conditions(torch.ones(6)))], caption)
     batch = network(x, t, caption)
     torch.testing.assert_close(velocity, batch, rtol=1e-5, atol=1e-5)
     wanted, found = gradients(network, [batch]), gradients(network, [velocity])
@@ -96,11 +111,11 @@ def test_the_order_of_the_clips_in_a_pack_does_not_matter():
     torch.manual_seed(0)
     network = DiT(small_dit(attention_pattern=("space", "time"), joint_blocks=1), 4)
     with_open_gates(network)
-    x, t, caption, fps = clips()
-    velocities = packed(network, x, t, caption, fps)
-    order, rows = [2, 0, 3, 1], [3, 0, 1, 4, 5, 2]  # of the parts, and of the clips in them
+    batches, caption = clips()
+    velocities = packed(network, batches, caption)
+    order, rows = [2, 0, 3, 1], [3, 0, 1, 4, 5, 2]  # of the batches, and of their clips
     words = CaptionTokens(caption.ids[rows], caption.mask[rows])
-    permuted = packed(network, [x[i] for i in order], [t[i] for i in order], words, fps[rows])
+    permuted = packed(network, [batches[i] for i in order], words)
     torch.testing.assert_close(permuted, [velocities[i] for i in order], rtol=1e-5, atol=1e-5)
 
 
@@ -108,37 +123,35 @@ def test_the_order_of_the_clips_in_a_pack_does_not_matter():
 def test_a_pack_takes_the_operations_of_its_clips_and_none_for_padding(name):
     """By torch's counter; the caption of a clip alone is read without its padding."""
     network = DiT(OPTIONS[name], 4)
-    x, t, caption, fps = clips()
-    with FlopCounterMode(display=False) as together:
-        torch.cat([velocity.flatten() for velocity in packed(network, x, t, caption, fps)]).sum().backward()
-    total, number = 0, 0
-    for clips_of, times_of in zip(x, t, strict=True):
-        for clip, time in zip(clips_of, times_of, strict=True):
-            words = CaptionTokens.encode([CAPTIONS[number]], 8)
-            one = [clip[None]], [time[None]], words, fps[number : number + 1]
-            with FlopCounterMode(display=False) as counter:
-                packed(network, *one)[0].sum().backward()
-            total, number = total + counter.get_total_flops(), number + 1
-    assert together.get_total_flops() == total
+    batches, caption = clips()
+
+    def flops(some: list[NoisyClips], words: CaptionTokens) -> int:
+        with FlopCounterMode(display=False) as counter:
+            torch.cat([velocity.flatten() for velocity in packed(network, some, words)]).sum().backward()
+        return counter.get_total_flops()
+
+    together = flops(batches, caption)
+    one_by_one = zip(each_alone(batches), CAPTIONS, strict=True)
+    assert together == sum(flops([clip], CaptionTokens.encode([words], 8)) for clip, words in one_by_one)
     with FlopCounterMode(display=False) as padded:
-        for clips_of, times_of in zip(x, t, strict=True):
-            batch = CaptionTokens.encode(["a"] * len(clips_of), 8)
-            network(clips_of, times_of, batch).sum().backward()
-    assert total < padded.get_total_flops()  # which reads each caption at its padded length
+        for each in batches:
+            network(each.x, each.t, CaptionTokens.encode(["a"] * len(each.x), 8)).sum().backward()
+    assert together < padded.get_total_flops()  # which reads each caption at its padded length
 
 
 def test_captions_as_embeddings_are_packed():
     torch.manual_seed(0)
     network = DiT(small_dit(), 4, embedding_width=12)
     with_open_gates(network)
-    x, t, _, fps = clips()
+    batches, _ = clips()
     mask = torch.arange(5) < torch.tensor([5, 1, 3, 2, 4, 1])[:, None]
     caption = CaptionEmbeddings(torch.randn(6, 5, 12) * mask[..., None], mask)
-    velocities = network.packed(x, t, caption, CaptionPacking.of(mask), fps)
-    for velocity, (clips_of, times_of, start) in zip(velocities, zip(x, t, (0, 2, 3, 4), strict=True), strict=True):
-        rows = slice(start, start + len(clips_of))
-        expected = network(clips_of, times_of, CaptionEmbeddings(caption.values[rows], mask[rows]))
+    velocities, start = network.packed(batches, caption, CaptionPacking.of(mask)), 0
+    for velocity, each in zip(velocities, batches, strict=True):
+        rows = slice(start, start + len(each.x))
+        expected = network(each.x, each.t, CaptionEmbeddings(caption.values[rows], mask[rows]))
         torch.testing.assert_close(velocity, expected, rtol=1e-5, atol=1e-5)
+        start = rows.stop
 
 
 @pytest.mark.parametrize("recompute", [True, "selective"])
@@ -153,18 +166,18 @@ def test_recomputed_activations_change_nothing(recompute):
 
 
 def test_a_pack_needs_a_caption_for_each_clip():
-    x, t, caption, fps = clips()
-    packing = CaptionPacking.of(caption.mask[:-1])
+    batches, _ = clips()
+    caption = CaptionTokens.encode(CAPTIONS[1:], 8)
     with pytest.raises(ValueError, match="6 clips are packed, but there are 5 captions"):
-        DiT(small_dit(), 4).packed(x, t, CaptionTokens(caption.ids[:-1], caption.mask[:-1]), packing, fps)
+        packed(DiT(small_dit(), 4), batches, caption)
 
 
 def test_networks_that_do_not_pack_say_so():
     small: NetworkConfig = UNetConfig(architecture="unet", width=8, multipliers=(1, 2), heads=1)
     assert not small.packs_clips
-    x, t, caption, fps = clips()
+    batches, caption = clips()
     with pytest.raises(NotImplementedError, match="unet does not pack clips"):
-        build_network(small, 4).packed(x, t, caption, CaptionPacking.of(caption.mask), fps)
+        build_network(small, 4).packed(batches, caption, CaptionPacking.of(caption.mask))
 
 
 def test_groups_are_the_conditions_and_tokens_of_each_part():

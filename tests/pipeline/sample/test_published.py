@@ -140,7 +140,11 @@ def change(path: Path, **fields: object) -> None:
 @pytest.mark.parametrize(
     ("file", "fields", "message"),
     [
-        ("model_index.json", {"_class_name": "FluxPipeline"}, r"_class_name is 'FluxPipeline', but WanPipeline is"),
+        (
+            "model_index.json",
+            {"_class_name": "FluxPipeline"},
+            r"_class_name is 'FluxPipeline', but WanPipeline and WanImageToVideoPipeline are",
+        ),
         ("model_index.json", {"boundary_ratio": 0.9}, r"two transformers.*boundary_ratio 0\.9"),
         ("vae/config.json", {"_class_name": "AutoencoderKL"}, r"vae/config\.json: _class_name is 'AutoencoderKL'"),
         ("vae/config.json", {"dropout": 0.5}, r"vae/config\.json: dropout is 0\.5"),
