@@ -22,7 +22,6 @@ from models.networks.config import DiTConfig
 from models.networks.dit_options import AttentionSpan
 from models.networks.joint import JointBlock
 from models.networks.known_frames import input_channels, with_known_channels
-from models.networks.layout import BatchLayout, Layout, PackedLayout, PackedPart
 from models.networks.modulation import (
     add_gated,
     block_modulation,
@@ -33,6 +32,7 @@ from models.networks.modulation import (
 )
 from models.networks.protocol import Conditions, NoisyClips, Velocity, VelocityNetwork
 from models.networks.rope import rope_angles, rotate
+from models.networks.token_layout import BatchLayout, PackedLayout, PackedPart, TokenLayout
 from models.text.bytes import CaptionEncoder
 from models.text.caption import Caption
 from models.text.embeddings import EmbeddedCaptionEncoder
@@ -80,7 +80,7 @@ class DiTBlock(nn.Module):
         shared: Float[Tensor, "b f k"] | None,
         text: Float[Tensor, "b m e"],
         angles: Float[Tensor, "n half"],
-        layout: Layout,
+        layout: TokenLayout,
     ) -> Float[Tensor, "b n d"]:
         """Refine the tokens.
 
@@ -238,7 +238,7 @@ class DiT(VelocityNetwork):
         condition: Float[Tensor, "b f d"],
         text: Float[Tensor, "b m e"],
         words: Float[Tensor, "b k d"] | None,
-        layout: Layout,
+        layout: TokenLayout,
     ) -> Float[Tensor, "b n out"]:
         """The patches of the velocity, from those of x_t and from what their clips are conditioned on."""
         shared = None if self.shared_modulation is None else self.shared_modulation(condition)  # b f (6 d)

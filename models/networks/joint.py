@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from models.layers import FeedForward, HeadNorm
 from models.networks.config import DiTConfig
-from models.networks.layout import Layout
 from models.networks.modulation import Groups, add_gated, block_modulation, modulate, modulation_vectors
 from models.networks.rope import rotate
+from models.networks.token_layout import TokenLayout
 
 
 class Stream(nn.Module):
@@ -88,7 +88,7 @@ class JointBlock(nn.Module):
         condition: Float[Tensor, "b f d"],
         shared: Float[Tensor, "b f k"] | None,
         angles: Float[Tensor, "n half"],
-        layout: Layout,
+        layout: TokenLayout,
     ) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b m d"]]:
         """Refine both streams.
 

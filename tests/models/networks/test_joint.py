@@ -7,8 +7,8 @@ from einops import rearrange
 from models.attention.attention import attention
 from models.networks.dit import DiT
 from models.networks.joint import JointBlock
-from models.networks.layout import BatchLayout
 from models.networks.protocol import SequenceParallelPlan, SingleProcess
+from models.networks.token_layout import BatchLayout
 from testing.networks import small_dit, with_open_gates
 
 VIDEO, CAPTION, WIDTH = 6, 4, 32

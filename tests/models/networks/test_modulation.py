@@ -7,8 +7,8 @@ import torch
 
 from models.networks.config import DiTConfig
 from models.networks.dit import DiT
-from models.networks.layout import BatchLayout
 from models.networks.modulation import add_gated, modulate
+from models.networks.token_layout import BatchLayout
 from models.text.bytes import CaptionTokens
 from models.text.config import TextConfig
 

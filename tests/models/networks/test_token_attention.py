@@ -8,9 +8,9 @@ from torch.nn.functional import scaled_dot_product_attention
 from models.networks.config import DiTConfig
 from models.networks.dit import DiT, DiTBlock
 from models.networks.dit_options import AttentionSpan
-from models.networks.layout import BatchLayout
 from models.networks.protocol import SingleProcess
 from models.networks.token_attention import token_attention
+from models.networks.token_layout import BatchLayout
 from models.text.bytes import CaptionTokens
 from models.text.config import TextConfig
 

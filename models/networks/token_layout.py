@@ -1,7 +1,7 @@
 """How the tokens of a batch lie: clips of one shape side by side, or clips of several shapes packed into one sequence.
 
 Layers that treat each token alone are the same for both. What depends on which clip, frame and caption a token belongs
-to goes through a `Layout`: attention, and which of the condition's vectors a token is modulated by.
+to goes through a `TokenLayout`: attention, and which of the condition's vectors a token is modulated by.
 """
 
 from collections.abc import Callable
@@ -27,7 +27,7 @@ Heads = Float[Tensor, "b _ heads d"]
 
 
 @runtime_checkable
-class Layout(Protocol):
+class TokenLayout(Protocol):
     """What a block needs to know of the clips, frames and captions that tokens belong to."""
 
     @property
@@ -83,17 +83,17 @@ class BatchLayout:
         return
 
     def self_attention(self, query: Heads, key: Heads, value: Heads, span: AttentionSpan) -> Heads:
-        """As `Layout`."""
+        """As `TokenLayout`."""
         return token_attention(query, key, value, span, self.num_frames, self.plan)
 
     def cross_attention(self, query: Heads, key: Heads, value: Heads) -> Heads:
-        """As `Layout`."""
+        """As `TokenLayout`."""
         return attention(query, key, value, self.words)
 
     def joint_attention(
         self, video: tuple[Heads, Heads, Heads], caption: tuple[Heads | None, Heads, Heads]
     ) -> tuple[Heads, Heads | None]:
-        """As `Layout`."""
+        """As `TokenLayout`."""
         query, key, value = (_cat(both) for both in zip(video, caption, strict=True))
         attended = self.plan.attention(query, key, value, self.joint_keys)
         if caption[0] is None:
@@ -102,7 +102,7 @@ class BatchLayout:
         return to_video, to_caption
 
     def of_clips(self, vectors: Float[Tensor, "b f d"]) -> Float[Tensor, "b 1 d"]:
-        """As `Layout`."""
+        """As `TokenLayout`."""
         return vectors.mean(1, keepdim=True)
 
     def of_words(self, vectors: Float[Tensor, "b 1 d"]) -> Float[Tensor, "b 1 d"]:
@@ -176,7 +176,7 @@ class PackedLayout:
         return torch.cat([repeat(x, "1 b d -> 1 (b f) d", f=part.num_times) for part, x in pairs], dim=1)
 
     def self_attention(self, query: Heads, key: Heads, value: Heads, span: AttentionSpan) -> Heads:
-        """As `Layout`."""
+        """As `TokenLayout`."""
         match span:
             case "full":
                 return _packed(query, key, value, self.clips, self.clips)
@@ -187,13 +187,13 @@ class PackedLayout:
                 return self._frames_first(_packed(query, key, value, self.places, self.places))
 
     def cross_attention(self, query: Heads, key: Heads, value: Heads) -> Heads:
-        """As `Layout`."""
+        """As `TokenLayout`."""
         return _packed(query, key, value, self.clips, self.captions.segments)
 
     def joint_attention(
         self, video: tuple[Heads, Heads, Heads], caption: tuple[Heads | None, Heads, Heads]
     ) -> tuple[Heads, Heads | None]:
-        """As `Layout`."""
+        """As `TokenLayout`."""
         (query, *video_keys), (caption_query, *caption_keys) = video, caption
         key, value = (self._interleaved(*both) for both in zip(video_keys, caption_keys, strict=True))
         if caption_query is None:
@@ -204,7 +204,7 @@ class PackedLayout:
         return torch.cat(pieces[::2], dim=1), torch.cat(pieces[1::2], dim=1)
 
     def of_clips(self, vectors: Float[Tensor, "1 f d"]) -> Float[Tensor, "1 clips d"]:
-        """As `Layout`."""
+        """As `TokenLayout`."""
         of_parts = vectors.split([part.num_clips * part.num_times for part in self.parts], dim=1)
         pairs = zip(self.parts, of_parts, strict=True)
         return torch.cat([reduce(x, "1 (b f) d -> 1 b d", "mean", b=part.num_clips) for part, x in pairs], dim=1)
