@@ -169,7 +169,7 @@ class PretrainedImageEncoder:
         self._model: Any = model.to(device).eval().requires_grad_(False)
 
     @torch.inference_mode()
-    def __call__(self, pictures: Sequence[UInt8[np.ndarray, "h w 3"]]) -> Float[Tensor, "b k e"]:
+    def __call__(self, pictures: Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> Float[Tensor, "b k e"]:
         """Embed."""
         pixels = torch.stack([prepared(picture, self._processor) for picture in pictures]).to(self._device)
         return self._model(pixel_values=pixels, output_hidden_states=True).hidden_states[-2].float()

@@ -154,7 +154,7 @@ class DiT(VelocityNetwork):
         t: Float[Tensor, " b"] | Float[Tensor, "b 1 t"],
         caption: Caption,
         fps: Float[Tensor, " clips"] | None = None,
-        known: Bool[Tensor, "clips 1 t"] | None = None,
+        known: Bool[Tensor, "given 1 t"] | None = None,
     ) -> Float[Tensor, "b c t h w"]:
         """Predict the velocity at x_t = `x`.
 

@@ -19,7 +19,7 @@ def input_channels(channels: int, known_frames: KnownFrames) -> int:
 
 
 def with_known_channels(
-    x: Float[Tensor, "b c t h w"], known: Bool[Tensor, "clips 1 t"] | None
+    x: Float[Tensor, "b c t h w"], known: Bool[Tensor, "given 1 t"] | None
 ) -> Float[Tensor, "b channels t h w"]:
     """x_t, followed by the given frames, zero elsewhere, and a channel that is 1 in them and 0 elsewhere.
 

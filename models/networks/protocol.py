@@ -90,9 +90,9 @@ Velocity = Callable[[Tensor, Tensor, Caption], Tensor]
 class ImageCondition:
     """The image that a clip starts from, as networks with channels of their own for it were trained with (Wan 2.1)."""
 
-    channels: Float[Tensor, "clips c t h w"]
+    channels: Float[Tensor, "images c t h w"]
     """What follows the channels of x_t."""
-    embedding: Float[Tensor, "clips k e"] | None
+    embedding: Float[Tensor, "images k e"] | None
     """Of an image encoder, for networks that attend to it."""
 
 
@@ -102,7 +102,7 @@ class Conditions:
 
     fps: Float[Tensor, " clips"]
     """Frames per second."""
-    known: Bool[Tensor, "clips 1 t"] | None = None
+    known: Bool[Tensor, "given 1 t"] | None = None
     """Latent frames that are given: x_t holds them as they are, at time 1. None: there are none."""
     image: ImageCondition | None = None
     """For the networks that need one; None: there is none."""

@@ -180,7 +180,7 @@ class UNet(VelocityNetwork):
         x: Float[Tensor, "b c t h w"],
         t: Float[Tensor, " b"] | Float[Tensor, "b 1 t"],
         caption: Caption,
-        known: Bool[Tensor, "clips 1 t"] | None = None,
+        known: Bool[Tensor, "given 1 t"] | None = None,
     ) -> Float[Tensor, "b c t h w"]:
         """Predict the velocity at x_t = `x`.
 

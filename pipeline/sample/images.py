@@ -26,7 +26,8 @@ from pipeline.encode.statistics import normalize
 from pipeline.sample.model import SampledModel
 from pipeline.sample.requests import ImageFile, Prompt, PromptError
 
-Picture = UInt8[np.ndarray, "h w 3"]
+Picture = UInt8[np.ndarray, "_ _ 3"]
+"""Decoded pixels of an image, of any height and width."""
 
 
 class ImageError(ReelflowError, ValueError):

@@ -37,7 +37,7 @@ class Prompt(Record):
     bucket: Text | None = None  # shape of the clip, such as 17x64x64@8; None: that of the configuration
     expect: dict[Text, Text] | None = None  # attribute -> value that the judge should find, where it is known
     # Path of the image that the clip starts from: in the file also relative to it, later absolute
-    image: Annotated[Text | None, AddedLater(None)] = Field(default=None, min_length=1)
+    image: Annotated[Text | None, AddedLater(None)] = None
 
     @field_validator("seed", mode="before")
     @classmethod
