@@ -174,8 +174,8 @@ def test_an_unreadable_sample_is_replaced_alike_on_any_world(subset, monkeypatch
         next(stream.batches(0, len, readers=0))
 
 
-def test_mixed_batches_are_shared_evenly_on_any_world_and_resumed_at_any_step(tmp_path):
-    """Each rank has equally many clips of each bucket, together they are the batch, and no clip is in two batches."""
+def test_mixed_batches_are_shared_evenly_on_any_world_and_resumed_at_any_step(tmp_path, monkeypatch):
+    """Each rank has equally many clips of each bucket, and together they are the batch; with a damaged sample too."""
     samples = [(made_up_clip(number, (SQUARE, STILL)[number % 4 == 0]), bytes([number])) for number in range(48)]
     rows = write_shard(tmp_path / "shard-00000.tar", samples, VIDEO_MEMBER)[1]
     subsets = subsets_of(tmp_path, rows, {})
@@ -199,3 +199,16 @@ def test_mixed_batches_are_shared_evenly_on_any_world_and_resumed_at_any_step(tm
             counts = [Counter(sample.row.bucket for sample in piece) for piece in pieces]
             assert all(count == counts[0] for count in counts)
             assert len(counts[0]) == 2
+
+    bad, read = whole[0][0].row.key, PayloadReader.read_into
+
+    def refuse(self, row, buffer):
+        if row.key == bad:
+            raise DatasetError(f"{row.key} is damaged")
+        return read(self, row, buffer)
+
+    monkeypatch.setattr(PayloadReader, "read_into", refuse)
+    replaced = {s.position: s.row for s in batches(0, 0, 1)[0]}
+    assert bad not in {row.key for row in replaced.values()}
+    assert replaced == {s.position: s.row for rank in range(4) for s in batches(0, rank, 4)[0]}
+    assert Counter(row.bucket for row in replaced.values()) == Counter(s.row.bucket for s in whole[0])

@@ -139,6 +139,19 @@ def test_a_pack_takes_the_operations_of_its_clips_and_none_for_padding(name):
     assert together < padded.get_total_flops()  # which reads each caption at its padded length
 
 
+def test_in_half_precision_a_pack_differs_by_rounding_alone():
+    torch.manual_seed(0)
+    network = DiT(small_dit(joint_blocks=1, attention_pattern=("space", "time"), clip_conditions=("size",)), 4)
+    with_open_gates(network)
+    with torch.autocast("cpu", torch.bfloat16):
+        velocities = packed(network, *clips())
+        expected = alone(network, *clips())
+    exact = alone(network, *clips())
+    for velocity, one, reference in zip(velocities, expected, exact, strict=True):
+        rounding = (one.float() - reference).abs().max().item()
+        assert (velocity.float() - reference).abs().max() < 2 * rounding
+
+
 def test_captions_as_embeddings_are_packed():
     torch.manual_seed(0)
     network = DiT(small_dit(), 4, embedding_width=12)

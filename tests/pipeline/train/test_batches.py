@@ -2,6 +2,7 @@
 
 import shutil
 from collections import Counter
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -12,8 +13,6 @@ from pydantic import ValidationError
 
 import pipeline.engine.zero
 from data.stream.loader import Sample, Stream
-from models.flow.objective import matching_loss
-from models.networks.protocol import Conditions
 from pipeline.checkpoint.read import load_weights, open_checkpoint
 from pipeline.distributed.config import WorldSizeError
 from pipeline.distributed.process_group import Worker
@@ -22,7 +21,7 @@ from pipeline.train.batches import check_mixed, token_budget, turn_sizes
 from pipeline.train.config import FlowTrainConfig, TrainConfig
 from pipeline.train.loop import train
 from pipeline.train.stream import micro_batches
-from pipeline.train.tasks.flow import FlowMatchingLoss, FlowTask, PackedFlowBatch
+from pipeline.train.tasks.flow import FlowTask, PackedFlowBatch
 from pipeline.train.time_bins import NUM_TIME_BINS
 from pipeline.train.world_size import check_world, fitting_worlds
 from testing.groups import Job, run_jobs
@@ -129,34 +128,33 @@ def test_micro_batches_have_equally_many_clips_of_each_bucket(mixed_runs):
     }
 
 
-def test_the_loss_is_the_mean_over_the_tokens_of_each_clip_alone(mixed_runs):
-    """With gradients: packed = one clip at a time = padded captions, within rounding."""
+@pytest.mark.parametrize(
+    "flow",
+    [{}, {"times_per": "frame"}, {"first_frame_share": 0.5}],
+    ids=["one time", "times per frame", "given frames"],
+)
+def test_the_loss_is_the_mean_over_tokens_of_that_of_each_bucket_alone(mixed_runs, flow):
+    """Packed = padded: the loss and the gradient of every weight, within rounding."""
     task = make_task(mixed_runs[0])
+    task = replace(task, flow=task.flow.model_copy(update=flow))
     torch.manual_seed(0)
-    module = task.build()
-    assert isinstance(module, FlowMatchingLoss)
-    with_open_gates(module)
+    module = with_open_gates(task.build())
     batch = batch_of(task)
+
+    def gradients(loss: torch.Tensor) -> dict[str, torch.Tensor]:
+        module.zero_grad()
+        loss.backward()
+        return {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
+
     values = module(batch)
-    values["total"].backward()
-    packed = {
-        name: parameter.grad.clone() for name, parameter in module.named_parameters() if parameter.grad is not None
-    }
-    module.zero_grad()
-    sums, tokens = [], 0
-    for part in batch.parts:
-        x_t = module.path.at(part.t, part.x_1).point(part.x_0, part.x_1)
-        predicted = module.network.given(Conditions(part.fps, part.known))(x_t, part.t, part.caption)
-        loss = matching_loss(module.path, "velocity", predicted, part.x_0, part.x_1, part.t)
-        sums.append(loss.sum() * part.x_1[0, 0].numel())
-        tokens += len(loss) * part.x_1[0, 0].numel()
-    expected = torch.stack(sums).sum() / tokens
-    expected.backward()
+    tokens = [part.x_1[:, 0].numel() for part in batch.parts]
+    losses_of_parts = [module(part)["total"] * number for part, number in zip(batch.parts, tokens, strict=True)]
+    expected = torch.stack(losses_of_parts).sum() / sum(tokens)
     torch.testing.assert_close(values["total"], expected, rtol=1e-5, atol=0)
-    for name, parameter in module.named_parameters():
-        if parameter.grad is not None:
-            scale = parameter.grad.abs().max().item()
-            torch.testing.assert_close(packed[name], parameter.grad, rtol=1e-5, atol=1e-5 * scale)
+    packed, padded = gradients(values["total"]), gradients(expected)
+    assert packed.keys() == padded.keys()
+    for name, gradient in padded.items():
+        torch.testing.assert_close(packed[name], gradient, rtol=1e-5, atol=1e-5 * gradient.abs().max().item())
     shares = sum(values[f"share_t{number}"] for number in range(NUM_TIME_BINS))
     by_bin = sum(values[f"loss_t{number}"] for number in range(NUM_TIME_BINS))
     assert float(shares) == pytest.approx(1, rel=1e-6)
