@@ -132,6 +132,8 @@ class PackedLayout:
     """Clips of several shapes, one after the other in one sequence, without padding. Make one with `of`.
 
     Tokens are (1 n d), caption tokens (1 m d), and conditions (1 f d), where f counts those of all clips.
+
+    A compiled block leaves out what depends on the lengths of captions, which differ at every step.
     """
 
     parts: tuple[PackedPart, ...]
@@ -175,6 +177,7 @@ class PackedLayout:
         pairs = zip(self.parts, of_parts, strict=True)
         return torch.cat([repeat(x, "1 b d -> 1 (b f) d", f=part.num_times) for part, x in pairs], dim=1)
 
+    @torch.compiler.disable
     def self_attention(self, query: Heads, key: Heads, value: Heads, span: AttentionSpan) -> Heads:
         """As `TokenLayout`."""
         match span:
@@ -186,10 +189,12 @@ class PackedLayout:
                 query, key, value = (self._frames_last(x) for x in (query, key, value))
                 return self._frames_first(_packed(query, key, value, self.places, self.places))
 
+    @torch.compiler.disable
     def cross_attention(self, query: Heads, key: Heads, value: Heads) -> Heads:
         """As `TokenLayout`."""
         return _packed(query, key, value, self.clips, self.captions.segments)
 
+    @torch.compiler.disable
     def joint_attention(
         self, video: tuple[Heads, Heads, Heads], caption: tuple[Heads | None, Heads, Heads]
     ) -> tuple[Heads, Heads | None]:
@@ -209,6 +214,7 @@ class PackedLayout:
         pairs = zip(self.parts, of_parts, strict=True)
         return torch.cat([reduce(x, "1 (b f) d -> 1 b d", "mean", b=part.num_clips) for part, x in pairs], dim=1)
 
+    @torch.compiler.disable
     def of_words(self, vectors: Float[Tensor, "1 clips d"]) -> Float[Tensor, "1 m d"]:
         """The vector of its clip for each word."""
         return self.captions.by_token(vectors)

@@ -142,11 +142,6 @@ class TrainConfig(MonitorConfig):
     def _check_mixed_buckets(self) -> Self:
         if not self.mixed_buckets:
             return self
-        if self.compile:
-            raise ValueError(
-                "mixed_buckets is true, but so is compile, and packed captions have another length at every step, for "
-                "which everything would be compiled anew: set compile to false, or mixed_buckets to false"
-            )
         if self.sequence_parallel > 1:
             raise ValueError(
                 f"mixed_buckets is true, but sequence_parallel is {self.sequence_parallel}, and packed clips cannot be "

@@ -1,10 +1,14 @@
 """Clips of several shapes packed into one sequence: equal to each clip alone, and without operations on padding."""
 
+import copy
 from dataclasses import replace
 
+import einops
+import jaxtyping
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
 from torch.utils.flop_counter import FlopCounterMode
 
 from models.networks.build import build_network
@@ -176,6 +180,31 @@ def test_recomputed_activations_change_nothing(recompute):
     network.blocks.recompute = network.joint.recompute = recompute
     again = gradients(network, packed(network, *clips()))
     assert all(torch.equal(again[key], gradient) for key, gradient in plain.items())
+
+
+@pytest.mark.slow
+def test_compiled_blocks_are_not_compiled_anew_for_every_pack(monkeypatch):
+    """Other numbers of clips and lengths of captions: after a few packs, the compiled code takes any."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # the checks of shapes cannot be traced
+    torch.compiler.reset()
+    torch.compiler.allow_in_graph(einops.rearrange)  # its parsing of patterns takes seconds to trace
+    torch.manual_seed(0)
+    network = DiT(small_dit(depth=1), 4)
+    with_open_gates(network)
+    counter, counts = CompileCounter(), []
+    plain = copy.deepcopy(network)
+    for block in network.blocks:
+        block.compile(backend=counter)
+    for numbers in ((2, 3), (3, 2), (4, 5), (6, 4), (5, 7), (3, 6)):
+        batches = [
+            NoisyClips(torch.randn(number, 4, *grid), torch.rand(number), Conditions(torch.ones(number)))
+            for number, grid in zip(numbers, ((3, 4, 4), (1, 4, 6)), strict=True)
+        ]
+        caption = CaptionTokens.encode(["a" * (1 + number % 3) for number in range(sum(numbers))], 8)
+        torch.testing.assert_close(packed(network, batches, caption), packed(plain, batches, caption))
+        counts.append(counter.frame_count)
+    assert counts[-1] == counts[-3]
+    assert counts[-1] <= 3 * counts[0]
 
 
 def test_a_pack_needs_a_caption_for_each_clip():

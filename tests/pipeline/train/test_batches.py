@@ -178,7 +178,6 @@ def test_settings_that_do_not_work_together_are_refused():
         with pytest.raises(ValidationError, match=match):
             FlowTrainConfig(mixed_buckets=True, **settings)
 
-    refused("set compile to false, or mixed_buckets to false", compile=True)
     refused("set sequence_parallel to 1", sequence_parallel=2)
     refused("multiple of batch_multiple 4: use 12", global_batch=13)
     config = FlowTrainConfig(mixed_buckets=True, global_batch=8)
