@@ -46,7 +46,8 @@ def sample_checkpoint(target: Path, output_dir: Path, overrides: Sequence[Overri
         CheckpointError: the checkpoint cannot be sampled.
         PublishedError: the published pipeline cannot be sampled.
         TextEncoderError: its text encoder is missing or another one.
-        PromptError: the prompts file cannot be used.
+        ImageEncoderError: the image encoder of a published pipeline cannot be used.
+        PromptError: the prompts file cannot be used, or asks for an image that the model does not take.
         ConfigError: a setting is wrong.
         SamplesError: the manifest in `output_dir` is damaged. All of these are raised before Ray starts.
         LockedError: another process samples into `output_dir`.

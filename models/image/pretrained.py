@@ -6,7 +6,7 @@
 Nothing is downloaded, no code of the folder is run, and pickled weights are refused.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -138,7 +138,7 @@ def prepared(picture: UInt8[np.ndarray, "h w 3"], config: ProcessorConfig) -> Fl
 
 
 class PretrainedImageEncoder:
-    """Pictures to one vector per patch, and one for the whole: the states before the last layer.
+    """A picture to a vector for the whole and one per patch: the states before the last layer.
 
     Raises:
         ImageEncoderError: the folder cannot be loaded, or lacks weights.
@@ -169,7 +169,7 @@ class PretrainedImageEncoder:
         self._model: Any = model.to(device).eval().requires_grad_(False)
 
     @torch.inference_mode()
-    def __call__(self, pictures: Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> Float[Tensor, "b k e"]:
+    def __call__(self, picture: UInt8[np.ndarray, "h w 3"]) -> Float[Tensor, "1 k e"]:
         """Embed."""
-        pixels = torch.stack([prepared(picture, self._processor) for picture in pictures]).to(self._device)
+        pixels = prepared(picture, self._processor)[None].to(self._device)
         return self._model(pixel_values=pixels, output_hidden_states=True).hidden_states[-2].float()

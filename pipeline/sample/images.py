@@ -26,9 +26,6 @@ from pipeline.encode.statistics import normalize
 from pipeline.sample.model import SampledModel
 from pipeline.sample.requests import ImageFile, Prompt, PromptError
 
-Picture = UInt8[np.ndarray, "_ _ 3"]
-"""Decoded pixels of an image, of any height and width."""
-
 
 class ImageError(ReelflowError, ValueError):
     """An image that went away or changed after the job was planned."""
@@ -63,26 +60,24 @@ def check_images(model: SampledModel, prompts: Sequence[Prompt], default_bucket:
             )
 
 
-def read_pictures(images: Sequence[ImageFile]) -> list[Picture]:
-    """The pixels of images.
+def read_picture(image: ImageFile) -> UInt8[np.ndarray, "h w 3"]:
+    """The pixels of an image.
 
     Raises:
-        ImageError: one is missing, damaged or not what it was when the job was planned.
+        ImageError: it is missing, damaged or not what it was when the job was planned.
     """
-    pictures = []
-    for image in images:
-        try:
-            if file_sha256(Path(image.path)) != image.sha256:
-                raise ImageError(f"image {image.path} has changed since the job began; start it again")
-            pictures.append(read_image(Path(image.path)))
-        except (OSError, VideoError) as error:
-            raise ImageError(f"image {image.path} cannot be read any more: {error}") from error
-    return pictures
+    path = Path(image.path)
+    try:
+        if file_sha256(path) != image.sha256:
+            raise ImageError(f"image {path} has changed since the job began; start it again")
+        return read_image(path)
+    except (OSError, VideoError) as error:
+        raise ImageError(f"image {path} cannot be read any more: {error}") from error
 
 
-def first_frames(pictures: Sequence[Picture], bucket: Bucket) -> list[Float[Tensor, "3 1 h w"]]:
-    """Pictures as the first frames of clips of that shape: resized and cropped as videos are, in [-1, 1]."""
-    return [to_pixels(resize_and_crop(picture[None], bucket.height, bucket.width)) for picture in pictures]
+def first_frame_of(picture: UInt8[np.ndarray, "i j 3"], bucket: Bucket) -> Float[Tensor, "3 1 h w"]:
+    """A picture as the first frame of clips of that shape: resized and cropped as videos are, in [-1, 1]."""
+    return to_pixels(resize_and_crop(picture[None], bucket.height, bucket.width))
 
 
 def first_latents(

@@ -131,10 +131,7 @@ class TrainedModel(SampledModel):
             return None
         if self.flow.times_per == "frame" and self.network.known_frames == "time":
             return None
-        return (
-            f"{self.folder} was trained without frames that are given, and with one time for all frames: train with "
-            "dit.flow.first_frame_share above 0"
-        )
+        return f"{self.folder} was trained without frames that are given: train with dit.flow.first_frame_share above 0"
 
     def load_autoencoder(self) -> VideoAutoencoder:
         """As `SampledModel.load_autoencoder`."""

@@ -25,7 +25,7 @@ from pipeline.encode.statistics import denormalize
 from pipeline.run.fingerprints import output_json
 from pipeline.run.precision import autocast
 from pipeline.sample.config import SampleConfig
-from pipeline.sample.images import condition_channels, first_frames, first_latents, read_pictures
+from pipeline.sample.images import condition_channels, first_frame_of, first_latents, read_picture
 from pipeline.sample.latents import PromptSeed, sample_latents
 from pipeline.sample.model import SampledModel
 from pipeline.sample.requests import ImageFile, PromptRequest
@@ -111,7 +111,7 @@ class ClipSampler:
         else:
             self.read_captions = PretrainedTextEncoder(text_encoder_folder(encoder, config), encoder.max_tokens, device)
         self.autoencoder = model.load_autoencoder().to(device)
-        self.embed_images = None if model.image_encoder is None else PretrainedImageEncoder(model.image_encoder, device)
+        self.embed_image = None if model.image_encoder is None else PretrainedImageEncoder(model.image_encoder, device)
 
     @torch.inference_mode()
     def sample(self, requests: list[PromptRequest]) -> tuple[list[Frames], int]:
@@ -128,7 +128,7 @@ class ClipSampler:
         shape = self.autoencoder.config.latent_shape(bucket.num_frames, bucket.height, bucket.width)
         images = [request.image for request in requests if request.image is not None]
         with autocast(self.config.precision, self.device):
-            conditions, first_frame = self._conditions(bucket, shape[1], images)
+            conditions, first_frame = self.conditions(bucket, images)
             network = Counted(self.network.given(conditions))
             latents = sample_latents(
                 network,
@@ -150,18 +150,31 @@ class ClipSampler:
             clips = decode_clips(self.autoencoder, denormalize(latents, self.model.stats), tile=self.config.tile)
         return clips, network.calls
 
-    def _conditions(
-        self, bucket: Bucket, num_latent_frames: int, images: list[ImageFile]
+    def conditions(
+        self, bucket: Bucket, images: Sequence[ImageFile]
     ) -> tuple[Conditions, Float[Tensor, "b c 1 h w"] | None]:
-        """What the network is told of clips, and the first latent frame of each, where it is given."""
+        """What the network is told of clips, and the first latent frame of each, normalised, where that is given.
+
+        Args:
+            images: that the clips start from; none where they start from nothing.
+
+        Raises:
+            ImageError: as `sample`.
+        """
         fps = torch.tensor([bucket.fps], device=self.device)
         if not images:
             return Conditions(fps), None
-        pictures, tile, stats = read_pictures(images), self.config.tile, self.model.stats
-        frames = first_frames(pictures, bucket)
-        if not self.model.network.needs_image:
-            known = torch.arange(num_latent_frames, device=self.device)[None, None] == 0
-            return Conditions(fps, known), first_latents(self.autoencoder, stats, frames, tile)
-        channels = condition_channels(self.autoencoder, stats, frames, bucket.num_frames, tile)
-        embedding = None if self.embed_images is None else self.embed_images(pictures)
-        return Conditions(fps, image=ImageCondition(channels, embedding)), None
+        frames, embeddings = [], []
+        for image in images:  # one at a time is in memory at its full size
+            picture = read_picture(image)
+            frames.append(first_frame_of(picture, bucket))
+            if self.embed_image is not None:
+                embeddings.append(self.embed_image(picture))
+        tile, stats = self.config.tile, self.model.stats
+        if self.model.network.needs_image:
+            channels = condition_channels(self.autoencoder, stats, frames, bucket.num_frames, tile)
+            embedding = torch.cat(embeddings) if embeddings else None
+            return Conditions(fps, image=ImageCondition(channels, embedding)), None
+        num_latent_frames = self.autoencoder.config.compression.num_latent_frames(bucket.num_frames)
+        known = torch.arange(num_latent_frames, device=self.device)[None, None] == 0
+        return Conditions(fps, known), first_latents(self.autoencoder, stats, frames, tile)

@@ -98,6 +98,9 @@ def test_clips_start_from_the_images_of_a_prompts_file(cluster, tmp_path):
     given = ("--set", "sample.bucket=5x32x48@8", "--set", "sample.steps=2")
     command = ("sample", str(folder), "--prompts", str(prompts), "--output", str(out), *given)
 
+    described = launch_here("inspect", str(folder)).stdout
+    assert "image       8 channels; it can be sampled, but not trained" in described
+    assert "to fine-tune it" not in described
     done = launch_here(*command)
     assert done.returncode == 0, done.stderr
     first = {clip.file: (out / clip.file).stat().st_mtime_ns for clip in read_samples(out)}

@@ -118,7 +118,7 @@ def sampled_from(sampler: ClipSampler, images: list[ImageFile], latent_shape: tu
     """Pixels in [0, 1], before they are rounded, of the first prompts."""
     prompts = [PromptSeed(prompt, seed) for prompt, seed in zip(PROMPTS[: len(images)], (3, 4), strict=False)]
     with torch.inference_mode():
-        conditions, first_frame = sampler._conditions(sampler.model.bucket("9x64x96@8"), latent_shape[1], images)
+        conditions, first_frame = sampler.conditions(sampler.model.bucket("9x64x96@8"), images)
         latents = sample_latents(
             sampler.network.given(conditions),
             sampler.model.flow,
@@ -183,10 +183,10 @@ def test_the_image_reaches_the_network_by_channels_and_by_its_embedding(from_ima
     _, image = write_picture(tmp_path / "a.png")
     _, other = write_picture(tmp_path / "b.png", seed=1)
     sampler = ClipSampler(open_model(from_image), SampleConfig(steps=2, precision="fp32"), CPU)
-    assert sampler.embed_images is not None
-    embed, shape = sampler.embed_images, (4, 3, 8, 12)
+    assert sampler.embed_image is not None
+    embed, shape = sampler.embed_image, (4, 3, 8, 12)
     both = sampled_from(sampler, [image], shape)
-    monkeypatch.setattr(sampler, "embed_images", lambda pictures: torch.zeros_like(embed(pictures)))
+    monkeypatch.setattr(sampler, "embed_image", lambda picture: torch.zeros_like(embed(picture)))
     without_embedding = sampled_from(sampler, [image], shape)
     other_channels = sampled_from(sampler, [other], shape)
     assert not torch.allclose(both, without_embedding, atol=1e-3)
