@@ -259,7 +259,10 @@ SHAPES = (
         (["dit.train.global_batch=4"], r"4 clips of each of 2 buckets: use 8, or a lower train\.batch_multiple"),
         (["dit.train.batch_multiple=6", "dit.train.global_batch=20"], r"multiple of batch_multiple 6: use 18"),
         (["dit.train.batch_multiple=3", "dit.train.global_batch=24"], r"num_workers 2 must divide it.* use 6"),
-        (["dit.train.sequence_parallel=2"], r"sequence_parallel is 2, and packed clips cannot be shared .* set sequence_parallel to 1"),
+        (
+            ["dit.train.sequence_parallel=2"],
+            r"sequence_parallel is 2, and packed clips cannot be shared .* set sequence_parallel to 1",
+        ),
         (["autoencoder.train.mixed_buckets=true"], "is for the DiT, which packs clips: leave it out"),
     ],
 )
