@@ -14,7 +14,6 @@ from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.functional import silu
-from torch.nn.utils.rnn import pad_sequence
 
 from models.layers import BlockStack, FeedForward, HeadNorm, RMSNorm, TimeEmbedder
 from models.networks.clip_condition import ClipCondition
@@ -199,9 +198,8 @@ class DiT(VelocityNetwork):
         angles = layout.of_tokens(lambda grid: rope_angles(grid, head_width, device, self.rope))
         positions = layout.of_tokens(lambda grid: rope_angles(grid, self.config.width, device, self.absolute_rope))
         text = self.text(caption, packing)  # 1 m e
-        apart = text[0].float().split(packing.segments.lengths)
-        pooled = pad_sequence(apart, batch_first=True, padding_value=float("-inf")).amax(1)  # clips e
-        of_clips = rearrange(self.text_pooled(pooled), "clips d -> 1 clips d")
+        # The maximum over the caption says whether a word occurs, independently of the length of the caption.
+        of_clips = rearrange(self.text_pooled(packing.strongest(text)), "clips d -> 1 clips d")
         if self.clip_condition is not None:
             of_clips = of_clips + torch.cat([self._numbers(clips) for clips in batches], dim=1)
         times = torch.cat([clips.t.flatten() for clips in batches])

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 from einops import rearrange
-from jaxtyping import Bool, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from models.attention.packed import Segments
@@ -29,6 +29,11 @@ class CaptionPacking:
     def pack(self, x: Shaped[Tensor, "b m d"]) -> Shaped[Tensor, "1 n d"]:
         """The vectors at these tokens, as one packed sequence."""
         return rearrange(rearrange(x, "b m d -> (b m) d")[self.tokens], "n d -> 1 n d")
+
+    def strongest(self, x: Float[Tensor, "1 n d"]) -> Float[Tensor, "b d"]:
+        """The maximum over the tokens of each caption; zero for one without tokens."""
+        captions = x[0].float().split(self.segments.lengths)
+        return torch.stack([x.amax(0) if len(x) else x.new_zeros(x.shape[1]) for x in captions])
 
     def by_token(self, x: Shaped[Tensor, "1 b d"]) -> Shaped[Tensor, "1 n d"]:
         """A caption's vector for each of its tokens."""

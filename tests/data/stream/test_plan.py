@@ -3,6 +3,7 @@
 import math
 import tracemalloc
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -148,8 +149,8 @@ mixed = st.lists(
 )
 
 
-def mixed_plan(parts, multiple, per_step) -> BatchPlan:
-    sizes = dict.fromkeys(TOKENS, multiple)
+def mixed_plan(parts: Sequence[tuple[str, Sequence[int], int]], multiple: int, per_step: int) -> BatchPlan:
+    sizes: dict[str, int] = dict.fromkeys(TOKENS, multiple)
     described = [Part(bucket, tuple(shards), share) for bucket, shards, share in parts]
     return BatchPlan(described, sizes, seed=3, budget=TokenBudget(per_step, TOKENS))
 

@@ -171,6 +171,18 @@ def test_captions_as_embeddings_are_packed():
         start = rows.stop
 
 
+@pytest.mark.parametrize("joint_blocks", [0, 3])
+def test_a_caption_without_tokens_gives_a_finite_velocity(joint_blocks):
+    network = DiT(small_dit(joint_blocks=joint_blocks), 4, embedding_width=12)
+    with_open_gates(network)
+    batches, _ = clips()
+    mask = torch.arange(5) < torch.tensor([5, 0, 3, 0, 4, 1])[:, None]
+    caption = CaptionEmbeddings(torch.randn(6, 5, 12) * mask[..., None], mask)
+    velocities = network.packed(batches, caption, CaptionPacking.of(mask))
+    assert all(velocity.isfinite().all() for velocity in velocities)
+    assert all(gradient.isfinite().all() for gradient in gradients(network, velocities).values())
+
+
 @pytest.mark.parametrize("recompute", [True, "selective"])
 def test_recomputed_activations_change_nothing(recompute):
     torch.manual_seed(0)

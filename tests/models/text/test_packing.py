@@ -18,6 +18,13 @@ def test_packing_keeps_the_tokens_that_are_no_padding():
     assert torch.equal(packing.by_token(words)[0], words[0, [0, 0, 1, 2, 2, 2]])
 
 
+def test_the_maximum_over_each_caption():
+    mask = torch.tensor([[True, True, False], [False, False, False], [True, False, False]])
+    packing, x = CaptionPacking.of(mask), torch.tensor([[[1.0, -4], [3, -2], [-5, 6]]])
+    assert packing.segments.lengths == (2, 0, 1)
+    assert packing.strongest(x).tolist() == [[3, -2], [0, 0], [-5, 6]]
+
+
 def test_captions_are_encoded_as_in_a_padded_batch():
     torch.manual_seed(0)
     encoder = CaptionEncoder(TextConfig(width=16, depth=2, heads=2, max_bytes=12, ngram_buckets=64))
