@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 
 import torch
 from einops import rearrange, reduce, repeat
@@ -24,6 +24,7 @@ from models.networks.token_attention import token_attention
 from models.text.packing import CaptionPacking
 
 Heads = Float[Tensor, "b _ heads d"]
+Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 @runtime_checkable
@@ -110,6 +111,11 @@ class BatchLayout:
         return vectors
 
 
+def _not_compiled(method: Method) -> Method:
+    """A compiled block calls the method as it is, so that what it depends on compiles nothing anew."""
+    return cast(Method, torch.compiler.disable(method))
+
+
 @dataclass(frozen=True)
 class PackedPart:
     """Neighbouring clips of a pack that have equal shapes."""
@@ -133,7 +139,7 @@ class PackedLayout:
 
     Tokens are (1 n d), caption tokens (1 m d), and conditions (1 f d), where f counts those of all clips.
 
-    A compiled block leaves out what depends on the lengths of captions, which differ at every step.
+    What depends on the lengths of captions, which differ at every step, is not part of a compiled block.
     """
 
     parts: tuple[PackedPart, ...]
@@ -177,7 +183,7 @@ class PackedLayout:
         pairs = zip(self.parts, of_parts, strict=True)
         return torch.cat([repeat(x, "1 b d -> 1 (b f) d", f=part.num_times) for part, x in pairs], dim=1)
 
-    @torch.compiler.disable
+    @_not_compiled
     def self_attention(self, query: Heads, key: Heads, value: Heads, span: AttentionSpan) -> Heads:
         """As `TokenLayout`."""
         match span:
@@ -189,12 +195,12 @@ class PackedLayout:
                 query, key, value = (self._frames_last(x) for x in (query, key, value))
                 return self._frames_first(_packed(query, key, value, self.places, self.places))
 
-    @torch.compiler.disable
+    @_not_compiled
     def cross_attention(self, query: Heads, key: Heads, value: Heads) -> Heads:
         """As `TokenLayout`."""
         return _packed(query, key, value, self.clips, self.captions.segments)
 
-    @torch.compiler.disable
+    @_not_compiled
     def joint_attention(
         self, video: tuple[Heads, Heads, Heads], caption: tuple[Heads | None, Heads, Heads]
     ) -> tuple[Heads, Heads | None]:
@@ -214,7 +220,7 @@ class PackedLayout:
         pairs = zip(self.parts, of_parts, strict=True)
         return torch.cat([reduce(x, "1 (b f) d -> 1 b d", "mean", b=part.num_clips) for part, x in pairs], dim=1)
 
-    @torch.compiler.disable
+    @_not_compiled
     def of_words(self, vectors: Float[Tensor, "1 clips d"]) -> Float[Tensor, "1 m d"]:
         """The vector of its clip for each word."""
         return self.captions.by_token(vectors)
