@@ -10,6 +10,8 @@ from jaxtyping import Float, Int32
 from torch import Tensor
 
 from models.attention.attention import attention
+from models.attention.backends import choose_packed_backend
+from models.attention.call import Call
 
 
 @dataclass(frozen=True)
@@ -53,9 +55,11 @@ def packed_attention(
 ) -> Float[Tensor, "n heads d"]:
     """softmax(q k^T / sqrt(d)) v for every head, where the queries of segment i attend to the keys of segment i.
 
-    A query without keys gets zeros.
+    A query without keys gets zeros. The first of `BACKENDS` that takes packed sequences computes them; without one,
+    they are computed run by run.
 
     Raises:
+        AttentionBackendError: the wanted kernel is for packed sequences, but does not take these.
         ValueError: the segments do not cover the tokens, or there are not as many of queries as of keys.
     """
     for name, tokens, segments in (("query", query, query_segments), ("key", key, key_segments)):
@@ -65,7 +69,12 @@ def packed_attention(
         raise ValueError(
             f"{len(query_segments.lengths)} segments of queries cannot attend to {len(key_segments.lengths)} of keys"
         )
-    return _by_runs(query, key, value, query_segments, key_segments)
+    backend = choose_packed_backend(Call.of(query, key, value, "packed"))
+    if backend is None:
+        return _by_runs(query, key, value, query_segments, key_segments)
+    assert backend.run_packed is not None
+    lengths = query_segments.max_length, key_segments.max_length
+    return backend.run_packed(query, key, value, query_segments.ends, key_segments.ends, *lengths)
 
 
 def _by_runs(

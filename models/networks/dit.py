@@ -33,7 +33,7 @@ from models.networks.protocol import Conditions, NoisyClips, Velocity, VelocityN
 from models.networks.rope import rope_angles, rotate
 from models.networks.token_layout import BatchLayout, PackedLayout, PackedPart, TokenLayout
 from models.text.bytes import CaptionEncoder
-from models.text.caption import Caption
+from models.text.caption import Caption, strongest
 from models.text.embeddings import EmbeddedCaptionEncoder
 from models.text.packing import CaptionPacking
 
@@ -172,8 +172,7 @@ class DiT(VelocityNetwork):
         # Rotary angles give relative positions only; absolute ones (a border, the ground) are added to the tokens.
         positions = rope_angles(grid, self.config.width, x.device, self.absolute_rope)
         text = self.text(caption)  # b m e
-        # The maximum over the caption says whether a word occurs, independently of the length of the caption.
-        pooled = text.float().masked_fill(~caption.mask[..., None], float("-inf")).amax(1)  # b e
+        pooled = strongest(text, caption.mask)  # b e
         times = t.reshape(len(t), -1)  # b f, where f is 1 or the number of frames
         embedded = self.time(times) + rearrange(self.text_pooled(pooled), "b d -> b 1 d")  # b f d
         if self.clip_condition is not None:

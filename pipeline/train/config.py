@@ -7,6 +7,7 @@ from pydantic import AliasChoices, Field, model_validator
 
 from data.records import AddedLater, Runtime, Settings
 from data.stream.config import CacheConfig
+from models.attention.config import AttentionBackend
 from pipeline.checkpoint.config import LoraConfig
 from pipeline.engine.config import LossScaling, Offload, ZeroStage
 from pipeline.engine.ema_profile import EmaProfiles, FixedDecay, profile_names
@@ -100,6 +101,9 @@ class TrainConfig(MonitorConfig):
     matrix product."""
     compile: Annotated[bool, Runtime] = False
     """Compile the network with torch.compile, once per bucket; every worker needs a C++ compiler."""
+    attention: Annotated[AttentionBackend, Runtime] = "auto"
+    """The kernel that computes attention in the blocks of a DiT, Wan or U-Net: auto chooses one for each call and logs
+    why; any other ends the training, with the reason, at a call that it does not take."""
     zero_stage: Annotated[ZeroStage, Runtime] = 2
     """What ZeRO partitions over the workers: 0 nothing, 1 optimizer state, 2 also gradients, 3 also parameters."""
     offload: Annotated[Offload, Runtime] = "none"

@@ -13,6 +13,8 @@ from data.dataset.manifest import LatentStats, TextEncoderRecord
 from data.files.checksums import file_sha256
 from data.video.images import read_image
 from data.video.resize import resize_and_crop
+from models.attention.backends import AttentionBackendError
+from models.attention.config import AttentionBackend
 from models.flow.spec import FlowSpec
 from models.networks.config import DiTConfig, UNetConfig
 from pipeline.checkpoint.record import CheckpointError
@@ -169,3 +171,18 @@ def test_an_image_that_changes_while_the_job_runs_is_named(images):
     Path(images[1].path).unlink()
     with pytest.raises(ImageError, match=r"1\.png cannot be read any more: .*No such file"):
         sampler.sample([request_of(images[1])])
+
+
+def test_the_wanted_kernel_computes_the_networks_attention():
+    """In float32 on a CPU: sdpa takes every call of the network, and flash-attn none."""
+    bucket = Bucket(num_frames=1, height=16, width=16)
+    model = model_of(buckets=[bucket.model_dump()])
+    request = PromptRequest(id="0" * 12, prompt="a dot", seed=1, guidance_scale=2.0, bucket=bucket.name)
+
+    def sampled(kernel: AttentionBackend) -> np.ndarray:
+        config = SampleConfig(steps=1, solver="euler", precision="fp32", attention=kernel)
+        return ClipSampler(Untrained(**vars(model)), config, torch.device("cpu")).sample([request])[0][0]
+
+    assert np.array_equal(sampled("sdpa"), sampled("auto"))
+    with pytest.raises(AttentionBackendError, match="flash-attn-2 does not take a full call"):
+        sampled("flash-attn-2")
