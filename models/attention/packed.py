@@ -31,6 +31,15 @@ class Segments:
         ends = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
         return cls(tuple(lengths), ends, max(lengths, default=0))
 
+    def to(self, device: torch.device | str) -> "Segments":
+        """The same segments, with `ends` on another device."""
+        return Segments(self.lengths, self.ends.to(device), self.max_length)
+
+    def followed_by(self, others: "Segments") -> "Segments":
+        """Segments in which segment i of `others` follows segment i of these; made without waiting for a device."""
+        lengths = tuple(map(sum, zip(self.lengths, others.lengths, strict=True)))
+        return Segments(lengths, self.ends + others.ends, max(lengths, default=0))
+
     @property
     def total(self) -> int:
         """Tokens of all segments."""

@@ -82,6 +82,7 @@ DECIDED = {
             "global_batch batch_multiple learning_rate warmup_steps schedule weight_decay betas clip_norm ema "
             "precision loss_scaling"
         ),
+        later="mixed_buckets",
         runtime=(
             "steps gradient_accumulation_steps sequence_parallel readers cache non_finite_steps max_unreadable_share "
             "max_norm activation_checkpointing compile attention zero_stage offload checkpoint_every_steps "
