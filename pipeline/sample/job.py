@@ -26,6 +26,7 @@ from pipeline.distributed.config import WorkersConfig
 from pipeline.run.precision import prepare_to_compute, warn_of_slow_precision
 from pipeline.run.progress import bar
 from pipeline.sample.config import SampleConfig
+from pipeline.sample.images import ImageError
 from pipeline.sample.model import SampledModel, open_model
 from pipeline.sample.outputs import SAMPLES_NAME, SampledClip, is_whole_clip, num_unlisted, read_samples
 from pipeline.sample.requests import PromptRequest
@@ -201,7 +202,7 @@ def reusable_clips(output_dir: Path, requests: list[PromptRequest]) -> tuple[dic
 
 def _raise_unless_of_a_request(error: RayTaskError) -> None:
     """Raise an error that the other requests would meet too, such as a full disk or another text encoder."""
-    if isinstance(error.cause, OSError | ReelflowError) and not isinstance(error.cause, NotFiniteError):
+    if isinstance(error.cause, OSError | ReelflowError) and not isinstance(error.cause, NotFiniteError | ImageError):
         raise error
 
 
@@ -240,14 +241,17 @@ def _publish_manifest(
 
 
 def canonical_batches(requests: list[PromptRequest], size: int) -> list[list[PromptRequest]]:
-    """Batches of equal guidance scale and bucket, in the order of the content addresses.
+    """Batches of equal guidance scale and bucket, all or none with images, in the order of the content addresses.
 
     On some processors the rounding of a row depends on its position in the batch. In this order the same requests give
     the same bytes, however they are listed.
     """
-    ordered = sorted(requests, key=lambda request: (request.guidance_scale, request.bucket, request.id))
+
+    def shared(request: PromptRequest) -> tuple[float, str, bool]:
+        return request.guidance_scale, request.bucket, request.image is not None
+
     batches = []
-    for _, group in groupby(ordered, key=lambda request: (request.guidance_scale, request.bucket)):
+    for _, group in groupby(sorted(requests, key=lambda request: (*shared(request), request.id)), key=shared):
         same = list(group)
         batches += [same[at : at + size] for at in range(0, len(same), size)]
     return batches

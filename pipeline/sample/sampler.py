@@ -6,12 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
+from data.dataset.buckets import Bucket
 from data.dataset.manifest import TextEncoderRecord
 from data.errors import ReelflowError, shorten
 from data.records import Frames
 from models.flow.solver import Counted
+from models.image.pretrained import PretrainedImageEncoder
 from models.networks.build import build_network
+from models.networks.protocol import Conditions, ImageCondition
 from models.text.pretrained import PretrainedTextEncoder, token_lengths
 from pipeline.checkpoint.record import CheckpointError
 from pipeline.encode.captions import byte_captions, check_same_encoder
@@ -20,9 +25,10 @@ from pipeline.encode.statistics import denormalize
 from pipeline.run.fingerprints import output_json
 from pipeline.run.precision import autocast
 from pipeline.sample.config import SampleConfig
+from pipeline.sample.images import condition_channels, first_frame_of, first_latents, read_picture
 from pipeline.sample.latents import PromptSeed, sample_latents
 from pipeline.sample.model import SampledModel
-from pipeline.sample.requests import PromptRequest
+from pipeline.sample.requests import ImageFile, PromptRequest
 
 
 class NotFiniteError(ReelflowError, ArithmeticError):
@@ -105,18 +111,25 @@ class ClipSampler:
         else:
             self.read_captions = PretrainedTextEncoder(text_encoder_folder(encoder, config), encoder.max_tokens, device)
         self.autoencoder = model.load_autoencoder().to(device)
+        self.embed_image = None if model.image_encoder is None else PretrainedImageEncoder(model.image_encoder, device)
 
     @torch.inference_mode()
     def sample(self, requests: list[PromptRequest]) -> tuple[list[Frames], int]:
         """The clips of requests of one guidance scale and bucket, and the number of network calls.
 
+        Args:
+            requests: all of them start from an image, or none.
+
         Raises:
             NotFiniteError: the latents of a clip are not finite.
+            ImageError: an image is missing, or is not what it was when the job was planned.
         """
         bucket = self.model.bucket(requests[0].bucket)
         shape = self.autoencoder.config.latent_shape(bucket.num_frames, bucket.height, bucket.width)
-        network = Counted(self.network.at_fps(torch.tensor([bucket.fps], device=self.device)))
+        images = [request.image for request in requests if request.image is not None]
         with autocast(self.config.precision, self.device):
+            conditions, first_frame = self.conditions(bucket, images)
+            network = Counted(self.network.given(conditions))
             latents = sample_latents(
                 network,
                 self.model.flow,
@@ -126,6 +139,7 @@ class ClipSampler:
                 shape=shape,
                 read_captions=self.read_captions,
                 device=self.device,
+                first_frame=first_frame,
             )
             for request, latent in zip(requests, latents, strict=True):
                 if not latent.isfinite().all():
@@ -135,3 +149,32 @@ class ClipSampler:
                     )
             clips = decode_clips(self.autoencoder, denormalize(latents, self.model.stats), tile=self.config.tile)
         return clips, network.calls
+
+    def conditions(
+        self, bucket: Bucket, images: Sequence[ImageFile]
+    ) -> tuple[Conditions, Float[Tensor, "b c 1 h w"] | None]:
+        """What the network is told of clips, and the first latent frame of each, normalised, where that is given.
+
+        Args:
+            images: that the clips start from; none where they start from nothing.
+
+        Raises:
+            ImageError: as `sample`.
+        """
+        fps = torch.tensor([bucket.fps], device=self.device)
+        if not images:
+            return Conditions(fps), None
+        frames, embeddings = [], []
+        for image in images:  # one at a time is in memory at its full size
+            picture = read_picture(image)
+            frames.append(first_frame_of(picture, bucket))
+            if self.embed_image is not None:
+                embeddings.append(self.embed_image(picture))
+        tile, stats = self.config.tile, self.model.stats
+        if self.model.network.needs_image:
+            channels = condition_channels(self.autoencoder, stats, frames, bucket.num_frames, tile)
+            embedding = torch.cat(embeddings) if embeddings else None
+            return Conditions(fps, image=ImageCondition(channels, embedding)), None
+        num_latent_frames = self.autoencoder.config.compression.num_latent_frames(bucket.num_frames)
+        known = torch.arange(num_latent_frames, device=self.device)[None, None] == 0
+        return Conditions(fps, known), first_latents(self.autoencoder, stats, frames, tile)

@@ -20,9 +20,10 @@ from pipeline.run import precision as run_precision
 from pipeline.run.config import Precision
 from pipeline.sample import job
 from pipeline.sample.config import SampleConfig
+from pipeline.sample.images import ImageError
 from pipeline.sample.job import Samples, SamplingError, canonical_batches, reusable_clips, sample_clips
 from pipeline.sample.outputs import SAMPLES_NAME, SampledClip, read_samples
-from pipeline.sample.requests import PromptRequest
+from pipeline.sample.requests import ImageFile, PromptRequest
 from testing.clips import moving_shapes
 
 
@@ -34,6 +35,15 @@ def test_batches_are_the_same_in_whatever_order_prompts_are_listed():
     expected = [["02", "04"], ["08"], ["01", "03"], ["05", "09"]]
     for listed in (requests, requests[::-1], requests[3:] + requests[:3]):
         assert [[request.id for request in batch] for batch in canonical_batches(listed, 2)] == expected
+
+
+def test_clips_from_images_have_batches_of_their_own():
+    image = ImageFile(path="/start.png", sha256="0" * 64)
+    requests = [
+        request.model_copy(update={"image": image if request.seed % 2 else None}) for request in requests_of(*range(5))
+    ]
+    batches = canonical_batches(requests, 2)
+    assert [[request.seed for request in batch] for batch in batches] == [[0, 2], [4], [1, 3]]
 
 
 def requests_of(*seeds: int) -> list[PromptRequest]:
@@ -170,6 +180,20 @@ def test_a_request_that_raises_is_named_and_loses_no_other(tmp_path, whole, monk
     run.batches.clear()
     assert run.run(requests).failures.keys() == {requests[2].file_name}
     assert run.batches == [[2]]
+
+
+def test_an_image_that_changed_loses_no_other_clip(tmp_path, whole, monkeypatch):
+    def make(batch):
+        if any(request.seed == 1 for request in batch):
+            raise RayTaskError("make", "", ImageError("image /start.png has changed since the job began"))
+        for request in batch:
+            (tmp_path / request.file_name).write_bytes(whole)
+        return [line_of(request) for request in batch]
+
+    samples = Job(monkeypatch, tmp_path, make).run(requests_of(*range(3)))
+    assert [clip.request.seed for clip in samples.clips] == [0, 2]
+    with pytest.raises(SamplingError, match=r"seed 1: image /start\.png has changed since the job began"):
+        samples.check_all_made()
 
 
 def test_an_error_that_every_request_would_meet_ends_the_job_at_once(tmp_path, monkeypatch):
