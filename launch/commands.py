@@ -289,6 +289,23 @@ def sample(
 
 
 @app.command()
+def gallery(
+    one: Annotated[Path, typer.Argument(help="A folder of sampled clips.", callback=_expand_home)],
+    other: Annotated[Path, typer.Argument(help="Another one, of the same prompts.", callback=_expand_home)],
+    output: Annotated[Path, typer.Option(metavar="PAGE.html", help="The page to write.", callback=_expand_home)],
+    debug: Debug = False,
+) -> None:
+    """Show the clips of two folders side by side. One folder alone has its page already: index.html in it.
+
+    Example: `reelflow gallery old/clips new/clips --output both.html`
+    """
+    with _readable_errors(debug):
+        from launch.gallery import show_side_by_side
+
+        typer.echo(show_side_by_side(one, other, output))
+
+
+@app.command()
 def compare(
     samples: Annotated[
         Path, typer.Argument(help="Sampled clips, or a dataset of clips.", callback=_expand_home, metavar="SAMPLES")
@@ -322,7 +339,7 @@ def compare(
 ) -> None:
     """Measure how far samples are from real clips, or from the samples of another model.
 
-    Example: `reelflow compare runs/demo/samples runs/demo/clips --output compared --guidance-scale 4`
+    Example: `reelflow compare runs/demo/samples runs/demo/clips --output compared --guidance-scale 3`
     """
     with _readable_errors(debug):
         from launch.compare import Compared, compare_folders

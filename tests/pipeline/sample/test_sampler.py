@@ -22,7 +22,7 @@ from pipeline.encode.statistics import denormalize, normalize
 from pipeline.sample.config import SampleConfig
 from pipeline.sample.images import ImageError
 from pipeline.sample.requests import ImageFile, PromptRequest, read_prompts
-from pipeline.sample.sampler import ClipSampler, truncation_warnings
+from pipeline.sample.sampler import TOKENS_TOGETHER, ClipSampler, truncation_warnings
 from testing.paths import CASES_DIR
 from testing.sampled import NETWORK, Untrained, model_of
 
@@ -169,3 +169,56 @@ def test_an_image_that_changes_while_the_job_runs_is_named(images):
     Path(images[1].path).unlink()
     with pytest.raises(ImageError, match=r"1\.png cannot be read any more: .*No such file"):
         sampler.sample([request_of(images[1])])
+
+
+def many(number: int) -> list[PromptRequest]:
+    return [
+        PromptRequest(id=f"{seed:012}", prompt=f"dot {seed}", seed=seed, guidance_scale=2.0, bucket=BUCKET.name)
+        for seed in range(number)
+    ]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("solver", ["euler", "heun"])
+def test_a_clip_is_the_same_bit_for_bit_alone_and_among_any_others(precision, solver):
+    sampler, requests = sampler_of(NETWORK, precision=precision, solver=solver), many(11)
+    together, _ = sampler.sample(requests)
+    for order in ([10, 3, 7], [5], list(range(10, -1, -1))):
+        clips, _ = sampler.sample([requests[number] for number in order])
+        for number, clip in zip(order, clips, strict=True):
+            assert np.array_equal(clip, together[number]), (order, number)
+
+
+def test_clips_that_depend_on_their_place_are_computed_one_by_one(monkeypatch):
+    """As on a processor whose kernels round the rows of a matrix differently, depending on where they are."""
+    sampler, requests = sampler_of(NETWORK), many(5)
+    assert sampler.rows_of(BUCKET) > 1
+    sampler = sampler_of(NETWORK)
+    network = sampler.network.forward
+
+    def by_place(x, *arguments, **options):
+        return network(x, *arguments, **options) + 1e-6 * torch.arange(len(x)).reshape(-1, 1, 1, 1, 1)
+
+    monkeypatch.setattr(sampler.network, "forward", by_place)
+    assert sampler.rows_of(BUCKET) == 1
+    together, _ = sampler.sample(requests)
+    assert all(np.array_equal(sampler.sample([r])[0][0], clip) for r, clip in zip(requests, together, strict=True))
+
+
+def test_large_clips_are_computed_one_by_one_and_small_ones_in_groups_of_equal_size(monkeypatch):
+    monkeypatch.setitem(TOKENS_TOGETHER, "cpu", 24)  # a clip of the bucket has 6
+    sampler = sampler_of(NETWORK)
+    assert sampler.rows_of(BUCKET) == 4
+    sizes = []
+    network = sampler.network.forward
+
+    def counted(x, *arguments, **options):
+        sizes.append(len(x))
+        return network(x, *arguments, **options)
+
+    monkeypatch.setattr(sampler.network, "forward", counted)
+    assert [len(group) for group in sampler.groups(many(9))] == [4, 4, 1]
+    sampler.sample(many(9))
+    assert len(set(sizes)) == 1  # the last group is filled up
+    large = BUCKET.model_copy(update={"height": 128, "width": 128})
+    assert sampler_of(NETWORK).rows_of(large) == 1
