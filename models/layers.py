@@ -7,9 +7,9 @@ from typing import Any, Literal, TypeVar, cast
 
 import torch
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn.functional import silu
+from torch.nn.functional import embedding, layer_norm, silu
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from models.attention.backends import attention_backend
@@ -17,6 +17,25 @@ from models.attention.config import AttentionBackend
 
 State = TypeVar("State", Tensor, tuple[Tensor, Tensor])
 """What a block takes and returns: tokens, or two kinds of them."""
+
+
+class LayerNorm(nn.LayerNorm):
+    """Layer norm (Ba et al. 2016, eq. 4) with a weight and a bias that are used in float32, also if they are bfloat16.
+
+    Without them torch's own serves.
+    """
+
+    def forward(self, input: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:  # noqa: A002 - torch's name
+        """Normalise."""
+        return layer_norm(input, self.normalized_shape, self.weight.float(), self.bias.float(), self.eps)
+
+
+class Embedding(nn.Embedding):
+    """Rows of a table in float32, also if the table is bfloat16; its gradient is added up in float32 too."""
+
+    def forward(self, input: Int[Tensor, "*n"]) -> Float[Tensor, "*n d"]:  # noqa: A002 - torch's name
+        """The row of each number."""
+        return embedding(input, self.weight.float())
 
 
 class RMSNorm(nn.Module):

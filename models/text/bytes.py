@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from models.layers import RMSNorm
+from models.layers import Embedding, RMSNorm
 from models.text.blocks import TextBlock
 from models.text.config import TextConfig
 from models.text.packing import CaptionPacking
@@ -64,11 +64,11 @@ class CaptionEncoder(nn.Module):
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
-        self.embed = nn.Embedding(VOCABULARY, config.width)
+        self.embed = Embedding(VOCABULARY, config.width)
         self.position = nn.Parameter(torch.randn(config.max_bytes + 1, config.width) * 0.02)
         self.ngram_buckets = config.ngram_buckets
         # Single bytes carry little meaning: short runs of bytes have embeddings too.
-        self.ngrams = nn.ModuleList(nn.Embedding(config.ngram_buckets, config.width) for _ in NGRAM_LENGTHS)
+        self.ngrams = nn.ModuleList(Embedding(config.ngram_buckets, config.width) for _ in NGRAM_LENGTHS)
         self.blocks = nn.ModuleList(TextBlock(config.width, config.heads) for _ in range(config.depth))
         self.norm = RMSNorm(config.width)
         for table in (self.embed, *self.ngrams):

@@ -9,7 +9,7 @@ from data.records import AddedLater, Runtime, Settings
 from data.stream.config import CacheConfig
 from models.attention.config import AttentionBackend
 from pipeline.checkpoint.config import LoraConfig
-from pipeline.engine.config import LossScaling, Offload, ZeroStage
+from pipeline.engine.config import LossScaling, Offload, WeightPrecision, ZeroStage, half_weights_problem
 from pipeline.engine.ema_profile import EmaProfiles, FixedDecay, profile_names
 from pipeline.run.config import Precision
 from pipeline.run.weight_names import FIRST_AVERAGE, MASTER_IN_VALIDATION, ValidatedWeights
@@ -93,6 +93,10 @@ class TrainConfig(MonitorConfig):
     """Exponential moving averages of the weights that are kept; a number stands for one average of that decay."""
     precision: Precision = "auto"
     """The type that networks compute in: auto is bf16 where the hardware multiplies in it, otherwise fp32."""
+    weight_precision: Annotated[WeightPrecision, Runtime] = "auto"
+    """The type of the weights that workers compute with and exchange, at ZeRO 1 to 3: with bf16, ZeRO moves and keeps
+    half the bytes; master weights, their averages and checkpoints are fp32 with either. auto is bf16 on a GPU that
+    computes in bf16, where `zero_stage` and `gradient_accumulation_steps` allow it, otherwise fp32."""
     loss_scaling: LossScaling = LossScaling()
     """How the loss is scaled while `precision` is fp16; unused with the other types."""
     activation_checkpointing: Annotated[bool | Literal["selective"], Runtime] = False
@@ -183,6 +187,13 @@ class TrainConfig(MonitorConfig):
             for name in (chosen,) if isinstance(chosen, str) else chosen:
                 if name not in known:
                     raise ValueError(f"{field} names {name!r}, but ema gives {', '.join(known)}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_weights(self) -> Self:
+        problem = half_weights_problem(self.precision, self.zero_stage, self.gradient_accumulation_steps)
+        if self.weight_precision == "bf16" and problem is not None:
+            raise ValueError(f"weight_precision is bf16, but {problem}")
         return self
 
 

@@ -13,7 +13,8 @@ from models.networks.protocol import SequenceParallelPlan, VelocityNetwork
 from models.text.bytes import CaptionTokens
 from models.text.config import TextConfig
 from models.text.embeddings import CaptionEmbeddings
-from testing.networks import with_open_gates
+from testing.half import check_half_weights
+from testing.networks import combinations, with_open_gates
 
 SMALL: list[NetworkConfig] = [
     DiTConfig(width=64, depth=2, heads=2, text=TextConfig(width=32, depth=1, heads=2, max_bytes=24)),
@@ -93,3 +94,15 @@ def test_a_caption_without_tokens_gives_a_finite_velocity_and_changes_no_other(c
     assert out.isfinite().all()
     out.sum().backward()
     assert all(parameter.grad is None or parameter.grad.isfinite().all() for parameter in network.parameters())
+
+
+@pytest.mark.parametrize(
+    "config", [*SMALL, *combinations().values()], ids=lambda config: getattr(config, "architecture", "")
+)
+def test_weights_in_bfloat16_leave_each_layer_its_type(config):
+    """What autocast leaves in float32 with float32 weights (residuals, norms, embeddings) stays so."""
+    torch.manual_seed(0)
+    network, caption = small_network(config, captions=["a dot", ""])
+    with_open_gates(network)
+    x, t = torch.randn(2, 4, 3, 8, 4), torch.rand(2)
+    check_half_weights(network, lambda network: network(x, t, caption))

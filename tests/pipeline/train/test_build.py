@@ -9,7 +9,9 @@ from models.layers import BlockStack
 from models.networks.dit import DiT
 from pipeline.distributed.config import WorldSizeError
 from pipeline.distributed.process_group import Worker
-from pipeline.train.build import build
+from pipeline.engine.config import WeightPrecisionError
+from pipeline.run import precision
+from pipeline.train.build import build, uses_half_weights
 from testing.steps import STEPS
 from testing.tiny import CONFIG, TINY_MODEL, make_task
 
@@ -49,3 +51,21 @@ def test_the_wanted_kernel_computes_the_attention_of_every_block(straight, monke
     stacks = [part for part in built[0].modules() if isinstance(part, BlockStack)]
     assert stacks
     assert all(stack.attention == "flash-attn-2" for stack in stacks)
+
+
+def test_weights_are_in_bf16_by_default_on_a_gpu_that_computes_in_it(monkeypatch):
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    half = CONFIG.model_copy(update={"precision": "bf16"})
+    asked = half.model_copy(update={"weight_precision": "bf16"})
+    assert [uses_half_weights(config, cpu) for config in (half, asked)] == [False, True]
+    assert [uses_half_weights(config, gpu) for config in (half, asked)] == [True, True]
+    for changes in ({"precision": "fp32"}, {"zero_stage": 0}, {"weight_precision": "fp32"}):
+        assert not uses_half_weights(half.model_copy(update=changes), gpu)
+
+
+def test_weights_in_bf16_where_auto_is_fp32_are_refused(monkeypatch):
+    monkeypatch.setattr(precision, "_cpu_flags", lambda: "flags: avx2")
+    config = CONFIG.model_copy(update={"precision": "auto", "weight_precision": "bf16"})
+    with pytest.raises(WeightPrecisionError, match=r"train.precision is auto, which is fp32 on this machine \(cpu\)"):
+        uses_half_weights(config, torch.device("cpu"))
