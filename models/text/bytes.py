@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from models.layers import Embedding, RMSNorm
 from models.text.blocks import TextBlock
 from models.text.config import TextConfig
+from models.text.packing import CaptionPacking
 
 END, PAD, VOCABULARY = 256, 257, 258
 NGRAM_LENGTHS = (3, 5)
@@ -75,11 +76,17 @@ class CaptionEncoder(nn.Module):
                 table.get_parameter("weight")
             )  # unit scale: at 0.02 most words went unused for hundreds of steps
 
-    def forward(self, caption: CaptionTokens) -> Float[Tensor, "b n d"]:
-        """Encode; vectors at padding are meaningless, and must be masked where they are used."""
+    def forward(self, caption: CaptionTokens, packing: CaptionPacking | None = None) -> Float[Tensor, "b n d"]:
+        """Encode; vectors at padding are meaningless, and must be masked where they are used.
+
+        Args:
+            packing: of the captions; the result is then one packed sequence (b = 1), computed without padding.
+        """
         x = self.embed(caption.ids) + self.position
         for length, table in zip(NGRAM_LENGTHS, self.ngrams, strict=True):
             x = x + table(ngram_hashes(caption.ids, length, self.ngram_buckets))
+        if packing is not None:
+            x = packing.pack(x)
         for block in self.blocks:
-            x = block(x, caption.mask)
+            x = block(x, caption.mask if packing is None else packing.segments)
         return self.norm(x)

@@ -36,7 +36,7 @@ def build(task: TrainTask, config: TrainConfig, worker: Worker) -> tuple[ZeroTra
     placement = Placement(worker.device, config.zero_stage, config.offload)
     module = task.build(placement).to(worker.device)
     for stack in (part for part in module.modules() if isinstance(part, BlockStack)):
-        stack.recompute = config.activation_checkpointing
+        stack.recompute, stack.attention = config.activation_checkpointing, config.attention
     if config.sequence_parallel > 1:
         parallelize_sequence(module, worker.rank, worker.world_size, config.sequence_parallel)
     if config.compile:

@@ -7,6 +7,7 @@ from pydantic import AliasChoices, Field, model_validator
 
 from data.records import AddedLater, Runtime, Settings
 from data.stream.config import CacheConfig
+from models.attention.config import AttentionBackend
 from pipeline.checkpoint.config import LoraConfig
 from pipeline.engine.config import LossScaling, Offload, WeightPrecision, ZeroStage, half_weights_problem
 from pipeline.engine.ema_profile import EmaProfiles, FixedDecay, profile_names
@@ -52,6 +53,11 @@ class TrainConfig(MonitorConfig):
     """Clips per step over all workers, for the bucket with the most tokens; other buckets get as many tokens."""
     batch_multiple: int = Field(default=4, ge=1)
     """Batch sizes of the other buckets are multiples of this number; the number of workers must divide it."""
+    mixed_buckets: Annotated[bool, AddedLater(False)] = False
+    """Clips of all buckets in every step, packed without padding, instead of one bucket a step (DiT only). A step has
+    the tokens of `global_batch` clips of the largest bucket, in turns of `batch_multiple` clips, and the loss is the
+    mean over its tokens.
+    """
     gradient_accumulation_steps: Annotated[int, Runtime] = Field(
         default=1, ge=1, validation_alias=AliasChoices("gradient_accumulation_steps", "accumulate")
     )
@@ -99,6 +105,9 @@ class TrainConfig(MonitorConfig):
     matrix product."""
     compile: Annotated[bool, Runtime] = False
     """Compile the network with torch.compile, once per bucket; every worker needs a C++ compiler."""
+    attention: Annotated[AttentionBackend, Runtime] = "auto"
+    """The kernel that computes attention in the blocks of a DiT, Wan or U-Net: auto chooses one for each call and logs
+    why; any other ends the training, with the reason, at a call that it does not take."""
     zero_stage: Annotated[ZeroStage, Runtime] = 2
     """What ZeRO partitions over the workers: 0 nothing, 1 optimizer state, 2 also gradients, 3 also parameters."""
     offload: Annotated[Offload, Runtime] = "none"
@@ -134,6 +143,23 @@ class TrainConfig(MonitorConfig):
             raise ValueError(
                 f"offload is {self.offload!r}, which needs ZeRO {least}{' or 3' if least < 3 else ''}, but zero_stage "
                 f"is {self.zero_stage}: set zero_stage to {least}, or offload to none"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_mixed_buckets(self) -> Self:
+        if not self.mixed_buckets:
+            return self
+        if self.sequence_parallel > 1:
+            raise ValueError(
+                f"mixed_buckets is true, but sequence_parallel is {self.sequence_parallel}, and packed clips cannot be "
+                "shared by several workers: set sequence_parallel to 1, or mixed_buckets to false"
+            )
+        if self.global_batch % self.batch_multiple:
+            nearest = max(1, round(self.global_batch / self.batch_multiple)) * self.batch_multiple
+            raise ValueError(
+                f"global_batch is {self.global_batch}, but with mixed_buckets it must be a multiple of batch_multiple "
+                f"{self.batch_multiple}: use {nearest}"
             )
         return self
 

@@ -1,8 +1,11 @@
 """What the engine is built from: checks of batch sizes, and names of compiled modules."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
+from models.layers import BlockStack
 from models.networks.dit import DiT
 from pipeline.distributed.config import WorldSizeError
 from pipeline.distributed.process_group import Worker
@@ -35,6 +38,19 @@ def test_a_batch_that_the_workers_cannot_share_is_refused(straight, tmp_path):
     worker = Worker(rank=0, world_size=3, device=torch.device("cpu"))
     with pytest.raises(WorldSizeError, match="global_batch is 4, but 3 workers must divide it: use 3"):
         build(task, CONFIG, worker)
+
+
+def test_the_wanted_kernel_computes_the_attention_of_every_block(straight, monkeypatch):
+    task, _, _ = straight
+    built: list[torch.nn.Module] = []
+    engine = SimpleNamespace(fragments=None)  # a real one needs a process group
+    monkeypatch.setattr("pipeline.train.build.ZeroTrainer", lambda module, *_, **__: built.append(module) or engine)
+    monkeypatch.setattr("pipeline.train.build.ShardedEma", lambda *_: None)
+    config = CONFIG.model_copy(update={"attention": "flash-attn-2"})
+    build(task, config, Worker(rank=0, world_size=1, device=torch.device("cpu")))
+    stacks = [part for part in built[0].modules() if isinstance(part, BlockStack)]
+    assert stacks
+    assert all(stack.attention == "flash-attn-2" for stack in stacks)
 
 
 def test_weights_are_in_bf16_by_default_on_a_gpu_that_computes_in_it(monkeypatch):
