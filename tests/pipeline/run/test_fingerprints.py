@@ -99,8 +99,8 @@ DECIDED = {
         later="mixed_buckets",
         runtime=(
             "steps gradient_accumulation_steps sequence_parallel readers cache non_finite_steps max_unreadable_share "
-            "max_norm weight_precision activation_checkpointing compile attention zero_stage offload checkpoint_every_steps "
-            "checkpoint_every_minutes keep_checkpoints keep_every_steps log_every_steps stall_minutes"
+            "max_norm weight_precision activation_checkpointing compile attention zero_stage offload "
+            "checkpoint_every_steps checkpoint_every_minutes keep_checkpoints keep_every_steps log_every_steps stall_minutes"
         ),
     ),
     "TextEncoderConfig": Decided(
