@@ -52,7 +52,14 @@ def _run_flash(query: Queries, key: Keys, value: Keys, mask: Mask) -> Queries:  
 
 def _matmul_supports(query: Tensor, key: Tensor, mask: Tensor | None) -> bool:  # noqa: ARG001 - of the interface
     is_short = query.shape[1] * key.shape[1] <= MATMUL_MAX_SCORES
-    return query.dtype in HALF_PRECISION and query.device.type == "cpu" and is_short
+    is_faster = query.dtype in HALF_PRECISION or (query.dtype == torch.float32 and _products_by_onednn())
+    return is_faster and query.device.type == "cpu" and is_short
+
+
+@torch.compiler.assume_constant_result
+def _products_by_onednn() -> bool:
+    """Whether oneDNN computes float32 products on the CPU, which takes long for the small ones in the fused kernel."""
+    return torch.get_float32_matmul_precision() == "medium"
 
 
 def _run_matmul(query: Queries, key: Keys, value: Keys, mask: Mask) -> Queries:
@@ -84,7 +91,8 @@ def _heads_last(x: Float[Tensor, "b heads n d"]) -> Float[Tensor, "b n heads d"]
 BACKENDS = (
     # flash-attn, where it is installed: on a GPU, in half precision, without a mask.
     Backend("flash-attn", _flash_supports, _run_flash),
-    # Plain matrix products for short sequences on a CPU in half precision, where torch's fused kernel is 4 x slower.
+    # Plain matrix products for short sequences on a CPU in half precision, or in float32 by oneDNN, where torch's fused
+    # kernel is 4 x slower.
     Backend("matmul", _matmul_supports, _run_matmul),
     # torch, which chooses between cuDNN, flash, memory-efficient and plain kernels itself. Takes everything.
     Backend("sdpa", _sdpa_supports, _run_sdpa),

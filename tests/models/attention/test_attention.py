@@ -53,9 +53,22 @@ def test_attention_equals_the_reference(dtype, masked):
     assert out.dtype == dtype
 
 
-def test_attention_kernel_choice():
+@pytest.fixture(params=["highest", "medium"], ids=["MKL", "oneDNN"])
+def products(request):
+    """What computes float32 products, see `pipeline/run/precision.py`."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(request.param)
+    yield request.param
+    torch.set_float32_matmul_precision(before)
+
+
+def test_attention_kernel_choice(products):
     short, long = torch.zeros(1, 16, 1, 8), torch.zeros(1, MATMUL_MAX_SCORES // 16 + 1, 1, 8)
-    assert choose_backend(short, short, None).name == "sdpa"
+    assert choose_backend(short, short, None).name == ("matmul" if products == "medium" else "sdpa")
+    assert choose_backend(short.double(), short.double(), None).name == "sdpa"
+    supports = BACKENDS[1].supports
+    compiled = torch.compile(lambda x: x + supports(x, x, None), backend="eager", fullgraph=True)  # one graph
+    assert torch.equal(compiled(short), short + supports(short, short, None))
     assert choose_backend(short.bfloat16(), short.bfloat16(), None).name == "matmul"
     assert choose_backend(short.bfloat16(), long.bfloat16(), None).name == "sdpa"
 
