@@ -133,10 +133,17 @@ def cpu_multiplies_in(dtype: torch.dtype) -> bool:
     return any(known) if known else True
 
 
+@torch.compiler.assume_constant_result
+def _products_by_onednn() -> bool:
+    """Whether oneDNN computes float32 products on the CPU, which takes long for the small ones in the fused kernel."""
+    return torch.get_float32_matmul_precision() == "medium"
+
+
 def _why_not_matmul(call: Call) -> str | None:
     if call.form == "packed":
         return "it takes no packed sequences"
-    if (reason := _why_not_products(call)) is not None:
+    is_float32 = call.device == "cpu" and set(call.dtypes) == {torch.float32}
+    if not (is_float32 and _products_by_onednn()) and (reason := _why_not_products(call)) is not None:
         return reason
     if call.num_queries * call.num_keys > MATMUL_MAX_SCORES:
         return f"it is for at most {MATMUL_MAX_SCORES} scores of a head, which it keeps all"
@@ -197,8 +204,8 @@ BACKENDS = (
     _flash("flash-attn-2", flash.why_not_flash_2, "flash_attn"),
     # The kernel of flash-attn 2 in torch, for masks: sdpa has it for calls without one.
     Backend("torch-varlen", flash.why_not_torch_varlen, _run_torch_varlen, flash.run_torch_packed),
-    # Plain matrix products on a CPU in half precision, where torch's fused kernel is up to 4 times slower: at once for
-    # short sequences, in blocks for others.
+    # Plain matrix products on a CPU, where torch's fused kernel is up to 4 times slower: at once for short sequences in
+    # half precision and in float32 by oneDNN; in blocks for others in half precision.
     Backend("matmul", _why_not_matmul, _run_matmul),
     Backend("blocked", _why_not_blocked, _run_blocked),
     # torch, which chooses between cuDNN, flash, memory-efficient and plain kernels itself. Takes every unpacked call.

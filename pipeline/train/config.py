@@ -93,7 +93,7 @@ class TrainConfig(MonitorConfig):
     """Exponential moving averages of the weights that are kept; a number stands for one average of that decay."""
     precision: Precision = "auto"
     """The type that networks compute in: auto is bf16 where the hardware multiplies in it, otherwise fp32."""
-    weight_precision: Annotated[WeightPrecision, Runtime] = "auto"
+    weight_precision: Annotated[WeightPrecision, AddedLater("auto")] = "auto"
     """The type of the weights that workers compute with and exchange, at ZeRO 1 to 3: with bf16, ZeRO moves and keeps
     half the bytes; master weights, their averages and checkpoints are fp32 with either. auto is bf16 on a GPU that
     computes in bf16, where `zero_stage` and `gradient_accumulation_steps` allow it, otherwise fp32."""

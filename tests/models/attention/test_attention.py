@@ -62,9 +62,18 @@ def test_every_kernel_that_takes_a_call_computes_what_float64_does(backend, dtyp
     assert num_run or backend.name != "sdpa"
 
 
+@pytest.fixture(params=["highest", "medium"])
+def products(request):
+    """What computes float32 products, see `pipeline/run/precision.py`."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(request.param)
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
 @pytest.mark.parametrize("form", ["full", "masked", "empty"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_whichever_kernel_is_chosen_it_is_attention(form, dtype):
+def test_whichever_kernel_is_chosen_it_is_attention(form, dtype, products):
     for shape in SHAPES:
         q, k, v, upstream = tensors(*shape, dtype)
         mask = mask_of(form, shape[1])

@@ -54,6 +54,14 @@ def install(monkeypatch):
     return lambda *names: install_libraries(monkeypatch, dict.fromkeys(names, stub_library()))
 
 
+@pytest.fixture
+def products():
+    """products("medium") lets oneDNN compute float32 products, products("highest") torch's default library."""
+    before = torch.get_float32_matmul_precision()
+    yield torch.set_float32_matmul_precision
+    torch.set_float32_matmul_precision(before)
+
+
 CHOICES = [  # installed, call, kernel
     (EVERY_LIBRARY, on_gpu(HOPPER), "flash-attn-3"),
     (EVERY_LIBRARY, on_gpu(HOPPER, form="masked"), "flash-attn-3"),
@@ -89,9 +97,23 @@ CHOICES = [  # installed, call, kernel
 
 
 @pytest.mark.parametrize(("installed", "wanted_call", "name"), CHOICES)
-def test_the_kernel_of_a_call_follows_from_hardware_types_and_libraries(installed, wanted_call, name, install):
+def test_the_kernel_of_a_call_follows_from_hardware_types_and_libraries(
+    installed, wanted_call, name, install, products
+):
+    products("highest")
     install(*installed)
     assert choose_backend(wanted_call).name == name
+
+
+def test_short_sequences_in_float32_are_multiplied_plainly_where_onednn_computes_the_products(products):
+    products("medium")
+    short, long = on_cpu(FP32, 512, 512), on_cpu(FP32, 512, 513)
+    for form in ("full", "masked"):
+        assert choose_backend(short._replace(form=form)).name == "matmul"
+        assert choose_backend(long._replace(form=form)).name == "sdpa"
+    assert choose_backend(on_cpu(torch.float64)).name == "sdpa"
+    assert choose_backend(short._replace(dtypes=(FP32, FP32, BF16))).name == "sdpa"
+    assert choose_backend(on_gpu(None, dtype=FP32)).name == "sdpa"
 
 
 def test_on_a_cpu_half_precision_is_multiplied_plainly_only_where_it_has_the_instructions(monkeypatch):
