@@ -31,17 +31,18 @@ def run_benchmark(folder: Path, *options: str) -> tuple[int, list[dict]]:
 
 
 def test_each_line_names_its_check_and_device_and_what_is_not_reached_is_said(tmp_path):
-    code, lines = run_benchmark(tmp_path, "--minutes", "2", "--only", "machine", "attention")
+    code, lines = run_benchmark(tmp_path, "--minutes", "2", "--only", "machine")
     assert code == 0
     ended = {line["check"]: line["ended"] for line in lines if "ended" in line}
-    assert ended == {"machine": "complete", "attention": "complete"}
+    assert ended == {"machine": "complete"}
     assert {line["device"] for line in lines if "ended" not in line} == {"cpu"}
-    assert {line["what"] for line in lines if line["check"] == "attention" and "what" in line} == {"error", "speed"}
+    assert [line["what"] for line in lines if "what" in line] == ["matrix product", "matrix product", "copy"]
     code, lines = run_benchmark(tmp_path, "--minutes", "0", "--only", "machine")
     assert code == 0
     assert lines == [{"check": "machine", "ended": "not reached", "seconds_left": 0.0}]
 
 
+@pytest.mark.slow
 def test_a_check_that_fails_costs_only_itself(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     (tmp_path / "diffusers.py").write_text("raise ImportError('a part of it is missing')\n")
