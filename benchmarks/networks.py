@@ -1,7 +1,7 @@
 """Our networks beside those of diffusers, with equal weights, in turn and in one process.
 
     pip install '.[dev]' -c constraints.txt
-    python -m benchmarks.networks --minutes 60
+    OMP_WAIT_POLICY=passive python -m benchmarks.networks --minutes 60
     python -m benchmarks.networks --parts transformers memory --tokens 256 2048 --threads 1 --products default same
 
 Parts: Wan's autoencoder (encode and decode, whole and in chunks); the transformer of Wan, and our DiT of the same
@@ -80,6 +80,9 @@ class Row:
     """A key of `PRODUCTS`."""
     ours_seconds: float
     peer_seconds: float
+    ours_elapsed_seconds: float
+    """Of the same call, by the clock: with two threads, on a quiet machine, the figure to look at."""
+    peer_elapsed_seconds: float
     ours_flops: int
     """Operations of ours, as torch counts them."""
     peer_flops: int
@@ -301,6 +304,8 @@ def measure(
             products=products,
             ours_seconds=here.cpu_seconds,
             peer_seconds=there.cpu_seconds,
+            ours_elapsed_seconds=here.elapsed_seconds,
+            peer_elapsed_seconds=there.elapsed_seconds,
             ours_flops=flops,
             peer_flops=peer_flops,
             share_of_ceiling=flops / here.elapsed_seconds / ceiling,
