@@ -39,13 +39,13 @@ class Check:
 
 CHECKS = (
     Check("machine", 30),
-    Check("tests", 150),
-    Check("attention", 75),
-    Check("training", 150),
-    Check("wan", 120),
-    Check("autoencoder", 60),
-    Check("loss_curve", 60),
-    Check("engine", 60),
+    Check("tests", 120),
+    Check("attention", 60),
+    Check("training", 140),
+    Check("wan", 130),
+    Check("autoencoder", 45),
+    Check("loss_curve", 45),
+    Check("engine", 45),
 )
 
 

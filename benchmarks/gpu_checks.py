@@ -80,7 +80,8 @@ def tests(at: Setting) -> Iterator[Row]:
     which = ["-m", "gpu"] if at.is_cuda else ["-m", "not gpu and not slow", "-k", "choice or last"]  # the path alone
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        options = ["-p", "no:cacheprovider", f"--junit-xml={report}", "--timeout=60", *which]
+        # Warnings are no errors here: another torch has others.
+        options = ["-p", "no:cacheprovider", f"--junit-xml={report}", "--timeout=60", "-W", "default", *which]
         left = max(10.0, at.deadline - time.monotonic())
         try:
             done = subprocess.run(

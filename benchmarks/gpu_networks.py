@@ -77,7 +77,7 @@ def training(at: Setting) -> Iterator[Row]:
     """Forward, backward and AdamW in bfloat16 with float32 weights: MFU, share of the matrix product, peak memory."""
     ceiling = at.matrix_flops()
     for step in TINY_STEPS if at.is_tiny else STEPS:
-        if not at.has(45 if step.compiles else 12):
+        if not at.has(45 if step.compiles else 30 if step.latent == LONG else 12):
             yield {"preset": step.preset, "ended": "not reached", "compiles": step.compiles}
             continue
         yield _train(at, step, ceiling)
@@ -209,16 +209,17 @@ def wan(at: Setting) -> Iterator[Row]:
     yield from compare("guided step of sampling", 2, long, trains=False)
     if at.has(20):
         yield from compare("training step", 1, short, trains=True)
-    if at.has(40) and at.is_cuda:
+    if at.has(45):
         ours.blocks.recompute = True
         peer.enable_gradient_checkpointing()
         yield from compare("training step, recomputed", 1, long, trains=True)
         ours.blocks.recompute = False
         peer.disable_gradient_checkpointing()
-    if at.has(60) and at.is_cuda:
+    if at.has(25) and at.is_cuda:
         compile_network(ours)
         peer.compile_repeated_blocks(fullgraph=True)
         yield from compare("training step, compiled", 1, short, trains=True)
+    if at.has(30) and at.is_cuda:
         yield from compare("guided step of sampling, compiled", 2, long, trains=False)
 
 
@@ -275,7 +276,6 @@ def engine(at: Setting) -> Iterator[Row]:
         return
     from models.flow.spec import FlowSpec
     from pipeline.distributed.torchrun import local_worker
-    from pipeline.train.build import build
     from pipeline.train.config import TrainConfig
     from pipeline.train.tasks.flow import FlowBatch, FlowMatchingLoss
 
@@ -297,11 +297,17 @@ def engine(at: Setting) -> Iterator[Row]:
             if not at.has(12):
                 return
             row: Row = {"preset": preset, "num_clips": num_clips, "zero_stage": stage}
+            config_of_stage = TrainConfig(global_batch=num_clips, zero_stage=stage)
             with at.guarded(row), at.peak(row):
-                task: Any = Task()
-                trainer, _ = build(task, TrainConfig(global_batch=num_clips, zero_stage=stage), worker)
-                row |= at.timed(lambda trainer=trainer: trainer.step([batch], 1e-4), repeats=6, warm_up=3)
+                row |= _engine_step(at, Task(), config_of_stage, worker, batch)
                 rate = 1e3 * cost.training_flops * num_clips / row["ms"]
                 row |= {"tflops": rate / 1e12, "mfu": rate / DATASHEET_FLOPS}
             yield row
             gc.collect()
+
+
+def _engine_step(at: Setting, task: Any, config: Any, worker: Any, batch: Any) -> Row:  # noqa: ANN401 - imported late
+    from pipeline.train.build import build
+
+    trainer, _ = build(task, config, worker)
+    return at.timed(lambda: trainer.step([batch], 1e-4), repeats=6, warm_up=3)

@@ -55,11 +55,12 @@ class Setting:
 
     @contextmanager
     def peak(self, row: Row) -> Iterator[None]:
-        """Put the peak memory of the block into the row, in GiB; only a GPU tells it."""
+        """Put the peak memory of the block, and what there was before, into the row, in GiB; only a GPU tells it."""
         if not self.is_cuda:
             yield
             return
         torch.cuda.empty_cache()
+        row["base_gib"] = torch.cuda.memory_allocated() / 2**30
         torch.cuda.reset_peak_memory_stats()
         yield
         row["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
