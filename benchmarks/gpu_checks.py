@@ -77,7 +77,7 @@ def tests(at: Setting) -> Iterator[Row]:
     with_ray = [path for path, text in found.items() if re.search(r"testing\.clusters|import ray|[\"(]cluster\b", text)]
     files = [str(path.relative_to(ROOT)) for path in found if path not in with_ray]
     yield {"files": files, "files_left_out_for_ray": [str(path.relative_to(ROOT)) for path in with_ray]}
-    which = ["-m", "gpu"] if at.is_cuda else ["-m", "not gpu and not slow", "-k", "choice or last"]  # the path alone
+    which = ["-m", "gpu"] if at.is_cuda else ["-m", "not gpu and not slow", "-k", "reference"]  # the path alone
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         # Warnings are no errors here: another torch has others.

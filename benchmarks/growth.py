@@ -108,9 +108,9 @@ def measure(what: str, size: int) -> Point:
 
 
 def points() -> Iterator[tuple[str, int]]:
-    """What is measured, the small sizes first."""
-    yield from ((what, num_tokens) for num_tokens in GRIDS for what in PATTERNS)
+    """What is measured, the small sizes first; the largest numbers of tokens, which take minutes, come last."""
     yield from ((what, num_frames) for num_frames in FRAMES for what in DECODINGS)
+    yield from ((what, num_tokens) for num_tokens in GRIDS for what in PATTERNS)
 
 
 def draw(found: list[Point], path: Path) -> None:
