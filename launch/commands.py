@@ -289,6 +289,72 @@ def sample(
 
 
 @app.command()
+def gallery(
+    one: Annotated[Path, typer.Argument(help="A folder of sampled clips.", callback=_expand_home)],
+    other: Annotated[Path, typer.Argument(help="Another one, of the same prompts.", callback=_expand_home)],
+    output: Annotated[Path, typer.Option(metavar="PAGE.html", help="The page to write.", callback=_expand_home)],
+    debug: Debug = False,
+) -> None:
+    """Show the clips of two folders side by side. One folder alone has its page already: index.html in it.
+
+    Example: `reelflow gallery old/clips new/clips --output both.html`
+    """
+    with _readable_errors(debug):
+        from launch.gallery import show_side_by_side
+
+        typer.echo(show_side_by_side(one, other, output))
+
+
+@app.command()
+def compare(
+    samples: Annotated[
+        Path, typer.Argument(help="Sampled clips, or a dataset of clips.", callback=_expand_home, metavar="SAMPLES")
+    ],
+    reference: Annotated[
+        Path, typer.Argument(help="What they are compared with, likewise.", callback=_expand_home, metavar="REFERENCE")
+    ],
+    output: Annotated[Path, typer.Option(help="Where figures and page go.", callback=_expand_home)],
+    clip_features: Annotated[
+        Path | None,
+        typer.Option(help="TorchScript of a network for clips, such as I3D.", callback=_expand_home),
+    ] = None,
+    frame_features: Annotated[
+        Path | None,
+        typer.Option(help="TorchScript of a network for frames, such as Inception.", callback=_expand_home),
+    ] = None,
+    text_similarity: Annotated[
+        Path | None, typer.Option(help="Folder of a CLIP model, for the similarity to the text.", callback=_expand_home)
+    ] = None,
+    max_clips: Annotated[int, typer.Option(min=4, help="The most clips of each set, evenly chosen.")] = 2048,
+    split: Annotated[
+        Literal["train", "validation"] | None, typer.Option(help="Of the reference: all clips if not given.")
+    ] = None,
+    guidance_scale: Annotated[
+        float | None, typer.Option(help="Of sampled clips, where a folder holds several scales.")
+    ] = None,
+    overrides: Overrides = None,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Measure how far samples are from real clips, or from the samples of another model.
+
+    Example: `reelflow compare runs/demo/samples runs/demo/clips --output compared --guidance-scale 3`
+    """
+    with _readable_errors(debug):
+        from launch.compare import Compared, compare_folders
+        from pipeline.evaluate.measure import Networks
+        from pipeline.run.logs import console_log
+
+        networks = Networks(clip_features, frame_features, text_similarity)
+        asked = Compared(samples, reference, output, networks, max_clips, split, guidance_scale)
+        with console_log(_Start(overrides, False, verbose, quiet, debug).level()):
+            for line in compare_folders(asked, overrides or []):
+                if not quiet:
+                    typer.echo(line)
+
+
+@app.command()
 def inspect(
     path: Annotated[
         Path, typer.Argument(help="A run, a dataset, a checkpoint, or a samples folder.", callback=_expand_home)

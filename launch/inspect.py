@@ -170,17 +170,18 @@ def _checkpoint(path: Path) -> str:
 
 
 def _published(path: Path) -> str:
-    """A published transformer: its size, and the section of a configuration that describes it."""
+    """A published transformer: its size, and the section of a configuration to fine-tune it, where that is possible."""
     found, described = open_transformer(path)
     num_parameters = sum(map(prod, transformer_shapes(described).values()))
     section = yaml.safe_dump({"dit": {"model": described.config.model_dump(mode="json")}}, sort_keys=False)
+    tuning = ["  to fine-tune it, a configuration has:", *(f"    {line}" for line in section.splitlines())]
+    image = [f"  image       {described.config.condition_channels} channels; it can be sampled, but not trained"]
     return "\n".join(
         [
             f"{found.folder}: a published transformer",
             f"  parameters  {num_parameters:,}",
             f"  latents     {described.channels} channels",
             f"  captions    embeddings of {described.embedding_width} channels",
-            "  to fine-tune it, a configuration has:",
-            *(f"    {line}" for line in section.splitlines()),
+            *(image if described.config.needs_image else tuning),
         ]
     )

@@ -124,6 +124,22 @@ def check_captions(config: "RunConfig") -> None:
         )
 
 
+def check_given_frames(config: "RunConfig") -> None:
+    """What the network is told of given frames is what training gives it."""
+    model = config.dit.model
+    if model.needs_image:
+        raise ValueError(
+            f"dit.model.condition_channels is above 0: a network of architecture {model.architecture} that takes the "
+            "first frame by channels of its own can be sampled, but not trained; train one without them, such as that "
+            "of Wan 2.2 TI2V, and give it first frames by dit.flow.first_frame_share"
+        )
+    if model.known_frames == "channels" and config.dit.flow.first_frame_share == 0:
+        raise ValueError(
+            "dit.model.known_frames is 'channels', but dit.flow.first_frame_share is 0, so that no frame is ever given "
+            "in training: set first_frame_share above 0, or known_frames to time"
+        )
+
+
 def check_sampling(config: "RunConfig") -> None:
     """The training gives what sampling asks for."""
     known = [FIRST_AVERAGE, MASTER, *(profile.name for profile in config.dit.train.ema)]
@@ -141,5 +157,6 @@ RULES: "tuple[Callable[[RunConfig], None], ...]" = (
     check_own_autoencoder,
     check_sequence_parallel,
     check_captions,
+    check_given_frames,
     check_sampling,
 )

@@ -12,8 +12,8 @@ from testing.text_encoders import write_tokenizer
 from testing.wan import SMALL_SETTINGS, make_published, randomize
 
 if TYPE_CHECKING:
-    from diffusers import WanPipeline, WanTransformer3DModel
-    from transformers import UMT5EncoderModel
+    from diffusers import WanImageToVideoPipeline, WanPipeline, WanTransformer3DModel
+    from transformers import CLIPVisionModel, UMT5EncoderModel
 
 TEXT_WIDTH = 20
 TINY_TRANSFORMER: dict[str, Any] = {
@@ -27,6 +27,9 @@ TINY_TRANSFORMER: dict[str, Any] = {
     "num_layers": 2,
 }
 """Settings of a transformer of Wan on latents of four channels."""
+IMAGE_WIDTH, IMAGE_SIDE = 12, 16
+TINY_IMAGE_TRANSFORMER = TINY_TRANSFORMER | {"in_channels": 12, "image_dim": IMAGE_WIDTH, "added_kv_proj_dim": 48}
+"""The same for image to video, as of Wan 2.1: latents, a mask of four channels, latents of the image."""
 
 
 def make_transformer(settings: dict[str, Any] = TINY_TRANSFORMER) -> "WanTransformer3DModel":
@@ -49,6 +52,23 @@ def make_text_encoder() -> "UMT5EncoderModel":
     return UMT5EncoderModel(config).eval()
 
 
+def make_image_encoder() -> "CLIPVisionModel":
+    """An image encoder of the kind that Wan 2.1 has for image to video."""
+    from transformers import CLIPVisionConfig, CLIPVisionModel
+
+    torch.manual_seed(2)
+    config = CLIPVisionConfig(
+        hidden_size=IMAGE_WIDTH,
+        intermediate_size=24,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        image_size=IMAGE_SIDE,
+        patch_size=8,
+        initializer_factor=5.0,
+    )
+    return CLIPVisionModel(config).eval()
+
+
 def write_pipeline(folder: Path, version: str = "2.1", scheduler: str = "euler", shift: float = 3.0) -> "WanPipeline":
     """Write a pipeline of WanPipeline; returns it.
 
@@ -56,7 +76,45 @@ def write_pipeline(folder: Path, version: str = "2.1", scheduler: str = "euler",
         version: of the autoencoder, a key of `SMALL_SETTINGS`.
         scheduler: "euler" or "unipc".
     """
-    from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler, WanPipeline
+    from diffusers import WanPipeline
+
+    pipeline = WanPipeline(
+        **_shared_parts(folder, version, scheduler, shift),
+        transformer=make_transformer(),
+        expand_timesteps=version == "2.2",  # each token has a time of its own, as in TI2V-5B
+    )
+    pipeline.save_pretrained(folder)
+    return pipeline
+
+
+def write_image_pipeline(
+    folder: Path, scheduler: str = "euler", shift: float = 3.0, transformer: dict[str, Any] | None = None
+) -> "WanImageToVideoPipeline":
+    """Write a pipeline of WanImageToVideoPipeline with the parts that Wan 2.1 has; returns it.
+
+    Args:
+        scheduler: "euler" or "unipc".
+        transformer: settings that differ from `TINY_IMAGE_TRANSFORMER`.
+    """
+    from diffusers import WanImageToVideoPipeline
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    processor: Any = CLIPImageProcessorPil(
+        size={"shortest_edge": IMAGE_SIDE}, crop_size={"height": IMAGE_SIDE, "width": IMAGE_SIDE}
+    )
+    pipeline = WanImageToVideoPipeline(
+        **_shared_parts(folder, "2.1", scheduler, shift),
+        transformer=make_transformer(TINY_IMAGE_TRANSFORMER | (transformer or {})),
+        image_encoder=make_image_encoder(),
+        image_processor=processor,
+    )
+    pipeline.save_pretrained(folder)
+    return pipeline
+
+
+def _shared_parts(folder: Path, version: str, scheduler: str, shift: float) -> dict[str, Any]:
+    """What every pipeline of Wan has, by the names of its arguments."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
     from transformers import AutoTokenizer
 
     autoencoder = make_published(SMALL_SETTINGS[version])
@@ -65,13 +123,9 @@ def write_pipeline(folder: Path, version: str = "2.1", scheduler: str = "euler",
     if scheduler == "unipc":
         steps = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift)
     write_tokenizer(folder / "tokenizer")
-    pipeline = WanPipeline(
-        tokenizer=AutoTokenizer.from_pretrained(folder / "tokenizer"),
-        text_encoder=make_text_encoder(),
-        vae=autoencoder,
-        scheduler=steps,
-        transformer=make_transformer(),
-        expand_timesteps=version == "2.2",  # each token has a time of its own, as in TI2V-5B
-    )
-    pipeline.save_pretrained(folder)
-    return pipeline
+    return {
+        "tokenizer": AutoTokenizer.from_pretrained(folder / "tokenizer"),
+        "text_encoder": make_text_encoder(),
+        "vae": autoencoder,
+        "scheduler": steps,
+    }

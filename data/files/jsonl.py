@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, is_dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, TypeVar
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
@@ -76,15 +76,18 @@ def numbered_lines(lines: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
         yield number, (line.removeprefix(codecs.BOM_UTF8) if number == 1 else line).removesuffix(b"\n")
 
 
-def iterate_jsonl(path: Path, model: type[T], *, skip_damaged: bool = False) -> Iterator[T]:
+def iterate_jsonl(
+    path: Path, model: type[T], *, skip_damaged: bool = False, ignore_unfinished: bool = False
+) -> Iterator[T]:
     """The records of a file, one at a time; none where there is no such file. Empty lines are skipped.
 
     Args:
         skip_damaged: leave out lines that are not a whole record, such as the last line while it is being written, or
             a line that was cut short when its writer was killed.
+        ignore_unfinished: leave out the last line where it ends in the middle: its writer was killed.
 
     Raises:
-        JsonLineError: a line is damaged and `skip_damaged` is False.
+        JsonLineError: a line is damaged and not left out.
     """
     if not path.is_file():
         return
@@ -95,13 +98,27 @@ def iterate_jsonl(path: Path, model: type[T], *, skip_damaged: bool = False) -> 
             try:
                 yield parse_line(path, number, line, model)
             except JsonLineError:
-                if not skip_damaged:
+                if not skip_damaged and not (ignore_unfinished and _is_unfinished(file, line)):
                     raise
 
 
-def read_jsonl(path: Path, model: type[T], *, skip_damaged: bool = False) -> list[T]:
+def _is_unfinished(file: BinaryIO, line: bytes) -> bool:
+    """Whether the line that was just read is the last one, has no line feed and is only the beginning of an object."""
+    if file.peek(1):  # pyright: ignore[reportAttributeAccessIssue] - of the buffered reader that `open` returns
+        return False
+    file.seek(-1, os.SEEK_END)
+    if file.read(1) == b"\n":
+        return False
+    try:
+        json.loads(line)
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        return True
+    return False
+
+
+def read_jsonl(path: Path, model: type[T], *, skip_damaged: bool = False, ignore_unfinished: bool = False) -> list[T]:
     """All records of a file at once; arguments and errors as `iterate_jsonl`."""
-    return list(iterate_jsonl(path, model, skip_damaged=skip_damaged))
+    return list(iterate_jsonl(path, model, skip_damaged=skip_damaged, ignore_unfinished=ignore_unfinished))
 
 
 def format_line(record: Line) -> str:
@@ -117,12 +134,17 @@ def publish_jsonl(path: Path, records: Iterable[Line]) -> None:
 
 
 def append_line(path: Path, record: Line) -> None:
-    """Add a record to the end of a file, which is created if need be; flushed to the operating system at once.
+    """`append_lines` of one record."""
+    append_lines(path, [record])
 
-    The line is one write, so that the lines of several processes stay whole. It begins on a new line even where the
-    line before it was cut short.
+
+def append_lines(path: Path, records: Iterable[Line]) -> None:
+    """Add records to the end of a file, which is created if need be; flushed to the operating system at once.
+
+    They are one write, so that the lines of several processes stay whole. They begin on a new line even where the line
+    before was cut short.
     """
-    content = format_line(record).encode("utf-8") + b"\n"
+    content = "".join(format_line(record) + "\n" for record in records).encode("utf-8")
     with path.open("ab+", buffering=0) as file:
         if file.seek(0, os.SEEK_END) > 0:
             file.seek(-1, os.SEEK_END)

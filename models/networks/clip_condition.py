@@ -42,7 +42,9 @@ class ClipCondition(nn.Module):
         parts = []
         if self.fps is not None:
             if fps is None:
-                raise ValueError("the network reads frame rates: call network.at_fps(fps) instead of network")
+                raise ValueError(
+                    "the network reads frame rates: call network.given(Conditions(fps)) instead of network"
+                )
             parts.append(self.fps(_scaled(fps.to(device))))
         if self.size is not None:
             numbers = torch.tensor(latent_grid, dtype=torch.float32, device=device)

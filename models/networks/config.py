@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Discriminator, Field, Tag, TypeAdapter, model_validator
 
 from data.records import MAX_CHANNELS, AddedLater, Settings
-from models.networks.dit_options import AttentionSpan, ClipNumber, ModulationKind, RopeConfig
+from models.networks.dit_options import AttentionSpan, ClipNumber, KnownFrames, ModulationKind, RopeConfig
 from models.networks.presets import PresetName, with_preset
 from models.text.config import TextConfig
 
@@ -98,6 +98,10 @@ class DiTConfig(Patched, Settings):
     """What the network is told of a clip beside time and caption: its frame rate (`fps`), and its latent frames, height
     and width (`size`). For datasets of several buckets."""
 
+    known_frames: Annotated[KnownFrames, AddedLater("time")] = "time"
+    """How the network is told which latent frames are given, for image to video (`dit.flow.first_frame_share`): by
+    their time alone, or also by further input `channels`, which hold the given frames and a mask."""
+
     @model_validator(mode="before")
     @classmethod
     def _size_of_preset(cls, fields: Any) -> Any:  # noqa: ANN401 - whatever a configuration may hold
@@ -117,6 +121,8 @@ class DiTConfig(Patched, Settings):
 
     needs_embeddings: ClassVar[bool] = False
     """Whether captions have to be embedded by a pretrained encoder."""
+    needs_image: ClassVar[bool] = False
+    """Whether the network takes no clip but those that start from an image."""
     max_text_tokens: ClassVar[int | None] = None
     """Longest embedding of a caption that the network takes; None: any."""
 
@@ -187,11 +193,16 @@ class UNetConfig(Patched, Settings):
     """
     text: TextConfig = TextConfig()
     """Size of the caption encoder that is trained together with the network."""
+    known_frames: Annotated[KnownFrames, AddedLater("time")] = "time"
+    """How the network is told which latent frames are given, for image to video (`dit.flow.first_frame_share`): by
+    their time alone, or also by further input `channels`, which hold the given frames and a mask."""
 
     patch_field: ClassVar[str] = "multipliers"
     shares_tokens: ClassVar[bool] = False
     needs_embeddings: ClassVar[bool] = False
     """Whether captions have to be embedded by a pretrained encoder."""
+    needs_image: ClassVar[bool] = False
+    """Whether the network takes no clip but those that start from an image."""
     max_text_tokens: ClassVar[int | None] = None
     """Longest embedding of a caption that the network takes; None: any."""
 
@@ -276,6 +287,11 @@ class WanConfig(Patched, Settings):
 
     @model_validator(mode="after")
     def _check(self) -> "WanConfig":
+        if self.image_width is not None and self.condition_channels == 0:
+            raise ValueError(
+                f"image_width is {self.image_width}, but condition_channels is 0: an image is given by both, or by "
+                "condition_channels alone"
+            )
         if (nearest := nearest_heads(self.width, self.heads)) != self.heads:
             way_out = "width must be a multiple of 8" if nearest is None else f"use {nearest} heads"
             raise ValueError(
@@ -285,6 +301,12 @@ class WanConfig(Patched, Settings):
         return self
 
     needs_embeddings: ClassVar[bool] = True
+    known_frames: ClassVar[KnownFrames] = "time"
+
+    @property
+    def needs_image(self) -> bool:
+        """Whether the network takes the image that a clip starts from by channels of its own, and no clip without."""
+        return self.condition_channels > 0
 
     @property
     def max_text_tokens(self) -> int:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from models.networks.config import DiTConfig
 from models.networks.dit_options import AttentionSpan
+from models.networks.known_frames import input_channels
 from models.text.bytes import NGRAM_LENGTHS, VOCABULARY
 
 
@@ -78,11 +79,12 @@ def dit_cost(config: DiTConfig, channels: int, clip: ClipSize, embedding_width: 
     Raises:
         ValueError: the latent does not split into patches.
     """
-    width, patch_channels = config.width, channels * config.patch_size**2
+    width, patch_area = config.width, config.patch_size**2
+    patch_channels, patch_inputs = channels * patch_area, input_channels(channels, config.known_frames) * patch_area
     tokens, times = config.num_tokens(clip.latent_grid), clip.num_times
     words = config.text.max_bytes + 1 if clip.caption_tokens is None else clip.caption_tokens
     parts = [
-        linear(patch_channels, width, tokens, bias=True, from_data=True),
+        linear(patch_inputs, width, tokens, bias=True, from_data=True),
         linear(width, width, times, bias=True, from_data=True) + linear(width, width, times, bias=True),  # the time
         _caption_encoder(config, words, embedding_width),
         linear(config.text.width, width, 1, bias=True),

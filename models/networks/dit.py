@@ -20,6 +20,7 @@ from models.networks.clip_condition import ClipCondition
 from models.networks.config import DiTConfig
 from models.networks.dit_options import AttentionSpan
 from models.networks.joint import JointBlock
+from models.networks.known_frames import input_channels, with_known_channels
 from models.networks.modulation import (
     add_gated,
     block_modulation,
@@ -28,7 +29,7 @@ from models.networks.modulation import (
     shared_modulation,
     zero,
 )
-from models.networks.protocol import SequenceParallelPlan, Velocity, VelocityNetwork
+from models.networks.protocol import Conditions, SequenceParallelPlan, Velocity, VelocityNetwork
 from models.networks.rope import rope_angles, rotate
 from models.networks.token_attention import token_attention
 from models.text.bytes import CaptionEncoder
@@ -118,11 +119,11 @@ class DiT(VelocityNetwork):
 
     def __init__(self, config: DiTConfig, channels: int, embedding_width: int | None = None) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.known_frames = config, config.known_frames
         patch_channels = channels * config.patch_size**2
         self.rope = config.rope
         self.absolute_rope = config.rope.model_copy(update={"axes": None})  # `axes` are channels of a head
-        self.patch = nn.Linear(patch_channels, config.width)
+        self.patch = nn.Linear(input_channels(channels, config.known_frames) * config.patch_size**2, config.width)
         self.time = TimeEmbedder(config.width)
         self.text = (
             CaptionEncoder(config.text)
@@ -143,9 +144,9 @@ class DiT(VelocityNetwork):
         self.final_modulation = zero(nn.Linear(config.width, 2 * config.width))
         self.final = zero(nn.Linear(config.width, patch_channels))
 
-    def at_fps(self, fps: Float[Tensor, " clips"]) -> Velocity:
-        """As `VelocityNetwork.at_fps`."""
-        return partial(self, fps=fps)
+    def given(self, conditions: Conditions) -> Velocity:
+        """As `VelocityNetwork.given`."""
+        return partial(self, fps=conditions.fps, known=conditions.known)
 
     def forward(
         self,
@@ -153,12 +154,14 @@ class DiT(VelocityNetwork):
         t: Float[Tensor, " b"] | Float[Tensor, "b 1 t"],
         caption: Caption,
         fps: Float[Tensor, " clips"] | None = None,
+        known: Bool[Tensor, "given 1 t"] | None = None,
     ) -> Float[Tensor, "b c t h w"]:
         """Predict the velocity at x_t = `x`.
 
         Args:
             t: times in [0, 1], one per sample or one per latent frame.
-            fps: frames per second, of each clip or one for all; see `at_fps`.
+            fps: frames per second, of each clip or one for all; see `given`.
+            known: the latent frames that are given, of each clip or one for all; None: there are none.
 
         Raises:
             ValueError: the latent's height or width does not split into patches, or the frame rate is missing.
@@ -178,7 +181,8 @@ class DiT(VelocityNetwork):
             embedded = embedded + self.clip_condition(fps, (num_frames, height, width), x.device)
         condition = silu(embedded)
         shared = None if self.shared_modulation is None else self.shared_modulation(condition)  # b f (6 d)
-        patches = patchify(x, self.config.patch_size)
+        told = x if self.known_frames == "time" else with_known_channels(x, known)
+        patches = patchify(told, self.config.patch_size)
         angles, positions, patches = (plan.shard(each, grid[0]) for each in (angles, positions, patches))
         tokens = self.patch(patches) + torch.cat([positions.cos(), positions.sin()], dim=-1)  # b n d
         if self.caption_tokens is not None:

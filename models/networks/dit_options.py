@@ -10,6 +10,8 @@ AttentionSpan = Literal["full", "space", "time"]
 """Which tokens a block's self-attention relates: all, those of one frame, or those at one place in all frames."""
 ClipNumber = Literal["fps", "size"]
 """What a network may be told of a clip beside time and caption (`models/networks/clip_condition.py`)."""
+KnownFrames = Literal["time", "channels"]
+"""How a network is told which frames are given (`models/networks/known_frames.py`)."""
 ModulationKind = Literal["per_block", "shared", "low_rank"]
 """Where a block's shifts, scales and gates come from (`models/networks/modulation.py`)."""
 

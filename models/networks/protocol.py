@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -84,6 +85,28 @@ Velocity = Callable[[Tensor, Tensor, Caption], Tensor]
 """The velocity v(x_t, t, caption), such as a `VelocityNetwork`."""
 
 
+@dataclass(frozen=True)
+class ImageCondition:
+    """The image that a clip starts from, as networks with channels of their own for it were trained with (Wan 2.1)."""
+
+    channels: Float[Tensor, "images c t h w"]
+    """What follows the channels of x_t."""
+    embedding: Float[Tensor, "images k e"] | None
+    """Of an image encoder, for networks that attend to it."""
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What networks are told of clips beside time and caption. Each part has an entry for each clip, or one for all."""
+
+    fps: Float[Tensor, " clips"]
+    """Frames per second."""
+    known: Bool[Tensor, "given 1 t"] | None = None
+    """Latent frames that are given: x_t holds them as they are, at time 1. None: there are none."""
+    image: ImageCondition | None = None
+    """For the networks that need one; None: there is none."""
+
+
 class VelocityNetwork(nn.Module, ABC):
     """The velocity v(x_t, t, caption) of normalised latents, on latents of any length, height and width.
 
@@ -116,11 +139,8 @@ class VelocityNetwork(nn.Module, ABC):
             ValueError: the network does not take latents of this height or width.
         """
 
-    def at_fps(self, fps: Float[Tensor, " clips"]) -> "Velocity":  # noqa: ARG002 - of networks that read it
-        """The network on clips of these frame rates: one for each clip of a batch, or one for all.
-
-        Most networks do not depend on the frame rate.
-        """
+    def given(self, conditions: Conditions) -> Velocity:  # noqa: ARG002 - of networks that read them
+        """The network under these conditions. Most networks depend on few of them, or none."""
         return self
 
     def lora_targets(self) -> list[str]:
@@ -132,4 +152,4 @@ class VelocityNetwork(nn.Module, ABC):
 
         Call it under torch.device("meta"), where tensors have shapes but no values: its operations are counted.
         """
-        return self.at_fps(torch.ones(1))(latent, t, caption).mean()
+        return self.given(Conditions(torch.ones(1)))(latent, t, caption).mean()

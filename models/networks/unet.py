@@ -13,6 +13,8 @@ The blocks of a level are equal, and each level has one skip connection, so they
 each way: every block can be recomputed, and is compiled once for all blocks of its level, down and up.
 """
 
+from functools import partial
+
 import torch
 from einops import rearrange
 from jaxtyping import Bool, Float
@@ -22,8 +24,9 @@ from torch.nn.functional import silu
 from models.attention.attention import attention
 from models.layers import BlockStack, ChannelNorm, HeadNorm, RMSNorm, TimeEmbedder
 from models.networks.config import UNetConfig
+from models.networks.known_frames import input_channels, with_known_channels
 from models.networks.modulation import add_gated, modulate
-from models.networks.protocol import VelocityNetwork
+from models.networks.protocol import Conditions, Velocity, VelocityNetwork
 from models.networks.rope import rope_angles, rotate
 from models.text.bytes import CaptionEncoder
 from models.text.caption import Caption
@@ -139,7 +142,7 @@ class UNet(VelocityNetwork):
 
     def __init__(self, config: UNetConfig, channels: int, embedding_width: int | None = None) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.known_frames = config, config.known_frames
         self.head_dim = config.widths[-1] // config.heads
         *widths, deepest = config.widths
 
@@ -154,7 +157,7 @@ class UNet(VelocityNetwork):
             else EmbeddedCaptionEncoder(config.text, embedding_width)
         )
         self.text_pooled = nn.Linear(config.text.width, deepest)
-        self.conv_in = convolution(channels, config.width)
+        self.conv_in = convolution(input_channels(channels, config.known_frames), config.width)
         self.encoders = nn.ModuleList(blocks(width) for width in widths)
         self.downsample = nn.ModuleList(nn.Conv3d(width, below, HALF, HALF) for width, below in levels)
         self.blocks = BlockStack(MidBlock(config) for _ in range(config.num_blocks))
@@ -168,16 +171,22 @@ class UNet(VelocityNetwork):
             for parameter in layer.parameters():
                 nn.init.zeros_(parameter)
 
+    def given(self, conditions: Conditions) -> Velocity:
+        """As `VelocityNetwork.given`."""
+        return partial(self, known=conditions.known)
+
     def forward(
         self,
         x: Float[Tensor, "b c t h w"],
         t: Float[Tensor, " b"] | Float[Tensor, "b 1 t"],
         caption: Caption,
+        known: Bool[Tensor, "given 1 t"] | None = None,
     ) -> Float[Tensor, "b c t h w"]:
         """Predict the velocity at x_t = `x`.
 
         Args:
             t: times in [0, 1], one per sample or one per latent frame.
+            known: the latent frames that are given, of each clip or one for all; None: there are none.
 
         Raises:
             ValueError: the latent's height or width cannot be halved at every level.
@@ -191,7 +200,8 @@ class UNet(VelocityNetwork):
         condition = silu(self.time(times) + rearrange(self.text_pooled(pooled), "b d -> b 1 d"))  # b f d
 
         # On level i, with d_0 = width:
-        h = self.conv_in(x).float()  # b d_0 t h w
+        told = x if self.known_frames == "time" else with_known_channels(x, known)
+        h = self.conv_in(told).float()  # b d_0 t h w
         skips: list[Tensor] = []
         for encoder, downsample in zip(self.encoders, self.downsample, strict=True):
             h = _run(encoder, h, condition)  # b d_i t h/2^i w/2^i

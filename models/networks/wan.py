@@ -9,7 +9,7 @@ velocity points from data to noise.
 """
 
 import math
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 from einops import rearrange
@@ -21,8 +21,9 @@ from models.attention.attention import attention
 from models.layers import BlockStack, RMSNorm
 from models.networks.config import WanConfig
 from models.networks.dit import patchify
+from models.networks.known_frames import for_batch
 from models.networks.modulation import add_gated, modulate
-from models.networks.protocol import SequenceParallelPlan, VelocityNetwork
+from models.networks.protocol import Conditions, ImageCondition, SequenceParallelPlan, Velocity, VelocityNetwork
 from models.text.caption import Caption
 from models.text.embeddings import CaptionEmbeddings
 
@@ -177,6 +178,17 @@ class Wan(VelocityNetwork):
         self.final = nn.Linear(width, channels * patch_area)
         for parameter in self.final.parameters():  # without published weights, the velocity is zero at first
             nn.init.zeros_(parameter)
+
+    def given(self, conditions: Conditions) -> Velocity:
+        """As `VelocityNetwork.given`."""
+        return self if conditions.image is None else partial(self._from_image, conditions.image)
+
+    def _from_image(
+        self, image: ImageCondition, x: Float[Tensor, "b c t h w"], t: Tensor, caption: Caption
+    ) -> Float[Tensor, "b c t h w"]:
+        """The velocity of clips that start from an image, by the channels and the attention that the network has."""
+        embedding = None if image.embedding is None else for_batch(image.embedding, len(x))
+        return self(torch.cat([x, for_batch(image.channels, len(x))], dim=1), t, caption, embedding)
 
     def forward(
         self,

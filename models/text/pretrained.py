@@ -7,8 +7,6 @@ Large video models are conditioned this way (T5 in Saharia et al. 2022, "Imagen"
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from data.errors import ReelflowError, first_line
+from models.published import folders_fingerprint
 from models.text.embeddings import CaptionEmbeddings
 
 STORED_DTYPE = torch.float16  # eleven bits of each number, where bfloat16 has eight; checked to be finite
@@ -62,27 +61,7 @@ def tokenizer_folder(folder: Path) -> Path:
 
 def text_encoder_fingerprint(folder: Path) -> str:
     """Changes with the weights, the tokenizer or the configuration: with every file but hidden ones and documents."""
-    folders = dict.fromkeys((folder, tokenizer_folder(folder)))
-    paths = [
-        path
-        for each in folders
-        for path in sorted(each.iterdir())
-        if path.suffix in {".json", ".safetensors", ".model", ".txt"} and not path.name.startswith(".")
-    ]
-    stats = [path.stat() for path in paths]
-    return _digest(tuple((path, stat.st_size, stat.st_mtime_ns) for path, stat in zip(paths, stats, strict=True)))
-
-
-@lru_cache(maxsize=8)
-def _digest(stamped: tuple[tuple[Path, int, int], ...]) -> str:
-    """Of names and contents; the stamps make sure that gigabytes are read again only if they changed."""
-    digest = sha256()
-    for path, _, _ in stamped:
-        digest.update(path.name.encode())
-        with path.open("rb") as file:
-            while block := file.read(1 << 24):
-                digest.update(block)
-    return digest.hexdigest()
+    return folders_fingerprint(folder, tokenizer_folder(folder))
 
 
 def token_lengths(folder: Path, captions: Sequence[str]) -> list[int]:

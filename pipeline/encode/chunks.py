@@ -89,6 +89,27 @@ def encode_clips(
     return means
 
 
+def encode_pixels(
+    network: VideoAutoencoder,
+    pixels: Float[Tensor, "b 3 t h w"],
+    most_frames: int = CALL_FRAMES,
+    tile: int | None = None,
+) -> Float[Tensor, "b c i j k"]:
+    """Encode clips that are in memory, in [-1, 1]; returns the means of their latents, not normalised.
+
+    The memory of the network is bounded as in `encode_clips`.
+
+    Raises:
+        ValueError: the network does not take clips of this shape.
+    """
+    num_frames, height, width = pixels.shape[2:]
+    most_frames = frames_per_call(network.config, height, width, most_frames, tile)
+    if tile is not None and max(height, width) > tile:
+        return encode_tiled(network, pixels, tiling_of(tile, network.config.compression), most_frames)
+    lengths = network.config.compression.chunk_lengths(num_frames, most_frames)
+    return torch.cat(list(network.encode_frames(pixels.split(lengths, dim=2))), dim=2)
+
+
 def decode_clips(
     network: VideoAutoencoder,
     latents: Float[Tensor, "b c t h w"],

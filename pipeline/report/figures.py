@@ -38,6 +38,7 @@ class GalleryClip:
     seed: int
     guidance_scale: float
     right: bool | None  # whether it shows all that its prompt says; None where that is not known
+    bucket: str  # name of its shape, such as 17x64x64@8
 
 
 @dataclass(frozen=True)

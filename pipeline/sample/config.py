@@ -53,7 +53,9 @@ class SampleConfig(Settings):
     with the noise level. Above 0 the stochastic Euler-Maruyama method replaces `solver`.
     """
     batch: Annotated[int, Runtime] = Field(default=24, ge=1)
-    """Number of clips that a worker samples together; more need more memory."""
+    """Number of clips that a worker takes at once. It changes no clip: how many of them the network computes together
+    follows from their size alone.
+    """
     tile: Annotated[int | None, AddedLater(None)] = Field(default=None, ge=MIN_TILE, multiple_of=TILE_MULTIPLE)
     """Side in pixels of the tiles in which larger frames are decoded, one after another, which saves memory. Tiles
     overlap by a quarter and are blended; results differ slightly from those of whole frames. None: whole frames.

@@ -1,15 +1,18 @@
 """Prompts become clips on Ray actors, each of which loads the model once and samples batches of requests.
 
-The noise of each clip depends on its own seed only. Each file is published atomically under a content address, and
-`manifest.jsonl` lists the files in the order of the prompts; the next start makes only the clips that are missing or
-cut short. A batch whose actor dies is tried again; one that raises, or that its actors die of, is divided, so that no
-request loses another.
+The noise of each clip depends on its own seed only. Each file is published atomically under a content address. While a
+job runs, a line for each clip is added to `manifest.jsonl`, which costs the same for the first clip and the millionth;
+at its end the lines are put into the order of the prompts. The next start makes only the clips that are missing or not
+what their lines say. A batch whose actor dies is tried again; one that raises, or that its actors die of, is divided,
+so that no request loses another; those that cannot be made are listed in `failed.jsonl`.
 """
 
 import logging
 from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import groupby
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +21,27 @@ import torch
 from ray.exceptions import RayTaskError
 
 from data.errors import ReelflowError, shorten
-from data.files.jsonl import publish_jsonl
+from data.files.checksums import file_sha256
+from data.files.jsonl import append_lines, publish_jsonl
 from data.files.publish import publish_bytes
+from data.records import Frames
 from data.video.codec import encode_clip
 from pipeline.distributed.actor_pool import JobFailure, outcomes_of_actors
 from pipeline.distributed.config import WorkersConfig
 from pipeline.run.precision import warn_of_slow_precision
 from pipeline.run.progress import bar
 from pipeline.sample.config import SampleConfig
+from pipeline.sample.images import ImageError
 from pipeline.sample.model import SampledModel, open_model
-from pipeline.sample.outputs import SAMPLES_NAME, SampledClip, is_whole_clip, num_unlisted, read_samples
+from pipeline.sample.outputs import (
+    FAILED_NAME,
+    SAMPLES_NAME,
+    FailedClip,
+    SampledClip,
+    is_as_listed,
+    num_unlisted,
+    read_samples,
+)
 from pipeline.sample.requests import PromptRequest
 from pipeline.sample.sampler import ClipSampler, NotFiniteError
 
@@ -84,13 +98,26 @@ class SamplerActor:
         self._output_dir = output_dir
 
     def make(self, requests: list[PromptRequest]) -> list[SampledClip]:
-        """Sample and publish clips of one guidance scale and bucket; returns their lines of the manifest."""
-        frames, calls = self._sampler.sample(requests)
+        """Sample and publish clips of one guidance scale and bucket; returns their lines of the manifest.
+
+        Clips are compressed and written while the network computes the next ones.
+        """
+        clips: list[Future[list[SampledClip]]] = []
+        with ThreadPoolExecutor(max_workers=1) as writer:
+            for group in self._sampler.groups(requests):
+                frames, calls = self._sampler.sample_group(group)
+                clips.append(writer.submit(self._publish, group, frames, calls))
+                for earlier in clips[:-1]:
+                    earlier.result()  # the memory of one group waits, and an error ends the work
+        return [clip for published in clips for clip in published.result()]
+
+    def _publish(self, group: Sequence[PromptRequest], frames: list[Frames], calls: int) -> list[SampledClip]:
         clips = []
-        for request, clip in zip(requests, frames, strict=True):
-            fps = self._sampler.model.bucket(request.bucket).fps
-            publish_bytes(self._output_dir / request.file_name, encode_clip(clip, fps))
-            clips.append(SampledClip(file=request.file_name, request=request, num_network_calls=calls))
+        for request, clip in zip(group, frames, strict=True):
+            content = encode_clip(clip, self._sampler.model.bucket(request.bucket).fps)
+            publish_bytes(self._output_dir / request.file_name, content)
+            digest = sha256(content).hexdigest()
+            clips.append(SampledClip(file=request.file_name, request=request, num_network_calls=calls, sha256=digest))
         return clips
 
 
@@ -114,6 +141,8 @@ def sample_clips(
     """
     output_dir.mkdir(parents=True, exist_ok=True)
     made, earlier = reusable_clips(output_dir, requests)
+    _publish_manifest(output_dir, requests, made, earlier)  # without lines that were cut short, or whose files are gone
+    (output_dir / FAILED_NAME).unlink(missing_ok=True)
     missing = [request for request in requests if request.id not in made]
     if missing:
         warn_of_slow_precision(config.precision, workers.gpus_per_worker)
@@ -123,7 +152,7 @@ def sample_clips(
     def start() -> Any:  # noqa: ANN401 - Ray's handle
         return actor.remote(model.folder.resolve(), output_dir.resolve(), config, workers.cpus_per_worker)
 
-    batches = deque(canonical_batches(missing, config.batch))
+    batches = deque(batches_of(missing, config.batch))
     with (
         bar("sample", len(requests), "clips", start=len(requests) - len(missing)) as progress,
         outcomes_of_actors(
@@ -135,7 +164,7 @@ def sample_clips(
             if not isinstance(outcome, JobFailure):
                 has_sampled = True
                 made |= {clip.request.id: clip for clip in outcome}
-                _publish_manifest(output_dir, requests, made, earlier)  # a stop loses only the running batches
+                append_lines(output_dir / SAMPLES_NAME, outcome)  # a stop loses only the running batches
             elif isinstance(outcome.error, RayTaskError) and len(batch) > 1:
                 _raise_unless_of_a_request(outcome.error)
                 batches.extend([request] for request in batch)
@@ -155,7 +184,10 @@ def sample_clips(
                 if num_deadly == MAX_DEADLY and not has_sampled:
                     raise SamplingError(f"no clip could be made: {reason}") from outcome.error
                 failures |= {request.file_name: f"{_described(request)}: {reason}" for request in batch}
-            progress.update(sum(request.id in made for request in requests))
+                append_lines(
+                    output_dir / FAILED_NAME, [FailedClip(request=request, reason=reason) for request in batch]
+                )
+            progress.update(len(made))
     clips = _publish_manifest(output_dir, requests, made, earlier)
     return Samples(clips, earlier, failures)
 
@@ -164,8 +196,8 @@ def reusable_clips(output_dir: Path, requests: list[PromptRequest]) -> tuple[dic
     """The clips of a folder: those of the requests that are whole, by id, and those of other requests.
 
     The name of a clip's file is the address of its content, so a request is compared with the file of its own name
-    alone: a whole file whose line was lost is listed again, and of a line there is, only the number of network calls is
-    kept.
+    alone: it must have the checksum of its line. A whole file whose line was lost is listed again, and of a line there
+    is, only the checksum and the number of network calls are kept.
 
     Raises:
         SamplesError: the manifest is damaged.
@@ -176,9 +208,11 @@ def reusable_clips(output_dir: Path, requests: list[PromptRequest]) -> tuple[dic
     made, num_cut = {}, 0
     for key, request in wanted.items():
         path = output_dir / request.file_name
-        if is_whole_clip(path):
-            calls = listed[key].num_network_calls if key in listed else None
-            made[key] = SampledClip(file=request.file_name, request=request, num_network_calls=calls)
+        line = listed.get(key)
+        if is_as_listed(path, line):
+            calls = None if line is None else line.num_network_calls
+            digest = file_sha256(path) if line is None or line.sha256 is None else line.sha256
+            made[key] = SampledClip(file=request.file_name, request=request, num_network_calls=calls, sha256=digest)
         else:
             num_cut += path.is_file()
     others = [clip for key, clip in listed.items() if key not in wanted]
@@ -190,7 +224,7 @@ def reusable_clips(output_dir: Path, requests: list[PromptRequest]) -> tuple[dic
             f"clips in the folder are in no line of {SAMPLES_NAME} and of none of these prompts and settings: they "
             "stay, but out of the gallery; sample with their own prompts and settings to list them again",
         ),
-        (num_cut, "clips are empty or cut short, and are made again"),
+        (num_cut, "clips are damaged or cut short, and are made again"),
         (num_adopted, f"clips were not listed in {SAMPLES_NAME}; they are listed again"),
         (num_gone, f"clips of other settings are gone; their lines leave {SAMPLES_NAME}"),
     ):
@@ -201,7 +235,7 @@ def reusable_clips(output_dir: Path, requests: list[PromptRequest]) -> tuple[dic
 
 def _raise_unless_of_a_request(error: RayTaskError) -> None:
     """Raise an error that the other requests would meet too, such as a full disk or another text encoder."""
-    if isinstance(error.cause, OSError | ReelflowError) and not isinstance(error.cause, NotFiniteError):
+    if isinstance(error.cause, OSError | ReelflowError) and not isinstance(error.cause, NotFiniteError | ImageError):
         raise error
 
 
@@ -239,15 +273,9 @@ def _publish_manifest(
     return clips
 
 
-def canonical_batches(requests: list[PromptRequest], size: int) -> list[list[PromptRequest]]:
-    """Batches of equal guidance scale and bucket, in the order of the content addresses.
-
-    On some processors the rounding of a row depends on its position in the batch. In this order the same requests give
-    the same bytes, however they are listed.
-    """
-    ordered = sorted(requests, key=lambda request: (request.guidance_scale, request.bucket, request.id))
-    batches = []
-    for _, group in groupby(ordered, key=lambda request: (request.guidance_scale, request.bucket)):
-        same = list(group)
-        batches += [same[at : at + size] for at in range(0, len(same), size)]
-    return batches
+def batches_of(requests: Sequence[PromptRequest], size: int) -> list[list[PromptRequest]]:
+    """Batches of equal guidance scale and bucket, all or none with images, in the order of the requests."""
+    groups: dict[tuple[float, str, bool], list[PromptRequest]] = {}
+    for request in requests:
+        groups.setdefault((request.guidance_scale, request.bucket, request.image is not None), []).append(request)
+    return [group[at : at + size] for group in groups.values() for at in range(0, len(group), size)]

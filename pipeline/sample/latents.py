@@ -10,6 +10,7 @@ from torch import Tensor
 from models.flow.grid import (
     autoregressive,
     euler_scheduler_grid,
+    full_sequence,
     pyramid,
     uniform_grid,
     unipc_scheduler_grid,
@@ -17,7 +18,7 @@ from models.flow.grid import (
 )
 from models.flow.guidance import Apg, CfgZeroStar, Guidance, Plain, Rescaled, batched, guided
 from models.flow.path import path_of
-from models.flow.solver import euler_maruyama, falling_diffusion, solver_of
+from models.flow.solver import euler_maruyama, falling_diffusion, solver_of, with_known_frames
 from models.flow.spec import FlowSpec
 from models.text.caption import Caption, CaptionReader, joined
 from pipeline.run import randomness
@@ -88,6 +89,7 @@ def sample_latents(
     shape: tuple[int, ...],
     read_captions: CaptionReader,
     device: torch.device,
+    first_frame: Float[Tensor, "b c 1 h w"] | None = None,
 ) -> Float[Tensor, "b c t h w"]:
     """Sample normalised latents. The noise of each clip depends on its own seed only, not on the other clips.
 
@@ -95,6 +97,8 @@ def sample_latents(
         network: maps (x_t, t, caption) to its prediction; x_t is (b c t h w), t broadcasts from the left over x_t.
         shape: of one latent, (c t h w).
         read_captions: maps captions to what the network was trained with, tokens or embeddings.
+        first_frame: latents that the clips start with, normalised: they are at time 1 from the start, no solver moves
+            them, and no noise is added to them. For networks that were trained with known frames. None: there are none.
     """
     noise = torch.cat([randomness.normal(clip.seed, "sample", [0], shape) for clip in clips])
     caption = read_captions([clip.prompt for clip in clips])
@@ -107,6 +111,10 @@ def sample_latents(
     field = guided(branches, path, flow.prediction, guidance_of(config.guidance, guidance_scale))
     grid = schedule_of(config.schedule, grid_of(config.grid, config.steps, config.shift), shape[1])
     start = noise.to(device)
+    if first_frame is not None:
+        start = torch.cat([first_frame.to(start), start[:, :, 1:]], dim=2)
+        per_frame = full_sequence(grid, shape[1]) if grid.ndim == 1 else grid
+        grid = with_known_frames(per_frame, torch.arange(shape[1]) == 0)
 
     def fresh_noise(step: int) -> Tensor:
         return torch.cat([randomness.normal(clip.seed, "sde", [step], shape) for clip in clips])

@@ -72,6 +72,16 @@ class SampledModel(ABC):
     def weights(self, which: WeightsName) -> Iterator[tuple[str, Tensor]]:
         """The weights of the network by its own names, float32, one in memory at a time."""
 
+    @property
+    @abstractmethod
+    def image_refusal(self) -> str | None:
+        """Why a clip cannot start from an image, and a way out; None: it can."""
+
+    @property
+    def image_encoder(self) -> Path | None:
+        """The folder of the image encoder, for networks that attend to an image's embedding."""
+        return None
+
     @abstractmethod
     def load_autoencoder(self) -> VideoAutoencoder:
         """The autoencoder, in evaluation mode, without gradients, on the CPU."""
@@ -113,6 +123,15 @@ class TrainedModel(SampledModel):
         build = partial(build_network, self.network, self.stats.num_channels, self.embedding_width)
         check_network(self.checkpoint, build)
         return network_weights(self.checkpoint, which)
+
+    @property
+    def image_refusal(self) -> str | None:
+        """As `SampledModel.image_refusal`: it was trained with frames that were given, or with times of their own."""
+        if self.flow.first_frame_share > 0:
+            return None
+        if self.flow.times_per == "frame" and self.network.known_frames == "time":
+            return None
+        return f"{self.folder} was trained without frames that are given: train with dit.flow.first_frame_share above 0"
 
     def load_autoencoder(self) -> VideoAutoencoder:
         """As `SampledModel.load_autoencoder`."""

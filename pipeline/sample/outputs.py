@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import BinaryIO
 
 from data.errors import ReelflowError
+from data.files.checksums import file_sha256
 from data.files.jsonl import JsonLineError, read_jsonl
 from data.records import FileName, Record
 from pipeline.report.figures import GalleryClip
 from pipeline.sample.requests import PromptRequest
 
-SAMPLES_NAME = "manifest.jsonl"
+SAMPLES_NAME, FAILED_NAME = "manifest.jsonl", "failed.jsonl"
 _BOXES = {b"ftyp", b"moov", b"mdat"}  # without which an MP4 file cannot be played
 
 
@@ -24,6 +25,7 @@ class SampledClip(Record):
     file: FileName  # in the samples folder
     request: PromptRequest
     num_network_calls: int | None  # of the batch that the clip was sampled in; None: its line was lost
+    sha256: str | None = None  # of the file; None: its line was written by an older version
 
     def shown(self, right: bool | None = None) -> GalleryClip:
         """The clip as pages show it.
@@ -31,17 +33,30 @@ class SampledClip(Record):
         Args:
             right: the judge's verdict, where there is one.
         """
-        return GalleryClip(self.file, self.request.prompt, self.request.seed, self.request.guidance_scale, right)
+        request = self.request
+        return GalleryClip(
+            self.file, request.prompt, request.seed, request.guidance_scale, right=right, bucket=request.bucket
+        )
+
+
+class FailedClip(Record):
+    """One line of failed.jsonl."""
+
+    request: PromptRequest
+    reason: str
 
 
 def read_samples(output_dir: Path) -> list[SampledClip]:
     """The clips that the manifest of a samples folder lists; none where there is no manifest.
 
+    A last line without its end, which a job was writing when it was killed, is left out.
+
     Raises:
         SamplesError: a line is damaged, or names a file outside the folder.
     """
+    path = output_dir / SAMPLES_NAME
     try:
-        return read_jsonl(output_dir / SAMPLES_NAME, SampledClip)
+        return read_jsonl(path, SampledClip, ignore_unfinished=True)
     except JsonLineError as error:
         raise SamplesError(
             f"{error}; correct that line, or delete it and sample again: clips of the prompts and settings that are "
@@ -53,6 +68,13 @@ def num_unlisted(output_dir: Path, listed: Collection[str]) -> int:
     """The number of MP4 files of a samples folder that are not among those names."""
     names = {path.name for path in output_dir.glob("*.mp4") if not path.name.startswith(".")}
     return len(names - set(listed))
+
+
+def is_as_listed(path: Path, listed: SampledClip | None) -> bool:
+    """Whether a file is the clip that its line describes; without a line, whether it is a whole clip."""
+    if listed is None or listed.sha256 is None:
+        return is_whole_clip(path)
+    return path.is_file() and file_sha256(path) == listed.sha256
 
 
 def is_whole_clip(path: Path) -> bool:

@@ -1,6 +1,7 @@
 """A published pipeline, in the layout of diffusers, as a model to sample.
 
 model_index.json  transformer/  vae/  text_encoder/  tokenizer/  scheduler/
+and for image to video by Wan 2.1  image_encoder/  image_processor/
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,6 +19,7 @@ from data.dataset.manifest import TextEncoderRecord
 from data.errors import shorten
 from models.autoencoder.protocol import VideoAutoencoder
 from models.flow.spec import FlowSpec
+from models.image.pretrained import check_image_encoder, image_encoder_fingerprint
 from models.networks.wan_published import PublishedTransformer
 from models.text.pretrained import check_text_encoder, text_encoder_fingerprint
 from pipeline.checkpoint.published import (
@@ -34,7 +36,9 @@ from pipeline.run.weight_names import FIRST_AVERAGE, MASTER, WeightsName
 from pipeline.sample.model import SampledModel
 from pipeline.sample.requests import Prompt, PromptError
 
-KNOWN_PIPELINES = ("WanPipeline",)
+IMAGE_PIPELINE = "WanImageToVideoPipeline"
+KNOWN_PIPELINES = ("WanPipeline", IMAGE_PIPELINE)
+IMAGE_ENCODER = "image_encoder"  # name of its folder in a pipeline
 SCHEDULER_CONFIG = Path("scheduler") / "scheduler_config.json"
 
 
@@ -46,6 +50,8 @@ class PublishedModel(SampledModel):
     autoencoder: PublishedFolder
     compression: Compression
     described: PublishedTransformer
+    has_times_per_frame: bool
+    """The network was trained with a time for each token: the first frame may be given."""
 
     def __str__(self) -> str:
         return str(self.folder)
@@ -89,6 +95,21 @@ class PublishedModel(SampledModel):
         """As `SampledModel.weights`."""
         return transformer_weights(self.transformer, self.described)
 
+    @property
+    def image_refusal(self) -> str | None:
+        """As `SampledModel.image_refusal`."""
+        if self.has_times_per_frame or self.network.needs_image:
+            return None
+        return (
+            f"{self.folder} is a text-to-video pipeline ({PIPELINE_NAME} has no expand_timesteps): sample one of Wan "
+            "2.2 TI2V or of Wan 2.1 I2V"
+        )
+
+    @property
+    def image_encoder(self) -> Path | None:
+        """As `SampledModel.image_encoder`."""
+        return None if self.described.config.image_width is None else self.folder / IMAGE_ENCODER
+
     def load_autoencoder(self) -> VideoAutoencoder:
         """As `SampledModel.load_autoencoder`."""
         return load_published_autoencoder(self.autoencoder)
@@ -100,11 +121,14 @@ def published_model(folder: Path) -> PublishedModel:
     Raises:
         PublishedError: the pipeline is not supported, or a part of it is missing, damaged or does not fit the others.
         TextEncoderError: the text encoder cannot be used.
+        ImageEncoderError: the image encoder cannot be used.
     """
     index_path = folder / PIPELINE_NAME
     index = read_json(index_path)
     if (kind := index.get("_class_name")) not in KNOWN_PIPELINES:
-        raise PublishedError(f"{index_path}: _class_name is {kind!r}, but {' and '.join(KNOWN_PIPELINES)} is supported")
+        raise PublishedError(
+            f"{index_path}: _class_name is {kind!r}, but {' and '.join(KNOWN_PIPELINES)} are supported"
+        )
     if index.get("boundary_ratio") is not None or (folder / "transformer_2").is_dir():
         raise PublishedError(
             f"{index_path}: the pipeline has two transformers, one for each part of the path (boundary_ratio "
@@ -112,20 +136,18 @@ def published_model(folder: Path) -> PublishedModel:
         )
     transformer, autoencoder = open_published(folder / "transformer"), open_autoencoder(folder / "vae")
     described = check_transformer(transformer)
-    if described.config.image_width is not None or described.config.condition_channels:
-        raise PublishedError(
-            f"{transformer.config_path}: the transformer takes an image beside the prompt (in_channels "
-            f"{described.channels + described.config.condition_channels}, image_dim {described.config.image_width}), "
-            "which sampling does not give it yet; use a text-to-video pipeline"
-        )
     stats, compression = autoencoder_stats(autoencoder)
     if stats.num_channels != described.channels:
         raise PublishedError(
             f"{autoencoder.config_path}: z_dim is {stats.num_channels}, but {transformer.config_path} has out_channels "
             f"{described.channels}: the folder's parts are not of one pipeline"
         )
+    has_times_per_frame = bool(index.get("expand_timesteps"))
+    _check_condition(transformer, described, compression, has_times_per_frame=has_times_per_frame, kind=kind)
     encoder = _text_encoder(folder, described)
-    parts = (transformer.fingerprint(), autoencoder.fingerprint(), encoder.fingerprint)
+    parts = [transformer.fingerprint(), autoencoder.fingerprint(), encoder.fingerprint]
+    if described.config.image_width is not None:
+        parts.append(_image_encoder_fingerprint(folder, described.config.image_width))
     return PublishedModel(
         folder=folder,
         fingerprint=sha256(" ".join(parts).encode()).hexdigest()[:16],
@@ -137,7 +159,49 @@ def published_model(folder: Path) -> PublishedModel:
         autoencoder=autoencoder,
         compression=compression,
         described=described,
+        has_times_per_frame=has_times_per_frame,
     )
+
+
+def _check_condition(
+    transformer: PublishedFolder,
+    described: PublishedTransformer,
+    compression: Compression,
+    *,
+    has_times_per_frame: bool,
+    kind: str,
+) -> None:
+    """What the transformer takes of an image is what the pipeline gives it."""
+    channels, further = described.channels, described.config.condition_channels
+    inputs = f"{transformer.config_path}: in_channels is {channels + further}"
+    if further and (kind != IMAGE_PIPELINE or has_times_per_frame):
+        raise PublishedError(
+            f"{inputs}, {further} more than out_channels, but {PIPELINE_NAME} has _class_name {kind} and "
+            f"expand_timesteps {has_times_per_frame}, which give no image by channels: the folder's parts are not of "
+            "one pipeline"
+        )
+    if further and further != channels + compression.temporal_factor:
+        raise PublishedError(
+            f"{inputs}, but a pipeline from image to video gives {2 * channels + compression.temporal_factor}: "
+            f"latents, a mask of {compression.temporal_factor} and the image's latents; variants with other conditions "
+            "are not supported"
+        )
+    if kind == IMAGE_PIPELINE and not further and not has_times_per_frame:
+        raise PublishedError(
+            f"{inputs}, those of the latents alone, and {PIPELINE_NAME} has no expand_timesteps: the image could not "
+            "be given to this transformer; the folder's parts are not of one pipeline"
+        )
+
+
+def _image_encoder_fingerprint(folder: Path, image_width: int) -> str:
+    """That of a pipeline's image encoder, whose width has to be the transformer's."""
+    encoder_dir = folder / IMAGE_ENCODER
+    if (width := check_image_encoder(encoder_dir).hidden_size) != image_width:
+        raise PublishedError(
+            f"{encoder_dir / CONFIG_NAME}: hidden_size is {width}, but the transformer reads embeddings of "
+            f"{image_width} channels (image_dim): the folder's parts are not of one pipeline"
+        )
+    return image_encoder_fingerprint(encoder_dir)
 
 
 def _text_encoder(folder: Path, described: PublishedTransformer) -> TextEncoderRecord:

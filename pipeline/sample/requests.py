@@ -3,18 +3,20 @@
 import re
 from codecs import BOM_UTF8
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from hashlib import blake2b
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, field_validator, model_serializer
 
-from data.errors import ReelflowError, shorten
+from data.errors import ReelflowError, VideoError, shorten
+from data.files.checksums import file_sha256
 from data.files.jsonl import JsonLineError, numbered_lines, parse_line
 from data.files.tables import TableError, read_table
-from data.records import Record, Text
+from data.records import AddedLater, Record, Text, expand_home
+from pipeline.run.fingerprints import stored
 
 MAX_BYTES = 2**28  # a million prompts
 MAX_PROMPT_CHARACTERS = 2**16
@@ -34,6 +36,8 @@ class Prompt(Record):
     seed: int | None = None  # of the noise; None: derived from the seed of the run and the text of the prompt
     bucket: Text | None = None  # shape of the clip, such as 17x64x64@8; None: that of the configuration
     expect: dict[Text, Text] | None = None  # attribute -> value that the judge should find, where it is known
+    # Path of the image that the clip starts from: in the file also relative to it, later absolute
+    image: Annotated[Text | None, AddedLater(None)] = None
 
     @field_validator("seed", mode="before")
     @classmethod
@@ -41,6 +45,13 @@ class Prompt(Record):
         if isinstance(seed, bool):
             raise ValueError("true and false are no seeds")
         return seed
+
+
+class ImageFile(Record):
+    """An image on disk, and what it holds."""
+
+    path: str
+    sha256: str
 
 
 class PromptRequest(Record):
@@ -52,6 +63,12 @@ class PromptRequest(Record):
     guidance_scale: float
     bucket: str
     expect: dict[str, str] | None = None
+    image: ImageFile | None = None  # that the clip starts from; left out where there is none
+
+    @model_serializer(mode="wrap")
+    def _without_no_image(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields = serialize(self)
+        return {name: value for name, value in fields.items() if name != "image" or value is not None}
 
     @property
     def file_name(self) -> str:
@@ -64,10 +81,12 @@ def read_prompts(path: Path) -> tuple[list[Prompt], list[str]]:
     """The prompts of a file, and a warning of each kind for lines that are not read as they look.
 
     The suffix, in any case, decides the format: .jsonl; the tables .csv, .tsv, .json and .parquet with the columns of
-    `Prompt`; any other is text. In text, runs of white space become one space, as in captions.
+    `Prompt`; any other is text. In text, runs of white space become one space, as in captions. Images are decoded once,
+    to see that they can be; their paths become absolute.
 
     Raises:
-        PromptError: the file is missing, too large, cannot be read or holds no prompts; names the line or row.
+        PromptError: the file is missing, too large, cannot be read or holds no prompts, or an image is missing or
+            damaged; names the line or row.
     """
     if not path.is_file():
         raise PromptError(f"{path}: there is no such prompts file; write one with one prompt per line")
@@ -78,14 +97,71 @@ def read_prompts(path: Path) -> tuple[list[Prompt], list[str]]:
         raise PromptError(f"{path}: prompts files are text, .jsonl, {', '.join(TABLE_SUFFIXES)}, not {path.suffix}")
     content, warnings = path.read_bytes(), list[str]()
     if suffix in TABLE_SUFFIXES:
-        prompts = list(_table_prompts(path, content, warnings))
+        placed = _table_prompts(path, content, warnings)
     elif suffix == ".jsonl":
-        prompts = list(_json_prompts(path, content, warnings))
+        placed = _json_prompts(path, content, warnings)
     else:
-        prompts = list(_text_prompts(path, content, warnings))
+        placed = _text_prompts(path, content, warnings)
+    prompts = _with_images(path, placed)
     if not prompts:
         raise PromptError(f"{path} holds no prompt; write one per line")
     return prompts, warnings + _repeated(path, prompts)
+
+
+def _with_images(path: Path, placed: Iterable[tuple[str, Prompt]]) -> list[Prompt]:
+    """The prompts, with absolute paths of images that can be decoded.
+
+    Args:
+        placed: each prompt after its line or row.
+    """
+    from data.video.images import read_image  # loads libraries that prompts without images do not need
+
+    prompts, decoded = [], set[Path]()
+    for place, prompt in placed:
+        if prompt.image is None:
+            prompts.append(prompt)
+            continue
+        named = f"{path}: {place}: image {shorten(prompt.image)}"
+        try:
+            image = (path.parent / expand_home(prompt.image)).resolve()
+        except ValueError as error:
+            raise PromptError(f"{named}: {error}") from error
+        try:
+            if image not in decoded:
+                read_image(image)
+        except OSError as error:
+            raise PromptError(
+                f"{named} cannot be read ({error.strerror}); name a file by its absolute path, or relative to "
+                f"{shorten(str(path.parent.resolve()))}"
+            ) from error
+        except VideoError as error:
+            raise PromptError(f"{named}: {shorten(str(error), 300)}; save it anew, as PNG or JPEG") from error
+        decoded.add(image)
+        prompts.append(prompt.model_copy(update={"image": str(image)}))
+    return prompts
+
+
+def image_files(prompts: Iterable[Prompt]) -> dict[str, ImageFile]:
+    """The images that prompts name, by path; each is read once.
+
+    Raises:
+        PromptError: one is not there any more.
+    """
+    files = {}
+    for path in dict.fromkeys(prompt.image for prompt in prompts):
+        if path is not None:
+            try:
+                files[path] = ImageFile(path=path, sha256=file_sha256(Path(path)))
+            except OSError as error:
+                raise PromptError(f"image {shorten(path)} cannot be read ({error.strerror}); copy it back") from error
+    return files
+
+
+def prompt_settings(prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
+    """What a stage's output depends on of its prompts: of images what they hold, wherever they are."""
+    files = image_files(prompts)
+    images = [{} if prompt.image is None else {"image": files[prompt.image].sha256} for prompt in prompts]
+    return [stored(prompt) | image for prompt, image in zip(prompts, images, strict=True)]
 
 
 def _repeated(path: Path, prompts: list[Prompt]) -> list[str]:
@@ -95,7 +171,7 @@ def _repeated(path: Path, prompts: list[Prompt]) -> list[str]:
     """
     seen, repeated = set(), []
     for number, prompt in enumerate(prompts, 1):
-        key = (prompt.prompt, prompt.seed, prompt.bucket)
+        key = (prompt.prompt, prompt.seed, prompt.bucket, prompt.image)
         if prompt.seed is not None and key in seen:
             repeated.append(number)
         seen.add(key)
@@ -107,7 +183,7 @@ def _repeated(path: Path, prompts: list[Prompt]) -> list[str]:
     ]
 
 
-def _table_prompts(path: Path, content: bytes, warnings: list[str]) -> Iterator[Prompt]:
+def _table_prompts(path: Path, content: bytes, warnings: list[str]) -> Iterator[tuple[str, Prompt]]:
     try:
         rows = read_table(str(path), content)
     except TableError as error:
@@ -116,7 +192,7 @@ def _table_prompts(path: Path, content: bytes, warnings: list[str]) -> Iterator[
         _warn_of_empty_rows(path, content, [number for number, _ in rows], warnings)
     for number, row in rows:
         try:
-            yield Prompt.model_validate({str(column): value for column, value in row.items()})
+            yield f"row {number}", Prompt.model_validate({str(column): value for column, value in row.items()})
         except ValidationError as error:
             raise _refusal(path, f"row {number}", error) from error
 
@@ -132,15 +208,15 @@ def _warn_of_empty_rows(path: Path, content: bytes, filled: list[int], warnings:
         warnings.append(f"{path}: {len(empty)} rows are empty and were skipped; the first is row {empty[0]}")
 
 
-def _json_prompts(path: Path, content: bytes, warnings: list[str]) -> Iterator[Prompt]:
+def _json_prompts(path: Path, content: bytes, warnings: list[str]) -> Iterator[tuple[str, Prompt]]:
     for number, line in _filled(path, list(numbered_lines(BytesIO(content))), warnings):
         try:
-            yield parse_line(path, number, line, Prompt)
+            yield f"line {number}", parse_line(path, number, line, Prompt)
         except JsonLineError as error:
             raise _refusal(path, f"line {number}", error.reason) from error
 
 
-def _text_prompts(path: Path, content: bytes, warnings: list[str]) -> Iterator[Prompt]:
+def _text_prompts(path: Path, content: bytes, warnings: list[str]) -> Iterator[tuple[str, Prompt]]:
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -154,7 +230,7 @@ def _text_prompts(path: Path, content: bytes, warnings: list[str]) -> Iterator[P
         )
     for number, line in _filled(path, list(enumerate(lines, 1)), warnings):
         try:
-            yield Prompt(prompt=" ".join(line.split()))
+            yield f"line {number}", Prompt(prompt=" ".join(line.split()))
         except ValidationError as error:
             raise _refusal(path, f"line {number}", error) from error
 
@@ -175,7 +251,7 @@ def _refusal(path: Path, place: str, reason: str | ValidationError) -> PromptErr
         reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
     return PromptError(
         f"{path}: {place} is not a prompt: {shorten(reason, 300)}; a prompt has the fields "
-        f'{{"prompt": "a red circle moves left", "seed": 1}} and, if need be, bucket and expect'
+        f'{{"prompt": "a red circle moves left", "seed": 1}} and, if need be, bucket, image and expect'
     )
 
 
@@ -216,23 +292,25 @@ def plan_requests(
     """One request per prompt and guidance scale; equal requests are planned once.
 
     The noise of a prompt is the same at every scale. Ids are content addresses: adding, removing or reordering prompts
-    changes no clip of another prompt.
+    changes no clip of another prompt. Of an image, the address has what the file holds, not where it is.
 
     Args:
         settings: identifies all else that the pixels depend on, such as checkpoint, solver and steps.
         buckets: names of the shapes that the network was trained on; a prompt that names none gets the first.
     """
-    repeats: Counter[str] = Counter()
-    requests = []
+    repeats: Counter[tuple[str, str]] = Counter()
+    requests, images = [], image_files(prompts)
     for prompt in prompts:
         bucket = prompt.bucket or buckets[0]
+        image = None if prompt.image is None else images[prompt.image]
+        start = "" if image is None else f"\0image {image.sha256}"
         seed = prompt.seed
         if seed is None:  # of two equal lines, the second gets another seed
-            address = f"{run_seed}\0{prompt.prompt}\0{repeats[prompt.prompt]}"
-            repeats[prompt.prompt] += 1
+            address = f"{run_seed}\0{prompt.prompt}\0{repeats[prompt.prompt, start]}{start}"
+            repeats[prompt.prompt, start] += 1
             seed = int.from_bytes(blake2b(address.encode(), digest_size=4).digest(), "big")
         for scale in guidance_scales:
-            address = f"{prompt.prompt}\0{seed}\0{_digits(scale)}\0{bucket}\0{settings}"
+            address = f"{prompt.prompt}\0{seed}\0{_digits(scale)}\0{bucket}\0{settings}{start}"
             requests.append(
                 PromptRequest(
                     id=blake2b(address.encode(), digest_size=6).hexdigest(),
@@ -241,6 +319,7 @@ def plan_requests(
                     guidance_scale=scale,
                     bucket=bucket,
                     expect=prompt.expect,
+                    image=image,
                 )
             )
     return list({request.id: request for request in requests}.values())

@@ -1,17 +1,23 @@
 """A model that is loaded for sampling."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
+from data.dataset.buckets import Bucket
 from data.dataset.manifest import TextEncoderRecord
 from data.errors import ReelflowError, shorten
 from data.records import Frames
 from models.flow.solver import Counted
+from models.image.pretrained import PretrainedImageEncoder
 from models.networks.build import build_network
+from models.networks.protocol import Conditions, ImageCondition
 from models.text.pretrained import PretrainedTextEncoder, token_lengths
 from pipeline.checkpoint.record import CheckpointError
 from pipeline.encode.captions import byte_captions, check_same_encoder
@@ -20,9 +26,14 @@ from pipeline.encode.statistics import denormalize
 from pipeline.run.fingerprints import output_json
 from pipeline.run.precision import autocast
 from pipeline.sample.config import SampleConfig
+from pipeline.sample.images import condition_channels, first_frame_of, first_latents, read_picture
 from pipeline.sample.latents import PromptSeed, sample_latents
 from pipeline.sample.model import SampledModel
-from pipeline.sample.requests import PromptRequest
+from pipeline.sample.requests import ImageFile, PromptRequest
+
+TOKENS_TOGETHER = {"cpu": 512, "cuda": 16384}
+"""Tokens that one call of the network computes, by kind of device: more of them are no faster for each."""
+MAX_ROWS = 64
 
 
 class NotFiniteError(ReelflowError, ArithmeticError):
@@ -93,6 +104,7 @@ class ClipSampler:
 
     def __init__(self, model: SampledModel, config: SampleConfig, device: torch.device) -> None:
         self.model, self.config, self.device = model, config, device
+        self._rows: dict[str, int] = {}  # by the name of a bucket
         encoder, channels, width = model.text_encoder, model.stats.num_channels, model.embedding_width
         weights = model.weights(config.weights)  # what is wrong with them is found before memory is taken
         with torch.device("meta"):
@@ -105,33 +117,125 @@ class ClipSampler:
         else:
             self.read_captions = PretrainedTextEncoder(text_encoder_folder(encoder, config), encoder.max_tokens, device)
         self.autoencoder = model.load_autoencoder().to(device)
+        self.embed_image = None if model.image_encoder is None else PretrainedImageEncoder(model.image_encoder, device)
 
-    @torch.inference_mode()
-    def sample(self, requests: list[PromptRequest]) -> tuple[list[Frames], int]:
-        """The clips of requests of one guidance scale and bucket, and the number of network calls.
+    def sample(self, requests: Sequence[PromptRequest]) -> tuple[list[Frames], int]:
+        """The clips of requests of one guidance scale and bucket, and the number of network calls for each.
+
+        A clip does not depend on the other requests: see `rows_of`.
+
+        Args:
+            requests: all of them start from an image, or none.
 
         Raises:
             NotFiniteError: the latents of a clip are not finite.
+            ImageError: an image is missing, or is not what it was when the job was planned.
         """
+        clips, calls = [], 0
+        for group in self.groups(requests):
+            made, calls = self.sample_group(group)
+            clips += made
+        return clips, calls
+
+    def groups(self, requests: Sequence[PromptRequest]) -> Iterator[Sequence[PromptRequest]]:
+        """The requests as they are computed together; the last group may be smaller."""
+        size = self.rows_of(self.model.bucket(requests[0].bucket))
+        return (requests[at : at + size] for at in range(0, len(requests), size))
+
+    def sample_group(self, group: Sequence[PromptRequest]) -> tuple[list[Frames], int]:
+        """As `sample`, of one group of `groups`, which is filled up with copies of its last request."""
+        size = self.rows_of(self.model.bucket(group[0].bucket))
+        latents, calls = self._latents([*group, *[group[-1]] * (size - len(group))], self.config)
+        for request, latent in zip(group, latents, strict=False):
+            if not latent.isfinite().all():
+                raise NotFiniteError(
+                    f"the latents of {request.file_name} are not finite, so its picture would be black; lower "
+                    "sample.guidance_scale, or set sample.precision to fp32"
+                )
+        return self._decoded(latents)[: len(group)], calls
+
+    def rows_of(self, bucket: Bucket) -> int:
+        """How many clips of a shape are computed together. It follows from the shape alone, never from the requests.
+
+        The rounding of a row depends on the number of rows, because kernels are chosen by it: that number is the same
+        for all requests. Where it also depends on the place of the row among them, as it does on some processors, clips
+        are computed one by one. That is tried out once for each shape.
+        """
+        if bucket.name not in self._rows:
+            shape = self.autoencoder.config.latent_shape(bucket.num_frames, bucket.height, bucket.width)
+            size = max(1, min(MAX_ROWS, TOKENS_TOGETHER[self.device.type] // self.model.network.num_tokens(shape[1:])))
+            self._rows[bucket.name] = size if size == 1 or self._places_are_equal(bucket, size) else 1
+        return self._rows[bucket.name]
+
+    def _places_are_equal(self, bucket: Bucket, size: int) -> bool:
+        """Whether clips of a group have equal bits in whatever order they are; False where each needs an image."""
+        if self.model.network.needs_image:
+            return False
+        requests = [
+            PromptRequest(id="0" * 12, prompt=f"{seed}", seed=seed, guidance_scale=2.0, bucket=bucket.name)
+            for seed in range(size)
+        ]
+        config = self.config.model_copy(update={"steps": min(2, self.config.steps)})
+        latents, _ = self._latents(requests, config)
+        rotated, _ = self._latents([*requests[1:], requests[0]], config)
+        if not torch.equal(latents.roll(-1, 0), rotated):
+            return False
+        clips, turned = self._decoded(latents), self._decoded(rotated)
+        return all(np.array_equal(one, other) for one, other in zip([*clips[1:], clips[0]], turned, strict=True))
+
+    @torch.inference_mode()
+    def _latents(
+        self, requests: Sequence[PromptRequest], config: SampleConfig
+    ) -> tuple[Float[Tensor, "b c t h w"], int]:
+        """The normalised latents of all requests, computed together, and the number of network calls."""
         bucket = self.model.bucket(requests[0].bucket)
-        shape = self.autoencoder.config.latent_shape(bucket.num_frames, bucket.height, bucket.width)
-        network = Counted(self.network.at_fps(torch.tensor([bucket.fps], device=self.device)))
-        with autocast(self.config.precision, self.device):
+        images = [request.image for request in requests if request.image is not None]
+        with autocast(config.precision, self.device):
+            conditions, first_frame = self.conditions(bucket, images)
+            network = Counted(self.network.given(conditions))
             latents = sample_latents(
                 network,
                 self.model.flow,
-                self.config,
+                config,
                 [PromptSeed(request.prompt, request.seed) for request in requests],
                 guidance_scale=requests[0].guidance_scale,
-                shape=shape,
+                shape=self.autoencoder.config.latent_shape(bucket.num_frames, bucket.height, bucket.width),
                 read_captions=self.read_captions,
                 device=self.device,
+                first_frame=first_frame,
             )
-            for request, latent in zip(requests, latents, strict=True):
-                if not latent.isfinite().all():
-                    raise NotFiniteError(
-                        f"the latents of {request.file_name} are not finite, so its picture would be black; lower "
-                        "sample.guidance_scale, or set sample.precision to fp32"
-                    )
-            clips = decode_clips(self.autoencoder, denormalize(latents, self.model.stats), tile=self.config.tile)
-        return clips, network.calls
+        return latents, network.calls
+
+    @torch.inference_mode()
+    def _decoded(self, latents: Float[Tensor, "b c t h w"]) -> list[Frames]:
+        with autocast(self.config.precision, self.device):
+            return decode_clips(self.autoencoder, denormalize(latents, self.model.stats), tile=self.config.tile)
+
+    def conditions(
+        self, bucket: Bucket, images: Sequence[ImageFile]
+    ) -> tuple[Conditions, Float[Tensor, "b c 1 h w"] | None]:
+        """What the network is told of clips, and the first latent frame of each, normalised, where that is given.
+
+        Args:
+            images: that the clips start from; none where they start from nothing.
+
+        Raises:
+            ImageError: as `sample`.
+        """
+        fps = torch.tensor([bucket.fps], device=self.device)
+        if not images:
+            return Conditions(fps), None
+        frames, embeddings = [], []
+        for image in images:  # one at a time is in memory at its full size
+            picture = read_picture(image)
+            frames.append(first_frame_of(picture, bucket))
+            if self.embed_image is not None:
+                embeddings.append(self.embed_image(picture))
+        tile, stats = self.config.tile, self.model.stats
+        if self.model.network.needs_image:
+            channels = condition_channels(self.autoencoder, stats, frames, bucket.num_frames, tile)
+            embedding = torch.cat(embeddings) if embeddings else None
+            return Conditions(fps, image=ImageCondition(channels, embedding)), None
+        num_latent_frames = self.autoencoder.config.compression.num_latent_frames(bucket.num_frames)
+        known = torch.arange(num_latent_frames, device=self.device)[None, None] == 0
+        return Conditions(fps, known), first_latents(self.autoencoder, stats, frames, tile)

@@ -150,6 +150,10 @@ def test_a_mix_takes_the_place_of_the_source():
         ("sample.solver=rk5", "sample.solver: input should be 'euler', .*'rk5'"),
         ("dit.flow.prediction=noise", "dit.flow: prediction is 'noise'.*use path 'vp'"),
         ("sample.schedule=pyramid", "sample.schedule is 'pyramid'.*set dit.flow.times_per to frame"),
+        (
+            "dit.model.known_frames=channels",
+            r"known_frames is 'channels', but dit\.flow\.first_frame_share is 0.*set first_frame_share above 0",
+        ),
         ("name=../x", "name: string should match pattern"),
         ("steps", "write section.field=value"),
     ],
@@ -422,6 +426,14 @@ WAN = "dit.model={architecture: wan, width: 48, depth: 1, heads: 2, mlp_width: 6
         (["encode.text={folder: t5}", "dit.model.heads=5"], r"dit\.model: heads is 5, but width 48 .* use 6 heads"),
         (["encode.text={folder: t5}", "dit.model.depht=3"], r"dit\.model\.depht: there is no such field; .* depth\?"),
         (["encode.text={folder: t5}", "dit.model.text.width=32"], r"dit\.model\.text: there is no such field"),
+        (
+            ["encode.text={folder: t5}", "dit.model.image_width=8"],
+            r"dit\.model: image_width is 8, but condition_channels is 0",
+        ),
+        (
+            ["encode.text={folder: t5}", "dit.model.condition_channels=20"],
+            r"condition_channels is above 0: a network of architecture wan .* sampled, but not trained; train one",
+        ),
     ],
 )
 def test_a_network_that_reads_embeddings_needs_them(overrides, said):

@@ -11,6 +11,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from PIL import Image
 
 from data.dataset.manifest import read_manifest
 from models.networks.wan_published import read_transformer
@@ -24,7 +25,7 @@ from pipeline.sample.sampler import ClipSampler
 from pipeline.train.monitor.metrics import read_metrics
 from testing.commands import TINY, launch_here
 from testing.paths import ROOT
-from testing.published import TEXT_WIDTH, write_pipeline
+from testing.published import TEXT_WIDTH, write_image_pipeline, write_pipeline
 
 MORE_STEPS = 9  # after the kill
 
@@ -84,6 +85,44 @@ def test_a_prompts_file_is_sampled_straight_from_the_folder(cluster, pipeline_di
     assert unset.returncode != 0
     assert "name one in sample.bucket" in unset.stderr
     assert not out.exists()
+
+
+def test_clips_start_from_the_images_of_a_prompts_file(cluster, tmp_path):
+    """Started again, the job makes nothing; where an image has changed, its clip alone is another one."""
+    folder, prompts, out = tmp_path / "pipeline", tmp_path / "prompts.jsonl", tmp_path / "clips"
+    write_image_pipeline(folder)
+    for name, colour in (("one", "red"), ("two", "blue")):
+        Image.new("RGB", (60, 40), colour).save(tmp_path / f"{name}.png")
+    rows = [{"prompt": "a red circle", "image": "one.png"}, {"prompt": "a blue star", "image": "two.png"}]
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    given = ("--set", "sample.bucket=5x32x48@8", "--set", "sample.steps=2")
+    command = ("sample", str(folder), "--prompts", str(prompts), "--output", str(out), *given)
+
+    described = launch_here("inspect", str(folder)).stdout
+    assert "image       8 channels; it can be sampled, but not trained" in described
+    assert "to fine-tune it" not in described
+    done = launch_here(*command)
+    assert done.returncode == 0, done.stderr
+    first = {clip.file: (out / clip.file).stat().st_mtime_ns for clip in read_samples(out)}
+    assert len(first) == 2
+    again = launch_here(*command)
+    assert again.returncode == 0, again.stderr
+    assert {clip.file: (out / clip.file).stat().st_mtime_ns for clip in read_samples(out)} == first
+
+    Image.new("RGB", (60, 40), "green").save(tmp_path / "one.png")
+    changed = launch_here(*command)
+    assert "2 clips in" in changed.stdout
+    assert "beside 1 of other settings" in changed.stdout
+    assert first.keys() < {clip.file for clip in read_samples(out)}
+
+    (tmp_path / "two.png").write_bytes(b"no image")
+    refused = launch_here(*command)
+    assert refused.returncode != 0
+    assert "prompts.jsonl: line 2: image two.png: it cannot be decoded" in refused.stderr
+    prompts.write_text("".join(json.dumps({"prompt": row["prompt"]}) + "\n" for row in rows), encoding="utf-8")
+    refused = launch_here(*command)
+    assert refused.returncode != 0
+    assert "prompt 1, 'a red circle', names no image, but" in refused.stderr
 
 
 def test_inspect_says_how_to_fine_tune_it(pipeline_dir):

@@ -20,7 +20,7 @@ from models.flow.path import path_of
 from models.flow.spec import FlowSpec
 from models.networks.build import build_network
 from models.networks.config import NetworkConfig
-from models.networks.protocol import VelocityNetwork
+from models.networks.protocol import Conditions, VelocityNetwork
 from models.text.bytes import CaptionTokens
 from models.text.caption import Caption
 from models.text.embeddings import CaptionEmbeddings
@@ -75,9 +75,9 @@ class FlowMatchingLoss(nn.Module):
 
         For a `FlowQuery`: {"predicted": the prediction, (b c t h w)}.
         """
-        network = self.network.at_fps(batch.fps)
         if isinstance(batch, FlowQuery):
-            return {"predicted": network(batch.x_t, batch.t, batch.caption)}
+            return {"predicted": self.network.given(Conditions(batch.fps))(batch.x_t, batch.t, batch.caption)}
+        network = self.network.given(Conditions(batch.fps, batch.known))
         x_t = self.path.at(batch.t, batch.x_1).point(batch.x_0, batch.x_1)
         predicted = network(x_t, batch.t, batch.caption)
         loss = matching_loss(

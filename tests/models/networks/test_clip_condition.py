@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from models.networks.dit import DiT
+from models.networks.protocol import Conditions
 from testing.networks import noisy_batch, small_dit, with_open_gates
 
 CONFIG = small_dit(clip_conditions=("fps", "size"))
@@ -14,12 +15,12 @@ def test_the_velocity_depends_on_the_frame_rate_of_each_clip():
     network = DiT(CONFIG, 4)
     with_open_gates(network)
     x, t, caption = noisy_batch(CONFIG)
-    slow = network.at_fps(torch.tensor([8.0]))(x, t, caption)
-    torch.testing.assert_close(network.at_fps(torch.tensor([8.0, 8.0]))(x, t, caption), slow)
-    mixed = network.at_fps(torch.tensor([8.0, 24.0]))(x, t, caption)
+    slow = network.given(Conditions(torch.tensor([8.0])))(x, t, caption)
+    torch.testing.assert_close(network.given(Conditions(torch.tensor([8.0, 8.0])))(x, t, caption), slow)
+    mixed = network.given(Conditions(torch.tensor([8.0, 24.0])))(x, t, caption)
     torch.testing.assert_close(mixed[0], slow[0])
     assert not torch.allclose(mixed[1], slow[1])
-    with pytest.raises(ValueError, match=r"the network reads frame rates: call network\.at_fps\(fps\)"):
+    with pytest.raises(ValueError, match=r"the network reads frame rates: call network\.given\(Conditions\(fps\)\)"):
         network(x, t, caption)
 
 
@@ -41,7 +42,7 @@ def test_without_these_conditions_the_frame_rate_is_not_read():
     network = DiT(config, 4)
     with_open_gates(network)
     x, t, caption = noisy_batch(config)
-    assert torch.equal(network.at_fps(torch.tensor([8.0]))(x, t, caption), network(x, t, caption))
+    assert torch.equal(network.given(Conditions(torch.tensor([8.0])))(x, t, caption), network(x, t, caption))
 
 
 def test_nothing_changes_at_first_and_every_parameter_learns():
@@ -54,6 +55,6 @@ def test_nothing_changes_at_first_and_every_parameter_learns():
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
     for _ in range(5):
         optimizer.zero_grad()
-        (network.at_fps(fps)(x, t, caption) - x).square().mean().backward()
+        (network.given(Conditions(fps))(x, t, caption) - x).square().mean().backward()
         optimizer.step()
     assert [name for name, p in network.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []

@@ -15,6 +15,7 @@ CONFIGS = combinations() | {
     "large patches": small_dit(patch_size=4, mlp_ratio=3),
     "frame rate": small_dit(clip_conditions=("fps",)),
     "frame rate and size": small_dit(clip_conditions=("size", "fps")),
+    "channels of known frames": small_dit(known_frames="channels"),
 }
 GRID, WORDS, EMBEDDING = (3, 4, 8), 5, 24
 

@@ -8,7 +8,7 @@ from data.dataset.compression import COMPRESSION
 from data.video.codec import encode_clip
 from models.autoencoder.config import AutoencoderConfig, WanAutoencoderConfig
 from models.autoencoder.tiling import decode_tiled, encode_tiled, tiling_of
-from pipeline.encode.chunks import decode_clips, encode_clips, frames_per_call, pixel_chunks
+from pipeline.encode.chunks import decode_clips, encode_clips, encode_pixels, frames_per_call, pixel_chunks
 from pipeline.encode.codec import to_frames
 from testing.clips import NETWORK
 
@@ -45,6 +45,19 @@ def test_frames_larger_than_a_tile_are_encoded_in_tiles():
     assert tiled.shape == whole.shape
     assert not torch.equal(tiled, whole)
     assert torch.equal(encode_clips(NETWORK, contents, bucket, 4, tile=96), whole)
+
+
+def test_clips_in_memory_are_encoded_as_those_of_files_are():
+    bucket = Bucket(num_frames=9, height=64, width=96)
+    frames = np.random.default_rng(0).integers(0, 256, (9, 64, 96, 3), dtype=np.uint8)
+    contents = [encode_clip(frames, 8)]
+    pixels = torch.cat(list(pixel_chunks(contents, 9, COMPRESSION, 4)), dim=2)
+    for tile in (None, 64, 96):
+        assert torch.equal(
+            encode_pixels(NETWORK, pixels, 4, tile).detach(), encode_clips(NETWORK, contents, bucket, 4, tile)
+        )
+    image = encode_pixels(NETWORK, pixels[:, :, :1])
+    torch.testing.assert_close(image, encode_pixels(NETWORK, pixels)[:, :, :1])
 
 
 def test_calls_of_an_autoencoder_that_computes_at_full_resolution_are_shorter_for_larger_frames():

@@ -36,6 +36,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {  # times of a sample, and optio
     "frame rate and size": ("frame", {"clip_conditions": ("fps", "size")}),
     "joint": ("frame", {"joint_blocks": 2, "modulation": "shared"}),
     "joint, then cross": ("clip", {"joint_blocks": 1}),
+    "known frames": ("clip", {"known_frames": "channels"}),
     "factorised": ("frame", {"attention_pattern": ("space", "time")}),
 }
 
@@ -47,7 +48,8 @@ def task_of(folder: Path, case: str = "clip") -> FlowTask:
     fields = vars(make_task(folder))
     times_per, options = CASES[case]
     model = DiTConfig.model_validate(fields["model"].model_dump() | {"depth": 2} | options)
-    flow = fields["flow"].model_copy(update={"times_per": times_per})
+    given = 0.5 if "known_frames" in options else 0.0
+    flow = fields["flow"].model_copy(update={"times_per": times_per, "first_frame_share": given})
     return FlowTask(**fields | {"model": model, "flow": flow})
 
 

@@ -94,13 +94,17 @@ DECIDED = {
     ),
     "DiTConfig": Decided(
         output="width depth heads mlp_ratio patch_size text",
-        later="architecture attention_pattern rope modulation modulation_rank joint_blocks preset clip_conditions",
+        later=(
+            "architecture attention_pattern rope modulation modulation_rank joint_blocks preset clip_conditions "
+            "known_frames"
+        ),
     ),
     "RopeConfig": Decided(
         output="theta axes trained_grid extrapolation",
     ),
     "UNetConfig": Decided(
         output="architecture width multipliers num_blocks heads text",
+        later="known_frames",
     ),
     "WanConfig": Decided(
         output=(

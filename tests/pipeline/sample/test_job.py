@@ -5,6 +5,8 @@ import os
 import signal
 import time
 from contextlib import contextmanager
+from hashlib import sha256
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +14,7 @@ from typing import Any
 import pytest
 from ray.exceptions import RayActorError, RayTaskError
 
-from data.files.jsonl import publish_jsonl
+from data.files.jsonl import format_line, publish_jsonl, read_jsonl
 from data.video.codec import encode_clip
 from pipeline.distributed.actor_pool import JobFailure, WorkerStartError
 from pipeline.distributed.config import WorkersConfig
@@ -20,20 +22,30 @@ from pipeline.run import precision as run_precision
 from pipeline.run.config import Precision
 from pipeline.sample import job
 from pipeline.sample.config import SampleConfig
-from pipeline.sample.job import Samples, SamplingError, canonical_batches, reusable_clips, sample_clips
-from pipeline.sample.outputs import SAMPLES_NAME, SampledClip, read_samples
-from pipeline.sample.requests import PromptRequest
+from pipeline.sample.images import ImageError
+from pipeline.sample.job import Samples, SamplingError, batches_of, reusable_clips, sample_clips
+from pipeline.sample.outputs import FAILED_NAME, SAMPLES_NAME, FailedClip, SampledClip, read_samples
+from pipeline.sample.requests import ImageFile, PromptRequest
 from testing.clips import moving_shapes
 
 
-def test_batches_are_the_same_in_whatever_order_prompts_are_listed():
+def test_batches_have_one_scale_and_one_bucket_in_the_order_of_the_requests():
     requests = [
-        PromptRequest(id=f"{i:02}", prompt="p", seed=i, guidance_scale=float(i % 2), bucket="9x32x32@8")
+        PromptRequest(id=f"{i:02}", prompt="p", seed=i, guidance_scale=float(i % 2), bucket=f"9x32x32@{8 + i // 8}")
         for i in (5, 3, 8, 1, 2, 9, 4)
     ]
-    expected = [["02", "04"], ["08"], ["01", "03"], ["05", "09"]]
-    for listed in (requests, requests[::-1], requests[3:] + requests[:3]):
-        assert [[request.id for request in batch] for batch in canonical_batches(listed, 2)] == expected
+    batches = [[request.seed for request in batch] for batch in batches_of(requests, 2)]
+    assert batches == [[5, 3], [1], [8], [2, 4], [9]]
+    assert batches_of([], 2) == []
+
+
+def test_clips_from_images_have_batches_of_their_own():
+    image = ImageFile(path="/start.png", sha256="0" * 64)
+    requests = [
+        request.model_copy(update={"image": image if request.seed % 2 else None}) for request in requests_of(*range(5))
+    ]
+    batches = batches_of(requests, 2)
+    assert [[request.seed for request in batch] for batch in batches] == [[0, 2], [4], [1, 3]]
 
 
 def requests_of(*seeds: int) -> list[PromptRequest]:
@@ -43,8 +55,9 @@ def requests_of(*seeds: int) -> list[PromptRequest]:
     ]
 
 
-def line_of(request: PromptRequest) -> SampledClip:
-    return SampledClip(file=request.file_name, request=request, num_network_calls=2)
+def line_of(request: PromptRequest, content: bytes | None = None) -> SampledClip:
+    digest = None if content is None else sha256(content).hexdigest()
+    return SampledClip(file=request.file_name, request=request, num_network_calls=2, sha256=digest)
 
 
 @pytest.fixture
@@ -62,12 +75,12 @@ def test_clips_are_reused_by_what_is_in_the_folder(tmp_path, whole, caplog):
     with caplog.at_level(logging.WARNING):
         made, kept = reusable_clips(tmp_path, [listed, empty, cut, unlisted, gone, new])
     assert made == {
-        listed.id: line_of(listed),
-        unlisted.id: line_of(unlisted).model_copy(update={"num_network_calls": None}),
+        listed.id: line_of(listed, whole),
+        unlisted.id: line_of(unlisted, whole).model_copy(update={"num_network_calls": None}),
     }
     assert kept == [line_of(earlier)]
     assert [record.getMessage().partition(": ")[2].partition(": ")[2] for record in caplog.records] == [
-        "2 clips are empty or cut short, and are made again",
+        "2 clips are damaged or cut short, and are made again",
         "1 clips were not listed in manifest.jsonl; they are listed again",
         "1 clips of other settings are gone; their lines leave manifest.jsonl",
     ]
@@ -88,9 +101,73 @@ def test_a_line_never_stands_for_what_is_asked_for(tmp_path, whole, caplog):
     asked = one.model_copy(update={"expect": {"colour": "red"}})
     with caplog.at_level(logging.WARNING):
         made, earlier = reusable_clips(tmp_path, [asked, two, three])
-    assert made == {one.id: line_of(asked), two.id: line_of(two)}
+    assert made == {one.id: line_of(asked, whole), two.id: line_of(two, whole)}
     assert earlier == []
     assert "1 clips in the folder are in no line" in caplog.text  # that of `other`
+
+
+def test_a_file_that_is_not_what_its_line_says_is_made_again(tmp_path, whole, caplog):
+    good, changed, cut, gone = requests_of(*range(4))
+    for request in (good, changed, cut):
+        (tmp_path / request.file_name).write_bytes(whole)
+    publish_jsonl(tmp_path / SAMPLES_NAME, [line_of(request, whole) for request in (good, changed, cut, gone)])
+    at = whole.index(b"mdat") + 40  # a whole file by its boxes
+    (tmp_path / changed.file_name).write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+    (tmp_path / cut.file_name).write_bytes(b"")
+    with caplog.at_level(logging.WARNING):
+        made, _ = reusable_clips(tmp_path, [good, changed, cut, gone])
+    assert made == {good.id: line_of(good, whole)}
+    assert "2 clips are damaged or cut short, and are made again" in caplog.text
+
+
+def test_a_job_killed_in_the_middle_of_a_line_goes_on_after_the_line_before(tmp_path, whole, monkeypatch):
+    def make(batch):
+        for request in batch:
+            (tmp_path / request.file_name).write_bytes(whole)
+        return [line_of(request, whole) for request in batch]
+
+    run, requests = Job(monkeypatch, tmp_path, make), requests_of(*range(4))
+    run.run(requests[:2])
+    with (tmp_path / SAMPLES_NAME).open("ab") as manifest:
+        manifest.write(format_line(line_of(requests[2], whole)).encode()[:60])
+    assert [clip.request.seed for clip in read_samples(tmp_path)] == [0, 1]
+    assert len(run.run(requests).clips) == 4
+    assert [clip.request.seed for clip in read_samples(tmp_path)] == [0, 1, 2, 3]
+    assert run.batches == [[0, 1], [2, 3]]
+
+
+def test_lines_are_added_while_a_job_runs_and_ordered_at_its_end(tmp_path, whole, monkeypatch):
+    seen = []
+
+    def make(batch):
+        seen.append((tmp_path / SAMPLES_NAME).read_bytes())
+        for request in batch:
+            (tmp_path / request.file_name).write_bytes(whole)
+        return [line_of(request, whole) for request in batch]
+
+    requests = requests_of(3, 1, 2, 0)
+    Job(monkeypatch, tmp_path, make).run(requests, batch=1)
+    assert [content.count(b"\n") for content in seen] == [0, 1, 2, 3]
+    assert all(later.startswith(before) for before, later in pairwise(seen))  # nothing is written twice
+    assert [clip.request.seed for clip in read_samples(tmp_path)] == [3, 1, 2, 0]
+
+
+def test_requests_that_fail_are_listed_until_they_are_made(tmp_path, whole, monkeypatch):
+    def make(batch):
+        if is_broken and batch[0].seed == 1:
+            raise RayTaskError("make", "", KeyError("17x64x64@8"))
+        for request in batch:
+            (tmp_path / request.file_name).write_bytes(whole)
+        return [line_of(request, whole) for request in batch]
+
+    is_broken = True
+    run, requests = Job(monkeypatch, tmp_path, make), requests_of(*range(3))
+    run.run(requests, batch=1)
+    (failed,) = read_jsonl(tmp_path / FAILED_NAME, FailedClip)
+    assert (failed.request, failed.reason) == (requests[1], "KeyError: '17x64x64@8'")
+    is_broken = False
+    assert len(run.run(requests, batch=1).clips) == 3
+    assert not (tmp_path / FAILED_NAME).exists()
 
 
 def test_clips_of_other_settings_whose_lines_were_lost_are_counted(tmp_path, whole, caplog):
@@ -172,6 +249,20 @@ def test_a_request_that_raises_is_named_and_loses_no_other(tmp_path, whole, monk
     assert run.batches == [[2]]
 
 
+def test_an_image_that_changed_loses_no_other_clip(tmp_path, whole, monkeypatch):
+    def make(batch):
+        if any(request.seed == 1 for request in batch):
+            raise RayTaskError("make", "", ImageError("image /start.png has changed since the job began"))
+        for request in batch:
+            (tmp_path / request.file_name).write_bytes(whole)
+        return [line_of(request) for request in batch]
+
+    samples = Job(monkeypatch, tmp_path, make).run(requests_of(*range(3)))
+    assert [clip.request.seed for clip in samples.clips] == [0, 2]
+    with pytest.raises(SamplingError, match=r"seed 1: image /start\.png has changed since the job began"):
+        samples.check_all_made()
+
+
 def test_an_error_that_every_request_would_meet_ends_the_job_at_once(tmp_path, monkeypatch):
     def make(batch):
         raise RayTaskError("make", "", OSError(28, "No space left on device"))
@@ -234,7 +325,7 @@ def test_other_settings_keep_the_lines_of_the_first_ones(tmp_path, whole, monkey
     samples = run.run(second)
     assert (samples.clips, samples.earlier) == ([line_of(second[0])], [line_of(request) for request in first])
     assert read_samples(tmp_path) == samples.all_clips
-    assert run.run(first).clips == [line_of(request) for request in first]
+    assert run.run(first).clips == [line_of(request, whole) for request in first]
     assert run.batches == [[1, 2], [3]]
 
 
@@ -254,7 +345,7 @@ def test_a_sampling_process_that_is_killed_loses_no_batch(cluster, tmp_path, who
 
         def make(self, requests: list[PromptRequest]) -> list[SampledClip]:
             if requests[0].seed == 0 and not (self._folder / "died").exists():
-                while not (self._folder / SAMPLES_NAME).exists():
+                while not (self._folder / SAMPLES_NAME).read_bytes():
                     time.sleep(0.05)
                 (self._folder / "died").touch()
                 os.kill(os.getpid(), signal.SIGKILL)

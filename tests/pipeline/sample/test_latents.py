@@ -2,13 +2,17 @@
 
 import subprocess
 import sys
+from itertools import product
+from typing import Any, get_args
 
 import pytest
 import torch
+from torch import Tensor
 
-from models.flow.spec import FlowSpec
+from models.flow.spec import FlowSpec, OdeSolver
+from models.text.caption import Caption
 from pipeline.encode.captions import byte_captions
-from pipeline.sample.config import SampleConfig
+from pipeline.sample.config import GridName, GuidanceRule, SampleConfig, Schedule
 from pipeline.sample.latents import PromptSeed, sample_latents
 
 
@@ -62,6 +66,72 @@ def test_noise_while_sampling_suits_data_that_are_narrow():
         device=torch.device("cpu"),
     )
     assert std / 1.5 < latents.std().item() < std * 1.5
+
+
+SHAPE = (4, 3, 4, 4)
+
+
+def latents_of(network: Any, first_frame: Tensor | None, flow: dict[str, Any], **settings: Any) -> Tensor:
+    return sample_latents(
+        network,
+        FlowSpec(**flow),
+        SampleConfig(steps=2, **settings),
+        [PromptSeed("a red circle", 1), PromptSeed("a dot", 2)],
+        guidance_scale=3.0,
+        shape=SHAPE,
+        read_captions=byte_captions(63),
+        device=torch.device("cpu"),
+        first_frame=first_frame,
+    )
+
+
+@pytest.mark.parametrize("schedule", get_args(Schedule))
+@pytest.mark.parametrize("flow", [{}, {"prediction": "data", "path": "cosine"}, {"prediction": "noise", "path": "vp"}])
+def test_a_given_first_frame_is_held_bit_for_bit_by_every_combination(schedule, flow):
+    """Solvers, noise while sampling, guidance rules and grids: no step moves it, and every call sees it at time 1."""
+    torch.manual_seed(0)
+    given = torch.randn(2, 4, 1, 4, 4)
+
+    def network(x: Tensor, t: Tensor, caption: Caption) -> Tensor:
+        assert torch.equal(x[:, :, :1], torch.cat([given, given]))
+        assert (t[..., 0] == 1).all()
+        return 0.5 * x + caption.mask.sum(1).reshape(-1, 1, 1, 1, 1) * x.roll(1, -1) / 10 + x.mean(2, keepdim=True)
+
+    solvers: list[dict[str, Any]] = [{"solver": solver} for solver in get_args(OdeSolver)] + [{"sde_sigma": 0.5}]
+    grids: list[dict[str, Any]] = [{"solver": "euler", "grid": grid} for grid in get_args(GridName)]
+    for way, rule in product(solvers + grids, get_args(GuidanceRule)):
+        latents = latents_of(network, given, flow, schedule=schedule, guidance=rule, **way)
+        assert torch.equal(latents[:, :, :1], given), (way, rule)
+        assert latents.isfinite().all(), (way, rule)
+
+
+@pytest.mark.parametrize("schedule", get_args(Schedule))
+def test_the_other_frames_depend_on_the_given_one_and_on_their_own_noise(schedule):
+    def network(x: Tensor, t: Tensor, caption: Caption) -> Tensor:
+        return x[:, :, :1] - x
+
+    def frames(value: float) -> Tensor:
+        return latents_of(network, torch.full((2, 4, 1, 4, 4), value), {}, schedule=schedule, solver="euler")
+
+    one, two, none = frames(1.0), frames(2.0), latents_of(network, None, {}, solver="euler", schedule=schedule)
+    torch.testing.assert_close(two[:, :, 1:] - one[:, :, 1:], torch.full((2, 4, 2, 4, 4), 1 - 0.5**2))
+    assert not torch.equal(one[0, :, 1:], one[1, :, 1:])
+    assert not torch.allclose(one, none)
+
+
+def test_a_clip_of_one_frame_leaves_nothing_to_sample():
+    with pytest.raises(ValueError, match="nothing is left to sample"):
+        sample_latents(
+            lambda x, t, caption: x,
+            FlowSpec(),
+            SampleConfig(),
+            [PromptSeed("a dot", 1)],
+            guidance_scale=1.0,
+            shape=(4, 1, 4, 4),
+            read_captions=byte_captions(63),
+            device=torch.device("cpu"),
+            first_frame=torch.zeros(1, 4, 1, 4, 4),
+        )
 
 
 def test_nothing_heavy_is_loaded_to_sample_latents():

@@ -50,6 +50,18 @@ def test_a_damaged_line_is_named_with_a_way_out(tmp_path, line, told):
         read_samples(tmp_path)
 
 
+def test_a_last_line_that_ends_in_the_middle_is_left_out(tmp_path):
+    line = CLIP.model_dump_json()
+    for length in range(1, len(line), 7):
+        (tmp_path / SAMPLES_NAME).write_text(f"{line}\n{line[:length]}")
+        assert read_samples(tmp_path) == [CLIP], length
+    (tmp_path / SAMPLES_NAME).write_text(f"{line}\n{line}")  # whole, but for its line feed
+    assert read_samples(tmp_path) == [CLIP, CLIP]
+    (tmp_path / SAMPLES_NAME).write_text(f"{line[:30]}\n{line}")
+    with pytest.raises(SamplesError, match="line 1 is damaged"):
+        read_samples(tmp_path)
+
+
 def test_only_a_clip_of_full_length_is_whole(tmp_path):
     path, content = tmp_path / "a.mp4", encode_clip(moving_shapes(9, 32), 8)
     assert not is_whole_clip(path)

@@ -8,10 +8,21 @@ from tempfile import TemporaryDirectory
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
-from data.files.jsonl import publish_jsonl
+from data.files.checksums import file_sha256
+from data.files.jsonl import format_line, publish_jsonl
 from pipeline.sample.outputs import SAMPLES_NAME, SampledClip, read_samples
-from pipeline.sample.requests import Prompt, PromptError, format_prompts, order_buckets, plan_requests, read_prompts
+from pipeline.sample.requests import (
+    Prompt,
+    PromptError,
+    PromptRequest,
+    format_prompts,
+    order_buckets,
+    plan_requests,
+    prompt_settings,
+    read_prompts,
+)
 from testing.paths import CASES_DIR
 
 
@@ -225,3 +236,94 @@ def test_any_file_is_read_or_refused_by_name(content, suffix):
         if suffix == "txt":
             words = content.decode("utf-8-sig").split()
             assert [word for prompt in prompts for word in prompt.prompt.split()] == words
+
+
+def write_image(path: Path, colour: str = "red") -> Path:
+    Image.new("RGB", (40, 30), colour).save(path)
+    return path
+
+
+def planned(path: Path) -> list[PromptRequest]:
+    return plan_requests(read_prompts(path)[0], [3.0], 0, "settings", ["17x64x64@8"])
+
+
+def test_a_prompt_without_an_image_keeps_its_address_and_its_line():
+    (request,) = plan_requests([Prompt(prompt="a red circle")], [3.0], 0, "settings", ["17x64x64@8"])
+    assert (request.id, request.seed) == ("cd20acf64337", 2871900634)
+    assert format_line(request) == (
+        '{"id":"cd20acf64337","prompt":"a red circle","seed":2871900634,"guidance_scale":3.0,"bucket":"17x64x64@8",'
+        '"expect":null}'
+    )
+    assert prompt_settings([Prompt(prompt="a red circle")]) == [
+        {"prompt": "a red circle", "seed": None, "bucket": None, "expect": None}
+    ]
+
+
+def test_an_image_is_found_beside_the_prompts_file_or_by_its_absolute_path(tmp_path):
+    image = write_image(tmp_path / "start.png")
+    (tmp_path / "p.csv").write_text(f"prompt,image\na dot,start.png\na dot,{image}\na dot,\n")
+    prompts, warnings = read_prompts(tmp_path / "p.csv")
+    assert [prompt.image for prompt in prompts] == [str(image), str(image), None]
+    assert warnings == []
+    requests = planned(tmp_path / "p.csv")
+    assert [request.image and request.image.sha256 for request in requests] == [file_sha256(image)] * 2 + [None]
+    assert len({request.id for request in requests}) == 3  # equal lines get seeds of their own
+    publish_jsonl(tmp_path / SAMPLES_NAME, [SampledClip(file="a.mp4", request=requests[0], num_network_calls=1)])
+    assert read_samples(tmp_path)[0].request == requests[0]
+    assert prompts_of(tmp_path, prompts) == prompts
+
+
+def test_the_address_of_a_clip_has_what_its_image_holds_and_not_where_it_is(tmp_path):
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a dot", "image": "start.png"}')
+    write_image(tmp_path / "start.png")
+    before, settings_before = planned(tmp_path / "p.jsonl"), prompt_settings(read_prompts(tmp_path / "p.jsonl")[0])
+    (tmp_path / "other").mkdir()
+    write_image(tmp_path / "other" / "copy.png")
+    (tmp_path / "other.jsonl").write_text('{"prompt": "a dot", "image": "other/copy.png"}')
+    moved = planned(tmp_path / "other.jsonl")
+    assert (moved[0].id, moved[0].seed) == (before[0].id, before[0].seed)
+    assert prompt_settings(read_prompts(tmp_path / "other.jsonl")[0]) == settings_before
+    write_image(tmp_path / "start.png", "blue")
+    changed = planned(tmp_path / "p.jsonl")
+    assert changed[0].id != before[0].id
+    assert prompt_settings(read_prompts(tmp_path / "p.jsonl")[0]) != settings_before
+    (tmp_path / "p.jsonl").write_text(
+        '{"prompt": "a dot", "seed": 1}\n{"prompt": "a dot", "seed": 1, "image": "start.png"}'
+    )
+    plain, given = planned(tmp_path / "p.jsonl")
+    assert plain.id != given.id
+
+
+@pytest.mark.parametrize(
+    ("image", "told"),
+    [
+        (
+            "none.png",
+            r"line 2: image none\.png cannot be read \(No such file or directory\); name a file by its absolute",
+        ),
+        (".", r"line 2: image \. cannot be read \(Is a directory\)"),
+        ("text.png", r"line 2: image text\.png: it cannot be decoded .*; save it anew, as PNG or JPEG"),
+        ("cut.png", r"line 2: image cut\.png: it cannot be decoded .*; save it anew, as PNG or JPEG"),
+        ("", r"line 2: image  cannot be read \(Is a directory\)"),
+        ("~nobody-of-this-name/a.png", r"line 2: image ~nobody.* begins with ~, and there is no such user"),
+    ],
+)
+def test_an_image_that_cannot_be_used_is_refused_with_its_line(tmp_path, image, told):
+    (tmp_path / "text.png").write_text("a red circle")
+    whole = write_image(tmp_path / "whole.png")
+    (tmp_path / "cut.png").write_bytes(whole.read_bytes()[:-40])
+    lines = [{"prompt": "a dot", "image": name} for name in ("whole.png", image)]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(PromptError, match=r"p\.jsonl: " + told):
+        read_prompts(tmp_path / "p.jsonl")
+
+
+def test_an_image_that_goes_away_before_the_job_is_planned_is_named(tmp_path):
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a dot", "image": "start.png"}')
+    image = write_image(tmp_path / "start.png")
+    prompts, _ = read_prompts(tmp_path / "p.jsonl")
+    image.unlink()
+    with pytest.raises(
+        PromptError, match=r"image .*start\.png cannot be read \(No such file or directory\); copy it back"
+    ):
+        plan_requests(prompts, [3.0], 0, "settings", ["17x64x64@8"])

@@ -6,24 +6,30 @@ from functools import partial
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from data.dataset.reader import PayloadReader
+from data.files.checksums import file_sha256
 from data.stream.loader import Sample
 from models.autoencoder.build import build_autoencoder
 from models.autoencoder.config import AutoencoderConfig
-from models.networks.config import UNetConfig
+from models.flow.spec import FlowSpec
+from models.networks.build import build_network
+from models.networks.config import UNetConfig, WanConfig
 from models.text.bytes import CaptionTokens
 from models.text.config import TextConfig
+from models.text.embeddings import CaptionEmbeddings
 from pipeline.checkpoint.config import LoraConfig
 from pipeline.checkpoint.read import open_checkpoint
 from pipeline.distributed.torchrun import train_here
 from pipeline.encode.codec import AUTOENCODER_NAME
 from pipeline.sample.config import SampleConfig
 from pipeline.sample.model import open_model
-from pipeline.sample.requests import PromptRequest
+from pipeline.sample.requests import ImageFile, PromptRequest
 from pipeline.sample.sampler import ClipSampler
 from pipeline.train.loop import train
+from pipeline.train.tasks.flow import FlowBatch, FlowMatchingLoss
 from pipeline.train.tasks.flow_preview import FlowQuery
 from testing.networks import with_open_gates
 from testing.records import SMALL
@@ -94,6 +100,51 @@ def test_the_first_frame_of_a_share_of_the_clips_is_given_and_has_no_loss(straig
     assert not torch.allclose(module(shown)["total"], module(few)["total"])  # other frames see the given one
 
 
+def test_a_network_with_channels_is_told_in_training_which_frames_are_given(straight):
+    task, folder, _ = straight
+    rows = task.subsets()[0].rows
+    content = PayloadReader(folder).read(rows[0])
+    told = replace(
+        task,
+        model=task.model.model_copy(update={"known_frames": "channels"}),
+        flow=task.flow.model_copy(update={"first_frame_share": 0.5}),
+    )
+    torch.manual_seed(0)
+    module = with_open_gates(told.build())
+    batch = told.collate([Sample(position, rows, 0, content) for position in range(8)])
+    assert batch.known is not None
+    assert 0 < batch.known.float().sum() < 8
+    none = replace(batch, known=torch.zeros_like(batch.known))  # at the same times, but not told
+    losses = [module(each)["total"] for each in (batch, none, replace(none, known=None))]
+    assert not torch.allclose(losses[0], losses[1])
+    torch.testing.assert_close(losses[1], losses[2])
+
+
+def test_wan_is_trained_with_the_first_frame_given():
+    """As Wan 2.2 TI2V: the given frame has time 1 and no loss, whatever its noise would be."""
+    model = WanConfig(architecture="wan", width=64, depth=2, heads=2, mlp_width=96, time_width=16, text_tokens=12)
+    torch.manual_seed(0)
+    network = build_network(model, channels=4, embedding_width=20)
+    with_open_gates(network)
+    module = FlowMatchingLoss(network, FlowSpec(first_frame_share=0.5))
+    known = torch.tensor([True, False, False]) & torch.tensor([True, False])[:, None, None]
+    batch = FlowBatch(
+        x_1=torch.randn(2, 4, 3, 4, 4),
+        x_0=torch.randn(2, 4, 3, 4, 4),
+        t=torch.where(known, 1.0, torch.rand(2, 1, 1)),
+        caption=CaptionEmbeddings(torch.randn(2, 9, 20), torch.ones(2, 9, dtype=torch.bool)),
+        fps=torch.full((2,), 8.0),
+        known=known,
+    )
+    loss = module(batch)["total"]
+    hidden = replace(batch, x_0=torch.where(known[..., None, None], 100.0, batch.x_0))
+    assert torch.equal(module(hidden)["total"], loss)
+    shown = replace(batch, x_1=torch.where(known[..., None, None], batch.x_1 + 1, batch.x_1))
+    assert not torch.allclose(module(shown)["total"], loss)
+    loss.backward()
+    assert [name for name, p in network.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
+
+
 UNET = UNetConfig(
     architecture="unet",
     width=32,
@@ -146,6 +197,35 @@ def test_another_network_is_sampled_from_its_checkpoint(unet_run):
     assert calls == 2
     assert [clip.shape for clip in clips] == [(5, 32, 32, 3)] * 2
     assert (clips[0] != clips[1]).any()
+
+
+def test_a_checkpoint_says_that_clips_may_start_from_images(tmp_path):
+    data, run_dir = tmp_path / "data", tmp_path / "run"
+    data.mkdir()
+    write_latents(data)
+    small = AutoencoderConfig(latent_channels=SHAPE[0], width=8, deep_width=8)
+    save_file(
+        build_autoencoder(small).state_dict(), data / AUTOENCODER_NAME, metadata={"config": small.model_dump_json()}
+    )
+    plain = make_task(data)
+    task = replace(
+        plain,
+        model=plain.model.model_copy(update={"known_frames": "channels"}),
+        flow=plain.flow.model_copy(update={"first_frame_share": 0.5}),
+    )
+    train_here(partial(train, task, CONFIG, run_dir), 1)
+    model = open_model(run_dir)
+    assert (model.network.known_frames, model.image_refusal) == ("channels", None)
+    path = tmp_path / "start.png"
+    Image.new("RGB", (48, 32), "red").save(path)
+    image = ImageFile(path=str(path), sha256=file_sha256(path))
+    requests = [
+        PromptRequest(id=f"{seed:012}", prompt="clip 1", seed=seed, guidance_scale=2.0, bucket=SMALL.name, image=image)
+        for seed in (1, 2)
+    ]
+    clips, _ = ClipSampler(model, SampleConfig(steps=2, precision="fp32"), torch.device("cpu")).sample(requests)
+    assert abs(clips[0][0].astype(int) - clips[1][0]).max() <= 1
+    assert (clips[0][1:] != clips[1][1:]).any()
 
 
 def test_another_network_takes_adapters(unet_run):

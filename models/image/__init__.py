@@ -1,0 +1,1 @@
+"""Images as embeddings, by pretrained encoders."""

