@@ -10,11 +10,8 @@ import pytest
 from testing.paths import ROOT
 
 PROBE = """
-import sys
-import benchmarks.gpu, benchmarks.gpu_checks
-import torch
-from benchmarks.gpu_timing import Setting
-setting = Setting(torch.device("cpu"), True, 0.0)
+import sys, torch, benchmarks.gpu, benchmarks.gpu_checks
+setting = benchmarks.gpu_timing.Setting(torch.device("cpu"), True, 0.0)
 for name in {checks}:
     for row in benchmarks.gpu_checks.CHECKS[name](setting):
         assert "error" not in row or "No viable backend" in row["error"], row
