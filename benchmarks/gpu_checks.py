@@ -25,6 +25,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from benchmarks.gpu_networks import autoencoder, engine, training, wan
 from benchmarks.gpu_timing import Row, Setting, relative_error
 from models.attention.backends import BACKENDS, Backend, choose_backend
+from models.attention.call import Call
 from models.networks.build import build_network
 from models.networks.config import DiTConfig
 from models.text.embeddings import CaptionEmbeddings
@@ -127,7 +128,8 @@ def torch_kernel(kernel: SDPBackend) -> Run:
 
 def our_backends(query: Tensor, key: Tensor) -> dict[str, Run]:
     """The rows of `BACKENDS` that take these arguments, by name."""
-    taking = [backend for backend in BACKENDS if backend.supports(query, key, None)]
+    call = Call.of(query, key, key, "full")
+    taking = [backend for backend in BACKENDS if backend.why_not(call) is None]
     return {backend.name: partial(_run_without_mask, backend) for backend in taking}
 
 
@@ -171,7 +173,7 @@ def attention(at: Setting) -> Iterator[Row]:
                 return
             inputs = tensors(length, head_dim)
             heads, forward_flops = inputs[0].shape[2], 4 * length**2 * inputs[0].shape[2] * head_dim
-            chosen = choose_backend(inputs[0], inputs[1], None).name
+            chosen = choose_backend(Call.of(inputs[0], inputs[1], inputs[2], "full")).name
             for name, run in (our_backends(*inputs[:2]) | runs).items():
                 row = {"what": "speed", "backend": name, "is_chosen": name == chosen, "head_dim": head_dim}
                 row |= {"length": length, "heads": heads}

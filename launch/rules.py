@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from data.dataset.compression import Compression
 from pipeline.engine.config import check_can_share, check_tokens
 from pipeline.run.weight_names import FIRST_AVERAGE, MASTER
+from pipeline.train.batches import check_mixed
 from pipeline.train.config import TrainConfig
 from pipeline.train.world_size import fitting_worlds
 
@@ -47,8 +48,8 @@ def check_shares(config: "RunConfig", name: str, train: TrainConfig) -> None:
             f"{name}.train.global_batch is {train.global_batch}, but cluster.workers.num_workers {num_workers}{groups} "
             f"must divide it: use {nearest}"
         )
-    has_several_buckets = config.known_buckets is None or len(config.known_buckets) > 1
-    if has_several_buckets and train.batch_multiple % num_shares:
+    has_turns = train.mixed_buckets or config.known_buckets is None or len(config.known_buckets) > 1
+    if has_turns and train.batch_multiple % num_shares:
         raise ValueError(
             f"{name}.train.batch_multiple is {train.batch_multiple}, but cluster.workers.num_workers "
             f"{num_workers}{groups} must divide it, or not every bucket's batch does: use "
@@ -61,6 +62,19 @@ def check_sequence_parallel(config: "RunConfig") -> None:
     if config.autoencoder.train.sequence_parallel > 1:
         raise ValueError("autoencoder.train.sequence_parallel is for the DiT, which has tokens to share: leave it out")
     check_can_share(config.dit.model, config.dit.train.sequence_parallel)
+
+
+def check_mixed_buckets(config: "RunConfig") -> None:
+    """Only networks that compute packed clips are trained on mixed buckets, with room for each bucket in a step."""
+    if config.autoencoder.train.mixed_buckets:
+        raise ValueError("autoencoder.train.mixed_buckets is for the DiT, which packs clips: leave it out")
+    train, model = config.dit.train, config.dit.model
+    if train.mixed_buckets and not model.packs_clips:
+        raise ValueError(
+            f"dit.train.mixed_buckets is true, but a network of architecture {model.architecture} computes clips of "
+            "one shape at a time: set dit.train.mixed_buckets to false, or dit.model.architecture to dit"
+        )
+    check_mixed(train, len(config.known_buckets or ()))
 
 
 def check_grid(config: "RunConfig", compression: Compression) -> None:
@@ -156,6 +170,7 @@ RULES: "tuple[Callable[[RunConfig], None], ...]" = (
     check_workers,
     check_own_autoencoder,
     check_sequence_parallel,
+    check_mixed_buckets,
     check_captions,
     check_given_frames,
     check_sampling,

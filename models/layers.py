@@ -1,18 +1,41 @@
 """Small layers that more than one network uses."""
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, TypeVar, cast
 
 import torch
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn.functional import silu
+from torch.nn.functional import embedding, layer_norm, silu
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+from models.attention.backends import attention_backend
+from models.attention.config import AttentionBackend
 
 State = TypeVar("State", Tensor, tuple[Tensor, Tensor])
 """What a block takes and returns: tokens, or two kinds of them."""
+
+
+class LayerNorm(nn.LayerNorm):
+    """Layer norm (Ba et al. 2016, eq. 4) with a weight and a bias that are used in float32, also if they are bfloat16.
+
+    Without them torch's own serves.
+    """
+
+    def forward(self, input: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:  # noqa: A002 - torch's name
+        """Normalise."""
+        return layer_norm(input, self.normalized_shape, self.weight.float(), self.bias.float(), self.eps)
+
+
+class Embedding(nn.Embedding):
+    """Rows of a table in float32, also if the table is bfloat16; its gradient is added up in float32 too."""
+
+    def forward(self, input: Int[Tensor, "*n"]) -> Float[Tensor, "*n d"]:  # noqa: A002 - torch's name
+        """The row of each number."""
+        return embedding(input, self.weight.float())
 
 
 class RMSNorm(nn.Module):
@@ -112,10 +135,12 @@ EXPENSIVE = {
 }
 """Linear layers, convolutions and fused attention. Attention as plain matrix products (bmm) is not of them: its scores
 are large."""
+ATTENTION_LIBRARIES = {"flash_attn", "flash_attn_3", "torch_attn", "reelflow"}
+"""Namespaces of operators that compute attention: flash-attn 2 and 3, torch's varlen_attn, our blocked attention."""
 
 
 def _policy(context: object, operation: Any, *_: object, **__: object) -> CheckpointPolicy:  # noqa: ANN401, ARG001 - torch's
-    is_kept = operation in EXPENSIVE or operation.namespace == "flash_attn"
+    is_kept = operation in EXPENSIVE or operation.namespace in ATTENTION_LIBRARIES
     return CheckpointPolicy.MUST_SAVE if is_kept else CheckpointPolicy.PREFER_RECOMPUTE
 
 
@@ -128,17 +153,24 @@ class BlockStack(nn.ModuleList):
     """
 
     recompute: Recompute = False
+    attention: AttentionBackend = "auto"
+    """The kernel that computes the attention of the blocks."""
 
     def run(self, x: State, *arguments: object) -> State:
         """The output of the last block; each block gets the output of the one before it, and `arguments`."""
         for block in self:
+            call = block if self.attention == "auto" else partial(self._by_wanted_kernel, block)
             if self.recompute and torch.is_grad_enabled():
-                x = self._recomputed(block, x, arguments)
+                x = self._recomputed(call, x, arguments)
             else:
-                x = block(x, *arguments)
+                x = call(x, *arguments)
         return x
 
-    def _recomputed(self, block: nn.Module, x: State, arguments: tuple[object, ...]) -> State:
+    def _by_wanted_kernel(self, block: nn.Module, x: State, *arguments: object) -> State:
+        with attention_backend(self.attention):  # in here, so that it holds when the block is computed again
+            return block(x, *arguments)
+
+    def _recomputed(self, block: Callable[..., State], x: State, arguments: tuple[object, ...]) -> State:
         options: dict[str, Any] = {}
         if self.recompute == "selective":
             options["context_fn"] = partial(create_selective_checkpoint_contexts, _policy)

@@ -47,7 +47,7 @@ from pipeline.run import randomness
 from pipeline.run.stage_record import STAGE_RECORD_NAME, StageRecord
 from pipeline.train.monitor.events import read_events
 from pipeline.train.monitor.metrics import read_metrics
-from pipeline.train.tasks.flow import FlowBatch, FlowMatchingLoss, FlowTask
+from pipeline.train.tasks.flow import FlowBatch, FlowMatchingLoss, FlowTask, PackedFlowBatch
 from pipeline.train.tasks.flow_preview import FlowQuery
 from testing.paths import ROOT
 from testing.processes import children_of, kill_all
@@ -143,9 +143,9 @@ class FaultyLoss(FlowMatchingLoss):
         self.task = task
         self.steps = {row["batch"]: number for number, row in enumerate(first_fed(task.log_dir, dist.get_rank()), 1)}
 
-    def forward(self, batch: FlowBatch | FlowQuery) -> dict[str, Tensor]:
+    def forward(self, batch: FlowBatch | PackedFlowBatch | FlowQuery) -> dict[str, Tensor]:
         """The losses, after `step_seconds`."""
-        assert isinstance(batch, FlowBatch)  # this training has no previews
+        assert isinstance(batch, FlowBatch)  # this training has no previews and one bucket
         time.sleep(self.task.step_seconds)
         rank = dist.get_rank()
         content = b"".join(tensor.numpy().tobytes() for tensor in (batch.x_1, batch.x_0, batch.t))

@@ -1,5 +1,6 @@
 """Clip records and random latents for tests and benchmarks."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from safetensors.torch import save
@@ -34,12 +35,20 @@ def made_up_clip(number: int, bucket: Bucket = SMALL) -> ClipRecord:
     )
 
 
-def write_random_latents(folder: Path, num_samples: int, shape: tuple[int, ...], purpose: str) -> ShardRecord:
-    """One shard of random latents and its index; `purpose` addresses the randomness."""
-    samples = [
-        (made_up_clip(number), save({"mean": randomness.normal(0, purpose, [number], shape)[0]}))
-        for number in range(num_samples)
-    ]
+def write_random_latents(
+    folder: Path, num_samples: int, shape: tuple[int, ...], purpose: str, buckets: Sequence[Bucket] = (SMALL,)
+) -> ShardRecord:
+    """One shard of random latents and its index; `purpose` addresses the randomness.
+
+    Args:
+        shape: of the latents (c t h w); with several buckets, which clips have in turn, only its channels count.
+    """
+    samples = []
+    for number in range(num_samples):
+        bucket = buckets[number % len(buckets)]
+        size = shape if len(buckets) == 1 else (shape[0], *bucket.latent_grid())
+        latent = randomness.normal(0, purpose, [number], size)[0]
+        samples.append((made_up_clip(number, bucket), save({"mean": latent})))
     shard, rows = write_shard(folder / "shard-00000.tar", samples, LATENT_MEMBER)
     write_index(folder, rows)
     return shard

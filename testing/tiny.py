@@ -38,6 +38,16 @@ def write_latents(folder: Path, num_samples: int = 10) -> None:
     save_file({"x": torch.zeros(1)}, folder / "autoencoder.safetensors")
 
 
+MIXED_BUCKETS = (SMALL, SMALL.model_copy(update={"num_frames": 1}), SMALL.model_copy(update={"width": 64}))
+MIXED = CONFIG.model_copy(update={"mixed_buckets": True, "global_batch": 12, "schedule": "constant"})
+
+
+def write_mixed_latents(folder: Path, num_samples: int = 30) -> None:
+    """A latent shard with random values in each of `MIXED_BUCKETS` in turn."""
+    write_random_latents(folder, num_samples, SHAPE, "mixed", MIXED_BUCKETS)
+    save_file({"x": torch.zeros(1)}, folder / "autoencoder.safetensors")
+
+
 def make_task(folder: Path) -> FlowTask:
     """A small DiT on those latents."""
     return FlowTask(

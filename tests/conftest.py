@@ -4,6 +4,7 @@ Imports are inside the fixtures: a test file loads only what it needs.
 """
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             return next((folder for folder in ONE_PROCESS if file.startswith(folder)), file)
 
     return ByFixtures(config, log)
+
+
+def pytest_collection_finish() -> None:
+    """Compute from the first test on as each process of the product does, which tests compare with this one."""
+    if torch := sys.modules.get("torch"):
+        from pipeline.run.precision import prepare_to_compute
+
+        prepare_to_compute(torch.device("cpu"))
 
 
 @pytest.fixture(scope="session")

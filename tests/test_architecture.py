@@ -158,6 +158,18 @@ def test_only_the_cluster_module_starts_ray():
     assert callers == ["cluster.py"]
 
 
+def test_only_one_function_sets_threads_and_the_library_of_products():
+    """Processes whose results are compared to the bit choose the same: each calls `prepare_to_compute`."""
+    for call in ("set_num_threads(", "set_float32_matmul_precision("):
+        callers = [
+            path.name
+            for package in PACKAGES
+            for path in sources(ROOT / package)
+            if call in path.read_text(encoding="utf-8")
+        ]
+        assert callers == ["precision.py"]
+
+
 def test_nothing_is_unpickled():
     """Formats on disk hold tensors, JSON and video; torch.load and pickle appear nowhere."""
     for package in PACKAGES:

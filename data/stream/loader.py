@@ -20,7 +20,7 @@ from data.errors import DatasetError
 from data.stream.buffers import BufferPool
 from data.stream.cache import ShardCache
 from data.stream.config import CacheConfig
-from data.stream.plan import Address, BatchPlan, Part
+from data.stream.plan import Address, BatchPlan, Part, TokenBudget
 
 T = TypeVar("T")
 MAX_SUBSTITUTES = 8
@@ -82,7 +82,7 @@ class SkippedSample:
 
 
 def local_slots(batch_size: int, rank: int, world_size: int) -> range:
-    """The slots of a global batch that belong to `rank`: a contiguous range.
+    """The slots of a turn of a global batch that belong to `rank`: a contiguous range.
 
     Raises:
         ValueError: the batch size is not a multiple of the number of workers.
@@ -114,10 +114,13 @@ def check_shards(subset: Subset) -> None:
 
 
 class Stream:
-    """This rank's part of every global batch of some subsets, read ahead.
+    """This rank's part of every global batch of some subsets, read ahead: an equal part of every turn of it.
 
-    A sample that cannot be read is replaced by the sample of the same slot one batch (of that bucket) later, which
+    A sample that cannot be read is replaced by the sample of the same slot one turn (of that bucket) later, which
     needs no communication between ranks. `take_skipped` reports it.
+
+    Args:
+        turn_sizes, budget: as `BatchPlan`.
 
     Raises:
         CacheError: as `ShardCache`.
@@ -128,20 +131,21 @@ class Stream:
     def __init__(
         self,
         subsets: Sequence[Subset],
-        batch_sizes: Mapping[str, int],
+        turn_sizes: Mapping[str, int],
         *,
         seed: int,
         rank: int,
         world_size: int,
         cache: CacheConfig | None = None,
+        budget: TokenBudget | None = None,
     ) -> None:
         for subset in subsets:
             check_shards(subset)
-        for batch_size in batch_sizes.values():
-            local_slots(batch_size, rank, world_size)
+        for size in turn_sizes.values():
+            local_slots(size, rank, world_size)
         self._subsets = subsets
         self._rank, self._world_size = rank, world_size
-        self.plan = BatchPlan([subset.part() for subset in subsets], dict(batch_sizes), seed)
+        self.plan = BatchPlan([subset.part() for subset in subsets], turn_sizes, seed, budget=budget)
         self._cache = None if cache is None else ShardCache(cache.folder, cache.limit_bytes)
         self._memory = BufferPool()
         self.buckets = {subset.bucket.name: subset.bucket for subset in subsets}
@@ -185,8 +189,16 @@ class Stream:
 
     def rows(self, step: int) -> list[IndexRow]:
         """The rows of this rank's part of a global batch, whether or not they can be read."""
-        slots = local_slots(self.plan.batch_size(step), self._rank, self._world_size)
-        return [self._subsets[address.part].rows[address.sample] for address in self.plan.addresses(step, slots)]
+        return [self._subsets[address.part].rows[address.sample] for _, _, address in self._own(step)]
+
+    def _own(self, step: int) -> list[tuple[int, int, Address]]:
+        """Turn, slot and address of the samples of this rank's part of a global batch."""
+        own = []
+        for turn in self.plan.turns(step):
+            slots = local_slots(self.plan.turn_size(turn), self._rank, self._world_size)
+            addresses = self.plan.addresses(turn, slots)
+            own += [(turn, slot, address) for slot, address in zip(slots, addresses, strict=True)]
+        return own
 
     def has_skipped(self, cursor: int) -> bool:
         """Whether `take_skipped` would return any sample."""
@@ -205,19 +217,18 @@ class Stream:
 
     def _read(self, readers: list[PayloadReader], step: int) -> list[Sample]:
         """The samples of a batch; their payloads are consecutive in one buffer, except those of substitutes."""
-        slots = local_slots(self.plan.batch_size(step), self._rank, self._world_size)
-        addresses = self.plan.addresses(step, slots)
-        locations = [location_of(self._subsets[address.part].rows, address.sample) for address in addresses]
+        own = self._own(step)
+        locations = [location_of(self._subsets[address.part].rows, address.sample) for _, _, address in own]
         memory, samples = self._memory.take(sum(location.size for location in locations)), []
-        for slot, address, location in zip(slots, addresses, locations, strict=True):
+        for (turn, slot, address), location in zip(own, locations, strict=True):
             payload, memory = memory[: location.size], memory[location.size :]
-            samples.append(self._read_or_substitute(readers, step, slot, address, location, payload))
+            samples.append(self._read_or_substitute(readers, turn, slot, address, location, payload))
         return samples
 
     def _read_or_substitute(
         self,
         readers: list[PayloadReader],
-        step: int,
+        turn: int,
         slot: int,
         address: Address,
         location: PayloadLocation,
@@ -231,8 +242,8 @@ class Stream:
             except DatasetError as error:
                 reason = str(error)
                 self._skipped.append(SkippedSample(position, location.key, reason))
-            slot += self.plan.batch_size(step)
-            (address,) = self.plan.addresses(step, range(slot, slot + 1))
+            slot += self.plan.turn_size(turn)
+            (address,) = self.plan.addresses(turn, range(slot, slot + 1))
             location = location_of(self._subsets[address.part].rows, address.sample)
             payload = self._memory.take(location.size)
         raise DatasetError(f"{MAX_SUBSTITUTES} samples in a row cannot be read, the last one because {reason}")

@@ -3,16 +3,17 @@
 Every position is computed directly, without replaying what came before, so a run resumes at any position at once, on
 any number of workers. Three orders are nested.
 
-- Turns (`Interleave`): buckets alternate by steps, and within a bucket datasets alternate by samples, in proportion to
+- Turns (`Interleave`): buckets alternate by turns, and within a bucket datasets alternate by samples, in proportion to
   their weights.
 - Epochs (`ShuffledEpochs`): the samples of one dataset in one bucket are drawn without replacement, in a new order each
   epoch. Shards are shuffled, and samples are shuffled within blocks of shards, so that reads stay local.
-- Batches (`BatchPlan`): global batch k consists of one bucket's next samples. A batch may span the end of an epoch, so
-  no sample is dropped.
+- Batches (`BatchPlan`): a turn takes its bucket's next samples. It may span the end of an epoch, so no sample is
+  dropped. Global batch k is one turn; or, where buckets are mixed, the turns that together have the tokens of a step.
 """
 
-from bisect import bisect_right
-from collections.abc import Sequence
+from bisect import bisect_left, bisect_right
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -121,8 +122,17 @@ class Part:
 
 
 @dataclass(frozen=True)
+class TokenBudget:
+    """Steps that mix buckets: each takes turns, of any bucket, until it has its tokens."""
+
+    per_step: int
+    of_sample: Mapping[str, int]
+    """Tokens of a sample of each bucket, in the unit of `per_step`."""
+
+
+@dataclass(frozen=True)
 class Address:
-    """A slot of a batch: its position in the run, and its sample."""
+    """A slot of a turn: its position in the run, and its sample."""
 
     position: int  # number of samples before it since the start of the run
     part: int
@@ -130,27 +140,41 @@ class Address:
 
 
 class BatchPlan:
-    """The global batches of a run.
+    """The global batches of a run, each of one turn of a bucket; or, with a budget, of several turns.
+
+    With a budget of T tokens a step, step k begins with the first turn that has at least k T tokens before it. So every
+    step has T tokens, but for a part of one turn at each end, and over any number of steps every bucket has its share.
 
     Args:
-        batch_sizes: number of samples in a global batch of each bucket.
+        turn_sizes: number of samples in a turn of each bucket.
+        budget: None: a step is a turn.
 
     Raises:
-        ValueError: a part has no samples or no share, or its bucket has no batch size.
+        ValueError: a part has no samples or no share, or its bucket has no turn size; a turn has more tokens than the
+            budget of a step.
     """
 
     def __init__(
-        self, parts: Sequence[Part], batch_sizes: dict[str, int], seed: int, block_shards: int = BLOCK_SHARDS
+        self,
+        parts: Sequence[Part],
+        turn_sizes: Mapping[str, int],
+        seed: int,
+        block_shards: int = BLOCK_SHARDS,
+        budget: TokenBudget | None = None,
     ) -> None:
         for number, part in enumerate(parts):
             if sum(part.shard_sizes) < 1 or part.share <= 0:
                 raise ValueError(
                     f"part {number} of the data has {sum(part.shard_sizes)} samples and share {part.share}"
                 )
-            if part.bucket not in batch_sizes:
-                raise ValueError(f"no batch size for bucket {part.bucket}; there are {', '.join(batch_sizes)}")
+            if part.bucket not in turn_sizes:
+                raise ValueError(f"no batch size for bucket {part.bucket}; there are {', '.join(turn_sizes)}")
         self._buckets = sorted({part.bucket for part in parts})
-        self._sizes = [batch_sizes[bucket] for bucket in self._buckets]
+        self._sizes = [turn_sizes[bucket] for bucket in self._buckets]
+        self._budget = budget
+        self._tokens = [] if budget is None else [turn_sizes[name] * budget.of_sample[name] for name in self._buckets]
+        if budget is not None and max(self._tokens) > budget.per_step:
+            raise ValueError(f"a turn has {max(self._tokens)} tokens, more than the {budget.per_step} of a step")
         self._members = [[i for i, part in enumerate(parts) if part.bucket == bucket] for bucket in self._buckets]
         shares = [[Fraction(parts[i].share) for i in members] for members in self._members]
         self._bucket_turns = _interleave(
@@ -161,9 +185,24 @@ class BatchPlan:
             ShuffledEpochs(part.shard_sizes, seed, f"part {number}", block_shards) for number, part in enumerate(parts)
         ]
 
+    def turns(self, step: int) -> range:
+        """The turns of global batch `step`, at least one."""
+        return range(self._first_turn(step), self._first_turn(step + 1))
+
+    def _first_turn(self, step: int) -> int:
+        if self._budget is None:
+            return step
+        tokens = step * self._budget.per_step
+        most = -(-tokens // min(self._tokens))  # turns that have so many tokens whatever their buckets are
+        return bisect_left(range(most), tokens, key=lambda turn: self._total(self._tokens, turn))
+
+    def _total(self, of_buckets: list[int], turn: int) -> int:
+        """The sum over all turns before `turn` of what a turn of each bucket has."""
+        return sum(n * each for n, each in zip(self._bucket_turns.counts(turn), of_buckets, strict=True))
+
     def cursor(self, step: int) -> int:
         """Number of samples before global batch `step`."""
-        return sum(n * size for n, size in zip(self._bucket_turns.counts(step), self._sizes, strict=True))
+        return self._total(self._sizes, self._first_turn(step))
 
     def step(self, cursor: int) -> int:
         """The inverse of `cursor`.
@@ -179,15 +218,30 @@ class BatchPlan:
             )
         return step
 
-    def bucket(self, step: int) -> str:
-        """The bucket of a global batch, the same on every rank."""
-        return self._buckets[self._bucket_turns.turn(step)[0]]
+    def num_samples(self, step: int) -> dict[str, int]:
+        """How many samples of each of its buckets a global batch has, the same on every rank."""
+        numbers: Counter[str] = Counter()
+        for turn in self.turns(step):
+            numbers[self.bucket(turn)] += self.turn_size(turn)
+        return dict(numbers)
 
-    def addresses(self, step: int, slots: range) -> list[Address]:
-        """The samples of some slots of a global batch. Slots beyond its end continue with the bucket's next samples."""
-        bucket, earlier = self._bucket_turns.turn(step)
+    def batch_size(self, step: int) -> int:
+        """Number of samples in global batch `step`."""
+        return self.cursor(step + 1) - self.cursor(step)
+
+    def bucket(self, turn: int) -> str:
+        """The bucket that has a turn."""
+        return self._buckets[self._bucket_turns.turn(turn)[0]]
+
+    def turn_size(self, turn: int) -> int:
+        """Number of samples of a turn."""
+        return self._sizes[self._bucket_turns.turn(turn)[0]]
+
+    def addresses(self, turn: int, slots: range) -> list[Address]:
+        """The samples of some slots of a turn. Slots beyond its end continue with the bucket's next samples."""
+        bucket, earlier = self._bucket_turns.turn(turn)
         members, first = self._members[bucket], earlier * self._sizes[bucket]
-        start = self.cursor(step)
+        start = self._total(self._sizes, turn)
         if len(members) == 1:  # a faster path for the most common case, with the same result
             places = first + np.arange(slots.start, slots.stop, slots.step)
             numbers = self._epochs[members[0]].samples(places).tolist()
@@ -203,10 +257,6 @@ class BatchPlan:
             Address(start + slot, members[owner], number)
             for slot, owner, number in zip(slots, owners.tolist(), numbers.tolist(), strict=True)
         ]
-
-    def batch_size(self, step: int) -> int:
-        """Number of samples in global batch `step`."""
-        return self._sizes[self._bucket_turns.turn(step)[0]]
 
 
 def _interleave(shares: Sequence[Fraction]) -> Interleave:

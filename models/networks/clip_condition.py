@@ -30,7 +30,7 @@ class ClipCondition(nn.Module):
 
     def forward(
         self, fps: Float[Tensor, " clips"] | None, latent_grid: tuple[int, int, int], device: torch.device
-    ) -> Float[Tensor, "clips 1 d"]:
+    ) -> Float[Tensor, "_ 1 d"]:
         """Embed; one vector for each frame rate, or one for all clips where the network reads none.
 
         Args:

@@ -30,6 +30,8 @@ class Patched:
     """The field that decides the patch size, for messages."""
     shares_tokens: ClassVar[bool] = True
     """Whether several processes can compute one sample together, each with a part of its tokens."""
+    packs_clips: ClassVar[bool] = False
+    """Whether clips of several shapes can be computed together, see `VelocityNetwork.packed`."""
 
     def token_grid(self, latent_grid: tuple[int, int, int]) -> tuple[int, int, int]:
         """Tokens (t, h, w) of a latent of that many positions (t, h, w).
@@ -119,6 +121,7 @@ class DiTConfig(Patched, Settings):
                 )
         return self
 
+    packs_clips: ClassVar[bool] = True
     needs_embeddings: ClassVar[bool] = False
     """Whether captions have to be embedded by a pretrained encoder."""
     needs_image: ClassVar[bool] = False

@@ -35,6 +35,29 @@ class Cost:
         """Of a forward and a backward pass."""
         return self.forward_flops + self.backward_flops
 
+    @property
+    def training_bytes(self) -> "TrainingBytes":
+        """What training in float32 keeps for the parameters."""
+        return TrainingBytes(4 * self.parameters, 4 * self.parameters, 8 * self.parameters)
+
+
+@dataclass(frozen=True)
+class TrainingBytes:
+    """Memory for the parameters during training with AdamW, on all workers together where ZeRO partitions it.
+
+    Beside it, training needs 4 bytes per parameter for each average of the weights, what ZeRO copies, and activations.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    """Averages of the gradient and of its square."""
+
+    @property
+    def total(self) -> int:
+        """Of all."""
+        return self.weights + self.gradients + self.optimizer
+
 
 @dataclass(frozen=True)
 class ClipSize:

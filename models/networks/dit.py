@@ -6,6 +6,7 @@ scale and gate the layers by adaLN-zero (Peebles & Xie 2022, section 3.2). Queri
 rotated by their position in time, height and width (rope).
 """
 
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -14,7 +15,6 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from models.attention.attention import attention
 from models.layers import BlockStack, FeedForward, HeadNorm, RMSNorm, TimeEmbedder
 from models.networks.clip_condition import ClipCondition
 from models.networks.config import DiTConfig
@@ -29,12 +29,13 @@ from models.networks.modulation import (
     shared_modulation,
     zero,
 )
-from models.networks.protocol import Conditions, SequenceParallelPlan, Velocity, VelocityNetwork
+from models.networks.protocol import Conditions, NoisyClips, Velocity, VelocityNetwork
 from models.networks.rope import rope_angles, rotate
-from models.networks.token_attention import token_attention
+from models.networks.token_layout import BatchLayout, PackedLayout, PackedPart, TokenLayout
 from models.text.bytes import CaptionEncoder
-from models.text.caption import Caption
+from models.text.caption import Caption, strongest
 from models.text.embeddings import EmbeddedCaptionEncoder
+from models.text.packing import CaptionPacking
 
 
 def patchify(x: Float[Tensor, "b c t h w"], patch_size: int) -> Float[Tensor, "b n d"]:
@@ -77,10 +78,8 @@ class DiTBlock(nn.Module):
         condition: Float[Tensor, "b f d"],
         shared: Float[Tensor, "b f k"] | None,
         text: Float[Tensor, "b m e"],
-        text_mask: Bool[Tensor, "b m"],
         angles: Float[Tensor, "n half"],
-        num_frames: int,
-        plan: SequenceParallelPlan,
+        layout: TokenLayout,
     ) -> Float[Tensor, "b n d"]:
         """Refine the tokens.
 
@@ -89,25 +88,25 @@ class DiTBlock(nn.Module):
             shared: the vectors that all blocks share, see `modulation_vectors`.
             text: encoded caption, for cross-attention.
             angles: rotation angles of each token, see `rope_angles`.
-            plan: how the tokens are shared among processes.
+            layout: which tokens belong together.
         """
         vectors = modulation_vectors(self.modulation, condition, shared)
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = vectors
 
-        h = modulate(self.norm(x), shift_1, scale_1)
+        h = modulate(self.norm(x), shift_1, scale_1, layout.groups)
         q_k, v = rearrange(self.qkv(h), "b n (h d) -> b n h d", h=3 * self.heads).tensor_split([2 * self.heads], dim=2)
         q, k = rotate(self.qk_norm(q_k), angles).chunk(2, dim=2)
-        h = token_attention(q, k, v, self.span, num_frames, plan)
+        h = layout.self_attention(q, k, v, self.span)
         h = self.out(rearrange(h, "b n heads d -> b n (heads d)"))
-        x = add_gated(x, gate_1, h.float())
+        x = add_gated(x, gate_1, h.float(), layout.groups)
 
         q = self.cross_query_norm(rearrange(self.cross_query(self.cross_norm(x)), "b n (h d) -> b n h d", h=self.heads))
         k, v = rearrange(self.cross_key_value(text), "b m (two h d) -> two b m h d", two=2, h=self.heads)
-        h = attention(q, self.cross_key_norm(k), v, text_mask)
+        h = layout.cross_attention(q, self.cross_key_norm(k), v)
         x = x + self.cross_out(rearrange(h, "b n h d -> b n (h d)"))
 
-        h = self.feed_forward(modulate(self.norm(x), shift_2, scale_2))
-        return add_gated(x, gate_2, h.float())
+        h = self.feed_forward(modulate(self.norm(x), shift_2, scale_2, layout.groups))
+        return add_gated(x, gate_2, h.float(), layout.groups)
 
 
 class DiT(VelocityNetwork):
@@ -173,22 +172,80 @@ class DiT(VelocityNetwork):
         # Rotary angles give relative positions only; absolute ones (a border, the ground) are added to the tokens.
         positions = rope_angles(grid, self.config.width, x.device, self.absolute_rope)
         text = self.text(caption)  # b m e
-        # The maximum over the caption says whether a word occurs, independently of the length of the caption.
-        pooled = text.float().masked_fill(~caption.mask[..., None], float("-inf")).amax(1)  # b e
+        pooled = strongest(text, caption.mask)  # b e
         times = t.reshape(len(t), -1)  # b f, where f is 1 or the number of frames
         embedded = self.time(times) + rearrange(self.text_pooled(pooled), "b d -> b 1 d")  # b f d
         if self.clip_condition is not None:
             embedded = embedded + self.clip_condition(fps, (num_frames, height, width), x.device)
-        condition = silu(embedded)
-        shared = None if self.shared_modulation is None else self.shared_modulation(condition)  # b f (6 d)
-        told = x if self.known_frames == "time" else with_known_channels(x, known)
-        patches = patchify(told, self.config.patch_size)
+        patches = patchify(self._told(x, known), self.config.patch_size)
         angles, positions, patches = (plan.shard(each, grid[0]) for each in (angles, positions, patches))
-        tokens = self.patch(patches) + torch.cat([positions.cos(), positions.sin()], dim=-1)  # b n d
+        words, keys = None, None
         if self.caption_tokens is not None:
-            words, mask = plan.join_caption(self.caption_tokens(text).float(), caption.mask, tokens.shape[1])
-            tokens, _ = self.joint.run((tokens, words), condition, shared, mask, angles, plan)
-        tokens = self.blocks.run(tokens, condition, shared, text, caption.mask, angles, num_frames, plan)
-        shift, scale = self.final_modulation(condition).float().chunk(2, dim=-1)  # b f d
-        tokens = self.final(modulate(self.final_norm(tokens), shift, scale))  # b n (c p q)
+            num_tokens = patches.shape[1]
+            words, keys = plan.join_caption(self.caption_tokens(text).float(), caption.mask, num_tokens)
+        layout = BatchLayout(num_frames, caption.mask, keys, plan)
+        tokens = self._predicted(patches, positions, angles, silu(embedded), text, words, layout)  # b n (c p q)
         return unpatchify(plan.gather(tokens, grid[0]), self.config.patch_size, grid)  # b c t h w
+
+    def packed(
+        self, batches: Sequence[NoisyClips], caption: Caption, packing: CaptionPacking
+    ) -> list[Float[Tensor, "_ c _ _ _"]]:
+        """As `VelocityNetwork.packed`. Raises as `forward`."""
+        p, device = self.config.patch_size, batches[0].x.device
+        layout = PackedLayout.of(tuple(self._part(clips) for clips in batches), packing)
+        head_width = self.config.width // self.config.heads
+        angles = layout.of_tokens(lambda grid: rope_angles(grid, head_width, device, self.rope))
+        positions = layout.of_tokens(lambda grid: rope_angles(grid, self.config.width, device, self.absolute_rope))
+        text = self.text(caption, packing)  # 1 m e
+        # The maximum over the caption says whether a word occurs, independently of the length of the caption.
+        of_clips = rearrange(self.text_pooled(packing.strongest(text)), "clips d -> 1 clips d")
+        if self.clip_condition is not None:
+            of_clips = of_clips + torch.cat([self._numbers(clips) for clips in batches], dim=1)
+        times = torch.cat([clips.t.flatten() for clips in batches])
+        embedded = self.time(rearrange(times, "f -> 1 f")) + layout.of_conditions(of_clips)  # 1 f d
+        told = (self._told(clips.x, clips.conditions.known) for clips in batches)
+        patches = torch.cat([rearrange(patchify(x, p), "b n d -> 1 (b n) d") for x in told], dim=1)
+        words = None if self.caption_tokens is None else self.caption_tokens(text).float()  # 1 m d
+        tokens = self._predicted(patches, positions, angles, silu(embedded), text, words, layout)  # 1 n (c p q)
+        return [
+            unpatchify(rearrange(part_tokens, "1 (b n) d -> b n d", b=part.num_clips), p, part.grid)
+            for part, part_tokens in layout.parts_of(tokens)
+        ]
+
+    def _part(self, clips: NoisyClips) -> PackedPart:
+        return PackedPart(len(clips.x), self.config.token_grid(_grid(clips.x)), clips.t.numel() // len(clips.x))
+
+    def _numbers(self, clips: NoisyClips) -> Float[Tensor, "1 b d"]:
+        """What the network is told of each clip by numbers, embedded."""
+        assert self.clip_condition is not None
+        embedded = self.clip_condition(clips.conditions.fps, _grid(clips.x), clips.x.device)  # b 1 d, or 1 1 d
+        return rearrange(embedded.expand(len(clips.x), -1, -1), "b 1 d -> 1 b d")
+
+    def _told(
+        self, x: Float[Tensor, "b c t h w"], known: Bool[Tensor, "clips 1 t"] | None
+    ) -> Float[Tensor, "b more t h w"]:
+        """The latent with the channels that say which frames are given, where the network reads them."""
+        return x if self.known_frames == "time" else with_known_channels(x, known)
+
+    def _predicted(
+        self,
+        patches: Float[Tensor, "b n patch"],
+        positions: Float[Tensor, "n half"],
+        angles: Float[Tensor, "n half_head"],
+        condition: Float[Tensor, "b f d"],
+        text: Float[Tensor, "b m e"],
+        words: Float[Tensor, "b k d"] | None,
+        layout: TokenLayout,
+    ) -> Float[Tensor, "b n out"]:
+        """The patches of the velocity, from those of x_t and from what their clips are conditioned on."""
+        shared = None if self.shared_modulation is None else self.shared_modulation(condition)  # b f (6 d)
+        tokens = self.patch(patches) + torch.cat([positions.cos(), positions.sin()], dim=-1)  # b n d
+        if words is not None:
+            tokens, _ = self.joint.run((tokens, words), condition, shared, angles, layout)
+        tokens = self.blocks.run(tokens, condition, shared, text, angles, layout)
+        shift, scale = self.final_modulation(condition).float().chunk(2, dim=-1)  # b f d
+        return self.final(modulate(self.final_norm(tokens), shift, scale, layout.groups))
+
+
+def _grid(x: Float[Tensor, "b c t h w"]) -> tuple[int, int, int]:
+    return x.shape[2], x.shape[3], x.shape[4]

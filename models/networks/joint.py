@@ -5,16 +5,15 @@ meet in the attention only; norms, projections, feed-forward layers and modulati
 leaves the caption as it is, because nothing after it reads that stream.
 """
 
-import torch
 from einops import rearrange
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from models.layers import FeedForward, HeadNorm
 from models.networks.config import DiTConfig
-from models.networks.modulation import add_gated, block_modulation, modulate, modulation_vectors
-from models.networks.protocol import SequenceParallelPlan
+from models.networks.modulation import Groups, add_gated, block_modulation, modulate, modulation_vectors
 from models.networks.rope import rotate
+from models.networks.token_layout import TokenLayout
 
 
 class Stream(nn.Module):
@@ -42,23 +41,33 @@ class Stream(nn.Module):
         """Shifts, scales and gates, see `modulation_vectors`."""
         return modulation_vectors(self.modulation, condition, shared, self.num_vectors)
 
-    def before(self, x: Float[Tensor, "b n d"], vectors: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-        """What attention takes: normalised queries and keys (keys only), as heads side by side, and values."""
+    def before(
+        self, x: Float[Tensor, "b n d"], vectors: tuple[Tensor, ...], groups: Groups | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """What attention takes: normalised queries and keys (keys only), as heads side by side, and values.
+
+        Args:
+            groups: as `modulate` takes them.
+        """
         shift, scale, *_ = vectors
-        projected = self.qkv(modulate(self.norm(x), shift, scale))
+        projected = self.qkv(modulate(self.norm(x), shift, scale, groups))
         projected = rearrange(projected, "b n (h d) -> b n h d", h=(self.num_normed + 1) * self.heads)
         normed, values = projected.tensor_split([self.num_normed * self.heads], dim=2)
         return self.qk_norm(normed), values
 
     def after(
-        self, x: Float[Tensor, "b n d"], attended: Float[Tensor, "b n heads c"], vectors: tuple[Tensor, ...]
+        self,
+        x: Float[Tensor, "b n d"],
+        attended: Float[Tensor, "b n heads c"],
+        vectors: tuple[Tensor, ...],
+        groups: Groups | None = None,
     ) -> Float[Tensor, "b n d"]:
         """Add what the tokens attended to, then the feed-forward layer; not of a read-only stream."""
         assert self.out is not None
         assert self.feed_forward is not None
         _, _, gate_1, shift_2, scale_2, gate_2 = vectors
-        x = add_gated(x, gate_1, self.out(rearrange(attended, "b n h d -> b n (h d)")).float())
-        return add_gated(x, gate_2, self.feed_forward(modulate(self.norm(x), shift_2, scale_2)).float())
+        x = add_gated(x, gate_1, self.out(rearrange(attended, "b n h d -> b n (h d)")).float(), groups)
+        return add_gated(x, gate_2, self.feed_forward(modulate(self.norm(x), shift_2, scale_2, groups)).float(), groups)
 
 
 class JointBlock(nn.Module):
@@ -78,35 +87,29 @@ class JointBlock(nn.Module):
         tokens: tuple[Float[Tensor, "b n d"], Float[Tensor, "b m d"]],
         condition: Float[Tensor, "b f d"],
         shared: Float[Tensor, "b f k"] | None,
-        mask: Bool[Tensor, "b keys"],
         angles: Float[Tensor, "n half"],
-        plan: SequenceParallelPlan,
+        layout: TokenLayout,
     ) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b m d"]]:
         """Refine both streams.
 
         Args:
             tokens: of the video and of the caption.
-            mask: which keys are no padding, see `SequenceParallelPlan.join_caption`.
             angles: rotation angles of each video token, see `rope_angles`; caption tokens are not rotated.
+            layout: which tokens belong together.
         """
         video, caption = tokens
         video_vectors = self.video.vectors(condition, shared)
         # Caption tokens are of no frame: where frames have times of their own, they get the mean over the frames.
         caption_vectors = self.caption.vectors(
-            condition.mean(1, keepdim=True), None if shared is None else shared.mean(1, keepdim=True)
+            layout.of_clips(condition), None if shared is None else layout.of_clips(shared)
         )
+        caption_vectors = tuple(layout.of_words(each) for each in caption_vectors)
 
-        q_k, v = self.video.before(video, video_vectors)
+        q_k, v = self.video.before(video, video_vectors, layout.groups)
         q, k = rotate(q_k, angles).chunk(2, dim=2)
         caption_q_k, caption_v = self.caption.before(caption, caption_vectors)
-        *caption_q, caption_k = caption_q_k.chunk(self.caption.num_normed, dim=2)
-        attended = plan.attention(
-            torch.cat([q, *caption_q], dim=1),
-            torch.cat([k, caption_k], dim=1),
-            torch.cat([v, caption_v], dim=1),
-            mask,
-        )
-        to_video, to_caption = attended.tensor_split([video.shape[1]], dim=1)
-        if not self.caption.is_read_only:
+        caption_q, caption_k = (None, caption_q_k) if self.caption.is_read_only else caption_q_k.chunk(2, dim=2)
+        to_video, to_caption = layout.joint_attention((q, k, v), (caption_q, caption_k, caption_v))
+        if to_caption is not None:
             caption = self.caption.after(caption, to_caption, caption_vectors)
-        return self.video.after(video, to_video, video_vectors), caption
+        return self.video.after(video, to_video, video_vectors, layout.groups), caption

@@ -68,18 +68,37 @@ def modulation_vectors(
     return vectors.float().chunk(num_vectors, dim=-1)
 
 
+Groups = tuple[tuple[int, int], ...]
+"""Of packed clips of several shapes: (vectors, tokens) of each group, whose vectors have equally many tokens."""
+
+
 def modulate(
-    x: Float[Tensor, "b n d"], shift: Float[Tensor, "b f d"], scale: Float[Tensor, "b f d"]
+    x: Float[Tensor, "b n d"],
+    shift: Float[Tensor, "b f d"],
+    scale: Float[Tensor, "b f d"],
+    groups: Groups | None = None,
 ) -> Float[Tensor, "b n d"]:
-    """x (1 + scale) + shift, with one shift and scale per sample (f = 1) or per frame."""
+    """x (1 + scale) + shift, with one shift and scale per sample (f = 1) or per frame.
+
+    Args:
+        groups: of packed clips; None: each vector has equally many tokens.
+    """
+    if groups is not None:
+        num_vectors, num_tokens = zip(*groups, strict=True)
+        parts = zip(x.split(num_tokens, 1), shift.split(num_vectors, 1), scale.split(num_vectors, 1), strict=True)
+        return torch.cat([modulate(*part) for part in parts], dim=1)
     x = rearrange(x, "b (f s) d -> b f s d", f=shift.shape[1])
     x = torch.addcmul(rearrange(shift, "b f d -> b f 1 d"), x, rearrange(1 + scale, "b f d -> b f 1 d"))
     return rearrange(x, "b f s d -> b (f s) d")
 
 
 def add_gated(
-    x: Float[Tensor, "b n d"], gate: Float[Tensor, "b f d"], h: Float[Tensor, "b n d"]
+    x: Float[Tensor, "b n d"], gate: Float[Tensor, "b f d"], h: Float[Tensor, "b n d"], groups: Groups | None = None
 ) -> Float[Tensor, "b n d"]:
-    """x + gate h, with one gate per sample (f = 1) or per frame."""
+    """x + gate h, with one gate per sample (f = 1) or per frame; `groups` as in `modulate`."""
+    if groups is not None:
+        num_vectors, num_tokens = zip(*groups, strict=True)
+        parts = zip(x.split(num_tokens, 1), gate.split(num_vectors, 1), h.split(num_tokens, 1), strict=True)
+        return torch.cat([add_gated(*part) for part in parts], dim=1)
     x, h = (rearrange(tokens, "b (f s) d -> b f s d", f=gate.shape[1]) for tokens in (x, h))
     return rearrange(torch.addcmul(x, rearrange(gate, "b f d -> b f 1 d"), h), "b f s d -> b (f s) d")

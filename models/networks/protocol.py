@@ -1,7 +1,7 @@
 """The interface of a network that predicts the velocity of a flow."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -14,6 +14,7 @@ from models.attention.attention import attention
 from models.layers import BlockStack
 from models.networks.config import NetworkConfig
 from models.text.caption import Caption
+from models.text.packing import CaptionPacking
 
 
 @runtime_checkable
@@ -107,6 +108,17 @@ class Conditions:
     """For the networks that need one; None: there is none."""
 
 
+@dataclass(frozen=True)
+class NoisyClips:
+    """What a network predicts the velocities of: clips of one shape."""
+
+    x: Float[Tensor, "b c t h w"]
+    """x_t."""
+    t: Float[Tensor, " b"] | Float[Tensor, "b 1 t"]
+    """Times in [0, 1], one per sample or one per latent frame."""
+    conditions: Conditions
+
+
 class VelocityNetwork(nn.Module, ABC):
     """The velocity v(x_t, t, caption) of normalised latents, on latents of any length, height and width.
 
@@ -142,6 +154,27 @@ class VelocityNetwork(nn.Module, ABC):
     def given(self, conditions: Conditions) -> Velocity:  # noqa: ARG002 - of networks that read them
         """The network under these conditions. Most networks depend on few of them, or none."""
         return self
+
+    def packed(
+        self,
+        batches: Sequence[NoisyClips],
+        caption: Caption,
+        packing: CaptionPacking,
+    ) -> list[Float[Tensor, "_ c _ _ _"]]:
+        """The velocities of clips of several shapes, computed together as one sequence of tokens without padding.
+
+        They are those that `forward` gives for each clip. Networks whose configuration says `packs_clips` have it.
+
+        Args:
+            batches: the clips, one batch for each shape.
+            caption: of all clips, in their order.
+            packing: of `caption`.
+
+        Raises:
+            ValueError: as `forward`; or there are not as many clips as captions.
+            NotImplementedError: the network does not pack clips.
+        """
+        raise NotImplementedError(f"a network of architecture {self.config.architecture} does not pack clips")
 
     def lora_targets(self) -> list[str]:
         """Names of the layers that low-rank adapters can be put on: every linear layer."""

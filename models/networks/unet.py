@@ -29,7 +29,7 @@ from models.networks.modulation import add_gated, modulate
 from models.networks.protocol import Conditions, Velocity, VelocityNetwork
 from models.networks.rope import rope_angles, rotate
 from models.text.bytes import CaptionEncoder
-from models.text.caption import Caption
+from models.text.caption import Caption, strongest
 from models.text.embeddings import EmbeddedCaptionEncoder
 
 HALF = (1, 2, 2)  # kernel and stride (t, h, w) of the changes of level
@@ -194,8 +194,7 @@ class UNet(VelocityNetwork):
         grid = self.config.token_grid((x.shape[2], x.shape[3], x.shape[4]))  # of the deepest level
         angles = rope_angles(grid, self.head_dim, x.device)
         text = self.text(caption)  # b m e
-        # The maximum over the caption says whether a word occurs, independently of the length of the caption.
-        pooled = text.float().masked_fill(~caption.mask[..., None], float("-inf")).amax(1)  # b e
+        pooled = strongest(text, caption.mask)  # b e
         times = t.reshape(len(t), -1)  # b f, where f is 1 or the number of frames
         condition = silu(self.time(times) + rearrange(self.text_pooled(pooled), "b d -> b 1 d"))  # b f d
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, pad, silu
 
 from models.attention.attention import attention
-from models.layers import BlockStack, RMSNorm
+from models.layers import BlockStack, LayerNorm, RMSNorm
 from models.networks.config import WanConfig
 from models.networks.dit import patchify
 from models.networks.known_frames import for_batch
@@ -84,10 +84,10 @@ class ImageEmbedder(nn.Module):
 
     def __init__(self, width_in: int, width: int) -> None:
         super().__init__()
-        self.norm_in = nn.LayerNorm(width_in)
+        self.norm_in = LayerNorm(width_in)
         self.first = nn.Linear(width_in, width_in)
         self.second = nn.Linear(width_in, width)
-        self.norm_out = nn.LayerNorm(width)
+        self.norm_out = LayerNorm(width)
 
     def forward(self, image: Float[Tensor, "b k e"]) -> Float[Tensor, "b k d"]:
         """Embed."""
@@ -105,7 +105,7 @@ class WanBlock(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.query_norm, self.key_norm = RMSNorm(width, eps), RMSNorm(width, eps)
         self.out = nn.Linear(width, width)
-        self.cross_norm = nn.LayerNorm(width, eps)
+        self.cross_norm = LayerNorm(width, eps)
         self.cross_query = nn.Linear(width, width)
         self.cross_key_value = nn.Linear(width, 2 * width)
         self.cross_query_norm, self.cross_key_norm = RMSNorm(width, eps), RMSNorm(width, eps)

@@ -12,9 +12,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from models.layers import RMSNorm
+from models.layers import Embedding, RMSNorm
 from models.text.blocks import TextBlock
 from models.text.config import TextConfig
+from models.text.packing import CaptionPacking
 
 END, PAD, VOCABULARY = 256, 257, 258
 NGRAM_LENGTHS = (3, 5)
@@ -63,11 +64,11 @@ class CaptionEncoder(nn.Module):
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
-        self.embed = nn.Embedding(VOCABULARY, config.width)
+        self.embed = Embedding(VOCABULARY, config.width)
         self.position = nn.Parameter(torch.randn(config.max_bytes + 1, config.width) * 0.02)
         self.ngram_buckets = config.ngram_buckets
         # Single bytes carry little meaning: short runs of bytes have embeddings too.
-        self.ngrams = nn.ModuleList(nn.Embedding(config.ngram_buckets, config.width) for _ in NGRAM_LENGTHS)
+        self.ngrams = nn.ModuleList(Embedding(config.ngram_buckets, config.width) for _ in NGRAM_LENGTHS)
         self.blocks = nn.ModuleList(TextBlock(config.width, config.heads) for _ in range(config.depth))
         self.norm = RMSNorm(config.width)
         for table in (self.embed, *self.ngrams):
@@ -75,11 +76,17 @@ class CaptionEncoder(nn.Module):
                 table.get_parameter("weight")
             )  # unit scale: at 0.02 most words went unused for hundreds of steps
 
-    def forward(self, caption: CaptionTokens) -> Float[Tensor, "b n d"]:
-        """Encode; vectors at padding are meaningless, and must be masked where they are used."""
+    def forward(self, caption: CaptionTokens, packing: CaptionPacking | None = None) -> Float[Tensor, "b n d"]:
+        """Encode; vectors at padding are meaningless, and must be masked where they are used.
+
+        Args:
+            packing: of the captions; the result is then one packed sequence (b = 1), computed without padding.
+        """
         x = self.embed(caption.ids) + self.position
         for length, table in zip(NGRAM_LENGTHS, self.ngrams, strict=True):
             x = x + table(ngram_hashes(caption.ids, length, self.ngram_buckets))
+        if packing is not None:
+            x = packing.pack(x)
         for block in self.blocks:
-            x = block(x, caption.mask)
+            x = block(x, caption.mask if packing is None else packing.segments)
         return self.norm(x)

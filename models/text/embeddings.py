@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from models.layers import RMSNorm
 from models.text.blocks import TextBlock
 from models.text.config import TextConfig
+from models.text.packing import CaptionPacking
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,14 @@ class EmbeddedCaptionEncoder(nn.Module):
         self.blocks = nn.ModuleList(TextBlock(config.width, config.heads) for _ in range(config.depth))
         self.norm = RMSNorm(config.width)
 
-    def forward(self, caption: CaptionEmbeddings) -> Float[Tensor, "b n d"]:
-        """Encode; vectors at padding are meaningless, and must be masked where they are used."""
-        x = self.project(self.input_norm(caption.values.float()))
+    def forward(self, caption: CaptionEmbeddings, packing: CaptionPacking | None = None) -> Float[Tensor, "b n d"]:
+        """Encode; vectors at padding are meaningless, and must be masked where they are used.
+
+        Args:
+            packing: of the captions; the result is then one packed sequence (b = 1), computed without padding.
+        """
+        values = caption.values if packing is None else packing.pack(caption.values)
+        x = self.project(self.input_norm(values.float()))
         for block in self.blocks:
-            x = block(x, caption.mask)
+            x = block(x, caption.mask if packing is None else packing.segments)
         return self.norm(x)

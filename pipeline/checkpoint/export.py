@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import TypeAdapter
 
 from data.dataset.manifest import LatentStats, TextEncoderRecord
@@ -17,6 +18,7 @@ from pipeline.checkpoint.adapters import network_shapes, network_weights
 from pipeline.checkpoint.published import write_published
 from pipeline.checkpoint.record import Checkpoint, CheckpointError
 from pipeline.checkpoint.tensor_files import stream_tensors
+from pipeline.run.precision import prepare_to_compute
 from pipeline.run.weight_names import FIRST_AVERAGE, WeightsName
 
 SUFFIX = ".safetensors"
@@ -47,6 +49,7 @@ def export_weights(checkpoint: Checkpoint, path: Path, which: WeightsName = FIRS
         "checkpoint": checkpoint.fingerprint,
         "trained": record.trained,
     }
+    prepare_to_compute(torch.device("cpu"))  # adapters are merged by products
     with published(path) as temporary:
         weights = (tensor for _, tensor in network_weights(checkpoint, which))
         # "config" as in the autoencoder file beside a DiT's checkpoint
@@ -81,5 +84,6 @@ def export_published(checkpoint: Checkpoint, folder: Path, which: WeightsName = 
         told = f"{checkpoint.folder}: {error}; leave --layout out to write one safetensors file"
         raise CheckpointError(told) from error
     tensors = published_tensors(transformer)
+    prepare_to_compute(torch.device("cpu"))  # as above
     in_order = {name: tensors[name] for name in network_shapes(checkpoint)}
     write_published(folder, published_fields(transformer), in_order, network_weights(checkpoint, which))

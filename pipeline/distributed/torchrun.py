@@ -9,6 +9,7 @@ import torch.distributed as dist
 
 from pipeline.distributed.collectives import COLLECTIVE_TIMEOUT, from_rank_zero
 from pipeline.distributed.process_group import Worker, leave_process_group
+from pipeline.run.precision import prepare_to_compute
 
 
 def train_here(function: Callable[[Worker], None], num_threads: int) -> None:
@@ -26,7 +27,7 @@ def local_worker(num_threads: int) -> Iterator[Worker]:
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
-    torch.set_num_threads(num_threads)
+    prepare_to_compute(device, num_threads)
     backend = "nccl" if cuda else "gloo"
     if "MASTER_ADDR" in os.environ:
         dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)

@@ -10,7 +10,6 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 
 from data.errors import ReelflowError
@@ -18,6 +17,7 @@ from data.files.publish import publish_text
 from pipeline.distributed.collectives import COLLECTIVE_TIMEOUT, from_rank_zero
 from pipeline.distributed.config import WorkersConfig, num_participating
 from pipeline.distributed.process_group import Worker
+from pipeline.run.precision import prepare_to_compute
 
 
 class TrainingError(ReelflowError, RuntimeError):
@@ -96,8 +96,8 @@ def _run_on_worker(settings: dict[str, Any]) -> None:
     from ray.train.torch import get_device
 
     context = ray.train.get_context()
-    torch.set_num_threads(settings["threads"])
     worker = Worker(context.get_world_rank(), context.get_world_size(), get_device())
+    prepare_to_compute(worker.device, settings["threads"])
     try:
         if settings["fitting"]:
             worker = _join(worker, num_participating(worker.world_size, settings["fitting"]))

@@ -25,6 +25,7 @@ from models.text.pretrained import (
     text_encoder_fingerprint,
 )
 from pipeline.encode.config import TextEncoderConfig
+from pipeline.run.precision import prepare_to_compute
 
 NULL_CAPTION_NAME = "null_caption.safetensors"
 
@@ -98,7 +99,9 @@ def store_null_caption(dataset_dir: Path, config: TextEncoderConfig, null_captio
     Raises:
         TextEncoderError: the encoder cannot be used.
     """
-    encoder = PretrainedTextEncoder(config.folder, config.max_tokens, torch.device("cpu"))
+    device = torch.device("cpu")
+    prepare_to_compute(device)
+    encoder = PretrainedTextEncoder(config.folder, config.max_tokens, device)
     (tensors,) = text_tensors(encoder([null_caption]))
     publish_bytes(dataset_dir / NULL_CAPTION_NAME, save(tensors))
     return TextEncoderRecord(

@@ -42,7 +42,7 @@ from pipeline.encode.codec import load_autoencoder, read_config
 from pipeline.encode.config import EncodeConfig
 from pipeline.run.commits import Commit, publish_commit, remove_commit, remove_other_shards, reusable_commit
 from pipeline.run.fingerprints import fingerprint, output_settings
-from pipeline.run.precision import autocast, warn_of_slow_precision
+from pipeline.run.precision import autocast, prepare_to_compute, warn_of_slow_precision
 from pipeline.run.progress import bar
 
 
@@ -76,8 +76,8 @@ class Encoder:
     """An actor that holds the autoencoder and the text encoder, and encodes one shard per call."""
 
     def __init__(self, autoencoder_path: Path, config: EncodeConfig, num_threads: int) -> None:
-        torch.set_num_threads(num_threads)
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        prepare_to_compute(self._device, num_threads)
         self._network = load_autoencoder(autoencoder_path).to(self._device)
         self._config = config
         text = config.text

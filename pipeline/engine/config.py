@@ -7,6 +7,7 @@ from pydantic import Field
 from data.errors import ReelflowError
 from data.records import Settings
 from models.networks.config import NetworkConfig, nearest_heads
+from pipeline.run.config import Precision
 
 SMALLEST_SCALE = 1.0  # a gradient that is not finite at this scale is an error of the training, not of the scale
 
@@ -74,3 +75,24 @@ def check_tokens(bucket: str, tokens_per_frame: int, size: int) -> None:
 
 ZeroStage = Literal[0, 1, 2, 3]
 Offload = Literal["none", "optimizer", "optimizer_and_parameters"]
+WeightPrecision = Literal["auto", "fp32", "bf16"]
+
+
+class WeightPrecisionError(ReelflowError, ValueError):
+    """Weights that cannot be bfloat16 on this machine; the message says why, and the way out."""
+
+
+def half_weights_problem(precision: Precision, zero_stage: ZeroStage, accumulation_steps: int) -> str | None:
+    """Why weights cannot be bfloat16, and the way out; None: they can where "auto" is bf16."""
+    if precision not in ("auto", "bf16"):
+        return f"precision is {precision}: set precision to bf16, or weight_precision to fp32"
+    if zero_stage == 0:
+        return (
+            "zero_stage is 0, where there are no other master weights: set zero_stage to 1, or weight_precision to fp32"
+        )
+    if zero_stage == 1 and accumulation_steps > 1:
+        return (
+            f"zero_stage is 1, where gradients of {accumulation_steps} accumulation steps would be added in bf16: set "
+            "zero_stage to 2, or weight_precision to fp32"
+        )
+    return None

@@ -83,6 +83,23 @@ def whole_shape(parameter: Tensor) -> torch.Size:
     return getattr(parameter, "ds_shape", parameter.shape)
 
 
+def cast_parameter(parameter: nn.Parameter, dtype: torch.dtype) -> Tensor:
+    """Cast a parameter, or what this rank holds of one that is partitioned.
+
+    Returns:
+        the values before, in one dimension; at their end the padding of a part, if there is any.
+    """
+    partitioned: Any = parameter
+    held = getattr(parameter, "ds_tensor", parameter)
+    before = held.data
+    held.data = before.to(dtype)
+    if held is not parameter:
+        if before.is_pinned():
+            held.data = held.data.pin_memory()
+        partitioned.data = partitioned.data.to(dtype)  # an empty tensor
+    return before.view(-1)
+
+
 def parameter_partitioner(device: torch.device, *, offloaded: bool) -> Callable[[nn.Parameter], None]:
     """A function that leaves of a whole parameter this rank's part, as stage 3 does with one that is not partitioned.
 

@@ -25,6 +25,7 @@ from pipeline.engine.deepspeed_internals import (
     whole_shape,
 )
 from pipeline.engine.fragment import own_shares, view_fragments, whole_extents
+from pipeline.engine.half_weights import cast_weights, half_settings, set_masters
 from pipeline.engine.loss_scale import LossScaler
 from pipeline.engine.parameter_groups import ParameterGroup, optimizer_groups, set_learning_rate
 from pipeline.engine.update_guard import UpdateGuard
@@ -55,6 +56,9 @@ class ZeroTrainer:
     With `offload`, host memory holds the master weights, their moments and averages, and the CPU updates them
     (ZeRO-Offload, Ren et al. 2021; stages 2 and 3); at stage 3 optionally also the parameters between their uses.
 
+    With `half_weights` the module's parameters are bfloat16, at stages 1 to 3, see `half_weights.py`; `dtype` must be
+    bfloat16, and at stage 1 `accumulation_steps` 1.
+
     Parameters that require no gradient are not trained. `local_fragments` is what this rank's memory holds of the
     trained ones, and `fragments` is the part of it that this rank saves and averages: over all ranks these parts cover
     every trained parameter exactly once. The two differ at stage 0 only, where every rank holds everything.
@@ -75,6 +79,7 @@ class ZeroTrainer:
         max_norm: float | None = None,
         loss_scaling: LossScaling | None = None,
         clip_norm: float,
+        half_weights: bool = False,
     ) -> None:
         deepspeed = import_deepspeed()
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
@@ -85,6 +90,7 @@ class ZeroTrainer:
         trained = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
         self.shapes = {name: list(whole_shape(parameter)) for name, parameter in trained.items()}
         # torch's AdamW, not DeepSpeed's: the one in C++ needs a compiler and is not bit-exact after a resume.
+        initial = cast_weights(module) if half_weights else {}
         self.adam = torch.optim.AdamW(optimizer_groups(module, groups), lr=1.0, eps=1e-8, fused=True)
         self.engine, *_ = deepspeed.initialize(
             model=_Autocast(module, device, dtype),
@@ -98,6 +104,7 @@ class ZeroTrainer:
                 "zero_optimization": _zero_settings(stage, offload, device, sum(map(prod, self.shapes.values()))),
                 "zero_allow_untested_optimizer": True,
                 "zero_force_ds_cpu_optimizer": False,
+                **(half_settings(accumulation_steps) if half_weights else {}),
             },
         )
         set_collective_timeout(self.engine, COLLECTIVE_TIMEOUT)
@@ -107,6 +114,7 @@ class ZeroTrainer:
             extents = local_extents(self.zero, stage, self.rank, self.world_size)
         names = {id(parameter): name for name, parameter in trained.items()}
         self.local_fragments = view_fragments(extents, self.adam, names)
+        set_masters(self.local_fragments if half_weights else (), initial)
         self.fragments = (
             self.local_fragments if stage > 0 else own_shares(self.local_fragments, self.rank, self.world_size)
         )

@@ -28,6 +28,7 @@ from pipeline.evaluate.features import FeatureNetwork, pixels_of, random_convolu
 from pipeline.evaluate.statistics import measure_clip
 from pipeline.evaluate.text_similarity import TextSimilarity, similarity_fingerprint
 from pipeline.run.fingerprints import fingerprint
+from pipeline.run.precision import prepare_to_compute
 from pipeline.run.progress import bar
 
 logger = logging.getLogger(__name__)
@@ -117,8 +118,8 @@ class Measurer:
     """A Ray actor that holds the networks."""
 
     def __init__(self, sets: Sequence[ClipSet], networks: Networks, num_threads: int) -> None:
-        torch.set_num_threads(num_threads)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        prepare_to_compute(device, num_threads)
         self._sets, self._device = sets, device
         self._for_clips, self._for_frames = networks.for_clips(device), networks.for_frames(device)
         folder = networks.text_similarity

@@ -12,7 +12,7 @@ from models.autoencoder.model import psnr_db, squared_error
 from pipeline.encode.chunks import pixel_chunks, reconstructed
 from pipeline.encode.codec import load_autoencoder, to_frames
 from pipeline.report.figures import ReconstructedClip, Reconstructions
-from pipeline.run.precision import autocast
+from pipeline.run.precision import autocast, prepare_to_compute
 from pipeline.run.progress import bar
 
 
@@ -26,6 +26,8 @@ def measure_reconstruction(
     clips_dir: Path, autoencoder_path: Path, limit: int, num_shown: int
 ) -> tuple[Reconstructions, list[ReconstructedClip]]:
     """Peak signal-to-noise ratio on held-out clips, and the first `num_shown` of them with their reconstructions."""
+    device = torch.device("cpu")
+    prepare_to_compute(device)
     network = load_autoencoder(autoencoder_path)
     rows = held_out_rows(clips_dir, limit)
     reader = PayloadReader(clips_dir)
@@ -33,7 +35,7 @@ def measure_reconstruction(
     with bar("reconstruct", len(rows), "clips") as progress, torch.inference_mode():
         for number, row in enumerate(rows, 1):
             content, errors, frames = reader.read(row), 0.0, []
-            with autocast("auto", torch.device("cpu")):
+            with autocast("auto", device):
                 most_frames = network.config.call_frames(row.height, row.width)
                 chunks = pixel_chunks([content], row.num_frames, network.config.compression, most_frames)
                 for pixels, reconstruction in reconstructed(network, chunks):

@@ -1,9 +1,10 @@
-"""The floating-point type that networks compute in."""
+"""The floating-point type that networks compute in, and the library that computes float32 products on a CPU."""
 
 import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -15,6 +16,74 @@ logger = logging.getLogger(__name__)
 CPU_FLAGS = {"bf16": ("avx512_bf16", "amx_bf16"), "fp16": ("avx512_fp16", "amx_fp16")}
 """Names of the instructions for products in each type."""
 PRODUCT_SIZE = 256
+MAX_PRODUCT_ERROR = 1e-6
+"""Largest relative error of a float32 product; bfloat16 has 3e-3."""
+CHECKED_PRODUCTS = ((64, 64, 64), (257, 131, 67), (512, 192, 768), (1024, 32, 288))
+"""Rows, inner length and columns of the products that `_onednn_error` computes."""
+
+
+def prepare_to_compute(device: torch.device, num_threads: int | None = None) -> None:
+    """Set what the numbers that this process computes depend on. Every process that computes calls it before it does.
+
+    On AMD's CPUs with AVX-512, torch's library for float32 products, MKL, uses AVX2 only; oneDNN takes half the time.
+    torch gives these products to oneDNN if they may be computed in bfloat16, which oneDNN does on CPUs with AMX alone.
+    CPU and rounding decide, not time: all processes on one machine choose the same, today and when a run is resumed.
+
+    Args:
+        num_threads: for products on the CPU; None leaves their number.
+    """
+    if num_threads is not None:
+        torch.set_num_threads(num_threads)
+    by_onednn = device.type == "cpu" and _onednn_is_better() and _onednn_error() < MAX_PRODUCT_ERROR
+    # Not the setting of mkldnn alone: with that, torch.compile ends with an error.
+    torch.set_float32_matmul_precision("medium" if by_onednn else "highest")
+
+
+def describe_products() -> str:
+    """Which library computes float32 products on this CPU after `prepare_to_compute`, for a log."""
+    if not _onednn_is_better():
+        return "fp32 products by torch's default library"
+    error = _onednn_error()
+    refused = "" if error < MAX_PRODUCT_ERROR else " is too large, so they are by torch's default library"
+    return f"fp32 products by oneDNN: relative error {error:.1e}{refused}"
+
+
+def _onednn_is_better() -> bool:
+    """Whether oneDNN uses wider instructions than MKL on this CPU, and none of lower precision."""
+    flags = _cpu_flags()
+    return (
+        torch.backends.mkldnn.is_available() and "AuthenticAMD" in flags and "avx512f" in flags and "amx_" not in flags
+    )
+
+
+@cache
+def _onednn_error() -> float:
+    """The largest relative error of products by oneDNN, forward and as in a backward pass, against float64."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        return max(_product_error(*sizes) for sizes in CHECKED_PRODUCTS)
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _product_error(rows: int, inner: int, columns: int) -> float:
+    """The largest relative error of x W^T, of both its gradients, and of a batch of attention scores."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(rows, inner, generator=generator)
+    weight = torch.randn(columns, inner, generator=generator)
+    gradient = torch.randn(rows, columns, generator=generator)
+    heads = torch.stack([x, -x])
+    return max(
+        _relative_error(torch.nn.functional.linear(x, weight), x.double() @ weight.double().T),
+        _relative_error(gradient @ weight, gradient.double() @ weight.double()),
+        _relative_error(gradient.T @ x, gradient.double().T @ x.double()),
+        _relative_error(heads.transpose(1, 2) @ heads, heads.double().transpose(1, 2) @ heads.double()),
+    )
+
+
+def _relative_error(found: torch.Tensor, exact: torch.Tensor) -> float:
+    return float((found.double() - exact).norm() / exact.norm())
 
 
 def autocast_dtype(precision: Precision, device: torch.device) -> torch.dtype | None:
@@ -45,7 +114,10 @@ def slow_precision(precision: Precision, device: torch.device) -> str:
 
 def warn_of_slow_precision(precision: Precision, gpus_per_worker: float) -> None:
     """Log `slow_precision` where workers have no GPU, as measured on this machine, before they start."""
-    if gpus_per_worker == 0 and (warning := slow_precision(precision, torch.device("cpu"))):
+    if gpus_per_worker > 0:
+        return
+    logger.debug("%s", describe_products())
+    if warning := slow_precision(precision, torch.device("cpu")):
         logger.warning("  warning: %s", warning)
 
 

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from data.records import AddedLater, Runtime, Settings, Text
+from models.attention.config import AttentionBackend
 from models.flow.spec import OdeSolver
 from pipeline.encode.config import MIN_TILE, TILE_MULTIPLE
 from pipeline.run.config import Precision
@@ -67,6 +68,10 @@ class SampleConfig(Settings):
     precision: Precision = "auto"
     """Floating-point type of matrix products: auto takes bf16 where the hardware has instructions for it, otherwise
     fp32.
+    """
+    attention: Annotated[AttentionBackend, Runtime] = "auto"
+    """The kernel that computes attention in the network's blocks: auto chooses one for each call; any other ends the
+    sampling, with the reason, at a call that it does not take.
     """
     text_encoder: Annotated[Path | None, Runtime] = None
     """Folder of the text encoder that the network was trained with, if it is not where it was then; None takes the

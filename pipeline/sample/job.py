@@ -28,7 +28,7 @@ from data.records import Frames
 from data.video.codec import encode_clip
 from pipeline.distributed.actor_pool import JobFailure, outcomes_of_actors
 from pipeline.distributed.config import WorkersConfig
-from pipeline.run.precision import warn_of_slow_precision
+from pipeline.run.precision import prepare_to_compute, warn_of_slow_precision
 from pipeline.run.progress import bar
 from pipeline.sample.config import SampleConfig
 from pipeline.sample.images import ImageError
@@ -92,8 +92,8 @@ class SamplerActor:
     """A Ray actor that holds a `ClipSampler`."""
 
     def __init__(self, model_dir: Path, output_dir: Path, config: SampleConfig, num_threads: int) -> None:
-        torch.set_num_threads(num_threads)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        prepare_to_compute(device, num_threads)
         self._sampler = ClipSampler(open_model(model_dir), config, device)
         self._output_dir = output_dir
 

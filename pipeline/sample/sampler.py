@@ -16,6 +16,7 @@ from data.errors import ReelflowError, shorten
 from data.records import Frames
 from models.flow.solver import Counted
 from models.image.pretrained import PretrainedImageEncoder
+from models.layers import BlockStack
 from models.networks.build import build_network
 from models.networks.protocol import Conditions, ImageCondition
 from models.text.pretrained import PretrainedTextEncoder, token_lengths
@@ -112,6 +113,8 @@ class ClipSampler:
         self.network = network.to_empty(device=device).eval().requires_grad_(False)
         for name, weight in weights:
             self.network.get_parameter(name).copy_(weight)
+        for stack in (part for part in self.network.modules() if isinstance(part, BlockStack)):
+            stack.attention = config.attention
         if encoder is None:
             self.read_captions = byte_captions(model.network.caption_bytes)
         else:

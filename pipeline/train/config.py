@@ -5,10 +5,11 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AliasChoices, Field, model_validator
 
-from data.records import Runtime, Settings
+from data.records import AddedLater, Runtime, Settings
 from data.stream.config import CacheConfig
+from models.attention.config import AttentionBackend
 from pipeline.checkpoint.config import LoraConfig
-from pipeline.engine.config import LossScaling, Offload, ZeroStage
+from pipeline.engine.config import LossScaling, Offload, WeightPrecision, ZeroStage, half_weights_problem
 from pipeline.engine.ema_profile import EmaProfiles, FixedDecay, profile_names
 from pipeline.run.config import Precision
 from pipeline.run.weight_names import FIRST_AVERAGE, MASTER_IN_VALIDATION, ValidatedWeights
@@ -52,6 +53,11 @@ class TrainConfig(MonitorConfig):
     """Clips per step over all workers, for the bucket with the most tokens; other buckets get as many tokens."""
     batch_multiple: int = Field(default=4, ge=1)
     """Batch sizes of the other buckets are multiples of this number; the number of workers must divide it."""
+    mixed_buckets: Annotated[bool, AddedLater(False)] = False
+    """Clips of all buckets in every step, packed without padding, instead of one bucket a step (DiT only). A step has
+    the tokens of `global_batch` clips of the largest bucket, in turns of `batch_multiple` clips, and the loss is the
+    mean over its tokens.
+    """
     gradient_accumulation_steps: Annotated[int, Runtime] = Field(
         default=1, ge=1, validation_alias=AliasChoices("gradient_accumulation_steps", "accumulate")
     )
@@ -87,6 +93,10 @@ class TrainConfig(MonitorConfig):
     """Exponential moving averages of the weights that are kept; a number stands for one average of that decay."""
     precision: Precision = "auto"
     """The type that networks compute in: auto is bf16 where the hardware multiplies in it, otherwise fp32."""
+    weight_precision: Annotated[WeightPrecision, AddedLater("auto")] = "auto"
+    """The type of the weights that workers compute with and exchange, at ZeRO 1 to 3: with bf16, ZeRO moves and keeps
+    half the bytes; master weights, their averages and checkpoints are fp32 with either. auto is bf16 on a GPU that
+    computes in bf16, where `zero_stage` and `gradient_accumulation_steps` allow it, otherwise fp32."""
     loss_scaling: LossScaling = LossScaling()
     """How the loss is scaled while `precision` is fp16; unused with the other types."""
     activation_checkpointing: Annotated[bool | Literal["selective"], Runtime] = False
@@ -95,6 +105,9 @@ class TrainConfig(MonitorConfig):
     matrix product."""
     compile: Annotated[bool, Runtime] = False
     """Compile the network with torch.compile, once per bucket; every worker needs a C++ compiler."""
+    attention: Annotated[AttentionBackend, Runtime] = "auto"
+    """The kernel that computes attention in the blocks of a DiT, Wan or U-Net: auto chooses one for each call and logs
+    why; any other ends the training, with the reason, at a call that it does not take."""
     zero_stage: Annotated[ZeroStage, Runtime] = 2
     """What ZeRO partitions over the workers: 0 nothing, 1 optimizer state, 2 also gradients, 3 also parameters."""
     offload: Annotated[Offload, Runtime] = "none"
@@ -134,6 +147,23 @@ class TrainConfig(MonitorConfig):
         return self
 
     @model_validator(mode="after")
+    def _check_mixed_buckets(self) -> Self:
+        if not self.mixed_buckets:
+            return self
+        if self.sequence_parallel > 1:
+            raise ValueError(
+                f"mixed_buckets is true, but sequence_parallel is {self.sequence_parallel}, and packed clips cannot be "
+                "shared by several workers: set sequence_parallel to 1, or mixed_buckets to false"
+            )
+        if self.global_batch % self.batch_multiple:
+            nearest = max(1, round(self.global_batch / self.batch_multiple)) * self.batch_multiple
+            raise ValueError(
+                f"global_batch is {self.global_batch}, but with mixed_buckets it must be a multiple of batch_multiple "
+                f"{self.batch_multiple}: use {nearest}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_recomputation(self) -> Self:
         if self.activation_checkpointing != "selective":
             return self
@@ -157,6 +187,13 @@ class TrainConfig(MonitorConfig):
             for name in (chosen,) if isinstance(chosen, str) else chosen:
                 if name not in known:
                     raise ValueError(f"{field} names {name!r}, but ema gives {', '.join(known)}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_weights(self) -> Self:
+        problem = half_weights_problem(self.precision, self.zero_stage, self.gradient_accumulation_steps)
+        if self.weight_precision == "bf16" and problem is not None:
+            raise ValueError(f"weight_precision is bf16, but {problem}")
         return self
 
 

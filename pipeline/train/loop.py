@@ -47,6 +47,7 @@ def train(task: TrainTask, config: TrainConfig, run_dir: Path, worker: Worker) -
         SplitError: the workers of a sequence group cannot share the network or a clip.
         UnreadableError: more training samples cannot be read than `config.max_unreadable_share` allows.
         WandbError: a W&B project is configured, and W&B cannot be used.
+        WeightPrecisionError: weights in bf16 are set, and this machine does not compute in it.
         WorldSizeError: the workers cannot share the global batch evenly.
         Each is raised by every rank at the same step.
     """

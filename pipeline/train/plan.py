@@ -4,9 +4,10 @@ from collections.abc import Collection, Sequence
 from math import prod
 from typing import TYPE_CHECKING
 
-from data.dataset.buckets import Bucket, batch_sizes
+from data.dataset.buckets import Bucket
 from data.dataset.compression import Compression
 from pipeline.distributed.config import WorldSizeError, num_participating
+from pipeline.train.batches import turn_sizes
 from pipeline.train.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -26,7 +27,11 @@ def describe_steps(
     if buckets is None:
         return f"{train.steps} steps of {train.global_batch} clips of the largest bucket, or as many tokens of another"
     tokens = {bucket.name: prod(bucket.latent_grid(compression)) // patch_size**2 for bucket in buckets}
-    sizes = batch_sizes(buckets, train.global_batch, train.batch_multiple)
+    sizes = turn_sizes(train, buckets)
+    if train.mixed_buckets and len(sizes) > 1:
+        each = " and ".join(f"{number} ({name})" for name, number in tokens.items())
+        total = train.global_batch * max(tokens.values())
+        return f"{train.steps} steps of {total} tokens, in clips of {each} tokens, packed together"
     batches = [
         f"{size} clips of {tokens[name]} tokens" + (f" ({name})" if len(sizes) > 1 else "")
         for name, size in sizes.items()
@@ -41,12 +46,26 @@ def describe_batches(subsets: "Sequence[Subset]", train: TrainConfig) -> list[st
     """
     if len(subsets) == 1:
         return []
-    sizes = batch_sizes([subset.bucket for subset in subsets], train.global_batch, train.batch_multiple)
+    if train.mixed_buckets:
+        return _describe_mixed(subsets, train)
+    sizes = turn_sizes(train, [subset.bucket for subset in subsets])
     steps = [subset.part().share / sizes[subset.bucket.name] for subset in subsets]
     return [
         f"  {subset.bucket.name:16} {subset.rows[0].dataset:12} {len(subset.rows):9,} clips, each {subset.weight:g} x "
         f"an epoch, {sizes[subset.bucket.name]:5} a batch, {share / sum(steps):6.1%} of the steps"
         for subset, share in zip(subsets, steps, strict=True)
+    ]
+
+
+def _describe_mixed(subsets: "Sequence[Subset]", train: TrainConfig) -> list[str]:
+    tokens = [subset.bucket.num_latent_positions for subset in subsets]
+    shares = [subset.part().share for subset in subsets]
+    all_tokens = sum(share * each for share, each in zip(shares, tokens, strict=True))
+    clips_a_step = [train.global_batch * max(tokens) * share / all_tokens for share in shares]
+    return [
+        f"  {subset.bucket.name:16} {subset.rows[0].dataset:12} {len(subset.rows):9,} clips, each {subset.weight:g} x "
+        f"an epoch, {number:7.1f} a step, {share * each / all_tokens:6.1%} of the tokens"
+        for subset, number, share, each in zip(subsets, clips_a_step, shares, tokens, strict=True)
     ]
 
 

@@ -102,7 +102,7 @@ def set_up(task: TrainTask, config: TrainConfig, run_dir: Path, worker: Worker, 
     stream = open_stream(task, config, trainer)
     check_cursor(stream, start.step, start.cursor, run_dir)
     unreadable = UnreadableSamples(run_dir, stream, trainer, start.cursor, config.max_unreadable_share)
-    collate = partial(micro_batches, task.collate, config.gradient_accumulation_steps)
+    collate = partial(micro_batches, task, config.gradient_accumulation_steps)
     batches = stack.enter_context(closing(stream.batches(start.cursor, collate, config.readers)))
 
     wandb = start_wandb(config.wandb_project, run_dir, worker.rank)

@@ -208,10 +208,12 @@ class TrainAutoencoderStage(TrainStage):
 
 def _train_with_log(stage_name: str, task: "TrainTask", config: TrainConfig, stage_dir: Path, worker: "Worker") -> None:
     """Train, with a log file of this rank in the run's `logs/`."""
+    from pipeline.run.precision import describe_products
     from pipeline.train.loop import train
 
     with file_log(rank_log(stage_dir.parent, stage_name, worker.rank)):
-        logger.debug("rank %d of %d on %s", worker.rank, worker.world_size, worker.device)
+        products = f"; {describe_products()}" if worker.device.type == "cpu" else ""
+        logger.debug("rank %d of %d on %s%s", worker.rank, worker.world_size, worker.device, products)
         try:
             train(task, config, stage_dir, worker)
         except Exception:

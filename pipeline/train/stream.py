@@ -1,11 +1,9 @@
 """The stream of batches of a training."""
 
 import socket
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from data.dataset.buckets import batch_sizes
 from data.dataset.index import read_index
 from data.errors import DatasetError
 from data.stream.cache import CacheError
@@ -14,6 +12,7 @@ from pipeline.checkpoint.record import CheckpointError
 from pipeline.distributed.collectives import from_every_rank
 from pipeline.engine.config import check_tokens
 from pipeline.engine.zero import ZeroTrainer
+from pipeline.train.batches import token_budget, turn_sizes
 from pipeline.train.config import TrainConfig
 from pipeline.train.task import TrainTask
 from pipeline.train.world_size import check_world
@@ -25,18 +24,20 @@ def open_stream(task: TrainTask, config: TrainConfig, trainer: ZeroTrainer) -> S
     Raises:
         CacheError: on every rank: a machine cannot write its cache of shards.
         SplitError: the workers of a sequence group cannot share a clip.
-        WorldSizeError: the workers cannot share the batches of every bucket.
+        WorldSizeError: the workers cannot share the batches of every bucket, or mixed ones have no room for all.
     """
     subsets = task.subsets()
     buckets = [subset.bucket for subset in subsets]
-    sizes = batch_sizes(buckets, config.global_batch, config.batch_multiple)
+    sizes, budget = turn_sizes(config, buckets), token_budget(config, buckets)
     share, num_shares = trainer.data_rank, trainer.data_world_size
     check_world(sizes, num_shares * config.gradient_accumulation_steps, config.batch_multiple)
     for bucket in buckets:
         check_tokens(bucket.name, task.num_tokens(bucket) // bucket.latent_grid()[0], config.sequence_parallel)
     stream, problem = None, None
     try:
-        stream = Stream(subsets, sizes, seed=task.seed, rank=share, world_size=num_shares, cache=config.cache)
+        stream = Stream(
+            subsets, sizes, seed=task.seed, rank=share, world_size=num_shares, cache=config.cache, budget=budget
+        )
     except CacheError as error:  # one machine's disk; raised on all ranks below, which would wait for this one
         problem = f"{error} (on {socket.gethostname()})"
     if problems := from_every_rank(problem):
@@ -45,10 +46,18 @@ def open_stream(task: TrainTask, config: TrainConfig, trainer: ZeroTrainer) -> S
     return stream
 
 
-def micro_batches(collate: Callable[[list[Sample]], Any], num_steps: int, samples: list[Sample]) -> list[Any]:
-    """A rank's part of a global batch, collated into `num_steps` micro-batches of equal size."""
-    size = len(samples) // num_steps
-    return [collate(samples[start : start + size]) for start in range(0, len(samples), size)]
+def micro_batches(task: TrainTask, num_steps: int, samples: list[Sample]) -> list[Any]:
+    """A rank's part of a global batch, as `num_steps` micro-batches with equally many clips of each bucket."""
+    buckets: dict[str, list[Sample]] = {}
+    for sample in samples:
+        buckets.setdefault(sample.row.bucket, []).append(sample)
+    by_bucket = [_collated(task, num_steps, buckets[name]) for name in sorted(buckets)]
+    return by_bucket[0] if len(by_bucket) == 1 else [task.pack(list(parts)) for parts in zip(*by_bucket, strict=True)]
+
+
+def _collated(task: TrainTask, num_batches: int, samples: list[Sample]) -> list[Any]:
+    size = len(samples) // num_batches
+    return [task.collate(samples[start : start + size]) for start in range(0, len(samples), size)]
 
 
 def check_cursor(stream: Stream, step: int, cursor: int, run_dir: Path) -> None:
@@ -60,8 +69,8 @@ def check_cursor(stream: Stream, step: int, cursor: int, run_dir: Path) -> None:
     if (expected := stream.plan.cursor(step)) != cursor:
         raise CheckpointError(
             f"{run_dir} was saved after {step} steps and {cursor} samples, but batches as they are now would have "
-            f"taken {expected}: restore train.global_batch, train.batch_multiple, data.mix and the data, or train in a "
-            "new run"
+            f"taken {expected}: restore train.global_batch, train.batch_multiple, train.mixed_buckets, data.mix and "
+            "the data, or train in a new run"
         )
 
 

@@ -41,7 +41,11 @@ class TrainTask(MonitoredTask, Protocol):
         ...
 
     def collate(self, samples: list[Sample]) -> Any:  # noqa: ANN401 - the task's own batch type, with .to(device)
-        """A batch of tensors on the CPU; called in a reader thread."""
+        """A batch of tensors on the CPU, of samples of one bucket; called in a reader thread."""
+        ...
+
+    def pack(self, batches: list[Any]) -> Any:  # noqa: ANN401 - the task's own batch types
+        """One batch out of those of several buckets, where `train.mixed_buckets` asks for it."""
         ...
 
     def metadata(self) -> dict[str, Any]:

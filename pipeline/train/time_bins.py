@@ -7,13 +7,14 @@ from torch import Tensor
 NUM_TIME_BINS = 4  # equal parts of [0, 1], from noise to data
 
 
-def binned(loss: Float[Tensor, " b"], t: Tensor) -> dict[str, Tensor]:
+def binned(loss: Float[Tensor, " b"], t: Tensor, weight: Float[Tensor, " b"] | None = None) -> dict[str, Tensor]:
     """Per time bin, the fraction of samples in it, and the sum of their losses divided by the batch size.
 
     Both may be averaged over batches of equal size and over ranks, and `bin_means` turns the averages into exact means.
 
     Args:
         t: times, (b ...); a sample belongs to the bin of its mean time.
+        weight: how often each sample counts, 1 on average; None: each counts once.
 
     Returns:
         Scalars `loss_t0`, ..., `share_t0`, ...
@@ -21,8 +22,9 @@ def binned(loss: Float[Tensor, " b"], t: Tensor) -> dict[str, Tensor]:
     with torch.no_grad():
         number = (t.reshape(len(t), -1).mean(1) * NUM_TIME_BINS).long().clamp(0, NUM_TIME_BINS - 1)
         inside = number[:, None] == torch.arange(NUM_TIME_BINS, device=t.device)
-        sums = torch.where(inside, loss[:, None].float(), 0.0).mean(0)
-        shares = inside.float().mean(0)
+        counted = inside.float() if weight is None else inside * weight[:, None]
+        sums = torch.where(inside, loss[:, None].float() * counted, 0.0).mean(0)
+        shares = counted.mean(0)
     values = {f"loss_t{n}": part for n, part in enumerate(sums.unbind())}
     return values | {f"share_t{n}": part for n, part in enumerate(shares.unbind())}
 

@@ -3,14 +3,15 @@
 import math
 from collections.abc import Iterable, Mapping
 
-from data.dataset.buckets import Bucket, batch_sizes
+from data.dataset.buckets import Bucket
 from pipeline.distributed.config import WorldSizeError
+from pipeline.train.batches import turn_sizes
 from pipeline.train.config import TrainConfig
 
 
 def fitting_worlds(config: TrainConfig, buckets: Iterable[Bucket], most: int) -> list[int]:
     """The numbers of workers up to `most` that share the batches of every bucket evenly."""
-    sizes = [config.global_batch, *batch_sizes(buckets, config.global_batch, config.batch_multiple).values()]
+    sizes = [config.global_batch, *turn_sizes(config, buckets).values()]
     group_size, accumulation = config.sequence_parallel, config.gradient_accumulation_steps
     return [
         number
@@ -23,7 +24,7 @@ def check_world(sizes: Mapping[str, int], num_micro_batches: int, multiple: int)
     """Refuse batch sizes that do not divide into equal micro-batches.
 
     Args:
-        sizes: clips per global batch, by bucket.
+        sizes: clips per turn, by bucket.
         num_micro_batches: workers (or sequence groups) times gradient accumulation steps.
         multiple: the configured `batch_multiple`.
 

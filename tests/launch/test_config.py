@@ -244,6 +244,35 @@ def test_a_configuration_that_cannot_be_shared_is_refused(overrides, told):
         load_config(Path("demo"), ["cluster.workers.num_workers=2", *overrides])
 
 
+SHAPES = (
+    "data.buckets=[{num_frames: 1, height: 64, width: 64, fps: 8}, {num_frames: 17, height: 64, width: 64, fps: 8}]"
+)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (
+            ["dit.model={architecture: unet}"],
+            r"architecture unet computes clips of one shape at a time: set dit\.train",
+        ),
+        (["dit.train.global_batch=4"], r"4 clips of each of 2 buckets: use 8, or a lower train\.batch_multiple"),
+        (["dit.train.batch_multiple=6", "dit.train.global_batch=20"], r"multiple of batch_multiple 6: use 18"),
+        (["dit.train.batch_multiple=3", "dit.train.global_batch=24"], r"num_workers 2 must divide it.* use 6"),
+        (
+            ["dit.train.sequence_parallel=2"],
+            r"sequence_parallel is 2, and packed clips cannot be shared .* set sequence_parallel to 1",
+        ),
+        (["autoencoder.train.mixed_buckets=true"], "is for the DiT, which packs clips: leave it out"),
+    ],
+)
+def test_mixed_buckets_that_cannot_be_are_refused(overrides, told):
+    mixed = ["cluster.workers.num_workers=2", SHAPES, "dit.train.mixed_buckets=true"]
+    assert load_config(Path("demo"), mixed).dit.train.mixed_buckets
+    with pytest.raises(ConfigError, match=told):
+        load_config(Path("demo"), [*mixed, *overrides])
+
+
 def test_groups_may_have_more_workers_than_clips():
     config = load_config(
         Path("demo"),

@@ -141,6 +141,25 @@ def test_a_changed_video_is_encoded_anew_and_no_other(cluster, run, tmp_path):
     assert encode() == [shard.sha256 for shard in read_manifest(tmp_path / "latents").shards]
 
 
+def test_the_buckets_are_trained_on_together(run):
+    """Six steps of clips of all shapes, on two workers, from latents that are there; then samples of each shape."""
+    path, run_dir, _ = run
+    together = run_dir.parent / "together"
+    shutil.copytree(run_dir, together, ignore=shutil.ignore_patterns("dit", "samples", "report*", "stages.json"))
+    settings = ["name=together", "dit.train.mixed_buckets=true", "dit.train.global_batch=6"]
+    done = launch_here("train", "dit", str(path), *(word for each in settings for word in ("--set", each)))
+    assert done.returncode == 0, done.stderr
+    lines = [" ".join(line.split()) for line in done.stdout.splitlines() if " of the tokens" in line]
+    assert lines == [
+        "5x48x48@8 short 3 clips, each 2 x an epoch, 2.9 a step, 36.0% of the tokens",
+        "9x32x64@8 long 4 clips, each 1 x an epoch, 1.9 a step, 32.0% of the tokens",
+        "9x64x32@8 long 4 clips, each 1 x an epoch, 1.9 a step, 32.0% of the tokens",
+    ]
+    assert [row["step"] for row in read_metrics(together / "dit")] == list(range(1, 7))
+    cursor = open_checkpoint(together / "dit").record.cursor
+    assert abs(cursor - 6 * (2.88 + 1.92 + 1.92)) <= 2  # a turn
+
+
 def test_another_start_has_nothing_to_do(run):
     path, run_dir, _ = run
     prompts = run_dir.parent.parent / "prompts.jsonl"

@@ -1,6 +1,7 @@
 """Throughput of a training: tokens and operations per second, hardware utilisation, and the slowest rank."""
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -168,10 +169,12 @@ class Throughput:
             own_seconds=(forward + waited_seconds - self._waited) / len(steps),
             memory_bytes=memory_in_use(self._trainer.device),
         )
-        clips = [(self._plan.bucket(number), self._plan.batch_size(number)) for number in steps]
-        values = {"tokens_per_second": sum(self._tokens[bucket] * size for bucket, size in clips) / seconds}
+        clips: Counter[str] = Counter()
+        for number in steps:
+            clips.update(self._plan.num_samples(number))
+        values = {"tokens_per_second": sum(self._tokens[bucket] * size for bucket, size in clips.items()) / seconds}
         if self._flops:
-            rate = sum(self._flops[bucket] * size for bucket, size in clips) / seconds
+            rate = sum(self._flops[bucket] * size for bucket, size in clips.items()) / seconds
             values["flops_per_second"] = rate
             if self._peak is not None:
                 values["mfu"] = rate / (self._peak * self._trainer.world_size)

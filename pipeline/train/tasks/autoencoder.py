@@ -81,6 +81,10 @@ class AutoencoderTask:
             pixels, randomness.normal(self.seed, "posterior", (sample.position for sample in samples), shape)
         )
 
+    def pack(self, batches: list[PixelBatch]) -> PixelBatch:
+        """Not of this network, whose settings refuse `mixed_buckets`."""
+        raise NotImplementedError(f"an autoencoder takes {len(batches)} shapes one at a time")
+
     def validation_batch(self, row: IndexRow, payload: bytes) -> PixelBatch:
         """One clip; its noise is a function of its key."""
         pixels = to_pixels(decode_clip(payload))[None]

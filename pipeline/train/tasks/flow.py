@@ -20,10 +20,11 @@ from models.flow.path import path_of
 from models.flow.spec import FlowSpec
 from models.networks.build import build_network
 from models.networks.config import NetworkConfig
-from models.networks.protocol import Conditions, VelocityNetwork
+from models.networks.protocol import Conditions, NoisyClips, VelocityNetwork
 from models.text.bytes import CaptionTokens
-from models.text.caption import Caption
+from models.text.caption import Caption, joined
 from models.text.embeddings import CaptionEmbeddings
+from models.text.packing import CaptionPacking
 from pipeline.checkpoint.adapters import base_weights
 from pipeline.checkpoint.config import LoraConfig
 from pipeline.encode.captions import StoredCaptions, byte_captions, read_embeddings
@@ -61,6 +62,24 @@ class FlowBatch:
         )
 
 
+@dataclass(frozen=True)
+class PackedFlowBatch:
+    """Batches of several shapes, whose clips the network computes together (`VelocityNetwork.packed`)."""
+
+    parts: tuple[FlowBatch, ...]
+    packing: CaptionPacking
+    """Of the captions of all parts."""
+
+    @staticmethod
+    def of(parts: Sequence[FlowBatch]) -> "PackedFlowBatch":
+        """Pack batches on the CPU."""
+        return PackedFlowBatch(tuple(parts), CaptionPacking.of(torch.cat([part.caption.mask for part in parts])))
+
+    def to(self, device: torch.device) -> "PackedFlowBatch":
+        """The same batches on another device."""
+        return PackedFlowBatch(tuple(part.to(device) for part in self.parts), self.packing.to(device))
+
+
 class FlowMatchingLoss(nn.Module):
     """Conditional flow matching (Lipman et al. 2022, eq. 23), or another path and prediction that `spec` names."""
 
@@ -70,17 +89,37 @@ class FlowMatchingLoss(nn.Module):
         self.spec = spec
         self.path = path_of(spec.path)
 
-    def forward(self, batch: FlowBatch | FlowQuery) -> dict[str, Tensor]:
+    def forward(self, batch: FlowBatch | PackedFlowBatch | FlowQuery) -> dict[str, Tensor]:
         """The mean squared error of the prediction, also by time bin (see `binned`).
 
         For a `FlowQuery`: {"predicted": the prediction, (b c t h w)}.
         """
+        if isinstance(batch, PackedFlowBatch):
+            return self._packed(batch)
         if isinstance(batch, FlowQuery):
             return {"predicted": self.network.given(Conditions(batch.fps))(batch.x_t, batch.t, batch.caption)}
         network = self.network.given(Conditions(batch.fps, batch.known))
-        x_t = self.path.at(batch.t, batch.x_1).point(batch.x_0, batch.x_1)
-        predicted = network(x_t, batch.t, batch.caption)
-        loss = matching_loss(
+        loss = self._loss(batch, network(self._noisy(batch), batch.t, batch.caption))
+        return {"total": loss.mean()} | binned(loss, batch.t)
+
+    def _packed(self, batch: PackedFlowBatch) -> dict[str, Tensor]:
+        """The mean over the tokens of all clips: as if buckets took turns, whose steps have equally many tokens."""
+        parts = batch.parts
+        clips = [NoisyClips(self._noisy(part), part.t, Conditions(part.fps, part.known)) for part in parts]
+        predicted = self.network.packed(clips, joined(*(part.caption for part in parts)), batch.packing)
+        loss = torch.cat([self._loss(part, of_part) for part, of_part in zip(parts, predicted, strict=True)])
+        times = torch.cat([part.t.reshape(len(part.t), -1).mean(1) for part in parts])
+        tokens = torch.cat([loss.new_full((len(part.x_1),), part.x_1[0, 0].numel()) for part in parts])
+        weight = tokens / tokens.mean()
+        return {"total": (loss * weight).mean()} | binned(loss, times, weight)
+
+    def _noisy(self, batch: FlowBatch) -> Float[Tensor, "b c t h w"]:
+        """x_t."""
+        return self.path.at(batch.t, batch.x_1).point(batch.x_0, batch.x_1)
+
+    def _loss(self, batch: FlowBatch, predicted: Float[Tensor, "b c t h w"]) -> Float[Tensor, " b"]:
+        """Of each clip."""
+        return matching_loss(
             self.path,
             self.spec.prediction,
             predicted,
@@ -90,7 +129,6 @@ class FlowMatchingLoss(nn.Module):
             self.spec.loss_weight,
             batch.known,
         )
-        return {"total": loss.mean()} | binned(loss, batch.t)
 
 
 @dataclass(frozen=True)
@@ -154,6 +192,10 @@ class FlowTask:
             fps=torch.tensor([sample.row.fps for sample in samples], dtype=torch.float32),
             known=known,
         )
+
+    def pack(self, batches: list[FlowBatch]) -> PackedFlowBatch:
+        """Batches of several shapes, to be computed together."""
+        return PackedFlowBatch.of(batches)
 
     def _known(self, positions: list[int], num_frames: int) -> Bool[Tensor, "b 1 t"] | None:
         """Which latent frames are given: the first one of some clips."""

@@ -15,8 +15,8 @@ from data.dataset.clip import VIDEO_MEMBER
 from data.dataset.reader import PayloadReader
 from data.dataset.shards import write_shard
 from data.errors import DatasetError
-from data.stream.loader import Stream, Subset, subsets_of
-from data.stream.plan import BatchPlan
+from data.stream.loader import Sample, Stream, Subset, subsets_of
+from data.stream.plan import BatchPlan, TokenBudget
 from testing.records import SMALL, made_up_clip
 from testing.shapes import SQUARE, STILL
 
@@ -172,3 +172,43 @@ def test_an_unreadable_sample_is_replaced_alike_on_any_world(subset, monkeypatch
     bad |= {row.key for row in subset.rows}
     with pytest.raises(DatasetError, match="8 samples in a row cannot be read"):
         next(stream.batches(0, len, readers=0))
+
+
+def test_mixed_batches_are_shared_evenly_on_any_world_and_resumed_at_any_step(tmp_path, monkeypatch):
+    """Each rank has equally many clips of each bucket, and together they are the batch; with a damaged sample too."""
+    samples = [(made_up_clip(number, (SQUARE, STILL)[number % 4 == 0]), bytes([number])) for number in range(48)]
+    rows = write_shard(tmp_path / "shard-00000.tar", samples, VIDEO_MEMBER)[1]
+    subsets = subsets_of(tmp_path, rows, {})
+    tokens = {bucket.name: bucket.num_latent_positions for bucket in (SQUARE, STILL)}
+    budget = TokenBudget(12 * tokens[SQUARE.name], tokens)
+
+    def batches(start: int, rank: int, world_size: int) -> list[list[Sample]]:
+        sizes = dict.fromkeys(tokens, 4)
+        stream = Stream(subsets, sizes, seed=3, rank=rank, world_size=world_size, budget=budget)
+        taken = stream.batches(stream.plan.cursor(start), list, readers=0)
+        return [next(taken) for _ in range(6 - start)]
+
+    whole = batches(0, 0, 1)
+    seen = Counter(sample.row.key for batch in whole for sample in batch)
+    assert max(seen.values()) - min(seen.values()) <= 1
+    for start, world_size in ((0, 2), (3, 4), (5, 1)):
+        ranks = [batches(start, rank, world_size) for rank in range(world_size)]
+        for expected, *pieces in zip(whole[start:], *ranks, strict=True):
+            assert Counter(s.row.key for piece in pieces for s in piece) == Counter(s.row.key for s in expected)
+            assert {s.position: s.row.key for s in expected} == {s.position: s.row.key for p in pieces for s in p}
+            counts = [Counter(sample.row.bucket for sample in piece) for piece in pieces]
+            assert all(count == counts[0] for count in counts)
+            assert len(counts[0]) == 2
+
+    bad, read = whole[0][0].row.key, PayloadReader.read_into
+
+    def refuse(self, row, buffer):
+        if row.key == bad:
+            raise DatasetError(f"{row.key} is damaged")
+        return read(self, row, buffer)
+
+    monkeypatch.setattr(PayloadReader, "read_into", refuse)
+    replaced = {s.position: s.row for s in batches(0, 0, 1)[0]}
+    assert bad not in {row.key for row in replaced.values()}
+    assert replaced == {s.position: s.row for rank in range(4) for s in batches(0, rank, 4)[0]}
+    assert Counter(row.bucket for row in replaced.values()) == Counter(s.row.bucket for s in whole[0])

@@ -3,6 +3,7 @@
 import math
 import tracemalloc
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.stream.loader import local_slots
-from data.stream.plan import BatchPlan, Interleave, Part, ShuffledEpochs
+from data.stream.plan import BatchPlan, Interleave, Part, ShuffledEpochs, TokenBudget
 
 weights = st.lists(st.integers(1, 50), min_size=1, max_size=9).map(tuple)
 
@@ -138,3 +139,74 @@ def test_a_hundred_million_samples_are_planned_in_bounded_memory_and_resumed_any
     assert len({address.sample for address in far}) == 256
     assert peak < 200 * 2**20
     assert plan.addresses(10**9, range(100, 104)) == far[100:104]
+
+
+TOKENS = {"a": 3, "b": 7, "c": 16}  # of a sample of each bucket
+mixed = st.lists(
+    st.tuples(st.sampled_from("abc"), st.lists(st.integers(1, 9), min_size=1, max_size=6), st.integers(1, 5)),
+    min_size=2,
+    max_size=5,
+)
+
+
+def mixed_plan(parts: Sequence[tuple[str, Sequence[int], int]], multiple: int, per_step: int) -> BatchPlan:
+    sizes: dict[str, int] = dict.fromkeys(TOKENS, multiple)
+    described = [Part(bucket, tuple(shards), share) for bucket, shards, share in parts]
+    return BatchPlan(described, sizes, seed=3, budget=TokenBudget(per_step, TOKENS))
+
+
+@settings(deadline=None, max_examples=60)
+@given(parts=mixed, multiple=st.sampled_from([1, 2, 6]), factor=st.integers(3, 9), start=st.integers(0, 300))
+def test_mixed_steps_have_equal_tokens_and_every_sample_is_in_exactly_one(parts, multiple, factor, start):
+    per_step = factor * multiple * max(TOKENS.values())
+    plan, position = mixed_plan(parts, multiple, per_step), None
+    for step in range(start, start + 6):
+        counts = plan.num_samples(step)
+        tokens = sum(TOKENS[bucket] * number for bucket, number in counts.items())
+        assert abs(tokens - per_step) < multiple * max(TOKENS.values())  # a turn
+        assert sum(counts.values()) == plan.batch_size(step)
+        assert all(number % multiple == 0 for number in counts.values())
+        assert plan.step(plan.cursor(step)) == step
+        addresses = [a for turn in plan.turns(step) for a in plan.addresses(turn, range(plan.turn_size(turn)))]
+        assert Counter(parts[address.part][0] for address in addresses) == counts
+        positions = [address.position for address in addresses]
+        assert positions == list(range(plan.cursor(step), plan.cursor(step + 1)))
+        assert position in {None, positions[0]}  # the step begins where the one before it ended
+        position = positions[-1] + 1
+
+
+def test_mixed_steps_of_a_whole_run_have_the_tokens_and_the_shares_that_they_should():
+    """Over a run, tokens are those of the budget to within a turn, and buckets finish their epochs together."""
+    parts = [("a", (300,), 300), ("b", (60, 40), 100), ("c", (50,), 50)]
+    plan, steps = mixed_plan(parts, 2, 256), 400
+    total, seen = Counter(), Counter()
+    for step in range(steps):
+        total.update(plan.num_samples(step))
+        assert set(plan.num_samples(step)) == {"a", "b", "c"}  # a step holds clips of every bucket
+        for turn in plan.turns(step):
+            seen.update((a.part, a.sample) for a in plan.addresses(turn, range(plan.turn_size(turn))))
+    assert abs(sum(TOKENS[bucket] * number for bucket, number in total.items()) - steps * 256) < 2 * 16
+    assert {bucket: round(number / total["c"], 2) for bucket, number in total.items()} == {"a": 6, "b": 2, "c": 1}
+    times = list(seen.values())
+    assert max(times) - min(times) <= 1  # every sample as often as every other, to within an epoch
+    assert len(seen) == 450
+
+
+def test_mixed_steps_are_found_directly_however_far():
+    plan = mixed_plan([("a", (1000,) * 1000, 10**6), ("c", (1000,), 1000)], 4, 4096)
+    far = plan.turns(10**9)
+    assert plan.step(plan.cursor(10**9)) == 10**9
+    assert len(far) in range(250, 400)
+
+
+def test_one_bucket_mixed_is_one_bucket_unmixed():
+    plain = BatchPlan([Part("a", (50,))], {"a": 8}, seed=3)
+    plan = mixed_plan([("a", (50,), 1)], 2, 8 * TOKENS["a"])
+    for step in range(20):
+        turns = [plan.addresses(turn, range(plan.turn_size(turn))) for turn in plan.turns(step)]
+        assert [address for turn in turns for address in turn] == plain.addresses(step, range(8))
+
+
+def test_a_turn_must_fit_into_a_step():
+    with pytest.raises(ValueError, match="a turn has 32 tokens, more than the 31 of a step"):
+        mixed_plan([("a", (9,), 1), ("c", (9,), 1)], 2, 31)

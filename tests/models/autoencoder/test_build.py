@@ -13,6 +13,7 @@ from models.autoencoder.config import (
 )
 from models.autoencoder.protocol import VideoAutoencoder
 from pipeline.run.fingerprints import stored
+from testing.half import check_half_weights
 
 WAN = WanAutoencoderConfig(
     latent_channels=4, latent_mean=(0.0,) * 4, latent_std=(1.0,) * 4, width=4, decoder_width=4, num_blocks=1
@@ -66,3 +67,8 @@ def test_a_stored_configuration_is_read_back(config):
 def test_an_unknown_architecture_is_refused_by_name():
     with pytest.raises(ValidationError, match=r"'unet'.* 'causal', 'wan'"):
         read_autoencoder_config({"architecture": "unet"})
+
+
+def test_weights_in_bfloat16_leave_each_layer_its_type(network):
+    pixels = torch.rand(2, 3, 9, 32, 48) * 2 - 1
+    check_half_weights(network, lambda network: network.decode(network.encode(pixels).mean).float())

@@ -1,6 +1,7 @@
 """What every network offers to the rest of the program."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ from models.networks.protocol import SequenceParallelPlan, VelocityNetwork
 from models.text.bytes import CaptionTokens
 from models.text.config import TextConfig
 from models.text.embeddings import CaptionEmbeddings
+from testing.half import check_half_weights
+from testing.networks import combinations, with_open_gates
 
 SMALL: list[NetworkConfig] = [
     DiTConfig(width=64, depth=2, heads=2, text=TextConfig(width=32, depth=1, heads=2, max_bytes=24)),
@@ -75,3 +78,31 @@ def test_operations_are_counted_without_values(config):
         return counter.get_total_flops()
 
     assert 0 < flops(4) < flops(8)
+
+
+@pytest.mark.parametrize("config", SMALL, ids=lambda config: config.architecture)
+def test_a_caption_without_tokens_gives_a_finite_velocity_and_changes_no_other(config):
+    """No caption is made without tokens; a mask that says so is not an excuse for NaN."""
+    network, caption = small_network(config)
+    with_open_gates(network)
+    x, t = torch.randn(2, 4, 3, 8, 4), torch.rand(2)
+    expected = network(x, t, caption)
+    mask = caption.mask.clone()
+    mask[1] = False
+    out = network(x, t, replace(caption, mask=mask))
+    assert torch.equal(out[0], expected[0])
+    assert out.isfinite().all()
+    out.sum().backward()
+    assert all(parameter.grad is None or parameter.grad.isfinite().all() for parameter in network.parameters())
+
+
+@pytest.mark.parametrize(
+    "config", [*SMALL, *combinations().values()], ids=lambda config: getattr(config, "architecture", "")
+)
+def test_weights_in_bfloat16_leave_each_layer_its_type(config):
+    """What autocast leaves in float32 with float32 weights (residuals, norms, embeddings) stays so."""
+    torch.manual_seed(0)
+    network, caption = small_network(config, captions=["a dot", ""])
+    with_open_gates(network)
+    x, t = torch.randn(2, 4, 3, 8, 4), torch.rand(2)
+    check_half_weights(network, lambda network: network(x, t, caption))

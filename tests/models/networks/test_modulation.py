@@ -7,6 +7,8 @@ import torch
 
 from models.networks.config import DiTConfig
 from models.networks.dit import DiT
+from models.networks.modulation import add_gated, modulate
+from models.networks.token_layout import BatchLayout
 from models.text.bytes import CaptionTokens
 from models.text.config import TextConfig
 
@@ -67,6 +69,13 @@ def test_every_block_is_the_identity_at_first(kind):
     tokens, text, condition = torch.randn(1, 12, WIDTH), torch.randn(1, 3, 16), torch.randn(1, 1, WIDTH)
     shared = None if network.shared_modulation is None else network.shared_modulation(condition)
     mask, angles = torch.ones(1, 3, dtype=torch.bool), torch.zeros(12, 8)
-    assert torch.equal(
-        network.blocks.run(tokens, condition, shared, text, mask, angles, 3, network.sequence_plan), tokens
-    )
+    layout = BatchLayout(3, mask, None, network.sequence_plan)
+    assert torch.equal(network.blocks.run(tokens, condition, shared, text, angles, layout), tokens)
+
+
+def test_groups_of_packed_clips_are_modulated_as_if_each_were_alone():
+    groups = ((2, 6), (1, 4))  # vectors, tokens
+    x, h, shift, scale = torch.randn(1, 10, 8), torch.randn(1, 10, 8), torch.randn(1, 3, 8), torch.randn(1, 3, 8)
+    rows = [0, 0, 0, 1, 1, 1, 2, 2, 2, 2]
+    torch.testing.assert_close(modulate(x, shift, scale, groups), x * (1 + scale[:, rows]) + shift[:, rows])
+    torch.testing.assert_close(add_gated(x, shift, h, groups), x + shift[:, rows] * h)

@@ -3,12 +3,16 @@
 from pathlib import Path
 
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from launch.config import ConfigError, dump_config, load_config
 from models.networks.config import DiTConfig, read_network_config
-from models.networks.counts import ClipSize, dit_cost
+from models.networks.counts import ClipSize, TrainingBytes, dit_cost
+from models.networks.dit import DiT
 from models.networks.presets import PRESETS, PresetName
 from models.text.config import TextConfig
+from models.text.embeddings import CaptionEmbeddings
 from pipeline.run.fingerprints import stored
 from testing.paths import ROOT
 
@@ -44,9 +48,45 @@ def test_the_guide_has_the_counted_parameters_and_operations(name):
     ]
     row = (
         f"| `{name}` | {config.width} | {config.depth} | {config.heads} | {config.text.width} | `{config.modulation}` "
-        f"| {small.parameters / 1e6:,.1f} | {per_token[0]:.2f} | {per_token[1]:.2f} |"
+        f"| {small.parameters / 1e6:,.1f} | {small.training_bytes.total / 2**30:,.1f} | {per_token[0]:.2f} "
+        f"| {per_token[1]:.2f} |"
     )
     assert row in GUIDE.read_text(encoding="utf-8").splitlines()
+
+
+def bytes_of(network: torch.nn.Module) -> TrainingBytes:
+    """Of the weights, of their gradients and of what AdamW keeps after a step, but for the number of that step."""
+    optimizer = torch.optim.AdamW(network.parameters())
+    optimizer.step()
+    states = [x for state in optimizer.state.values() for x in state.values() if x.ndim]
+    weights = list(network.parameters())
+    gradients = [weight.grad for weight in weights if weight.grad is not None]
+    assert len(gradients) == len(weights)
+    return TrainingBytes(*(sum(x.nbytes for x in each) for each in (weights, gradients, states)))
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_counted_bytes_are_those_of_the_network_and_its_optimizer(name):
+    """Of the preset itself, with tensors that have no values."""
+    config = DiTConfig(preset=name)
+    with torch.device("meta"):
+        network = DiT(config, 16, 4096)
+    for parameter in network.parameters():
+        parameter.grad = torch.empty_like(parameter)
+    cost = dit_cost(config, 16, SMALL_CLIP, 4096)
+    assert bytes_of(network) == cost.training_bytes
+    assert cost.training_bytes.total == 16 * cost.parameters
+
+
+def test_a_step_without_values_has_the_counted_bytes_and_operations():
+    config, clip = DiTConfig(preset="tiny"), ClipSize((2, 4, 4), 8)
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        network = DiT(config, 16, 4096)
+        caption = CaptionEmbeddings(torch.zeros(1, 8, 4096), torch.ones(1, 8, dtype=torch.bool))
+        network.flops_probe(torch.empty(1, 16, *clip.latent_grid), torch.zeros(1), caption).backward()
+    cost = dit_cost(config, 16, clip, 4096)
+    assert counter.get_total_flops() == cost.training_flops
+    assert bytes_of(network) == cost.training_bytes
 
 
 def test_the_names_say_the_parameters():

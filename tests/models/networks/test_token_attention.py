@@ -10,6 +10,7 @@ from models.networks.dit import DiT, DiTBlock
 from models.networks.dit_options import AttentionSpan
 from models.networks.protocol import SingleProcess
 from models.networks.token_attention import token_attention
+from models.networks.token_layout import BatchLayout
 from models.text.bytes import CaptionTokens
 from models.text.config import TextConfig
 
@@ -58,7 +59,7 @@ def test_a_block_commutes_with_permutations_of_tokens_that_its_span_allows(span)
     mask = torch.ones(2, 5, dtype=torch.bool)
 
     def run(tokens: torch.Tensor) -> torch.Tensor:
-        return block(tokens, condition, None, text, mask, angles, FRAMES, SingleProcess())
+        return block(tokens, condition, None, text, angles, BatchLayout(FRAMES, mask, None, SingleProcess()))
 
     numbers = rearrange(torch.arange(n), "(t s) -> t s", t=FRAMES)
     order = numbers[torch.randperm(FRAMES)][:, torch.randperm(PLACES)].flatten()

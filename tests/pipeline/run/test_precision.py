@@ -41,3 +41,64 @@ def test_what_the_hardware_can_do_is_not_warned_of(monkeypatch):
 def test_the_cost_is_measured_on_this_machine(monkeypatch):
     monkeypatch.setattr(precision, "_cpu_flags", lambda: "")
     assert float(re.findall(r"takes ([0-9.]+) times", slow_precision("bf16", CPU))[0]) > 0
+
+
+@pytest.fixture
+def products():
+    """Whatever a test chooses, the next one computes as all do."""
+    yield
+    precision.prepare_to_compute(CPU)
+
+
+AMD = "vendor_id : AuthenticAMD\nflags : avx2 avx512f avx512_bf16"
+
+
+@pytest.mark.usefixtures("products")
+@pytest.mark.parametrize(
+    ("flags", "device", "error", "chosen"),
+    [
+        (AMD, "cpu", 4e-7, "medium"),
+        (AMD, "cpu", 3e-3, "highest"),  # products in bfloat16
+        (AMD, "cuda", 4e-7, "highest"),  # where the same setting of torch means TF32
+        (AMD + " amx_bf16 amx_tile", "cpu", 4e-7, "highest"),
+        (AMD.replace("avx512f", ""), "cpu", 4e-7, "highest"),
+        (AMD.replace("AuthenticAMD", "GenuineIntel"), "cpu", 4e-7, "highest"),
+        ("", "cpu", 4e-7, "highest"),
+    ],
+)
+def test_onednn_computes_products_where_it_is_better_and_as_exact(monkeypatch, flags, device, error, chosen):
+    monkeypatch.setattr(precision, "_cpu_flags", lambda: flags)
+    monkeypatch.setattr(precision, "_onednn_error", lambda: error)
+    precision.prepare_to_compute(torch.device(device))
+    assert torch.get_float32_matmul_precision() == chosen
+
+
+def test_what_computes_products_is_said(monkeypatch):
+    monkeypatch.setattr(precision, "_cpu_flags", lambda: AMD)
+    monkeypatch.setattr(precision, "_onednn_error", lambda: 4e-7)
+    assert precision.describe_products() == "fp32 products by oneDNN: relative error 4.0e-07"
+    monkeypatch.setattr(precision, "_onednn_error", lambda: 3e-3)
+    told = "fp32 products by oneDNN: relative error 3.0e-03 is too large, so they are by torch's default library"
+    assert precision.describe_products() == told
+    monkeypatch.setattr(precision, "_cpu_flags", lambda: "")
+    assert precision.describe_products() == "fp32 products by torch's default library"
+
+
+@pytest.mark.usefixtures("products")
+def test_products_have_the_precision_of_float32_whatever_was_chosen():
+    torch.set_float32_matmul_precision("highest")
+    random, number = torch.get_rng_state(), torch.get_num_threads()
+    assert precision._onednn_error.__wrapped__() == precision._onednn_error.__wrapped__()  # equal in every process
+    assert torch.get_float32_matmul_precision() == "highest"
+    precision.prepare_to_compute(CPU)
+    assert max(precision._product_error(*sizes) for sizes in precision.CHECKED_PRODUCTS) < precision.MAX_PRODUCT_ERROR
+    assert torch.equal(random, torch.get_rng_state())
+    assert torch.get_num_threads() == number
+
+
+def test_setting_the_number_of_threads():
+    number = torch.get_num_threads()
+    precision.prepare_to_compute(CPU, number + 1)
+    assert torch.get_num_threads() == number + 1
+    precision.prepare_to_compute(CPU, number)
+    assert torch.get_num_threads() == number

@@ -13,6 +13,8 @@ from data.dataset.manifest import LatentStats, TextEncoderRecord
 from data.files.checksums import file_sha256
 from data.video.images import read_image
 from data.video.resize import resize_and_crop
+from models.attention.backends import AttentionBackendError
+from models.attention.config import AttentionBackend
 from models.flow.spec import FlowSpec
 from models.networks.config import DiTConfig, UNetConfig
 from pipeline.checkpoint.record import CheckpointError
@@ -222,3 +224,18 @@ def test_large_clips_are_computed_one_by_one_and_small_ones_in_groups_of_equal_s
     assert len(set(sizes)) == 1  # the last group is filled up
     large = BUCKET.model_copy(update={"height": 128, "width": 128})
     assert sampler_of(NETWORK).rows_of(large) == 1
+
+
+def test_the_wanted_kernel_computes_the_networks_attention():
+    """In float32 on a CPU: sdpa takes every call of the network, and flash-attn none."""
+    bucket = Bucket(num_frames=1, height=16, width=16)
+    model = model_of(buckets=[bucket.model_dump()])
+    request = PromptRequest(id="0" * 12, prompt="a dot", seed=1, guidance_scale=2.0, bucket=bucket.name)
+
+    def sampled(kernel: AttentionBackend) -> np.ndarray:
+        config = SampleConfig(steps=1, solver="euler", precision="fp32", attention=kernel)
+        return ClipSampler(Untrained(**vars(model)), config, torch.device("cpu")).sample([request])[0][0]
+
+    assert np.array_equal(sampled("sdpa"), sampled("auto"))
+    with pytest.raises(AttentionBackendError, match="flash-attn-2 does not take a full call"):
+        sampled("flash-attn-2")

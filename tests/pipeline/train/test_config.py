@@ -98,3 +98,28 @@ def test_selective_checkpointing_excludes_what_would_undo_it():
         load_config(Path("demo"), ["dit.train.activation_checkpointing=some"])
     chosen = load_config(Path("demo"), ["dit.train.activation_checkpointing=selective"])
     assert chosen.dit.train.activation_checkpointing == "selective"
+
+
+@pytest.mark.parametrize(
+    ("others", "message"),
+    [
+        ({"precision": "fp32"}, "precision is fp32: set precision to bf16, or weight_precision to fp32"),
+        ({"precision": "fp16"}, "precision is fp16: set precision to bf16, or weight_precision to fp32"),
+        ({"zero_stage": 0}, "zero_stage is 0, where there are no other master weights: set zero_stage to 1"),
+        (
+            {"zero_stage": 1, "gradient_accumulation_steps": 2},
+            "zero_stage is 1, where gradients of 2 accumulation steps would be added in bf16: set zero_stage to 2",
+        ),
+    ],
+)
+def test_weights_in_bf16_exclude_what_they_cannot_be_with(others, message):
+    assert TrainConfig(**others).weight_precision == "auto"  # which is fp32 then
+    with pytest.raises(ValidationError, match=f"weight_precision is bf16, but {message}"):
+        TrainConfig(weight_precision="bf16", **others)
+
+
+@pytest.mark.parametrize("others", [{"zero_stage": 1}, {"zero_stage": 2, "gradient_accumulation_steps": 2}, {}])
+def test_weights_in_bf16(others):
+    for precision in ("auto", "bf16"):
+        config = TrainConfig(weight_precision="bf16", precision=precision, **others)
+        assert config.weight_precision == "bf16"
