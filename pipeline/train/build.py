@@ -2,14 +2,13 @@
 
 import logging
 import math
-from itertools import chain
 
 import torch
-from torch import nn
 
 from models.layers import BlockStack
 from pipeline.distributed.config import WorldSizeError
 from pipeline.distributed.process_group import Worker
+from pipeline.engine.compilation import compile_network
 from pipeline.engine.config import WeightPrecisionError, half_weights_problem
 from pipeline.engine.ema import ShardedEma
 from pipeline.engine.placement import Placement
@@ -40,7 +39,8 @@ def build(task: TrainTask, config: TrainConfig, worker: Worker) -> tuple[ZeroTra
     if config.sequence_parallel > 1:
         parallelize_sequence(module, worker.rank, worker.world_size, config.sequence_parallel)
     if config.compile:
-        compile_network(module)
+        # DeepSpeed's hooks, which gather the parameters of ZeRO 3, and its exchange of tokens cannot be traced.
+        compile_network(module, has_breaks=config.zero_stage == 3 or config.sequence_parallel > 1)
     dtype, half_weights = autocast_dtype(config.precision, worker.device), uses_half_weights(config, worker.device)
     logger.debug(
         "computing in %s, with weights in %s", dtype or torch.float32, dtype if half_weights else torch.float32
@@ -107,14 +107,3 @@ def micro_batch_size(config: TrainConfig, world_size: int) -> int:
             f"use {nearest}"
         )
     return size
-
-
-def compile_network(module: nn.Module) -> None:
-    """Compile the blocks of every `BlockStack`, or the whole module if it has none.
-
-    Blocks of a stack have equal code and are compiled once for all of them. The layers around them do little work and
-    branch on values of tensors, which a compiled graph cannot.
-    """
-    stacks = [part for part in module.modules() if isinstance(part, BlockStack)]
-    for part in chain.from_iterable(stacks) if stacks else [module]:
-        part.compile()

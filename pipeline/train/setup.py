@@ -19,6 +19,7 @@ from pipeline.checkpoint.retention import Retention, check_space, check_writable
 from pipeline.checkpoint.write import CheckpointSaver, Contents
 from pipeline.distributed.collectives import Flags
 from pipeline.distributed.process_group import Worker
+from pipeline.engine.compilation import compiled_code_in
 from pipeline.engine.ema import ShardedEma
 from pipeline.engine.zero import ZeroTrainer
 from pipeline.run.precision import slow_precision
@@ -34,6 +35,9 @@ from pipeline.train.non_finite_steps import NonFiniteSteps
 from pipeline.train.stream import check_cursor, micro_batches, open_stream
 from pipeline.train.task import TrainTask
 from pipeline.train.unreadable import UnreadableSamples
+
+COMPILED_NAME = "compiled"
+"""Folder of a training that keeps compiled code; it may be deleted between starts."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,8 @@ def set_up(task: TrainTask, config: TrainConfig, run_dir: Path, worker: Worker, 
         stack: closes what has to be closed.
     """
     is_first = worker.rank == 0
+    if config.compile:  # before `build`, where the ranks wait for each other: none of them has compiled anything yet
+        stack.enter_context(compiled_code_in(run_dir / COMPILED_NAME))
     trainer, ema = build(task, config, worker)
     resumption = find_common_resumption(run_dir, worker.rank, worker.world_size, last_saved_step(run_dir))
     origin = provenance(task.dataset_dir, resumption.checkpoint)

@@ -9,6 +9,7 @@ from models.layers import BlockStack
 from models.networks.dit import DiT
 from pipeline.distributed.config import WorldSizeError
 from pipeline.distributed.process_group import Worker
+from pipeline.distributed.torchrun import train_here
 from pipeline.engine.config import WeightPrecisionError
 from pipeline.run import precision
 from pipeline.train.build import build, uses_half_weights
@@ -31,6 +32,17 @@ def test_compiled_networks_are_checkpointed_alike():
     names = list(module.state_dict())
     module.compile()
     assert list(module.state_dict()) == names
+
+
+@pytest.mark.parametrize(("stage", "has_breaks"), [(2, False), (3, True)])
+def test_a_break_is_allowed_only_where_deepspeed_makes_one(straight, monkeypatch, stage, has_breaks):
+    """Its hooks of ZeRO 3 gather parameters inside the blocks."""
+    task, _, _ = straight
+    calls, built = [], []
+    monkeypatch.setattr("pipeline.train.build.compile_network", lambda module, **options: calls.append(options))
+    config = CONFIG.model_copy(update={"compile": True, "zero_stage": stage})
+    train_here(lambda worker: built.append(build(task, config, worker)), 1)
+    assert calls == [{"has_breaks": has_breaks}]
 
 
 def test_a_batch_that_the_workers_cannot_share_is_refused(straight, tmp_path):

@@ -13,6 +13,7 @@ from pipeline.checkpoint.record import CheckpointError
 from pipeline.distributed.torchrun import train_here
 from pipeline.train.loop import train
 from pipeline.train.monitor.metrics import read_metrics
+from pipeline.train.setup import COMPILED_NAME
 from testing.processes import train_in_processes
 from testing.records import SMALL
 from testing.steps import STAGES, STEPS
@@ -69,10 +70,24 @@ def test_other_batches_than_those_that_were_counted_are_refused(step_runs, tmp_p
 
 @pytest.mark.slow
 def test_compiled_blocks_train_alike(straight, tmp_path):
-    """Needs a C++ compiler. In a process of its own, without the tests' checks of shapes."""
+    """Needs a C++ compiler. In processes of their own, without the tests' checks of shapes.
+
+    A second start compiles nothing but the library that a killed compiler had left unfinished.
+    """
     _, folder, run_dir = straight
-    train_in_processes(folder, tmp_path, 1, CONFIG.steps, "compile")
-    np.testing.assert_allclose(losses(tmp_path), losses(run_dir), rtol=1e-4)
+    first, second = tmp_path / "first", tmp_path / "second"
+    train_in_processes(folder, first, 1, CONFIG.steps, "compile")
+    np.testing.assert_allclose(losses(first), losses(run_dir), rtol=1e-4)
+
+    shutil.copytree(first / COMPILED_NAME, second / COMPILED_NAME)
+    cut, *others = libraries = sorted((second / COMPILED_NAME).rglob("*.so"))
+    cut.write_bytes(cut.read_bytes()[:1000])
+    written = [library.stat().st_mtime_ns for library in others]
+    train_in_processes(folder, second, 1, CONFIG.steps, "compile")
+    assert losses(second) == losses(first)
+    assert sorted((second / COMPILED_NAME).rglob("*.so")) == libraries
+    assert [library.stat().st_mtime_ns for library in others] == written
+    assert cut.stat().st_size > 1000
 
 
 def test_loss_is_logged_and_the_first_is_that_of_zero_velocity(straight):
