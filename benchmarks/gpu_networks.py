@@ -276,7 +276,9 @@ def engine(at: Setting) -> Iterator[Row]:
         return
     from models.flow.spec import FlowSpec
     from pipeline.distributed.torchrun import local_worker
+    from pipeline.engine.parameter_groups import ParameterGroup
     from pipeline.train.config import TrainConfig
+    from pipeline.train.task import single_group
     from pipeline.train.tasks.flow import FlowBatch, FlowMatchingLoss
 
     preset, num_clips, latent = ("tiny", 2, (2, 4, 4)) if at.is_tiny else ("L", 32, SHORT)
@@ -288,16 +290,27 @@ def engine(at: Setting) -> Iterator[Row]:
         def build(self, _: object) -> nn.Module:
             return FlowMatchingLoss(build_network(config, 16, caption.values.shape[2]), FlowSpec())
 
+        def parameter_groups(self, train: TrainConfig) -> list[ParameterGroup]:
+            return single_group(train)
+
     cost = dit_cost(config, 16, ClipSize(latent, caption.values.shape[1]), caption.values.shape[2])
     with local_worker(torch.get_num_threads()) as worker:
         x_1, x_0 = (torch.randn(num_clips, 16, *latent, device=worker.device) for _ in range(2))
         t, fps = torch.rand(num_clips, device=worker.device), torch.full((num_clips,), 16.0, device=worker.device)
         batch = FlowBatch(x_1, x_0, t, caption.to(worker.device), fps)
-        for stage in (2, 0, 1, 3):
+        settings: tuple[dict[str, Any], ...] = (
+            {"zero_stage": 2, "weight_precision": "bf16"},
+            {"zero_stage": 2, "weight_precision": "fp32"},
+            {"zero_stage": 3, "weight_precision": "bf16"},
+            {"zero_stage": 3, "weight_precision": "fp32"},
+            {"zero_stage": 1, "weight_precision": "bf16"},
+            {"zero_stage": 0, "weight_precision": "fp32"},
+        )
+        for chosen in settings:
             if not at.has(12):
                 return
-            row: Row = {"preset": preset, "num_clips": num_clips, "zero_stage": stage}
-            config_of_stage = TrainConfig(global_batch=num_clips, zero_stage=stage)
+            row: Row = {"preset": preset, "num_clips": num_clips, **chosen}
+            config_of_stage = TrainConfig(global_batch=num_clips, precision="bf16", **chosen)
             with at.guarded(row), at.peak(row):
                 row |= _engine_step(at, Task(), config_of_stage, worker, batch)
                 rate = 1e3 * cost.training_flops * num_clips / row["ms"]

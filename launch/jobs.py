@@ -29,7 +29,7 @@ PACKAGES = ("data", "models", "pipeline", "launch")
 _SOURCE = re.compile(r"[A-Za-z0-9_]+\.py|py\.typed")
 _READ_AT_RUN_TIME = {
     "launch/presets": re.compile(r"[A-Za-z0-9_-]+\.yaml"),
-    "pipeline/report/templates": re.compile(r"[A-Za-z0-9_-]+\.(html|css)"),
+    "pipeline/report/templates": re.compile(r"[A-Za-z0-9_-]+\.(html|css|js)"),
 }
 """Files of the program that are not Python, by folder."""
 STOP_SECONDS = 600

@@ -5,6 +5,7 @@ Imports are inside the fixtures: a test file loads only what it needs.
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,14 @@ def pytest_collection_finish() -> None:
         from pipeline.run.precision import prepare_to_compute
 
         prepare_to_compute(torch.device("cpu"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_linear() -> Iterator[None]:
+    """An engine of ZeRO 3 replaces torch's linear function for the rest of the process: it ends with the test's file."""
+    yield
+    if torch := sys.modules.get("torch"):
+        torch.nn.functional.linear = torch._C._nn.linear
 
 
 @pytest.fixture(scope="session")

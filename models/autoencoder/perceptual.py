@@ -5,7 +5,6 @@ equation 1 of the paper with weights of 1. A network of two inputs, such as LPIP
 returns the distance of each pair, with n values.
 """
 
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from models.autoencoder.config import PerceptualError
+from models.torchscript import TorchScriptError, last_line, load_torchscript
 
 EPS = 1e-10  # added to the squared norm of a feature vector, which may be 0
 PROBE_SIDE = 64  # pixels of the images that a network is tried with
@@ -67,18 +67,10 @@ def load_network(path: Path) -> Any:  # noqa: ANN401 - torch's ScriptModule
     Raises:
         PerceptualError: there is no such file, or it holds no network that takes and returns what it should.
     """
-    if not path.is_file():
-        raise PerceptualError(f"{_named(path)}: there is no such file; give that of a TorchScript network")
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)  # in favour of formats with less reach
-            network = torch.jit.load(path, map_location="cpu")
-    except (RuntimeError, ValueError) as error:
-        reason = str(error).strip().partition("\n")[0][:200]
-        raise PerceptualError(f"{_named(path)} holds no TorchScript network: {reason}") from error
-    network = network.eval()
-    for weight in network.parameters():
-        weight.requires_grad_(False)
+        network = load_torchscript(path, torch.device("cpu"))
+    except TorchScriptError as error:
+        raise PerceptualError(f"{_named(path)}: {error}") from error
     _try(network, path)
     return network
 
@@ -118,8 +110,7 @@ def _try(network: Any, path: Path) -> None:  # noqa: ANN401 - torch's ScriptModu
         with torch.jit.optimized_execution(False):
             result = network(images) if num_inputs == 1 else network(images, images.flip(3))
     except RuntimeError as error:  # of TorchScript, whatever went wrong in its code
-        reason = next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), "no reason given")
-        raise PerceptualError(f"{told} fails: {reason[:200]}") from error
+        raise PerceptualError(f"{told} fails: {last_line(error)}") from error
     if num_inputs == 2:
         if not isinstance(result, Tensor) or result.numel() != len(images):
             raise PerceptualError(f"{told} returned {_described(result)}, where one distance per pair was expected")

@@ -21,6 +21,7 @@ from torch.nn.functional import interpolate, relu
 
 from data.errors import ReelflowError
 from data.files.checksums import file_sha256
+from models.torchscript import TorchScriptError, last_line, load_torchscript
 
 I3D_OPTIONS = {"rescale": True, "resize": True, "return_features": True}
 """Arguments of the I3D network that is in general use as TorchScript; it takes pixels in [0, 255]."""
@@ -103,24 +104,20 @@ def read_features(path: Path, num_axes: int, device: torch.device) -> FeatureNet
     Raises:
         FeatureError: there is no such file, or it holds no network that gives (b d) for clips or frames.
     """
-    if not path.is_file():
-        raise FeatureError(f"{path}: there is no such file; name a TorchScript file of a feature network")
     try:
-        module: Any = torch.jit.load(path, map_location=device).eval()
-    except RuntimeError as error:
-        first = str(error).strip().splitlines()[0]
-        raise FeatureError(
-            f"{path} is no TorchScript file ({first}); write one with torch.jit.script(...).save"
-        ) from error
+        module = load_torchscript(path, device)
+    except TorchScriptError as error:
+        raise FeatureError(f"{path}: {error}") from error
     arguments = {argument.name for argument in module.forward.schema.arguments}
     is_i3d = arguments.issuperset(I3D_OPTIONS)
 
     def compute(pixels: Float[Tensor, "b ..."]) -> Float[Tensor, "b d"]:
         try:
-            features = module(pixels, **I3D_OPTIONS) if is_i3d else module(pixels / 127.5 - 1)
+            with torch.jit.optimized_execution(False):  # whose rounding changes after a few calls
+                features = module(pixels, **I3D_OPTIONS) if is_i3d else module(pixels / 127.5 - 1)
         except RuntimeError as error:
-            last = str(error).strip().splitlines()[-1]
-            raise FeatureError(f"{path} does not take pixels of shape {tuple(pixels.shape)}: {last}") from error
+            shape = tuple(pixels.shape)
+            raise FeatureError(f"{path} does not take pixels of shape {shape}: {last_line(error)}") from error
         shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
         if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != len(pixels):
             raise FeatureError(f"{path} gives {shape} for {len(pixels)} inputs, and not one vector for each")

@@ -150,7 +150,10 @@ def test_samples_keep_their_names(tmp_path):
     said = launch("sample", str(CONFIG), *placed(tmp_path))
     assert "sample: continues: index.html is missing" in said
     after = digests(run_dir / "samples")
-    assert {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)} == {"stage.json"}
+    changed = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
+    assert changed == {"stage.json", "index.html", "manifest.jsonl"}
+    old, new = (read_lines(folder / "samples" / "manifest.jsonl") for folder in (OLD, run_dir))
+    assert [{**line, "sha256": after[line["file"]]} for line in old] == new  # lines have checksums now
 
 
 def test_more_steps_go_on_from_its_checkpoint(tmp_path):

@@ -130,5 +130,5 @@ def test_a_file_that_is_missing_or_something_else_is_refused(tmp_path):
     with pytest.raises(PerceptualError, match=r"none\.pt: there is no such file; give that of a TorchScript network"):
         load_network(tmp_path / "none.pt")
     (tmp_path / "other.pt").write_bytes(b"something else")
-    with pytest.raises(PerceptualError, match=r"other\.pt holds no TorchScript network: "):
+    with pytest.raises(PerceptualError, match=r"other\.pt: it holds no TorchScript network: "):
         load_network(tmp_path / "other.pt")

@@ -114,6 +114,7 @@ def test_half_precision_is_read_as_it_is(tmp_path):
 
 def test_tensors_that_published_files_hold_and_nothing_uses_are_left_out(tmp_path):
     fields: dict[str, Any] = TINY_TRANSFORMER | {"image_dim": 12, "added_kv_proj_dim": 48}
+    fields["in_channels"] = fields["out_channels"] + 5  # what an image is given by beside its embedding
     make_transformer(fields).save_pretrained(tmp_path)
     path = tmp_path / WEIGHTS_NAME
     extra = {f"blocks.{number}.attn2.norm_added_q.weight": torch.ones(48) for number in range(2)}

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.evaluate.features import FeatureError, pixels_of, random_convolutions, read_features
+from testing.features import save_script
 
 CPU = torch.device("cpu")
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 
 
 class Means(nn.Module):
@@ -36,7 +36,7 @@ class Flat(nn.Module):
 
 
 def script(module: nn.Module, path):
-    torch.jit.script(module).save(path)
+    save_script(path, module)
     return path
 
 
@@ -92,7 +92,7 @@ def test_networks_that_do_not_fit_are_refused_by_name(tmp_path, module: nn.Modul
 
 def test_files_that_are_no_networks_are_refused_by_name(tmp_path):
     (tmp_path / "text.pt").write_text("no network")
-    with pytest.raises(FeatureError, match=r"text.pt is no TorchScript file"):
+    with pytest.raises(FeatureError, match=r"text.pt: it holds no TorchScript network"):
         read_features(tmp_path / "text.pt", 3, CPU)
     with pytest.raises(FeatureError, match=r"none.pt: there is no such file"):
         read_features(tmp_path / "none.pt", 3, CPU)
