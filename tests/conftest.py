@@ -50,7 +50,7 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def own_linear() -> Iterator[None]:
-    """An engine of ZeRO 3 replaces torch's linear function for the rest of the process: it ends with the test's file."""
+    """An engine of ZeRO 3 replaces the linear function of torch for its whole process: here, for the file of a test."""
     yield
     if torch := sys.modules.get("torch"):
         torch.nn.functional.linear = torch._C._nn.linear
