@@ -14,6 +14,7 @@ def train_in_processes(folder: Path, run_dir: Path, world_size: int, steps: int,
     """Train with torchrun, which is the start without Ray; `testing.train_worker` is each process."""
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world_size}",
+        "--max-restarts=1",  # once in some hundred runs, a thread of Gloo aborts a process as it ends
         "-m", "testing.train_worker", str(folder), str(run_dir), str(steps), *settings,
     ]  # fmt: skip
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
