@@ -19,8 +19,7 @@ from models.layers import BlockStack, Recompute
 from models.networks.build import build_network
 from models.networks.config import DiTConfig
 from models.networks.counts import ClipSize, dit_cost
-from models.networks.wan_published import published_tensors, read_transformer
-from models.published import join_parts
+from models.networks.protocol import VelocityNetwork
 from models.text.embeddings import CaptionEmbeddings
 from pipeline.engine.compilation import compile_network
 
@@ -128,6 +127,76 @@ WAN: dict[str, Any] = {"num_attention_heads": 12, "attention_head_dim": 128, "ff
 TINY_WAN: dict[str, Any] = {"num_attention_heads": 2, "attention_head_dim": 24, "ffn_dim": 56, "num_layers": 2}
 
 
+Clips = tuple[Tensor, Tensor, Tensor]
+"""x_t, times, and embeddings of captions."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Diffusers' transformer of Wan, and ours with the same weights."""
+
+    at: Setting
+    peer: Any
+    ours: VelocityNetwork
+
+    def clips(self, number: int, grid: tuple[int, int, int]) -> Clips:
+        """Random clips of such a latent grid."""
+        device, width = self.at.device, self.peer.config.text_dim
+        return (
+            torch.randn(number, 16, *grid, device=device),
+            torch.full((number,), 0.3, device=device),
+            torch.randn(number, TEXT_TOKENS, width, device=device),
+        )
+
+    def by_ours(self, x: Tensor, t: Tensor, text: Tensor) -> Tensor:
+        """The velocity by our network."""
+        return self.ours(
+            x, t, CaptionEmbeddings(text, torch.ones(text.shape[:2], dtype=torch.bool, device=text.device))
+        )
+
+    def by_peer(self, x: Tensor, t: Tensor, text: Tensor) -> Tensor:
+        """The velocity by that of diffusers."""
+        return -self.peer(x, 1000 * (1 - t), text, return_dict=False)[0]
+
+    def difference(self, grid: tuple[int, int, int]) -> Row:
+        """From diffusers in float32, of both in bfloat16 and of ours in float32."""
+        clips = self.clips(1, grid)
+        with torch.no_grad():
+            exact = self.by_peer(*clips)
+            single = relative_error(self.by_ours(*clips), exact)
+            with self.at.autocast():
+                half, peer_half = (relative_error(call(*clips), exact) for call in (self.by_ours, self.by_peer))
+        return {
+            "what": "difference from diffusers in float32",
+            "ours_fp32": single,
+            "ours_bf16": half,
+            "peer_bf16": peer_half,
+        }
+
+    def compare(self, what: str, number: int, grid: tuple[int, int, int], *, trains: bool) -> Row:
+        """A forward pass, or a training step, of each in turn."""
+        clips = self.clips(number, grid)
+        found: Row = {"what": what, "tokens": grid[0] * grid[1] * grid[2] // 4, "num_clips": number}
+        calls = {"ours": (self.by_ours, self.ours), "diffusers": (self.by_peer, self.peer)}
+        for name, (call, module) in calls.items():
+            row: Row = {}
+            with self.at.guarded(row), self.at.peak(row), torch.set_grad_enabled(trains):
+                run = partial(self._train, call, module, clips) if trains else partial(self._predict, call, clips)
+                row |= self.at.timed(run, repeats=4, warm_up=1)
+            found[name] = row
+        if all("ms" in found[name] for name in calls):
+            found["ratio"] = found["diffusers"]["ms"] / found["ours"]["ms"]
+        return found
+
+    def _predict(self, call: Callable[..., Tensor], clips: Clips) -> Tensor:
+        with self.at.autocast():
+            return call(*clips)
+
+    def _train(self, call: Callable[..., Tensor], module: nn.Module, clips: Clips) -> None:
+        self._predict(call, clips).float().square().mean().backward()
+        module.zero_grad()
+
+
 def wan(at: Setting) -> Iterator[Row]:
     """The transformer of Wan 2.1, 1.3B, with equal random weights: a step of sampling and one of training, in turn."""
     if find_spec("diffusers") is None:
@@ -135,92 +204,33 @@ def wan(at: Setting) -> Iterator[Row]:
         return
     from diffusers import WanTransformer3DModel
 
+    from testing.wan import copy_transformer
+
     torch.manual_seed(0)
     sizes: dict[str, Any] = TINY_WAN | {"text_dim": 16} if at.is_tiny else WAN
     with at.device:
         peer: Any = WanTransformer3DModel(**sizes)
-        nn.init.normal_(peer.proj_out.weight, std=0.02)
-        described = read_transformer(dict(peer.config))
-        ours = build_network(described.config, described.channels, described.embedding_width)
-    weights, state = peer.state_dict(), ours.state_dict()
-    ours.load_state_dict(
-        {
-            name: join_parts([weights[part.name] for part in parts], state[name].shape)
-            for name, parts in published_tensors(described).items()
-        }
-    )
+    nn.init.normal_(peer.proj_out.weight, std=0.02)
+    ours, _ = copy_transformer(peer)
+    pair = Pair(at, peer, ours)
     yield {"parameters": sum(parameter.numel() for parameter in ours.parameters())}
-    text_width = peer.config.text_dim
-    short, long = ((1, 2, 4, 4), (1, 3, 4, 4)) if at.is_tiny else ((1, 5, 60, 104), (1, 21, 60, 104))
-
-    def inputs(clips: int, grid: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
-        num, (frames, height, width) = clips * grid[0], grid[1:]
-        text = torch.randn(num, TEXT_TOKENS, text_width, device=at.device)
-        return (
-            torch.randn(num, 16, frames, height, width, device=at.device),
-            torch.full((num,), 0.3, device=at.device),
-            text,
-        )
-
-    def our_call(x: Tensor, t: Tensor, text: Tensor) -> Tensor:
-        mask = torch.ones(text.shape[:2], dtype=torch.bool, device=at.device)
-        with at.autocast():
-            return ours(x, t, CaptionEmbeddings(text, mask))
-
-    def peer_call(x: Tensor, t: Tensor, text: Tensor) -> Tensor:
-        with at.autocast():
-            return -peer(x, 1000 * (1 - t), text, return_dict=False)[0]
-
-    batch = inputs(1, short)
-    with torch.no_grad():
-        mask = torch.ones(batch[2].shape[:2], dtype=torch.bool, device=at.device)
-        exact = -peer(batch[0], 1000 * (1 - batch[1]), batch[2], return_dict=False)[0]
-        single = relative_error(ours(batch[0], batch[1], CaptionEmbeddings(batch[2], mask)), exact)
-        half, peer_half = (relative_error(call(*batch), exact) for call in (our_call, peer_call))
-    yield {
-        "what": "difference from diffusers in float32",
-        "ours_fp32": single,
-        "ours_bf16": half,
-        "peer_bf16": peer_half,
-    }
-
-    calls = {"ours": our_call, "diffusers": peer_call}
-
-    def training_step(call: Callable[..., Tensor], module: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> None:
-        call(*batch).float().square().mean().backward()
-        module.zero_grad()
-
-    def compare(what: str, clips: int, grid: tuple[int, ...], *, trains: bool) -> Iterator[Row]:
-        batch = inputs(clips, grid)
-        found: Row = {"what": what, "tokens": grid[1] * grid[2] * grid[3] // 4, "num_clips": clips}
-        for name, module in (("ours", ours), ("diffusers", peer)):
-            row: Row = {}
-            with at.guarded(row), at.peak(row):
-                if trains:
-                    row |= at.timed(partial(training_step, calls[name], module, batch), repeats=4, warm_up=1)
-                else:
-                    with torch.no_grad():
-                        row |= at.timed(partial(calls[name], *batch), repeats=4, warm_up=1)
-            found[name] = row
-        if all("ms" in found[name] for name in calls):
-            found["ratio"] = found["diffusers"]["ms"] / found["ours"]["ms"]
-        yield found
-
-    yield from compare("guided step of sampling", 2, long, trains=False)
+    short, long = ((2, 4, 4), (3, 4, 4)) if at.is_tiny else ((5, 60, 104), (21, 60, 104))
+    yield pair.difference(short)
+    yield pair.compare("guided step of sampling", 2, long, trains=False)
     if at.has(20):
-        yield from compare("training step", 1, short, trains=True)
+        yield pair.compare("training step", 1, short, trains=True)
     if at.has(45):
         ours.blocks.recompute = True
         peer.enable_gradient_checkpointing()
-        yield from compare("training step, recomputed", 1, long, trains=True)
+        yield pair.compare("training step, recomputed", 1, long, trains=True)
         ours.blocks.recompute = False
         peer.disable_gradient_checkpointing()
     if at.has(25) and at.is_cuda:
         compile_network(ours)
         peer.compile_repeated_blocks(fullgraph=True)
-        yield from compare("training step, compiled", 1, short, trains=True)
+        yield pair.compare("training step, compiled", 1, short, trains=True)
     if at.has(30) and at.is_cuda:
-        yield from compare("guided step of sampling, compiled", 2, long, trains=False)
+        yield pair.compare("guided step of sampling, compiled", 2, long, trains=False)
 
 
 # Autoencoders

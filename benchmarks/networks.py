@@ -35,13 +35,11 @@ from benchmarks.peaks import above_base, output_of_new_process
 from models.networks.build import build_network
 from models.networks.config import DiTConfig
 from models.networks.protocol import VelocityNetwork
-from models.networks.wan_published import published_tensors, read_transformer
-from models.published import join_parts
 from models.text.config import TextConfig
 from models.text.embeddings import CaptionEmbeddings
 from pipeline.engine.compilation import compile_network
 from testing.published import make_transformer
-from testing.wan import make_pair
+from testing.wan import copy_transformer, make_pair
 
 RESULTS = Path(__file__).parent / "results" / "networks.json"
 GRIDS = {256: (4, 16, 16), 2048: (8, 32, 32), 8192: (8, 64, 64)}
@@ -197,15 +195,7 @@ class Transformers:
     def make(cls) -> "Transformers":
         """With random weights."""
         peer: Any = make_transformer(SETTINGS)
-        described = read_transformer(dict(peer.config))
-        wan = build_network(described.config, described.channels, described.embedding_width)
-        weights, state = peer.state_dict(), wan.state_dict()
-        wan.load_state_dict(
-            {
-                name: join_parts([weights[part.name] for part in parts], state[name].shape)
-                for name, parts in published_tensors(described).items()
-            }
-        )
+        wan, _ = copy_transformer(peer)
         return cls(peer, wan, build_network(DIT, 16, SETTINGS["text_dim"]))
 
     def compile(self) -> None:

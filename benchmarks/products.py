@@ -24,7 +24,7 @@ from models.networks.build import build_network
 from models.text.bytes import CaptionTokens
 from pipeline.run.config import Precision
 from pipeline.run.precision import autocast, describe_products
-from pipeline.train.tasks.autoencoder import AutoencoderLoss, PixelBatch
+from pipeline.train.tasks.autoencoder_loss import AutoencoderLoss, Clips, PixelBatch
 
 DEMO = load_config(Path("demo"))
 CPU = torch.device("cpu")
@@ -86,10 +86,10 @@ def network_steps() -> Iterator[tuple[str, Callable[[], object]]]:
             return network(torch.randn(8, *shape), torch.rand(8), captions[8])
 
     yield "DiT, step of sampling 4 clips, guided", sampling_step
-    loss = AutoencoderLoss(build_autoencoder(DEMO.autoencoder.model), DEMO.autoencoder.model.kl_weight)
+    loss = AutoencoderLoss(build_autoencoder(DEMO.autoencoder.model), DEMO.autoencoder.loss)
     for clips in (1, 4):
         pixels = torch.randn(clips, 3, bucket.num_frames, bucket.height, bucket.width).clamp(-1, 1)
-        batch = PixelBatch(pixels, torch.randn(clips, *shape))
+        batch = PixelBatch((Clips(pixels, torch.randn(clips, *shape)),))
         yield f"autoencoder, training step, {clips} clips", lambda batch=batch: loss(batch)["total"].backward()
 
 

@@ -1,4 +1,4 @@
-"""Small autoencoders of Wan with random weights, made by diffusers, and ours with the same weights."""
+"""Small networks of Wan by diffusers with random weights, and ours with the same weights."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -7,6 +7,10 @@ from torch import nn
 
 from models.autoencoder.wan import WanAutoencoder
 from models.autoencoder.wan_published import published_names, read_published_config
+from models.networks.build import build_network
+from models.networks.wan import Wan
+from models.networks.wan_published import PublishedTransformer, published_tensors, read_transformer
+from models.published import join_parts
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLWan
@@ -55,3 +59,19 @@ def make_pair(settings: dict[str, Any]) -> tuple["AutoencoderKLWan", WanAutoenco
     weights = theirs.state_dict()
     ours.load_state_dict({name: weights[published] for name, published in published_names(config).items()})
     return theirs, ours
+
+
+def copy_transformer(peer: Any) -> tuple[Wan, PublishedTransformer]:  # noqa: ANN401 - of diffusers
+    """Our network with the weights of a transformer of diffusers, on its device."""
+    described = read_transformer(dict(peer.config))
+    with next(peer.parameters()).device:
+        network = build_network(described.config, described.channels, described.embedding_width)
+    assert isinstance(network, Wan)
+    theirs, shapes = peer.state_dict(), network.state_dict()
+    network.load_state_dict(
+        {
+            ours: join_parts([theirs[part.name] for part in parts], shapes[ours].shape)
+            for ours, parts in published_tensors(described).items()
+        }
+    )
+    return network, described

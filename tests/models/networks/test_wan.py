@@ -6,31 +6,16 @@ import pytest
 import torch
 
 from models.networks.build import build_network
-from models.networks.wan import Wan
-from models.networks.wan_published import PublishedTransformer, published_tensors, read_transformer
+from models.networks.wan_published import published_tensors, read_transformer
 from models.published import join_parts
 from models.text.bytes import CaptionTokens
 from models.text.embeddings import CaptionEmbeddings
 from testing.published import TINY_TRANSFORMER, make_transformer
+from testing.wan import copy_transformer
 
 TEXT_TO_VIDEO = TINY_TRANSFORMER
 IMAGE_TO_VIDEO = TINY_TRANSFORMER | {"in_channels": 9, "out_channels": 4, "image_dim": 12, "added_kv_proj_dim": 48}
 CONCATENATED = TINY_TRANSFORMER | {"in_channels": 9, "out_channels": 4}  # as of Wan 2.2: the image as channels only
-
-
-def copy_of(peer: Any) -> tuple[Wan, PublishedTransformer]:
-    """Our network with the weights of a transformer of diffusers."""
-    described = read_transformer(dict(peer.config))
-    network = build_network(described.config, described.channels, described.embedding_width)
-    assert isinstance(network, Wan)
-    theirs = peer.state_dict()
-    network.load_state_dict(
-        {
-            ours: join_parts([theirs[part.name] for part in parts], network.state_dict()[ours].shape)
-            for ours, parts in published_tensors(described).items()
-        }
-    )
-    return network, described
 
 
 def caption_of(peer: Any, length: int = 7) -> CaptionEmbeddings:
@@ -61,7 +46,7 @@ def products_of_mkl():
 @pytest.mark.parametrize("times", ["clip", "frame"])
 def test_output_and_gradients_are_those_of_diffusers(fields, times):
     peer = make_transformer(fields)
-    network, described = copy_of(peer)
+    network, described = copy_transformer(peer)
     caption = caption_of(peer)
     text = torch.nn.functional.pad(caption.values, (0, 0, 0, 512 - 7))
     x = torch.randn(2, fields["in_channels"], 3, 6, 4)
@@ -88,7 +73,7 @@ def test_output_and_gradients_are_those_of_diffusers(fields, times):
 @pytest.mark.parametrize("fields", [TEXT_TO_VIDEO, IMAGE_TO_VIDEO])
 def test_weights_correspond_one_to_one(fields):
     peer = make_transformer(fields)
-    network, described = copy_of(peer)
+    network, described = copy_transformer(peer)
     tensors = published_tensors(described)
     published = {part.name: part.shape for parts in tensors.values() for part in parts}
     assert published == {name: tuple(weight.shape) for name, weight in peer.state_dict().items()}
@@ -98,7 +83,7 @@ def test_weights_correspond_one_to_one(fields):
 
 def test_a_time_given_for_each_frame_is_the_time_of_the_clip_where_they_are_equal():
     peer = make_transformer(TEXT_TO_VIDEO)
-    network, _ = copy_of(peer)
+    network, _ = copy_transformer(peer)
     x, t, caption = torch.randn(2, 4, 3, 4, 4), torch.rand(2), caption_of(peer)
     torch.testing.assert_close(network(x, t[:, None, None].expand(2, 1, 3), caption), network(x, t, caption))
 
@@ -111,7 +96,7 @@ def test_without_published_weights_the_velocity_is_zero():
 
 
 def test_what_the_network_cannot_read_is_refused():
-    network, _ = copy_of(make_transformer(TEXT_TO_VIDEO))
+    network, _ = copy_transformer(make_transformer(TEXT_TO_VIDEO))
     x, t = torch.randn(1, 4, 2, 4, 4), torch.rand(1)
     caption = CaptionEmbeddings(torch.zeros(1, 513, 20), torch.ones(1, 513, dtype=torch.bool))
     with pytest.raises(ValueError, match="513 tokens do not fit the 512"):
