@@ -74,7 +74,9 @@ def network_steps() -> Iterator[tuple[str, Callable[[], object]]]:
     network = build_network(dit, channels, None)
     bucket, batch_size = DEMO.data.buckets[0], DEMO.dit.train.global_batch
     shape = DEMO.autoencoder.model.latent_shape(bucket.num_frames, bucket.height, bucket.width)
-    captions = {n: CaptionTokens.encode(["a red circle moves left"] * n, dit.caption_bytes) for n in (2, 8, batch_size)}
+    captions = {
+        n: CaptionTokens.encode(["a red circle moves left"] * n, dit.caption_text.max_bytes) for n in (2, 8, batch_size)
+    }
     for tokens, grid in GRIDS.items():
         step = training_step(network, torch.randn(2, channels, *grid), torch.rand(2), captions[2])
         yield f"DiT, training step, 2 x {tokens} tokens", step

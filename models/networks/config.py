@@ -167,9 +167,9 @@ class DiTConfig(Patched, Settings):
         return tuple(self.attention_pattern[number % len(self.attention_pattern)] for number in numbers)
 
     @property
-    def caption_bytes(self) -> int:
-        """Bytes that are read of a caption, where it is not embedded by a pretrained encoder."""
-        return self.text.max_bytes
+    def caption_text(self) -> TextConfig:
+        """How captions are read as bytes, where they are not embedded by a pretrained encoder."""
+        return self.text
 
 
 class UNetConfig(Patched, Settings):
@@ -257,9 +257,9 @@ class UNetConfig(Patched, Settings):
         return super().token_grid(latent_grid)
 
     @property
-    def caption_bytes(self) -> int:
-        """Bytes that are read of a caption, where it is not embedded by a pretrained encoder."""
-        return self.text.max_bytes
+    def caption_text(self) -> TextConfig:
+        """How captions are read as bytes, where they are not embedded by a pretrained encoder."""
+        return self.text
 
 
 class WanConfig(Patched, Settings):
@@ -317,7 +317,7 @@ class WanConfig(Patched, Settings):
         return self.text_tokens
 
     @property
-    def caption_bytes(self) -> int:
+    def caption_text(self) -> TextConfig:
         """Refused: the network reads embeddings only.
 
         Raises:

@@ -16,6 +16,7 @@ from data.dataset.reader import PayloadReader
 from data.files.publish import publish_bytes
 from models.text.bytes import CaptionTokens
 from models.text.caption import CaptionReader
+from models.text.config import TextConfig
 from models.text.embeddings import CaptionEmbeddings
 from models.text.pretrained import (
     STORED_DTYPE,
@@ -30,9 +31,9 @@ from pipeline.run.precision import prepare_to_compute
 NULL_CAPTION_NAME = "null_caption.safetensors"
 
 
-def byte_captions(max_bytes: int) -> CaptionReader:
-    """A reader that represents captions by their first `max_bytes` UTF-8 bytes."""
-    return lambda captions: CaptionTokens.encode(captions, max_bytes)
+def byte_captions(text: TextConfig) -> CaptionReader:
+    """A reader that represents captions by the first UTF-8 bytes of their normalised text."""
+    return lambda captions: CaptionTokens.encode([text.normalized(caption) for caption in captions], text.max_bytes)
 
 
 def text_tensors(embeddings: CaptionEmbeddings) -> list[dict[str, Tensor]]:

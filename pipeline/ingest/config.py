@@ -1,13 +1,13 @@
 """Settings of ingestion: synthetic videos, the sources, and how clips are cut from them."""
 
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from data.curation.config import FilterConfig, SceneDetection
 from data.dataset.buckets import Bucket, BucketChoice
-from data.records import Layout, Runtime, Settings, expand_home
+from data.records import AddedLater, Layout, Runtime, Settings, expand_home
 from data.video.augment import AugmentConfig
 from data.video.formats import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 
@@ -69,6 +69,10 @@ class SyntheticConfig(Settings):
     """Frames per second of the videos."""
     seconds: float = Field(default=2.25, gt=0)
     """Duration of each video in seconds."""
+    captions: Annotated[Literal["templates", "varied"], AddedLater("templates")] = "templates"
+    """How the videos are described: `templates` in seven sentences, `varied` in many wordings, with other words for
+    colours, shapes and directions, parts left out, and typing errors.
+    """
 
 
 SYNTHETIC = "synthetic"

@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
+import numpy as np
 import ray
 
 from data.files.publish import publish_bytes, publish_text
-from data.synthetic import random_scene, render, training_combinations
+from data.synthetic import Scene, random_scene, render, training_combinations
+from data.synthetic_captions import varied_caption
 from data.video.codec import encode_clip
 from pipeline.distributed.actor_pool import results_of_tasks
 from pipeline.ingest.config import SyntheticConfig
@@ -17,6 +19,13 @@ CLIPS_PER_TASK = 16
 def video_path(output_dir: Path, index: int) -> Path:
     """Path of video number `index`; a folder contains 100 videos."""
     return output_dir / f"{index // 100:03d}" / f"shapes-{index:06d}.mp4"
+
+
+def _caption(scene: Scene, config: SyntheticConfig, seed: int, index: int) -> str:
+    """The caption of a video; a random stream of its own, so that the kind of captions changes no pixel."""
+    if config.captions == "templates":
+        return scene.caption
+    return varied_caption(scene, np.random.default_rng([seed, index, 1]))
 
 
 def draw(output_dir: Path, config: SyntheticConfig, seed: int, indices: range) -> int:
@@ -32,7 +41,7 @@ def draw(output_dir: Path, config: SyntheticConfig, seed: int, indices: range) -
             continue
         scene = random_scene(seed, index, allowed)
         frames = render(scene, round(config.seconds * config.fps), config.pixels)
-        publish_text(path.with_suffix(".txt"), scene.caption + "\n")
+        publish_text(path.with_suffix(".txt"), _caption(scene, config, seed, index) + "\n")
         publish_bytes(path, encode_clip(frames, config.fps))
     return len(indices)
 

@@ -73,9 +73,10 @@ def truncation_warnings(model: SampledModel, config: SampleConfig, prompts: Sequ
     encoder = model.text_encoder
     read: list[Any] = []  # what is left of each prompt
     if encoder is None:
-        most, unit = model.network.caption_bytes, "bytes"
-        read = [prompt.encode()[:most] for prompt in prompts]
-        measure = lambda texts: [len(text.encode()) for text in texts]  # noqa: E731 - one of two measures
+        text = model.network.caption_text
+        most, unit = text.max_bytes, "bytes"
+        read = [text.normalized(prompt).encode()[:most] for prompt in prompts]
+        measure = lambda texts: [len(text.normalized(each).encode()) for each in texts]  # noqa: E731 - one of two
     else:
         most, unit = encoder.max_tokens, "tokens"
         measure = partial(token_lengths, text_encoder_folder(encoder, config))
@@ -116,7 +117,7 @@ class ClipSampler:
         for stack in (part for part in self.network.modules() if isinstance(part, BlockStack)):
             stack.attention = config.attention
         if encoder is None:
-            self.read_captions = byte_captions(model.network.caption_bytes)
+            self.read_captions = byte_captions(model.network.caption_text)
         else:
             self.read_captions = PretrainedTextEncoder(text_encoder_folder(encoder, config), encoder.max_tokens, device)
         self.autoencoder = model.load_autoencoder().to(device)

@@ -137,8 +137,8 @@ def _warn_of_truncated_captions(latents_dir: Path, manifest: "Manifest", model: 
                 manifest.text_encoder.max_tokens,
             )
         return
-    captions, max_bytes = read_index(latents_dir).values("caption"), model.caption_bytes
-    lengths = [len(caption.encode()) for caption in captions]
+    captions, text = read_index(latents_dir).values("caption"), model.caption_text
+    max_bytes, lengths = text.max_bytes, [len(text.normalized(caption).encode()) for caption in captions]
     num_truncated = sum(length > max_bytes for length in lengths)
     if num_truncated:
         logger.warning(

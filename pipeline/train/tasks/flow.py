@@ -21,7 +21,6 @@ from models.flow.spec import FlowSpec
 from models.networks.build import build_network
 from models.networks.config import NetworkConfig
 from models.networks.protocol import Conditions, NoisyClips, VelocityNetwork
-from models.text.bytes import CaptionTokens
 from models.text.caption import Caption, joined
 from models.text.embeddings import CaptionEmbeddings
 from models.text.packing import CaptionPacking
@@ -221,7 +220,7 @@ class FlowTask:
             self.flow.null_caption if drop else caption
             for caption, drop in zip(captions, dropped.tolist(), strict=True)
         ]
-        return CaptionTokens.encode(kept, self.model.caption_bytes)
+        return byte_captions(self.model.caption_text)(kept)
 
     def _stored_captions(self) -> StoredCaptions:
         return StoredCaptions(self.dataset_dir, self.flow.null_caption)
@@ -246,7 +245,7 @@ class FlowTask:
     def previewer(self, device: torch.device) -> FlowPreviewer:
         """Samples clips of the bucket with the most clips."""
         autoencoder = load_autoencoder(self.autoencoder_path).to(device)
-        read = byte_captions(self.model.caption_bytes) if self.text_encoder is None else self._stored_captions()
+        read = byte_captions(self.model.caption_text) if self.text_encoder is None else self._stored_captions()
         return FlowPreviewer(self.flow, self.latent_stats, self.buckets[0], read, autoencoder, device)
 
     def num_tokens(self, bucket: Bucket) -> int:
@@ -262,7 +261,7 @@ class FlowTask:
 
     def _probe_caption(self) -> Caption:
         if self.text_encoder is None:
-            return CaptionTokens.encode([""], self.model.caption_bytes)
+            return byte_captions(self.model.caption_text)([""])
         shape = (1, self.text_encoder.max_tokens)
         return CaptionEmbeddings(torch.zeros(*shape, self.text_encoder.width), torch.ones(shape, dtype=torch.bool))
 

@@ -33,7 +33,7 @@ SMALL: list[NetworkConfig] = [
 def small_network(config: NetworkConfig, captions: Sequence[str] = ("a red circle", "")) -> tuple:
     """The network on latents of four channels, and captions, as bytes where it reads bytes."""
     if not config.needs_embeddings:
-        return build_network(config, channels=4), CaptionTokens.encode(captions, config.caption_bytes)
+        return build_network(config, channels=4), CaptionTokens.encode(captions, config.caption_text.max_bytes)
     caption = CaptionEmbeddings(torch.randn(len(captions), 9, 20), torch.ones(len(captions), 9, dtype=torch.bool))
     return build_network(config, channels=4, embedding_width=20), caption
 

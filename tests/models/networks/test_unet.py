@@ -204,7 +204,7 @@ def cost(config: NetworkConfig) -> tuple[int, float]:
     """Millions of operations of a training step on one of the demo's latents, and millions of parameters."""
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         network = build_network(config, channels=8)
-        caption = CaptionTokens.encode([""], config.caption_bytes).to("meta")
+        caption = CaptionTokens.encode([""], config.caption_text.max_bytes).to("meta")
         network.flops_probe(torch.empty(1, 8, 5, 8, 8), torch.zeros(1), caption).backward()
     parameters = sum(parameter.numel() for parameter in network.parameters())
     return round(counter.get_total_flops() / 1e6), round(parameters / 1e6, 1)

@@ -72,6 +72,7 @@ DECIDED = {
     ),
     "SyntheticConfig": Decided(
         output="num_videos pixels fps seconds",
+        later="captions",
     ),
     "AutoencoderConfig": Decided(
         output="latent_channels width deep_width num_blocks",
@@ -152,6 +153,7 @@ DECIDED = {
     ),
     "TextConfig": Decided(
         output="width depth heads max_bytes ngram_buckets",
+        later="normalization",
     ),
     "TimeLaw": Decided(
         output="law mean std mode_scale shift",

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from models.flow.spec import FlowSpec, OdeSolver
 from models.text.caption import Caption
+from models.text.config import TextConfig
 from pipeline.encode.captions import byte_captions
 from pipeline.sample.config import GridName, GuidanceRule, SampleConfig, Schedule
 from pipeline.sample.latents import PromptSeed, sample_latents
@@ -36,7 +37,11 @@ def test_no_option_of_sampling_is_passed_over(options):
 
     def latents(**chosen):
         config = SampleConfig(solver="euler", steps=3, **chosen)
-        clips, captions, cpu = [PromptSeed("a red circle", 1)], byte_captions(63), torch.device("cpu")
+        clips, captions, cpu = (
+            [PromptSeed("a red circle", 1)],
+            byte_captions(TextConfig(max_bytes=63)),
+            torch.device("cpu"),
+        )
         shape, spec = (4, 3, 4, 4), FlowSpec()
         return sample_latents(
             network, spec, config, clips, guidance_scale=3.0, shape=shape, read_captions=captions, device=cpu
@@ -62,7 +67,7 @@ def test_noise_while_sampling_suits_data_that_are_narrow():
         clips,
         guidance_scale=1.0,
         shape=(4, 3, 16, 16),
-        read_captions=byte_captions(63),
+        read_captions=byte_captions(TextConfig(max_bytes=63)),
         device=torch.device("cpu"),
     )
     assert std / 1.5 < latents.std().item() < std * 1.5
@@ -79,7 +84,7 @@ def latents_of(network: Any, first_frame: Tensor | None, flow: dict[str, Any], *
         [PromptSeed("a red circle", 1), PromptSeed("a dot", 2)],
         guidance_scale=3.0,
         shape=SHAPE,
-        read_captions=byte_captions(63),
+        read_captions=byte_captions(TextConfig(max_bytes=63)),
         device=torch.device("cpu"),
         first_frame=first_frame,
     )
@@ -128,7 +133,7 @@ def test_a_clip_of_one_frame_leaves_nothing_to_sample():
             [PromptSeed("a dot", 1)],
             guidance_scale=1.0,
             shape=(4, 1, 4, 4),
-            read_captions=byte_captions(63),
+            read_captions=byte_captions(TextConfig(max_bytes=63)),
             device=torch.device("cpu"),
             first_frame=torch.zeros(1, 4, 1, 4, 4),
         )

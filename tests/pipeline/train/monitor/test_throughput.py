@@ -32,7 +32,7 @@ def test_operations_of_a_clip_are_those_of_its_products_of_matrices():
     for layer in network.modules():
         if isinstance(layer, torch.nn.Linear):
             layer.register_forward_hook(count)
-    caption = CaptionTokens.encode(["a"], model.caption_bytes)
+    caption = CaptionTokens.encode(["a"], model.caption_text.max_bytes)
     latent = torch.zeros(1, 4, 5, 8, 8)
     network(latent, torch.zeros(1), caption)
     tokens, words, text = task.num_tokens(bucket), caption.ids.shape[1], model.text

@@ -69,7 +69,7 @@ def test_the_network_is_told_the_frame_rate_of_each_clip(straight):
     module = with_open_gates(told.build())
     loss = module(batch)["total"]
     assert not torch.equal(module(replace(batch, fps=torch.full((2,), 8.0)))["total"], loss)
-    caption = CaptionTokens.encode(["a dot"], task.model.caption_bytes)
+    caption = CaptionTokens.encode(["a dot"], task.model.caption_text.max_bytes)
     queries = (FlowQuery(batch.x_1[:1], batch.t[:1], caption, fps) for fps in batch.fps.split(1))
     slow, fast = (module(query)["predicted"] for query in queries)
     assert not torch.equal(slow, fast)
