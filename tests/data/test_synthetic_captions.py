@@ -17,7 +17,7 @@ from data.synthetic_captions import (
 )
 from testing.phrasings import LONG, PLAIN, UNSEEN_WORDS, filler_words, with_error, wordings
 
-FUNCTION_WORDS = {"a", "be", "if", "is", "it", "that", "the", "to"}
+FUNCTION_WORDS = {"a", "be", "if", "is", "it", "of", "that", "the", "to"}
 TABLES = (COLOUR_WORDS, SHAPE_WORDS, DIRECTION_WORDS, SIZE_WORDS, SPEED_WORDS)
 
 
