@@ -27,7 +27,7 @@ PLAIN = (
 )
 """With the usual words."""
 LONG = (
-    "i would be glad if you could draw me some {colour} {shape} which, during these seconds, keeps creeping {direction}",
+    "i'd be glad if you could draw me some {colour} {shape} which, during these seconds, keeps creeping {direction}",
     "during all of it, without any pause or turn, this {colour} {shape} steadily makes its journey {direction}",
     "for my daughter's birthday i need footage where a {colour} {shape} hurries {direction} and does not rest",
 )
