@@ -23,6 +23,7 @@ from models.flow.path import Coefficients, Path, VariancePreservingPath, expand,
 from models.flow.spec import OdeSolver
 
 BLOCK_STEPS = 64
+FEW_STEPS = 16
 Solver = Callable[[Field, Tensor, Tensor], Tensor]
 Noise = Callable[[int], Tensor]  # step number -> standard normal of the state's shape
 Diffusion = Callable[[Tensor], Tensor]  # time -> sigma_t
@@ -149,8 +150,10 @@ def rk4(field: Field, x: Float[Tensor, "b ..."], grid: Tensor) -> Float[Tensor, 
 def ab2(field: Field, x: Float[Tensor, "b ..."], grid: Tensor) -> Float[Tensor, "b ..."]:
     """Adams-Bashforth: second order at one call per step, with the slope of the step before.
 
-    A frame's first step, which has none before it, is Euler's.
+    A frame's first step, which has none before it, is Euler's. So is its last one on a grid of fewer than `FEW_STEPS`
+    steps: near t = 1 the velocity bends within a step, and what it was before says little about where it goes.
     """
+    has_few_steps, last = int((grid.diff(dim=0) > 0).sum(0).max()) < FEW_STEPS, grid[-1].to(x)
     before: tuple[Tensor, Tensor] | None = None  # length of the step before, 0 where there was none, and its slope
 
     def advance(x: Tensor, step: Step) -> Tensor:
@@ -160,6 +163,8 @@ def ab2(field: Field, x: Float[Tensor, "b ..."], grid: Tensor) -> Float[Tensor, 
             before = (step.h, slope)
             return x + step.h * slope
         change = step.h / (2 * nonzero(before[0])) * (slope - before[1])
+        if has_few_steps:
+            change = torch.where(expand(step.t_next == last, x), 0.0, change)
         if step.is_per_frame:
             change = torch.where(before[0] > 0, change, 0.0)
             before = (_where_moving(step, step.h, before[0]), _where_moving(step, slope, before[1]))
