@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 from pydantic import Field, ValidationError
@@ -10,17 +11,24 @@ from data.records import Settings
 from launch.cluster import connected
 from launch.config import ClusterConfig, check_writable
 from launch.overrides import ConfigError, Given, Override, apply_override, explain
-from pipeline.checkpoint.published import is_pipeline
 from pipeline.report.gallery import GALLERY_NAME, write_gallery
-from pipeline.sample.checks import check_can_sample
+from pipeline.sample.checks import RULE_OF, check_can_sample
 from pipeline.sample.config import SampleSection
 from pipeline.sample.job import sample_clips
-from pipeline.sample.model import open_model
+from pipeline.sample.model import SampledModel, TrainedModel, open_model
 from pipeline.sample.outputs import iterate_samples
 from pipeline.sample.plan import BadRows, Plan
 from pipeline.sample.prompt_files import PromptsFile
 from pipeline.sample.shards import Shard, held_folder
 from pipeline.sample.truncation import truncation_warnings
+
+DEPENDENTS = {
+    "solver": ("grid", "tolerance", "ddim_eta", "sde_sigma"),
+    "guidance": tuple(RULE_OF),
+}
+"""Settings of a model that mean little beside another value of the one that they belong to."""
+OF_SCHEDULERS = {"grid": ("solver",)}
+"""Likewise, in published pipelines, whose grids are those of one solver."""
 
 
 class SamplingConfig(Settings):
@@ -56,7 +64,8 @@ def sample_checkpoint(
         SamplingError: clips could not be made; the others are there.
         StoppedError: the process got SIGTERM.
     """
-    tree, warnings = _defaults(target, overrides)
+    model = open_model(target)
+    tree, warnings = _defaults(model, overrides)
     for override in overrides:
         apply_override(tree, override, SamplingConfig)
     try:
@@ -66,7 +75,7 @@ def sample_checkpoint(
     section = config.sample
     if section.prompts is None:
         raise ConfigError("sample.prompts is not set; give a prompts file with --prompts")
-    model, sampler = open_model(target), section.sampler()
+    sampler = section.sampler()
     check_can_sample(model, sampler)
     bad_rows = BadRows(section.bad_rows == "set_aside")
     prompts = PromptsFile(section.prompts, bad_rows.add)
@@ -86,6 +95,7 @@ def sample_checkpoint(
             samples = sample_clips(
                 model, plan, output_dir, sampler, config.cluster.workers, shard=shard, bad_rows=bad_rows.reasons
             )
+        num_listed = 0
         if shard is None:
             num_listed = write_gallery(output_dir, (clip.shown() for clip in samples.all_clips))
     samples.check_all_made()
@@ -100,19 +110,18 @@ def sample_checkpoint(
     yield f"{samples.num_clips} clips in {output_dir}{beside}, shown in {output_dir / GALLERY_NAME}"
 
 
-def _defaults(target: Path, overrides: Sequence[Override]) -> tuple[dict, list[str]]:
-    """Of a published pipeline, the settings that its scheduler stands for, and warnings.
+def _defaults(model: SampledModel, overrides: Sequence[Override]) -> tuple[dict[str, Any], list[str]]:
+    """The settings that a model was made to be sampled with, and warnings.
 
-    Its grid belongs to its solver: where one of them is overridden, the other is not taken either.
+    Some belong together: where one of them is overridden, those that depend on it are not taken either.
     """
-    if not is_pipeline(target):
-        return {}, []
-    from pipeline.sample.published import scheduler_settings
-
-    settings, warnings = scheduler_settings(target)
+    settings, warnings = model.sampling_defaults
     keys = {
         override.key if isinstance(override, Given) else override.partition("=")[0].strip() for override in overrides
     }
-    if {"sample.solver", "sample.grid"} & keys:
-        settings = {name: value for name, value in settings.items() if name == "shift"}
-    return {"sample": settings}, warnings
+    dependents = DEPENDENTS if isinstance(model, TrainedModel) else DEPENDENTS | OF_SCHEDULERS
+    dropped = {name for key, names in dependents.items() if f"sample.{key}" in keys for name in names}
+    tree: dict[str, Any] = {"sample": {name: value for name, value in settings.items() if name not in dropped}}
+    if isinstance(model, TrainedModel) and isinstance(seed := model.checkpoint.record.trained.get("seed"), int):
+        tree["seed"] = seed
+    return tree, warnings

@@ -24,7 +24,7 @@ DEVICE_ERRORS = ("AcceleratorError", "CUDA error", "cuDNN error")  # after one, 
 
 
 class Jobs(Protocol[JobOut]):
-    """A queue of jobs, such as a deque."""
+    """A queue of jobs whose length is not known."""
 
     def __bool__(self) -> bool:
         """Whether there is another job."""
@@ -50,7 +50,7 @@ class JobFailure:
 def outcomes_of_actors(
     start_actor: Callable[[], Any],
     submit: Callable[[Any, Job], Any],
-    jobs: Jobs[Job],
+    jobs: deque[Job] | Jobs[Job],
     num_actors: int,
     max_attempts: int,
 ) -> Iterator[Iterator[tuple[Job, Any]]]:
@@ -121,7 +121,7 @@ def _outcomes(
     idle: list[Any],
     start: Callable[[], Any],
     submit: Callable[[Any, Job], Any],
-    jobs: Jobs[Job],
+    jobs: deque[Job] | Jobs[Job],
     max_attempts: int,
 ) -> Iterator[tuple[Job, Any]]:
     num_to_replace = 0  # actors that died

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,6 +24,7 @@ from pipeline.checkpoint.read import open_checkpoint
 from pipeline.checkpoint.record import Checkpoint, CheckpointError
 from pipeline.encode.codec import AUTOENCODER_NAME, load_autoencoder, read_config
 from pipeline.run.weight_names import WeightsName
+from pipeline.sample.config import SampleConfig
 from pipeline.sample.prompts import PromptError
 
 _BUCKETS = TypeAdapter(Annotated[list[Bucket], Field(min_length=1)])
@@ -60,6 +61,15 @@ class SampledModel(ABC):
         Raises:
             CheckpointError: its file is missing or damaged.
         """
+
+    @property
+    def sampling_defaults(self) -> tuple[dict[str, Any], list[str]]:
+        """Settings of `SampleConfig` that it was made to be sampled with, and warnings.
+
+        Raises:
+            ReelflowError: what says so is damaged.
+        """
+        return {}, []
 
     def bucket(self, name: str) -> Bucket:
         """A shape by its name: one that was trained, or any other that the autoencoder and the network take.
@@ -150,7 +160,16 @@ class TrainedModel(SampledModel):
         """As `SampledModel.trained_buckets`."""
         return self.buckets
 
-    @cached_property
+    @property
+    def sampling_defaults(self) -> tuple[dict[str, Any], list[str]]:
+        """As `SampledModel.sampling_defaults`: those of the run that trained it; none where that was an older one."""
+        if "sampling" not in self.checkpoint.record.trained:
+            return {}, []
+        fields = self.checkpoint.trained("sampling", _FIELDS.validate_python)
+        self.checkpoint.trained("sampling", SampleConfig.model_validate)
+        return fields, []
+
+    @property
     def compression(self) -> Compression:
         """As `SampledModel.compression`, from the header of the autoencoder's file."""
         return read_config(self.folder / AUTOENCODER_NAME).compression

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Annotated, Any
 
 from pydantic import Field, JsonValue, ValidationError, field_validator
@@ -86,9 +87,11 @@ def prompt_of(place: str, row: Mapping[str, Any]) -> Prompt:
             if value is not None:
                 settings[name] = value
         elif name not in FIELDS:
+            close = get_close_matches(name[:64], COLUMNS, n=1, cutoff=0.5)
+            hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(COLUMNS)}"
             raise PromptError(
-                f"{place} is not a prompt: {shorten(name)}: there is no such column; the columns are "
-                f"{', '.join(COLUMNS)}, and {METADATA_PREFIX}NAME for whatever you like"
+                f"{place} is not a prompt: {shorten(name)}: there is no such column; {hint} What is of no concern to "
+                f"sampling goes into columns named {METADATA_PREFIX}NAME"
             )
         elif value is not None or name == "prompt":
             fields[name] = value

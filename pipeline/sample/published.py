@@ -55,6 +55,11 @@ class PublishedModel(SampledModel):
         return str(self.folder)
 
     @property
+    def sampling_defaults(self) -> tuple[dict[str, Any], list[str]]:
+        """As `SampledModel.sampling_defaults`: those that its scheduler stands for."""
+        return scheduler_settings(self.folder)
+
+    @property
     def compression(self) -> Compression:
         """As `SampledModel.compression`."""
         return self.latent_compression
