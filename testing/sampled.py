@@ -26,6 +26,10 @@ TRAINED: dict[str, Any] = {
 }
 
 
+GIVEN_FIRST: dict[str, Any] = FlowSpec(first_frame_share=0.5).model_dump()
+"""Trained with first frames that are given."""
+
+
 def model_of(**trained: Any) -> TrainedModel:  # noqa: ANN401 - whatever a checkpoint may hold
     """The model of a checkpoint that says so; what is None, it does not say."""
     said = {name: value for name, value in (TRAINED | trained).items() if value is not None}

@@ -20,11 +20,12 @@ from data.video.codec import decode_clip
 from pipeline.checkpoint.read import open_checkpoint
 from pipeline.checkpoint.record import CheckpointError
 from pipeline.run.stage_record import read_stage_record
+from pipeline.sample.checks import check_can_sample
 from pipeline.sample.config import SampleConfig
 from pipeline.sample.model import open_model
 from pipeline.sample.outputs import read_samples
 from pipeline.sample.requests import PromptRequest
-from pipeline.sample.sampler import ClipSampler, check_can_sample
+from pipeline.sample.sampler import ClipSampler
 from pipeline.train.monitor.metrics import read_metrics
 from testing.commands import TINY, launch, launch_here
 from testing.paths import ROOT
