@@ -19,11 +19,14 @@ import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 
+import numpy as np
 import psutil
 
 from data.curation.sources import list_folder
@@ -55,6 +58,7 @@ class Sample:
     seconds: float  # since the start
     processes: int  # this one and Ray's workers
     daemons: int
+    cpu_seconds: float  # so far, of all processes, Ray's daemons included, without the taking of samples
     driver_mib: float
     workers_mib: float  # all together
 
@@ -69,10 +73,11 @@ class Storm:
     videos_per_shard: int
     ledger: LedgerCounts
     seconds: float
-    cpu_seconds: dict[str, float]  # by the name of the process
+    cpu_seconds: dict[str, float]  # of the driver, the workers and Ray's daemons
     most_processes: int
     most_daemons: int
     files_per_second: list[float]  # of each thousand
+    cpu_milliseconds_per_file: list[float]  # of each thousand; a busy machine changes it less
     driver_mib: list[float]  # in each tenth of the run, the median
     workers_mib: list[float]
 
@@ -83,21 +88,37 @@ class Sampler:
 
     started: float = field(default_factory=time.monotonic)
     samples: list[Sample] = field(default_factory=list)
+    overhead_seconds: float = 0.0  # CPU time of this thread
+    cpu: dict[psutil.Process, tuple[str, float, float]] = field(default_factory=dict)  # role, first and last seconds
 
     def take(self) -> None:
         """Take one sample."""
-        this = psutil.Process()
-        workers, daemons, total = 0, 0, 0.0
-        for process in this.children(recursive=True):
+        began, this = time.thread_time(), psutil.Process()
+        count, mib = Counter[str](), dict.fromkeys(("driver", "workers"), 0.0)
+        for process in (this, *this.children(recursive=True)):
             try:
-                if is_worker(process):
-                    workers, total = workers + 1, total + process.memory_full_info().pss / 2**20
-                else:
-                    daemons += 1
+                role = "driver" if process == this else "workers" if is_worker(process) else "daemons"
+                times = process.cpu_times()
+                if role != "daemons":
+                    mib[role] += process.memory_full_info().pss / 2**20
             except psutil.NoSuchProcess:
                 continue
-        driver = this.memory_full_info().pss / 2**20
-        self.samples.append(Sample(time.monotonic() - self.started, workers + 1, daemons, driver, total))
+            used = times.user + times.system
+            began_before = process in self.cpu or not self.samples
+            first = self.cpu[process][1] if process in self.cpu else used if began_before else 0.0
+            self.cpu[process] = role, first, used
+            count[role] += 1
+        self.overhead_seconds += time.thread_time() - began
+        seconds, processes = time.monotonic() - self.started, count["driver"] + count["workers"]
+        total = sum(self.cpu_seconds().values())
+        self.samples.append(Sample(seconds, processes, count["daemons"], total, mib["driver"], mib["workers"]))
+
+    def cpu_seconds(self) -> dict[str, float]:
+        """CPU time since the first sample, also of processes that have ended, but for their last moment."""
+        used = {"driver": -self.overhead_seconds}
+        for role, first, last in self.cpu.values():
+            used[role] = used.get(role, 0.0) + last - first
+        return {role: round(seconds, 2) for role, seconds in used.items()}
 
 
 def is_worker(process: psutil.Process) -> bool:
@@ -114,7 +135,9 @@ def sampled() -> Iterator[Sampler]:
     def run() -> None:
         while not ended.wait(SAMPLE_SECONDS):
             sampler.take()
+        sampler.take()
 
+    sampler.take()
     thread = threading.Thread(target=run)
     thread.start()
     try:
@@ -124,36 +147,18 @@ def sampled() -> Iterator[Sampler]:
         thread.join()
 
 
-def cpu_seconds() -> dict[str, float]:
-    """CPU time so far of this process and of its descendants, by name."""
-    used: dict[str, float] = {}
-    for process in (psutil.Process(), *psutil.Process().children(recursive=True)):
-        try:
-            times, name = process.cpu_times(), process.name()
-        except psutil.NoSuchProcess:
-            continue
-        used[name] = used.get(name, 0.0) + times.user + times.system
-    return used
-
-
-def write_rejected(folder: Path, whole: bytes, short: bytes) -> Callable[[Path, int], None]:
-    """Writes the rejected file of a number: one of four kinds."""
-    contents = (b"this is a text\n" * 100, b"", whole[: len(whole) // 2], short)
-    return lambda path, number: (folder / path).write_bytes(contents[number % len(contents)]) and None
-
-
 def make_files(folder: Path, num_good: int, num_rejected: int) -> None:
-    """The files, good and rejected by turns, 500 in a folder."""
+    """The files, good and rejected by turns as long as there are both, 500 in a folder."""
     clips = [encode_clip(render(random_scene(0, number, combinations()), 8, 64), 8) for number in range(NUM_SCENES)]
-    reject = write_rejected(folder, clips[0], encode_clip(render(random_scene(0, 0, combinations()), 2, 64), 8))
-    for number in range(num_good + num_rejected):
-        path = Path(f"{number // 500:03d}") / f"{number:06d}.mp4"
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        is_good = number % 2 == 0 if num_good == num_rejected else number < num_good
-        if is_good:
-            (folder / path).write_bytes(clips[number % NUM_SCENES])
-        else:
-            reject(path, number // 2 if num_good == num_rejected else number)
+    short = encode_clip(render(random_scene(0, 0, combinations()), 2, 64), 8)
+    rejected = (b"this is a text\n" * 100, b"", clips[0][: len(clips[0]) // 2], short)
+    good = [clips[number % NUM_SCENES] for number in range(num_good)]
+    bad = [rejected[number % len(rejected)] for number in range(num_rejected)]
+    contents = [content for pair in zip_longest(good, bad) for content in pair if content is not None]
+    for number, content in enumerate(contents):
+        path = folder / f"{number // 500:03d}" / f"{number:06d}.mp4"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
 
 
 def tenths(values: list[float]) -> list[float]:
@@ -167,15 +172,15 @@ def storm(folder: Path, num_good: int, num_rejected: int, config: ShardConfig = 
     videos, clips = folder / "videos", folder / "clips"
     make_files(videos, num_good, num_rejected)
     with connected(ClusterConfig(object_store_mib=128)):
-        before, started, wall = cpu_seconds(), time.monotonic(), time.time()
+        started, wall = time.monotonic(), time.time()
         with sampled() as sampler:
             manifest = make_shards(list_folder(videos), clips, config, NUM_WORKERS)
         seconds = time.monotonic() - started
-        used = {name: round(value - before.get(name, 0.0), 2) for name, value in cpu_seconds().items()}
     assert manifest.ledger is not None
     done = sorted(path.stat().st_mtime - wall for path in clips.glob(f"*{COMMIT_SUFFIX}"))
     every = THOUSAND / config.videos_per_shard
     marks = [0.0, *(done[round(number * every) - 1] for number in range(1, int(len(done) / every) + 1))]
+    used = np.interp(marks, *zip(*((s.seconds, s.cpu_seconds) for s in sampler.samples), strict=True))
     return Storm(
         files=num_good + num_rejected,
         rejected=num_rejected,
@@ -183,10 +188,11 @@ def storm(folder: Path, num_good: int, num_rejected: int, config: ShardConfig = 
         videos_per_shard=config.videos_per_shard,
         ledger=manifest.ledger,
         seconds=round(seconds, 1),
-        cpu_seconds={name: value for name, value in used.items() if value >= 0.05},
+        cpu_seconds=sampler.cpu_seconds(),
         most_processes=max(sample.processes for sample in sampler.samples),
         most_daemons=max(sample.daemons for sample in sampler.samples),
         files_per_second=[round(THOUSAND / (after - at), 1) for at, after in zip(marks, marks[1:], strict=False)],
+        cpu_milliseconds_per_file=[round(seconds / THOUSAND * 1e3, 2) for seconds in np.diff(used)],
         driver_mib=tenths([sample.driver_mib for sample in sampler.samples]),
         workers_mib=tenths([sample.workers_mib for sample in sampler.samples]),
     )
@@ -214,28 +220,28 @@ def milliseconds_per_file(folder: Path, config: ShardConfig, *, is_good: bool) -
 
 
 def main() -> None:
-    """The storm, then what a file costs."""
+    """The storm, then what a file costs; or one of them."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--files", type=int, default=NUM_FILES)
-    parser.add_argument("--costs-only", action="store_true")
+    parser.add_argument("--part", choices=("storm", "costs"))
     options = parser.parse_args()
+    result: dict[str, object] = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else {}
     with tempfile.TemporaryDirectory(prefix="ingest-storm-") as name:
         folder = Path(name)
-        result: dict[str, object] = {}
-        if not options.costs_only:
+        if options.part != "costs":
             whole = storm(folder / "storm", options.files // 2, options.files // 2)
             result["storm"] = asdict(whole) | {"ledger": whole.ledger.model_dump()}
-            print(json.dumps(result["storm"], indent=1), flush=True)
-        default = CONFIG.model_copy(update={"videos_per_shard": ShardConfig().videos_per_shard})
-        costs = {
-            "probe_of_a_rejected_file": probe_milliseconds(folder / "probe"),
-            "rejected_file": milliseconds_per_file(folder / "rejected", default, is_good=False),
-            "rejected_file_at_16_a_shard": milliseconds_per_file(folder / "rejected-16", CONFIG, is_good=False),
-            "good_file": milliseconds_per_file(folder / "good", default, is_good=True),
-        }
-        result["cpu_milliseconds"] = {key: round(value, 3) for key, value in costs.items()}
-        print(json.dumps(result["cpu_milliseconds"], indent=1), flush=True)
-    if options.files == NUM_FILES and not options.costs_only:
+        if options.part != "storm":
+            default = CONFIG.model_copy(update={"videos_per_shard": ShardConfig().videos_per_shard})
+            costs = {
+                "probe_of_a_rejected_file": probe_milliseconds(folder / "probe"),
+                "rejected_file": milliseconds_per_file(folder / "rejected", default, is_good=False),
+                "rejected_file_at_16_a_shard": milliseconds_per_file(folder / "rejected-16", CONFIG, is_good=False),
+                "good_file": milliseconds_per_file(folder / "good", default, is_good=True),
+            }
+            result["cpu_milliseconds"] = {key: round(value, 3) for key, value in costs.items()}
+    print(json.dumps(result, indent=1), flush=True)
+    if options.files == NUM_FILES:
         publish_text(RESULT, json.dumps(result, indent=1) + "\n")
 
 
