@@ -1,0 +1,82 @@
+"""Many tiny files: how many processes run, what memory they take, and what a file costs, from the first to the last.
+
+    python -m benchmarks.ingest_storm                    20,000 files, JSON to benchmarks/results/ingest_storm.json
+    python -m benchmarks.ingest_storm --files 2000       fewer, to look at; nothing is written
+
+Every second file is rejected: a text with the suffix of a video, an empty file, a video that is cut short, one that is
+too short. The others are videos of moving shapes. A shard has few sources, so that there are many commits.
+`testing/ingest_storm.py` says what is counted as a process of the run. The rate of each thousand files comes from the
+modification times of the commits. CPU time is that of all processes, Ray's daemons included; what a file costs is the
+difference between a large and a small folder of one kind, so that the start of the workers is not in it.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+from data.curation.sources import list_folder
+from data.files.publish import publish_text
+from launch.cluster import connected
+from launch.config import ClusterConfig
+from pipeline.ingest.config import ShardConfig
+from pipeline.ingest.prepare import PrepareConfig, prepare_source
+from testing.ingest_storm import CONFIG, make_files, storm
+
+NUM_FILES = 20_000
+SMALL, LARGE = 500, 2_000  # files in the folders that the cost of a file is measured with
+RESULT = Path(__file__).parent / "results" / "ingest_storm.json"
+
+
+def probe_milliseconds(folder: Path, num_files: int = 400) -> float:
+    """CPU time of `prepare_source` alone for one rejected file, in this process; the mean of the four kinds."""
+    make_files(folder, 0, num_files)
+    sources = list_folder(folder)
+    config = PrepareConfig(CONFIG.buckets, {}, CONFIG)
+    prepare_source(config, sources[0])
+    started = time.process_time()
+    for source in sources:
+        prepare_source(config, source)
+    return (time.process_time() - started) / num_files * 1e3
+
+
+def milliseconds_per_file(folder: Path, config: ShardConfig, *, is_good: bool) -> float:
+    """CPU time of all processes for one more file of a kind."""
+    used = []
+    for number in (SMALL, LARGE):
+        good, rejected = (number, 0) if is_good else (1, number)
+        used.append(sum(storm(folder / str(number), good, rejected, config).cpu_seconds.values()))
+    return (used[1] - used[0]) / (LARGE - SMALL) * 1e3
+
+
+def main() -> None:
+    """The storm, then what a file costs; or one of them."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--files", type=int, default=NUM_FILES)
+    parser.add_argument("--part", choices=("storm", "costs"))
+    options = parser.parse_args()
+    result: dict[str, object] = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else {}
+    with tempfile.TemporaryDirectory(prefix="ingest-storm-") as name:
+        folder = Path(name)
+        if options.part != "costs":
+            whole = storm(folder / "storm", options.files // 2, options.files // 2)
+            result["storm"] = asdict(whole) | {"ledger": whole.ledger.model_dump()}
+        if options.part != "storm":
+            default = CONFIG.model_copy(update={"videos_per_shard": ShardConfig().videos_per_shard})
+            with connected(ClusterConfig(object_store_mib=128)):
+                costs = {
+                    "probe_of_a_rejected_file": probe_milliseconds(folder / "probe"),
+                    "rejected_file": milliseconds_per_file(folder / "rejected", default, is_good=False),
+                    "rejected_file_at_16_a_shard": milliseconds_per_file(folder / "rejected-16", CONFIG, is_good=False),
+                    "good_file": milliseconds_per_file(folder / "good", default, is_good=True),
+                }
+            result["cpu_milliseconds"] = {key: round(value, 3) for key, value in costs.items()}
+    print(json.dumps(result, indent=1), flush=True)
+    if options.files == NUM_FILES:
+        publish_text(RESULT, json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
