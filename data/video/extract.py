@@ -102,7 +102,11 @@ def cut_file(
         picture = read_image(path, config.max_pixels)
         height, width, _ = picture.shape
         _check_size(height, width, config.min_side_pixels)
-        still = Timeline(np.zeros(1), lambda *_: iter([picture]), "pillow")
+
+        def read(indices: list[int], size: Size | None = None) -> Iterator[Frame]:  # noqa: ARG001 - of the interface
+            yield picture
+
+        still = Timeline(np.zeros(1), read, "pillow")
         planned = plan_spans(still.times_seconds, (height, width), buckets)
         return [process(_clips_of(still, (height, width), config, span)) for span in planned]
     probe = probe_video(path, config.max_pixels)
