@@ -28,7 +28,7 @@ from data.records import Record
 from data.video.augment import AS_IT_IS
 from data.video.codec import encode_clip
 from data.video.extract import CutConfig, Progress, Span, cut_file, measure_source
-from pipeline.distributed.isolated_pool import allow_until
+from pipeline.distributed.isolated_worker import allow_until
 from pipeline.ingest.config import PIXELS_VERSION, ShardConfig
 from pipeline.ingest.spool import Clips, ClipSpool
 from pipeline.run.fingerprints import fingerprint, output_json
@@ -128,7 +128,7 @@ def _cut_source(config: PrepareConfig, source: Source, spool: ClipSpool) -> list
         text_fraction=text_fraction if settings.filters.text_fraction is not None else None,
         augment=settings.augment if is_augmented else AS_IT_IS,
     )
-    allowance = _Allowance(settings.decode_timeout_seconds, settings.decode_seconds_per_minute)
+    allowance = Allowance(settings.decode_timeout_seconds, settings.decode_seconds_per_minute)
     with local_copy(source) as path:
         return cut_file(
             path,
@@ -160,7 +160,7 @@ def _make_clips(
     return SourceReport(source=source.name, clips=prepared)
 
 
-class _Allowance:
+class Allowance:
     """Keeps the deadline of this job a timeout away while frames are read, up to what the whole video may take."""
 
     def __init__(self, timeout_seconds: float, seconds_per_minute: float) -> None:

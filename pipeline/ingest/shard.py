@@ -1,9 +1,9 @@
 """The shard stage: videos become WebDataset shards of clips.
 
 Sources are assigned to shards in their order, so the same sources always give the same shards. One job prepares one
-source (`pipeline/ingest/prepare.py`) in a process that is killed after a timeout; a Ray task writes each shard from the
-clips of its sources, which do not pass through the driver. Every source ends in exactly one of shards, filtered and
-quarantine (`data/curation/ledger.py`), which is checked at the end.
+source (`pipeline/ingest/prepare.py`) in a process that is killed after a timeout. The same processes write each shard
+from the clips of its sources, which do not pass through the driver. Every source ends in exactly one of shards,
+filtered and quarantine (`data/curation/ledger.py`), which is checked at the end.
 """
 
 import logging
@@ -14,8 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import ray
-
 from data.curation.filters import Duplicates
 from data.curation.ledger import FILTERED_NAME, QUARANTINE_NAME, Reason, balance, reject, write_rejections
 from data.curation.sources import Source, SourceError, listing_fingerprint
@@ -24,7 +22,7 @@ from data.dataset.index import write_index
 from data.dataset.manifest import MANIFEST_NAME, Manifest, content_fingerprint, count_buckets
 from data.dataset.shards import write_shard
 from data.files.publish import publish_text, remove_unpublished
-from pipeline.distributed.isolated_pool import Done, run_jobs
+from pipeline.distributed.isolated_pool import Done, IsolatedPool
 from pipeline.ingest.buckets import read_choice, settle_buckets
 from pipeline.ingest.captions import Captions, read_captions
 from pipeline.ingest.config import ShardConfig
@@ -50,14 +48,21 @@ class ShardCommit(Commit):
     reports: list[SourceReport]  # what became of each source
 
 
-def commit_shard(path: Path, input_fingerprint: str, reports: list[SourceReport], *clips: Clips) -> None:
-    """Write a shard, then its commit. Runs in a worker, which gets the clips from Ray's object store."""
+def commit_shard(path: Path, input_fingerprint: str, reports: list[SourceReport], *clips: list[Clips]) -> None:
+    """Write a shard, then its commit. Runs in a worker, which gets the clips from Ray's object store.
+
+    Args:
+        reports: of its sources, in order.
+        clips: of sources that were prepared together, all of this shard's among them.
+    """
+    of_source = {source.records[0].source: source for batch in clips for source in batch if source}
+    made = [of_source[report.source] for report in reports if report.clips]
     kept = {clip.key for report in reports for clip in report.clips}
-    samples = (clip for source in clips for clip in source if clip[0].key in kept)
+    samples = (clip for source in made for clip in source if clip[0].key in kept)
     remove_commit(path)
     shard, rows = write_shard(path, samples, VIDEO_MEMBER)
     publish_commit(path, ShardCommit(input_fingerprint=input_fingerprint, shard=shard, rows=rows, reports=reports))
-    for source in clips:
+    for source in made:
         source.remove()
 
 
@@ -167,28 +172,31 @@ def _prepare_and_commit(
     prepare: partial[tuple[SourceReport, Clips]], planned: list[_PlannedShard], config: ShardConfig, num_workers: int
 ) -> None:
     """Prepare the sources of every missing shard, and write each shard as soon as it can be (`_CommitOrder`)."""
-    committing: Any = ray.remote(commit_shard).options(num_cpus=0)
     committed = {group.number: commit for group in planned if (commit := group.commit()) is not None}
     group_of = {source: group for group in planned if group.number not in committed for source in group.sources}
     num_sources = sum(len(group.sources) for group in planned)
-    num_done, num_rejected, commits = num_sources - len(group_of), 0, []
+    num_done, num_rejected = num_sources - len(group_of), 0
     order = _CommitOrder(planned, committed, config.filters.duplicate_bits)
-    with bar("shard", num_sources, "videos", start=num_done) as progress:
-        for result in run_jobs(prepare, list(group_of), num_workers, config.decode_timeout_seconds):
+    with (
+        IsolatedPool(prepare, list(group_of), num_workers, config.decode_timeout_seconds) as pool,
+        bar("shard", num_sources, "videos", start=num_done) as progress,
+    ):
+        for result in pool.outcomes():
             source, group = result.job, group_of[result.job]
             if isinstance(result, Done):
-                report, group.clips[source.name] = result.report, result.payload
+                report: SourceReport = result.report
+                if report.clips:
+                    group.clips[source.name] = result.payload
             else:
                 quarantined = reject(source.name, "decode", result.reason, result.detail)
                 report = SourceReport(source=source.name, quarantined=quarantined)
             group.reports[source.name] = report
             for due, reports in order.due(group):
-                clips = [due.clips[source.name] for source in due.sources if source.name in due.clips]
-                commits.append(committing.remote(due.path, due.input_fingerprint, reports, *clips))
-                due.clips.clear()
+                pool.call(commit_shard, due.path, due.input_fingerprint, reports, *set(due.clips.values()))
+                due.clips.clear()  # the object store and this process forget what is committed
+                due.reports.clear()
             num_done, num_rejected = num_done + 1, num_rejected + (not report.clips)
             progress.update(num_done, f"{num_rejected} left out" if num_rejected else "")
-    ray.get(commits)
 
 
 class _CommitOrder:

@@ -12,7 +12,7 @@ from data.dataset.buckets import Bucket
 from data.video.codec import encode_clip
 from data.video.spans import Stretch
 from pipeline.ingest.config import ShardConfig
-from pipeline.ingest.prepare import PrepareConfig, prepare_source
+from pipeline.ingest.prepare import Allowance, PrepareConfig, prepare_source
 from testing.text_frames import CREDITS, moving, written
 
 BUCKETS = (Bucket(num_frames=5, height=32, width=32, fps=8),)
@@ -86,3 +86,42 @@ def test_a_bad_sidecar_whose_name_is_no_unicode_is_named_in_quarantine(tmp_path)
     assert report.quarantined is not None
     assert report.quarantined.detail.startswith("its sidecar caf\\xe9.txt cannot be read: it is not UTF-8")
     assert report.model_validate_json(report.model_dump_json()) == report
+
+
+def test_the_clips_of_a_long_video_are_spread_over_it(tmp_path):
+    (tmp_path / "a.mp4").write_bytes(encode_clip(np.zeros((200, 32, 32, 3), np.uint8), 8))
+    (source,) = list_folder(tmp_path)
+    of_placement = {
+        placement: [
+            clip.start_seconds
+            for clip in prepare_source(
+                PrepareConfig(BUCKETS, {}, ShardConfig(max_clips_per_video=most, clip_placement=placement)), source
+            )[0].clips
+        ]
+        for placement, most in (("start", 4), ("even", 4), ("random", None))
+    }
+    assert of_placement["start"] == [0, 0.625, 1.25, 1.875]
+    assert of_placement["even"] == [5 * 0.625, 15 * 0.625, 25 * 0.625, 35 * 0.625]
+    assert of_placement["random"] == [number * 0.625 for number in range(40)]
+
+
+def test_a_video_may_take_longer_the_longer_it_is_but_never_stand_still(monkeypatch):
+    now, ends = [0.0], []
+    monkeypatch.setattr("pipeline.ingest.prepare.monotonic", lambda: now[0])
+    monkeypatch.setattr("pipeline.ingest.prepare.allow_until", ends.append)
+    allowance = Allowance(timeout_seconds=100, seconds_per_minute=30)
+    now[0] = 10
+    allowance.begun(video_seconds=600)  # 100 + 10 * 30 = 400 in all
+    for now[0] in (50, 299, 350):
+        allowance.frame_read()
+    assert ends == [110, 150, 399, 400]
+
+
+def test_a_large_picture_is_left_out_by_name(tmp_path):
+    Image.new("1", (10_000, 10_000)).save(tmp_path / "a.png")
+    image = Bucket(num_frames=1, height=64, width=64)
+    config = ShardConfig(buckets=(image,))
+    (source,) = list_folder(tmp_path, config.suffixes)
+    report, clips = prepare_source(PrepareConfig((image,), {}, config), source)
+    assert ([rejection.reason for rejection in report.filtered], len(clips)) == (["too_large"], 0)
+    assert report.filtered[0].retry.startswith("set data.filters.too_large_pixels higher")
