@@ -30,7 +30,7 @@ from data.video.codec import encode_clip
 from data.video.extract import CutConfig, Progress, Span, cut_file, measure_source
 from pipeline.distributed.isolated_worker import allow_until
 from pipeline.ingest.config import PIXELS_VERSION, ShardConfig
-from pipeline.ingest.spool import Clips, ClipSpool
+from pipeline.ingest.spool import Clips, ClipSpool, SpoolError
 from pipeline.run.fingerprints import fingerprint, output_json
 
 
@@ -80,6 +80,7 @@ def prepare_source(config: PrepareConfig, source: Source) -> tuple[SourceReport,
 
     Raises:
         OSError: the disk of this machine is full.
+        SpoolError: the clips cannot be written.
     """
     quarantine = partial(reject, source.name)
     spool = ClipSpool(config.spool_dir)
@@ -97,7 +98,7 @@ def prepare_source(config: PrepareConfig, source: Source) -> tuple[SourceReport,
         failed = SourceReport(source=source.name, quarantined=quarantine("read", "missing", gone))
     except OSError as error:
         spool.clear()
-        if error.errno == ENOSPC:  # a fault of this machine, not of the source
+        if error.errno == ENOSPC or isinstance(error, SpoolError):  # a fault of this machine, not of the source
             raise
         detail = f"it cannot be read: {error.strerror}"
         failed = SourceReport(source=source.name, quarantined=quarantine("read", "unreadable", detail))

@@ -35,6 +35,7 @@ from pipeline.run.commits import (
     remove_commit,
     remove_other_shards,
     reusable_commit,
+    writing,
 )
 from pipeline.run.fingerprints import fingerprint
 from pipeline.run.progress import bar
@@ -48,21 +49,19 @@ class ShardCommit(Commit):
     reports: list[SourceReport]  # what became of each source
 
 
-def commit_shard(path: Path, input_fingerprint: str, reports: list[SourceReport], *clips: list[Clips]) -> None:
+def commit_shard(path: Path, input_fingerprint: str, reports: list[SourceReport], *clips: Clips) -> None:
     """Write a shard, then its commit. Runs in a worker, which gets the clips from Ray's object store.
 
-    Args:
-        reports: of its sources, in order.
-        clips: of sources that were prepared together, all of this shard's among them.
+    Raises:
+        ShardWriteError: the disk is full, for example.
     """
-    of_source = {source.records[0].source: source for batch in clips for source in batch if source}
-    made = [of_source[report.source] for report in reports if report.clips]
     kept = {clip.key for report in reports for clip in report.clips}
-    samples = (clip for source in made for clip in source if clip[0].key in kept)
-    remove_commit(path)
-    shard, rows = write_shard(path, samples, VIDEO_MEMBER)
-    publish_commit(path, ShardCommit(input_fingerprint=input_fingerprint, shard=shard, rows=rows, reports=reports))
-    for source in made:
+    samples = (clip for source in clips for clip in source if clip[0].key in kept)
+    with writing(path):
+        remove_commit(path)
+        shard, rows = write_shard(path, samples, VIDEO_MEMBER)
+        publish_commit(path, ShardCommit(input_fingerprint=input_fingerprint, shard=shard, rows=rows, reports=reports))
+    for source in clips:
         source.remove()
 
 
@@ -117,6 +116,7 @@ def make_shards(sources: Sequence[Source], output_dir: Path, config: ShardConfig
     Raises:
         SourceError: none of the sources can be used.
         CaptionError: the caption table cannot be read, or matches no video.
+        RayTaskError: a shard cannot be written, as a `ShardWriteError` says, which is its cause. Nothing else is cut.
     """
     output_dir.mkdir(parents=True, exist_ok=True)
     (output_dir / MANIFEST_NAME).unlink(missing_ok=True)  # the folder is not a dataset until all shards are written
@@ -192,7 +192,8 @@ def _prepare_and_commit(
                 report = SourceReport(source=source.name, quarantined=quarantined)
             group.reports[source.name] = report
             for due, reports in order.due(group):
-                pool.call(commit_shard, due.path, due.input_fingerprint, reports, *set(due.clips.values()))
+                clips = [due.clips[source.name] for source in due.sources if source.name in due.clips]
+                pool.call(commit_shard, due.path, due.input_fingerprint, reports, *clips)
                 due.clips.clear()  # the object store and this process forget what is committed
                 due.reports.clear()
             num_done, num_rejected = num_done + 1, num_rejected + (not report.clips)

@@ -5,7 +5,7 @@ import pickle
 import pytest
 
 from pipeline.ingest import spool
-from pipeline.ingest.spool import ClipSpool
+from pipeline.ingest.spool import ClipSpool, SpoolError
 from testing.records import made_up_clip
 from testing.shapes import SQUARE
 
@@ -42,3 +42,9 @@ def test_without_a_folder_clips_stay_in_memory(monkeypatch):
     collected = ClipSpool(None)
     collected.add(*CLIPS[0])
     assert list(collected.close()) == CLIPS[:1]
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(spool, "MAX_HELD_BYTES", 1)
+    with pytest.raises(SpoolError, match=r"cannot be written to .*gone \(No such file or directory\); make room"):
+        ClipSpool(tmp_path / "gone").add(*CLIPS[0])
