@@ -122,9 +122,12 @@ def test_a_video_may_take_longer_the_longer_it_is_but_never_stand_still(monkeypa
 
 @pytest.mark.parametrize("side", [10_000, 14_000])  # the second is more than Pillow opens
 def test_a_large_picture_is_left_out_by_name(tmp_path, side):
-    header = b"IHDR" + struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)  # a bit per pixel, which need not follow
-    chunk = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
-    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk)
+    header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)  # a bit per pixel, none of which need follow
+    chunks = [
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in ((b"IHDR", header), (b"IDAT", b""), (b"IEND", b""))
+    ]
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
     image = Bucket(num_frames=1, height=64, width=64)
     config = ShardConfig(buckets=(image,))
     (source,) = list_folder(tmp_path, config.suffixes)
