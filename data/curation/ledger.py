@@ -34,7 +34,7 @@ Fault = Literal[
     "undecodable",
     "unreadable",
 ]
-Filter = Literal["too_short", "too_small", "static", "black", "letter_boxed", "text_heavy", "duplicate"]
+Filter = Literal["too_short", "too_small", "too_large", "static", "black", "letter_boxed", "text_heavy", "duplicate"]
 Reason = Fault | Filter
 _REPAIR = "repair or replace the file, then run `shard` with --retry"
 _SETTING = "set {} and run `shard` again"
@@ -54,6 +54,7 @@ RETRY: dict[Reason, str] = {
     "unreadable": "make the file readable, then run `shard` with --retry",
     "too_short": _SETTING.format("a bucket of fewer frames or of a higher rate in data.buckets"),
     "too_small": _SETTING.format("data.filters.too_small_pixels lower"),
+    "too_large": _SETTING.format("data.filters.too_large_pixels higher"),
     "static": _SETTING.format("data.filters.static_difference lower"),
     "black": _SETTING.format("data.filters.black_luma lower"),
     "letter_boxed": _SETTING.format("data.filters.letter_boxed_share higher"),

@@ -8,7 +8,7 @@ import numpy as np
 
 from data.errors import ReelflowError
 from data.video.decoders.timeline import Timeline
-from data.video.resize import DETECTION_SIZE, Size, resize_and_crop
+from data.video.resize import DETECTION_SIZE, Size, reading_size, resize_and_crop
 
 
 class ScenesError(ReelflowError, ValueError):
@@ -40,7 +40,8 @@ def find_cuts(timeline: Timeline, shown: Size | None = None) -> list[int]:
 
     detector = ContentDetector(min_scene_len=1)
     cuts: list[int] = []
-    for index, frame in enumerate(timeline.read(list(range(len(timeline.times_seconds))))):
+    size = None if shown is None else reading_size(shown, *DETECTION_SIZE)
+    for index, frame in enumerate(timeline.read(list(range(len(timeline.times_seconds))), size)):
         small = resize_and_crop(frame[None], *DETECTION_SIZE, shown=shown)[0]
         # At a rate of 1 its time codes are frame indices.
         found = detector.process_frame(FrameTimecode(index, fps=1.0), np.ascontiguousarray(small[..., ::-1]))

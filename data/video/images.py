@@ -1,6 +1,7 @@
 """Still images as clips of one frame."""
 
 import struct
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -8,19 +9,27 @@ from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from data.errors import VideoError
+from data.video.resize import check_num_pixels
 from data.video.transparency import over_background
 
 
-def read_image(path: Path) -> UInt8[np.ndarray, "h w 3"]:
+def read_image(path: Path, max_pixels: int | None = None) -> UInt8[np.ndarray, "h w 3"]:
     """The pixels of an image file, rotated and mirrored as its EXIF data says.
 
     Raises:
-        VideoError: it cannot be decoded.
+        VideoError: it cannot be decoded, or its header says that it has more than `max_pixels`.
     """
     try:
-        with Image.open(path) as image:
-            return np.asarray(_eight_bits(_upright(image)))
-    except (UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit is ours
+            with Image.open(path) as image:
+                check_num_pixels(image.height, image.width, max_pixels)
+                return np.asarray(_eight_bits(_upright(image)))
+    except VideoError:
+        raise
+    except Image.DecompressionBombError as error:  # Pillow opens no file of more than 179 million pixels
+        raise VideoError("too_large", f"it is too large to be opened ({error})") from error
+    except (UnidentifiedImageError, SyntaxError, ValueError) as error:
         raise VideoError("undecodable", f"it cannot be decoded ({error})") from error
     except OSError as error:
         if error.errno is not None:  # an error of the file system

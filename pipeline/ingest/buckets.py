@@ -1,6 +1,7 @@
 """The shapes of clips, given or chosen once from the sources."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from pydantic import AliasChoices, ConfigDict, Field, ValidationError
@@ -44,8 +45,9 @@ def settle_buckets(
     if known is not None and known.input_fingerprint == inputs:
         return known.buckets
     shapes: dict[str, SourceShape] = {}
+    measuring = partial(measure, config.filters.too_large_pixels)
     with (
-        IsolatedPool(measure, sources, num_workers, config.decode_timeout_seconds) as pool,
+        IsolatedPool(measuring, sources, num_workers, config.decode_timeout_seconds) as pool,
         bar("measure", len(sources), "videos") as progress,
     ):
         for number, result in enumerate(pool.outcomes(), 1):

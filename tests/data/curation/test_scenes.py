@@ -6,7 +6,7 @@ from data.curation.scenes import find_cuts
 from data.dataset.buckets import Bucket
 from data.video.codec import encode_clip
 from data.video.decoders.selection import timelines
-from data.video.extract import read_spans
+from data.video.extract import CutConfig, read_spans
 from data.video.probe import probe_video
 
 
@@ -17,5 +17,5 @@ def test_scene_cuts_of_a_film_made_of_two(tmp_path):
     timeline = next(timelines(path, probe_video(path)))
     assert find_cuts(timeline) == [12, 21]
     bucket = Bucket(num_frames=9, height=32, width=32, fps=8)
-    spans = read_spans(path, [bucket], 9, find_cuts=find_cuts)
+    spans = read_spans(path, [bucket], 9, CutConfig(find_cuts=find_cuts))
     assert [span.start_seconds for span in spans] == [0.0, 12 / 8, 21 / 8]

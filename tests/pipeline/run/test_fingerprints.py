@@ -33,6 +33,13 @@ DECIDED = {
     "DataConfig": Decided(
         output="source mix synthetic",
     ),
+    "ShardConfig": Decided(
+        output="buckets choose_buckets captions max_clips_per_video validation_fraction scene_detection augment "
+        "filters",
+        runtime="decode_timeout_seconds decode_seconds_per_minute",
+        layout="videos_per_shard",
+        later="clip_placement",
+    ),
     "AutoencoderSection": Decided(
         output="model loss train",
         runtime="published",
@@ -75,6 +82,7 @@ DECIDED = {
         output="flip crops",
     ),
     "FilterConfig": Decided(
+        later="too_large_pixels",
         output="too_small_pixels static_difference black_luma letter_boxed_share text_fraction duplicate_bits",
     ),
     "MixPart": Decided(
