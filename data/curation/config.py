@@ -27,4 +27,4 @@ class FilterConfig(Settings):
     """Clips are left out whose perceptual hash of 189 bits differs from an earlier clip's in at most this many bits."""
 
 
-SceneDetection = Literal["off", "content"]
+SceneDetection = Literal["off", "content", "transitions"]

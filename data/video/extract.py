@@ -18,8 +18,9 @@ from data.video.formats import IMAGE_SUFFIXES
 from data.video.images import read_image
 from data.video.probe import probe_video
 from data.video.resize import DETECTION_SIZE, Box, Size, crop_box, decoding_size, resize_and_crop
-from data.video.spans import WHOLE, PlannedSpan, Stretch, plan_spans, shown_part
+from data.video.spans import WHOLE, PlannedSpan, Stretch, Transition, plan_spans, shown_part
 
+FindCuts = Callable[[Timeline, Size], list[Transition]]
 TextMeasure = Callable[[UInt8[np.ndarray, "h w 3"], Box], float]
 
 
@@ -44,7 +45,7 @@ def read_spans(
     *,
     stretch: Stretch = WHOLE,
     min_side_pixels: int = 1,
-    find_cuts: Callable[[Timeline, Size], list[int]] | None = None,
+    find_cuts: FindCuts | None = None,
     text_fraction: TextMeasure | None = None,
     augment: AugmentConfig = AS_IT_IS,
 ) -> list[Span]:
@@ -58,8 +59,8 @@ def read_spans(
         buckets: the available shapes; each scene gets the one that suits it (`bucket_for`).
         stretch: the part of the video to cut from.
         min_side_pixels: videos whose shorter side has fewer are refused.
-        find_cuts: returns the index of the first frame of each scene after the first, from a timeline and the size of
-            the video; no clip spans a cut. None: the whole video is one scene.
+        find_cuts: returns the transitions between scenes, from a timeline and the size of the video; no clip spans one.
+            None: the whole video is one scene.
         text_fraction: measures the share of a part of a frame that is text, before it is resized; None: not measured.
         augment: further clips of each span, which `max_spans` does not count.
 

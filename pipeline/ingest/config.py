@@ -32,7 +32,11 @@ class ShardConfig(Settings):
     validation_fraction: float = Field(default=0.05, ge=0, lt=1)
     """Expected share of the videos whose clips are held out for validation, chosen by a hash of the video's name."""
     scene_detection: SceneDetection = "off"
-    """`content` finds scene cuts so that no clip spans one (needs the extra `scenes`); `off` does not look for them."""
+    """How scenes are told apart, so that no clip spans two: `transitions`, `content` or `off`.
+
+    `transitions` finds hard cuts, fades through black or white, and cross-fades, and ignores flashes; `content` finds
+    hard cuts with PySceneDetect (the extra `scenes`); `off` does not look for scenes.
+    """
     augment: AugmentConfig = AugmentConfig()
     """Mirrored and shifted copies of the clips of the training split."""
     filters: FilterConfig = FilterConfig()

@@ -15,7 +15,7 @@ from data.curation.caption_text import CaptionError, clean_caption
 from data.curation.captions import caption_of
 from data.curation.filters import Duplicates, failed_filter, perceptual_hash
 from data.curation.ledger import Filter, Rejection, reject
-from data.curation.scenes import find_cuts
+from data.curation.scenes import SCENE_FINDERS
 from data.curation.sources import Source, local_copy
 from data.curation.text_area import text_fraction
 from data.dataset.buckets import Bucket, SourceShape
@@ -122,7 +122,7 @@ def _read_source(config: PrepareConfig, source: Source) -> tuple[str, list[Span]
             settings.max_clips_per_video,
             stretch=source.stretch,
             min_side_pixels=settings.filters.too_small_pixels or 1,
-            find_cuts=find_cuts if settings.scene_detection == "content" else None,
+            find_cuts=SCENE_FINDERS[settings.scene_detection],
             text_fraction=text_fraction if settings.filters.text_fraction is not None else None,
             augment=settings.augment if is_augmented else AS_IT_IS,
         )

@@ -143,7 +143,7 @@ class ShardStage(DriverStage):
         from data.curation.scenes import check_scene_detection
         from data.curation.text_area import check_text_detection
 
-        if self.data.scene_detection != "off":
+        if self.data.scene_detection == "content":
             check_scene_detection()
         if self.data.filters.text_fraction is not None:
             check_text_detection()
