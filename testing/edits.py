@@ -31,8 +31,10 @@ class KnownEdit:
 
 def draw_picture(generator: np.random.Generator, height: int, width: int) -> np.ndarray:
     """A picture with the power spectrum of photographs (1 / f) and a few flat shapes; uint8 (h w 3)."""
-    down, across = np.meshgrid(np.fft.fftfreq(height) * height, np.fft.fftfreq(width) * width, indexing="ij")
-    amplitude = 1 / np.maximum(np.hypot(down, across), 1.0) ** 1.1
+    waves_down, waves_across = np.meshgrid(
+        np.fft.fftfreq(height) * height, np.fft.fftfreq(width) * width, indexing="ij"
+    )
+    amplitude = 1 / np.maximum(np.hypot(waves_down, waves_across), 1.0) ** 1.1
     noise = generator.standard_normal((4, height, width))
     fields = np.fft.ifft2(np.fft.fft2(noise) * amplitude).real
     fields /= fields.std((1, 2), keepdims=True)

@@ -32,7 +32,8 @@ def check_scene_detection() -> None:
         import scenedetect  # noqa: F401  # pyright: ignore[reportMissingImports] - optional
     except ImportError as error:
         raise ScenesError(
-            f"data.scene_detection: content needs PySceneDetect ({error}): pip install 'reelflow[scenes]', or set it to transitions or off"
+            f"data.scene_detection: content needs PySceneDetect ({error}): "
+            "pip install 'reelflow[scenes]', or set it to transitions or off"
         ) from error
 
 

@@ -36,6 +36,7 @@ DISSOLVE_CORRELATION = 0.6  # of the structure of its ends, at most
 DISSOLVE_RESIDUAL = 0.25  # largest share of the contrast of a frame between that the ends do not explain
 DISSOLVE_SHARE = 0.25  # how far the share of the new scene may be from that of a cross-fade at constant speed
 DISSOLVE_DIP = 0.8  # contrast (variance) in the middle, by the mean of the ends', at most; a pan keeps it
+ALONE = 0.05  # share of the other scene up to which a frame counts as of one alone
 CHUNK = 1024  # frames that are compared at a time
 
 Pictures = Float[np.ndarray, "t d"]
@@ -132,7 +133,7 @@ def _fades(film: _Film) -> list[Transition]:
         while last < len(contrast) and last - end < reach and contrast[last] > contrast[last - 1] + 0.3:
             last += 1
         is_flash = (
-            0 < first
+            first > 0
             and last < len(contrast)
             and last - first <= film.frames(FLASH_SECONDS)
             and _correlation(film.pictures[first - 1], film.pictures[last]) > SAME_AFTER_FLASH
@@ -159,7 +160,17 @@ def _dissolves(film: _Film) -> list[Transition]:
             part = film.pictures[begin : begin + CHUNK + 4 * quarter]
             starts = np.flatnonzero(_are_dissolves(part, quarter)) + begin
             found += [Transition(int(start) + 1, int(start) + 4 * quarter) for start in starts]
-    return merged(found)
+    return [_trimmed(film.pictures, transition) for transition in merged(found)]
+
+
+def _trimmed(pictures: Pictures, transition: Transition) -> Transition:
+    """A cross-fade without the frames at both ends that show one scene alone, which long windows include."""
+    start, end = transition.start, transition.end
+    old, new = pictures[start - 1], pictures[end]
+    difference = new - old
+    share = (pictures[start:end] - old) @ difference / max(float(difference @ difference), 1e-6)  # of the new scene
+    mixed = np.flatnonzero((share > ALONE) & (share < 1 - ALONE))
+    return Transition(start + int(mixed[0]), start + int(mixed[-1]) + 1) if len(mixed) else transition
 
 
 def _are_dissolves(pictures: Pictures, quarter: int) -> Bool[np.ndarray, " t"]:
