@@ -12,11 +12,12 @@ from data.dataset.clip import Decoder
 from data.errors import VideoError
 from data.records import Frames
 from data.video.augment import AS_IT_IS, AugmentConfig
+from data.video.bars import find_picture, without_bars
 from data.video.decoders.selection import timelines
 from data.video.decoders.timeline import Timeline, UnfitDecoderError
-from data.video.formats import IMAGE_SUFFIXES
+from data.video.formats import IMAGE_SUFFIXES, HdrHandling
 from data.video.images import read_image
-from data.video.probe import probe_video
+from data.video.probe import Probe, probe_video
 from data.video.resize import DETECTION_SIZE, Box, Size, crop_box, decoding_size, resize_and_crop
 from data.video.spans import WHOLE, PlannedSpan, Stretch, Transition, plan_spans, shown_part
 
@@ -48,6 +49,8 @@ def read_spans(
     find_cuts: FindCuts | None = None,
     text_fraction: TextMeasure | None = None,
     augment: AugmentConfig = AS_IT_IS,
+    hdr: HdrHandling = "as_sdr",
+    crops_bars: bool = False,
 ) -> list[Span]:
     """Cut up to `max_spans` consecutive, non-overlapping clips from a video, or one from an image.
 
@@ -63,28 +66,35 @@ def read_spans(
             None: the whole video is one scene.
         text_fraction: measures the share of a part of a frame that is text, before it is resized; None: not measured.
         augment: further clips of each span, which `max_spans` does not count.
+        hdr: what is done with videos of high dynamic range.
+        crops_bars: cut black bars off the edges first, so that the picture alone decides the shape.
 
     Raises:
-        VideoError: the file cannot be decoded, contains no video, is too small, is shorter than one clip, or shows
-            nothing but transparent pixels.
+        VideoError: the file cannot be decoded, contains no video, is too small, is shorter than one clip, shows nothing
+            but transparent pixels, or has a high dynamic range and `hdr` is `drop`.
     """
     if path.suffix.lower() in IMAGE_SUFFIXES:
         picture = read_image(path)
         height, width, _ = picture.shape
         _check_size(height, width, min_side_pixels)
-        still = Timeline(np.zeros(1), lambda _: iter([picture]), "pillow")
-        planned = plan_spans(still.times_seconds, (height, width), buckets)
-        return _cut(still, planned, (height, width), augment, text_fraction)
-    probe = probe_video(path)
+        still, size = Timeline(np.zeros(1), lambda _: iter([picture]), "pillow"), (height, width)
+        if crops_bars:
+            still, size = without_bars(still, size)
+        planned = plan_spans(still.times_seconds, size, buckets)
+        return _cut(still, planned, size, augment, text_fraction)
+    probe = _prepared_for_hdr(probe_video(path), hdr)
     _check_size(probe.height, probe.width, min_side_pixels)
     shown = (probe.height, probe.width)
     shapes = [(bucket.height, bucket.width) for bucket in buckets]
     if find_cuts is not None:
         shapes.append(DETECTION_SIZE)
     upright = probe.upright_size
-    size = upright if text_fraction is not None else decoding_size(shown, shapes, upright)
+    is_whole = text_fraction is not None or crops_bars  # letters stay legible, and the picture within bars large enough
+    size = upright if is_whole else decoding_size(shown, shapes, upright)
     for timeline in timelines(path, probe, size):
         try:
+            if crops_bars:
+                timeline, shown = without_bars(timeline, (probe.height, probe.width))
             cuts = find_cuts(timeline, shown) if find_cuts is not None else []
             planned = plan_spans(timeline.times_seconds, shown, buckets, cuts, stretch, max_spans)
             spans = _cut(timeline, planned, shown, augment, text_fraction)
@@ -95,20 +105,47 @@ def read_spans(
     raise VideoError("undecodable", "no decoder can read its frames")
 
 
-def measure_source(path: Path, stretch: Stretch = WHOLE) -> SourceShape:
-    """Size and duration of a file, decoding at most one frame.
+def measure_source(path: Path, stretch: Stretch = WHOLE, crops_bars: bool = False) -> SourceShape:
+    """Size and duration of a file, decoding at most one frame, and a few more to find bars.
+
+    Args:
+        crops_bars: the size is that without black bars, as in `read_spans`.
 
     Raises:
         VideoError: it cannot be read.
     """
     if path.suffix.lower() in IMAGE_SUFFIXES:
-        height, width = read_image(path).shape[:2]
+        picture = read_image(path)
+        height, width = find_picture([picture]).size(picture.shape[:2]) if crops_bars else picture.shape[:2]
         return SourceShape(height, width, 0.0)
     probe = probe_video(path)
+    height, width = _size_without_bars(path, probe) if crops_bars else (probe.height, probe.width)
     if len(probe.ticks) == 0:  # only decoding shows how long it is
-        return SourceShape(probe.height, probe.width, float("inf"))
+        return SourceShape(height, width, float("inf"))
     _, end = shown_part(probe.times_seconds, stretch)
-    return SourceShape(probe.height, probe.width, max(0.0, end - min(stretch.start_seconds, end)))
+    return SourceShape(height, width, max(0.0, end - min(stretch.start_seconds, end)))
+
+
+def _size_without_bars(path: Path, probe: Probe) -> Size:
+    for timeline in timelines(path, probe):
+        try:
+            return without_bars(timeline, (probe.height, probe.width))[1]
+        except UnfitDecoderError:
+            continue
+    raise VideoError("undecodable", "no decoder can read its frames")
+
+
+def _prepared_for_hdr(probe: Probe, hdr: HdrHandling) -> Probe:
+    """A probe that says whether frames are tone-mapped.
+
+    Raises:
+        VideoError: the video has a high dynamic range, and such videos are left out.
+    """
+    if probe.hdr is None or hdr == "as_sdr":
+        return probe
+    if hdr == "drop":
+        raise VideoError("hdr", f"it has a high dynamic range ({probe.hdr.upper()})")
+    return replace(probe, is_tone_mapped=True)
 
 
 def _check_size(height: int, width: int, min_side_pixels: int) -> None:

@@ -15,6 +15,11 @@ Size = tuple[int, int]  # height, width
 DETECTION_SIZE: Size = (144, 256)  # at which scene cuts are detected: smaller than most videos, so much faster
 
 
+def is_hd(height: int, width: int) -> bool:
+    """Whether a video without a tag has the colours of HD (BT.709), by its size, as players decide it."""
+    return height >= 720 or width >= 1280
+
+
 def crop_box(source_height: int, source_width: int, height: int, width: int, position: float = 0.5) -> Box:
     """The part of a picture that is kept when it is resized to `height` x `width` (`resize_and_crop`)."""
     scale = max(height / source_height, width / source_width)

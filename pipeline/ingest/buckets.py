@@ -1,6 +1,7 @@
 """The shapes of clips, given or chosen once from the sources."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from pydantic import AliasChoices, ConfigDict, Field, ValidationError
@@ -39,13 +40,16 @@ def settle_buckets(
     """
     if config.choose_buckets is None:
         return config.buckets
-    inputs = listing_fingerprint(sources)
+    crops_bars = config.letter_box == "crop"
+    inputs = listing_fingerprint(sources) + (" without bars" if crops_bars else "")
     known = read_choice(output_dir, config.choose_buckets)
     if known is not None and known.input_fingerprint == inputs:
         return known.buckets
     shapes: dict[str, SourceShape] = {}
     with bar("measure", len(sources), "videos") as progress:
-        for number, result in enumerate(run_jobs(measure, sources, num_workers, config.decode_timeout_seconds), 1):
+        for number, result in enumerate(
+            run_jobs(partial(measure, crops_bars=crops_bars), sources, num_workers, config.decode_timeout_seconds), 1
+        ):
             if isinstance(result, Done) and result.report is not None:
                 shapes[result.job.name] = result.report
             progress.update(number)

@@ -1,15 +1,15 @@
 """Settings of ingestion: synthetic videos, the sources, and how clips are cut from them."""
 
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from data.curation.config import FilterConfig, SceneDetection
 from data.dataset.buckets import Bucket, BucketChoice
-from data.records import Layout, Runtime, Settings, expand_home
+from data.records import AddedLater, Layout, Runtime, Settings, expand_home
 from data.video.augment import AugmentConfig
-from data.video.formats import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from data.video.formats import IMAGE_SUFFIXES, VIDEO_SUFFIXES, HdrHandling
 
 
 class ShardConfig(Settings):
@@ -37,6 +37,13 @@ class ShardConfig(Settings):
     `transitions` finds hard cuts, fades through black or white, and cross-fades, and ignores flashes; `content` finds
     hard cuts with PySceneDetect (the extra `scenes`); `off` does not look for scenes.
     """
+    hdr: Annotated[HdrHandling, AddedLater("as_sdr")] = "as_sdr"
+    """Videos of high dynamic range (PQ, HLG): `tone_map` shows them as BT.709, `drop` leaves them out.
+
+    `as_sdr` takes their code values for ordinary ones, which shows them pale.
+    """
+    letter_box: Annotated[Literal["keep", "crop"], AddedLater("keep")] = "keep"
+    """`crop` cuts black bars off the edges of each video, before its shape is chosen; `keep` leaves them."""
     augment: AugmentConfig = AugmentConfig()
     """Mirrored and shifted copies of the clips of the training split."""
     filters: FilterConfig = FilterConfig()

@@ -4,6 +4,7 @@ The result is a report, which is small and returned to the driver, and the clips
 store until their shard is written (`pipeline/ingest/shard.py`).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from errno import ENOSPC
 from functools import partial
@@ -13,8 +14,11 @@ from pydantic import Field
 
 from data.curation.caption_text import CaptionError, clean_caption
 from data.curation.captions import caption_of
+from data.curation.config import FilterConfig, Measure
 from data.curation.filters import Duplicates, failed_filter, perceptual_hash
 from data.curation.ledger import Filter, Rejection, reject
+from data.curation.lookalikes import Lookalikes, describe
+from data.curation.measures import measure_clip
 from data.curation.scenes import SCENE_FINDERS
 from data.curation.sources import Source, local_copy
 from data.curation.text_area import text_fraction
@@ -34,7 +38,8 @@ class PreparedClip(Record):
 
     key: str
     start_seconds: float
-    perceptual_hash: str | None = None  # hexadecimal; None if duplicates are not looked for, or the clip is augmented
+    # Hexadecimal, or by `lookalikes.describe`; None if duplicates are not looked for, or the clip is augmented.
+    perceptual_hash: str | None = None
 
 
 class SourceReport(Record):
@@ -91,19 +96,24 @@ def prepare_source(config: PrepareConfig, source: Source) -> tuple[SourceReport,
         detail = f"it cannot be read: {error.strerror}"
         return SourceReport(source=source.name, quarantined=quarantine("read", "unreadable", detail)), []
     filtered: dict[float, Rejection] = {}  # by the start of the span
+    measured: dict[float, dict[Measure, float]] = {}
+    filters = config.settings.filters
     for span in spans:  # augmented clips are kept or left out together with the clip they are made from
-        failed = failed_filter(span.frames, config.settings.filters, span.text_fraction) if not span.variant else None
+        if span.variant:
+            continue
+        start = span.start_seconds
+        measured[start] = measure_clip(span.frames, span.bucket.fps, filters, span.text_fraction)
+        failed = failed_filter(measured[start], filters, is_still=len(span.frames) == 1)
         if failed is not None:
-            filtered[span.start_seconds] = quarantine("filter", *failed, start_seconds=span.start_seconds)
+            filtered[start] = quarantine("filter", *failed, start_seconds=start)
     clips, prepared = [], []
     for span in spans:
         if span.start_seconds in filtered:
             continue
-        record = _clip_record(config, source, span, caption)
+        record = _clip_record(config, source, span, caption, measured[span.start_seconds])
         clips.append((record, encode_clip(span.frames, span.bucket.fps)))
-        is_compared = config.settings.filters.duplicate_bits is not None and not span.variant
-        digits = f"{perceptual_hash(span.frames):x}" if is_compared else None
-        prepared.append(PreparedClip(key=record.key, start_seconds=span.start_seconds, perceptual_hash=digits))
+        signature = _signature(span, filters)
+        prepared.append(PreparedClip(key=record.key, start_seconds=span.start_seconds, perceptual_hash=signature))
     return SourceReport(source=source.name, clips=prepared, filtered=list(filtered.values())), clips
 
 
@@ -123,13 +133,18 @@ def _read_source(config: PrepareConfig, source: Source) -> tuple[str, list[Span]
             stretch=source.stretch,
             min_side_pixels=settings.filters.too_small_pixels or 1,
             find_cuts=SCENE_FINDERS[settings.scene_detection],
-            text_fraction=text_fraction if settings.filters.text_fraction is not None else None,
+            text_fraction=text_fraction if settings.filters.needs("text") else None,
             augment=settings.augment if is_augmented else AS_IT_IS,
+            hdr=settings.hdr,
+            crops_bars=settings.letter_box == "crop",
         )
     return caption, spans
 
 
-def _clip_record(config: PrepareConfig, source: Source, span: Span, caption: str) -> ClipRecord:
+def _clip_record(
+    config: PrepareConfig, source: Source, span: Span, caption: str, measured: Mapping[Measure, float]
+) -> ClipRecord:
+    recorded = config.settings.filters.recorded
     return ClipRecord(
         key=clip_key(source.name, span.start_seconds, span.bucket, span.variant),
         source=source.name,
@@ -145,19 +160,35 @@ def _clip_record(config: PrepareConfig, source: Source, span: Span, caption: str
         fps=span.bucket.fps,
         source_height=span.source_height,
         source_width=span.source_width,
+        measures={name: round(value, 6) for name, value in measured.items() if name in recorded} or None,
     )
 
 
-def drop_duplicates(report: SourceReport, seen: Duplicates) -> SourceReport:
+def _signature(span: Span, filters: FilterConfig) -> str | None:
+    """What duplicates of a clip are found by; None: it is not compared."""
+    if filters.duplicate_bits is None or span.variant:
+        return None
+    return f"{perceptual_hash(span.frames):x}" if filters.duplicate_views == "same" else describe(span.frames)
+
+
+def seen_clips(filters: FilterConfig) -> Duplicates | Lookalikes | None:
+    """What collects the clips kept so far; None if duplicates are not looked for."""
+    if filters.duplicate_bits is None:
+        return None
+    return (
+        Duplicates(filters.duplicate_bits) if filters.duplicate_views == "same" else Lookalikes(filters.duplicate_bits)
+    )
+
+
+def drop_duplicates(report: SourceReport, seen: Duplicates | Lookalikes) -> SourceReport:
     """The report of a source without the clips that duplicate an earlier one; the others are added to `seen`."""
     dropped: dict[float, Rejection] = {}  # by the start of the span
     for clip in report.clips:
         if clip.perceptual_hash is None:
             continue
-        value = int(clip.perceptual_hash, 16)
-        original = seen.find(value)
+        original = seen.find(clip.perceptual_hash)
         if original is None:
-            seen.keep(value, report.source)
+            seen.keep(clip.perceptual_hash, report.source)
         else:
             detail = f"it looks like a clip of {original}"
             start = clip.start_seconds
@@ -166,11 +197,11 @@ def drop_duplicates(report: SourceReport, seen: Duplicates) -> SourceReport:
     return report.model_copy(update={"clips": kept, "filtered": [*report.filtered, *dropped.values()]})
 
 
-def measure(source: Source) -> tuple[SourceShape | None, None]:
+def measure(source: Source, crops_bars: bool = False) -> tuple[SourceShape | None, None]:
     """Size and duration of a source; None if it cannot be read, for which `prepare_source` reports the reason."""
     try:
         with local_copy(source) as path:
-            return measure_source(path, source.stretch), None
+            return measure_source(path, source.stretch, crops_bars), None
     except VideoError:
         return None, None
     except OSError as error:

@@ -18,6 +18,7 @@ import ray
 
 from data.curation.filters import Duplicates
 from data.curation.ledger import FILTERED_NAME, QUARANTINE_NAME, Reason, balance, reject, write_rejections
+from data.curation.lookalikes import Lookalikes
 from data.curation.sources import Source, SourceError, listing_fingerprint
 from data.dataset.clip import VIDEO_MEMBER
 from data.dataset.index import write_index
@@ -28,7 +29,7 @@ from pipeline.distributed.isolated_pool import Done, run_jobs
 from pipeline.ingest.buckets import read_choice, settle_buckets
 from pipeline.ingest.captions import Captions, read_captions
 from pipeline.ingest.config import ShardConfig
-from pipeline.ingest.prepare import Clips, PrepareConfig, SourceReport, drop_duplicates, prepare_source
+from pipeline.ingest.prepare import Clips, PrepareConfig, SourceReport, drop_duplicates, prepare_source, seen_clips
 from pipeline.run.commits import (
     Commit,
     publish_commit,
@@ -169,7 +170,7 @@ def _prepare_and_commit(
     group_of = {source: group for group in planned if group.number not in committed for source in group.sources}
     num_sources = sum(len(group.sources) for group in planned)
     num_done, num_rejected, commits = num_sources - len(group_of), 0, []
-    order = _CommitOrder(planned, committed, config.filters.duplicate_bits)
+    order = _CommitOrder(planned, committed, seen_clips(config.filters))
     with bar("shard", num_sources, "videos", start=num_done) as progress:
         for result in run_jobs(prepare, list(group_of), num_workers, config.decode_timeout_seconds):
             source, group = result.job, group_of[result.job]
@@ -195,10 +196,13 @@ class _CommitOrder:
     two duplicate clips is kept must not depend on which was prepared first.
     """
 
-    def __init__(self, planned: list[_PlannedShard], committed: dict[int, ShardCommit], bits: int | None) -> None:
-        self._waiting = deque(planned)
-        self._committed = committed
-        self._seen = Duplicates(bits) if bits is not None else None
+    def __init__(
+        self,
+        planned: list[_PlannedShard],
+        committed: dict[int, ShardCommit],
+        seen: Duplicates | Lookalikes | None,
+    ) -> None:
+        self._waiting, self._committed, self._seen = deque(planned), committed, seen
 
     def due(self, group: _PlannedShard) -> Iterator[tuple[_PlannedShard, list[SourceReport]]]:
         """Shards to write after a new report of a source of `group`, each with the reports of its sources, in order."""

@@ -140,13 +140,16 @@ class ShardStage(DriverStage):
 
     def _check_libraries(self) -> None:
         """Refuse settings that need an optional package which is not installed."""
+        from data.curation.measures import check_motion
         from data.curation.scenes import check_scene_detection
         from data.curation.text_area import check_text_detection
 
         if self.data.scene_detection == "content":
             check_scene_detection()
-        if self.data.filters.text_fraction is not None:
+        if self.data.filters.needs("text"):
             check_text_detection()
+        if self.data.filters.needs("motion"):
+            check_motion()
 
     def _sources(self, run: RunContext) -> "tuple[list[Source], str]":
         """Every source in order, and a text that changes when one of them does; listed once, which may be remote."""

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import av
 import numpy as np
-from av.video.reformatter import VideoReformatter
+from av.video.reformatter import Colorspace, VideoReformatter
 
 from data.errors import VideoError
 from data.video.decoders.pyav_stream import Clock, NoEntryError, decode_frames
@@ -13,6 +13,7 @@ from data.video.decoders.timeline import Frame, Timeline, UnfitDecoderError
 from data.video.entries import plan_runs
 from data.video.probe import Probe
 from data.video.resize import Size
+from data.video.tone_map import tone_map
 from data.video.transparency import composited, may_be_transparent
 
 OPAQUE = 255  # alpha
@@ -107,13 +108,17 @@ class _PyavReader:
         """A frame as stored, in RGB. Transparent pixels are composited first: resized, their colours would show."""
         # One thread and one reformatter: starting either costs more than converting a small frame.
         self._num_read += 1
+        space = Colorspace.ITU709 if self._probe.is_untagged_hd else None
         if may_be_transparent(frame.format) and not self._probe.ignores_alpha:
-            pixels = self._reformatter.reformat(frame, format="rgba", threads=1).to_ndarray()
+            pixels = self._reformatter.reformat(frame, format="rgba", src_colorspace=space, threads=1).to_ndarray()
             self._num_invisible += not pixels[..., 3].any()
             if pixels[..., 3].min() < OPAQUE:
                 return composited(pixels)
         height, width = self._stored_size
-        picture = self._reformatter.reformat(frame, width, height, "rgb24", interpolation="AREA", threads=1)
+        if self._probe.is_tone_mapped and self._probe.hdr is not None:
+            deep = self._reformatter.reformat(frame, width, height, "rgb48le", interpolation="AREA", threads=1)
+            return tone_map(deep.to_ndarray(), self._probe.hdr)
+        picture = self._reformatter.reformat(frame, width, height, "rgb24", space, interpolation="AREA", threads=1)
         return picture.to_ndarray()
 
     def _read_run(self, wanted: list[int]) -> Iterator[Frame]:
