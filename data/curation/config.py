@@ -15,6 +15,10 @@ class FilterConfig(Settings):
 
     too_small_pixels: int | None = Field(default=16, ge=1)
     """Videos whose shorter side has fewer pixels than this are left out; None keeps every size."""
+    too_large_pixels: Annotated[int | None, AddedLater(None)] = Field(default=2**26, ge=1)
+    """Videos and images with more pixels in a frame than this are left out, before they are decoded; None keeps every
+    size. A frame of this many takes 200 MB in RGB, and decoding it three times that; one of 8K video has half as many.
+    """
     static_difference: float | None = Field(default=None, ge=0, le=255)
     """Clips are left out whose consecutive frames differ by at most this brightness on average, from 0 to 255."""
     black_luma: float | None = Field(default=None, ge=0, le=255)

@@ -37,6 +37,7 @@ Fault = Literal[
 Filter = Literal[
     "too_short",
     "too_small",
+    "too_large",
     "hdr",
     "static",
     "black",
@@ -71,6 +72,7 @@ RETRY: dict[Reason, str] = {
     "too_short": _SETTING.format("a bucket of fewer frames or of a higher rate in data.buckets"),
     "too_small": _SETTING.format("data.filters.too_small_pixels lower"),
     "hdr": _SETTING.format("data.hdr to tone_map"),
+    "too_large": _SETTING.format("data.filters.too_large_pixels higher"),
     "static": _SETTING.format("data.filters.static_difference lower"),
     "black": _SETTING.format("data.filters.black_luma lower"),
     "letter_boxed": _SETTING.format("data.filters.letter_boxed_share higher"),

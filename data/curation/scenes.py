@@ -14,7 +14,7 @@ from data.curation.transitions import block_means, find_transitions
 from data.errors import ReelflowError
 from data.video.decoders.timeline import Timeline
 from data.video.extract import FindCuts
-from data.video.resize import DETECTION_SIZE, Size, resize_and_crop
+from data.video.resize import DETECTION_SIZE, Size, reading_size, resize_and_crop
 from data.video.spans import Transition
 
 
@@ -63,7 +63,8 @@ def find_scene_transitions(timeline: Timeline, shown: Size | None = None) -> lis
 
 
 def _small_frames(timeline: Timeline, shown: Size | None) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
-    for frame in timeline.read(list(range(len(timeline.times_seconds)))):
+    size = None if shown is None else reading_size(shown, *DETECTION_SIZE)
+    for frame in timeline.read(list(range(len(timeline.times_seconds))), size):
         yield resize_and_crop(frame[None], *DETECTION_SIZE, shown=shown)[0]
 
 

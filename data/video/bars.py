@@ -1,5 +1,6 @@
 """Black bars at the edges of a video, found on several of its frames so that a dark scene is not taken for bars."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -75,5 +76,8 @@ def without_bars(timeline: Timeline, shown: Size) -> tuple[Timeline, Size]:
     picture = find_picture([np.array(frame) for frame in timeline.read(indices)])
     if picture.is_whole:
         return timeline, shown
-    cut = replace(timeline, read=lambda indices: (picture.cut(frame) for frame in timeline.read(indices)))
-    return cut, picture.size(shown)
+
+    def read(indices: list[int], size: Size | None = None) -> Iterator[Frame]:  # noqa: ARG001 - of the interface
+        return (picture.cut(frame) for frame in timeline.read(indices))
+
+    return replace(timeline, read=read), picture.size(shown)

@@ -1,8 +1,14 @@
-"""From a source file to the pixels of its clips: uint8 RGB (t h w c), in the shape of their bucket."""
+"""From a source file to the pixels of its clips: uint8 RGB (t h w c), in the shape of their bucket.
 
-from collections.abc import Callable, Sequence
+A video is cut as a stream: the clips of one span are decoded, handed on and released before the next span is decoded,
+so that a film of any length takes the memory of one span.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import UInt8
@@ -14,15 +20,16 @@ from data.records import Frames
 from data.video.augment import AS_IT_IS, AugmentConfig
 from data.video.bars import find_picture, without_bars
 from data.video.decoders.selection import timelines
-from data.video.decoders.timeline import Timeline, UnfitDecoderError
+from data.video.decoders.timeline import Frame, ReadFrames, Timeline, UnfitDecoderError
 from data.video.formats import IMAGE_SUFFIXES, HdrHandling
 from data.video.images import read_image
 from data.video.probe import Probe, probe_video
-from data.video.resize import DETECTION_SIZE, Box, Size, crop_box, decoding_size, resize_and_crop
-from data.video.spans import WHOLE, PlannedSpan, Stretch, Transition, plan_spans, shown_part
+from data.video.resize import Box, Size, crop_box, reading_size, resize_and_crop
+from data.video.spans import WHOLE, Placement, PlannedSpan, Stretch, Transition, plan_spans, shown_part
 
 FindCuts = Callable[[Timeline, Size], list[Transition]]
 TextMeasure = Callable[[UInt8[np.ndarray, "h w 3"], Box], float]
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -39,20 +46,47 @@ class Span:
     text_fraction: float | None = None  # share of its picture that is text; None: not measured
 
 
-def read_spans(
+@dataclass(frozen=True)
+class Progress:
+    """Who is told how far a video is, so that a long one is given the time that it needs."""
+
+    begun: Callable[[float], None] = lambda _: None  # called once, with the seconds of video that its packets show
+    frame_read: Callable[[], None] = lambda: None
+
+
+@dataclass(frozen=True)
+class CutConfig:
+    """Which clips are cut from a file, and what is measured while it is decoded."""
+
+    max_spans: int | None = 1  # augmented clips are not counted; None: every span that fits
+    placement: Placement = "start"
+    address: str = ""  # of the source, where the placement depends on it (`plan_spans`)
+    stretch: Stretch = WHOLE  # the part of the video to cut from
+    min_side_pixels: int = 1  # files whose shorter side has fewer are refused
+    max_pixels: int | None = None  # files whose frames have more are refused before they are decoded; None: none are
+    # Returns the transitions between scenes, from a timeline and the size of the video; no clip shows their frames.
+    # None: the whole video is one scene.
+    find_cuts: FindCuts | None = None
+    # Measures the share of a part of a frame that is text, before it is resized; None: not measured.
+    text_fraction: TextMeasure | None = None
+    augment: AugmentConfig = AS_IT_IS  # further clips of each span
+    hdr: HdrHandling = "as_sdr"  # what is done with videos of high dynamic range
+    crops_bars: bool = False  # cut black bars off the edges first, so that the picture alone decides the shape
+
+
+ONE_SPAN = CutConfig()
+
+
+def cut_file(
     path: Path,
     buckets: Sequence[Bucket],
-    max_spans: int,
+    process: Callable[[list[Span]], Made],
+    config: CutConfig = ONE_SPAN,
     *,
-    stretch: Stretch = WHOLE,
-    min_side_pixels: int = 1,
-    find_cuts: FindCuts | None = None,
-    text_fraction: TextMeasure | None = None,
-    augment: AugmentConfig = AS_IT_IS,
-    hdr: HdrHandling = "as_sdr",
-    crops_bars: bool = False,
-) -> list[Span]:
-    """Cut up to `max_spans` consecutive, non-overlapping clips from a video, or one from an image.
+    restart: Callable[[], None] = lambda: None,
+    progress: Progress = Progress(),
+) -> list[Made]:
+    """Cut consecutive, non-overlapping clips from a video, or one from an image, and process those of each span.
 
     For each instant of the clip, the frame that is shown at that time is taken (`data/video/spans.py`), so a variable
     frame rate keeps its timing. Frames are resized to cover the bucket, antialiased, and cropped; pixels that are not
@@ -60,66 +94,77 @@ def read_spans(
 
     Args:
         buckets: the available shapes; each scene gets the one that suits it (`bucket_for`).
-        stretch: the part of the video to cut from.
-        min_side_pixels: videos whose shorter side has fewer are refused.
-        find_cuts: returns the transitions between scenes, from a timeline and the size of the video; no clip spans one.
-            None: the whole video is one scene.
-        text_fraction: measures the share of a part of a frame that is text, before it is resized; None: not measured.
-        augment: further clips of each span, which `max_spans` does not count.
-        hdr: what is done with videos of high dynamic range.
-        crops_bars: cut black bars off the edges first, so that the picture alone decides the shape.
+        process: called with the clips of each span, augmented ones included, in order of time; its results are
+            returned. Only one span is in memory, unless `process` keeps it.
+        restart: called when a decoder fails: another one begins at the first span, and the results are forgotten.
 
     Raises:
-        VideoError: the file cannot be decoded, contains no video, is too small, is shorter than one clip, shows nothing
-            but transparent pixels, or has a high dynamic range and `hdr` is `drop`.
+        VideoError: the file cannot be decoded, contains no video, is too small or too large, is shorter than one clip,
+            shows nothing but transparent pixels, or has a high dynamic range and `hdr` is `drop`.
     """
     if path.suffix.lower() in IMAGE_SUFFIXES:
-        picture = read_image(path)
+        picture = read_image(path, config.max_pixels)
         height, width, _ = picture.shape
-        _check_size(height, width, min_side_pixels)
-        still, size = Timeline(np.zeros(1), lambda _: iter([picture]), "pillow"), (height, width)
-        if crops_bars:
+        _check_size(height, width, config.min_side_pixels)
+        still, size = Timeline(np.zeros(1), lambda *_: iter([picture]), "pillow"), (height, width)
+        if config.crops_bars:
             still, size = without_bars(still, size)
         planned = plan_spans(still.times_seconds, size, buckets)
-        return _cut(still, planned, size, augment, text_fraction)
-    probe = _prepared_for_hdr(probe_video(path), hdr)
-    _check_size(probe.height, probe.width, min_side_pixels)
-    shown = (probe.height, probe.width)
-    shapes = [(bucket.height, bucket.width) for bucket in buckets]
-    if find_cuts is not None:
-        shapes.append(DETECTION_SIZE)
-    upright = probe.upright_size
-    is_whole = text_fraction is not None or crops_bars  # letters stay legible, and the picture within bars large enough
-    size = upright if is_whole else decoding_size(shown, shapes, upright)
-    for timeline in timelines(path, probe, size):
+        return [process(_clips_of(still, size, config, span)) for span in planned]
+    probe = _prepared_for_hdr(probe_video(path, config.max_pixels), config.hdr)
+    _check_size(probe.height, probe.width, config.min_side_pixels)
+    progress.begun(probe.shown_seconds)
+    for timeline in timelines(path, probe):
+        counted, shown = replace(timeline, read=partial(_counted, timeline.read, progress.frame_read)), probe.shown_size
         try:
-            if crops_bars:
-                timeline, shown = without_bars(timeline, (probe.height, probe.width))
-            cuts = find_cuts(timeline, shown) if find_cuts is not None else []
-            planned = plan_spans(timeline.times_seconds, shown, buckets, cuts, stretch, max_spans)
-            spans = _cut(timeline, planned, shown, augment, text_fraction)
+            if config.crops_bars:
+                counted, shown = without_bars(counted, shown)
+            cuts = config.find_cuts(counted, shown) if config.find_cuts is not None else []
+            planned = plan_spans(
+                timeline.times_seconds,
+                shown,
+                buckets,
+                cuts,
+                config.stretch,
+                config.max_spans,
+                config.placement,
+                config.address,
+            )
+            # Not in a loop, whose variable would keep one span while the next is decoded.
+            made = list(map(process, map(partial(_clips_of, counted, shown, config), planned)))
             timeline.check()
-            return spans
+            return made
         except UnfitDecoderError:
-            continue
+            restart()
     raise VideoError("undecodable", "no decoder can read its frames")
 
 
-def measure_source(path: Path, stretch: Stretch = WHOLE, crops_bars: bool = False) -> SourceShape:
+def read_spans(path: Path, buckets: Sequence[Bucket], max_spans: int, config: CutConfig = ONE_SPAN) -> list[Span]:
+    """The clips of the first `max_spans` spans, all in memory at once.
+
+    Raises:
+        VideoError: as `cut_file`.
+    """
+    return [span for spans in cut_file(path, buckets, list, replace(config, max_spans=max_spans)) for span in spans]
+
+
+def measure_source(
+    path: Path, stretch: Stretch = WHOLE, max_pixels: int | None = None, crops_bars: bool = False
+) -> SourceShape:
     """Size and duration of a file, decoding at most one frame, and a few more to find bars.
 
     Args:
-        crops_bars: the size is that without black bars, as in `read_spans`.
+        crops_bars: the size is that without black bars, as `CutConfig` has it.
 
     Raises:
-        VideoError: it cannot be read.
+        VideoError: it cannot be read, or is larger than `max_pixels`.
     """
     if path.suffix.lower() in IMAGE_SUFFIXES:
-        picture = read_image(path)
+        picture = read_image(path, max_pixels)
         height, width = find_picture([picture]).size(picture.shape[:2]) if crops_bars else picture.shape[:2]
         return SourceShape(height, width, 0.0)
-    probe = probe_video(path)
-    height, width = _size_without_bars(path, probe) if crops_bars else (probe.height, probe.width)
+    probe = probe_video(path, max_pixels)
+    height, width = _size_without_bars(path, probe) if crops_bars else probe.shown_size
     if len(probe.ticks) == 0:  # only decoding shows how long it is
         return SourceShape(height, width, float("inf"))
     _, end = shown_part(probe.times_seconds, stretch)
@@ -129,7 +174,7 @@ def measure_source(path: Path, stretch: Stretch = WHOLE, crops_bars: bool = Fals
 def _size_without_bars(path: Path, probe: Probe) -> Size:
     for timeline in timelines(path, probe):
         try:
-            return without_bars(timeline, (probe.height, probe.width))[1]
+            return without_bars(timeline, probe.shown_size)[1]
         except UnfitDecoderError:
             continue
     raise VideoError("undecodable", "no decoder can read its frames")
@@ -154,36 +199,39 @@ def _check_size(height: int, width: int, min_side_pixels: int) -> None:
         raise VideoError("too_small", f"it is too small: {size} pixels, and the shorter side needs {min_side_pixels}")
 
 
-def _cut(
-    timeline: Timeline,
-    planned: list[PlannedSpan],
-    shown: Size,
-    augment: AugmentConfig,
-    text_fraction: TextMeasure | None,
-) -> list[Span]:
-    """The clips of planned spans. Each frame is resized when it is decoded, so only one is in memory at full size."""
+def _counted(
+    read: ReadFrames, frame_read: Callable[[], None], indices: list[int], size: Size | None = None
+) -> Iterator[Frame]:
+    """The frames, each one reported."""
+    for frame in read(indices, size):
+        frame_read()
+        yield frame
+
+
+def _clips_of(timeline: Timeline, shown: Size, config: CutConfig, span: PlannedSpan) -> list[Span]:
+    """The clips of a planned span. Each frame is resized when it is decoded, so only one is held at full size."""
+    (height, width), bucket = shown, span.bucket
+    needed = sorted(set(span.indices))
+    measured = [span.indices[0], span.indices[len(span.indices) // 2], span.indices[-1]]
+    crops: dict[float, dict[int, Frames]] = {}  # by position of the crop, then by index of the frame: (1 h w 3)
+    fractions: dict[int, float] = {}  # share of the central crop that is text, by index of the frame
+    size = None if config.text_fraction is not None else reading_size(shown, bucket.height, bucket.width)
+    for index, frame in zip(needed, timeline.read(needed, size), strict=True):
+        if config.text_fraction is not None and index in measured:
+            square = frame if frame.shape[:2] == shown else resize_and_crop(frame[None], *shown, shown=shown)[0]
+            fractions[index] = config.text_fraction(square, crop_box(height, width, bucket.height, bucket.width))
+        for position in config.augment.crop_positions(SourceShape(height, width, 0.0), bucket):
+            crop = resize_and_crop(frame[None], bucket.height, bucket.width, position, shown)
+            crops.setdefault(position, {})[index] = crop
+    # The median: two of the three frames must show text. With the maximum or the mean, a single false detection or a
+    # title that fades out in the first frames could decide alone.
+    text = float(np.median([fractions[index] for index in measured])) if fractions else None
     spans = []
-    height, width = shown
-    for span in planned:
-        needed, bucket = sorted(set(span.indices)), span.bucket
-        measured = [span.indices[0], span.indices[len(span.indices) // 2], span.indices[-1]]
-        crops: dict[float, dict[int, Frames]] = {}  # by position of the crop, then by index of the frame: (1 h w 3)
-        fractions: dict[int, float] = {}  # share of the central crop that is text, by index of the frame
-        for index, frame in zip(needed, timeline.read(needed), strict=True):
-            if text_fraction is not None and index in measured:
-                square = frame if frame.shape[:2] == shown else resize_and_crop(frame[None], *shown, shown=shown)[0]
-                fractions[index] = text_fraction(square, crop_box(height, width, bucket.height, bucket.width))
-            for position in augment.crop_positions(SourceShape(height, width, 0.0), bucket):
-                crop = resize_and_crop(frame[None], bucket.height, bucket.width, position, shown)
-                crops.setdefault(position, {})[index] = crop
-        # The median: two of the three frames must show text. With the maximum or the mean, a single false detection
-        # or a title that fades out in the first frames could decide alone.
-        text = float(np.median([fractions[index] for index in measured])) if fractions else None
-        for position, frames_of in crops.items():
-            frames = np.concatenate([frames_of[index] for index in span.indices])
-            variant = "" if position == 0.5 else f"crop {position:g}"
-            unflipped = Span(span.start_seconds, bucket, variant, frames, timeline.decoder, height, width, text)
-            spans.append(unflipped)
-            if augment.flip:
-                spans.append(replace(unflipped, variant=f"{variant} flip".strip(), frames=frames[:, :, ::-1]))
+    for position, frames_of in crops.items():
+        frames = np.concatenate([frames_of[index] for index in span.indices])
+        variant = "" if position == 0.5 else f"crop {position:g}"
+        unflipped = Span(span.start_seconds, bucket, variant, frames, timeline.decoder, height, width, text)
+        spans.append(unflipped)
+        if config.augment.flip:
+            spans.append(replace(unflipped, variant=f"{variant} flip".strip(), frames=frames[:, :, ::-1]))
     return spans

@@ -8,17 +8,19 @@ from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from data.errors import VideoError
+from data.video.resize import check_num_pixels
 from data.video.transparency import over_background
 
 
-def read_image(path: Path) -> UInt8[np.ndarray, "h w 3"]:
+def read_image(path: Path, max_pixels: int | None = None) -> UInt8[np.ndarray, "h w 3"]:
     """The pixels of an image file, rotated and mirrored as its EXIF data says.
 
     Raises:
-        VideoError: it cannot be decoded.
+        VideoError: it cannot be decoded, or its header says that it has more than `max_pixels`.
     """
     try:
         with Image.open(path) as image:
+            check_num_pixels(image.height, image.width, max_pixels)
             return np.asarray(_eight_bits(_upright(image)))
     except (UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
         raise VideoError("undecodable", f"it cannot be decoded ({error})") from error

@@ -17,7 +17,7 @@ import numpy as np
 from data.errors import VideoError
 from data.video.container import open_video
 from data.video.entries import ENTRY_CODECS, Entry, Packet, entries_of
-from data.video.resize import Size, is_hd
+from data.video.resize import Size, check_num_pixels, is_hd
 from data.video.transparency import may_be_transparent
 
 PROGRESSIVE = 1  # FFmpeg's AV_FIELD_PROGRESSIVE; 0 is unknown, higher values are orders of fields
@@ -39,9 +39,11 @@ SQUARE = Fraction(1)
 Hdr = Literal["pq", "hlg"]
 HDR_TRANSFERS: dict[int, Hdr] = {16: "pq", 18: "hlg"}  # by FFmpeg's number (AVColorTransferCharacteristic)
 UNSPECIFIED = 2  # FFmpeg's AVCOL_SPC_UNSPECIFIED
-# decord takes memory for every frame that duration and rate promise, and aborts its process where there is not enough:
-# a single time stamp that is years too late promises billions.
-MAX_DECORD_FRAMES = 10_000_000
+# decord takes memory for every frame that the header, or duration and rate, promise, and aborts its process where there
+# is not enough: a single time stamp that is years too late promises billions.
+MAX_DECORD_FRAMES = 1_000_000
+# Codecs whose frames come out of the decoder late, because later ones may have to be shown first.
+REORDERING_CODECS = frozenset({"h264", "hevc"})
 MAX_PIXEL_ASPECT = 16  # beyond this, and below its inverse, a pixel's aspect ratio is an error in the file
 
 
@@ -94,9 +96,9 @@ class Probe:
     pixel_aspect: Fraction  # width by height of a stored pixel
     coded_pixel_aspect: Fraction | None  # as above, as the bitstream says at its start; None: it does not
     seconds_per_tick: float
-    promised_frames: (
-        float  # duration times frame rate: far more than there are if a time stamp or the duration is false
-    )
+    # By the header, or duration times frame rate: far more than there are if these or a time stamp are false.
+    promised_frames: float
+    num_packets: int
     ticks: np.ndarray  # int64, strictly increasing: presentation time of each frame; empty if unknown
     pixel_format: str
     is_untagged_hd: bool  # HD in YUV that does not say by which matrix: players take BT.709, FFmpeg BT.601
@@ -113,6 +115,11 @@ class Probe:
     is_tone_mapped: bool = False  # whether frames of high dynamic range are to be tone-mapped
 
     @property
+    def shown_size(self) -> Size:
+        """Height and width as displayed."""
+        return self.height, self.width
+
+    @property
     def stored_size(self) -> Size:
         """Height and width as stored, before rotation."""
         height, width = self.upright_size
@@ -122,6 +129,12 @@ class Probe:
     def times_seconds(self) -> np.ndarray:
         """Presentation time of each frame in seconds; empty if unknown."""
         return self.ticks * self.seconds_per_tick
+
+    @property
+    def shown_seconds(self) -> float:
+        """How much video its packets show, if each one is shown for a second at most: headers may promise years."""
+        claimed = self.times_seconds[-1] - self.times_seconds[0] if len(self.ticks) else np.inf
+        return min(float(claimed), float(self.num_packets))
 
     @property
     def suits_decord(self) -> bool:
@@ -146,25 +159,30 @@ class Probe:
         return len(self.ticks) > 0 and is_plain and not (self.is_untagged_hd or self.is_tone_mapped)
 
 
-def probe_video(path: Path) -> Probe:
+def probe_video(path: Path, max_pixels: int | None = None) -> Probe:
     """List the packets of a file's best video stream and decode one frame.
 
+    Args:
+        max_pixels: of a frame; where the header or the bitstream has more, nothing is decoded. None: no limit.
+
     Raises:
-        VideoError: the file is empty, encrypted, or contains no video.
+        VideoError: the file is empty, encrypted, too large, or contains no video.
         OSError: it cannot be read.
     """
     if path.stat().st_size == 0:
         raise VideoError("empty_file", "the file is empty")
+    limit = {} if max_pixels is None else {"max_pixels": str(max_pixels)}
     try:
-        with open_video(path, OPEN_OPTIONS) as container:
+        with open_video(path, OPEN_OPTIONS | limit) as container:
             stream = container.streams.best("video")
             if not isinstance(stream, av.VideoStream):
                 raise VideoError("no_video", "it holds no video stream")
             context = stream.codec_context
             if context is None:  # pyright: ignore[reportUnnecessaryComparison] - not so in PyAV's stubs
                 raise VideoError("undecodable", "its codec is unknown to FFmpeg")
+            check_num_pixels(context.height, context.width, max_pixels)
             context.thread_count = 1
-            context.options = DECODE_OPTIONS
+            context.options = DECODE_OPTIONS | limit
             packets: list[Packet] = []
             is_damaged = has_alpha_layer = False
             first: av.VideoFrame | None = None
@@ -176,11 +194,13 @@ def probe_video(path: Path) -> Probe:
                     has_alpha_layer |= packet.has_sidedata("matroska_block_additional")
                 if first is None:
                     try:
-                        first = next((frame for frame in packet.decode() if isinstance(frame, av.VideoFrame)), None)
+                        first = _first_frame(packet, context)
                     except av.InvalidDataError:
                         is_damaged = True
             if not packets:
                 raise VideoError("no_video", "it holds no video frames")
+            if first is None:  # such as one of two fields in the first packet
+                first, is_damaged = _first_decoded(path, stream.index, limit)
             if first is None:
                 raise VideoError("undecodable", "none of its frames can be decoded")
             containers = frozenset(container.format.name.split(","))
@@ -209,6 +229,7 @@ def probe_video(path: Path) -> Probe:
                 coded_pixel_aspect=coded,
                 seconds_per_tick=float(stream.time_base or 0),
                 promised_frames=_promised_frames(container, stream, ticks),
+                num_packets=len(packets),
                 ticks=ticks,
                 pixel_format=first.format.name,
                 is_untagged_hd=_is_untagged_hd(first),
@@ -232,6 +253,37 @@ def _is_untagged_hd(frame: av.VideoFrame) -> bool:
     return is_yuv and frame.colorspace == UNSPECIFIED and is_hd(frame.height, frame.width)
 
 
+def _first_frame(packet: av.Packet, context: av.VideoCodecContext) -> av.VideoFrame | None:
+    """The frame of this packet; None if the decoder returns none yet.
+
+    Raises:
+        av.InvalidDataError: the packet is damaged.
+    """
+    decoded = packet.decode()
+    if not decoded and packet.size and packet.is_keyframe and context.codec.canonical_name in REORDERING_CODECS:
+        decoded = context.decode(None)  # the end of the stream: a frame that waits for earlier ones comes out
+        context.flush_buffers()
+    return next((frame for frame in decoded if isinstance(frame, av.VideoFrame)), None)
+
+
+def _first_decoded(path: Path, stream_index: int, limit: dict[str, str]) -> tuple[av.VideoFrame | None, bool]:
+    """The first frame that decoding from the start returns, if any, and whether packets before it are damaged."""
+    is_damaged = False
+    with open_video(path, OPEN_OPTIONS | limit) as container:
+        stream = container.streams[stream_index]
+        assert isinstance(stream, av.VideoStream)
+        stream.codec_context.thread_count = 1
+        stream.codec_context.options = DECODE_OPTIONS | limit
+        for packet in container.demux(stream):
+            try:
+                for frame in packet.decode():
+                    assert isinstance(frame, av.VideoFrame)
+                    return frame, is_damaged
+            except av.InvalidDataError:
+                is_damaged = True
+    return None, is_damaged
+
+
 def _says_alpha_layer(metadata: Mapping[str, str]) -> bool:
     """Whether the tags of a stream say that it has an alpha layer; FFmpeg gives some names of tags in upper case."""
     return any(name.lower() == "alpha_mode" and value.strip() == "1" for name, value in metadata.items())
@@ -251,14 +303,14 @@ def display_matrix(frame: av.VideoFrame) -> DisplayMatrix:
 
 
 def _promised_frames(container: av.container.InputContainer, stream: av.VideoStream, ticks: np.ndarray) -> float:
-    """Duration times frame rate, by the largest of each that the file claims."""
+    """By the header, or duration times frame rate, by the largest of each that the file claims."""
     tick = float(stream.time_base or 0)
     intervals = np.diff(ticks) * tick
     durations = [(container.duration or 0) / av.time_base, (stream.duration or 0) * tick, float(intervals.sum())]
     rates = [float(rate) for rate in (stream.average_rate, stream.base_rate) if rate]
     if len(intervals):
         rates.append(1 / float(np.median(intervals)))
-    return max(durations) * max(rates, default=1.0)
+    return max(float(stream.frames), max(durations) * max(rates, default=1.0))
 
 
 def square_size(size: Size, pixel_aspect: Fraction) -> Size:

@@ -1,15 +1,13 @@
 """Resizing and cropping to the shape of a bucket, antialiased, keeping the aspect ratio."""
 
-from collections.abc import Iterable
-from math import ceil
-
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from data.errors import VideoError
+
 REDUCING_GAP = 3.0  # Pillow: the bicubic step shrinks at least this much; within 3 of 255 of one bicubic step alone
-DECODING_GAP = 5.0  # as above for frames shrunk by a decoder, whose chroma has half the resolution
-ROW_PIXELS = 64  # decord pads rows of other widths, and then cannot copy them
+MAX_OVERHANG = 4  # area of a scaled picture, in areas of the clip, from which it is cropped before it is scaled
 Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels
 Size = tuple[int, int]  # height, width
 DETECTION_SIZE: Size = (144, 256)  # at which scene cuts are detected: smaller than most videos, so much faster
@@ -18,6 +16,20 @@ DETECTION_SIZE: Size = (144, 256)  # at which scene cuts are detected: smaller t
 def is_hd(height: int, width: int) -> bool:
     """Whether a video without a tag has the colours of HD (BT.709), by its size, as players decide it."""
     return height >= 720 or width >= 1280
+
+
+def check_num_pixels(height: int, width: int, max_pixels: int | None) -> None:
+    """Refuse a picture of more than `max_pixels`, before memory is taken for it; None refuses none.
+
+    Raises:
+        VideoError: it has more.
+    """
+    if max_pixels is not None and height * width > max_pixels:
+        raise VideoError(
+            "too_large",
+            f"it is too large: {width} x {height} pixels are {height * width / 1e6:.1f} million, more than "
+            f"{max_pixels / 1e6:.1f} million",
+        )
 
 
 def crop_box(source_height: int, source_width: int, height: int, width: int, position: float = 0.5) -> Box:
@@ -29,22 +41,24 @@ def crop_box(source_height: int, source_width: int, height: int, width: int, pos
     return max(left, 0), max(top, 0), min(left + crop_width, source_width), min(top + crop_height, source_height)
 
 
-def decoding_size(shown: Size, shapes: Iterable[Size], upright: Size | None = None) -> Size:
-    """The size to decode the frames of a video to, so that they can be resized to any of these shapes.
-
-    At 1080p it saves a third of decord's time (`benchmarks/ingest.py`). Never larger than the decoded frames.
+def cover_size(shown: Size, height: int, width: int) -> Size:
+    """The size at which a picture covers `height` x `width` and keeps its aspect ratio to half a pixel.
 
     Args:
-        shown: height and width of the video in square pixels.
-        upright: those of its decoded frames, if its pixels are not square; None: they are.
+        shown: height and width of the picture in square pixels.
     """
-    height, width = shown
-    upright = upright or shown
-    by = int(min(min(height / high, width / wide) for high, wide in shapes) / DECODING_GAP)
-    if by < 2:
-        return upright
-    reduced = ceil(height / by / 2) * 2, ceil(width / by / ROW_PIXELS) * ROW_PIXELS
-    return reduced if reduced[0] <= upright[0] and reduced[1] < upright[1] else upright
+    scale = max(height / shown[0], width / shown[1])
+    return max(height, round(shown[0] * scale)), max(width, round(shown[1] * scale))
+
+
+def reading_size(shown: Size, height: int, width: int) -> Size | None:
+    """The size to decode frames to, so that they need not be resized any more; None: their own, to be cropped first.
+
+    Scaling a picture while it is converted to RGB costs a fifth of resizing it afterwards (`benchmarks/ingest.py`). Of
+    a picture that is much longer than the clip, too much would be scaled only to be cropped.
+    """
+    covering = cover_size(shown, height, width)
+    return covering if covering[0] * covering[1] <= MAX_OVERHANG * height * width else None
 
 
 def resize_and_crop(
@@ -52,7 +66,8 @@ def resize_and_crop(
 ) -> UInt8[np.ndarray, "t {height} {width} 3"]:
     """Resize to cover `height` x `width`, keeping the aspect ratio, and crop what is outside.
 
-    Frames more than six times as large are averaged over whole pixels first.
+    Frames that were decoded to `reading_size` are only cropped, to whole pixels. Frames more than six times as large
+    are averaged over whole pixels first.
 
     Args:
         position: of the crop, from 0 (left, top) to 1 (right, bottom).
@@ -61,6 +76,9 @@ def resize_and_crop(
     """
     _, decoded_height, decoded_width, _ = frames.shape
     shown_height, shown_width = shown or (decoded_height, decoded_width)
+    if (decoded_height, decoded_width) == reading_size((shown_height, shown_width), height, width):
+        top, left = round((decoded_height - height) * position), round((decoded_width - width) * position)
+        return frames[:, top : top + height, left : left + width]
     down, across = decoded_height / shown_height, decoded_width / shown_width
     left, top, right, bottom = crop_box(shown_height, shown_width, height, width, position)
     box = (left * across, top * down, min(right * across, decoded_width), min(bottom * down, decoded_height))

@@ -1,7 +1,7 @@
 """Jobs that may hang or crash their process: each has a deadline, and a lost worker is replaced.
 
 Video decoders are C code that reads untrusted files. Each job runs in a Ray actor, which is a process of its own: it is
-killed after the deadline, and a crash ends that job only.
+killed after the deadline, and a crash ends that job only. A job that gets on may put off its deadline (`allow_until`).
 """
 
 import os
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 Job = TypeVar("Job")
@@ -21,6 +21,16 @@ MAX_ATTEMPTS = 3  # one crash may be the machine's fault, such as a lack of memo
 MAX_FAILED_STARTS = 3
 POLL_SECONDS = 0.5
 KILL_SECONDS = 10.0
+
+ANSWER_SECONDS = 5.0  # for a worker to say until when its job may run
+
+_allowed_until = 0.0  # of the job that this process runs, in the time of `time.monotonic`; 0: its timeout holds
+
+
+def allow_until(moment: float) -> None:
+    """Called by a job, in its worker: it may run until this moment (`time.monotonic`), instead of its timeout."""
+    global _allowed_until
+    _allowed_until = moment
 
 
 @dataclass(frozen=True)
@@ -50,12 +60,21 @@ class _Worker(Generic[Job]):
     location: tuple[str, int] | None = None  # node and process
     payload: Any = None
     job: Job | None = None  # None while it starts
+    started: float = 0.0
     deadline: float = float("inf")
 
     def give(self, job: Job, timeout_seconds: float) -> None:
         """Start a job."""
-        self.job, self.deadline = job, time.monotonic() + timeout_seconds
+        self.job, self.started = job, time.monotonic()
+        self.deadline = self.started + timeout_seconds
         self.pending, self.payload = self.handle.run.options(num_returns=2).remote(job)
+
+    def seconds_left(self) -> float:
+        """How long the job may still run, by what it told its process; 0 if that does not answer."""
+        try:
+            return ray.get(self.handle.seconds_left.remote(), timeout=ANSWER_SECONDS)
+        except (GetTimeoutError, RayActorError):
+            return 0.0
 
     def kill(self) -> None:
         """End the process on its own node, even if it no longer answers Ray."""
@@ -83,7 +102,13 @@ class _Runner:
 
     def run(self, job: object) -> tuple[Any, Any]:
         """Do one job."""
+        allow_until(0.0)
         return self._function(job)
+
+    @ray.method(concurrency_group="control")
+    def seconds_left(self) -> float:
+        """How long the job may still run; answered by a thread of its own, while it runs."""
+        return _allowed_until - time.monotonic()
 
 
 class _Pool(Generic[Job]):
@@ -94,7 +119,10 @@ class _Pool(Generic[Job]):
     ) -> None:
         self.waiting, self.workers = deque(jobs), list[_Worker[Job]]()
         self._num_workers, self._timeout = num_workers, timeout
-        self._function, self._actor = ray.put(function), ray.remote(_Runner).options(num_cpus=1)
+        self._function, self._actor = (
+            ray.put(function),
+            ray.remote(num_cpus=1, concurrency_groups={"control": 1})(_Runner),
+        )
         self._crashes, self._failed_starts = Counter[Job](), 0
 
     def start_workers(self) -> None:
@@ -154,9 +182,14 @@ class _Pool(Generic[Job]):
         """Kill the workers whose job has passed its deadline."""
         for worker in [worker for worker in self.workers if time.monotonic() > worker.deadline]:
             assert worker.job is not None
+            if (seconds_left := worker.seconds_left()) > 0:
+                worker.deadline = time.monotonic() + seconds_left
+                continue
             self.workers.remove(worker)
             worker.kill()
-            yield Lost(worker.job, "timed_out", f"decoding it took longer than {self._timeout:g} s")
+            yield Lost(
+                worker.job, "timed_out", f"decoding it took longer than {worker.deadline - worker.started:.3g} s"
+            )
 
     def close(self) -> None:
         """End all workers."""

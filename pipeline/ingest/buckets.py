@@ -46,10 +46,9 @@ def settle_buckets(
     if known is not None and known.input_fingerprint == inputs:
         return known.buckets
     shapes: dict[str, SourceShape] = {}
+    measuring = partial(measure, config.filters.too_large_pixels, crops_bars)
     with bar("measure", len(sources), "videos") as progress:
-        for number, result in enumerate(
-            run_jobs(partial(measure, crops_bars=crops_bars), sources, num_workers, config.decode_timeout_seconds), 1
-        ):
+        for number, result in enumerate(run_jobs(measuring, sources, num_workers, config.decode_timeout_seconds), 1):
             if isinstance(result, Done) and result.report is not None:
                 shapes[result.job.name] = result.report
             progress.update(number)

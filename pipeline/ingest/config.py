@@ -10,6 +10,11 @@ from data.dataset.buckets import Bucket, BucketChoice
 from data.records import AddedLater, Layout, Runtime, Settings, expand_home
 from data.video.augment import AugmentConfig
 from data.video.formats import IMAGE_SUFFIXES, VIDEO_SUFFIXES, HdrHandling
+from data.video.spans import Placement
+
+# Part of the fingerprints of clips: it changes where the same settings give other pixels. 2: frames are scaled while
+# they are converted to RGB (before, by Pillow afterwards), and PyAV comes before decord; HD without a tag is BT.709.
+PIXELS_VERSION = 2
 
 
 class ShardConfig(Settings):
@@ -25,8 +30,15 @@ class ShardConfig(Settings):
     Videos that it does not list, and all of them if it is None, take their caption from a .txt or .json file beside the
     video, otherwise from the name of their folder.
     """
-    max_clips_per_video: int = Field(default=4, ge=1)
-    """Largest number of clips cut from one video, from its start; augmented copies are not counted."""
+    max_clips_per_video: int | None = Field(default=4, ge=1)
+    """Largest number of clips cut from one video; augmented copies are not counted. None cuts every clip that fits."""
+    clip_placement: Annotated[Placement, AddedLater("start")] = "even"
+    """Which clips are cut from a video that has more than `max_clips_per_video`.
+
+    `even` takes the middle one of each of so many equal parts of the video, `random` one drawn from each part by the
+    name of the video, `scenes` as many of each scene as of any other (needs `scene_detection`), and `start` the first
+    ones, which are often titles.
+    """
     videos_per_shard: Annotated[int, Layout] = Field(default=256, ge=1)
     """Number of consecutive videos whose clips form one shard; finished shards are kept after an interruption."""
     validation_fraction: float = Field(default=0.05, ge=0, lt=1)
@@ -49,7 +61,13 @@ class ShardConfig(Settings):
     filters: FilterConfig = FilterConfig()
     """Thresholds beyond which videos and clips are left out on purpose."""
     decode_timeout_seconds: Annotated[float, Runtime] = Field(default=120, gt=0)
-    """Seconds that one video may take; then its process is killed and the video is quarantined."""
+    """Seconds that a video may take to be opened and then from one frame to the next, and in all if it is short.
+
+    After that, its process is killed and the video is quarantined.
+    """
+    decode_seconds_per_minute: Annotated[float, Runtime] = Field(default=120, ge=0)
+    """Seconds added to what a video may take in all, for each minute that it lasts. A frame counts as a second at most.
+    """
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -58,6 +76,8 @@ class ShardConfig(Settings):
         names = [bucket.name for bucket in self.buckets]
         if len(set(names)) < len(names):
             raise ValueError(f"buckets names {max(names, key=names.count)} twice; name each shape once")
+        if self.clip_placement == "scenes" and self.scene_detection == "off":
+            raise ValueError("clip_placement is scenes, but scene_detection is off; set it to content")
         if self.choose_buckets is not None and self.buckets != (Bucket(),):
             raise ValueError("both choose_buckets and buckets are given; keep one of them")
         return self

@@ -1,13 +1,16 @@
 """From a source to its clips: caption, decode, cut, filter, encode. Plain functions that run in a worker.
 
+Each span of a video is filtered and encoded as soon as it is decoded (`_make_clips`), so that only one is in memory.
 The result is a report, which is small and returned to the driver, and the clips, which stay in the worker's object
-store until their shard is written (`pipeline/ingest/shard.py`).
+store, or in a file if they are many, until their shard is written (`pipeline/ingest/shard.py`).
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from errno import ENOSPC
 from functools import partial
+from pathlib import Path
+from time import monotonic
 from typing import get_args
 
 from pydantic import Field
@@ -28,8 +31,10 @@ from data.errors import VideoError
 from data.records import Record
 from data.video.augment import AS_IT_IS
 from data.video.codec import encode_clip
-from data.video.extract import Span, measure_source, read_spans
-from pipeline.ingest.config import ShardConfig
+from data.video.extract import CutConfig, Progress, Span, cut_file, measure_source
+from pipeline.distributed.isolated_pool import allow_until
+from pipeline.ingest.config import PIXELS_VERSION, ShardConfig
+from pipeline.ingest.spool import Clips, ClipSpool
 from pipeline.run.fingerprints import fingerprint, output_json
 
 
@@ -51,9 +56,6 @@ class SourceReport(Record):
     quarantined: Rejection | None = None
 
 
-Clips = list[tuple[ClipRecord, bytes]]
-
-
 @dataclass(frozen=True)
 class PrepareConfig:
     """What a worker needs to know to prepare a source."""
@@ -62,11 +64,17 @@ class PrepareConfig:
     captions: dict[str, str]  # caption by path of the video (`read_caption_table`)
     settings: ShardConfig
     shared_names: frozenset[str] = frozenset()  # that alone mean no video in `captions` (`match_table`)
+    spool_dir: Path | None = None  # where the clips of a long video are stored until their shard is written
 
     def fingerprint(self) -> str:
         """Changes with everything that changes a clip."""
         settings = output_json(self.settings, layout=False, exclude=("buckets", "choose_buckets", "captions"))
-        inputs = [sorted(bucket.name for bucket in self.buckets), sorted(self.captions.items()), settings]
+        inputs = [
+            sorted(bucket.name for bucket in self.buckets),
+            sorted(self.captions.items()),
+            settings,
+            PIXELS_VERSION,
+        ]
         return fingerprint([*inputs, sorted(self.shared_names)] if self.shared_names else inputs)
 
 
@@ -79,66 +87,101 @@ def prepare_source(config: PrepareConfig, source: Source) -> tuple[SourceReport,
         OSError: the disk of this machine is full.
     """
     quarantine = partial(reject, source.name)
+    spool = ClipSpool(config.spool_dir)
     try:
-        caption, spans = _read_source(config, source)
+        reports = _cut_source(config, source, spool)
     except CaptionError as error:
-        return SourceReport(source=source.name, quarantined=quarantine("caption", "bad_caption", str(error))), []
+        failed = SourceReport(source=source.name, quarantined=quarantine("caption", "bad_caption", str(error)))
     except VideoError as error:
         if error.reason in get_args(Filter):
-            return SourceReport(source=source.name, filtered=[quarantine("filter", error.reason, str(error))]), []
-        return SourceReport(source=source.name, quarantined=quarantine("decode", error.reason, str(error))), []
+            failed = SourceReport(source=source.name, filtered=[quarantine("filter", error.reason, str(error))])
+        else:
+            failed = SourceReport(source=source.name, quarantined=quarantine("decode", error.reason, str(error)))
     except FileNotFoundError:
         gone = f"{source.path} is gone" if "://" in source.path else "the file is gone"
-        return SourceReport(source=source.name, quarantined=quarantine("read", "missing", gone)), []
+        failed = SourceReport(source=source.name, quarantined=quarantine("read", "missing", gone))
     except OSError as error:
+        spool.clear()
         if error.errno == ENOSPC:  # a fault of this machine, not of the source
             raise
         detail = f"it cannot be read: {error.strerror}"
-        return SourceReport(source=source.name, quarantined=quarantine("read", "unreadable", detail)), []
-    filtered: dict[float, Rejection] = {}  # by the start of the span
-    measured: dict[float, dict[Measure, float]] = {}
-    filters = config.settings.filters
-    for span in spans:  # augmented clips are kept or left out together with the clip they are made from
-        if span.variant:
-            continue
-        start = span.start_seconds
-        measured[start] = measure_clip(span.frames, span.bucket.fps, filters, span.text_fraction)
-        failed = failed_filter(measured[start], filters, is_still=len(span.frames) == 1)
-        if failed is not None:
-            filtered[start] = quarantine("filter", *failed, start_seconds=start)
-    clips, prepared = [], []
-    for span in spans:
-        if span.start_seconds in filtered:
-            continue
-        record = _clip_record(config, source, span, caption, measured[span.start_seconds])
-        clips.append((record, encode_clip(span.frames, span.bucket.fps)))
-        signature = _signature(span, filters)
-        prepared.append(PreparedClip(key=record.key, start_seconds=span.start_seconds, perceptual_hash=signature))
-    return SourceReport(source=source.name, clips=prepared, filtered=list(filtered.values())), clips
+        failed = SourceReport(source=source.name, quarantined=quarantine("read", "unreadable", detail))
+    else:
+        clips = [clip for report in reports for clip in report.clips]
+        filtered = [rejection for report in reports for rejection in report.filtered]
+        return SourceReport(source=source.name, clips=clips, filtered=filtered), spool.close()
+    spool.clear()
+    return failed, spool.close()
 
 
-def _read_source(config: PrepareConfig, source: Source) -> tuple[str, list[Span]]:
-    """The caption of a source and its decoded spans."""
+def _cut_source(config: PrepareConfig, source: Source, spool: ClipSpool) -> list[SourceReport]:
+    """Decode a source and store its clips in the spool; what became of each span."""
     settings, given = config.settings, source.caption
     if given is None:
         caption = caption_of(source.root, source.file, config.captions, config.shared_names, source.path)
     else:
         caption = clean_caption(given)
     is_augmented = split_of(source.file, settings.validation_fraction) == "train"
+    cut = CutConfig(
+        max_spans=settings.max_clips_per_video,
+        placement=settings.clip_placement,
+        address=source.name,
+        stretch=source.stretch,
+        min_side_pixels=settings.filters.too_small_pixels or 1,
+        max_pixels=settings.filters.too_large_pixels,
+        find_cuts=SCENE_FINDERS[settings.scene_detection],
+        text_fraction=text_fraction if settings.filters.needs("text") else None,
+        augment=settings.augment if is_augmented else AS_IT_IS,
+        hdr=settings.hdr,
+        crops_bars=settings.letter_box == "crop",
+    )
+    allowance = _Allowance(settings.decode_timeout_seconds, settings.decode_seconds_per_minute)
     with local_copy(source) as path:
-        spans = read_spans(
+        return cut_file(
             path,
             config.buckets,
-            settings.max_clips_per_video,
-            stretch=source.stretch,
-            min_side_pixels=settings.filters.too_small_pixels or 1,
-            find_cuts=SCENE_FINDERS[settings.scene_detection],
-            text_fraction=text_fraction if settings.filters.needs("text") else None,
-            augment=settings.augment if is_augmented else AS_IT_IS,
-            hdr=settings.hdr,
-            crops_bars=settings.letter_box == "crop",
+            partial(_make_clips, config, source, caption, spool),
+            cut,
+            restart=spool.clear,
+            progress=Progress(allowance.begun, allowance.frame_read),
         )
-    return caption, spans
+
+
+def _make_clips(
+    config: PrepareConfig, source: Source, caption: str, spool: ClipSpool, spans: list[Span]
+) -> SourceReport:
+    """Filter and encode the clips of one span: augmented ones are kept or left out together with what they copy."""
+    filters = config.settings.filters
+    (original,) = (span for span in spans if not span.variant)
+    measured = measure_clip(original.frames, original.bucket.fps, filters, original.text_fraction)
+    failed = failed_filter(measured, filters, is_still=len(original.frames) == 1)
+    if failed is not None:
+        rejected = reject(source.name, "filter", *failed, start_seconds=original.start_seconds)
+        return SourceReport(source=source.name, filtered=[rejected])
+    prepared = []
+    for span in spans:
+        record = _clip_record(config, source, span, caption, measured)
+        spool.add(record, encode_clip(span.frames, span.bucket.fps))
+        signature = _signature(span, filters)
+        prepared.append(PreparedClip(key=record.key, start_seconds=span.start_seconds, perceptual_hash=signature))
+    return SourceReport(source=source.name, clips=prepared)
+
+
+class _Allowance:
+    """Keeps the deadline of this job a timeout away while frames are read, up to what the whole video may take."""
+
+    def __init__(self, timeout_seconds: float, seconds_per_minute: float) -> None:
+        self._timeout, self._per_minute = timeout_seconds, seconds_per_minute
+        self._end = monotonic() + timeout_seconds
+
+    def begun(self, video_seconds: float) -> None:
+        """The video lasts so long."""
+        self._end += video_seconds / 60 * self._per_minute
+        self.frame_read()
+
+    def frame_read(self) -> None:
+        """The decoder is at work."""
+        allow_until(min(self._end, monotonic() + self._timeout))
 
 
 def _clip_record(
@@ -197,11 +240,11 @@ def drop_duplicates(report: SourceReport, seen: Duplicates | Lookalikes) -> Sour
     return report.model_copy(update={"clips": kept, "filtered": [*report.filtered, *dropped.values()]})
 
 
-def measure(source: Source, crops_bars: bool = False) -> tuple[SourceShape | None, None]:
+def measure(max_pixels: int | None, crops_bars: bool, source: Source) -> tuple[SourceShape | None, None]:
     """Size and duration of a source; None if it cannot be read, for which `prepare_source` reports the reason."""
     try:
         with local_copy(source) as path:
-            return measure_source(path, source.stretch, crops_bars), None
+            return measure_source(path, source.stretch, max_pixels, crops_bars), None
     except VideoError:
         return None, None
     except OSError as error:

@@ -29,7 +29,8 @@ from pipeline.distributed.isolated_pool import Done, run_jobs
 from pipeline.ingest.buckets import read_choice, settle_buckets
 from pipeline.ingest.captions import Captions, read_captions
 from pipeline.ingest.config import ShardConfig
-from pipeline.ingest.prepare import Clips, PrepareConfig, SourceReport, drop_duplicates, prepare_source, seen_clips
+from pipeline.ingest.prepare import PrepareConfig, SourceReport, drop_duplicates, prepare_source, seen_clips
+from pipeline.ingest.spool import Clips
 from pipeline.run.commits import (
     Commit,
     publish_commit,
@@ -53,10 +54,12 @@ class ShardCommit(Commit):
 def commit_shard(path: Path, input_fingerprint: str, reports: list[SourceReport], *clips: Clips) -> None:
     """Write a shard, then its commit. Runs in a worker, which gets the clips from Ray's object store."""
     kept = {clip.key for report in reports for clip in report.clips}
-    samples = [clip for source in clips for clip in source if clip[0].key in kept]
+    samples = (clip for source in clips for clip in source if clip[0].key in kept)
     remove_commit(path)
     shard, rows = write_shard(path, samples, VIDEO_MEMBER)
     publish_commit(path, ShardCommit(input_fingerprint=input_fingerprint, shard=shard, rows=rows, reports=reports))
+    for source in clips:
+        source.remove()
 
 
 def forget_quarantined(output_dir: Path) -> None:
@@ -116,7 +119,7 @@ def make_shards(sources: Sequence[Source], output_dir: Path, config: ShardConfig
     captions = read_captions(config.captions, sources)
     _describe_captions(captions, config.captions)
     buckets = settle_buckets(sources, output_dir, config, num_workers)
-    prepare = PrepareConfig(buckets, captions.table, config, captions.shared_names)
+    prepare = PrepareConfig(buckets, captions.table, config, captions.shared_names, output_dir.resolve())
     planned = _plan(sources, output_dir.resolve(), prepare)
     _prepare_and_commit(partial(prepare_source, prepare), planned, config, num_workers)
     remove_unpublished(output_dir)  # left by workers that were killed while writing

@@ -1,4 +1,4 @@
-"""decord as the decoder of source videos: fast, but only right about some files (`Probe.suits_decord`)."""
+"""decord as the decoder of source videos, only right about some files (`Probe.suits_decord`)."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +16,7 @@ DECORD_ERRORS = (DECORDError, RuntimeError)  # RuntimeError: it cannot open the 
 STAMP_TOLERANCE_SECONDS = 2e-3  # decord keeps time stamps in single precision
 
 
-def decord_timeline(path: Path, probe: Probe, size: Size) -> Timeline | None:
+def decord_timeline(path: Path, probe: Probe) -> Timeline | None:
     """Frames read by decord; None if it may read the file wrongly.
 
     That is, if the probe does not prove the file safe, or decord cannot open it or disagrees with a time stamp of the
@@ -26,8 +26,7 @@ def decord_timeline(path: Path, probe: Probe, size: Size) -> Timeline | None:
         return None
     decord.logging.set_level(decord.logging.QUIET)  # FFmpeg's complaints are reported by our own errors
     try:
-        height, width = size
-        reader = decord.VideoReader(str(path.resolve()), decord.cpu(0), width=width, height=height, num_threads=1)
+        reader = decord.VideoReader(str(path.resolve()), decord.cpu(0), num_threads=1)
         stamps = np.asarray(reader.get_frame_timestamp(range(len(reader))))
     except (*DECORD_ERRORS, UnicodeEncodeError):  # UnicodeEncodeError: a file name that is not valid Unicode
         return None
@@ -36,9 +35,9 @@ def decord_timeline(path: Path, probe: Probe, size: Size) -> Timeline | None:
     if np.abs(stamps[:, 0] - probe.times_seconds).max() > STAMP_TOLERANCE_SECONDS:
         return None
 
-    def read(indices: list[int]) -> Iterator[Frame]:
+    def read(indices: list[int], size: Size | None = None) -> Iterator[Frame]:  # noqa: ARG001 - of the interface
         for index in indices:
-            yield _read_frame(reader, index, (*size, 3))
+            yield _read_frame(reader, index, (*probe.upright_size, 3))
 
     return Timeline(probe.times_seconds, read, "decord")
 

@@ -13,11 +13,12 @@ from av.codec.codec import UnknownCodecError
 from data.errors import VideoError
 from data.video.container import open_video
 from data.video.entries import Entry, is_exact
-from data.video.probe import Probe
+from data.video.probe import OPEN_OPTIONS, Probe
 
 ALPHA_LAYER_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # which decode both layers of a transparent video
 # Containers that state one aspect ratio of the pixels for the whole video, whatever the bitstream says later.
 ONE_ASPECT_CONTAINERS = frozenset({"mov", "matroska"})
+MAX_GROWTH = 4  # how many times as many pixels FFmpeg may take memory for, until the change of the size is noticed
 
 Clock = Literal["pts", "dts"]  # the time stamp of presentation, or of decoding
 
@@ -27,23 +28,28 @@ class NoEntryError(Exception):
 
 
 def decode_frames(
-    path: Path, probe: Probe, clock: Clock, entry: Entry | None = None
+    path: Path, probe: Probe, clock: Clock, entry: Entry | None = None, *, is_analysed: bool = True
 ) -> Iterator[tuple[av.VideoFrame, int | None]]:
     """Every frame that is shown, with its time stamp in ticks; None where a frame has none.
 
     Args:
         clock: which time stamp.
         entry: where to begin; None: at the start of the file.
+        is_analysed: FFmpeg decodes some frames to open the file, up to 15 ms of work. Without, it does not know how
+            many frames wait for an earlier one in some H.264 files, and leaves out those that it then returns too late.
 
     Raises:
         NoEntryError: before the first frame: decoding cannot begin at the entry.
         VideoError: the file cannot be decoded, or the size of its frames or the shape of its pixels changes.
     """
     try:
-        with open_video(path) as container:
+        limit = {"max_pixels": str(MAX_GROWTH * probe.stored_size[0] * probe.stored_size[1])}
+        is_analysed |= probe.is_interlaced  # the filter is built from what the frames are like
+        with open_video(path, limit if is_analysed else OPEN_OPTIONS | limit) as container:
             stream = container.streams[probe.stream_index]
             assert isinstance(stream, av.VideoStream)
             stream.codec_context.thread_count = 1  # several processes are faster than several threads
+            stream.codec_context.options = limit
             if entry is not None:
                 frames = _frames_from(entry, container, stream)
             elif probe.has_alpha_layer:

@@ -1,7 +1,7 @@
 """torchcodec as the decoder of source videos, where it is installed: exact, also about edit lists."""
 
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -22,14 +22,14 @@ def has_torchcodec() -> bool:
     return True
 
 
-def torchcodec_timeline(path: Path, probe: Probe, size: Size) -> Timeline | None:  # noqa: ARG001 - of the interface
+def torchcodec_timeline(path: Path, probe: Probe) -> Timeline | None:
     """Frames read by torchcodec at their own size; None if it may read the file wrongly or is not installed."""
     if not (probe.suits_torchcodec and has_torchcodec()):
         return None
-    return Timeline(probe.times_seconds, lambda indices: _read(path, probe, indices), "torchcodec")
+    return Timeline(probe.times_seconds, partial(_read, path, probe), "torchcodec")
 
 
-def _read(path: Path, probe: Probe, indices: list[int]) -> Iterator[Frame]:
+def _read(path: Path, probe: Probe, indices: list[int], size: Size | None = None) -> Iterator[Frame]:  # noqa: ARG001 - of the interface
     from torchcodec.decoders import VideoDecoder  # pyright: ignore[reportMissingImports] - optional
 
     try:

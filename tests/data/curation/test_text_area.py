@@ -10,14 +10,14 @@ from PIL import ImageFont
 from data.curation.text_area import covered_fraction, find_text, text_fraction
 from data.video.augment import AugmentConfig
 from data.video.codec import encode_clip
-from data.video.extract import Span, read_spans
+from data.video.extract import CutConfig, Span, read_spans
 from testing.paths import ROOT
 from testing.text_frames import BUCKET, CREDITS, FONT, moving, written
 
 
 def spans_of(path: Path, frames: np.ndarray, augment: AugmentConfig | None = None) -> list[Span]:
     path.write_bytes(encode_clip(frames, 8))
-    return read_spans(path, [BUCKET], 1, text_fraction=text_fraction, augment=augment or AugmentConfig())
+    return read_spans(path, [BUCKET], 1, CutConfig(text_fraction=text_fraction, augment=augment or AugmentConfig()))
 
 
 def test_areas_count_once_and_only_within_the_box():

@@ -7,7 +7,7 @@ import av
 import numpy as np
 import pytest
 
-from data.video.decoders.pyav_reader import pyav_timeline
+from data.video.decoders.pyav_reader import SCALING, pyav_timeline
 from data.video.decoders.pyav_stream import decode_frames
 from data.video.entries import SEEK_FRAMES, Entry, Packet, Run, entries_of, is_exact, plan_runs
 from data.video.probe import Probe, probe_video
@@ -34,7 +34,7 @@ def write_long(path: Path, seconds: int, x264: str, codec: str = "libx264") -> N
 def decoded_from_the_start(path: Path, probe: Probe, wanted: list[int]) -> list[np.ndarray]:
     ticks = set(probe.ticks[wanted].tolist())
     frames = (frame for frame, tick in decode_frames(path, probe, "pts") if tick in ticks)
-    return [probe.matrix.apply(frame.to_ndarray(format="rgb24")) for frame in frames]
+    return [probe.matrix.apply(frame.to_ndarray(format="rgb24", interpolation=SCALING)) for frame in frames]
 
 
 def count_decoded(path: Path, probe: Probe, runs: list[Run]) -> int:
@@ -125,9 +125,12 @@ def test_clips_read_one_after_the_other_are_decoded_once(tmp_path, monkeypatch):
     write_long(path, 8, f"scenecut=0:keyint={8 * FPS}")
     probe = probe_video(path)
     opened = []
-    monkeypatch.setattr(
-        "data.video.decoders.pyav_reader.decode_frames", lambda *args: opened.append(args) or decode_frames(*args)
-    )
+
+    def counted(*args, **options):
+        opened.append(args)
+        return decode_frames(*args, **options)
+
+    monkeypatch.setattr("data.video.decoders.pyav_reader.decode_frames", counted)
     timeline = pyav_timeline(path, probe, probe.ticks, "pts")
     clips = [list(range(0, 40, 3)), [39, 42, 45], [45, 46, 120], [121, 199], [5, 6]]
     for wanted, number_opened in zip(clips, (1, 1, 1, 1, 2), strict=True):

@@ -1,5 +1,8 @@
 """Spans of a video: no overlap, none across a cut, and why a video has none."""
 
+from itertools import pairwise
+from typing import get_args
+
 import numpy as np
 import pytest
 
@@ -7,7 +10,7 @@ from data.dataset.buckets import (
     Bucket,
 )
 from data.errors import VideoError
-from data.video.spans import Stretch, Transition, plan_spans
+from data.video.spans import WHOLE, Placement, Stretch, Transition, plan_spans
 from testing.shapes import STILL
 
 
@@ -58,8 +61,60 @@ def test_no_more_spans_are_planned_than_are_used():
     """Ten thousand years of gap: planned to the end, they would fill the memory."""
     times = np.array([*np.arange(25) / 25, 3e11])
     shorter = np.array([*np.arange(25) / 25, 100.0])
-    expected = plan_spans(shorter, (64, 64), [BUCKET])[:3]
+    expected = plan_spans(shorter, (64, 64), [BUCKET], max_spans=3)
+    assert [span.start_seconds for span in expected] == [0, 1.25, 2.5]
     assert plan_spans(times, (64, 64), [BUCKET], max_spans=3) == expected
+    for placement in get_args(Placement):  # the time without frames has no clips where these are chosen from all
+        (only,) = plan_spans(times, (64, 64), [BUCKET], max_spans=None, placement=placement)
+        assert only == expected[0]
+
+
+TIMES = np.arange(1000) / 25  # 32 clips of 1.25 s fit
+
+
+def starts(placement: Placement, most: int | None, address: str = "", cuts: tuple[int, ...] = ()) -> list[float]:
+    spans = plan_spans(TIMES, (64, 64), [BUCKET], cuts, WHOLE, most, placement, address)
+    assert all(a.start_seconds + 1.25 <= b.start_seconds + 1e-9 for a, b in pairwise(spans))
+    return [span.start_seconds for span in spans]
+
+
+def test_clips_are_spread_evenly_over_a_long_video():
+    assert starts("start", 4) == [0, 1.25, 2.5, 3.75]
+    assert starts("even", 4) == [4 * 1.25, 12 * 1.25, 20 * 1.25, 28 * 1.25]
+    assert starts("even", 1) == [16 * 1.25]
+
+
+@pytest.mark.parametrize("placement", get_args(Placement))
+def test_where_all_clips_fit_the_placement_does_not_matter(placement):
+    every = [number * 1.25 for number in range(32)]
+    assert starts(placement, None) == starts(placement, 32) == starts(placement, 99) == every
+
+
+def test_drawn_clips_depend_on_the_address_alone_and_lie_in_each_part():
+    drawn = {name: starts("random", 4, name) for name in ("a.mp4", "b.mp4", "c.mp4")}
+    assert drawn["a.mp4"] == starts("random", 4, "a.mp4")
+    assert len({tuple(of_video) for of_video in drawn.values()}) == 3
+    for of_video in drawn.values():
+        assert [int(start // 10) for start in of_video] == [0, 1, 2, 3]
+
+
+def test_each_scene_has_one_clip_before_any_has_two():
+    """Scenes of 2, 10, 4 and 24 s, for 1, 8, 3 and 19 clips."""
+    edges, cuts = (0, 2, 12, 16, 40), (50, 300, 400)
+
+    def per_scene(most: int) -> list[int]:
+        return np.histogram(starts("scenes", most, cuts=cuts), edges)[0].tolist()
+
+    assert [per_scene(most) for most in (1, 2, 4, 5, 7, 9, 11)] == [
+        [0, 0, 1, 0],
+        [0, 1, 0, 1],
+        [1, 1, 1, 1],
+        [1, 1, 2, 1],
+        [1, 2, 2, 2],
+        [1, 3, 2, 3],
+        [1, 3, 3, 4],
+    ]
+    assert per_scene(99) == [1, 8, 3, 19]
 
 
 def test_the_frame_on_screen_is_the_last_that_started_at_most_half_a_millisecond_later():

@@ -33,6 +33,13 @@ DECIDED = {
     "DataConfig": Decided(
         output="source mix synthetic",
     ),
+    "ShardConfig": Decided(
+        output="buckets choose_buckets captions max_clips_per_video validation_fraction scene_detection augment "
+        "filters",
+        runtime="decode_timeout_seconds decode_seconds_per_minute",
+        layout="videos_per_shard",
+        later="clip_placement hdr letter_box",
+    ),
     "AutoencoderSection": Decided(
         output="model loss train",
         runtime="published",
@@ -65,6 +72,10 @@ DECIDED = {
         output="flip crops",
     ),
     "FilterConfig": Decided(
+        later=(
+            "too_large_pixels min_motion max_motion min_sharpness max_clipped_share max_logo_share measures "
+            "duplicate_views"
+        ),
         output="too_small_pixels static_difference black_luma letter_boxed_share text_fraction duplicate_bits",
     ),
     "MixPart": Decided(
