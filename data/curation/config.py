@@ -1,10 +1,11 @@
 """Settings of curation: what is kept of the sources."""
 
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from data.records import AddedLater, Settings
+from data.records import AddedLater, Runtime, Settings
 
 Measure = Literal["brightness", "change", "bars", "text", "motion", "sharpness", "clipped", "logo"]
 DuplicateViews = Literal["same", "mirrored_or_cropped"]
@@ -71,6 +72,46 @@ class FilterConfig(Settings):
         """What is stored in the records of clips. Of older thresholds it is not: clips made before would lack it."""
         compared = {"motion", "sharpness", "clipped", "logo"}
         return {name for name in THRESHOLDS if name in self.measures or (name in compared and self.needs(name))}
+
+
+class ModelsConfig(Settings):
+    """Models that look at each clip that passed the filters: at its first, middle and last frame.
+
+    They run on the GPUs of the cluster, or in one process on the CPU if it has none. Their scores are stored in the
+    record of the clip.
+    """
+
+    captioner: Annotated[Path | None, Runtime] = None
+    """Folder of a model that writes the captions (BLIP, GIT or an encoder-decoder of transformers).
+
+    Its caption of the middle frame takes the place of the one that was given.
+    """
+    max_caption_tokens: int = Field(default=48, ge=1, le=1024)
+    """Longest caption that the captioner writes, in its tokens."""
+    aesthetic: Annotated[Path | None, Runtime] = None
+    """TorchScript file that scores pictures, RGB in [0, 1] of shape (b 3 s s), with one number each."""
+    aesthetic_pixels: int = Field(default=224, ge=1)
+    """Side of the pictures that `aesthetic` is shown, in pixels."""
+    min_aesthetic: float | None = None
+    """Clips are left out whose mean aesthetic score is less."""
+    similarity: Annotated[Path | None, Runtime] = None
+    """Folder of a CLIP model that compares the frames with the caption, by the cosine of their embeddings."""
+    min_similarity: float | None = Field(default=None, ge=-1, le=1)
+    """Clips are left out whose mean similarity to their caption is less."""
+    batch_size: Annotated[int, Runtime] = Field(default=16, ge=1)
+    """Largest number of clips that are judged at once."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for threshold, model in (("min_aesthetic", "aesthetic"), ("min_similarity", "similarity")):
+            if getattr(self, threshold) is not None and getattr(self, model) is None:
+                raise ValueError(f"{threshold} is given without {model}; name the model, or leave the threshold out")
+        return self
+
+    @property
+    def paths(self) -> list[Path]:
+        """The models that are used."""
+        return [path for path in (self.captioner, self.aesthetic, self.similarity) if path is not None]
 
 
 THRESHOLDS: dict[Measure, tuple[str, ...]] = {

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
-from data.curation.config import FilterConfig, SceneDetection
+from data.curation.config import FilterConfig, ModelsConfig, SceneDetection
 from data.dataset.buckets import Bucket, BucketChoice
 from data.records import AddedLater, Layout, Runtime, Settings, expand_home
 from data.video.augment import AugmentConfig
@@ -60,6 +60,8 @@ class ShardConfig(Settings):
     """Mirrored and shifted copies of the clips of the training split."""
     filters: FilterConfig = FilterConfig()
     """Thresholds beyond which videos and clips are left out on purpose."""
+    models: Annotated[ModelsConfig, AddedLater(ModelsConfig())] = ModelsConfig()
+    """Models from files on this machine that write captions or score clips; none is used by default."""
     decode_timeout_seconds: Annotated[float, Runtime] = Field(default=120, gt=0)
     """Seconds that a video may take to be opened and then from one frame to the next, and in all if it is short.
 

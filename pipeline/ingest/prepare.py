@@ -34,6 +34,7 @@ from data.video.codec import encode_clip
 from data.video.extract import CutConfig, Progress, Span, cut_file, measure_source
 from pipeline.distributed.isolated_pool import allow_until
 from pipeline.ingest.config import PIXELS_VERSION, ShardConfig
+from pipeline.ingest.judge import Judge, failed_judgement, model_fingerprints
 from pipeline.ingest.spool import Clips, ClipSpool
 from pipeline.run.fingerprints import fingerprint, output_json
 
@@ -65,6 +66,7 @@ class PrepareConfig:
     settings: ShardConfig
     shared_names: frozenset[str] = frozenset()  # that alone mean no video in `captions` (`match_table`)
     spool_dir: Path | None = None  # where the clips of a long video are stored until their shard is written
+    judge: Judge | None = None  # asks the models of `settings.models`; None: there are none
 
     def fingerprint(self) -> str:
         """Changes with everything that changes a clip."""
@@ -74,6 +76,7 @@ class PrepareConfig:
             sorted(self.captions.items()),
             settings,
             PIXELS_VERSION,
+            *model_fingerprints(self.settings.models),
         ]
         return fingerprint([*inputs, sorted(self.shared_names)] if self.shared_names else inputs)
 
@@ -158,9 +161,19 @@ def _make_clips(
     if failed is not None:
         rejected = reject(source.name, "filter", *failed, start_seconds=original.start_seconds)
         return SourceReport(source=source.name, filtered=[rejected])
+    scores, caption_by = {}, None
+    if config.judge is not None:
+        judgement = config.judge(original.frames[[0, len(original.frames) // 2, -1]], caption)
+        failed = failed_judgement(judgement, config.settings.models)
+        if failed is not None:
+            rejected = reject(source.name, "filter", *failed, start_seconds=original.start_seconds)
+            return SourceReport(source=source.name, filtered=[rejected])
+        scores = judgement.scores
+        if judgement.caption:
+            caption, caption_by = judgement.caption, "captioner"
     prepared = []
     for span in spans:
-        record = _clip_record(config, source, span, caption, measured)
+        record = _clip_record(config, source, span, caption, measured, scores, caption_by)
         spool.add(record, encode_clip(span.frames, span.bucket.fps))
         signature = _signature(span, filters)
         prepared.append(PreparedClip(key=record.key, start_seconds=span.start_seconds, perceptual_hash=signature))
@@ -185,9 +198,16 @@ class _Allowance:
 
 
 def _clip_record(
-    config: PrepareConfig, source: Source, span: Span, caption: str, measured: Mapping[Measure, float]
+    config: PrepareConfig,
+    source: Source,
+    span: Span,
+    caption: str,
+    measured: Mapping[Measure, float],
+    scores: Mapping[str, float],
+    caption_by: str | None,
 ) -> ClipRecord:
     recorded = config.settings.filters.recorded
+    stored = {name: value for name, value in measured.items() if name in recorded} | dict(scores)
     return ClipRecord(
         key=clip_key(source.name, span.start_seconds, span.bucket, span.variant),
         source=source.name,
@@ -203,7 +223,8 @@ def _clip_record(
         fps=span.bucket.fps,
         source_height=span.source_height,
         source_width=span.source_width,
-        measures={name: round(value, 6) for name, value in measured.items() if name in recorded} or None,
+        measures={name: round(value, 6) for name, value in stored.items()} or None,
+        caption_by=caption_by,
     )
 
 

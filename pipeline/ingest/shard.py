@@ -9,7 +9,7 @@ quarantine (`data/curation/ledger.py`), which is checked at the end.
 import logging
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from pipeline.distributed.isolated_pool import Done, run_jobs
 from pipeline.ingest.buckets import read_choice, settle_buckets
 from pipeline.ingest.captions import Captions, read_captions
 from pipeline.ingest.config import ShardConfig
+from pipeline.ingest.judge import started_judge
 from pipeline.ingest.prepare import PrepareConfig, SourceReport, drop_duplicates, prepare_source, seen_clips
 from pipeline.ingest.spool import Clips
 from pipeline.run.commits import (
@@ -113,6 +114,7 @@ def make_shards(sources: Sequence[Source], output_dir: Path, config: ShardConfig
     Raises:
         SourceError: none of the sources can be used.
         CaptionError: the caption table cannot be read, or matches no video.
+        CurationModelError: one of `config.models` cannot be used.
     """
     output_dir.mkdir(parents=True, exist_ok=True)
     (output_dir / MANIFEST_NAME).unlink(missing_ok=True)  # the folder is not a dataset until all shards are written
@@ -121,7 +123,8 @@ def make_shards(sources: Sequence[Source], output_dir: Path, config: ShardConfig
     buckets = settle_buckets(sources, output_dir, config, num_workers)
     prepare = PrepareConfig(buckets, captions.table, config, captions.shared_names, output_dir.resolve())
     planned = _plan(sources, output_dir.resolve(), prepare)
-    _prepare_and_commit(partial(prepare_source, prepare), planned, config, num_workers)
+    with started_judge(config.models) as judge:
+        _prepare_and_commit(partial(prepare_source, replace(prepare, judge=judge)), planned, config, num_workers)
     remove_unpublished(output_dir)  # left by workers that were killed while writing
     remove_other_shards(output_dir, {group.path.name for group in planned})
 

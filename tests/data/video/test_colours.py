@@ -63,7 +63,7 @@ def test_a_wrong_matrix_is_seen(tmp_path):
     """The test above can fail: the two matrices differ by more than it allows."""
     path = tmp_path / "chart.mp4"
     write_chart(path, 480, 840, Colorspace.ITU709, 2)
-    assert error_of(path) > 20
+    assert error_of(path) > 15
 
 
 def test_our_own_clips_of_hd_size_come_back_as_sources(tmp_path):
