@@ -238,7 +238,9 @@ def _duplicate_table(clips: dict[str, Frames], num_copied: int) -> dict[str, obj
         made[way] = {name: copy(clips[name]) for name in chosen}
         if way != "as it is":
             made[way] = {
-                name: decode_clip(encode_clip(resize_and_crop(clip, 72, 96), 8, crf=28))
+                name: decode_clip(
+                    encode_clip(resize_and_crop(clip, 72, 72 * clip.shape[2] // clip.shape[1]), 8, crf=28)
+                )
                 for name, clip in made[way].items()
             }
     for search, (seen, signature) in searches.items():
