@@ -54,9 +54,9 @@ def by_library(make: Callable[[], object]) -> Finder:
     def find(frames: Frames) -> list[Transition]:
         detector, cuts = make(), []
         for index, frame in enumerate(frames):
-            found = detector.process_frame(FrameTimecode(index, fps=FPS), np.ascontiguousarray(frame[..., ::-1]))
+            found = detector.process_frame(FrameTimecode(index, fps=float(FPS)), np.ascontiguousarray(frame[..., ::-1]))
             cuts += [cut.frame_num for cut in found]
-        cuts += [cut.frame_num for cut in detector.post_process(FrameTimecode(len(frames) - 1, fps=FPS))]
+        cuts += [cut.frame_num for cut in detector.post_process(FrameTimecode(len(frames) - 1, fps=float(FPS)))]
         return [Transition(cut, cut) for cut in sorted(set(cuts))]
 
     return find
