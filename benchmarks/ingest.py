@@ -9,8 +9,8 @@ encode) and, in turn, read by decord alone, in the same process of a Ray worker,
     asked   decord reads the frames that the clips consist of, one by one (batches of 1080p cost it more)
     all     decord reads every frame
 
-In one setting the clips have the frame rate of their source, so both are nearly the same. Ours lets decord shrink large
-pictures while it converts them to RGB; `shrunk` is decord alone doing that to the frames asked for.
+In one setting the clips have the frame rate of their source, so both are nearly the same. Real files are in
+`benchmarks/ingest_real.py`.
 
 Figures are CPU time; a ratio is the median over rounds of (decord's time / ours). PyAV alone, reading the same frames,
 stands beside them. Memory is the proportional set size of every process, at its peak while the demo's stage
@@ -27,7 +27,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -45,7 +44,6 @@ from data.dataset.buckets import Bucket
 from data.dataset.index import read_index
 from data.files.publish import publish_text
 from data.video.probe import probe_video
-from data.video.resize import Size, decoding_size
 from data.video.spans import plan_spans
 from launch.cluster import connected
 from launch.config import ClusterConfig
@@ -88,11 +86,9 @@ class Cut:
     ours_cpu_seconds: float
     asked_cpu_seconds: float
     all_cpu_seconds: float
-    shrunk_cpu_seconds: float
     pyav_asked_cpu_seconds: float
     ratio_to_asked: float
     ratio_to_all: float
-    ratio_to_shrunk: float
     source_hours_per_cpu_hour: float
 
 
@@ -122,14 +118,19 @@ def frames_asked(path: Path, config: ShardConfig) -> list[int]:
     """The frames that the clips of a source consist of."""
     probe = probe_video(path)
     shown = (probe.height, probe.width)
-    spans = plan_spans(probe.times_seconds, shown, config.buckets, max_spans=config.max_clips_per_video)
+    spans = plan_spans(
+        probe.times_seconds,
+        shown,
+        config.buckets,
+        max_spans=config.max_clips_per_video,
+        placement=config.clip_placement,
+    )
     return sorted({index for span in spans for index in span.indices})
 
 
-def decord_asked(path: Path, indices: list[int], size: Size = (-1, -1)) -> None:
-    """Those frames, by decord alone, at a height and width; -1: their own."""
-    height, width = size
-    reader = decord.VideoReader(str(path), ctx=decord.cpu(0), width=width, height=height, num_threads=1)
+def decord_asked(path: Path, indices: list[int]) -> None:
+    """Those frames, by decord alone."""
+    reader = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1)
     for index in indices:
         reader[index].asnumpy()
 
@@ -163,8 +164,6 @@ def measure(setting: Setting, rounds: int) -> Cut:
     probes = [probe_video(path) for path in paths]
     asked = [frames_asked(path, config) for path in paths]
     every = [list(range(len(probe.ticks))) for probe in probes]
-    shapes = [(bucket.height, bucket.width) for bucket in config.buckets]
-    shrunk = partial(decord_asked, size=decoding_size((probes[0].height, probes[0].width), shapes))
 
     def read(reader: Callable[[Path, list[int]], None], frames: list[list[int]]) -> None:
         for path, indices in zip(paths, frames, strict=True):
@@ -174,11 +173,10 @@ def measure(setting: Setting, rounds: int) -> Cut:
         lambda: [prepare_source(cut, source) for source in sources],
         lambda: read(decord_asked, asked),
         lambda: read(decord_asked, every),
-        lambda: read(shrunk, asked),
         lambda: read(pyav_asked, asked),
     )
     times = [[cpu_seconds(way) for way in ways] for _ in range(rounds + 1)][1:]  # the first warms up
-    ours, of_asked, of_all, of_shrunk, of_pyav = (statistics.median(column) for column in zip(*times, strict=True))
+    ours, of_asked, of_all, of_pyav = (statistics.median(column) for column in zip(*times, strict=True))
     clips = [clip for source in sources for clip in prepare_source(cut, source)[1]]
     source_seconds = sum(float(np.median(np.diff(probe.times_seconds))) * len(probe.ticks) for probe in probes)
     return Cut(
@@ -196,11 +194,9 @@ def measure(setting: Setting, rounds: int) -> Cut:
         ours_cpu_seconds=ours,
         asked_cpu_seconds=of_asked,
         all_cpu_seconds=of_all,
-        shrunk_cpu_seconds=of_shrunk,
         pyav_asked_cpu_seconds=of_pyav,
         ratio_to_asked=statistics.median(row[1] / row[0] for row in times),
         ratio_to_all=statistics.median(row[2] / row[0] for row in times),
-        ratio_to_shrunk=statistics.median(row[3] / row[0] for row in times),
         source_hours_per_cpu_hour=source_seconds / ours,
     )
 
@@ -298,8 +294,7 @@ def main() -> None:
         print(
             f"{cut.name}: {cut.clips} clips, {cut.ours_cpu_seconds:.2f} CPU s ({cut.decoder}); decord alone "
             f"{cut.asked_cpu_seconds:.2f} for the frames asked for (ratio {cut.ratio_to_asked:.2f}), "
-            f"{cut.all_cpu_seconds:.2f} for all (ratio {cut.ratio_to_all:.2f}), {cut.shrunk_cpu_seconds:.2f} for those "
-            f"asked for, shrunk (ratio {cut.ratio_to_shrunk:.2f}); PyAV alone "
+            f"{cut.all_cpu_seconds:.2f} for all (ratio {cut.ratio_to_all:.2f}); PyAV alone "
             f"{cut.pyav_asked_cpu_seconds:.2f}; {cut.source_hours_per_cpu_hour:.0f} source-hours per CPU-hour"
         )
     whole = estimate(cuts[1], stage["overhead_bytes_per_clip"])

@@ -106,7 +106,11 @@ def cut_file(
         picture = read_image(path, config.max_pixels)
         height, width, _ = picture.shape
         _check_size(height, width, config.min_side_pixels)
-        still, size = Timeline(np.zeros(1), lambda *_: iter([picture]), "pillow"), (height, width)
+
+        def read(indices: list[int], size: Size | None = None) -> Iterator[Frame]:  # noqa: ARG001 - of the interface
+            yield picture
+
+        still, size = Timeline(np.zeros(1), read, "pillow"), (height, width)
         if config.crops_bars:
             still, size = without_bars(still, size)
         planned = plan_spans(still.times_seconds, size, buckets)

@@ -1,6 +1,7 @@
 """Still images as clips of one frame."""
 
 import struct
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +20,16 @@ def read_image(path: Path, max_pixels: int | None = None) -> UInt8[np.ndarray, "
         VideoError: it cannot be decoded, or its header says that it has more than `max_pixels`.
     """
     try:
-        with Image.open(path) as image:
-            check_num_pixels(image.height, image.width, max_pixels)
-            return np.asarray(_eight_bits(_upright(image)))
-    except (UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit is ours
+            with Image.open(path) as image:
+                check_num_pixels(image.height, image.width, max_pixels)
+                return np.asarray(_eight_bits(_upright(image)))
+    except VideoError:
+        raise
+    except Image.DecompressionBombError as error:  # Pillow opens no file of more than 179 million pixels
+        raise VideoError("too_large", f"it is too large to be opened ({error})") from error
+    except (UnidentifiedImageError, SyntaxError, ValueError) as error:
         raise VideoError("undecodable", f"it cannot be decoded ({error})") from error
     except OSError as error:
         if error.errno is not None:  # an error of the file system

@@ -32,10 +32,10 @@ from data.records import Record
 from data.video.augment import AS_IT_IS
 from data.video.codec import encode_clip
 from data.video.extract import CutConfig, Progress, Span, cut_file, measure_source
-from pipeline.distributed.isolated_pool import allow_until
+from pipeline.distributed.isolated_worker import allow_until
 from pipeline.ingest.config import PIXELS_VERSION, ShardConfig
 from pipeline.ingest.judge import Judge, failed_judgement, model_fingerprints
-from pipeline.ingest.spool import Clips, ClipSpool
+from pipeline.ingest.spool import Clips, ClipSpool, SpoolError
 from pipeline.run.fingerprints import fingerprint, output_json
 
 
@@ -88,6 +88,7 @@ def prepare_source(config: PrepareConfig, source: Source) -> tuple[SourceReport,
 
     Raises:
         OSError: the disk of this machine is full.
+        SpoolError: the clips cannot be written.
     """
     quarantine = partial(reject, source.name)
     spool = ClipSpool(config.spool_dir)
@@ -105,7 +106,7 @@ def prepare_source(config: PrepareConfig, source: Source) -> tuple[SourceReport,
         failed = SourceReport(source=source.name, quarantined=quarantine("read", "missing", gone))
     except OSError as error:
         spool.clear()
-        if error.errno == ENOSPC:  # a fault of this machine, not of the source
+        if error.errno == ENOSPC or isinstance(error, SpoolError):  # a fault of this machine, not of the source
             raise
         detail = f"it cannot be read: {error.strerror}"
         failed = SourceReport(source=source.name, quarantined=quarantine("read", "unreadable", detail))
@@ -138,7 +139,7 @@ def _cut_source(config: PrepareConfig, source: Source, spool: ClipSpool) -> list
         hdr=settings.hdr,
         crops_bars=settings.letter_box == "crop",
     )
-    allowance = _Allowance(settings.decode_timeout_seconds, settings.decode_seconds_per_minute)
+    allowance = Allowance(settings.decode_timeout_seconds, settings.decode_seconds_per_minute)
     with local_copy(source) as path:
         return cut_file(
             path,
@@ -180,7 +181,7 @@ def _make_clips(
     return SourceReport(source=source.name, clips=prepared)
 
 
-class _Allowance:
+class Allowance:
     """Keeps the deadline of this job a timeout away while frames are read, up to what the whole video may take."""
 
     def __init__(self, timeout_seconds: float, seconds_per_minute: float) -> None:

@@ -1,9 +1,9 @@
 """The shard stage: videos become WebDataset shards of clips.
 
 Sources are assigned to shards in their order, so the same sources always give the same shards. One job prepares one
-source (`pipeline/ingest/prepare.py`) in a process that is killed after a timeout; a Ray task writes each shard from the
-clips of its sources, which do not pass through the driver. Every source ends in exactly one of shards, filtered and
-quarantine (`data/curation/ledger.py`), which is checked at the end.
+source (`pipeline/ingest/prepare.py`) in a process that is killed after a timeout. The same processes write each shard
+from the clips of its sources, which do not pass through the driver. Every source ends in exactly one of shards,
+filtered and quarantine (`data/curation/ledger.py`), which is checked at the end.
 """
 
 import logging
@@ -14,8 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import ray
-
 from data.curation.filters import Duplicates
 from data.curation.ledger import FILTERED_NAME, QUARANTINE_NAME, Reason, balance, reject, write_rejections
 from data.curation.lookalikes import Lookalikes
@@ -25,7 +23,7 @@ from data.dataset.index import write_index
 from data.dataset.manifest import MANIFEST_NAME, Manifest, content_fingerprint, count_buckets
 from data.dataset.shards import write_shard
 from data.files.publish import publish_text, remove_unpublished
-from pipeline.distributed.isolated_pool import Done, run_jobs
+from pipeline.distributed.isolated_pool import Done, IsolatedPool
 from pipeline.ingest.buckets import read_choice, settle_buckets
 from pipeline.ingest.captions import Captions, read_captions
 from pipeline.ingest.config import ShardConfig
@@ -39,6 +37,7 @@ from pipeline.run.commits import (
     remove_commit,
     remove_other_shards,
     reusable_commit,
+    writing,
 )
 from pipeline.run.fingerprints import fingerprint
 from pipeline.run.progress import bar
@@ -53,12 +52,17 @@ class ShardCommit(Commit):
 
 
 def commit_shard(path: Path, input_fingerprint: str, reports: list[SourceReport], *clips: Clips) -> None:
-    """Write a shard, then its commit. Runs in a worker, which gets the clips from Ray's object store."""
+    """Write a shard, then its commit. Runs in a worker, which gets the clips from Ray's object store.
+
+    Raises:
+        ShardWriteError: the disk is full, for example.
+    """
     kept = {clip.key for report in reports for clip in report.clips}
     samples = (clip for source in clips for clip in source if clip[0].key in kept)
-    remove_commit(path)
-    shard, rows = write_shard(path, samples, VIDEO_MEMBER)
-    publish_commit(path, ShardCommit(input_fingerprint=input_fingerprint, shard=shard, rows=rows, reports=reports))
+    with writing(path):
+        remove_commit(path)
+        shard, rows = write_shard(path, samples, VIDEO_MEMBER)
+        publish_commit(path, ShardCommit(input_fingerprint=input_fingerprint, shard=shard, rows=rows, reports=reports))
     for source in clips:
         source.remove()
 
@@ -115,6 +119,7 @@ def make_shards(sources: Sequence[Source], output_dir: Path, config: ShardConfig
         SourceError: none of the sources can be used.
         CaptionError: the caption table cannot be read, or matches no video.
         CurationModelError: one of `config.models` cannot be used.
+        RayTaskError: a shard cannot be written, as a `ShardWriteError` says, which is its cause. Nothing else is cut.
     """
     output_dir.mkdir(parents=True, exist_ok=True)
     (output_dir / MANIFEST_NAME).unlink(missing_ok=True)  # the folder is not a dataset until all shards are written
@@ -171,28 +176,32 @@ def _prepare_and_commit(
     prepare: partial[tuple[SourceReport, Clips]], planned: list[_PlannedShard], config: ShardConfig, num_workers: int
 ) -> None:
     """Prepare the sources of every missing shard, and write each shard as soon as it can be (`_CommitOrder`)."""
-    committing: Any = ray.remote(commit_shard).options(num_cpus=0)
     committed = {group.number: commit for group in planned if (commit := group.commit()) is not None}
     group_of = {source: group for group in planned if group.number not in committed for source in group.sources}
     num_sources = sum(len(group.sources) for group in planned)
-    num_done, num_rejected, commits = num_sources - len(group_of), 0, []
+    num_done, num_rejected = num_sources - len(group_of), 0
     order = _CommitOrder(planned, committed, seen_clips(config.filters))
-    with bar("shard", num_sources, "videos", start=num_done) as progress:
-        for result in run_jobs(prepare, list(group_of), num_workers, config.decode_timeout_seconds):
+    with (
+        IsolatedPool(prepare, list(group_of), num_workers, config.decode_timeout_seconds) as pool,
+        bar("shard", num_sources, "videos", start=num_done) as progress,
+    ):
+        for result in pool.outcomes():
             source, group = result.job, group_of[result.job]
             if isinstance(result, Done):
-                report, group.clips[source.name] = result.report, result.payload
+                report: SourceReport = result.report
+                if report.clips:
+                    group.clips[source.name] = result.payload
             else:
                 quarantined = reject(source.name, "decode", result.reason, result.detail)
                 report = SourceReport(source=source.name, quarantined=quarantined)
             group.reports[source.name] = report
             for due, reports in order.due(group):
                 clips = [due.clips[source.name] for source in due.sources if source.name in due.clips]
-                commits.append(committing.remote(due.path, due.input_fingerprint, reports, *clips))
-                due.clips.clear()
+                pool.call(commit_shard, due.path, due.input_fingerprint, reports, *clips)
+                due.clips.clear()  # the object store and this process forget what is committed
+                due.reports.clear()
             num_done, num_rejected = num_done + 1, num_rejected + (not report.clips)
             progress.update(num_done, f"{num_rejected} left out" if num_rejected else "")
-    ray.get(commits)
 
 
 class _CommitOrder:

@@ -47,6 +47,10 @@ class Clips(Sequence[tuple[ClipRecord, bytes]]):
             self.content.unlink(missing_ok=True)
 
 
+class SpoolError(OSError):
+    """The file cannot be written; the message names the folder and the way out."""
+
+
 class ClipSpool:
     """Collects the clips of one source."""
 
@@ -69,7 +73,7 @@ class ClipSpool:
         """Append a clip.
 
         Raises:
-            OSError: the file cannot be written.
+            SpoolError: the file cannot be written.
         """
         self._records.append(record)
         self._edges.append(self._edges[-1] + len(content))
@@ -80,8 +84,12 @@ class ClipSpool:
     def _flush(self, folder: Path) -> None:
         if self._path is None:
             self._path = temporary_sibling(folder / "clips")
-        with self._path.open("ab") as file:
-            file.write(self._held)
+        try:
+            with self._path.open("ab") as file:
+                file.write(self._held)
+        except OSError as error:
+            detail = f"the clips of a long video cannot be written to {folder} ({error.strerror})"
+            raise SpoolError(error.errno, f"{detail}; make room there, and give the command again") from error
         self._held = bytearray()
 
     def clear(self) -> None:
@@ -95,7 +103,7 @@ class ClipSpool:
         """The clips that were added since the last `clear`.
 
         Raises:
-            OSError: the file cannot be written.
+            SpoolError: the file cannot be written.
         """
         if self._path is None:
             content: bytes | Path = bytes(self._held)

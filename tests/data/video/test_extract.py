@@ -1,11 +1,15 @@
 """Video in and out, captions, keys: on real files."""
 
+import weakref
+from collections.abc import Iterator
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
+from PIL import Image
 
 from data.dataset.buckets import (
     Bucket,
@@ -17,10 +21,11 @@ from data.errors import VideoError
 from data.video.augment import AugmentConfig
 from data.video.codec import decode_clip, encode_clip
 from data.video.decoders import selection
-from data.video.decoders.pyav_reader import SCALING
+from data.video.decoders.pyav_reader import SCALING, packet_timeline
 from data.video.decoders.pyav_stream import decode_frames
-from data.video.extract import CutConfig, measure_source, read_spans
-from data.video.probe import probe_video, square_size
+from data.video.decoders.timeline import Timeline, UnfitDecoderError
+from data.video.extract import CutConfig, Progress, Span, cut_file, measure_source, read_spans
+from data.video.probe import Probe, probe_video, square_size
 from data.video.resize import cover_size
 from testing.paths import CASES_DIR
 from testing.shapes import SQUARE, WIDE
@@ -289,3 +294,76 @@ def test_one_false_time_stamp_years_ahead_costs_nothing(tmp_path):
     assert not probe_video(path).suits_decord
     spans = read_spans(path, [BUCKET], 2)
     assert [span.decoder != "decord" for span in spans] == [True, True]
+
+
+def test_one_span_of_a_long_video_is_in_memory_at_a_time(tmp_path):
+    path = tmp_path / "long.mp4"
+    write_video(path, grey_frames(list(range(250)) * 3), list(range(0, 30_000, 40)))
+    earlier: list[weakref.ref[np.ndarray]] = []
+    alive: list[int] = []
+
+    def process(spans: list[Span]) -> float:
+        alive.append(sum(frames() is not None for frames in earlier))
+        earlier.extend(weakref.ref(span.frames) for span in spans)
+        return spans[0].start_seconds
+
+    starts = cut_file(path, [BUCKET], process, CutConfig(max_spans=None, augment=AugmentConfig(flip=True)))
+    assert starts == [number * 1.25 for number in range(24)]
+    assert alive == [0] * 24
+
+
+def test_when_a_decoder_fails_the_next_one_begins_at_the_first_clip(tmp_path, monkeypatch):
+    path = tmp_path / "a.mp4"
+    write_video(path, grey_frames([100] * 100), list(range(0, 4000, 40)))
+
+    def failing(path: Path, probe: Probe) -> Timeline:
+        (right,) = [packet_timeline(path, probe)]
+        assert right is not None
+
+        def read(indices: list[int], size: tuple[int, int] | None = None) -> Iterator[np.ndarray]:
+            if indices[0] > 0:
+                raise UnfitDecoderError("at a later place")
+            return right.read(indices, size)
+
+        return replace(right, read=read)
+
+    monkeypatch.setattr(selection, "TIMELINES", (failing, packet_timeline))
+    restarts = []
+    config = CutConfig(max_spans=None)
+    spans = cut_file(path, [BUCKET], lambda spans: spans[0], config, restart=lambda: restarts.append(1))
+    assert [span.start_seconds for span in spans] == [0, 1.25, 2.5]
+    assert restarts == [1]
+
+
+def test_frames_of_too_many_pixels_are_refused_before_they_are_decoded(tmp_path):
+    path = tmp_path / "a.mp4"
+    write_video(path, grey_frames([100] * 50, 64), list(range(0, 2000, 40)))
+    Image.new("1", (90, 90)).save(tmp_path / "a.png")
+    for name, limit in (("a.mp4", 64 * 64 - 1), ("a.png", 90 * 90 - 1)):
+        with pytest.raises(VideoError, match="it is too large") as caught:
+            read_spans(tmp_path / name, [BUCKET], 1, CutConfig(max_pixels=limit))
+        assert caught.value.reason == "too_large"
+        assert measure_source(tmp_path / name, max_pixels=limit + 1).height in (64, 90)
+    assert len(read_spans(path, [BUCKET], 1, CutConfig(max_pixels=64 * 64))) == 1
+
+
+def test_a_header_that_says_fewer_pixels_than_the_bitstream_has_helps_nobody(tmp_path):
+    path = tmp_path / "a.mp4"
+    write_video(path, grey_frames([100] * 50, 512), list(range(0, 2000, 40)))
+    content = path.read_bytes()
+    at = content.index(b"avc1", content.index(b"stsd")) + 28  # width and height of the sample entry
+    assert content[at : at + 4] == b"\2\0\2\0"
+    path.write_bytes(content[:at] + b"\0\x40\0\x40" + content[at + 4 :])
+    assert probe_video(path).stored_size == (512, 512)
+    with pytest.raises(VideoError):
+        probe_video(path, 256 * 256)
+
+
+def test_a_long_video_tells_how_long_it_is_and_every_frame_that_is_read(tmp_path):
+    path = tmp_path / "a.mp4"
+    write_video(path, grey_frames([100] * 25), [*range(0, 960, 40), 86_400_000])
+    begun, read = [], []
+    progress = Progress(begun.append, lambda: read.append(1))
+    cut_file(path, [BUCKET], len, progress=progress)
+    assert begun == [25.0]  # a second for each frame, not a day
+    assert len(read) == 5

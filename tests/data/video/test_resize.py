@@ -47,7 +47,7 @@ def test_of_a_long_picture_only_the_part_that_is_kept_is_scaled():
 def zone_plate(side: int) -> np.ndarray:
     """Rings that become finer towards the corners, up to the finest that pixels can show."""
     down, across = np.mgrid[:side, :side] - side / 2
-    grey = np.uint8(np.round(127.5 + 100 * np.cos(np.pi * (down**2 + across**2) / (1.5 * side))))
+    grey = np.round(127.5 + 100 * np.cos(np.pi * (down**2 + across**2) / (1.5 * side))).astype(np.uint8)
     return np.repeat(grey[..., None], 3, 2)
 
 

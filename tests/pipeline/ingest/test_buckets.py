@@ -13,7 +13,7 @@ from data.dataset.index import read_index
 from data.dataset.manifest import count_buckets, read_manifest
 from data.video.augment import AugmentConfig
 from data.video.formats import IMAGE_SUFFIXES, VIDEO_SUFFIXES
-from pipeline.distributed.isolated_pool import run_jobs
+from pipeline.distributed.isolated_pool import IsolatedPool
 from pipeline.ingest.config import ShardConfig
 from pipeline.ingest.shard import ShardCommit, count_reusable_shards, make_shards
 from pipeline.run.commits import read_commit
@@ -56,7 +56,7 @@ def test_chosen_once_and_then_kept(cluster, shape_videos, tmp_path, monkeypatch)
     assert count_reusable_shards(sources, tmp_path, other) == 0
     measured = []
     monkeypatch.setattr(
-        "pipeline.ingest.shard.run_jobs", lambda f, jobs, *a: measured.append(f) or run_jobs(f, jobs, *a)
+        "pipeline.ingest.shard.IsolatedPool", lambda f, jobs, *a: measured.append(f) or IsolatedPool(f, jobs, *a)
     )
     assert ingest(shape_videos, tmp_path, config) == first
     assert [getattr(function, "__name__", "cut") for function in measured] == ["cut"]

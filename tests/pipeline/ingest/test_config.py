@@ -13,6 +13,7 @@ from testing.shapes import SQUARE
         ({"buckets": ()}, "buckets is empty"),
         ({"buckets": (SQUARE, SQUARE)}, "names 9x48x48@8 twice"),
         ({"buckets": (SQUARE,), "choose_buckets": {}}, "keep one of them"),
+        ({"clip_placement": "scenes"}, "scene_detection is off"),
         ({"choose_buckets": {"num_frames": [16]}}, "use 13 or 17"),
         ({"choose_buckets": {"num_frames": []}}, "name at least one length"),
         ({"choose_buckets": {"pixels": 300, "side_multiple": 32}}, "not even a square of 32"),

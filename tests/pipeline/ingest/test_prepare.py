@@ -1,9 +1,12 @@
 """From one source to its clips: spans, keys, sizes and filters."""
 
 import os
+import struct
+import zlib
 
 import av
 import numpy as np
+import pytest
 from PIL import Image
 
 from data.curation.config import FilterConfig
@@ -12,7 +15,7 @@ from data.dataset.buckets import Bucket
 from data.video.codec import encode_clip
 from data.video.spans import Stretch
 from pipeline.ingest.config import ShardConfig
-from pipeline.ingest.prepare import PrepareConfig, prepare_source
+from pipeline.ingest.prepare import Allowance, PrepareConfig, prepare_source
 from testing.text_frames import CREDITS, moving, written
 
 BUCKETS = (Bucket(num_frames=5, height=32, width=32, fps=8),)
@@ -86,3 +89,45 @@ def test_a_bad_sidecar_whose_name_is_no_unicode_is_named_in_quarantine(tmp_path)
     assert report.quarantined is not None
     assert report.quarantined.detail.startswith("its sidecar caf\\xe9.txt cannot be read: it is not UTF-8")
     assert report.model_validate_json(report.model_dump_json()) == report
+
+
+def test_the_clips_of_a_long_video_are_spread_over_it(tmp_path):
+    (tmp_path / "a.mp4").write_bytes(encode_clip(np.zeros((200, 32, 32, 3), np.uint8), 8))
+    (source,) = list_folder(tmp_path)
+    of_placement = {
+        placement: [
+            clip.start_seconds
+            for clip in prepare_source(
+                PrepareConfig(BUCKETS, {}, ShardConfig(max_clips_per_video=most, clip_placement=placement)), source
+            )[0].clips
+        ]
+        for placement, most in (("start", 4), ("even", 4), ("random", None))
+    }
+    assert of_placement["start"] == [0, 0.625, 1.25, 1.875]
+    assert of_placement["even"] == [5 * 0.625, 15 * 0.625, 25 * 0.625, 35 * 0.625]
+    assert of_placement["random"] == [number * 0.625 for number in range(40)]
+
+
+def test_a_video_may_take_longer_the_longer_it_is_but_never_stand_still(monkeypatch):
+    now, ends = [0.0], []
+    monkeypatch.setattr("pipeline.ingest.prepare.monotonic", lambda: now[0])
+    monkeypatch.setattr("pipeline.ingest.prepare.allow_until", ends.append)
+    allowance = Allowance(timeout_seconds=100, seconds_per_minute=30)
+    now[0] = 10
+    allowance.begun(video_seconds=600)  # 100 + 10 * 30 = 400 in all
+    for now[0] in (50, 299, 350):
+        allowance.frame_read()
+    assert ends == [110, 150, 399, 400]
+
+
+@pytest.mark.parametrize("side", [10_000, 14_000])  # the second is more than Pillow opens
+def test_a_large_picture_is_left_out_by_name(tmp_path, side):
+    header = b"IHDR" + struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)  # a bit per pixel, which need not follow
+    chunk = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk)
+    image = Bucket(num_frames=1, height=64, width=64)
+    config = ShardConfig(buckets=(image,))
+    (source,) = list_folder(tmp_path, config.suffixes)
+    report, clips = prepare_source(PrepareConfig((image,), {}, config), source)
+    assert ([rejection.reason for rejection in report.filtered], len(clips)) == (["too_large"], 0)
+    assert report.filtered[0].retry.startswith("set data.filters.too_large_pixels higher")
