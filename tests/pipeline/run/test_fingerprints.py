@@ -38,7 +38,7 @@ DECIDED = {
         "filters",
         runtime="decode_timeout_seconds decode_seconds_per_minute",
         layout="videos_per_shard",
-        later="clip_placement hdr letter_box",
+        later="clip_placement hdr letter_box models",
     ),
     "AutoencoderSection": Decided(
         output="model loss train",
@@ -77,6 +77,10 @@ DECIDED = {
             "duplicate_views"
         ),
         output="too_small_pixels static_difference black_luma letter_boxed_share text_fraction duplicate_bits",
+    ),
+    "ModelsConfig": Decided(
+        output="max_caption_tokens aesthetic_pixels min_aesthetic min_similarity",
+        runtime="captioner aesthetic similarity batch_size",
     ),
     "MixPart": Decided(
         output="source weight",
