@@ -1,52 +1,90 @@
 """Filters that leave clips out on purpose; the manifest counts the clips that each one left out."""
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from operator import gt, le, lt
+
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from scipy.fft import dctn
 
-from data.curation.config import FilterConfig
+from data.curation.config import FilterConfig, Measure
 from data.curation.ledger import Filter
+from data.curation.measures import LUMA
 from data.records import Frames
 
-LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # weights of R, G and B (BT.601)
-BAR_LUMA = 24.0  # rows and columns with a lower mean in every frame are part of a bar; video black is 16
 HASH_SIDE = 8  # a frame's hash has 63 bits: its lowest 8 x 8 frequencies without the mean
 HASH_PIXELS = 32  # side of the square that a frame is averaged to before it is hashed
 
 
+@dataclass(frozen=True)
+class _Rule:
+    """A threshold: which measure it is for, when a clip fails, and how that is said."""
+
+    setting: str  # field of FilterConfig
+    measure: Measure
+    reason: Filter
+    fails: Callable[[float, float], bool]  # from the measured value and the threshold
+    sentence: Callable[[float, float], str]
+
+
+RULES = (  # in the order in which they are applied
+    _Rule(
+        *("text_fraction", "text", "text_heavy", gt),
+        lambda value, limit: f"{value:.1%} of its picture is text, more than {100 * limit:g}%",
+    ),
+    _Rule(
+        *("black_luma", "brightness", "black", le),
+        lambda value, limit: f"its mean brightness is {value:.1f} of 255, not above {limit:g}",
+    ),
+    _Rule(
+        *("static_difference", "change", "static", le),
+        lambda value, limit: f"its frames differ by {value:.2f} of 255, not more than {limit:g}",
+    ),
+    _Rule(
+        *("letter_boxed_share", "bars", "letter_boxed", gt),
+        lambda value, limit: f"{value:.0%} of its picture is black bars, more than {limit:.0%}",
+    ),
+    _Rule(
+        *("min_motion", "motion", "too_still", lt),
+        lambda value, limit: f"it moves by {value:.3g} of the shorter side a second, less than {limit:g}",
+    ),
+    _Rule(
+        *("max_motion", "motion", "too_fast", gt),
+        lambda value, limit: f"it moves by {value:.3g} of the shorter side a second, more than {limit:g}",
+    ),
+    _Rule(
+        *("min_sharpness", "sharpness", "blurred", lt),
+        lambda value, limit: f"its sharpness is {value:.3f}, less than {limit:g}",
+    ),
+    _Rule(
+        *("max_clipped_share", "clipped", "badly_exposed", gt),
+        lambda value, limit: f"{value:.1%} of its pixels are black or white, more than {100 * limit:g}%",
+    ),
+    _Rule(
+        *("max_logo_share", "logo", "logo", gt),
+        lambda value, limit: f"{value:.2%} of its picture is a mark that does not move, more than {100 * limit:g}%",
+    ),
+)
+OF_MOVING_CLIPS = frozenset({"change", "motion"})  # measures that mean nothing for a clip of one frame
+
+
 def failed_filter(
-    frames: Frames, config: FilterConfig, text_fraction: float | None = None
+    measured: Mapping[Measure, float], config: FilterConfig, is_still: bool = False
 ) -> tuple[Filter, str] | None:
     """The first filter that a clip does not pass, with the reason as a sentence; None if it passes all.
 
     Args:
-        text_fraction: share of its picture that is text (`text_area.text_fraction`); None: not measured.
+        measured: `measures.measure_clip`.
+        is_still: it has one frame, so that it is not asked how it moves.
     """
-    limit = config.text_fraction
-    if limit is not None and text_fraction is not None and text_fraction > limit:
-        return "text_heavy", f"{text_fraction:.1%} of its picture is text, more than {100 * limit:g}%"
-    if config.black_luma is config.static_difference is config.letter_boxed_share is None:
-        return None
-    luma = frames.astype(np.float32) @ LUMA  # (t, h, w)
-    if config.black_luma is not None and (brightness := float(luma.mean())) <= config.black_luma:
-        return "black", f"its mean brightness is {brightness:.1f} of 255, not above {config.black_luma:g}"
-    if config.static_difference is not None and len(luma) > 1:
-        change = float(np.abs(np.diff(luma, axis=0)).mean())
-        if change <= config.static_difference:
-            return "static", f"its frames differ by {change:.2f} of 255, not more than {config.static_difference:g}"
-    if config.letter_boxed_share is not None and (share := bar_share(luma)) > config.letter_boxed_share:
-        return "letter_boxed", f"{share:.0%} of its picture is black bars, more than {config.letter_boxed_share:.0%}"
+    for rule in RULES:
+        limit, value = getattr(config, rule.setting), measured.get(rule.measure)
+        if limit is None or value is None or (is_still and rule.measure in OF_MOVING_CLIPS):
+            continue
+        if rule.fails(value, limit):
+            return rule.reason, rule.sentence(value, limit)
     return None
-
-
-def bar_share(luma: Float[np.ndarray, "t h w"]) -> float:
-    """Share of the picture, in [0, 1], that is in dark rows at top and bottom or dark columns at the sides."""
-    shares = []
-    for axes in ((0, 2), (0, 1)):
-        lit = np.flatnonzero(luma.max(0, keepdims=True).mean(axes) > BAR_LUMA)
-        length = luma.shape[1] if axes == (0, 2) else luma.shape[2]
-        shares.append((lit[-1] - lit[0] + 1) / length if len(lit) else 0.0)
-    return float(1 - shares[0] * shares[1])
 
 
 def perceptual_hash(frames: Frames) -> int:
@@ -62,10 +100,14 @@ def perceptual_hash(frames: Frames) -> int:
 def _frame_bits(frame: UInt8[np.ndarray, "h w 3"]) -> Bool[np.ndarray, " bits"]:
     """63 bits of a frame."""
     luma = frame.astype(np.float32) @ LUMA
-    rows, columns = (np.linspace(0, side, HASH_PIXELS + 1) for side in luma.shape)
-    shrunk = _block_means(_block_means(luma, rows).T, columns).T
-    frequencies = np.asarray(dctn(shrunk, norm="ortho"))[:HASH_SIDE, :HASH_SIDE].ravel()[1:]
+    frequencies = np.asarray(dctn(shrink(luma, HASH_PIXELS), norm="ortho"))[:HASH_SIDE, :HASH_SIDE].ravel()[1:]
     return frequencies > np.median(frequencies)
+
+
+def shrink(values: Float[np.ndarray, "h w"], side: int) -> Float[np.ndarray, "side side"]:
+    """A picture averaged to a square of `side` pixels."""
+    rows, columns = (np.linspace(0, length, side + 1) for length in values.shape)
+    return _block_means(_block_means(values, rows).T, columns).T
 
 
 def _block_means(values: Float[np.ndarray, "n m"], edges: np.ndarray) -> Float[np.ndarray, "k m"]:
@@ -90,15 +132,17 @@ class Duplicates:
         self._bands = [(start, (1 << (stop - start)) - 1) for start, stop in zip(edges, edges[1:], strict=False)]
         self._kept: list[dict[int, list[tuple[int, str]]]] = [{} for _ in self._bands]
 
-    def find(self, value: int) -> str | None:
-        """The name of a kept clip whose hash is near enough; None if there is none."""
+    def find(self, digits: str) -> str | None:
+        """The name of a kept clip whose hash (hexadecimal) is near enough; None if there is none."""
+        value = int(digits, 16)
         for (start, mask), kept in zip(self._bands, self._kept, strict=True):
             for other, name in kept.get(value >> start & mask, ()):
                 if (value ^ other).bit_count() <= self._bits:
                     return name
         return None
 
-    def keep(self, value: int, name: str) -> None:
+    def keep(self, digits: str, name: str) -> None:
         """Add the hash of a clip."""
+        value = int(digits, 16)
         for (start, mask), kept in zip(self._bands, self._kept, strict=True):
             kept.setdefault(value >> start & mask, []).append((value, name))

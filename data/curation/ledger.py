@@ -34,7 +34,24 @@ Fault = Literal[
     "undecodable",
     "unreadable",
 ]
-Filter = Literal["too_short", "too_small", "too_large", "static", "black", "letter_boxed", "text_heavy", "duplicate"]
+Filter = Literal[
+    "too_short",
+    "too_small",
+    "too_large",
+    "hdr",
+    "static",
+    "black",
+    "letter_boxed",
+    "text_heavy",
+    "too_still",
+    "too_fast",
+    "blurred",
+    "badly_exposed",
+    "logo",
+    "unaesthetic",
+    "caption_mismatch",
+    "duplicate",
+]
 Reason = Fault | Filter
 _REPAIR = "repair or replace the file, then run `shard` with --retry"
 _SETTING = "set {} and run `shard` again"
@@ -54,11 +71,19 @@ RETRY: dict[Reason, str] = {
     "unreadable": "make the file readable, then run `shard` with --retry",
     "too_short": _SETTING.format("a bucket of fewer frames or of a higher rate in data.buckets"),
     "too_small": _SETTING.format("data.filters.too_small_pixels lower"),
+    "hdr": _SETTING.format("data.hdr to tone_map"),
     "too_large": _SETTING.format("data.filters.too_large_pixels higher"),
     "static": _SETTING.format("data.filters.static_difference lower"),
     "black": _SETTING.format("data.filters.black_luma lower"),
     "letter_boxed": _SETTING.format("data.filters.letter_boxed_share higher"),
     "text_heavy": _SETTING.format("data.filters.text_fraction higher"),
+    "too_still": _SETTING.format("data.filters.min_motion lower"),
+    "too_fast": _SETTING.format("data.filters.max_motion higher"),
+    "blurred": _SETTING.format("data.filters.min_sharpness lower"),
+    "badly_exposed": _SETTING.format("data.filters.max_clipped_share higher"),
+    "logo": _SETTING.format("data.filters.max_logo_share higher"),
+    "unaesthetic": _SETTING.format("data.models.min_aesthetic lower"),
+    "caption_mismatch": _SETTING.format("data.models.min_similarity lower"),
     "duplicate": _SETTING.format("data.filters.duplicate_bits lower"),
 }
 

@@ -1,7 +1,9 @@
 """The record of a clip, its key and its split. The names of the members of a sample are defined here only."""
 
 from hashlib import blake2b
-from typing import Literal
+from typing import Any, Literal
+
+from pydantic import SerializerFunctionWrapHandler, model_serializer
 
 from data.dataset.buckets import Bucket
 from data.records import Record
@@ -29,8 +31,16 @@ class ClipRecord(Record):
     height: int
     width: int
     fps: float
-    source_height: int  # square pixels, after the rotation and mirroring that the file asks for
+    source_height: int  # square pixels, after the rotation and mirroring that the file asks for, without cropped bars
     source_width: int
+    measures: dict[str, float] | None = None  # what was measured of it (`data.filters.measures`), by name
+    caption_by: str | None = None  # who wrote the caption, if a model did
+
+    @model_serializer(mode="wrap")
+    def _without_absent(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Clips without them are stored as they were before these fields existed."""
+        absent = [name for name in ("measures", "caption_by") if getattr(self, name) is None]
+        return {name: value for name, value in serialize(self).items() if name not in absent}
 
     @property
     def bucket(self) -> Bucket:

@@ -13,7 +13,9 @@ from PIL import Image
 from data.errors import VideoError
 from data.records import Frames
 from data.video.decoders.decord_reader import DECORD_ERRORS
+from data.video.resize import is_hd
 
+SMPTE_170M = 6  # FFmpeg's AVCOL_SPC_SMPTE170M: the matrix of BT.601, by which clips are encoded
 CHUNK_FRAMES = 8  # frames per call to decord, which does not detect padded rows in single frames
 MP4_MARK = b"ftyp"  # type of the first box of every file that `encode_clip` writes, after its four bytes of length
 
@@ -97,6 +99,8 @@ def encode_clip(frames: Frames, fps: float, crf: int = 14) -> bytes:
         stream = container.add_stream("libx264", rate=rate, options=options)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
+        if is_hd(*frames.shape[1:3]):  # without a tag, players would take the colours for those of BT.709
+            stream.codec_context.colorspace = SMPTE_170M
         stream.codec_context.thread_count = 1  # clips are small: several processes are faster than several threads
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))

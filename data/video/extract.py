@@ -18,14 +18,16 @@ from data.dataset.clip import Decoder
 from data.errors import VideoError
 from data.records import Frames
 from data.video.augment import AS_IT_IS, AugmentConfig
+from data.video.bars import find_picture, without_bars
 from data.video.decoders.selection import timelines
 from data.video.decoders.timeline import Frame, ReadFrames, Timeline, UnfitDecoderError
-from data.video.formats import IMAGE_SUFFIXES
+from data.video.formats import IMAGE_SUFFIXES, HdrHandling
 from data.video.images import read_image
-from data.video.probe import probe_video
+from data.video.probe import Probe, probe_video
 from data.video.resize import Box, Size, crop_box, reading_size, resize_and_crop
-from data.video.spans import WHOLE, Placement, PlannedSpan, Stretch, plan_spans, shown_part
+from data.video.spans import WHOLE, Placement, PlannedSpan, Stretch, Transition, plan_spans, shown_part
 
+FindCuts = Callable[[Timeline, Size], list[Transition]]
 TextMeasure = Callable[[UInt8[np.ndarray, "h w 3"], Box], float]
 Made = TypeVar("Made")
 
@@ -62,12 +64,14 @@ class CutConfig:
     stretch: Stretch = WHOLE  # the part of the video to cut from
     min_side_pixels: int = 1  # files whose shorter side has fewer are refused
     max_pixels: int | None = None  # files whose frames have more are refused before they are decoded; None: none are
-    # Returns the index of the first frame of each scene after the first, from a timeline and the size of the video; no
-    # clip spans a cut. None: the whole video is one scene.
-    find_cuts: Callable[[Timeline, Size], list[int]] | None = None
+    # Returns the transitions between scenes, from a timeline and the size of the video; no clip shows their frames.
+    # None: the whole video is one scene.
+    find_cuts: FindCuts | None = None
     # Measures the share of a part of a frame that is text, before it is resized; None: not measured.
     text_fraction: TextMeasure | None = None
     augment: AugmentConfig = AS_IT_IS  # further clips of each span
+    hdr: HdrHandling = "as_sdr"  # what is done with videos of high dynamic range
+    crops_bars: bool = False  # cut black bars off the edges first, so that the picture alone decides the shape
 
 
 ONE_SPAN = CutConfig()
@@ -96,7 +100,7 @@ def cut_file(
 
     Raises:
         VideoError: the file cannot be decoded, contains no video, is too small or too large, is shorter than one clip,
-            or shows nothing but transparent pixels.
+            shows nothing but transparent pixels, or has a high dynamic range and `hdr` is `drop`.
     """
     if path.suffix.lower() in IMAGE_SUFFIXES:
         picture = read_image(path, config.max_pixels)
@@ -106,16 +110,19 @@ def cut_file(
         def read(indices: list[int], size: Size | None = None) -> Iterator[Frame]:  # noqa: ARG001 - of the interface
             yield picture
 
-        still = Timeline(np.zeros(1), read, "pillow")
-        planned = plan_spans(still.times_seconds, (height, width), buckets)
-        return [process(_clips_of(still, (height, width), config, span)) for span in planned]
-    probe = probe_video(path, config.max_pixels)
+        still, size = Timeline(np.zeros(1), read, "pillow"), (height, width)
+        if config.crops_bars:
+            still, size = without_bars(still, size)
+        planned = plan_spans(still.times_seconds, size, buckets)
+        return [process(_clips_of(still, size, config, span)) for span in planned]
+    probe = _prepared_for_hdr(probe_video(path, config.max_pixels), config.hdr)
     _check_size(probe.height, probe.width, config.min_side_pixels)
-    shown = (probe.height, probe.width)
     progress.begun(probe.shown_seconds)
     for timeline in timelines(path, probe):
-        counted = replace(timeline, read=partial(_counted, timeline.read, progress.frame_read))
+        counted, shown = replace(timeline, read=partial(_counted, timeline.read, progress.frame_read)), probe.shown_size
         try:
+            if config.crops_bars:
+                counted, shown = without_bars(counted, shown)
             cuts = config.find_cuts(counted, shown) if config.find_cuts is not None else []
             planned = plan_spans(
                 timeline.times_seconds,
@@ -145,20 +152,49 @@ def read_spans(path: Path, buckets: Sequence[Bucket], max_spans: int, config: Cu
     return [span for spans in cut_file(path, buckets, list, replace(config, max_spans=max_spans)) for span in spans]
 
 
-def measure_source(path: Path, stretch: Stretch = WHOLE, max_pixels: int | None = None) -> SourceShape:
-    """Size and duration of a file, decoding at most one frame.
+def measure_source(
+    path: Path, stretch: Stretch = WHOLE, max_pixels: int | None = None, crops_bars: bool = False
+) -> SourceShape:
+    """Size and duration of a file, decoding at most one frame, and a few more to find bars.
+
+    Args:
+        crops_bars: the size is that without black bars, as `CutConfig` has it.
 
     Raises:
         VideoError: it cannot be read, or is larger than `max_pixels`.
     """
     if path.suffix.lower() in IMAGE_SUFFIXES:
-        height, width = read_image(path, max_pixels).shape[:2]
+        picture = read_image(path, max_pixels)
+        height, width = find_picture([picture]).size(picture.shape[:2]) if crops_bars else picture.shape[:2]
         return SourceShape(height, width, 0.0)
     probe = probe_video(path, max_pixels)
+    height, width = _size_without_bars(path, probe) if crops_bars else probe.shown_size
     if len(probe.ticks) == 0:  # only decoding shows how long it is
-        return SourceShape(probe.height, probe.width, float("inf"))
+        return SourceShape(height, width, float("inf"))
     _, end = shown_part(probe.times_seconds, stretch)
-    return SourceShape(probe.height, probe.width, max(0.0, end - min(stretch.start_seconds, end)))
+    return SourceShape(height, width, max(0.0, end - min(stretch.start_seconds, end)))
+
+
+def _size_without_bars(path: Path, probe: Probe) -> Size:
+    for timeline in timelines(path, probe):
+        try:
+            return without_bars(timeline, probe.shown_size)[1]
+        except UnfitDecoderError:
+            continue
+    raise VideoError("undecodable", "no decoder can read its frames")
+
+
+def _prepared_for_hdr(probe: Probe, hdr: HdrHandling) -> Probe:
+    """A probe that says whether frames are tone-mapped.
+
+    Raises:
+        VideoError: the video has a high dynamic range, and such videos are left out.
+    """
+    if probe.hdr is None or hdr == "as_sdr":
+        return probe
+    if hdr == "drop":
+        raise VideoError("hdr", f"it has a high dynamic range ({probe.hdr.upper()})")
+    return replace(probe, is_tone_mapped=True)
 
 
 def _check_size(height: int, width: int, min_side_pixels: int) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Literal
 
 import av
 import av.container
@@ -16,7 +17,7 @@ import numpy as np
 from data.errors import VideoError
 from data.video.container import open_video
 from data.video.entries import ENTRY_CODECS, Entry, Packet, entries_of
-from data.video.resize import Size, check_num_pixels
+from data.video.resize import Size, check_num_pixels, is_hd
 from data.video.transparency import may_be_transparent
 
 PROGRESSIVE = 1  # FFmpeg's AV_FIELD_PROGRESSIVE; 0 is unknown, higher values are orders of fields
@@ -35,6 +36,9 @@ NO_TICKS = np.empty(0, np.int64)
 ALPHA_LAYER_CODECS = frozenset({"vp8", "vp9"})
 NO_TAG = "\0\0\0\0"  # of raw pixels in AVI without a code (BI_RGB), which have no alpha
 SQUARE = Fraction(1)
+Hdr = Literal["pq", "hlg"]
+HDR_TRANSFERS: dict[int, Hdr] = {16: "pq", 18: "hlg"}  # by FFmpeg's number (AVColorTransferCharacteristic)
+UNSPECIFIED = 2  # FFmpeg's AVCOL_SPC_UNSPECIFIED
 # decord takes memory for every frame that the header, or duration and rate, promise, and aborts its process where there
 # is not enough: a single time stamp that is years too late promises billions.
 MAX_DECORD_FRAMES = 1_000_000
@@ -97,6 +101,8 @@ class Probe:
     num_packets: int
     ticks: np.ndarray  # int64, strictly increasing: presentation time of each frame; empty if unknown
     pixel_format: str
+    is_untagged_hd: bool  # HD in YUV that does not say by which matrix: players take BT.709, FFmpeg BT.601
+    hdr: Hdr | None  # which transfer function of high dynamic range its code values follow; None: an ordinary one
     may_be_transparent: bool
     ignores_alpha: bool  # the fourth byte of its pixels, which PyAV reads as alpha, means nothing
     has_alpha_layer: bool  # in a second stream of pictures beside the packets
@@ -106,6 +112,12 @@ class Probe:
     has_closed_groups: bool  # every frame is shown after the key frame that precedes it in the file
     entries: tuple[Entry, ...]  # where decoding may begin, besides the start
     is_damaged: bool  # FFmpeg reported errors before the first frame
+    is_tone_mapped: bool = False  # whether frames of high dynamic range are to be tone-mapped
+
+    @property
+    def shown_size(self) -> Size:
+        """Height and width as displayed."""
+        return self.height, self.width
 
     @property
     def stored_size(self) -> Size:
@@ -137,14 +149,14 @@ class Probe:
             and self.has_closed_groups
             and self.promised_frames <= MAX_DECORD_FRAMES
             and not (self.has_edit_list or self.is_interlaced or self.is_damaged or self.matrix.is_mirrored)
-            and not self.may_be_transparent
+            and not (self.may_be_transparent or self.is_untagged_hd)
         )
 
     @property
     def suits_torchcodec(self) -> bool:
         """Whether torchcodec, which applies edit lists and seeks exactly, reads exactly the frames that are shown."""
         is_plain = not (self.is_interlaced or self.is_damaged or self.matrix.is_mirrored or self.may_be_transparent)
-        return len(self.ticks) > 0 and is_plain
+        return len(self.ticks) > 0 and is_plain and not (self.is_untagged_hd or self.is_tone_mapped)
 
 
 def probe_video(path: Path, max_pixels: int | None = None) -> Probe:
@@ -220,6 +232,8 @@ def probe_video(path: Path, max_pixels: int | None = None) -> Probe:
                 num_packets=len(packets),
                 ticks=ticks,
                 pixel_format=first.format.name,
+                is_untagged_hd=_is_untagged_hd(first),
+                hdr=HDR_TRANSFERS.get(first.color_trc),
                 may_be_transparent=has_alpha_layer or (may_be_transparent(first.format) and not is_opaque),
                 ignores_alpha=is_opaque,
                 has_alpha_layer=has_alpha_layer,
@@ -232,6 +246,11 @@ def probe_video(path: Path, max_pixels: int | None = None) -> Probe:
             )
     except av.FFmpegError as error:
         raise VideoError("undecodable", f"it cannot be decoded (FFmpeg: {error.strerror})") from error
+
+
+def _is_untagged_hd(frame: av.VideoFrame) -> bool:
+    is_yuv = not frame.format.is_rgb and len(frame.format.components) >= 3
+    return is_yuv and frame.colorspace == UNSPECIFIED and is_hd(frame.height, frame.width)
 
 
 def _first_frame(packet: av.Packet, context: av.VideoCodecContext) -> av.VideoFrame | None:

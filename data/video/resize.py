@@ -13,6 +13,11 @@ Size = tuple[int, int]  # height, width
 DETECTION_SIZE: Size = (144, 256)  # at which scene cuts are detected: smaller than most videos, so much faster
 
 
+def is_hd(height: int, width: int) -> bool:
+    """Whether a video without a tag has the colours of HD (BT.709), by its size, as players decide it."""
+    return height >= 720 or width >= 1280
+
+
 def check_num_pixels(height: int, width: int, max_pixels: int | None) -> None:
     """Refuse a picture of more than `max_pixels`, before memory is taken for it; None refuses none.
 

@@ -44,6 +44,14 @@ WHOLE = Stretch()
 Placement = Literal["start", "even", "scenes", "random"]
 
 
+@dataclass(frozen=True)
+class Transition:
+    """Where one scene of a video ends and the next begins, by indices of frames."""
+
+    start: int  # first frame that is not of the old scene alone
+    end: int  # first frame of the new scene alone; equal to `start` at a hard cut
+
+
 def shown_part(times_seconds: np.ndarray, stretch: Stretch) -> tuple[float, float]:
     """Duration of the video, and where the stretch ends in it, in seconds after the first frame."""
     # The last frame is shown for one more frame interval; without it, a 2.0 s file would have no 2.0 s clip.
@@ -56,7 +64,7 @@ def plan_spans(
     times_seconds: np.ndarray,
     size: tuple[int, int],
     buckets: Sequence[Bucket],
-    cuts: Sequence[int] = (),
+    cuts: Sequence[Transition] = (),
     stretch: Stretch = WHOLE,
     max_spans: int | None = None,
     placement: Placement = "start",
@@ -67,7 +75,8 @@ def plan_spans(
     Args:
         times_seconds: presentation time of each frame, strictly increasing.
         size: height and width of the frames.
-        cuts: indices of the frames that begin a new scene; each scene gets its own bucket.
+        cuts: transitions between scenes, in order and not overlapping; no clip shows their frames, and each scene gets
+            its own bucket.
         stretch: the part of the video to cut from.
         max_spans: plan only so many; None: all, except those in which no frame begins: a single false time stamp can
             stand for years of video.
@@ -79,10 +88,9 @@ def plan_spans(
     """
     shown, end = shown_part(times_seconds, stretch)
     start = min(stretch.start_seconds, shown)
-    scenes = [float(times_seconds[cut] - times_seconds[0]) for cut in cuts]
-    edges = [start, *(edge for edge in scenes if start < edge < end), end]
+    scenes = _scene_times(times_seconds, cuts, start, end)
     fitting: list[_Scene] = []
-    for scene_start, scene_end in pairwise(edges):
+    for scene_start, scene_end in scenes:
         if scene_start >= scene_end and shown > 0:  # the stretch begins after the end
             continue
         # At the end of a scene, unlike that of the video, a frame that counts as on time may belong to the next scene.
@@ -91,8 +99,8 @@ def plan_spans(
         if bucket is not None:
             fitting.append(_Scene(scene_start, room, bucket))
     if not fitting:
-        scene = " in one scene" if len(edges) > 2 else ""
-        longest = max(after - before for before, after in pairwise(edges))
+        scene = " in one scene" if len(scenes) > 1 else ""
+        longest = max((after - before for before, after in scenes), default=0.0)
         shortest = min(buckets, key=lambda bucket: bucket.duration_seconds)
         raise VideoError(
             "too_short",
@@ -112,6 +120,18 @@ def plan_spans(
         indices = np.searchsorted(times_seconds, wanted + TIE_SECONDS, side="right") - 1
         spans.append(PlannedSpan(span_start, bucket, indices.tolist()))
     return spans
+
+
+def _scene_times(
+    times_seconds: np.ndarray, cuts: Sequence[Transition], start: float, end: float
+) -> list[tuple[float, float]]:
+    """Start and end of each scene in a part of the video, in seconds after its first frame."""
+    if not cuts:
+        return [(start, end)]
+    times = [*(times_seconds - times_seconds[0]).tolist(), float("inf")]  # a transition may lead to the very end
+    begins, ends = [start, *(times[cut.end] for cut in cuts)], [*(times[cut.start] for cut in cuts), end]
+    scenes = [(max(start, first), min(last, end)) for first, last in zip(begins, ends, strict=True)]
+    return [(first, last) for first, last in scenes if first < last]
 
 
 @dataclass(frozen=True)

@@ -40,12 +40,13 @@ def settle_buckets(
     """
     if config.choose_buckets is None:
         return config.buckets
-    inputs = listing_fingerprint(sources)
+    crops_bars = config.letter_box == "crop"
+    inputs = listing_fingerprint(sources) + (" without bars" if crops_bars else "")
     known = read_choice(output_dir, config.choose_buckets)
     if known is not None and known.input_fingerprint == inputs:
         return known.buckets
     shapes: dict[str, SourceShape] = {}
-    measuring = partial(measure, config.filters.too_large_pixels)
+    measuring = partial(measure, config.filters.too_large_pixels, crops_bars)
     with (
         IsolatedPool(measuring, sources, num_workers, config.decode_timeout_seconds) as pool,
         bar("measure", len(sources), "videos") as progress,

@@ -5,15 +5,15 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
-from data.curation.config import FilterConfig, SceneDetection
+from data.curation.config import FilterConfig, ModelsConfig, SceneDetection
 from data.dataset.buckets import Bucket, BucketChoice
 from data.records import AddedLater, Layout, Runtime, Settings, expand_home
 from data.video.augment import AugmentConfig
-from data.video.formats import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from data.video.formats import IMAGE_SUFFIXES, VIDEO_SUFFIXES, HdrHandling
 from data.video.spans import Placement
 
 # Part of the fingerprints of clips: it changes where the same settings give other pixels. 2: frames are scaled while
-# they are converted to RGB (before, by Pillow afterwards), and PyAV comes before decord.
+# they are converted to RGB (before, by Pillow afterwards), and PyAV comes before decord; HD without a tag is BT.709.
 PIXELS_VERSION = 2
 
 
@@ -44,11 +44,24 @@ class ShardConfig(Settings):
     validation_fraction: float = Field(default=0.05, ge=0, lt=1)
     """Expected share of the videos whose clips are held out for validation, chosen by a hash of the video's name."""
     scene_detection: SceneDetection = "off"
-    """`content` finds scene cuts so that no clip spans one (needs the extra `scenes`); `off` does not look for them."""
+    """How scenes are told apart, so that no clip spans two: `transitions`, `content` or `off`.
+
+    `transitions` finds hard cuts, fades through black or white, and cross-fades, and ignores flashes; `content` finds
+    hard cuts with PySceneDetect (the extra `scenes`); `off` does not look for scenes.
+    """
+    hdr: Annotated[HdrHandling, AddedLater("as_sdr")] = "as_sdr"
+    """Videos of high dynamic range (PQ, HLG): `tone_map` shows them as BT.709, `drop` leaves them out.
+
+    `as_sdr` takes their code values for ordinary ones, which shows them pale.
+    """
+    letter_box: Annotated[Literal["keep", "crop"], AddedLater("keep")] = "keep"
+    """`crop` cuts black bars off the edges of each video, before its shape is chosen; `keep` leaves them."""
     augment: AugmentConfig = AugmentConfig()
     """Mirrored and shifted copies of the clips of the training split."""
     filters: FilterConfig = FilterConfig()
     """Thresholds beyond which videos and clips are left out on purpose."""
+    models: Annotated[ModelsConfig, AddedLater(ModelsConfig())] = ModelsConfig()
+    """Models from files on this machine that write captions or score clips; none is used by default."""
     decode_timeout_seconds: Annotated[float, Runtime] = Field(default=120, gt=0)
     """Seconds that a video may take to be opened and then from one frame to the next, and in all if it is short.
 

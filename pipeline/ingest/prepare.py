@@ -5,6 +5,7 @@ The result is a report, which is small and returned to the driver, and the clips
 store, or in a file if they are many, until their shard is written (`pipeline/ingest/shard.py`).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from errno import ENOSPC
 from functools import partial
@@ -16,9 +17,12 @@ from pydantic import Field
 
 from data.curation.caption_text import CaptionError, clean_caption
 from data.curation.captions import caption_of
+from data.curation.config import FilterConfig, Measure
 from data.curation.filters import Duplicates, failed_filter, perceptual_hash
 from data.curation.ledger import Filter, Rejection, reject
-from data.curation.scenes import find_cuts
+from data.curation.lookalikes import Lookalikes, describe
+from data.curation.measures import measure_clip
+from data.curation.scenes import SCENE_FINDERS
 from data.curation.sources import Source, local_copy
 from data.curation.text_area import text_fraction
 from data.dataset.buckets import Bucket, SourceShape
@@ -30,6 +34,7 @@ from data.video.codec import encode_clip
 from data.video.extract import CutConfig, Progress, Span, cut_file, measure_source
 from pipeline.distributed.isolated_worker import allow_until
 from pipeline.ingest.config import PIXELS_VERSION, ShardConfig
+from pipeline.ingest.judge import Judge, failed_judgement, model_fingerprints
 from pipeline.ingest.spool import Clips, ClipSpool, SpoolError
 from pipeline.run.fingerprints import fingerprint, output_json
 
@@ -39,7 +44,8 @@ class PreparedClip(Record):
 
     key: str
     start_seconds: float
-    perceptual_hash: str | None = None  # hexadecimal; None if duplicates are not looked for, or the clip is augmented
+    # Hexadecimal, or by `lookalikes.describe`; None if duplicates are not looked for, or the clip is augmented.
+    perceptual_hash: str | None = None
 
 
 class SourceReport(Record):
@@ -60,6 +66,7 @@ class PrepareConfig:
     settings: ShardConfig
     shared_names: frozenset[str] = frozenset()  # that alone mean no video in `captions` (`match_table`)
     spool_dir: Path | None = None  # where the clips of a long video are stored until their shard is written
+    judge: Judge | None = None  # asks the models of `settings.models`; None: there are none
 
     def fingerprint(self) -> str:
         """Changes with everything that changes a clip."""
@@ -69,6 +76,7 @@ class PrepareConfig:
             sorted(self.captions.items()),
             settings,
             PIXELS_VERSION,
+            *model_fingerprints(self.settings.models),
         ]
         return fingerprint([*inputs, sorted(self.shared_names)] if self.shared_names else inputs)
 
@@ -125,9 +133,11 @@ def _cut_source(config: PrepareConfig, source: Source, spool: ClipSpool) -> list
         stretch=source.stretch,
         min_side_pixels=settings.filters.too_small_pixels or 1,
         max_pixels=settings.filters.too_large_pixels,
-        find_cuts=find_cuts if settings.scene_detection == "content" else None,
-        text_fraction=text_fraction if settings.filters.text_fraction is not None else None,
+        find_cuts=SCENE_FINDERS[settings.scene_detection],
+        text_fraction=text_fraction if settings.filters.needs("text") else None,
         augment=settings.augment if is_augmented else AS_IT_IS,
+        hdr=settings.hdr,
+        crops_bars=settings.letter_box == "crop",
     )
     allowance = Allowance(settings.decode_timeout_seconds, settings.decode_seconds_per_minute)
     with local_copy(source) as path:
@@ -147,17 +157,27 @@ def _make_clips(
     """Filter and encode the clips of one span: augmented ones are kept or left out together with what they copy."""
     filters = config.settings.filters
     (original,) = (span for span in spans if not span.variant)
-    failed = failed_filter(original.frames, filters, original.text_fraction)
+    measured = measure_clip(original.frames, original.bucket.fps, filters, original.text_fraction)
+    failed = failed_filter(measured, filters, is_still=len(original.frames) == 1)
     if failed is not None:
         rejected = reject(source.name, "filter", *failed, start_seconds=original.start_seconds)
         return SourceReport(source=source.name, filtered=[rejected])
+    scores, caption_by = {}, None
+    if config.judge is not None:
+        judgement = config.judge(original.frames[[0, len(original.frames) // 2, -1]], caption)
+        failed = failed_judgement(judgement, config.settings.models)
+        if failed is not None:
+            rejected = reject(source.name, "filter", *failed, start_seconds=original.start_seconds)
+            return SourceReport(source=source.name, filtered=[rejected])
+        scores = judgement.scores
+        if judgement.caption:
+            caption, caption_by = judgement.caption, "captioner"
     prepared = []
     for span in spans:
-        record = _clip_record(config, source, span, caption)
+        record = _clip_record(config, source, span, caption, measured, scores, caption_by)
         spool.add(record, encode_clip(span.frames, span.bucket.fps))
-        is_compared = filters.duplicate_bits is not None and not span.variant
-        digits = f"{perceptual_hash(span.frames):x}" if is_compared else None
-        prepared.append(PreparedClip(key=record.key, start_seconds=span.start_seconds, perceptual_hash=digits))
+        signature = _signature(span, filters)
+        prepared.append(PreparedClip(key=record.key, start_seconds=span.start_seconds, perceptual_hash=signature))
     return SourceReport(source=source.name, clips=prepared)
 
 
@@ -178,7 +198,17 @@ class Allowance:
         allow_until(min(self._end, monotonic() + self._timeout))
 
 
-def _clip_record(config: PrepareConfig, source: Source, span: Span, caption: str) -> ClipRecord:
+def _clip_record(
+    config: PrepareConfig,
+    source: Source,
+    span: Span,
+    caption: str,
+    measured: Mapping[Measure, float],
+    scores: Mapping[str, float],
+    caption_by: str | None,
+) -> ClipRecord:
+    recorded = config.settings.filters.recorded
+    stored = {name: value for name, value in measured.items() if name in recorded} | dict(scores)
     return ClipRecord(
         key=clip_key(source.name, span.start_seconds, span.bucket, span.variant),
         source=source.name,
@@ -194,19 +224,36 @@ def _clip_record(config: PrepareConfig, source: Source, span: Span, caption: str
         fps=span.bucket.fps,
         source_height=span.source_height,
         source_width=span.source_width,
+        measures={name: round(value, 6) for name, value in stored.items()} or None,
+        caption_by=caption_by,
     )
 
 
-def drop_duplicates(report: SourceReport, seen: Duplicates) -> SourceReport:
+def _signature(span: Span, filters: FilterConfig) -> str | None:
+    """What duplicates of a clip are found by; None: it is not compared."""
+    if filters.duplicate_bits is None or span.variant:
+        return None
+    return f"{perceptual_hash(span.frames):x}" if filters.duplicate_views == "same" else describe(span.frames)
+
+
+def seen_clips(filters: FilterConfig) -> Duplicates | Lookalikes | None:
+    """What collects the clips kept so far; None if duplicates are not looked for."""
+    if filters.duplicate_bits is None:
+        return None
+    return (
+        Duplicates(filters.duplicate_bits) if filters.duplicate_views == "same" else Lookalikes(filters.duplicate_bits)
+    )
+
+
+def drop_duplicates(report: SourceReport, seen: Duplicates | Lookalikes) -> SourceReport:
     """The report of a source without the clips that duplicate an earlier one; the others are added to `seen`."""
     dropped: dict[float, Rejection] = {}  # by the start of the span
     for clip in report.clips:
         if clip.perceptual_hash is None:
             continue
-        value = int(clip.perceptual_hash, 16)
-        original = seen.find(value)
+        original = seen.find(clip.perceptual_hash)
         if original is None:
-            seen.keep(value, report.source)
+            seen.keep(clip.perceptual_hash, report.source)
         else:
             detail = f"it looks like a clip of {original}"
             start = clip.start_seconds
@@ -215,11 +262,11 @@ def drop_duplicates(report: SourceReport, seen: Duplicates) -> SourceReport:
     return report.model_copy(update={"clips": kept, "filtered": [*report.filtered, *dropped.values()]})
 
 
-def measure(max_pixels: int | None, source: Source) -> tuple[SourceShape | None, None]:
+def measure(max_pixels: int | None, crops_bars: bool, source: Source) -> tuple[SourceShape | None, None]:
     """Size and duration of a source; None if it cannot be read, for which `prepare_source` reports the reason."""
     try:
         with local_copy(source) as path:
-            return measure_source(path, source.stretch, max_pixels), None
+            return measure_source(path, source.stretch, max_pixels, crops_bars), None
     except VideoError:
         return None, None
     except OSError as error:

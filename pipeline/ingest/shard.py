@@ -9,7 +9,7 @@ filtered and quarantine (`data/curation/ledger.py`), which is checked at the end
 import logging
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 from data.curation.filters import Duplicates
 from data.curation.ledger import FILTERED_NAME, QUARANTINE_NAME, Reason, balance, reject, write_rejections
 from data.curation.listing import ListingCounts
+from data.curation.lookalikes import Lookalikes
 from data.curation.sources import Source, SourceError, listing_fingerprint
 from data.dataset.clip import VIDEO_MEMBER
 from data.dataset.index import write_index
@@ -27,7 +28,8 @@ from pipeline.distributed.isolated_pool import Done, IsolatedPool
 from pipeline.ingest.buckets import read_choice, settle_buckets
 from pipeline.ingest.captions import Captions, read_captions
 from pipeline.ingest.config import ShardConfig
-from pipeline.ingest.prepare import PrepareConfig, SourceReport, drop_duplicates, prepare_source
+from pipeline.ingest.judge import started_judge
+from pipeline.ingest.prepare import PrepareConfig, SourceReport, drop_duplicates, prepare_source, seen_clips
 from pipeline.ingest.spool import Clips
 from pipeline.run.commits import (
     Commit,
@@ -124,6 +126,7 @@ def make_shards(
     Raises:
         SourceError: none of the sources can be used.
         CaptionError: the caption table cannot be read, or matches no video.
+        CurationModelError: one of `config.models` cannot be used.
         RayTaskError: a shard cannot be written, as a `ShardWriteError` says, which is its cause. Nothing else is cut.
     """
     output_dir.mkdir(parents=True, exist_ok=True)
@@ -133,7 +136,8 @@ def make_shards(
     buckets = settle_buckets(sources, output_dir, config, num_workers)
     prepare = PrepareConfig(buckets, captions.table, config, captions.shared_names, output_dir.resolve())
     planned = _plan(sources, output_dir.resolve(), prepare)
-    _prepare_and_commit(partial(prepare_source, prepare), planned, config, num_workers)
+    with started_judge(config.models) as judge:
+        _prepare_and_commit(partial(prepare_source, replace(prepare, judge=judge)), planned, config, num_workers)
     remove_unpublished(output_dir)  # left by workers that were killed while writing
     remove_other_shards(output_dir, {group.path.name for group in planned})
 
@@ -184,7 +188,7 @@ def _prepare_and_commit(
     group_of = {source: group for group in planned if group.number not in committed for source in group.sources}
     num_sources = sum(len(group.sources) for group in planned)
     num_done, num_rejected = num_sources - len(group_of), 0
-    order = _CommitOrder(planned, committed, config.filters.duplicate_bits)
+    order = _CommitOrder(planned, committed, seen_clips(config.filters))
     with (
         IsolatedPool(prepare, list(group_of), num_workers, config.decode_timeout_seconds) as pool,
         bar("shard", num_sources, "videos", start=num_done) as progress,
@@ -215,10 +219,13 @@ class _CommitOrder:
     two duplicate clips is kept must not depend on which was prepared first.
     """
 
-    def __init__(self, planned: list[_PlannedShard], committed: dict[int, ShardCommit], bits: int | None) -> None:
-        self._waiting = deque(planned)
-        self._committed = committed
-        self._seen = Duplicates(bits) if bits is not None else None
+    def __init__(
+        self,
+        planned: list[_PlannedShard],
+        committed: dict[int, ShardCommit],
+        seen: Duplicates | Lookalikes | None,
+    ) -> None:
+        self._waiting, self._committed, self._seen = deque(planned), committed, seen
 
     def due(self, group: _PlannedShard) -> Iterator[tuple[_PlannedShard, list[SourceReport]]]:
         """Shards to write after a new report of a source of `group`, each with the reports of its sources, in order."""

@@ -89,14 +89,18 @@ class ShardStage(DriverStage):
     def settings(self, run: RunContext) -> dict[str, Any]:
         """Every source by name and content, how it is cut, and the caption table."""
         from data.dataset.manifest import SCHEMA_VERSION
+        from pipeline.ingest.judge import model_fingerprints
 
         self._check_libraries()
+        self._check_models()
         _, origin = self._sources(run)
         config = output_settings(self.data.shard())
         settings: dict[str, Any] = {"source": origin, "config": config, "schema": SCHEMA_VERSION}
         settings["pixels"] = PIXELS_VERSION
         if self.data.captions is not None and self.data.captions.is_file():
             settings["captions"] = _table_fingerprint(self.data.captions)
+        if self.data.models.paths:
+            settings["models"] = model_fingerprints(self.data.models)
         return settings
 
     def count_reusable(self, run: RunContext) -> Callable[[], int]:
@@ -142,13 +146,22 @@ class ShardStage(DriverStage):
 
     def _check_libraries(self) -> None:
         """Refuse settings that need an optional package which is not installed."""
+        from data.curation.measures import check_motion
         from data.curation.scenes import check_scene_detection
         from data.curation.text_area import check_text_detection
 
-        if self.data.scene_detection != "off":
+        if self.data.scene_detection == "content":
             check_scene_detection()
-        if self.data.filters.text_fraction is not None:
+        if self.data.filters.needs("text"):
             check_text_detection()
+        if self.data.filters.needs("motion"):
+            check_motion()
+
+    def _check_models(self) -> None:
+        """Refuse models that are missing, damaged or of another kind."""
+        from pipeline.ingest.judge import check_models
+
+        check_models(self.data.models)
 
     def _sources(self, run: RunContext) -> "tuple[list[Source], str]":
         """Every source in order, and a text that changes when one of them does."""

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import av
 import numpy as np
-from av.video.reformatter import Interpolation, VideoReformatter
+from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
 
 from data.errors import VideoError
 from data.video.decoders.pyav_stream import Clock, NoEntryError, decode_frames
@@ -13,6 +13,7 @@ from data.video.decoders.timeline import Frame, Timeline, UnfitDecoderError
 from data.video.entries import Entry, plan_runs
 from data.video.probe import Probe
 from data.video.resize import Size
+from data.video.tone_map import tone_map
 from data.video.transparency import composited, may_be_transparent
 
 OPAQUE = 255  # alpha
@@ -119,16 +120,20 @@ class _PyavReader:
         # One thread and one reformatter: starting either costs more than converting a small frame.
         matrix = self._probe.matrix
         self._num_read += 1
+        space = Colorspace.ITU709 if self._probe.is_untagged_hd else None
         if may_be_transparent(frame.format) and not self._probe.ignores_alpha:
-            pixels = self._reformatter.reformat(frame, format="rgba", threads=1).to_ndarray()
+            pixels = self._reformatter.reformat(frame, format="rgba", src_colorspace=space, threads=1).to_ndarray()
             self._num_invisible += not pixels[..., 3].any()
             if pixels[..., 3].min() < OPAQUE:
                 return matrix.apply(composited(pixels))
         height, width = self._probe.upright_size if size is None else size
         if matrix.is_transposed:
             height, width = width, height
-        picture = self._reformatter.reformat(frame, width, height, "rgb24", interpolation=SCALING, threads=1)
-        return matrix.apply(picture.to_ndarray())
+        is_mapped = self._probe.is_tone_mapped and self._probe.hdr is not None
+        layout = "rgb48le" if is_mapped else "rgb24"
+        picture = self._reformatter.reformat(frame, width, height, layout, space, interpolation=SCALING, threads=1)
+        pixels = picture.to_ndarray()
+        return matrix.apply(tone_map(pixels, self._probe.hdr) if is_mapped else pixels)
 
     def _read_run(self, wanted: list[int], size: Size | None) -> Iterator[Frame]:
         remaining = iter(wanted)

@@ -10,7 +10,7 @@ from data.dataset.buckets import (
     Bucket,
 )
 from data.errors import VideoError
-from data.video.spans import WHOLE, Placement, Stretch, plan_spans
+from data.video.spans import WHOLE, Placement, Stretch, Transition, plan_spans
 from testing.shapes import STILL
 
 
@@ -39,10 +39,11 @@ def test_a_short_video_says_how_short():
 def test_no_clip_reaches_across_a_cut_or_out_of_its_stretch():
     times, bucket = np.arange(200) / 25, Bucket(num_frames=5, height=32, width=32, fps=4)
     cuts = [37, 90, 100, 160]
-    for span in plan_spans(times, (64, 64), [bucket], cuts):
+    transitions = [Transition(cut, cut) for cut in cuts]
+    for span in plan_spans(times, (64, 64), [bucket], transitions):
         assert not [cut for cut in cuts if span.indices[0] < cut <= span.indices[-1]]
         assert times[span.indices[0]] <= span.start_seconds + 1e-3
-    assert [span.start_seconds for span in plan_spans(times, (64, 64), [bucket], cuts)] == [
+    assert [span.start_seconds for span in plan_spans(times, (64, 64), [bucket], transitions)] == [
         0.0,
         37 / 25,
         4.0,

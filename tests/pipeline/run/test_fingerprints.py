@@ -38,7 +38,7 @@ DECIDED = {
         "filters",
         runtime="decode_timeout_seconds decode_seconds_per_minute",
         layout="videos_per_shard",
-        later="clip_placement",
+        later="clip_placement hdr letter_box models",
     ),
     "AutoencoderSection": Decided(
         output="model loss train",
@@ -82,8 +82,15 @@ DECIDED = {
         output="flip crops",
     ),
     "FilterConfig": Decided(
-        later="too_large_pixels",
+        later=(
+            "too_large_pixels min_motion max_motion min_sharpness max_clipped_share max_logo_share measures "
+            "duplicate_views"
+        ),
         output="too_small_pixels static_difference black_luma letter_boxed_share text_fraction duplicate_bits",
+    ),
+    "ModelsConfig": Decided(
+        output="max_caption_tokens aesthetic_pixels min_aesthetic min_similarity",
+        runtime="captioner aesthetic similarity batch_size",
     ),
     "MixPart": Decided(
         output="source weight",
