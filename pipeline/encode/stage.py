@@ -69,8 +69,8 @@ class EncodeStage(DriverStage):
             settings["null_caption"] = self.null_caption
         return settings
 
-    def count_reusable(self, run: RunContext) -> Callable[[], int]:
-        """Counts the shards that these clips, weights and settings would give again."""
+    def describe_reuse(self, run: RunContext) -> Callable[[], str | None]:
+        """Says which shards stay, and which clips are encoded again."""
         from pipeline.encode.codec import AUTOENCODER_NAME
         from pipeline.encode.encode import count_reusable_latents
 

@@ -6,17 +6,17 @@ store until their shard is written (`pipeline/ingest/shard.py`).
 
 from dataclasses import dataclass
 from errno import ENOSPC
-from functools import partial
+from functools import cached_property, partial
 from typing import get_args
 
 from pydantic import Field
 
 from data.curation.caption_text import CaptionError, clean_caption
 from data.curation.captions import caption_of
-from data.curation.filters import Duplicates, failed_filter, perceptual_hash
+from data.curation.filters import failed_filter, perceptual_hash
 from data.curation.ledger import Filter, Rejection, reject
 from data.curation.scenes import find_cuts
-from data.curation.sources import Source, local_copy
+from data.curation.sources import Source, content_of, local_copy
 from data.curation.text_area import text_fraction
 from data.dataset.buckets import Bucket, SourceShape
 from data.dataset.clip import ClipRecord, clip_key, split_of
@@ -37,10 +37,19 @@ class PreparedClip(Record):
     perceptual_hash: str | None = None  # hexadecimal; None if duplicates are not looked for, or the clip is augmented
 
 
+class Origin(Record):
+    """What a report was made from; it stands while the present source, settings and file are the same."""
+
+    cut: str  # fingerprint of the source's name and span, and of the settings that decide its clips
+    stamp: str  # size and modification time of the file when it was listed
+    content: str | None = None  # SHA-256 of the file; None: not known
+
+
 class SourceReport(Record):
     """What became of a source."""
 
     source: str
+    origin: Origin | None = None  # None: made by an older version
     clips: list[PreparedClip] = Field(default=[])  # for the shard
     filtered: list[Rejection] = Field(default=[])  # clips, or the whole source, that were left out on purpose
     quarantined: Rejection | None = None
@@ -58,11 +67,36 @@ class PrepareConfig:
     settings: ShardConfig
     shared_names: frozenset[str] = frozenset()  # that alone mean no video in `captions` (`match_table`)
 
+    @cached_property
+    def cut(self) -> str:
+        """Changes with every setting that decides the clips of a source; not with captions, nor with duplicates."""
+        excluded = ("buckets", "choose_buckets", "captions", "filters.duplicate_bits")
+        settings = output_json(self.settings, layout=False, exclude=excluded)
+        return fingerprint([sorted(bucket.name for bucket in self.buckets), settings])
+
+    def origin(self, source: Source) -> Origin:
+        """What a report of this source would be made from now, but for the content of its file."""
+        stretch = [source.stretch.start_seconds, source.stretch.end_seconds]
+        cut = fingerprint([self.cut, source.name, source.file, source.dataset, *stretch])
+        return Origin(cut=cut, stamp=source.file_stamp)
+
     def fingerprint(self) -> str:
-        """Changes with everything that changes a clip."""
+        """As older versions stored it, of everything that changes a clip: captions too."""
         settings = output_json(self.settings, layout=False, exclude=("buckets", "choose_buckets", "captions"))
         inputs = [sorted(bucket.name for bucket in self.buckets), sorted(self.captions.items()), settings]
         return fingerprint([*inputs, sorted(self.shared_names)] if self.shared_names else inputs)
+
+
+def prepare_with_origin(config: PrepareConfig, source: Source) -> tuple[SourceReport, Clips]:
+    """`prepare_source`, and what the report was made from.
+
+    The file is read a second time for its checksum, mostly from memory; one that gave no clips is not.
+    """
+    report, clips = prepare_source(config, source)
+    origin = config.origin(source)
+    if report.quarantined is None:
+        origin = origin.model_copy(update={"content": content_of(source)})
+    return report.model_copy(update={"origin": origin}), clips
 
 
 def prepare_source(config: PrepareConfig, source: Source) -> tuple[SourceReport, Clips]:
@@ -107,13 +141,20 @@ def prepare_source(config: PrepareConfig, source: Source) -> tuple[SourceReport,
     return SourceReport(source=source.name, clips=prepared, filtered=list(filtered.values())), clips
 
 
+def present_caption(config: PrepareConfig, source: Source) -> str:
+    """The caption of a source.
+
+    Raises:
+        CaptionError: it cannot be used.
+    """
+    if source.caption is not None:
+        return clean_caption(source.caption)
+    return caption_of(source.root, source.file, config.captions, config.shared_names, source.path)
+
+
 def _read_source(config: PrepareConfig, source: Source) -> tuple[str, list[Span]]:
     """The caption of a source and its decoded spans."""
-    settings, given = config.settings, source.caption
-    if given is None:
-        caption = caption_of(source.root, source.file, config.captions, config.shared_names, source.path)
-    else:
-        caption = clean_caption(given)
+    settings, caption = config.settings, present_caption(config, source)
     is_augmented = split_of(source.file, settings.validation_fraction) == "train"
     with local_copy(source) as path:
         spans = read_spans(
@@ -146,24 +187,6 @@ def _clip_record(config: PrepareConfig, source: Source, span: Span, caption: str
         source_height=span.source_height,
         source_width=span.source_width,
     )
-
-
-def drop_duplicates(report: SourceReport, seen: Duplicates) -> SourceReport:
-    """The report of a source without the clips that duplicate an earlier one; the others are added to `seen`."""
-    dropped: dict[float, Rejection] = {}  # by the start of the span
-    for clip in report.clips:
-        if clip.perceptual_hash is None:
-            continue
-        value = int(clip.perceptual_hash, 16)
-        original = seen.find(value)
-        if original is None:
-            seen.keep(value, report.source)
-        else:
-            detail = f"it looks like a clip of {original}"
-            start = clip.start_seconds
-            dropped[start] = reject(report.source, "filter", "duplicate", detail, start)
-    kept = [clip for clip in report.clips if clip.start_seconds not in dropped]
-    return report.model_copy(update={"clips": kept, "filtered": [*report.filtered, *dropped.values()]})
 
 
 def measure(source: Source) -> tuple[SourceShape | None, None]:

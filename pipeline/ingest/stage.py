@@ -98,11 +98,11 @@ class ShardStage(DriverStage):
             settings["captions"] = _table_fingerprint(self.data.captions)
         return settings
 
-    def count_reusable(self, run: RunContext) -> Callable[[], int]:
-        """Counts the shards that these sources and settings would give again."""
-        from pipeline.ingest.shard import count_reusable_shards
+    def describe_reuse(self, run: RunContext) -> Callable[[], str | None]:
+        """Says which shards stay, and which sources are cut again."""
+        from pipeline.ingest.shard import describe_reuse
 
-        return lambda: count_reusable_shards(self._sources(run)[0], run.folder_of(self), self.data.shard())
+        return lambda: describe_reuse(self._sources(run)[0], run.folder_of(self), self.data.shard())
 
     def check_inputs(self, run: RunContext) -> None:
         """Refuse a caption table that is missing or damaged, or that matches no video.

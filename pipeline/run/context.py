@@ -95,7 +95,7 @@ class RunContext:
             stage.name,
             inputs,
             stage.continues(),
-            stage.count_reusable(self),
+            stage.describe_reuse(self),
             self.allowed_changes,
             remove_temporary=stage.remove_temporary,
             is_whole=stage.is_whole,

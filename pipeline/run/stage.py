@@ -72,8 +72,8 @@ class Stage(ABC):
         """Settings whose change makes a complete output unfinished, not wrong: how many steps to train."""
         return {}
 
-    def count_reusable(self, run: RunContext) -> Callable[[], int] | None:  # noqa: ARG002 - for those that override it
-        """Counts the shards in the folder that the present inputs would give again; None: all are made again."""
+    def describe_reuse(self, run: RunContext) -> Callable[[], str | None] | None:  # noqa: ARG002 - for those that override it
+        """Says what in the folder the present inputs would use again; None, as its answer or itself: nothing."""
         return None
 
     def is_whole(self, output: Path) -> bool:

@@ -89,7 +89,7 @@ def begin(
     name: str,
     inputs: dict[str, Any],
     continues: dict[str, Any] | None = None,
-    count_reusable: Callable[[], int] | None = None,
+    describe_reuse: Callable[[], str | None] | None = None,
     allowed_changes: Collection[str] | None = None,
     *,
     remove_temporary: bool = True,
@@ -102,7 +102,7 @@ def begin(
     Args:
         inputs: everything the output depends on; JSON values.
         continues: settings whose change makes a complete output unfinished, not wrong (how many steps to train).
-        count_reusable: counts the shards that the new inputs would give again; the others are made again in place.
+        describe_reuse: says what the new inputs would use again, in place; None: nothing.
         allowed_changes: names of inputs that may differ when the stage resumes; None: it starts anew if any differs.
         remove_temporary: remove files of interrupted writers; False where other processes may still be writing.
         is_whole: whether an output of a complete stage can be used; if not, the stage continues.
@@ -154,8 +154,8 @@ def begin(
         if refused := [change for change in changed if change.name not in allowed_changes]:
             raise ChangedError(_refusal(folder, refused))
         return reopened(f"continues although {_listed(changed)}")
-    if count_reusable is not None and (num_reusable := count_reusable()) > 0:
-        return reopened(f"{_listed(changed)}: {num_reusable} shards are reused, the others are made again")
+    if describe_reuse is not None and (reuse := describe_reuse()) is not None:
+        return reopened(f"{_listed(changed)}: {reuse}")
     check_inputs()
     return _new(folder, name, inputs, f"{_listed(changed)}: made again, the old one is in {archive(folder).name}")
 

@@ -6,7 +6,7 @@ import pytest
 
 from data.dataset.manifest import ShardRecord
 from pipeline.encode.encode import EncodedShard
-from pipeline.ingest.shard import ShardCommit
+from pipeline.ingest.commit import ShardCommit
 from pipeline.run.commits import (
     commit_path,
     publish_commit,
