@@ -36,7 +36,7 @@ def address(name: str) -> str:
 def grouped(sources: Iterable[T], name_of: Callable[[T], str], limit: int) -> list[Group[T]]:
     """The shards of some sources, in the order of their addresses; within a shard, sources are sorted by name.
 
-    No shard has more than `limit` sources, and none is empty. As addresses are random, most have more than half as many.
+    No shard has more than `limit` sources, and none is empty; as addresses are random, few have less than half of it.
     """
     pending = [("", [(address(name_of(source)), source) for source in sources])]
     groups = []

@@ -85,13 +85,14 @@ def _finish_shards(sources: Sequence[Source], output_dir: Path, config: PrepareC
     Whether a clip is a duplicate depends on all clips before it, and a shard that clips are taken from may be damaged.
     So it is planned again from what is there then, until nothing is left to do.
     """
+    plan = plan_shards(sources, output_dir, config)
     for _ in range(MAX_ROUNDS):
-        plan = plan_shards(sources, output_dir, config)
         if plan.is_done:
             return plan
         logger.info("%s", plan)
         plan.record_stamps()
         _prepare_and_commit(partial(prepare_with_origin, config), plan, config.settings, num_workers)
+        plan = plan_shards(sources, output_dir, config)
     unfinished = [shard.path.name for shard in plan.shards if not shard.stands]
     raise RuntimeError(
         f"{output_dir}: {len(unfinished)} shards are still not as planned, such as {unfinished[:3]}: a bug"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from data.dataset.buckets import describe_buckets
 from pipeline.distributed.config import WorkersConfig
 from pipeline.ingest.config import SYNTHETIC, DataConfig
+from pipeline.run.chain import Need
 from pipeline.run.context import RunContext
 from pipeline.run.fingerprints import fingerprint, output_settings
 from pipeline.run.stage import DriverStage, Outcome
@@ -57,6 +58,14 @@ class DrawStage(DriverStage):
 
         number = make_videos(opened.folder, self.data.synthetic, self.seed)
         return Outcome([video_path(opened.folder, index) for index in (0, number - 1)], {"videos": number})
+
+    def contents(self, folder: Path) -> dict[str, str]:
+        """The videos and their captions."""
+        from data.files.checksums import file_sha256
+
+        files = sorted(path for suffix in ("*.mp4", "*.txt") for path in folder.rglob(suffix))
+        made = {path.relative_to(folder).as_posix(): file_sha256(path) for path in files}
+        return {"videos": f"videos-{fingerprint(made)}"}
 
 
 @dataclass(frozen=True)
@@ -138,6 +147,16 @@ class ShardStage(DriverStage):
         }
         return Outcome(dataset_outputs(opened.folder, manifest), summary)
 
+    def contents(self, folder: Path) -> dict[str, str]:
+        """The whole clips; and their pixels alone, which a stage reads that does not read captions."""
+        from data.dataset.contents import pixels_fingerprint
+        from data.dataset.manifest import read_manifest
+
+        return {
+            "clips": f"clips-{read_manifest(folder).fingerprint}",
+            "pixels": f"pixels-{pixels_fingerprint(folder)}",
+        }
+
     def _check_libraries(self) -> None:
         """Refuse settings that need an optional package which is not installed."""
         from data.curation.scenes import check_scene_detection
@@ -160,7 +179,7 @@ class ShardStage(DriverStage):
         sources, origins = [], []
         for name, place in self.data.places.items():
             if place == SYNTHETIC:
-                origin = run.build_of(DrawStage.folder, DrawStage.name)
+                origin = run.content_of(DrawStage.folder, Need(DrawStage.name, "videos"))
                 listed = list_sources(str(run.run_dir / DrawStage.folder))
             else:
                 listed = list_sources(place, self.data.suffixes)
