@@ -155,8 +155,8 @@ def kill_a_writer(run: Ingestion, at_work: Callable[[], bool], guilty: Callable[
 def worker_before_write(run: Ingestion) -> None:
     """kill -9 of a worker that prepares a source, before anything is written."""
     while True:
-        run.until(lambda: bool(run.descendants("ray::_Runner.run")))
-        victims = [worker for worker in run.descendants("ray::_Runner.run") if not run.committed()]
+        run.until(lambda: bool(run.descendants("ray::Runner.run")))
+        victims = [worker for worker in run.descendants("ray::Runner.run") if not run.committed()]
         if victims:
             signal_all(victims[:1], signal.SIGKILL)
             return
@@ -178,7 +178,7 @@ def worker_before_commit(run: Ingestion) -> None:
     def uncommitted() -> bool:
         return bool({path.stem for path in run.clips_dir.glob("shard-*.tar")} - run.committed())
 
-    kill_a_writer(run, uncommitted, lambda worker: "commit_shard" in " ".join(worker.cmdline()))
+    kill_a_writer(run, uncommitted, lambda worker: "Runner.call" in " ".join(worker.cmdline()))
 
 
 def driver(run: Ingestion) -> None:
@@ -193,7 +193,7 @@ def driver(run: Ingestion) -> None:
 def raylet(run: Ingestion) -> None:
     """kill -9 of the node's raylet while sources are being prepared."""
     assert run.process is not None
-    run.until(lambda: bool(run.descendants("ray::_Runner.run")))
+    run.until(lambda: bool(run.descendants("ray::Runner.run")))
     workers = run.workers()
     victims = [process for process in run.descendants() if process.name() == "raylet"]
     if not victims:
@@ -210,7 +210,7 @@ def raylet(run: Ingestion) -> None:
 def source_deleted(run: Ingestion) -> None:
     """A source is taken away in the middle, and put back once the run has said so."""
     assert run.process is not None
-    run.until(lambda: bool(run.descendants("ray::_Runner.run")))
+    run.until(lambda: bool(run.descendants("ray::Runner.run")))
     victim = run.source_dir / f"{NUM_VIDEOS - 2:03d}.mp4"
     aside = run.source_dir.parent / victim.name
     victim.rename(aside)

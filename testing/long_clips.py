@@ -18,7 +18,9 @@ def peaks_mib(folder: Path, runs: list[tuple[ShardRecord, EncodeConfig]]) -> lis
     peaks = []
     for shard, config in runs:
         encoder = Encoder(folder / AUTOENCODER_NAME, config, 1)
-        encoder.encode(ShardTask(folder / shard.name, shard, folder / f"latents-{shard.name}", ShardInputs("the", "memory")))
+        encoder.encode(
+            ShardTask(folder / shard.name, shard, folder / f"latents-{shard.name}", ShardInputs("the", "memory"))
+        )
         found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"))
         assert found is not None
         peaks.append(int(found[1]) / 1024)

@@ -11,6 +11,7 @@ A dataset is a folder:
 
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
+from io import BytesIO
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -42,23 +43,21 @@ def write_shard(
     Returns:
         The shard's entry for the manifest, and the index rows of its samples, in order.
     """
-    from webdataset.writer import TarWriter  # imports torch, 120 MiB that workers save until they write
-
     records: list[ClipRecord] = []
     checksums: list[int] = []
     with published(path) as temporary:
         with (
             temporary.open("wb", buffering=WRITE_BUFFER_BYTES) as file,
-            TarWriter(file, mtime=0, user="reelflow", group="reelflow") as writer,
+            tarfile.open(fileobj=file, mode="w") as tar,
         ):
             for record, payload in samples:
-                sample = {
-                    "__key__": record.key,
+                contents = {
                     payload_member: payload,
                     CAPTION_MEMBER: record.caption.encode(),
                     RECORD_MEMBER: record.model_dump_json().encode(),
                 }
-                writer.write(sample)
+                for member in sorted(contents):
+                    _add_member(tar, f"{record.key}.{member}", contents[member])
                 records.append(record)
                 checksums.append(crc32(payload))
         with tarfile.open(temporary) as tar:
@@ -75,6 +74,14 @@ def write_shard(
         for record, checksum in zip(records, checksums, strict=True)
     ]
     return shard, rows
+
+
+def _add_member(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    """Add a file, as WebDataset's `TarWriter` does, which would import torch into every process that writes."""
+    entry = tarfile.TarInfo(name)
+    entry.size, entry.mtime, entry.mode = len(content), 0, 0o444
+    entry.uname = entry.gname = "reelflow"
+    tar.addfile(entry, BytesIO(content))
 
 
 def _index_row(

@@ -1,26 +1,34 @@
 """Jobs that may hang or crash their process: each has a deadline, and a lost worker is replaced.
 
-Video decoders are C code that reads untrusted files. Each job runs in a Ray actor, which is a process of its own: it is
-killed after the deadline, and a crash ends that job only.
+Video decoders are C code that reads untrusted files. Jobs run in a fixed number of Ray actors, which are processes of
+their own: one is killed when a job passes its deadline, and a crash ends that job only. What follows from the jobs,
+such as writing a shard of their payloads, is done by the same processes.
 """
 
-import os
-import signal
-import time
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, TypeVar
+from time import monotonic
+from typing import Any, Generic, Literal, Self, TypeVar
 
 import ray
 from ray.exceptions import RayActorError, RayTaskError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from pipeline.distributed.isolated_worker import (
+    BATCH_SECONDS,
+    BETWEEN_JOBS,
+    BatchReport,
+    Call,
+    Location,
+    Runner,
+    Worker,
+)
 
 Job = TypeVar("Job")
 MAX_ATTEMPTS = 3  # one crash may be the machine's fault, such as a lack of memory; three are the job's
 MAX_FAILED_STARTS = 3
+MAX_BATCH = 256  # jobs
 POLL_SECONDS = 0.5
-KILL_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -29,7 +37,7 @@ class Done(Generic[Job]):
 
     job: Job
     report: Any  # its first result
-    payload: Any  # reference to its second result, which is in the object store
+    payload: Any  # reference to a list in the object store: its second result, and those of jobs done beside it
 
 
 @dataclass(frozen=True)
@@ -41,153 +49,164 @@ class Lost(Generic[Job]):
     detail: str
 
 
-@dataclass(eq=False)
-class _Worker(Generic[Job]):
-    """One actor, the job it was given, and the reference to wait for."""
-
-    handle: Any
-    pending: Any  # reference: its location while it starts, then the report of its job
-    location: tuple[str, int] | None = None  # node and process
-    payload: Any = None
-    job: Job | None = None  # None while it starts
-    deadline: float = float("inf")
-
-    def give(self, job: Job, timeout_seconds: float) -> None:
-        """Start a job."""
-        self.job, self.deadline = job, time.monotonic() + timeout_seconds
-        self.pending, self.payload = self.handle.run.options(num_returns=2).remote(job)
-
-    def kill(self) -> None:
-        """End the process on its own node, even if it no longer answers Ray."""
-        assert self.location is not None
-        node, process = self.location
-        on_its_node = NodeAffinitySchedulingStrategy(node, soft=False)
-        kill = ray.remote(_kill).options(num_cpus=0, max_retries=0, scheduling_strategy=on_its_node)
-        ray.wait([kill.remote(process)], timeout=KILL_SECONDS)
-        ray.kill(self.handle)
-
-
-def _kill(process: int) -> None:
-    os.kill(process, signal.SIGKILL)
-
-
-class _Runner:
-    """The actor: runs a function that returns a report and a payload."""
-
-    def __init__(self, function: Callable[[Any], tuple[Any, Any]]) -> None:
-        self._function = function
-
-    def location(self) -> tuple[str, int]:
-        """Node and process. Answered once the process has started, so that deadlines do not include its start."""
-        return ray.get_runtime_context().get_node_id(), os.getpid()
-
-    def run(self, job: object) -> tuple[Any, Any]:
-        """Do one job."""
-        return self._function(job)
-
-
-class _Pool(Generic[Job]):
-    """The workers, the jobs that wait for one, and how often each job has crashed its worker."""
-
-    def __init__(
-        self, function: Callable[[Job], tuple[Any, Any]], jobs: Collection[Job], num_workers: int, timeout: float
-    ) -> None:
-        self.waiting, self.workers = deque(jobs), list[_Worker[Job]]()
-        self._num_workers, self._timeout = num_workers, timeout
-        self._function, self._actor = ray.put(function), ray.remote(_Runner).options(num_cpus=1)
-        self._crashes, self._failed_starts = Counter[Job](), 0
-
-    def start_workers(self) -> None:
-        """Start workers up to their number, but no more than there are jobs left."""
-        num_jobs = len(self.waiting) + sum(worker.job is not None for worker in self.workers)
-        while len(self.workers) < min(self._num_workers, num_jobs):
-            handle: Any = self._actor.remote(self._function)
-            self.workers.append(_Worker(handle, handle.location.remote()))
-
-    def ready(self) -> list[_Worker[Job]]:
-        """Workers that have started, have done their job, or have died; waits at most `POLL_SECONDS` for one."""
-        finished, _ = ray.wait([worker.pending for worker in self.workers], num_returns=1, timeout=POLL_SECONDS)
-        return [worker for worker in self.workers if worker.pending in finished]
-
-    def collect(self, worker: _Worker[Job]) -> Done[Job] | Lost[Job] | None:
-        """What became of the job of a ready worker; None if it has none yet, or its job is tried again.
-
-        Raises:
-            RayActorError: `MAX_FAILED_STARTS` workers in a row died while they started.
-            RayTaskError: the operating system refused something, such as writing to a full disk.
-        """
-        try:
-            report: Any = ray.get(worker.pending)
-        except RayActorError:
-            self.workers.remove(worker)
-            if worker.job is None:
-                self._failed_starts += 1
-                if self._failed_starts == MAX_FAILED_STARTS:
-                    raise
-                return None
-            self._crashes[worker.job] += 1
-            if self._crashes[worker.job] < MAX_ATTEMPTS:
-                self.waiting.appendleft(worker.job)
-                return None
-            return Lost(worker.job, "crashed", f"decoding it crashed {MAX_ATTEMPTS} workers")
-        except RayTaskError as error:
-            if worker.job is None or isinstance(error.cause, OSError):  # an error of the machine, not of the job
-                raise
-            return Lost(worker.job, "failed", f"it raised {type(error.cause).__name__}: {error.cause}")
-        self._failed_starts = 0
-        if worker.job is None:
-            worker.location = report
-            return None
-        return Done(worker.job, report, worker.payload)
-
-    def give_next(self, worker: _Worker[Job]) -> None:
-        """Give a worker the next job, or end it if there is none; nothing if it has died."""
-        if worker not in self.workers:
-            return
-        if self.waiting:
-            worker.give(self.waiting.popleft(), self._timeout)
-        else:
-            self.workers.remove(worker)
-            ray.kill(worker.handle)
-
-    def kill_overdue(self) -> Iterator[Lost[Job]]:
-        """Kill the workers whose job has passed its deadline."""
-        for worker in [worker for worker in self.workers if time.monotonic() > worker.deadline]:
-            assert worker.job is not None
-            self.workers.remove(worker)
-            worker.kill()
-            yield Lost(worker.job, "timed_out", f"decoding it took longer than {self._timeout:g} s")
-
-    def close(self) -> None:
-        """End all workers."""
-        for worker in self.workers:
-            ray.kill(worker.handle)
-
-
-def run_jobs(
-    function: Callable[[Job], tuple[Any, Any]], jobs: Collection[Job], num_workers: int, timeout_seconds: float
-) -> Iterator[Done[Job] | Lost[Job]]:
-    """Run every job and yield it when it ends, in no particular order; an idle worker takes the next job.
+class IsolatedPool(Generic[Job]):
+    """A fixed number of workers, the jobs that wait for one, and how often each job has crashed its worker.
 
     A job whose worker dies is tried again on another worker, `MAX_ATTEMPTS` times in all. A job that raises an error is
-    lost and the others continue, except that an error of the operating system (such as a full disk) is raised here.
+    lost and the others continue, except that an error of the operating system (such as a full disk) is raised to the
+    caller. Quick jobs are given to a worker several at once. If the worker dies of one, each is tried again alone.
+
+    The workers end with the block of a `with` statement.
 
     Args:
         function: from a job to a report, which is fetched, and a payload, which stays in the object store.
         jobs: hashable and distinct.
-
-    Raises:
-        RayActorError: workers die while they start.
-        RayTaskError: a job raised an OSError.
+        timeout_seconds: that one job may take.
     """
-    pool = _Pool(function, jobs, num_workers, timeout_seconds)
-    try:
-        while pool.workers or pool.waiting:
-            pool.start_workers()
-            for worker in pool.ready():
-                if (outcome := pool.collect(worker)) is not None:
-                    yield outcome
-                pool.give_next(worker)
-            yield from pool.kill_overdue()
-    finally:
-        pool.close()
+
+    def __init__(
+        self,
+        function: Callable[[Job], tuple[Any, Any]],
+        jobs: Collection[Job],
+        num_workers: int,
+        timeout_seconds: float,
+    ) -> None:
+        self._waiting, self._work, self._workers = deque(jobs), deque[Call](), list[Worker[Job]]()
+        self._num_workers, self._timeout = num_workers, timeout_seconds
+        self._function, self._actor = ray.put(function), ray.remote(Runner).options(num_cpus=1)
+        self._alone = set[Job]()  # jobs whose batch was lost
+        self._crashes, self._work_crashes, self._failed_starts = Counter[Job](), Counter[Call](), 0
+        self._seconds_per_job = float("inf")  # in the last batch
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for worker in self._workers:
+            ray.kill(worker.handle)
+        self._workers.clear()
+
+    def call(self, function: Callable[..., None], *arguments: object) -> None:
+        """Let the next idle worker call a function that is trusted to return, before any job that waits.
+
+        Called between two outcomes, which end when all calls have returned. An error of the function is raised by
+        `outcomes`.
+        """
+        self._work.append(Call(function, arguments))
+
+    def outcomes(self) -> Iterator[Done[Job] | Lost[Job]]:
+        """Run every job and yield it when it ends, in no particular order; an idle worker takes the next jobs.
+
+        Raises:
+            RayActorError: workers die while they start, or of a call.
+            RayTaskError: a job raised an OSError, or a call any error. It is raised as soon as it happens.
+        """
+        while self._workers or self._waiting or self._work:
+            self._start_workers()
+            for worker in self._ready():
+                yield from self._collect(worker)
+                self._give_next(worker)
+            for worker in [worker for worker in self._workers if monotonic() > worker.deadline]:
+                yield from self._kill(worker)
+
+    def _start_workers(self) -> None:
+        """Start workers up to their number, but no more than there is to do."""
+        num_busy = sum(bool(worker.jobs or worker.work) for worker in self._workers)
+        num_wanted = min(self._num_workers, num_busy + len(self._waiting) + len(self._work))
+        while len(self._workers) < num_wanted:
+            self._workers.append(Worker(self._actor.remote(self._function)))
+
+    def _ready(self) -> list[Worker[Job]]:
+        """Workers that have started, have done their work, or have died; waits at most `POLL_SECONDS` for one."""
+        pending = [worker.pending for worker in self._workers]
+        finished, _ = ray.wait(pending, num_returns=1, timeout=POLL_SECONDS)
+        return [worker for worker in self._workers if worker.pending in finished]
+
+    def _collect(self, worker: Worker[Job]) -> Iterator[Done[Job] | Lost[Job]]:
+        """What became of the jobs of a ready worker; nothing of those that are tried again."""
+        try:
+            result: Any = ray.get(worker.pending)
+        except RayActorError:
+            self._workers.remove(worker)
+            yield from self._after_death(worker)
+            return
+        except RayTaskError as error:
+            if not worker.jobs or isinstance(error.cause, OSError):  # an error of the machine, not of the job
+                raise
+            if len(worker.jobs) > 1:
+                self._try_alone(worker.jobs)
+            else:
+                yield Lost(worker.jobs[0], "failed", f"it raised {type(error.cause).__name__}: {error.cause}")
+            worker.rest()
+            return
+        self._failed_starts = 0
+        jobs, payload = worker.jobs, worker.payload
+        worker.rest()
+        if isinstance(result, Location):
+            worker.location = result
+        elif isinstance(result, BatchReport):
+            self._seconds_per_job = result.seconds / len(result.reports)
+            self._waiting.extendleft(reversed(jobs[len(result.reports) :]))
+            for job, report in zip(jobs, result.reports, strict=False):
+                yield Done(job, report, payload)
+
+    def _after_death(self, worker: Worker[Job]) -> Iterator[Lost[Job]]:
+        """Give what a dead worker was at to another one.
+
+        Raises:
+            RayActorError: `MAX_FAILED_STARTS` workers in a row died while they started, or too many of one call.
+        """
+        if worker.work is not None:
+            self._work_crashes[worker.work] += 1
+            if self._work_crashes[worker.work] == MAX_ATTEMPTS:
+                ray.get(worker.pending)
+            self._work.appendleft(worker.work)
+        elif not worker.jobs:
+            self._failed_starts += 1
+            if self._failed_starts == MAX_FAILED_STARTS:
+                ray.get(worker.pending)
+        elif len(worker.jobs) > 1:
+            self._try_alone(worker.jobs)
+        else:
+            (job,) = worker.jobs
+            self._crashes[job] += 1
+            if self._crashes[job] < MAX_ATTEMPTS:
+                self._waiting.appendleft(job)
+            else:
+                yield Lost(job, "crashed", f"decoding it crashed {MAX_ATTEMPTS} workers")
+
+    def _try_alone(self, jobs: tuple[Job, ...]) -> None:
+        self._alone.update(jobs)
+        self._waiting.extendleft(reversed(jobs))
+
+    def _give_next(self, worker: Worker[Job]) -> None:
+        """Give a worker what is next, or end it if there is nothing; nothing if it has died."""
+        if worker not in self._workers:
+            return
+        if self._work:
+            worker.give_work(self._work.popleft())
+        elif self._waiting:
+            worker.give(self._next_jobs(), self._timeout)
+        else:
+            self._workers.remove(worker)
+            ray.kill(worker.handle)
+
+    def _next_jobs(self) -> tuple[Job, ...]:
+        """As many jobs as take `BATCH_SECONDS`, as long as enough are left for every worker."""
+        size = min(MAX_BATCH, BATCH_SECONDS / self._seconds_per_job, len(self._waiting) / self._num_workers)
+        jobs = [self._waiting.popleft()]
+        while len(jobs) < int(size) and jobs[0] not in self._alone and self._waiting[0] not in self._alone:
+            jobs.append(self._waiting.popleft())
+        return tuple(jobs)
+
+    def _kill(self, worker: Worker[Job]) -> Iterator[Lost[Job]]:
+        """End a worker that is past its deadline; the jobs that it was not at are done by another one."""
+        self._workers.remove(worker)
+        jobs, number = worker.jobs, worker.kill()
+        if len(jobs) == 1:
+            number = 0
+        if number == BETWEEN_JOBS:
+            self._try_alone(jobs)
+            return
+        self._waiting.extendleft(reversed(jobs[:number] + jobs[number + 1 :]))
+        yield Lost(jobs[number], "timed_out", f"decoding it took longer than {self._timeout:g} s")

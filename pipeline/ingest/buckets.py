@@ -9,7 +9,7 @@ from data.curation.sources import Source, SourceError, listing_fingerprint
 from data.dataset.buckets import Bucket, BucketChoice, SourceShape, choose_buckets
 from data.files.publish import publish_text
 from data.records import Record
-from pipeline.distributed.isolated_pool import Done, run_jobs
+from pipeline.distributed.isolated_pool import Done, IsolatedPool
 from pipeline.ingest.config import ShardConfig
 from pipeline.ingest.prepare import measure
 from pipeline.run.progress import bar
@@ -44,8 +44,11 @@ def settle_buckets(
     if known is not None and known.input_fingerprint == inputs:
         return known.buckets
     shapes: dict[str, SourceShape] = {}
-    with bar("measure", len(sources), "videos") as progress:
-        for number, result in enumerate(run_jobs(measure, sources, num_workers, config.decode_timeout_seconds), 1):
+    with (
+        IsolatedPool(measure, sources, num_workers, config.decode_timeout_seconds) as pool,
+        bar("measure", len(sources), "videos") as progress,
+    ):
+        for number, result in enumerate(pool.outcomes(), 1):
             if isinstance(result, Done) and result.report is not None:
                 shapes[result.job.name] = result.report
             progress.update(number)

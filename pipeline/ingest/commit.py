@@ -39,13 +39,16 @@ class ShardRecipe:
     """Of the sources that are taken."""
 
 
-def commit_shard(recipe: ShardRecipe, *clips: Clips) -> None:
+def commit_shard(recipe: ShardRecipe, *clips: list[Clips]) -> None:
     """Write a shard, then its commit. Runs in a worker, which gets new clips from Ray's object store.
 
     If a shard that clips are taken from is damaged, nothing is written, and that shard loses its commit: its sources
     are cut again.
+
+    Args:
+        clips: of sources that were prepared together, all new ones of this shard among them.
     """
-    new = {source[0][0].source: source for source in clips if source}
+    new = {source[0][0].source: source for batch in clips for source in batch if source}
     try:
         shard, rows = write_shard(recipe.path, _samples(recipe, new), VIDEO_MEMBER, partial(remove_commit, recipe.path))
     except _TakenShardError as error:

@@ -2,8 +2,8 @@
 
 Which source belongs to which shard is decided by its name (`pipeline/ingest/layout.py`), so the same sources always
 give the same shards; what is there already is not made again (`pipeline/ingest/plan.py`). One job prepares one source
-(`pipeline/ingest/prepare.py`) in a process that is killed after a timeout; a Ray task writes each shard from the clips
-of its sources, which do not pass through the driver. Every source ends in exactly one of shards, filtered and
+(`pipeline/ingest/prepare.py`) in a process that is killed after a timeout. The same processes write each shard from the
+clips of its sources, which do not pass through the driver. Every source ends in exactly one of shards, filtered and
 quarantine (`data/curation/ledger.py`), which is checked at the end.
 """
 
@@ -12,16 +12,13 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-import ray
 
 from data.curation.ledger import FILTERED_NAME, QUARANTINE_NAME, Reason, balance, reject, write_rejections
 from data.curation.sources import Source, SourceError
 from data.dataset.index import write_index
 from data.dataset.manifest import MANIFEST_NAME, Manifest, content_fingerprint, count_buckets
 from data.files.publish import publish_text, remove_unpublished
-from pipeline.distributed.isolated_pool import Done, run_jobs
+from pipeline.distributed.isolated_pool import Done, IsolatedPool
 from pipeline.ingest.buckets import read_choice, settle_buckets
 from pipeline.ingest.captions import Captions, read_captions
 from pipeline.ingest.commit import ShardCommit, commit_shard
@@ -123,26 +120,29 @@ def _prepare_and_commit(
     prepare: partial[tuple[SourceReport, Clips]], plan: Plan, config: ShardConfig, num_workers: int
 ) -> None:
     """Cut the sources whose clips are nowhere, and write each shard as soon as all of its sources are there."""
-    committing: Any = ray.remote(commit_shard).options(num_cpus=0)
     shard_of = plan.to_cut
     num_sources = sum(len(shard.sources) for shard in plan.shards)
     num_done, num_rejected = num_sources - len(shard_of), 0
-    commits = [committing.remote(shard.recipe()) for shard in plan.shards if not (shard.stands or shard.to_cut)]
-    with bar("shard", num_sources, "videos", start=num_done) as progress:
-        for result in run_jobs(prepare, list(shard_of), num_workers, config.decode_timeout_seconds):
+    with (
+        IsolatedPool(prepare, list(shard_of), num_workers, config.decode_timeout_seconds) as pool,
+        bar("shard", num_sources, "videos", start=num_done) as progress,
+    ):
+        for shard in plan.shards:
+            if not (shard.stands or shard.to_cut):
+                pool.call(commit_shard, shard.recipe())
+        for result in pool.outcomes():
             source, shard = result.job, shard_of[result.job]
             if isinstance(result, Done):
-                report = result.report
-                shard.add(report, result.payload)
+                report: SourceReport = result.report
+                shard.add(report, result.payload if report.clips else None)
             else:
                 quarantined = reject(source.name, "decode", result.reason, result.detail)
                 report = SourceReport(source=source.name, origin=plan.origin(source), quarantined=quarantined)
                 shard.add(report)
             if shard.is_complete:
-                commits.append(committing.remote(shard.recipe(), *shard.give_clips()))
+                pool.call(commit_shard, shard.recipe(), *shard.give_clips())
             num_done, num_rejected = num_done + 1, num_rejected + (not report.clips)
             progress.update(num_done, f"{num_rejected} left out" if num_rejected else "")
-    ray.get(commits)
 
 
 def _close_ledger(sources: Sequence[Source], plan: Plan, output_dir: Path) -> Manifest:

@@ -2,15 +2,19 @@
 
 import io
 import pickle
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
 import pytest
+from webdataset.writer import TarWriter
 
 from data.dataset.buckets import Bucket
 from data.dataset.clip import VIDEO_MEMBER, ClipRecord
 from data.dataset.shards import read_shard, write_shard
 from data.errors import DatasetError
+from testing.paths import ROOT
 from testing.records import made_up_clip
 
 RECORD = made_up_clip(10)
@@ -119,3 +123,35 @@ def test_shards_are_reproducible_to_the_byte(tmp_path):
     two, _ = write_shard(tmp_path / "b.tar", samples, VIDEO_MEMBER)
     assert one.sha256 == two.sha256
     assert [r for r, _ in read_shard(tmp_path / "a.tar", VIDEO_MEMBER)] == [record(n) for n in range(3)]
+
+
+def test_the_bytes_are_those_of_the_writer_of_webdataset(tmp_path):
+    """Also with a key that does not fit into a USTAR header, and with no sample at all."""
+    keys = [None, "k" * 100, None]
+    for number in (0, 3):
+        samples = [
+            (record(n) if key is None else record(n).model_copy(update={"key": key}), payload(n))
+            for n, key in list(enumerate(keys))[:number]
+        ]
+        write_shard(tmp_path / "ours.tar", samples, VIDEO_MEMBER)
+        with (
+            (tmp_path / "theirs.tar").open("wb") as file,
+            TarWriter(file, mtime=0, user="reelflow", group="reelflow") as writer,
+        ):
+            for clip, content in samples:
+                caption, told = clip.caption.encode(), clip.model_dump_json().encode()
+                writer.write({"__key__": clip.key, VIDEO_MEMBER: content, "txt": caption, "json": told})
+        assert (tmp_path / "ours.tar").read_bytes() == (tmp_path / "theirs.tar").read_bytes()
+
+
+def test_a_process_that_cuts_and_writes_clips_does_not_import_torch(tmp_path):
+    script = f"""
+import sys
+from pathlib import Path
+from data.dataset.shards import write_shard
+from data.dataset.clip import VIDEO_MEMBER
+import pipeline.ingest.draw, pipeline.ingest.shard
+write_shard(Path({str(tmp_path / "shard.tar")!r}), [], VIDEO_MEMBER)
+sys.exit("torch" in sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT)

@@ -92,7 +92,7 @@ def reads(process: psutil.Process, path: Path) -> bool:
 def is_decoder(process: psutil.Process) -> bool:
     """Whether it is a worker of the isolating pool; one that has ended is none."""
     try:
-        return "_Runner" in process.name()
+        return "Runner" in process.name()
     except psutil.NoSuchProcess:
         return False
 
