@@ -24,7 +24,10 @@ class FilterConfig(Settings):
     It is the median over the first, middle and last frame, measured before the frames are resized.
     """
     duplicate_bits: int | None = Field(default=None, ge=0, le=32)
-    """Clips are left out whose perceptual hash of 189 bits differs from an earlier clip's in at most this many bits."""
+    """Clips are left out whose perceptual hash of 189 bits differs from an earlier clip's in at most this many bits.
+
+    Earlier in the order of the videos: by path in a folder, by row in a table.
+    """
 
 
 SceneDetection = Literal["off", "content"]
