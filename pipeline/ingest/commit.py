@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from data.dataset.clip import VIDEO_MEMBER, ClipRecord
-from data.dataset.index import IndexRow
+from data.dataset.index import PayloadLocation
 from data.dataset.reader import PayloadReader
 from data.dataset.shards import write_shard
 from data.errors import DatasetError
@@ -39,6 +41,14 @@ class ShardRecipe:
     """Of the sources that are taken."""
 
 
+class _TakenShardError(Exception):
+    """A shard that clips should be taken from cannot be read."""
+
+    def __init__(self, shard: Path, problem: str) -> None:
+        super().__init__(problem)
+        self.shard = shard
+
+
 def commit_shard(recipe: ShardRecipe, *clips: list[Clips]) -> None:
     """Write a shard, then its commit. Runs in a worker, which gets new clips from Ray's object store.
 
@@ -60,44 +70,41 @@ def commit_shard(recipe: ShardRecipe, *clips: list[Clips]) -> None:
     publish_commit(recipe.path, commit)
 
 
-class _TakenShardError(Exception):
-    """A shard that clips should be taken from cannot be read."""
-
-    def __init__(self, shard: Path, problem: str) -> None:
-        super().__init__(problem)
-        self.shard = shard
-
-
 def _samples(recipe: ShardRecipe, new: Mapping[str, Clips]) -> Iterator[tuple[ClipRecord, bytes]]:
     """Records and payloads, in the order of the reports."""
-    folder = recipe.path.parent
-    reader = PayloadReader(folder, verify=True)
-    rows = {path: _rows_of(path) for path in dict.fromkeys(recipe.taken.values())}
+    held = {path: _HeldShard(path) for path in dict.fromkeys(recipe.taken.values())}
     for report in recipe.reports:
         path = recipe.taken.get(report.source)
         if path is None:
             yield from (clip for clip in new.get(report.source, ()) if clip[0].key in recipe.kept)
             continue
         for clip in report.clips:
-            if clip.key not in recipe.kept:
-                continue
-            row = rows[path][clip.key]
-            try:
-                payload = reader.read(row)
-            except (DatasetError, OSError) as error:
-                raise _TakenShardError(path, str(error)) from error
-            yield _record(row, recipe.captions[report.source]), payload
-    reader.close()
+            if clip.key in recipe.kept:
+                yield held[path].clip(clip.key, recipe.captions[report.source])
 
 
-def _rows_of(shard: Path) -> dict[str, IndexRow]:
-    commit = read_commit(ShardCommit, shard)
-    if commit is None:
-        raise _TakenShardError(shard, f"{shard} has lost its commit")
-    return {row.key: row for row in commit.rows}
+class _HeldShard:
+    """A committed shard that clips are taken from."""
 
+    def __init__(self, path: Path) -> None:
+        commit = read_commit(ShardCommit, path)
+        if commit is None:
+            raise _TakenShardError(path, f"{path} has lost its commit")
+        self._path, self._rows = path, {row.key: row for row in commit.rows}
+        self._payloads, self._records = PayloadReader(path.parent, verify=True), PayloadReader(path.parent)
 
-def _record(row: IndexRow, caption: str) -> ClipRecord:
-    """The record of a clip that the index describes, with its present caption."""
-    fields = {name: getattr(row, name) for name in ClipRecord.model_fields if name != "caption"}
-    return ClipRecord(**fields, caption=caption)
+    def clip(self, key: str, caption: str) -> tuple[ClipRecord, bytes]:
+        """A clip with its present caption.
+
+        The payload is compared with its checksum, the record with what the commit says of the clip.
+        """
+        row = self._rows[key]
+        location = PayloadLocation(key, self._path.name, row.record_offset, row.record_size, crc32=0)
+        try:
+            payload = self._payloads.read(row)
+            record = ClipRecord.model_validate_json(self._records.read(location))
+        except (DatasetError, OSError, ValidationError) as error:
+            raise _TakenShardError(self._path, f"{self._path}: {key} cannot be read ({error})") from error
+        if any(getattr(record, name) != getattr(row, name) for name in ClipRecord.model_fields if hasattr(row, name)):
+            raise _TakenShardError(self._path, f"{self._path}: the record of {key} is damaged")
+        return record.model_copy(update={"caption": caption}), payload
