@@ -20,6 +20,7 @@ from pipeline.distributed.isolated_worker import (
     BatchReport,
     Call,
     Location,
+    Payload,
     Runner,
     Worker,
 )
@@ -37,7 +38,7 @@ class Done(Generic[Job]):
 
     job: Job
     report: Any  # its first result
-    payload: Any  # reference to a list in the object store: its second result, and those of jobs done beside it
+    payload: Payload  # its second result, which is in the object store
 
 
 @dataclass(frozen=True)
@@ -89,8 +90,8 @@ class IsolatedPool(Generic[Job]):
     def call(self, function: Callable[..., None], *arguments: object) -> None:
         """Let the next idle worker call a function that is trusted to return, before any job that waits.
 
-        Called between two outcomes, which end when all calls have returned. An error of the function is raised by
-        `outcomes`.
+        A `Payload` among the arguments is replaced by the payload itself. It is called between two outcomes; `outcomes`
+        ends when all calls have returned, and raises their errors.
         """
         self._work.append(Call(function, arguments))
 
@@ -107,7 +108,7 @@ class IsolatedPool(Generic[Job]):
                 yield from self._collect(worker)
                 self._give_next(worker)
             for worker in [worker for worker in self._workers if monotonic() > worker.deadline]:
-                yield from self._kill(worker)
+                yield from self._after_deadline(worker)
 
     def _start_workers(self) -> None:
         """Start workers up to their number, but no more than there is to do."""
@@ -133,22 +134,22 @@ class IsolatedPool(Generic[Job]):
         except RayTaskError as error:
             if not worker.jobs or isinstance(error.cause, OSError):  # an error of the machine, not of the job
                 raise
-            if len(worker.jobs) > 1:
-                self._try_alone(worker.jobs)
-            else:
+            if len(worker.jobs) == 1:
                 yield Lost(worker.jobs[0], "failed", f"it raised {type(error.cause).__name__}: {error.cause}")
+            else:
+                self._try_alone(worker.jobs)
             worker.rest()
             return
         self._failed_starts = 0
-        jobs, payload = worker.jobs, worker.payload
+        jobs, payloads = worker.jobs, worker.payloads
         worker.rest()
         if isinstance(result, Location):
             worker.location = result
         elif isinstance(result, BatchReport):
             self._seconds_per_job = result.seconds / len(result.reports)
             self._waiting.extendleft(reversed(jobs[len(result.reports) :]))
-            for job, report in zip(jobs, result.reports, strict=False):
-                yield Done(job, report, payload)
+            for number, report in enumerate(result.reports):
+                yield Done(jobs[number], report, Payload(payloads, number))
 
     def _after_death(self, worker: Worker[Job]) -> Iterator[Lost[Job]]:
         """Give what a dead worker was at to another one.
@@ -161,19 +162,19 @@ class IsolatedPool(Generic[Job]):
             if self._work_crashes[worker.work] == MAX_ATTEMPTS:
                 ray.get(worker.pending)
             self._work.appendleft(worker.work)
-        elif not worker.jobs:
+        elif len(worker.jobs) == 1:
+            job = worker.jobs[0]
+            self._crashes[job] += 1
+            if self._crashes[job] == MAX_ATTEMPTS:
+                yield Lost(job, "crashed", f"decoding it crashed {MAX_ATTEMPTS} workers")
+            else:
+                self._waiting.appendleft(job)
+        elif worker.jobs:
+            self._try_alone(worker.jobs)
+        else:
             self._failed_starts += 1
             if self._failed_starts == MAX_FAILED_STARTS:
                 ray.get(worker.pending)
-        elif len(worker.jobs) > 1:
-            self._try_alone(worker.jobs)
-        else:
-            (job,) = worker.jobs
-            self._crashes[job] += 1
-            if self._crashes[job] < MAX_ATTEMPTS:
-                self._waiting.appendleft(job)
-            else:
-                yield Lost(job, "crashed", f"decoding it crashed {MAX_ATTEMPTS} workers")
 
     def _try_alone(self, jobs: tuple[Job, ...]) -> None:
         self._alone.update(jobs)
@@ -199,14 +200,16 @@ class IsolatedPool(Generic[Job]):
             jobs.append(self._waiting.popleft())
         return tuple(jobs)
 
-    def _kill(self, worker: Worker[Job]) -> Iterator[Lost[Job]]:
-        """End a worker that is past its deadline; the jobs that it was not at are done by another one."""
+    def _after_deadline(self, worker: Worker[Job]) -> Iterator[Lost[Job]]:
+        """End a worker, unless its job may go on; the jobs that it was not at are done by another one."""
+        jobs, found = worker.jobs, worker.end_if_overdue()
+        if found.seconds_left > 0:
+            return
         self._workers.remove(worker)
-        jobs, number = worker.jobs, worker.kill()
-        if len(jobs) == 1:
-            number = 0
+        number = 0 if len(jobs) == 1 else found.number
         if number == BETWEEN_JOBS:
             self._try_alone(jobs)
             return
         self._waiting.extendleft(reversed(jobs[:number] + jobs[number + 1 :]))
-        yield Lost(jobs[number], "timed_out", f"decoding it took longer than {self._timeout:g} s")
+        allowed = max(self._timeout, worker.deadline - worker.started - BATCH_SECONDS)
+        yield Lost(jobs[number], "timed_out", f"decoding it took longer than {allowed:.4g} s")

@@ -1,8 +1,8 @@
 """A process that does jobs which may hang or crash it, and what the driver knows of it.
 
 A call of a Ray actor costs as much as the probe of a small file, so a worker is given several quick jobs at once. It
-notes which of them it is at in memory that other processes of its node can read even when it hangs: then the job that
-hangs is known, and the others are not lost.
+notes which of them it is at, and how long that one may take, in memory that other processes of its node can read even
+when it hangs: then the job that hangs is known, and the others are not lost.
 """
 
 import mmap
@@ -11,7 +11,8 @@ import signal
 import struct
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -24,7 +25,42 @@ Job = TypeVar("Job")
 BATCH_SECONDS = 0.1  # after which a worker begins no further job of a batch
 KILL_SECONDS = 10.0
 BETWEEN_JOBS = -1
-_NOTE = struct.Struct("q")
+
+
+class _Note:
+    """The number of the present job in its batch, and until when it may run (`time.monotonic`); shared memory."""
+
+    _LAYOUT = struct.Struct("qd")
+
+    def __init__(self) -> None:
+        self.descriptor = os.memfd_create("job")
+        os.ftruncate(self.descriptor, self._LAYOUT.size)
+        self._memory = mmap.mmap(self.descriptor, self._LAYOUT.size)
+        self.begin(BETWEEN_JOBS)
+
+    def begin(self, number: int) -> None:
+        """A job begins, with the deadline that the driver knows."""
+        self._LAYOUT.pack_into(self._memory, 0, number, 0.0)
+
+    def allow_until(self, moment: float) -> None:
+        """Put off the deadline of the present job."""
+        number, _ = self._LAYOUT.unpack_from(self._memory)
+        self._LAYOUT.pack_into(self._memory, 0, number, moment)
+
+    @classmethod
+    def read(cls, process: int, descriptor: int) -> tuple[int, float]:
+        """What a process of this node has noted."""
+        number, moment = cls._LAYOUT.unpack(Path(f"/proc/{process}/fd/{descriptor}").read_bytes())
+        return number, moment
+
+
+_note: _Note | None = None  # of this process, if it is a worker
+
+
+def allow_until(moment: float) -> None:
+    """Called by a job: it may run until this moment (`time.monotonic`), instead of as long as any job may."""
+    if _note is not None:
+        _note.allow_until(moment)
 
 
 @dataclass(frozen=True)
@@ -33,7 +69,7 @@ class Location:
 
     node: str
     process: int
-    note: int  # its descriptor of the file in memory that holds the number of its present job
+    note: int  # its descriptor of its note
 
 
 @dataclass(frozen=True)
@@ -44,12 +80,20 @@ class BatchReport:
     seconds: float  # that they took
 
 
+@dataclass(frozen=True)
+class Payload:
+    """The second result of a job, in the object store beside those of the jobs that were done in the same batch."""
+
+    batch: Any  # reference to a list
+    number: int
+
+
 @dataclass(frozen=True, eq=False)
 class Call:
     """Work that is trusted to return, and what it is called with."""
 
     function: Callable[..., None]
-    arguments: tuple[Any, ...]  # references are replaced by what they refer to
+    arguments: tuple[Any, ...]  # each `Payload` is replaced by the payload itself
 
 
 class Runner:
@@ -60,46 +104,52 @@ class Runner:
     """
 
     def __init__(self, function: Callable[[Any], tuple[Any, Any]]) -> None:
-        self._function = function
-        self._descriptor = os.memfd_create("job")
-        os.ftruncate(self._descriptor, _NOTE.size)
-        self._note = mmap.mmap(self._descriptor, _NOTE.size)
-        self._begin(BETWEEN_JOBS)
-
-    def _begin(self, number: int) -> None:
-        _NOTE.pack_into(self._note, 0, number)
+        global _note
+        self._function, self._note = function, _Note()
+        _note = self._note
 
     def location(self) -> Location:
         """Answered once the process has started, so that deadlines do not include its start."""
-        return Location(ray.get_runtime_context().get_node_id(), os.getpid(), self._descriptor)
+        return Location(ray.get_runtime_context().get_node_id(), os.getpid(), self._note.descriptor)
 
     def run(self, *jobs: object) -> tuple[BatchReport, list[Any]]:
         """Do jobs, of which none begins after `BATCH_SECONDS`; returns their reports and their payloads."""
         started = time.monotonic()
         reports, payloads = [], []
         for number, job in enumerate(jobs):
-            self._begin(number)
+            self._note.begin(number)
             report, payload = self._function(job)
             reports.append(report)
             payloads.append(payload)
             if time.monotonic() - started > BATCH_SECONDS:
                 break
-        self._begin(BETWEEN_JOBS)
+        self._note.begin(BETWEEN_JOBS)
         return BatchReport(reports, time.monotonic() - started), payloads
 
-    def call(self, function: Callable[..., None], *arguments: object) -> None:
-        """Do work that is trusted to return."""
-        function(*arguments)
+    def call(self, work: Call, *batches: list[Any]) -> None:
+        """Do work that is trusted to return; the batch of each `Payload` is its number among `batches`."""
+        work.function(*(batches[a.batch][a.number] if isinstance(a, Payload) else a for a in work.arguments))
 
 
-def _kill(process: int, note: int) -> int:
-    """End a process of this node; returns the number of the job that it was at."""
+@dataclass(frozen=True)
+class Overdue:
+    """What was found of a job past its deadline."""
+
+    number: int  # of the job in its batch; `BETWEEN_JOBS` if it is not known
+    seconds_left: float  # that it may go on; 0: its process was ended
+
+
+def _end_if_overdue(process: int, descriptor: int) -> Overdue:
+    """End a process of this node, unless its job has put off its deadline."""
     try:
-        (number,) = _NOTE.unpack(Path(f"/proc/{process}/fd/{note}").read_bytes())
+        number, moment = _Note.read(process, descriptor)
+    except OSError:
+        number, moment = BETWEEN_JOBS, 0.0
+    if (seconds_left := moment - time.monotonic()) > 0:
+        return Overdue(number, seconds_left)
+    with suppress(ProcessLookupError):  # it has just ended
         os.kill(process, signal.SIGKILL)
-    except (FileNotFoundError, ProcessLookupError):  # it has just ended
-        return BETWEEN_JOBS
-    return number
+    return Overdue(number, 0.0)
 
 
 @dataclass(eq=False)
@@ -110,8 +160,9 @@ class Worker(Generic[Job]):
     pending: Any = field(init=False)  # reference: its location while it starts, then the report of a batch, or None
     location: Location | None = None  # None while it starts
     jobs: tuple[Job, ...] = ()
-    payload: Any = None  # reference to the payloads of the jobs
+    payloads: Any = None  # reference to a list, of the jobs
     work: Call | None = None
+    started: float = 0.0
     deadline: float = float("inf")
 
     def __post_init__(self) -> None:
@@ -119,30 +170,32 @@ class Worker(Generic[Job]):
 
     def give(self, jobs: tuple[Job, ...], timeout_seconds: float) -> None:
         """Start jobs, of which each may take `timeout_seconds`."""
-        wait = timeout_seconds if len(jobs) == 1 else timeout_seconds + BATCH_SECONDS
-        self.jobs, self.deadline = jobs, time.monotonic() + wait
-        self.pending, self.payload = self.handle.run.options(num_returns=2).remote(*jobs)
+        self.jobs, self.started = jobs, time.monotonic()
+        self.deadline = self.started + timeout_seconds + (BATCH_SECONDS if len(jobs) > 1 else 0)
+        self.pending, self.payloads = self.handle.run.options(num_returns=2).remote(*jobs)
 
     def give_work(self, work: Call) -> None:
         """Start work that has no deadline."""
-        self.work, self.pending = work, self.handle.call.remote(work.function, *work.arguments)
+        batches = dict.fromkeys(a.batch for a in work.arguments if isinstance(a, Payload))
+        numbers = {batch: number for number, batch in enumerate(batches)}
+        arguments = tuple(replace(a, batch=numbers[a.batch]) if isinstance(a, Payload) else a for a in work.arguments)
+        self.work, self.pending = work, self.handle.call.remote(Call(work.function, arguments), *batches)
 
     def rest(self) -> None:
         """Forget what it was given."""
-        self.jobs, self.payload, self.work, self.deadline = (), None, None, float("inf")
+        self.jobs, self.payloads, self.work, self.deadline = (), None, None, float("inf")
 
-    def kill(self) -> int:
-        """End the process on its own node, even if it no longer answers Ray.
-
-        Returns:
-            The number of the job that it was at, among those it was given; `BETWEEN_JOBS` if that is not known.
-        """
+    def end_if_overdue(self) -> Overdue:
+        """End the process on its own node, even if it no longer answers Ray, unless its job may go on."""
         assert self.location is not None
         on_its_node = NodeAffinitySchedulingStrategy(self.location.node, soft=False)
-        kill = ray.remote(_kill).options(num_cpus=0, max_retries=0, scheduling_strategy=on_its_node)
+        end: Any = ray.remote(_end_if_overdue).options(num_cpus=0, max_retries=0, scheduling_strategy=on_its_node)
         try:
-            number: Any = ray.get(kill.remote(self.location.process, self.location.note), timeout=KILL_SECONDS)
+            found: Overdue = ray.get(end.remote(self.location.process, self.location.note), timeout=KILL_SECONDS)
         except (GetTimeoutError, RayError):  # the node is gone, or too busy to answer
-            number = BETWEEN_JOBS
-        ray.kill(self.handle)
-        return number
+            found = Overdue(BETWEEN_JOBS, 0.0)
+        if found.seconds_left > 0:
+            self.deadline = time.monotonic() + found.seconds_left
+        else:
+            ray.kill(self.handle)
+        return found

@@ -14,7 +14,7 @@ from data.dataset.reader import PayloadReader
 from data.dataset.shards import write_shard
 from data.errors import DatasetError
 from pipeline.ingest.prepare import Clips, SourceReport
-from pipeline.run.commits import Commit, publish_commit, read_commit, remove_commit
+from pipeline.run.commits import Commit, publish_commit, read_commit, remove_commit, writing
 from pipeline.run.fingerprints import fingerprint
 
 logger = logging.getLogger(__name__)
@@ -49,25 +49,29 @@ class _TakenShardError(Exception):
         self.shard = shard
 
 
-def commit_shard(recipe: ShardRecipe, *clips: list[Clips]) -> None:
+def commit_shard(recipe: ShardRecipe, *clips: Clips) -> None:
     """Write a shard, then its commit. Runs in a worker, which gets new clips from Ray's object store.
 
     If a shard that clips are taken from is damaged, nothing is written, and that shard loses its commit: its sources
     are cut again.
 
     Args:
-        clips: of sources that were prepared together, all new ones of this shard among them.
+        clips: of each source that was just cut and has any.
+
+    Raises:
+        ShardWriteError: the disk is full, for example.
     """
-    new = {source[0][0].source: source for batch in clips for source in batch if source}
+    new = {source[0][0].source: source for source in clips}
+    inputs = fingerprint([report.model_dump(mode="json", include={"source", "origin"}) for report in recipe.reports])
+    samples = _samples(recipe, new)
     try:
-        shard, rows = write_shard(recipe.path, _samples(recipe, new), VIDEO_MEMBER, partial(remove_commit, recipe.path))
+        with writing(recipe.path):
+            shard, rows = write_shard(recipe.path, samples, VIDEO_MEMBER, partial(remove_commit, recipe.path))
+            commit = ShardCommit(input_fingerprint=inputs, shard=shard, rows=rows, reports=list(recipe.reports))
+            publish_commit(recipe.path, commit)
     except _TakenShardError as error:
         logger.warning("%s; its sources are cut again", error)
         remove_commit(error.shard)
-        return
-    inputs = fingerprint([report.model_dump(mode="json", include={"source", "origin"}) for report in recipe.reports])
-    commit = ShardCommit(input_fingerprint=inputs, shard=shard, rows=rows, reports=list(recipe.reports))
-    publish_commit(recipe.path, commit)
 
 
 def _samples(recipe: ShardRecipe, new: Mapping[str, Clips]) -> Iterator[tuple[ClipRecord, bytes]]:

@@ -80,7 +80,7 @@ class PlannedShard:
         return len(self._new) == len(self.to_cut)
 
     def add(self, report: SourceReport, clips: Any = None) -> None:  # noqa: ANN401 - Ray's reference
-        """Add what became of a source; `clips` refers to its clips and those of others, None if it has none."""
+        """Add what became of a source; `clips` refers to its clips, None if it has none."""
         self._new[report.source] = report
         if clips is not None:
             self._clips[report.source] = clips
@@ -100,8 +100,8 @@ class PlannedShard:
         )
 
     def give_clips(self) -> list[Any]:
-        """References to the new clips, each once; this process forgets them."""
-        given = list(dict.fromkeys(self._clips.values()))
+        """References to the new clips; this process forgets them."""
+        given = list(self._clips.values())
         self._clips.clear()
         return given
 

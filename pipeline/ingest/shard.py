@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from data.curation.ledger import FILTERED_NAME, QUARANTINE_NAME, Reason, balance, reject, write_rejections
+from data.curation.listing import ListingCounts
 from data.curation.sources import Source, SourceError
 from data.dataset.index import write_index
 from data.dataset.manifest import MANIFEST_NAME, Manifest, content_fingerprint, count_buckets
@@ -51,15 +52,23 @@ def forget_quarantined(output_dir: Path) -> None:
         (output_dir / MANIFEST_NAME).unlink(missing_ok=True)
 
 
-def make_shards(sources: Sequence[Source], output_dir: Path, config: ShardConfig, num_workers: int) -> Manifest:
+def make_shards(
+    sources: Sequence[Source],
+    output_dir: Path,
+    config: ShardConfig,
+    num_workers: int,
+    listing: ListingCounts | None = None,
+) -> Manifest:
     """Run the stage on the connected Ray cluster; shards that were made from the same inputs are reused.
 
     Args:
         sources: in the order in which their clips are stored in the shards.
+        listing: what was found beside them, for the manifest.
 
     Raises:
         SourceError: none of the sources can be used.
         CaptionError: the caption table cannot be read, or matches no video.
+        RayTaskError: a shard cannot be written, as a `ShardWriteError` says, which is its cause. Nothing else is cut.
     """
     output_dir.mkdir(parents=True, exist_ok=True)
     (output_dir / MANIFEST_NAME).unlink(missing_ok=True)  # the folder is not a dataset until all shards are written
@@ -71,7 +80,7 @@ def make_shards(sources: Sequence[Source], output_dir: Path, config: ShardConfig
     remove_unpublished(output_dir)  # left by workers that were killed while writing
     remove_other_shards(output_dir, {shard.path.name for shard in plan.shards})
 
-    manifest = _close_ledger(sources, plan, output_dir)
+    manifest = _close_ledger(sources, plan, output_dir).model_copy(update={"listing": listing})
     publish_text(output_dir / MANIFEST_NAME, manifest.model_dump_json(indent=1))
     return manifest
 

@@ -3,7 +3,10 @@
 A shard without a commit is unfinished. A shard whose commit names other inputs than the present ones is made again.
 """
 
-from collections.abc import Collection
+import shutil
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from errno import EACCES, EDQUOT, ENOSPC, EPERM, EROFS
 from pathlib import Path
 from typing import TypeVar
 
@@ -11,11 +14,16 @@ from pydantic import AliasChoices, ConfigDict, Field, ValidationError
 
 from data.dataset.index import IndexRow
 from data.dataset.manifest import ShardRecord
+from data.errors import ReelflowError
 from data.files.publish import publish_text
 from data.records import Record
 
 COMMIT_SUFFIX = ".commit.json"
 SHARD_PATTERN = "shard-*.tar"
+
+
+class ShardWriteError(ReelflowError, RuntimeError):
+    """A shard that cannot be written; the message names the folder, why, and the way out."""
 
 
 class Commit(Record):
@@ -62,3 +70,32 @@ def remove_other_shards(output_dir: Path, names: Collection[str]) -> None:
         if path.name not in names:
             remove_commit(path)
             path.unlink()
+
+
+@contextmanager
+def writing(shard_path: Path) -> Iterator[None]:
+    """Writes a shard and its commit within the block.
+
+    Raises:
+        ShardWriteError: the operating system refused it, because the disk is full, for example.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise ShardWriteError(_why_not_written(shard_path, error)) from error
+
+
+def _why_not_written(shard_path: Path, error: OSError) -> str:
+    folder, reason = shard_path.parent, error.strerror or str(error)
+    if error.errno in (ENOSPC, EDQUOT):
+        free = shutil.disk_usage(folder).free / 2**20
+        reason = f"{reason}: {free:.1f} MiB are free there, too little for this shard"
+        way_out = "free some space"
+    elif error.errno in (EACCES, EPERM, EROFS):
+        way_out = "make the folder writable"
+    else:
+        way_out = "repair the disk, or set runs_dir to another one,"
+    return (
+        f"{shard_path.name} cannot be written to {folder} ({reason}); {way_out} and give the command again: every "
+        "shard that is committed is kept"
+    )

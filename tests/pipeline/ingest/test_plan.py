@@ -56,10 +56,10 @@ def make(videos: Path, folder: Path, config: ShardConfig = SMALL) -> Made:
         for shard in plan.shards:
             if shard.stands:
                 continue
-            new: dict[str, list[Clips]] = {}
+            new: dict[str, Clips] = {}
             for source in shard.to_cut:
                 report, clips = prepare_with_origin(prepare, source)
-                new[source.name] = [clips]
+                new[source.name] = clips
                 shard.add(report, source.name if clips else None)
             made.cut += new
             commit_shard(shard.recipe(), *(new[name] for name in shard.give_clips()))

@@ -1,0 +1,42 @@
+"""Jobs that do what their name says, for tests of the pool that isolates them."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+from pipeline.distributed.isolated_worker import allow_until
+
+
+def misbehave(folder: Path, job: str) -> tuple[tuple[str, int], list[str]]:
+    """A job `<what to do> <number>`; each attempt leaves a file in `folder`.
+
+    Returns:
+        The job and its process, and a payload that names the job.
+
+    Raises:
+        ValueError: it is asked for.
+        OSError: it is asked for.
+    """
+    what = job.partition(" ")[0]
+    (folder / f"{job} {time.monotonic_ns()}").touch()
+    if what == "crash":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif what == "hang":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    elif what == "raise":
+        raise ValueError(f"in {job}")
+    elif what == "long":
+        allow_until(time.monotonic() + 60)
+        time.sleep(4)
+    return (job, os.getpid()), [job]
+
+
+def write_down(path: Path, *payloads: list[str]) -> None:
+    """Write the names in payloads, one a line."""
+    path.write_text("\n".join(name for payload in payloads for name in payload))
+
+
+def fill_disk(path: Path) -> None:
+    """Write to a device that is always full."""
+    path.write_bytes(b"x")
