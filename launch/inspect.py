@@ -66,7 +66,7 @@ def show_folder(path: Path, page_dir: Path, num_clips: int) -> list[Path]:
 
 def _is_dataset(path: Path) -> bool:
     """Whether a folder holds a dataset, finished or not."""
-    return any((path / name).is_file() for name in (MANIFEST_NAME, INDEX_NAME, "shard-00000.tar"))
+    return any((path / name).is_file() for name in (MANIFEST_NAME, INDEX_NAME)) or any(path.glob("shard-*.tar"))
 
 
 def _run(path: Path) -> str:

@@ -133,7 +133,8 @@ STAGES = (
     Entry(EvaluateStage, _evaluate),
 )
 NAMES = tuple(entry.name for entry in STAGES)
-FOLDERS = tuple(entry.stage.folder for entry in STAGES)
+FOLDERS = {entry.stage.folder: entry.stage.needs for entry in STAGES}
+"""Of all stages, in order, each with what its stage needs."""
 
 
 def stages_of(config: RunConfig, names: Collection[str] = NAMES) -> list[Stage]:

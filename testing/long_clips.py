@@ -10,7 +10,7 @@ from unittest.mock import patch
 from data.dataset.manifest import ShardRecord
 from pipeline.encode.codec import AUTOENCODER_NAME
 from pipeline.encode.config import EncodeConfig
-from pipeline.encode.encode import Encoder, ShardTask
+from pipeline.encode.encode import Encoder, ShardInputs, ShardTask
 
 
 def peaks_mib(folder: Path, runs: list[tuple[ShardRecord, EncodeConfig]]) -> list[float]:
@@ -18,7 +18,9 @@ def peaks_mib(folder: Path, runs: list[tuple[ShardRecord, EncodeConfig]]) -> lis
     peaks = []
     for shard, config in runs:
         encoder = Encoder(folder / AUTOENCODER_NAME, config, 1)
-        encoder.encode(ShardTask(folder / shard.name, shard, folder / f"latents-{shard.name}", "memory"))
+        encoder.encode(
+            ShardTask(folder / shard.name, shard, folder / f"latents-{shard.name}", ShardInputs("the", "memory"))
+        )
         found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"))
         assert found is not None
         peaks.append(int(found[1]) / 1024)

@@ -54,7 +54,10 @@ class FilterConfig(Settings):
     `change`, `bars`, `text`, `motion`, `sharpness`, `clipped` and `logo`.
     """
     duplicate_bits: int | None = Field(default=None, ge=0, le=32)
-    """Clips are left out whose perceptual hash of 189 bits differs from an earlier clip's in at most this many bits."""
+    """Clips are left out whose perceptual hash of 189 bits differs from an earlier clip's in at most this many bits.
+
+    Earlier in the order of the videos: by path in a folder, by row in a table.
+    """
     duplicate_views: Annotated[DuplicateViews, AddedLater("same")] = "same"
     """Where duplicates are looked for: `same` compares whole pictures, `mirrored_or_cropped` also copies that are
     mirrored or lack up to 10% of the picture at any edge.

@@ -32,6 +32,7 @@ from data.curation.captions import SIDECAR_SUFFIXES, sidecars
 from data.curation.folders import FoundFiles, find_files
 from data.curation.listing import ListingCounts, count_listing, log_listing
 from data.errors import ReelflowError, VideoError, printable, quoted
+from data.files.checksums import file_sha256
 from data.files.tables import (
     CAPTION_COLUMNS,
     FILE_COLUMNS,
@@ -72,6 +73,11 @@ class Source:
     caption: str | None = None
     stretch: Stretch = WHOLE
     dataset: str = ""  # name of its dataset in a mix; empty where there is no mix
+
+    @property
+    def file_stamp(self) -> str:
+        """The part of the stamp that is of the file itself."""
+        return self.stamp.partition(" ")[0]
 
 
 @dataclass(frozen=True)
@@ -437,6 +443,21 @@ def local_copy(source: Source) -> Iterator[Path]:
         except _client_errors(source.path) as error:
             raise OSError(errno.EIO, f"{source.path}: {error}") from error
         yield copy
+
+
+def content_of(source: Source) -> str | None:
+    """SHA-256 of the file of a source, 64 hexadecimal digits.
+
+    None if the file cannot be read, has changed since it was listed, or is in a store, whose stamps tell as much.
+    """
+    if "://" in source.path:
+        return None
+    try:
+        with local_copy(source) as path:
+            content = file_sha256(path)
+    except (OSError, VideoError):
+        return None
+    return content if _stamp(source.path).partition(" ")[0] == source.file_stamp else None
 
 
 def _stamp(path: str) -> str:

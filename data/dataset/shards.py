@@ -2,7 +2,7 @@
 
 A dataset is a folder:
 
-    shard-00000.tar ...   plain USTAR; a sample is the consecutive members of one key; any WebDataset reader reads it
+    shard-b010.tar ...    plain USTAR; a sample is the consecutive members of one key; any WebDataset reader reads it
     index.parquet         a row per sample: location of the payload (shard, offset, size) and metadata
     manifest.json         published last: counts, checksums, fingerprint; without it the folder is not a dataset
     quarantine.jsonl      sources that could not be used, and why
@@ -10,7 +10,7 @@ A dataset is a folder:
 """
 
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from io import BytesIO
 from pathlib import Path
 
@@ -28,13 +28,17 @@ WRITE_BUFFER_BYTES = 4 << 20  # files written in large blocks are read faster: t
 
 
 def write_shard(
-    path: Path, samples: Iterable[tuple[ClipRecord, bytes]], payload_member: str
+    path: Path,
+    samples: Iterable[tuple[ClipRecord, bytes]],
+    payload_member: str,
+    before_publish: Callable[[], None] = lambda: None,
 ) -> tuple[ShardRecord, list[IndexRow]]:
     """Write a shard atomically; equal samples give equal bytes.
 
     Args:
         samples: record and payload of each.
         payload_member: name of the member that holds the payload, such as `VIDEO_MEMBER`.
+        before_publish: called when the shard is written, just before it takes the place of an older one.
 
     Returns:
         The shard's entry for the manifest, and the index rows of its samples, in order.
@@ -64,6 +68,7 @@ def write_shard(
             num_bytes=temporary.stat().st_size,
             sha256=file_sha256(temporary),
         )
+        before_publish()
     rows = [
         _index_row(record, path.name, checksum, members, payload_member)
         for record, checksum in zip(records, checksums, strict=True)

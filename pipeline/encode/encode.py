@@ -4,19 +4,22 @@ One actor per worker holds the autoencoder, and the text encoder if there is one
 one latent shard and commits it, so the next start encodes only the shards that are missing.
 """
 
+import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray
 import torch
 from pydantic import AliasChoices, Field
-from safetensors.torch import save
+from safetensors.torch import load, save
 from torch import Tensor
 
 from data.dataset.buckets import Bucket
 from data.dataset.clip import LATENT_MEMBER, VIDEO_MEMBER, ClipRecord
+from data.dataset.contents import pixels_of_shards
 from data.dataset.index import write_index
 from data.dataset.latents import LATENT_TENSOR
 from data.dataset.manifest import (
@@ -40,10 +43,12 @@ from pipeline.encode.captions import store_null_caption, text_tensors
 from pipeline.encode.chunks import clips_per_call, encode_clips, frames_per_call
 from pipeline.encode.codec import load_autoencoder, read_config
 from pipeline.encode.config import EncodeConfig
-from pipeline.run.commits import Commit, publish_commit, remove_commit, remove_other_shards, reusable_commit
+from pipeline.run.commits import Commit, publish_commit, read_commit, remove_commit, remove_other_shards
 from pipeline.run.fingerprints import fingerprint, output_settings
 from pipeline.run.precision import autocast, prepare_to_compute, warn_of_slow_precision
 from pipeline.run.progress import bar
+
+logger = logging.getLogger(__name__)
 
 
 class EncodedShard(Commit):
@@ -60,6 +65,17 @@ class EncodedShard(Commit):
         validation_alias=AliasChoices("num_truncated_captions", "num_cut_captions"),
         serialization_alias="num_cut_captions",
     )  # captions with more than the text encoder's max_tokens
+    latents_from: str | None = None  # fingerprint of what the latents alone depend on; None: an older version
+
+
+@dataclass(frozen=True)
+class ShardInputs:
+    """What a latent shard is made from."""
+
+    whole: str
+    """Fingerprint of everything that the shard depends on."""
+    latents: str
+    """Fingerprint of what its latents depend on: not of captions, nor of the text encoder."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +85,9 @@ class ShardTask:
     source: Path
     shard: ShardRecord
     target: Path
-    input_fingerprint: str
+    inputs: ShardInputs
+    earlier: EncodedShard | None = None
+    """The commit of `target` as it is, if it holds the same latents, with other captions or for another encoder."""
 
 
 class Encoder:
@@ -88,9 +106,10 @@ class Encoder:
         channels = self._network.config.latent_channels
         count, total, squares = 0, torch.zeros(channels).double(), torch.zeros(channels).double()
         clips = list(read_shard(task.source, VIDEO_MEMBER, task.shard))
+        known = _earlier_latents(task)
         payloads: dict[str, bytes] = {}
         for batch in same_shape_batches(clips, self._config, self._network.config):
-            means = self._means(batch)
+            means = self._means(batch) if known is None else [known[record.key] for record, _ in batch]
             texts = self._texts([record.caption for record, _ in batch])
             for (record, _), mean, text in zip(batch, means, texts, strict=True):
                 if not mean.isfinite().all():
@@ -104,11 +123,11 @@ class Encoder:
                     count += values.shape[1]
                     total += values.sum(1)
                     squares += values.square().sum(1)
-        remove_commit(task.target)
         samples = [(record, payloads[record.key]) for record, _ in clips]
-        written, rows = write_shard(task.target, samples, LATENT_MEMBER)
+        written, rows = write_shard(task.target, samples, LATENT_MEMBER, partial(remove_commit, task.target))
         commit = EncodedShard(
-            input_fingerprint=task.input_fingerprint,
+            input_fingerprint=task.inputs.whole,
+            latents_from=task.inputs.latents,
             shard=written,
             rows=rows,
             count=count,
@@ -122,7 +141,7 @@ class Encoder:
         return len(samples)
 
     @torch.inference_mode()
-    def _means(self, batch: list[tuple[ClipRecord, bytes]]) -> Tensor:
+    def _means(self, batch: list[tuple[ClipRecord, bytes]]) -> Iterable[Tensor]:
         bucket, contents = batch[0][0].bucket, [content for _, content in batch]
         with autocast(self._config.precision, self._device):
             return encode_clips(self._network, contents, bucket, self._config.chunk_frames, self._config.tile)
@@ -130,6 +149,18 @@ class Encoder:
     def _texts(self, captions: list[str]) -> list[dict[str, Tensor]]:
         """The tensors to store for each caption; none without a text encoder."""
         return [{} for _ in captions] if self._text is None else text_tensors(self._text(captions))
+
+
+def _earlier_latents(task: ShardTask) -> dict[str, Tensor] | None:
+    """The latents of an earlier shard by key; None where there is none, or it is damaged and made again."""
+    if task.earlier is None:
+        return None
+    try:
+        earlier = read_shard(task.target, LATENT_MEMBER, task.earlier.shard)
+        return {record.key: load(payload)[LATENT_TENSOR] for record, payload in earlier}
+    except DatasetError as error:
+        logger.warning("%s; it is encoded again", error)
+        return None
 
 
 def same_shape_batches(
@@ -166,29 +197,59 @@ def encoding_settings(config: EncodeConfig, buckets: Iterable[Bucket]) -> dict[s
     return settings
 
 
-def expected_shards(clips: Manifest, output_dir: Path, autoencoder_path: Path, config: EncodeConfig) -> dict[Path, str]:
-    """The path of the latents of each clip shard -> the fingerprint of what they are made from, in the shards' order.
+def expected_shards(clips_dir: Path, autoencoder_path: Path, config: EncodeConfig) -> dict[str, ShardInputs]:
+    """What the latents of each clip shard are made from, by the name of the shard, in the shards' order.
 
     Raises:
         TextEncoderError: there is no text encoder in `config.text.folder`.
     """
+    clips, pixels = read_manifest(clips_dir), pixels_of_shards(clips_dir)
     weights = file_sha256(autoencoder_path)
     settings = encoding_settings(config, (record.bucket for record in clips.buckets))
+    of_latents = {name: value for name, value in settings.items() if name != "text"}
     return {
-        (output_dir / shard.name).resolve(): fingerprint([shard.sha256, weights, settings]) for shard in clips.shards
+        shard.name: ShardInputs(
+            whole=fingerprint([shard.sha256, weights, settings]),
+            latents=fingerprint([pixels.get(shard.name), weights, of_latents]),
+        )
+        for shard in clips.shards
     }
 
 
-def count_reusable_latents(clips_dir: Path, output_dir: Path, autoencoder_path: Path, config: EncodeConfig) -> int:
-    """The number of latent shards in a folder that were made from these clips, weights and settings."""
-    expected = expected_shards(read_manifest(clips_dir), output_dir, autoencoder_path, config)
-    return len(_read_commits(expected))
+@dataclass(frozen=True)
+class EncodePlan:
+    """Which latent shards of a folder can be used."""
+
+    standing: dict[str, EncodedShard]
+    """Shards that stay as they are."""
+    earlier: dict[str, EncodedShard]
+    """Shards whose latents stay, and whose captions or embeddings do not."""
+    num_shards: int
+
+    def __str__(self) -> str:
+        text = f"{len(self.standing)} of {self.num_shards} shards stay as they are"
+        if self.earlier:
+            text += f", {len(self.earlier)} keep their latents and get other captions"
+        return text
 
 
-def _read_commits(expected: dict[Path, str]) -> dict[Path, EncodedShard]:
-    """The commits of those shards that can be reused."""
-    commits = {path: reusable_commit(EncodedShard, path, inputs) for path, inputs in expected.items()}
-    return {path: commit for path, commit in commits.items() if commit is not None}
+def plan_encoding(expected: dict[str, ShardInputs], output_dir: Path) -> EncodePlan:
+    """Compare the latent shards of a folder with what they should be made from."""
+    commits = {name: read_commit(EncodedShard, output_dir / name) for name in expected}
+    found = {name: commit for name, commit in commits.items() if commit and (output_dir / name).is_file()}
+    standing = {name: commit for name, commit in found.items() if commit.input_fingerprint == expected[name].whole}
+    earlier = {
+        name: commit
+        for name, commit in found.items()
+        if name not in standing and commit.latents_from == expected[name].latents
+    }
+    return EncodePlan(standing, earlier, len(expected))
+
+
+def describe_reuse(clips_dir: Path, output_dir: Path, autoencoder_path: Path, config: EncodeConfig) -> str | None:
+    """What of a folder these clips, weights and settings would use again, as a sentence; None: nothing."""
+    plan = plan_encoding(expected_shards(clips_dir, autoencoder_path, config), output_dir)
+    return str(plan) if plan.standing or plan.earlier else None
 
 
 def encode_shards(
@@ -213,18 +274,26 @@ def encode_shards(
     if config.text is not None:
         config = config.model_copy(update={"text": config.text.resolved()})
     text_encoder = None if config.text is None else store_null_caption(output_dir, config.text, null_caption)
-    expected = expected_shards(clips, output_dir, autoencoder_path, config)
-    reusable = _read_commits(expected)
+    expected = expected_shards(clips_dir, autoencoder_path, config)
+    plan = plan_encoding(expected, output_dir)
     missing = [
-        ShardTask((clips_dir / shard.name).resolve(), shard, *target)
-        for shard, target in zip(clips.shards, expected.items(), strict=True)
-        if target[0] not in reusable
+        ShardTask(
+            source=(clips_dir / shard.name).resolve(),
+            shard=shard,
+            target=(output_dir / shard.name).resolve(),
+            inputs=expected[shard.name],
+            earlier=plan.earlier.get(shard.name),
+        )
+        for shard in clips.shards
+        if shard.name not in plan.standing
     ]
     if missing:
+        num_encoded = sum(task.shard.num_samples for task in missing if task.earlier is None)
+        logger.info("%s, %d clips are encoded", plan, num_encoded)
         warn_of_slow_precision(config.precision, workers.gpus_per_worker)
     _encode_missing(missing, clips.num_samples, autoencoder_path, config, workers)
-    remove_other_shards(output_dir, {path.name for path in expected})
-    encoded = list(_read_commits(expected).values())
+    remove_other_shards(output_dir, set(expected))
+    encoded = list(plan_encoding(expected, output_dir).standing.values())
     rows = [row for shard in encoded for row in shard.rows]
     write_index(output_dir, rows)
     manifest = Manifest(

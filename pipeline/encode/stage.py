@@ -9,7 +9,9 @@ from typing import Any
 from models.autoencoder.config import VideoAutoencoderConfig
 from pipeline.distributed.config import WorkersConfig
 from pipeline.encode.config import EncodeConfig
+from pipeline.run.chain import Need
 from pipeline.run.context import RunContext
+from pipeline.run.fingerprints import fingerprint
 from pipeline.run.stage import DriverStage, Outcome
 from pipeline.run.stage_record import OpenStage
 
@@ -30,7 +32,10 @@ class EncodeStage(DriverStage):
 
     name = "encode"
     folder = "latents"
-    needs = {"clips": "shard", "autoencoder": "train autoencoder"}  # noqa: RUF012 - constant
+    needs = {  # noqa: RUF012 - constant
+        "clips": Need("shard", "clips"),
+        "autoencoder": Need("train autoencoder", "weights"),
+    }
 
     def describe(self) -> str:
         """Its line in the plan."""
@@ -69,17 +74,17 @@ class EncodeStage(DriverStage):
             settings["null_caption"] = self.null_caption
         return settings
 
-    def count_reusable(self, run: RunContext) -> Callable[[], int]:
-        """Counts the shards that these clips, weights and settings would give again."""
+    def describe_reuse(self, run: RunContext) -> Callable[[], str | None]:
+        """Says which shards stay, and which clips are encoded again."""
         from pipeline.encode.codec import AUTOENCODER_NAME
-        from pipeline.encode.encode import count_reusable_latents
+        from pipeline.encode.encode import describe_reuse
 
-        def count() -> int:
+        def describe() -> str | None:
             with TemporaryDirectory(prefix="reelflow-") as folder:
                 weights = self._export(run, Path(folder) / AUTOENCODER_NAME)
-                return count_reusable_latents(run.run_dir / "clips", run.folder_of(self), weights, self.config)
+                return describe_reuse(run.run_dir / "clips", run.folder_of(self), weights, self.config)
 
-        return count
+        return describe
 
     def make(self, run: RunContext, opened: OpenStage) -> Outcome:
         """Encode every shard that is missing."""
@@ -96,7 +101,21 @@ class EncodeStage(DriverStage):
             outputs.append(opened.folder / NULL_CAPTION_NAME)
         return Outcome(outputs, {"clips": manifest.num_samples})
 
-    def required_folders(self) -> Mapping[str, str]:
+    def contents(self, folder: Path) -> dict[str, str]:
+        """The latents with their captions, their statistics, and the weights that made them."""
+        from data.dataset.manifest import read_manifest
+        from data.files.checksums import file_sha256
+        from pipeline.encode.captions import NULL_CAPTION_NAME
+        from pipeline.encode.codec import AUTOENCODER_NAME
+
+        manifest, null_caption = read_manifest(folder), folder / NULL_CAPTION_NAME
+        parts: list[Any] = [manifest.fingerprint, file_sha256(folder / AUTOENCODER_NAME)]
+        parts.append(None if manifest.latent_stats is None else manifest.latent_stats.model_dump())
+        if manifest.text_encoder is not None:
+            parts += [manifest.text_encoder.fingerprint, file_sha256(null_caption)]
+        return {"latents": f"latents-{fingerprint(parts)}"}
+
+    def required_folders(self) -> Mapping[str, Need]:
         """As `Stage.required_folders`: a published autoencoder is in no folder of the run."""
         return self.needs if self.published is None else {"clips": self.needs["clips"]}
 

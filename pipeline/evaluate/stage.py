@@ -6,6 +6,7 @@ from typing import Any
 
 from pipeline.evaluate.config import EvaluateConfig
 from pipeline.ingest.config import DataConfig
+from pipeline.run.chain import Need
 from pipeline.run.context import RunContext
 from pipeline.run.fingerprints import output_settings
 from pipeline.run.stage import DriverStage, Outcome
@@ -30,7 +31,7 @@ class EvaluateStage(DriverStage):
 
     name = "evaluate"
     folder = "evaluation"
-    needs = {"samples": "sample", "latents": "encode"}  # noqa: RUF012 - constant
+    needs = {"samples": Need("sample", "samples"), "latents": Need("encode", "latents")}  # noqa: RUF012 - constant
 
     def describe(self) -> str:
         """Its line in the plan."""

@@ -40,7 +40,11 @@ class ShardConfig(Settings):
     ones, which are often titles.
     """
     videos_per_shard: Annotated[int, Layout] = Field(default=256, ge=1)
-    """Number of consecutive videos whose clips form one shard; finished shards are kept after an interruption."""
+    """Largest number of videos whose clips form one shard; most shards have more than half as many.
+
+    Which shard a video belongs to is decided by a hash of its name, so one video more or less changes one shard.
+    Finished shards are kept after an interruption.
+    """
     validation_fraction: float = Field(default=0.05, ge=0, lt=1)
     """Expected share of the videos whose clips are held out for validation, chosen by a hash of the video's name."""
     scene_detection: SceneDetection = "off"

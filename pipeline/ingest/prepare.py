@@ -8,7 +8,7 @@ store, or in a file if they are many, until their shard is written (`pipeline/in
 from collections.abc import Mapping
 from dataclasses import dataclass
 from errno import ENOSPC
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from time import monotonic
 from typing import get_args
@@ -18,12 +18,12 @@ from pydantic import Field
 from data.curation.caption_text import CaptionError, clean_caption
 from data.curation.captions import caption_of
 from data.curation.config import FilterConfig, Measure
-from data.curation.filters import Duplicates, failed_filter, perceptual_hash
+from data.curation.filters import failed_filter, perceptual_hash
 from data.curation.ledger import Filter, Rejection, reject
-from data.curation.lookalikes import Lookalikes, describe
+from data.curation.lookalikes import describe
 from data.curation.measures import measure_clip
 from data.curation.scenes import SCENE_FINDERS
-from data.curation.sources import Source, local_copy
+from data.curation.sources import Source, content_of, local_copy
 from data.curation.text_area import text_fraction
 from data.dataset.buckets import Bucket, SourceShape
 from data.dataset.clip import ClipRecord, clip_key, split_of
@@ -48,10 +48,19 @@ class PreparedClip(Record):
     perceptual_hash: str | None = None
 
 
+class Origin(Record):
+    """What a report was made from; it stands while the present source, settings and file are the same."""
+
+    cut: str  # fingerprint of the source's name and span, and of the settings that decide its clips
+    stamp: str  # size and modification time of the file when it was listed
+    content: str | None = None  # SHA-256 of the file; None: not known
+
+
 class SourceReport(Record):
     """What became of a source."""
 
     source: str
+    origin: Origin | None = None  # None: made by an older version
     clips: list[PreparedClip] = Field(default=[])  # for the shard
     filtered: list[Rejection] = Field(default=[])  # clips, or the whole source, that were left out on purpose
     quarantined: Rejection | None = None
@@ -68,8 +77,24 @@ class PrepareConfig:
     spool_dir: Path | None = None  # where the clips of a long video are stored until their shard is written
     judge: Judge | None = None  # asks the models of `settings.models`; None: there are none
 
+    @cached_property
+    def cut(self) -> str:
+        """Changes with every setting that decides the clips of a source; not with captions, nor with duplicates."""
+        excluded = ("buckets", "choose_buckets", "captions", "filters.duplicate_bits")
+        settings = output_json(self.settings, layout=False, exclude=excluded)
+        models = model_fingerprints(self.settings.models)
+        return fingerprint([sorted(bucket.name for bucket in self.buckets), settings, PIXELS_VERSION, *models])
+
+    def origin(self, source: Source) -> Origin:
+        """What a report of this source would be made from now, but for the content of its file."""
+        stretch = [source.stretch.start_seconds, source.stretch.end_seconds]
+        inputs = [self.cut, source.name, source.file, source.dataset, *stretch]
+        if self.settings.models.paths:  # which are shown the caption
+            inputs.append(_caption_or_problem(self, source))
+        return Origin(cut=fingerprint(inputs), stamp=source.file_stamp)
+
     def fingerprint(self) -> str:
-        """Changes with everything that changes a clip."""
+        """As older versions stored it, of everything that changes a clip: captions too."""
         settings = output_json(self.settings, layout=False, exclude=("buckets", "choose_buckets", "captions"))
         inputs = [
             sorted(bucket.name for bucket in self.buckets),
@@ -79,6 +104,18 @@ class PrepareConfig:
             *model_fingerprints(self.settings.models),
         ]
         return fingerprint([*inputs, sorted(self.shared_names)] if self.shared_names else inputs)
+
+
+def prepare_with_origin(config: PrepareConfig, source: Source) -> tuple[SourceReport, Clips]:
+    """`prepare_source`, and what the report was made from.
+
+    The file is read a second time for its checksum, mostly from memory; one that gave no clips is not.
+    """
+    report, clips = prepare_source(config, source)
+    origin = config.origin(source)
+    if report.quarantined is None:
+        origin = origin.model_copy(update={"content": content_of(source)})
+    return report.model_copy(update={"origin": origin}), clips
 
 
 def prepare_source(config: PrepareConfig, source: Source) -> tuple[SourceReport, Clips]:
@@ -118,13 +155,28 @@ def prepare_source(config: PrepareConfig, source: Source) -> tuple[SourceReport,
     return failed, spool.close()
 
 
+def present_caption(config: PrepareConfig, source: Source) -> str:
+    """The caption of a source.
+
+    Raises:
+        CaptionError: it cannot be used.
+    """
+    if source.caption is not None:
+        return clean_caption(source.caption)
+    return caption_of(source.root, source.file, config.captions, config.shared_names, source.path)
+
+
+def _caption_or_problem(config: PrepareConfig, source: Source) -> str:
+    """The caption of a source, or why there is none: another text for each."""
+    try:
+        return present_caption(config, source)
+    except (CaptionError, OSError) as error:
+        return f"{type(error).__name__}: {error}"
+
+
 def _cut_source(config: PrepareConfig, source: Source, spool: ClipSpool) -> list[SourceReport]:
     """Decode a source and store its clips in the spool; what became of each span."""
-    settings, given = config.settings, source.caption
-    if given is None:
-        caption = caption_of(source.root, source.file, config.captions, config.shared_names, source.path)
-    else:
-        caption = clean_caption(given)
+    settings, caption = config.settings, present_caption(config, source)
     is_augmented = split_of(source.file, settings.validation_fraction) == "train"
     cut = CutConfig(
         max_spans=settings.max_clips_per_video,
@@ -234,32 +286,6 @@ def _signature(span: Span, filters: FilterConfig) -> str | None:
     if filters.duplicate_bits is None or span.variant:
         return None
     return f"{perceptual_hash(span.frames):x}" if filters.duplicate_views == "same" else describe(span.frames)
-
-
-def seen_clips(filters: FilterConfig) -> Duplicates | Lookalikes | None:
-    """What collects the clips kept so far; None if duplicates are not looked for."""
-    if filters.duplicate_bits is None:
-        return None
-    return (
-        Duplicates(filters.duplicate_bits) if filters.duplicate_views == "same" else Lookalikes(filters.duplicate_bits)
-    )
-
-
-def drop_duplicates(report: SourceReport, seen: Duplicates | Lookalikes) -> SourceReport:
-    """The report of a source without the clips that duplicate an earlier one; the others are added to `seen`."""
-    dropped: dict[float, Rejection] = {}  # by the start of the span
-    for clip in report.clips:
-        if clip.perceptual_hash is None:
-            continue
-        original = seen.find(clip.perceptual_hash)
-        if original is None:
-            seen.keep(clip.perceptual_hash, report.source)
-        else:
-            detail = f"it looks like a clip of {original}"
-            start = clip.start_seconds
-            dropped[start] = reject(report.source, "filter", "duplicate", detail, start)
-    kept = [clip for clip in report.clips if clip.start_seconds not in dropped]
-    return report.model_copy(update={"clips": kept, "filtered": [*report.filtered, *dropped.values()]})
 
 
 def measure(max_pixels: int | None, crops_bars: bool, source: Source) -> tuple[SourceShape | None, None]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from data.dataset.buckets import describe_buckets
 from pipeline.distributed.config import WorkersConfig
 from pipeline.ingest.config import PIXELS_VERSION, SYNTHETIC, DataConfig
+from pipeline.run.chain import Need
 from pipeline.run.context import RunContext
 from pipeline.run.fingerprints import fingerprint, output_settings
 from pipeline.run.stage import DriverStage, Outcome
@@ -58,6 +59,14 @@ class DrawStage(DriverStage):
         number = make_videos(opened.folder, self.data.synthetic, self.seed)
         return Outcome([video_path(opened.folder, index) for index in (0, number - 1)], {"videos": number})
 
+    def contents(self, folder: Path) -> dict[str, str]:
+        """The videos and their captions."""
+        from data.files.checksums import file_sha256
+
+        files = sorted(path for suffix in ("*.mp4", "*.txt") for path in folder.rglob(suffix))
+        made = {path.relative_to(folder).as_posix(): file_sha256(path) for path in files}
+        return {"videos": f"videos-{fingerprint(made)}"}
+
 
 @dataclass(frozen=True)
 class ShardStage(DriverStage):
@@ -103,11 +112,11 @@ class ShardStage(DriverStage):
             settings["models"] = model_fingerprints(self.data.models)
         return settings
 
-    def count_reusable(self, run: RunContext) -> Callable[[], int]:
-        """Counts the shards that these sources and settings would give again."""
-        from pipeline.ingest.shard import count_reusable_shards
+    def describe_reuse(self, run: RunContext) -> Callable[[], str | None]:
+        """Says which shards stay, and which sources are cut again."""
+        from pipeline.ingest.shard import describe_reuse
 
-        return lambda: count_reusable_shards(self._sources(run)[0], run.folder_of(self), self.data.shard())
+        return lambda: describe_reuse(self._sources(run)[0], run.folder_of(self), self.data.shard())
 
     def check_inputs(self, run: RunContext) -> None:
         """Refuse a caption table that is missing or damaged, or that matches no video.
@@ -143,6 +152,16 @@ class ShardStage(DriverStage):
             "quarantined": manifest.ledger.quarantine,
         }
         return Outcome(dataset_outputs(opened.folder, manifest), summary)
+
+    def contents(self, folder: Path) -> dict[str, str]:
+        """The whole clips; and their pixels alone, which a stage reads that does not read captions."""
+        from data.dataset.contents import pixels_fingerprint
+        from data.dataset.manifest import read_manifest
+
+        return {
+            "clips": f"clips-{read_manifest(folder).fingerprint}",
+            "pixels": f"pixels-{pixels_fingerprint(folder)}",
+        }
 
     def _check_libraries(self) -> None:
         """Refuse settings that need an optional package which is not installed."""
@@ -181,7 +200,7 @@ class ShardStage(DriverStage):
         sources, counts, origins = [], [], []
         for name, place in self.data.places.items():
             if place == SYNTHETIC:
-                origin = run.build_of(DrawStage.folder, DrawStage.name)
+                origin = run.content_of(DrawStage.folder, Need(DrawStage.name, "videos"))
                 listed = list_place(str(run.run_dir / DrawStage.folder))
             else:
                 listed = list_place(place, self.data.suffixes)

@@ -64,12 +64,6 @@ def read_commit(kind: type[AnyCommit], shard_path: Path) -> AnyCommit | None:
         return None
 
 
-def reusable_commit(kind: type[AnyCommit], shard_path: Path, input_fingerprint: str) -> AnyCommit | None:
-    """The commit of a shard that exists and was made from these inputs; otherwise None."""
-    commit = read_commit(kind, shard_path)
-    return commit if commit and commit.input_fingerprint == input_fingerprint and shard_path.is_file() else None
-
-
 def remove_other_shards(output_dir: Path, names: Collection[str]) -> None:
     """Delete the shards that are not named, with their commits: an earlier start may have planned more shards."""
     for path in output_dir.glob(SHARD_PATTERN):

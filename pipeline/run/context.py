@@ -2,14 +2,14 @@
 
 import logging
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.errors import ReelflowError
-from pipeline.run.chain import find_outdated
+from pipeline.run.chain import Need, find_outdated
 from pipeline.run.memory import MemoryMonitor
 from pipeline.run.stage_record import OpenStage, StageRecord, begin, read_stage_record
 
@@ -34,8 +34,8 @@ class RunContext:
     run_dir: Path
     config_yaml: str
     """The resolved configuration, for the report."""
-    folders: tuple[str, ...] = ()
-    """Of all stages, in order."""
+    folders: Mapping[str, Mapping[str, Need]] = field(default_factory=dict)
+    """Of all stages, in order, each with what its stage needs."""
     connect: Callable[[], None] = lambda: None
     """Joins or starts the Ray cluster; called before a stage's work, any number of times."""
     on_ray: bool = True
@@ -50,8 +50,8 @@ class RunContext:
         """Where a stage writes."""
         return self.run_dir / stage.folder
 
-    def build_of(self, folder: str, stage_name: str) -> str:
-        """The build id of a finished stage's folder.
+    def finished(self, folder: str, stage_name: str) -> StageRecord:
+        """The record of a finished stage's folder.
 
         Raises:
             StageOrderError: that stage has not finished, or a folder behind it has changed since; names the commands.
@@ -70,7 +70,22 @@ class RunContext:
                 f"commands first, in this order: {commands}; or `run`, which does every stage in order. (A training "
                 "then begins anew, or goes on from its checkpoint with --allow-change and the name of the input.)"
             )
-        return record.build
+        return record
+
+    def content_of(self, folder: str, need: Need, named: object = None) -> str:
+        """The fingerprint of what a stage needs of a finished stage's folder.
+
+        Args:
+            named: what the stage's own record names, if anything. It is returned if it is still that content: records
+                of older versions name it otherwise.
+
+        Raises:
+            StageOrderError, DamagedRecordError: as `finished`.
+        """
+        record = self.finished(folder, need.stage)
+        return (
+            named if isinstance(named, str) and record.is_content(named, need.content) else record.content(need.content)
+        )
 
     def records(self, exclude: str) -> list[StageRecord]:
         """The records of all stages that have one, in order; without that of the folder `exclude`."""
@@ -95,8 +110,9 @@ class RunContext:
             stage.name,
             inputs,
             stage.continues(),
-            stage.count_reusable(self),
+            stage.describe_reuse(self),
             self.allowed_changes,
+            read_contents=stage.contents,
             remove_temporary=stage.remove_temporary,
             is_whole=stage.is_whole,
             check_inputs=lambda: stage.check_inputs(self),

@@ -32,10 +32,21 @@ def output_json(config: BaseModel, *, layout: bool = True, exclude: Collection[s
     """`output_settings` as JSON text, in the order of the fields: a part of content addresses.
 
     Args:
-        exclude: fields that the address has in another form.
+        exclude: fields that the address has in another form; `part.field` names a field of the record in `part`.
     """
-    excluded = _excluded(config, _markers(layout)) | dict.fromkeys(exclude, True)
+    excluded = _excluded(config, _markers(layout))
+    for name in exclude:
+        _exclude(excluded, name.split("."))
     return config.model_dump_json(by_alias=True, exclude=excluded)
+
+
+def _exclude(excluded: Excluded, path: list[str]) -> None:
+    """Add a field, or a field of a record in a field, to what is left out."""
+    name, *inner = path
+    if not inner:
+        excluded[name] = True
+    elif excluded.get(name) is not True:
+        _exclude(excluded.setdefault(name, {}), inner)
 
 
 def stored(config: BaseModel) -> dict[str, Any]:

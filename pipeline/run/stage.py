@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from pipeline.run.chain import Need
 from pipeline.run.context import RunContext
-from pipeline.run.stage_record import OpenStage
+from pipeline.run.stage_record import OpenStage, read_stage_record
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,8 @@ class Stage(ABC):
     """As on the command line, such as "train dit"."""
     folder: ClassVar[str]
     """In the run's folder."""
-    needs: ClassVar[Mapping[str, str]] = {}
-    """Folders whose content it is made from -> the names of the stages that make them."""
+    needs: ClassVar[Mapping[str, Need]] = {}
+    """Folders that it is made from -> what it reads of each."""
     remove_temporary: ClassVar[bool] = True
     """Remove files of interrupted writers when it starts; False where other processes may be writing there."""
 
@@ -56,24 +57,36 @@ class Stage(ABC):
         """
 
     def inputs(self, run: RunContext) -> dict[str, Any]:
-        """Everything the output depends on: the builds of the folders it `needs`, then its `settings`.
+        """Everything the output depends on: the contents of the folders it `needs`, then its `settings`.
 
         Raises:
             StageOrderError: a stage that it needs has not finished, or is out of date.
         """
-        required = {folder: run.build_of(folder, name) for folder, name in self.required_folders().items()}
+        record = read_stage_record(run.folder_of(self))
+        named = {} if record is None else record.inputs
+        required = {
+            folder: run.content_of(folder, need, named.get(folder)) for folder, need in self.required_folders().items()
+        }
         return required | self.settings(run)
 
-    def required_folders(self) -> Mapping[str, str]:
+    def required_folders(self) -> Mapping[str, Need]:
         """Those that it `needs` with its present settings."""
         return self.needs
+
+    def contents(self, folder: Path) -> dict[str, str]:  # noqa: ARG002 - for those that override it
+        """What other stages may need of its finished folder: a fingerprint by name, equal where the content is equal.
+
+        Raises:
+            ReelflowError, OSError: the folder is damaged.
+        """
+        return {}
 
     def continues(self) -> dict[str, Any]:
         """Settings whose change makes a complete output unfinished, not wrong: how many steps to train."""
         return {}
 
-    def count_reusable(self, run: RunContext) -> Callable[[], int] | None:  # noqa: ARG002 - for those that override it
-        """Counts the shards in the folder that the present inputs would give again; None: all are made again."""
+    def describe_reuse(self, run: RunContext) -> Callable[[], str | None] | None:  # noqa: ARG002 - for those that override it
+        """Says what in the folder the present inputs would use again; None, as its answer or itself: nothing."""
         return None
 
     def is_whole(self, output: Path) -> bool:
@@ -101,7 +114,7 @@ class DriverStage(Stage):
         with run.opened(self, self.inputs(run)) as opened:
             if opened is not None:
                 outcome = self.make(run, opened)
-                opened.finish(outcome.outputs, outcome.summary, run.peak_rss_bytes())
+                opened.finish(outcome.outputs, outcome.summary, run.peak_rss_bytes(), self.contents(opened.folder))
 
     @abstractmethod
     def make(self, run: RunContext, opened: OpenStage) -> Outcome:

@@ -1,9 +1,13 @@
 """The record of a stage's folder: what it was made from, and whether it is complete. It decides what a start has to do.
 
-`stage.json` holds the inputs of the stage: its own settings, and the build ids of the stages before it. With the same
-inputs a complete stage is skipped and an interrupted one continues. With other inputs the old folder is archived under
-another name, never deleted, and the changed inputs are named. Stages that make shards keep those whose own inputs did
-not change.
+`stage.json` holds the inputs of the stage: its own settings, and fingerprints of what it reads of the folders before
+it. With the same inputs a complete stage is skipped and an interrupted one continues. With other inputs the old folder
+is archived under another name, never deleted, and the changed inputs are named. Stages that make shards keep those
+whose own inputs did not change.
+
+Content decides, not the time of making: a folder that is made again with the same content leaves what was made from it
+valid. Older versions named a folder by the id of its build instead, new at each making; their records stay valid until
+the content changes.
 """
 
 import json
@@ -46,12 +50,26 @@ class StageRecord(BaseModel):
 
     stage: str
     complete: bool = False
-    build: str  # random id, new whenever the content may differ; an input of the stages after it
+    build: str  # random id, new whenever the folder is worked on; names its content if `contents` does not
     inputs: dict[str, Any]
     outputs: list[str] = []  # files that must exist, relative to the folder
     wall_seconds: float = 0.0  # over all starts
     peak_rss_bytes: int = 0
     summary: dict[str, Any] = {}
+    contents: dict[
+        str, str
+    ] = {}  # fingerprints of what later stages may read; empty: not finished, or an older version
+    earlier_builds: dict[str, dict[str, str]] = {}  # build that records of older versions may name -> its contents
+
+    def content(self, name: str) -> str:
+        """The fingerprint of one of its contents, which a stage that reads it names among its inputs."""
+        return self.contents.get(name, self.build)
+
+    def is_content(self, named: object, name: str) -> bool:
+        """Whether what a later stage named among its inputs is the present content of that name."""
+        if not isinstance(named, str):
+            return False
+        return self.content(name) in (named, self.earlier_builds.get(named, {}).get(name))
 
 
 @dataclass
@@ -75,8 +93,15 @@ class OpenStage:
         self._started = now
         publish_text(self.folder / STAGE_RECORD_NAME, self.record.model_dump_json(indent=1))
 
-    def finish(self, outputs: list[Path], summary: dict[str, Any], peak_rss_bytes: int = 0) -> None:
+    def finish(
+        self,
+        outputs: list[Path],
+        summary: dict[str, Any],
+        peak_rss_bytes: int = 0,
+        contents: dict[str, str] | None = None,
+    ) -> None:
         """Declare the stage complete."""
+        self.record.contents = contents or {}
         self.record.outputs = [os.path.relpath(path, self.folder) for path in outputs]
         self.record.summary = summary
         self.record.peak_rss_bytes = max(self.record.peak_rss_bytes, peak_rss_bytes)
@@ -89,9 +114,10 @@ def begin(
     name: str,
     inputs: dict[str, Any],
     continues: dict[str, Any] | None = None,
-    count_reusable: Callable[[], int] | None = None,
+    describe_reuse: Callable[[], str | None] | None = None,
     allowed_changes: Collection[str] | None = None,
     *,
+    read_contents: Callable[[Path], dict[str, str]] = lambda _: {},
     remove_temporary: bool = True,
     is_whole: Callable[[Path], bool] = Path.exists,
     check_inputs: Callable[[], None] = lambda: None,
@@ -102,8 +128,9 @@ def begin(
     Args:
         inputs: everything the output depends on; JSON values.
         continues: settings whose change makes a complete output unfinished, not wrong (how many steps to train).
-        count_reusable: counts the shards that the new inputs would give again; the others are made again in place.
+        describe_reuse: says what the new inputs would use again, in place; None: nothing.
         allowed_changes: names of inputs that may differ when the stage resumes; None: it starts anew if any differs.
+        read_contents: fingerprints of what later stages may read of a finished folder, for a record without them.
         remove_temporary: remove files of interrupted writers; False where other processes may still be writing.
         is_whole: whether an output of a complete stage can be used; if not, the stage continues.
         check_inputs: called unless there is nothing to do; what it raises leaves folder and record as they are.
@@ -131,9 +158,10 @@ def begin(
         """The stage continues in its folder; its record says "not complete" before any file there changes."""
         check_inputs()
         check_continues()
+        old.earlier_builds = _earlier_builds(old, folder, read_contents)
         if not is_same_build:
             old.build = _new_build()
-        old.complete, old.inputs = False, inputs
+        old.complete, old.inputs, old.contents = False, inputs, {}
         if remove_temporary:
             remove_unpublished(folder)
         stage = OpenStage(folder, old, note, time.monotonic())
@@ -154,10 +182,24 @@ def begin(
         if refused := [change for change in changed if change.name not in allowed_changes]:
             raise ChangedError(_refusal(folder, refused))
         return reopened(f"continues although {_listed(changed)}")
-    if count_reusable is not None and (num_reusable := count_reusable()) > 0:
-        return reopened(f"{_listed(changed)}: {num_reusable} shards are reused, the others are made again")
+    if describe_reuse is not None and (reuse := describe_reuse()) is not None:
+        return reopened(f"{_listed(changed)}: {reuse}")
     check_inputs()
-    return _new(folder, name, inputs, f"{_listed(changed)}: made again, the old one is in {archive(folder).name}")
+    earlier = _earlier_builds(old, folder, read_contents)
+    note = f"{_listed(changed)}: made again, the old one is in {archive(folder).name}"
+    return _new(folder, name, inputs, note, earlier)
+
+
+def _earlier_builds(
+    record: StageRecord, folder: Path, read_contents: Callable[[Path], dict[str, str]]
+) -> dict[str, dict[str, str]]:
+    """What the builds that later stages may name held, before anything changes in the folder."""
+    if not record.complete or record.contents:
+        return record.earlier_builds
+    try:
+        return {record.build: contents} if (contents := read_contents(folder)) else {}
+    except (ReelflowError, OSError):  # nothing can be compared with a damaged folder
+        return {}
 
 
 def _refuse_broken_links(folder: Path, missing: list[str]) -> None:
@@ -171,10 +213,13 @@ def _refuse_broken_links(folder: Path, missing: list[str]) -> None:
             )
 
 
-def _new(folder: Path, name: str, inputs: dict[str, Any], note: str) -> OpenStage:
+def _new(
+    folder: Path, name: str, inputs: dict[str, Any], note: str, earlier: dict[str, dict[str, str]] | None = None
+) -> OpenStage:
     """Start a stage in an empty folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    stage = OpenStage(folder, StageRecord(stage=name, build=_new_build(), inputs=inputs), note, time.monotonic())
+    record = StageRecord(stage=name, build=_new_build(), inputs=inputs, earlier_builds=earlier or {})
+    stage = OpenStage(folder, record, note, time.monotonic())
     stage.save()
     return stage
 

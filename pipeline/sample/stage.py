@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from data.synthetic import held_out_combinations
 from pipeline.distributed.config import WorkersConfig
 from pipeline.ingest.config import DataConfig
+from pipeline.run.chain import Need
 from pipeline.run.context import RunContext
 from pipeline.run.fingerprints import fingerprint_of_items, output_settings
 from pipeline.run.stage import DriverStage, Outcome
@@ -43,7 +44,7 @@ class SampleStage(DriverStage):
 
     name = "sample"
     folder = "samples"
-    needs = {"dit": "train dit"}  # noqa: RUF012 - constant
+    needs = {"dit": Need("train dit", "weights")}  # noqa: RUF012 - constant
 
     def describe(self) -> str:
         """Its line in the plan."""
@@ -110,6 +111,14 @@ class SampleStage(DriverStage):
         samples.check_all_made()
         files = [clip.file for clip in samples.clips]
         return Outcome([opened.folder / name for name in (SAMPLES_NAME, GALLERY_NAME, *files)], {"clips": len(files)})
+
+    def contents(self, folder: Path) -> dict[str, str]:
+        """The clips, by their checksums."""
+        from data.files.checksums import file_sha256
+        from pipeline.sample.outputs import read_samples
+
+        clips = {clip.file: clip.sha256 or file_sha256(folder / clip.file) for clip in read_samples(folder)}
+        return {"samples": f"samples-{fingerprint(clips)}"}
 
     def is_whole(self, output: Path) -> bool:
         """Whether a file is there, and a clip of full length."""

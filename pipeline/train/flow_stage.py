@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from models.flow.spec import FlowSpec
 from models.networks.config import NetworkConfig
+from pipeline.run.chain import Need
 from pipeline.run.context import RunContext
 from pipeline.run.fingerprints import stored
 from pipeline.run.stage_record import OpenStage
@@ -38,7 +39,7 @@ class TrainFlowStage(TrainStage):
 
     name = "train dit"
     folder = "dit"
-    needs = {"latents": "encode"}  # noqa: RUF012 - constant
+    needs = {"latents": Need("encode", "latents")}  # noqa: RUF012 - constant
 
     def network_settings(self, run: RunContext) -> dict[str, Any]:
         """The network, the flow, and the checkpoint that it starts from."""

@@ -17,8 +17,9 @@ from data.dataset.buckets import Bucket
 from data.dataset.compression import Compression
 from models.autoencoder.config import AutoencoderConfig, AutoencoderLossConfig
 from pipeline.distributed.config import WorkersConfig
+from pipeline.run.chain import Need
 from pipeline.run.context import RunContext, StoppedError
-from pipeline.run.fingerprints import output_settings
+from pipeline.run.fingerprints import fingerprint, output_settings
 from pipeline.run.logs import file_log, rank_log
 from pipeline.run.stage import Outcome, Stage
 from pipeline.run.stage_record import OpenStage
@@ -73,6 +74,13 @@ class TrainStage(Stage):
         """More steps continue a finished training."""
         return {"steps": self.train.steps}
 
+    def contents(self, folder: Path) -> dict[str, str]:
+        """The weights, by the checksums of all files of the newest checkpoint."""
+        from pipeline.checkpoint.read import open_checkpoint
+
+        files = {name: file.sha256 for name, file in open_checkpoint(folder).record.files.items()}
+        return {"weights": f"weights-{fingerprint(files)}"}
+
     def check_continues(self, run: RunContext) -> None:
         """Refuse to continue where checkpoints were saved and none is there, as where their disk is not mounted.
 
@@ -99,8 +107,8 @@ class TrainStage(Stage):
         """
         if not self.is_needed():
             return
-        for folder, name in self.required_folders().items():
-            run.build_of(folder, name)  # on every process, before anything in these folders is read
+        for folder, need in self.required_folders().items():
+            run.finished(folder, need.stage)  # on every process, before anything in these folders is read
         task = self.task(run)
         subsets = task.subsets()
         fitting = fitting_worlds(self.train, [subset.bucket for subset in subsets], self.workers.num_workers)
@@ -118,7 +126,8 @@ class TrainStage(Stage):
                     self._announce(run, subsets, fitting)
                     self.before_training(run, opened)
                     outcome = self._watch(start, opened)
-                    opened.finish(outcome.outputs, outcome.summary, run.peak_rss_bytes())
+                    contents = self.contents(opened.folder)
+                    opened.finish(outcome.outputs, outcome.summary, run.peak_rss_bytes(), contents)
 
     def _announce(self, run: RunContext, subsets: "list[Subset]", fitting: Collection[int]) -> None:
         for line in describe_batches(subsets, self.train):
@@ -186,7 +195,7 @@ class TrainAutoencoderStage(TrainStage):
 
     name = "train autoencoder"
     folder = "autoencoder"
-    needs = {"clips": "shard"}  # noqa: RUF012 - constant
+    needs = {"clips": Need("shard", "pixels")}  # noqa: RUF012 - constant
 
     def describe(self) -> str:
         """Its line in the plan."""

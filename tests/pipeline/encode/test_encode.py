@@ -19,7 +19,7 @@ from pipeline.distributed.config import WorkersConfig
 from pipeline.encode import encode
 from pipeline.encode.codec import AUTOENCODER_NAME, to_pixels
 from pipeline.encode.config import EncodeConfig
-from pipeline.encode.encode import Encoder, ShardTask, encoding_settings, same_shape_batches
+from pipeline.encode.encode import Encoder, ShardInputs, ShardTask, encoding_settings, same_shape_batches
 from pipeline.run import precision
 from testing.clips import SMALL_AUTOENCODER, write_autoencoder, write_clips
 from testing.datasets import SMALL, colour_clip, record, write_dataset
@@ -34,7 +34,9 @@ SETTINGS = EncodeConfig(chunk_frames=20, precision="fp32")
 def encode_shard(folder: Path, shard: ShardRecord, config: EncodeConfig) -> dict[str, torch.Tensor]:
     """What the stage's actor writes, by key."""
     target = folder / f"latents-{shard.name}"
-    Encoder(folder / AUTOENCODER_NAME, config, 1).encode(ShardTask(folder / shard.name, shard, target, "a test"))
+    Encoder(folder / AUTOENCODER_NAME, config, 1).encode(
+        ShardTask(folder / shard.name, shard, target, ShardInputs("a", "test"))
+    )
     return {record.key: load(payload)["mean"] for record, payload in read_shard(target, LATENT_MEMBER)}
 
 

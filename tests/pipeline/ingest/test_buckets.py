@@ -13,10 +13,9 @@ from data.dataset.index import read_index
 from data.dataset.manifest import count_buckets, read_manifest
 from data.video.augment import AugmentConfig
 from data.video.formats import IMAGE_SUFFIXES, VIDEO_SUFFIXES
-from pipeline.distributed.isolated_pool import IsolatedPool
 from pipeline.ingest.config import ShardConfig
-from pipeline.ingest.shard import ShardCommit, count_reusable_shards, make_shards
-from pipeline.run.commits import read_commit
+from pipeline.ingest.shard import describe_reuse, make_shards
+from pipeline.run.commits import commit_path
 from testing.shapes import ALL, SHORT, SQUARE, STILL, TALL, WIDE, make_video
 
 
@@ -51,15 +50,14 @@ def test_chosen_once_and_then_kept(cluster, shape_videos, tmp_path, monkeypatch)
     assert sides == {(32, 64), (64, 32), (48, 48)}
     assert first.num_samples == sum(record.num_samples for record in first.buckets) == 8
     sources = list_sources(str(shape_videos), config.suffixes)
-    assert count_reusable_shards(sources, tmp_path, config) == 1
+    assert describe_reuse(sources, tmp_path, config) == "1 of 1 shards stay as they are"
     other = config.model_copy(update={"choose_buckets": BucketChoice(pixels=9216, num_frames=(1, 5, 9))})
-    assert count_reusable_shards(sources, tmp_path, other) == 0
-    measured = []
-    monkeypatch.setattr(
-        "pipeline.ingest.shard.IsolatedPool", lambda f, jobs, *a: measured.append(f) or IsolatedPool(f, jobs, *a)
-    )
+    assert describe_reuse(sources, tmp_path, other) is None
+    started = []
+    for module in ("buckets", "shard"):
+        monkeypatch.setattr(f"pipeline.ingest.{module}.IsolatedPool", lambda *a, name=module: started.append(name))
     assert ingest(shape_videos, tmp_path, config) == first
-    assert [getattr(function, "__name__", "cut") for function in measured] == ["cut"]
+    assert not started
 
 
 def test_a_change_makes_only_its_own_shards_anew(cluster, shape_videos, tmp_path):
@@ -70,30 +68,35 @@ def test_a_change_makes_only_its_own_shards_anew(cluster, shape_videos, tmp_path
     def made() -> dict[str, int]:
         return {path.name: path.stat().st_mtime_ns for path in output.glob("shard-*.tar")}
 
+    def reuse(settings: ShardConfig = config) -> str | None:
+        return describe_reuse(list_sources(str(sources)), output, settings)
+
+    def shard_of(name: str) -> str:
+        return next(row.shard for row in read_index(output) if row.source == name)
+
     first = ingest(sources, output, config)
-    before = made()
-    assert [shard.num_samples for shard in first.shards] == [3, 3, 1]
+    before, number = made(), len(first.shards)
     make_video(sources / "d.mp4", 96, 96, 18, 40)
-    assert count_reusable_shards(list_sources(str(sources)), output, config) == 2
+    assert "1 videos are cut" in (reuse() or "")
     second = ingest(sources, output, config)
-    assert [name for name, time in made().items() if time != before[name]] == ["shard-00001.tar"]
-    assert [a == b for a, b in zip(first.shards, second.shards, strict=True)] == [True, False, True]
-    fresh = ingest(sources, tmp_path / "fresh", config)
-    assert fresh == second
+    assert [name for name, time in made().items() if time != before[name]] == [shard_of("d.mp4")]
+    assert sum(a == b for a, b in zip(first.shards, second.shards, strict=True)) == number - 1
+    assert ingest(sources, tmp_path / "fresh", config) == second
     (sources / "a.txt").write_text("a caption", encoding="utf-8")
-    assert count_reusable_shards(list_sources(str(sources)), output, config) == 2
-    other = config.model_copy(update={"buckets": (SQUARE,)})
-    assert count_reusable_shards(list_sources(str(sources)), output, other) == 0
+    assert (reuse() or "").endswith("videos are taken from earlier shards, 0 videos are cut")
+    assert reuse(config.model_copy(update={"buckets": (SQUARE,)})) is None
     (sources / "e.mp4").unlink()
     third = ingest(sources, output, config)
-    assert sorted(made()) == [shard.name for shard in third.shards] == ["shard-00000.tar", "shard-00001.tar"]
-    assert read_commit(ShardCommit, output / "shard-00002.tar") is None
+    assert sorted(made()) == [shard.name for shard in third.shards]
+    assert {path.name for path in output.glob("*.commit.json")} == {
+        commit_path(output / shard.name).name for shard in third.shards
+    }
 
 
 def test_a_deleted_shard_is_made_again(cluster, shape_videos, tmp_path):
     config = ShardConfig(buckets=(SQUARE, SHORT), videos_per_shard=2)
     first = ingest(shape_videos, tmp_path, config)
-    (tmp_path / "shard-00001.tar").unlink()
+    (tmp_path / first.shards[1].name).unlink()
     assert ingest(shape_videos, tmp_path, config) == first
 
 

@@ -6,14 +6,13 @@ import pytest
 
 from data.dataset.manifest import ShardRecord
 from pipeline.encode.encode import EncodedShard
-from pipeline.ingest.shard import ShardCommit
+from pipeline.ingest.commit import ShardCommit
 from pipeline.run.commits import (
     commit_path,
     publish_commit,
     read_commit,
     remove_commit,
     remove_other_shards,
-    reusable_commit,
 )
 
 SHARD = ShardRecord(name="shard-00000.tar", num_samples=0, num_bytes=1, sha256="")
@@ -24,17 +23,13 @@ LATENTS = EncodedShard(
 
 
 @pytest.mark.parametrize("commit", [CLIPS, LATENTS], ids=["clips", "latents"])
-def test_a_commit_is_read_back_and_counts_for_its_own_inputs_and_an_existing_shard(tmp_path, commit):
+def test_a_commit_is_read_back_and_a_damaged_one_counts_as_none(tmp_path, commit):
     path, kind = tmp_path / "shard-00000.tar", type(commit)
     assert read_commit(kind, path) is None
     publish_commit(path, commit)
     assert read_commit(kind, path) == commit
-    assert reusable_commit(kind, path, "abc") is None  # there is no shard
-    path.touch()
-    assert reusable_commit(kind, path, "abc") == commit
-    assert reusable_commit(kind, path, "other") is None
     commit_path(path).write_text(commit.model_dump_json()[:-9], encoding="utf-8")
-    assert reusable_commit(kind, path, "abc") is None
+    assert read_commit(kind, path) is None
     remove_commit(path)
     remove_commit(path)
     assert not commit_path(path).exists()
@@ -43,7 +38,8 @@ def test_a_commit_is_read_back_and_counts_for_its_own_inputs_and_an_existing_sha
 def test_the_names_on_disk_are_those_of_older_versions(tmp_path):
     publish_commit(tmp_path / "shard-00000.tar", LATENTS)
     stored = json.loads((tmp_path / "shard-00000.commit.json").read_text(encoding="utf-8"))
-    assert list(stored) == ["made_from", "shard", "rows", "count", "total", "total_squares", "num_cut_captions"]
+    older = ["made_from", "shard", "rows", "count", "total", "total_squares", "num_cut_captions"]
+    assert list(stored) == [*older, "latents_from"]
     assert (stored["made_from"], stored["num_cut_captions"]) == ("abc", 4)
     assert list(json.loads(CLIPS.model_dump_json())) == ["made_from", "shard", "rows", "reports"]
 

@@ -1,0 +1,117 @@
+"""A shard of clips is written and committed: from clips that were just cut, and from those that earlier shards hold."""
+
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from data.dataset.clip import VIDEO_MEMBER, ClipRecord
+from data.dataset.index import PayloadLocation
+from data.dataset.reader import PayloadReader
+from data.dataset.shards import write_shard
+from data.errors import DatasetError
+from pipeline.ingest.prepare import SourceReport
+from pipeline.ingest.spool import Clips
+from pipeline.run.commits import Commit, publish_commit, read_commit, remove_commit, writing
+from pipeline.run.fingerprints import fingerprint
+
+logger = logging.getLogger(__name__)
+
+
+class ShardCommit(Commit):
+    """The commit of a shard of clips, made from its sources, their captions and the settings."""
+
+    reports: list[SourceReport]  # what became of each source, whatever other sources there are
+
+
+@dataclass(frozen=True)
+class ShardRecipe:
+    """What a shard is written from."""
+
+    path: Path
+    reports: tuple[SourceReport, ...]
+    """Of its sources, in order."""
+    kept: frozenset[str]
+    """Keys of their clips that the shard holds."""
+    taken: Mapping[str, Path]
+    """Source whose clips are not cut again -> the shard that holds them."""
+    captions: Mapping[str, str]
+    """Of the sources that are taken."""
+
+
+class _TakenShardError(Exception):
+    """A shard that clips should be taken from cannot be read."""
+
+    def __init__(self, shard: Path, problem: str) -> None:
+        super().__init__(problem)
+        self.shard = shard
+
+
+def commit_shard(recipe: ShardRecipe, *clips: Clips) -> None:
+    """Write a shard, then its commit. Runs in a worker, which gets new clips from Ray's object store.
+
+    If a shard that clips are taken from is damaged, nothing is written, and that shard loses its commit: its sources
+    are cut again.
+
+    Args:
+        clips: of each source that was just cut and has any.
+
+    Raises:
+        ShardWriteError: the disk is full, for example.
+    """
+    new = {source.records[0].source: source for source in clips}
+    inputs = fingerprint([report.model_dump(mode="json", include={"source", "origin"}) for report in recipe.reports])
+    samples = _samples(recipe, new)
+    try:
+        with writing(recipe.path):
+            shard, rows = write_shard(recipe.path, samples, VIDEO_MEMBER, partial(remove_commit, recipe.path))
+            commit = ShardCommit(input_fingerprint=inputs, shard=shard, rows=rows, reports=list(recipe.reports))
+            publish_commit(recipe.path, commit)
+    except _TakenShardError as error:
+        logger.warning("%s; its sources are cut again", error)
+        remove_commit(error.shard)
+    for source in clips:
+        source.remove()
+
+
+def _samples(recipe: ShardRecipe, new: Mapping[str, Clips]) -> Iterator[tuple[ClipRecord, bytes]]:
+    """Records and payloads, in the order of the reports."""
+    held = {path: _HeldShard(path) for path in dict.fromkeys(recipe.taken.values())}
+    for report in recipe.reports:
+        path = recipe.taken.get(report.source)
+        if path is None:
+            yield from (clip for clip in new.get(report.source, ()) if clip[0].key in recipe.kept)
+            continue
+        for clip in report.clips:
+            if clip.key in recipe.kept:
+                yield held[path].clip(clip.key, recipe.captions[report.source])
+
+
+class _HeldShard:
+    """A committed shard that clips are taken from."""
+
+    def __init__(self, path: Path) -> None:
+        commit = read_commit(ShardCommit, path)
+        if commit is None:
+            raise _TakenShardError(path, f"{path} has lost its commit")
+        self._path, self._rows = path, {row.key: row for row in commit.rows}
+        self._payloads, self._records = PayloadReader(path.parent, verify=True), PayloadReader(path.parent)
+
+    def clip(self, key: str, caption: str) -> tuple[ClipRecord, bytes]:
+        """A clip with its present caption.
+
+        The payload is compared with its checksum, the record with what the commit says of the clip.
+        """
+        row = self._rows[key]
+        location = PayloadLocation(key, self._path.name, row.record_offset, row.record_size, crc32=0)
+        try:
+            payload = self._payloads.read(row)
+            record = ClipRecord.model_validate_json(self._records.read(location))
+        except (DatasetError, OSError, ValidationError) as error:
+            raise _TakenShardError(self._path, f"{self._path}: {key} cannot be read ({error})") from error
+        if any(getattr(record, name) != getattr(row, name) for name in ClipRecord.model_fields if hasattr(row, name)):
+            raise _TakenShardError(self._path, f"{self._path}: the record of {key} is damaged")
+        return record.model_copy(update={"caption": caption}), payload
