@@ -11,7 +11,8 @@ from pydantic import AliasChoices, ConfigDict, Field, ValidationError
 from data.curation.ledger import LedgerCounts, Reason
 from data.dataset.buckets import Bucket
 from data.dataset.clip import Split
-from data.dataset.index import INDEX_NAME, IndexRow, shape_of
+from data.dataset.index_places import INDEX_NAME
+from data.dataset.rows import IndexRow, shape_of
 from data.errors import DatasetError
 from data.records import Record
 

@@ -4,7 +4,8 @@ import os
 from functools import lru_cache
 from pathlib import Path
 
-from data.dataset.index import INDEX_NAME, IndexRow, PayloadLocation
+from data.dataset.index_places import INDEX_NAME
+from data.dataset.rows import IndexRow, PayloadLocation
 from data.errors import DatasetError
 from data.files.checksums import crc32
 from data.stream.cache import ShardCache

@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data.curation.ledger import FILTERED_NAME, QUARANTINE_NAME, Rejection
-from data.dataset.index import INDEX_NAME, IndexRow
+from data.dataset.index_places import INDEX_NAME
+from data.dataset.rows import IndexRow
 from data.dataset.manifest import Manifest, read_manifest
 from data.errors import DatasetError
 from data.files.jsonl import JsonLineError, iterate_jsonl

@@ -8,14 +8,13 @@ from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import groupby
-from operator import itemgetter
 from pathlib import Path
 from typing import TypeVar
 
 from data.dataset.buckets import Bucket
-from data.dataset.index import IndexRow, PayloadLocation, chosen, location_of, shape_of, values
+from data.dataset.index import by_group, location_of, shard_runs
 from data.dataset.reader import PayloadReader
+from data.dataset.rows import IndexRow, PayloadLocation, shape_of
 from data.errors import DatasetError
 from data.stream.buffers import BufferPool
 from data.stream.cache import ShardCache
@@ -52,7 +51,7 @@ class Subset:
 
     def part(self) -> Part:
         """The description of the subset that `BatchPlan` takes."""
-        sizes = tuple(sum(1 for _ in shard) for _, shard in groupby(values(self.rows, "shard")))
+        sizes = tuple(run.num_rows for run in shard_runs(self.rows))
         return Part(self.bucket.name, sizes, self.weight * len(self.rows))
 
 
@@ -63,12 +62,9 @@ def subsets_of(dataset_dir: Path, rows: Sequence[IndexRow], weights: Mapping[str
         rows: in the order of the shards.
         weights: of the datasets of the mix, by name; 1 if none is given.
     """
-    groups: dict[tuple[str, str], list[int]] = {}
-    for number, group in enumerate(zip(values(rows, "bucket"), values(rows, "dataset"), strict=True)):
-        groups.setdefault(group, []).append(number)
     return [
-        Subset(dataset_dir, chosen(rows, groups[group]), shape_of(rows[groups[group][0]]), weights.get(group[1], 1.0))
-        for group in sorted(groups)
+        Subset(dataset_dir, group, shape_of(group[0]), weights.get(dataset, 1.0))
+        for (_, dataset), group in by_group(rows).items()
     ]
 
 
@@ -101,9 +97,8 @@ def check_shards(subset: Subset) -> None:
     """
     if not subset.rows:
         raise DatasetError(f"{subset.dataset_dir} has no samples to train on")
-    locations = zip(*(values(subset.rows, name) for name in ("shard", "offset", "size")), strict=True)
-    for shard, here in groupby(locations, key=itemgetter(0)):
-        path, needed = subset.dataset_dir / shard, max(offset + size for _, offset, size in here)
+    for shard, _, needed in shard_runs(subset.rows):
+        path = subset.dataset_dir / shard
         if not path.is_file():
             raise DatasetError(f"{path} is missing although the index names it; make {subset.dataset_dir} again")
         if path.stat().st_size < needed:

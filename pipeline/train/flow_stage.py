@@ -137,15 +137,16 @@ def _warn_of_truncated_captions(latents_dir: Path, manifest: "Manifest", model: 
                 manifest.text_encoder.max_tokens,
             )
         return
-    captions, max_bytes = read_index(latents_dir).values("caption"), model.caption_bytes
-    lengths = [len(caption.encode()) for caption in captions]
-    num_truncated = sum(length > max_bytes for length in lengths)
+    max_bytes, num_truncated, longest = model.caption_bytes, 0, 0
+    for caption in read_index(latents_dir).each("caption"):
+        length = len(caption.encode())
+        num_truncated, longest = num_truncated + (length > max_bytes), max(longest, length)
     if num_truncated:
         logger.warning(
             "  warning: %d of %d captions are longer than %d bytes and are cut there; the longest has %d: raise "
             "dit.model.text.max_bytes to keep them whole",
             num_truncated,
-            len(captions),
+            manifest.num_samples,
             max_bytes,
-            max(lengths),
+            longest,
         )
