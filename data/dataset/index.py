@@ -130,7 +130,8 @@ class Index(Sequence[IndexRow]):
         if isinstance(self._whole, Group):
             runs = self._file.runs[self._whole.runs.as_slice]
         else:
-            runs = runs_of(self._file.table if self._numbers is None else self._file.table[self._numbers])
+            table = self._file.table if self._numbers is None else self._file.table[self._numbers]
+            runs = runs_of(table["shard"], table["offset"] + table["size"])
         shards = self._file.footer.labels["shard"]
         columns = (runs[name].tolist() for name in ("shard", "num_rows", "num_bytes"))
         return [ShardRun(shards[shard], *rest) for shard, *rest in zip(*columns, strict=True)]

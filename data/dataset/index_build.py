@@ -12,6 +12,7 @@ from typing import IO
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from jaxtyping import Int
 
 from data.dataset.index_file import (
     FIXED,
@@ -30,7 +31,7 @@ from data.dataset.index_file import (
 from data.dataset.rows import DISTINCT_TEXTS, LABELS, NAMES, NUMBERS
 from data.files.publish import published
 
-BATCH_ROWS = 2**16
+BATCH_ROWS = 2**15
 ALIGNMENT = 64  # bytes
 
 
@@ -185,7 +186,7 @@ def _sort(
             file.seek(place.first + (group.rows.first + group.num_written) * NUMBER.itemsize)
             file.write((start + here).astype(NUMBER).tobytes())
             group.num_written += len(here)
-            group.add_runs(runs_of(rows[here]))
+            group.add_runs(runs_of(rows["shard"][here], (rows["offset"] + rows["size"])[here]))
     return groups
 
 
@@ -194,13 +195,18 @@ def _chunks(table: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         yield start, np.asarray(table[start : start + BATCH_ROWS])
 
 
-def runs_of(rows: np.ndarray) -> np.ndarray:
-    """Records of `RUN` of some records of `ROW`."""
-    starts = np.flatnonzero(np.diff(rows["shard"], prepend=-1))
+def runs_of(shards: Int[np.ndarray, " m"], ends: Int[np.ndarray, " m"]) -> np.ndarray:
+    """Records of `RUN` of some rows.
+
+    Args:
+        shards: the codes of their shards.
+        ends: where their payloads end in their shards.
+    """
+    starts = np.flatnonzero(np.diff(shards, prepend=-1))
     runs = np.empty(len(starts), RUN)
-    runs["shard"] = rows["shard"][starts]
-    runs["num_rows"] = np.diff(starts, append=len(rows))
-    runs["num_bytes"] = np.maximum.reduceat(rows["offset"] + rows["size"], starts) if len(starts) else 0
+    runs["shard"] = shards[starts]
+    runs["num_rows"] = np.diff(starts, append=len(shards))
+    runs["num_bytes"] = np.maximum.reduceat(ends, starts) if len(starts) else 0
     return runs
 
 
