@@ -80,7 +80,7 @@ class Index(Sequence[IndexRow]):
         return number if self._numbers is None else self._numbers.item(number)
 
     def location(self, number: int) -> PayloadLocation:
-        """The location of a row's payload, in a third of the time that the whole row takes."""
+        """The location of a row's payload, without making the row."""
         return self._file.location(self._place(number))
 
     def cell(self, number: int, name: str) -> Any:  # noqa: ANN401 - the type of the field

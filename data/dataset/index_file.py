@@ -20,14 +20,14 @@ import mmap
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, NamedTuple, Self, cast
 
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Int
 from pydantic import Field, ValidationError
 
-from data.dataset.rows import DISTINCT_TEXTS, LABELS, NUMBERS, IndexRow, PayloadLocation
+from data.dataset.rows import DISTINCT_TEXTS, LABELS, NUMBERS, IndexRow
 from data.errors import DatasetError
 from data.records import Record
 
@@ -89,6 +89,7 @@ class IndexFile:
         self.ends = {name: self._section(ends_of(name), NUMBER) for name in DISTINCT_TEXTS}
         self._contents = {name: memoryview(self._section(content_of(name), np.dtype("u1"))) for name in DISTINCT_TEXTS}
         self._columns = {name: self.table[name] for name in FIXED}
+        self._shards = footer.labels["shard"]
         self._locations = self.table[["shard", "offset", "size", "crc32"]]
         sizes = {len(self.table), len(self.by_split), len(self.by_group), *(len(e) - 1 for e in self.ends.values())}
         if sizes != {footer.num_rows} or set(footer.labels) != set(LABELS):
@@ -127,10 +128,10 @@ class IndexFile:
             cells[name] = self.text(name, number)
         return IndexRow(**cells)
 
-    def location(self, number: int) -> PayloadLocation:
-        """Where the payload of a row is."""
+    def location(self, number: int) -> "MappedLocation":
+        """Where the payload of a row is, in a fraction of the time that the whole row takes."""
         shard, offset, size, checksum = self._locations.item(number)
-        return PayloadLocation(self.text("key", number), self.footer.labels["shard"][shard], offset, size, checksum)
+        return MappedLocation(self._shards[shard], offset, size, checksum, self, number)
 
     def cell(self, number: int, name: str) -> Any:  # noqa: ANN401 - the type of the field
         """One field of a row."""
@@ -180,6 +181,22 @@ class IndexFile:
         """Which of some rows have equal labels: places in `numbers`, ascending."""
         codes = [self._columns[name][_compact(numbers)] for name in names]
         return grouped(codes, [self.footer.labels[name] for name in names])
+
+
+class MappedLocation(NamedTuple):
+    """A `PayloadLocation` in an index; its key, which only messages need, is looked up when it is asked for."""
+
+    shard: str
+    offset: int
+    size: int
+    crc32: int
+    file: IndexFile
+    number: int  # of the row
+
+    @property
+    def key(self) -> str:
+        """Of the sample."""
+        return self.file.text("key", self.number)
 
 
 def grouped(

@@ -1,27 +1,50 @@
 """The rows of an index, and what kind of column each of their fields is."""
 
 from dataclasses import dataclass, fields
-from typing import get_type_hints
+from typing import Protocol, get_type_hints
 
 from data.dataset.buckets import Bucket
 from data.dataset.clip import Decoder, Split
 
 
+class PayloadLocation(Protocol):
+    """Where the payload of a sample is stored: a row, or what of a row is needed to read it."""
+
+    @property
+    def key(self) -> str:
+        """Of the sample."""
+        ...
+
+    @property
+    def shard(self) -> str:
+        """Name of the file."""
+        ...
+
+    @property
+    def offset(self) -> int:
+        """Of the payload from the start of the shard, in bytes."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """Of the payload, in bytes."""
+        ...
+
+    @property
+    def crc32(self) -> int:
+        """Of the payload."""
+        ...
+
+
 @dataclass(frozen=True)
-class PayloadLocation:
-    """Where the payload of a sample is stored."""
+class IndexRow:
+    """A sample of a dataset: its location (a `PayloadLocation`) and its metadata."""
 
     key: str
     shard: str
-    offset: int  # of the payload from the start of the shard, bytes
-    size: int  # of the payload, bytes
-    crc32: int  # of the payload
-
-
-@dataclass(frozen=True)
-class IndexRow(PayloadLocation):
-    """A sample of a dataset: its location and its metadata."""
-
+    offset: int
+    size: int
+    crc32: int
     caption_offset: int
     caption_size: int
     record_offset: int
@@ -43,7 +66,6 @@ class IndexRow(PayloadLocation):
     source_width: int
 
 
-LOCATION_NAMES = tuple(field.name for field in fields(PayloadLocation))
 NAMES = tuple(field.name for field in fields(IndexRow))
 NUMBERS: dict[str, type] = {name: kind for name, kind in get_type_hints(IndexRow).items() if kind in (int, float)}
 DISTINCT_TEXTS = ("key", "caption", "source")  # mostly distinct in a dataset

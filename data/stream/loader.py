@@ -9,10 +9,10 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from data.dataset.buckets import Bucket
-from data.dataset.index import by_group, location_of, shard_runs
+from data.dataset.index import by_group, cell_of, location_of, shard_runs
 from data.dataset.reader import PayloadReader
 from data.dataset.rows import IndexRow, PayloadLocation, shape_of
 from data.errors import DatasetError
@@ -25,8 +25,7 @@ T = TypeVar("T")
 MAX_SUBSTITUTES = 8
 
 
-@dataclass(frozen=True)
-class Sample:
+class Sample(NamedTuple):
     """An element of a batch: its position in the stream, its row and its payload."""
 
     position: int  # global sample index since the start of the run; addresses all randomness of the sample
@@ -38,6 +37,21 @@ class Sample:
     def row(self) -> IndexRow:
         """The metadata of the sample; the row object is made when it is asked for."""
         return self.rows[self.number]
+
+    @property
+    def caption(self) -> str:
+        """The caption, without making the row."""
+        return cell_of(self.rows, self.number, "caption")
+
+    @property
+    def bucket(self) -> str:
+        """The name of the shape, without making the row."""
+        return cell_of(self.rows, self.number, "bucket")
+
+    @property
+    def fps(self) -> float:
+        """The frame rate, without making the row."""
+        return cell_of(self.rows, self.number, "fps")
 
 
 @dataclass(frozen=True)

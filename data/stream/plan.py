@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 from math import lcm
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int
@@ -130,8 +131,7 @@ class TokenBudget:
     """Tokens of a sample of each bucket, in the unit of `per_step`."""
 
 
-@dataclass(frozen=True)
-class Address:
+class Address(NamedTuple):
     """A slot of a turn: its position in the run, and its sample."""
 
     position: int  # number of samples before it since the start of the run

@@ -21,13 +21,14 @@ from data.dataset.index import write_index
 from data.dataset.latents import LATENT_TENSOR
 from data.dataset.manifest import (
     MANIFEST_NAME,
+    BucketCounts,
     LatentStats,
     Manifest,
     ShardRecord,
     content_fingerprint,
-    count_buckets,
     read_manifest,
 )
+from data.dataset.rows import IndexRow
 from data.dataset.shards import read_shard, write_shard
 from data.errors import DatasetError
 from data.files.checksums import file_sha256
@@ -182,13 +183,14 @@ def expected_shards(clips: Manifest, output_dir: Path, autoencoder_path: Path, c
 def count_reusable_latents(clips_dir: Path, output_dir: Path, autoencoder_path: Path, config: EncodeConfig) -> int:
     """The number of latent shards in a folder that were made from these clips, weights and settings."""
     expected = expected_shards(read_manifest(clips_dir), output_dir, autoencoder_path, config)
-    return len(_read_commits(expected))
+    return sum(1 for _ in _commits(expected))
 
 
-def _read_commits(expected: dict[Path, str]) -> dict[Path, EncodedShard]:
-    """The commits of those shards that can be reused."""
-    commits = {path: reusable_commit(EncodedShard, path, inputs) for path, inputs in expected.items()}
-    return {path: commit for path, commit in commits.items() if commit is not None}
+def _commits(expected: dict[Path, str]) -> Iterator[tuple[Path, EncodedShard]]:
+    """The commits of those shards that can be reused, read one at a time."""
+    for path, inputs in expected.items():
+        if (commit := reusable_commit(EncodedShard, path, inputs)) is not None:
+            yield path, commit
 
 
 def encode_shards(
@@ -214,7 +216,7 @@ def encode_shards(
         config = config.model_copy(update={"text": config.text.resolved()})
     text_encoder = None if config.text is None else store_null_caption(output_dir, config.text, null_caption)
     expected = expected_shards(clips, output_dir, autoencoder_path, config)
-    reusable = _read_commits(expected)
+    reusable = {path for path, _ in _commits(expected)}
     missing = [
         ShardTask((clips_dir / shard.name).resolve(), shard, *target)
         for shard, target in zip(clips.shards, expected.items(), strict=True)
@@ -224,13 +226,19 @@ def encode_shards(
         warn_of_slow_precision(config.precision, workers.gpus_per_worker)
     _encode_missing(missing, clips.num_samples, autoencoder_path, config, workers)
     remove_other_shards(output_dir, {path.name for path in expected})
-    encoded = list(_read_commits(expected).values())
-    rows = [row for shard in encoded for row in shard.rows]
-    write_index(output_dir, rows)
+    encoded, counts = list[EncodedShard](), BucketCounts()
+
+    def rows() -> Iterator[IndexRow]:
+        for _, commit in _commits(expected):
+            counts.add(commit.rows)
+            yield from commit.rows
+            encoded.append(commit.model_copy(update={"rows": []}))  # memory grows with the shards, not with the clips
+
+    write_index(output_dir, rows())
     manifest = Manifest(
         kind="latents",
         fingerprint=content_fingerprint(shard.shard for shard in encoded),
-        buckets=count_buckets(rows),
+        buckets=counts.records(),
         num_samples=clips.num_samples,
         shards=[shard.shard for shard in encoded],
         latent_stats=published_statistics(autoencoder_path) or latent_statistics(encoded),

@@ -7,8 +7,8 @@ quarantine (`data/curation/ledger.py`), which is checked at the end.
 """
 
 import logging
-from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,16 +17,16 @@ from typing import Any
 import ray
 
 from data.curation.filters import Duplicates
-from data.curation.ledger import FILTERED_NAME, QUARANTINE_NAME, Reason, balance, reject, write_rejections
-from data.curation.sources import Source, SourceError, listing_fingerprint
+from data.curation.ledger import reject
+from data.curation.sources import Source, listing_fingerprint
 from data.dataset.clip import VIDEO_MEMBER
-from data.dataset.index import write_index
-from data.dataset.manifest import MANIFEST_NAME, Manifest, content_fingerprint, count_buckets
+from data.dataset.manifest import MANIFEST_NAME, Manifest
 from data.dataset.shards import write_shard
 from data.files.publish import publish_text, remove_unpublished
 from pipeline.distributed.isolated_pool import Done, run_jobs
 from pipeline.ingest.buckets import read_choice, settle_buckets
 from pipeline.ingest.captions import Captions, read_captions
+from pipeline.ingest.close import close_dataset
 from pipeline.ingest.config import ShardConfig
 from pipeline.ingest.prepare import Clips, PrepareConfig, SourceReport, drop_duplicates, prepare_source
 from pipeline.run.commits import (
@@ -121,8 +121,8 @@ def make_shards(sources: Sequence[Source], output_dir: Path, config: ShardConfig
     remove_unpublished(output_dir)  # left by workers that were killed while writing
     remove_other_shards(output_dir, {group.path.name for group in planned})
 
-    commits = [commit for group in planned if (commit := group.commit()) is not None]
-    manifest = _close_ledger(sources, commits, output_dir)
+    commits = (commit for group in planned if (commit := group.commit()) is not None)
+    manifest = close_dataset([source.name for source in sources], commits, output_dir)
     publish_text(output_dir / MANIFEST_NAME, manifest.model_dump_json(indent=1))
     return manifest
 
@@ -213,44 +213,3 @@ class _CommitOrder:
             reports = [drop_duplicates(report, self._seen) for report in reports]
             if known is None:
                 yield first, reports
-
-
-def _close_ledger(sources: Sequence[Source], commits: Iterable[ShardCommit], output_dir: Path) -> Manifest:
-    """Write the index and the files of the ledger; return the manifest.
-
-    Raises:
-        LedgerError: the ledger does not account for every source exactly once.
-        SourceError: no source has a clip.
-    """
-    commits = list(commits)
-    reports = [report for commit in commits for report in commit.reports]
-    quarantined = [report.quarantined for report in reports if report.quarantined is not None]
-    filtered = [rejection for report in reports for rejection in report.filtered]
-    write_rejections(output_dir / QUARANTINE_NAME, quarantined)
-    write_rejections(output_dir / FILTERED_NAME, filtered)
-    rows = [row for commit in commits for row in commit.rows]
-    sharded = {row.source for row in rows}
-    ledger = balance(
-        [source.name for source in sources],
-        sharded,
-        {rejection.source for rejection in filtered} - sharded,
-        [rejection.source for rejection in quarantined],
-    )
-    if not rows:
-        first = [*quarantined, *filtered][0]
-        raise SourceError(
-            f"none of the {len(sources)} videos can be used (the first, {first.source}: {first.detail}); "
-            f"every reason is in {output_dir / QUARANTINE_NAME} and {FILTERED_NAME}"
-        )
-    by_filter: Counter[Reason] = Counter(rejection.reason for rejection in filtered)
-    write_index(output_dir, rows)
-    shards = [commit.shard for commit in commits]
-    return Manifest(
-        kind="clips",
-        fingerprint=content_fingerprint(shards),
-        buckets=count_buckets(rows),
-        num_samples=len(rows),
-        ledger=ledger,
-        filtered=dict(sorted(by_filter.items())),
-        shards=shards,
-    )

@@ -1,7 +1,6 @@
 """The mapped file of an index: made once, never used when it is stale or cut, and never needed."""
 
 import logging
-import os
 import resource
 import subprocess
 import sys
@@ -165,7 +164,7 @@ def test_processes_that_wait_for_the_file_make_it_once(tmp_path, rows):
     (tmp_path / MAPPED_NAME).unlink()
     command = [sys.executable, "-c", PROCESS, str(tmp_path)]
     both = [
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=os.getcwd())
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path.cwd())
         for _ in range(2)
     ]
     for process in both:
@@ -217,7 +216,7 @@ def test_a_full_disk_is_told(tmp_path, rows):
     assert list(read_index(tmp_path)) == rows
 
 
-def set_column(name: str, values: pa.Array):  # noqa: ANN201
+def set_column(name: str, values: pa.Array):
     return lambda table: table.set_column(table.column_names.index(name), name, values)
 
 
