@@ -74,10 +74,11 @@ class Index(Sequence[IndexRow]):
 
     def _place(self, number: int) -> int:
         """The number in the file of row `number`."""
+        if self._numbers is not None:
+            return self._numbers.item(number)
         if not -self._length <= number < self._length:
             raise IndexError(f"no row {number} in an index of {self._length}")
-        number %= self._length
-        return number if self._numbers is None else self._numbers.item(number)
+        return number % self._length
 
     def location(self, number: int) -> PayloadLocation:
         """The location of a row's payload, without making the row."""

@@ -69,7 +69,7 @@ class PayloadReader:
             self._open.cache_clear()
 
     def _read_from(self, shard: _OpenShard, location: PayloadLocation, buffer: memoryview) -> None:
-        if os.preadv(shard.descriptor, [buffer], location.offset) != location.size:
+        if os.preadv(shard.descriptor, (buffer,), location.offset) != len(buffer):
             raise DatasetError(
                 f"{self._dataset_dir / location.shard} is cut short at sample {location.key}; "
                 f"make {self._dataset_dir} again"

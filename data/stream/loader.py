@@ -9,12 +9,13 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from stat import S_ISREG
 from typing import NamedTuple, TypeVar
 
 from data.dataset.buckets import Bucket
 from data.dataset.index import by_group, cell_of, location_of, shard_runs
 from data.dataset.reader import PayloadReader
-from data.dataset.rows import IndexRow, PayloadLocation, shape_of
+from data.dataset.rows import IndexRow, shape_of
 from data.errors import DatasetError
 from data.stream.buffers import BufferPool
 from data.stream.cache import ShardCache
@@ -103,22 +104,30 @@ def local_slots(batch_size: int, rank: int, world_size: int) -> range:
     return range(rank * micro_batch, (rank + 1) * micro_batch)
 
 
-def check_shards(subset: Subset) -> None:
+def check_shards(subsets: Sequence[Subset]) -> None:
     """Check before the first step that every shard exists and has the size that the index implies.
 
     Raises:
-        DatasetError: the subset is empty, or a shard is missing or too short.
+        DatasetError: a subset is empty, or a shard is missing or too short.
     """
-    if not subset.rows:
-        raise DatasetError(f"{subset.dataset_dir} has no samples to train on")
-    for shard, _, needed in shard_runs(subset.rows):
-        path = subset.dataset_dir / shard
-        if not path.is_file():
-            raise DatasetError(f"{path} is missing although the index names it; make {subset.dataset_dir} again")
-        if path.stat().st_size < needed:
+    needed: dict[tuple[Path, str], int] = {}
+    for subset in subsets:
+        if not subset.rows:
+            raise DatasetError(f"{subset.dataset_dir} has no samples to train on")
+        for run in shard_runs(subset.rows):
+            shard = (subset.dataset_dir, run.shard)
+            needed[shard] = max(needed.get(shard, 0), run.num_bytes)
+    for (folder, name), num_bytes in needed.items():
+        path = folder / name
+        try:
+            state = path.stat()
+        except FileNotFoundError:
+            state = None
+        if state is None or not S_ISREG(state.st_mode):
+            raise DatasetError(f"{path} is missing although the index names it; make {folder} again")
+        if state.st_size < num_bytes:
             raise DatasetError(
-                f"{path} is cut short: the index needs {needed} bytes, it has {path.stat().st_size}; "
-                f"make {subset.dataset_dir} again"
+                f"{path} is cut short: the index needs {num_bytes} bytes, it has {state.st_size}; make {folder} again"
             )
 
 
@@ -148,8 +157,7 @@ class Stream:
         cache: CacheConfig | None = None,
         budget: TokenBudget | None = None,
     ) -> None:
-        for subset in subsets:
-            check_shards(subset)
+        check_shards(subsets)
         for size in turn_sizes.values():
             local_slots(size, rank, world_size)
         self._subsets = subsets
@@ -226,33 +234,34 @@ class Stream:
 
     def _read(self, readers: list[PayloadReader], step: int) -> list[Sample]:
         """The samples of a batch; their payloads are consecutive in one buffer, except those of substitutes."""
-        own = self._own(step)
-        locations = [location_of(self._subsets[address.part].rows, address.sample) for _, _, address in own]
-        memory, samples = self._memory.take(sum(location.size for location in locations)), []
+        own, subsets = self._own(step), self._subsets
+        locations = [location_of(subsets[address.part].rows, address.sample) for _, _, address in own]
+        memory, begin, samples = self._memory.take(sum(location.size for location in locations)), 0, []
         for (turn, slot, address), location in zip(own, locations, strict=True):
-            payload, memory = memory[: location.size], memory[location.size :]
-            samples.append(self._read_or_substitute(readers, turn, slot, address, location, payload))
+            position, part, number = address
+            payload = memory[begin : begin + location.size]
+            begin += location.size
+            try:
+                readers[part].read_into(location, payload)
+                samples.append(Sample(position, subsets[part].rows, number, payload))
+            except DatasetError as error:
+                self._skipped.append(SkippedSample(position, location.key, str(error)))
+                samples.append(self._substitute(readers, turn, slot, position))
         return samples
 
-    def _read_or_substitute(
-        self,
-        readers: list[PayloadReader],
-        turn: int,
-        slot: int,
-        address: Address,
-        location: PayloadLocation,
-        payload: memoryview,
-    ) -> Sample:
-        position, reason = address.position, ""
-        for _ in range(MAX_SUBSTITUTES):
+    def _substitute(self, readers: list[PayloadReader], turn: int, slot: int, position: int) -> Sample:
+        """The first sample that can be read of those that would take the slot later."""
+        reason = self._skipped[-1].reason
+        for _ in range(MAX_SUBSTITUTES - 1):
+            slot += self.plan.turn_size(turn)
+            (address,) = self.plan.addresses(turn, range(slot, slot + 1))
+            rows = self._subsets[address.part].rows
+            location = location_of(rows, address.sample)
+            payload = self._memory.take(location.size)
             try:
                 readers[address.part].read_into(location, payload)
-                return Sample(position, self._subsets[address.part].rows, address.sample, payload)
+                return Sample(position, rows, address.sample, payload)
             except DatasetError as error:
                 reason = str(error)
                 self._skipped.append(SkippedSample(position, location.key, reason))
-            slot += self.plan.turn_size(turn)
-            (address,) = self.plan.addresses(turn, range(slot, slot + 1))
-            location = location_of(self._subsets[address.part].rows, address.sample)
-            payload = self._memory.take(location.size)
         raise DatasetError(f"{MAX_SUBSTITUTES} samples in a row cannot be read, the last one because {reason}")
