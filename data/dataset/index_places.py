@@ -34,34 +34,45 @@ def open_index_file(dataset_dir: Path) -> IndexFile:
     Raises:
         DatasetError: the index is missing or damaged.
     """
-    with opened_parquet(dataset_dir) as (file, parquet):
+    with _opened(dataset_dir) as file:
         made_from = _fingerprint(file)
         places = [dataset_dir / MAPPED_NAME, *_cache_places(dataset_dir)]
         if found := _find(places, made_from):
             return found
         _lock(file)  # until it is closed
-        return _find(places, made_from) or _make(parquet, places, made_from)
+        return _find(places, made_from) or _make(file, places, made_from)
 
 
 @contextmanager
-def opened_parquet(dataset_dir: Path) -> Iterator[tuple[BinaryIO, pq.ParquetFile]]:
+def opened_parquet(dataset_dir: Path) -> Iterator[pq.ParquetFile]:
     """The index as published; errors while it is read are reported as `DatasetError`."""
+    with _opened(dataset_dir) as file, pq.ParquetFile(file, buffer_size=READ_BYTES) as parquet:
+        yield parquet
+
+
+@contextmanager
+def _opened(dataset_dir: Path) -> Iterator[BinaryIO]:
+    """The file of the index; errors while it is read are reported as `DatasetError`."""
     path = dataset_dir / INDEX_NAME
     if not path.is_file():
         raise DatasetError(f"{dataset_dir} holds no {INDEX_NAME} although it has a manifest; make {dataset_dir} again")
     try:
-        with path.open("rb") as file, pq.ParquetFile(file, buffer_size=READ_BYTES) as parquet:
-            yield file, parquet
+        with path.open("rb") as file:
+            yield file
     except (pa.ArrowException, OSError, TypeError, ValueError) as error:
         if isinstance(error, DatasetError):
             raise
+        if isinstance(error, OSError) and error.errno is not None:  # not one of Arrow's, which mean damage
+            raise DatasetError(f"{path} cannot be read ({error.strerror})") from error
         raise DatasetError(f"{path} is damaged ({first_line(error)}); make {dataset_dir} again") from error
 
 
 def _fingerprint(file: BinaryIO) -> str:
     """Of an index: its size, time of change, and its footer, which has offsets, sizes and ranges of all columns."""
     state = os.fstat(file.fileno())
-    length = int.from_bytes(os.pread(file.fileno(), 4, state.st_size - 8), "little")
+    length = int.from_bytes(os.pread(file.fileno(), 4, max(0, state.st_size - 8)), "little")
+    if length + 8 > state.st_size:
+        raise ValueError("it is cut short")
     footer = os.pread(file.fileno(), length, state.st_size - 8 - length)
     return f"{state.st_size} {state.st_mtime_ns} {sha256(footer).hexdigest()}"
 
@@ -93,8 +104,8 @@ def _lock(file: BinaryIO) -> None:
         logger.info("%s cannot be locked: %s", file.name, error)
 
 
-def _make(parquet: pq.ParquetFile, places: list[Path], made_from: str) -> IndexFile:
-    problems = []
+def _make(file: BinaryIO, places: list[Path], made_from: str) -> IndexFile:
+    parquet, problems = pq.ParquetFile(file, buffer_size=READ_BYTES), []
     for path in places:
         try:
             build_index_file(parquet, path, made_from)

@@ -119,7 +119,7 @@ def pick_rows(dataset_dir: Path, number: int) -> list[IndexRow]:
     """
     names = [field.name for field in fields(IndexRow)]
     rows, start = [], 0
-    with opened_parquet(dataset_dir) as (_, file):
+    with opened_parquet(dataset_dir) as file:
         num_rows = file.metadata.num_rows
         wanted = np.unique(np.linspace(0, num_rows - 1, min(number, num_rows)).astype(np.int64))
         for batch in file.iter_batches(BATCH_ROWS, columns=names):
@@ -209,7 +209,7 @@ def _read_columns(dataset_dir: Path, manifest: Manifest) -> pa.Table:
         DatasetError: they are damaged, or contradict the manifest.
     """
     path = dataset_dir / INDEX_NAME
-    with opened_parquet(dataset_dir) as (_, file):
+    with opened_parquet(dataset_dir) as file:
         num_rows = file.metadata.num_rows
         # An index without rows has no columns either: their types are inferred from the rows.
         table = _cast(file) if num_rows else COLUMNS.empty_table()
