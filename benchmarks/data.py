@@ -2,12 +2,15 @@
 
     python -m benchmarks.data
 
-Loading: latents of 10 KiB and 512 KiB in shards of 100, fully shuffled, safetensors to a tensor of the batch; all read
-in turn, in this process, page cache warm; the figure is the median ratio of CPU time. WebDataset runs twice: with
-safetensors' own `load` and torch.stack, and with the parser our side has. Ours compares checksums too, and its batch is
-a view of the memory it read; once more it is copied into a contiguous tensor, as theirs is. Planning: what a batch
-costs out of indices up to 100 million samples, and what finding one's place in them costs. Memory: what this process
-holds after each of twenty epochs.
+Loading: latents of 10 KiB and 512 KiB with captions of about 100 bytes, in shards of 100, fully shuffled; a batch is a
+tensor of the latents and a list of the captions as text. All read in turn, in this process, page cache warm; before
+that it is checked that an epoch of each has equal bytes for every caption. The figures are the median and the range of
+the paired ratios of CPU time. WebDataset runs twice: as its documentation has it, with safetensors' own `load` and
+torch.stack; and lean, with the parser our side has and without the members that are not used. Its captions are members
+of the tar files; ours are in the index, as in a training. Ours compares checksums too, and its batch is a view of the
+memory it read; once more it is copied into a contiguous tensor, as theirs is. Planning: what a batch costs out of
+indices up to 100 million samples, and what finding one's place in them costs. Memory: what this process holds after
+each of twenty epochs. `benchmarks/index.py` measures the index.
 """
 
 import argparse
@@ -17,52 +20,72 @@ import statistics
 import tempfile
 import time
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import matplotlib as mpl
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 import psutil
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from safetensors.torch import load, save
 from webdataset.compat import WebDataset
 
-from data.dataset.clip import LATENT_MEMBER
-from data.dataset.index import INDEX_NAME, read_index, write_index
+from data.dataset.clip import CAPTION_MEMBER, LATENT_MEMBER, RECORD_MEMBER
+from data.dataset.index import read_index, write_index
 from data.dataset.latents import read_latents
 from data.dataset.shards import write_shard
+from data.files.checksums import crc32
 from data.files.publish import publish_text
 from data.stream.loader import Sample, Stream, Subset
 from data.stream.plan import BatchPlan, Part
 from testing.records import SMALL, made_up_clip
 
 NUM_SHARDS, SHARD_SAMPLES, BATCH, ROUNDS, EPOCHS = 8, 100, 8, 7, 20
-NUM_INDEX_ROWS = 1_000_000
+CAPTION = "a small red square moves slowly from the left to the right, while a blue circle turns around it"
 SHAPES = ((8, 5, 8, 8), (16, 16, 16, 32))  # 10 KiB as in the demo, 512 KiB
 RESULT = Path(__file__).parent / "results" / "data.json"
 PLANNING_IMAGE = Path(__file__).resolve().parent.parent / "docs" / "images" / "planning.png"
 
 
+Batches = Iterator[tuple[torch.Tensor, list[str]]]
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Of samples per CPU-second, over the rounds."""
+
+    median: float
+    least: float
+    most: float
+
+    @classmethod
+    def of(cls, mine: Sequence[float], theirs: Sequence[float]) -> Self:
+        """Ours to theirs, round by round."""
+        ratios = [a / b for a, b in zip(mine, theirs, strict=True)]
+        return cls(statistics.median(ratios), min(ratios), max(ratios))
+
+    def __str__(self) -> str:
+        return f"{self.median:.2f} [{self.least:.2f}, {self.most:.2f}]"
+
+
 @dataclass(frozen=True)
 class Loading:
-    """One payload size: samples per CPU-second, and the medians of the paired ratios."""
+    """One payload size: samples per CPU-second, and the paired ratios."""
 
     payload_kib: float
     ours: float
     ours_contiguous: float
     webdataset: float
-    webdataset_our_parser: float
-    ratio: float  # ours to WebDataset's
-    ratio_our_parser: float  # ours to WebDataset's with our parser
-    ratio_contiguous: float  # both with our parser and a contiguous batch
+    webdataset_lean: float
+    ratio: Ratio  # ours to WebDataset's
+    ratio_lean: Ratio  # ours to the lean one
+    ratio_contiguous: Ratio  # ours with a contiguous batch to the lean one
 
 
 @dataclass(frozen=True)
@@ -77,17 +100,6 @@ class Planning:
     peak_mib: float
 
 
-@dataclass(frozen=True)
-class IndexCost:
-    """The index in memory."""
-
-    num_samples: int
-    read_cpu_seconds: float
-    bytes_per_sample: float  # of them:
-    caption_bytes_per_sample: float
-    row_microseconds: float  # CPU time to make one row
-
-
 def write_dataset(folder: Path, shape: tuple[int, ...]) -> Subset:
     """Shards of random latents."""
     rows = []
@@ -95,47 +107,85 @@ def write_dataset(folder: Path, shape: tuple[int, ...]) -> Subset:
         samples = []
         for number in range(shard * SHARD_SAMPLES, (shard + 1) * SHARD_SAMPLES):
             latent = torch.randn(shape, generator=torch.Generator().manual_seed(number))
-            samples.append((made_up_clip(number), save({"mean": latent})))
+            clip = made_up_clip(number).model_copy(update={"caption": f"{CAPTION} {number}"})
+            samples.append((clip, save({"mean": latent})))
         rows += write_shard(folder / f"shard-{shard:05d}.tar", samples, LATENT_MEMBER)[1]
     write_index(folder, rows)
     return Subset(folder, read_index(folder), SMALL)  # as a training reads it
 
 
-def prepare(samples: list[Sample]) -> torch.Tensor:
-    """Payloads to one batch."""
-    return read_latents([sample.payload for sample in samples])
+def prepare(samples: list[Sample]) -> tuple[torch.Tensor, list[str]]:
+    """Samples to one batch."""
+    return read_latents([sample.payload for sample in samples]), [sample.caption for sample in samples]
 
 
-def ours(subset: Subset) -> Iterator[torch.Tensor]:
+def prepare_contiguous(samples: list[Sample]) -> tuple[torch.Tensor, list[str]]:
+    """The same, copied once more."""
+    latents, captions = prepare(samples)
+    return latents.contiguous(), captions
+
+
+def ours(subset: Subset) -> Batches:
     """Our stream, read in this thread."""
     return Stream([subset], {SMALL.name: BATCH}, seed=0, rank=0, world_size=1).batches(0, prepare, readers=0)
 
 
-def ours_contiguous(subset: Subset) -> Iterator[torch.Tensor]:
+def ours_contiguous(subset: Subset) -> Batches:
     """The same, copied once more."""
     stream = Stream([subset], {SMALL.name: BATCH}, seed=0, rank=0, world_size=1)
-    return stream.batches(0, lambda samples: prepare(samples).contiguous(), readers=0)
+    return stream.batches(0, prepare_contiguous, readers=0)
 
 
-def shuffled_webdataset(subset: Subset) -> Any:  # noqa: ANN401 - WebDataset's pipelines have no types
+def shuffled_webdataset(subset: Subset, **options: Any) -> Any:  # noqa: ANN401 - WebDataset's pipelines have no types
     """WebDataset as its documentation has it: shards shuffled, samples through a buffer that holds a whole epoch."""
     urls = [str(path) for path in sorted(subset.dataset_dir.glob("*.tar"))]
-    return WebDataset(urls, shardshuffle=NUM_SHARDS, seed=0).shuffle(NUM_SHARDS * SHARD_SAMPLES)
+    return WebDataset(urls, shardshuffle=NUM_SHARDS, seed=0, **options).shuffle(NUM_SHARDS * SHARD_SAMPLES)
 
 
-def webdataset(subset: Subset) -> Iterator[torch.Tensor]:
+def parse(sample: dict[str, bytes]) -> tuple[torch.Tensor, str]:
     """With the parser of safetensors."""
-    parsed = shuffled_webdataset(subset).map(lambda sample: load(sample[LATENT_MEMBER])["mean"])
-    return iter(parsed.batched(BATCH, collation_fn=torch.stack))
+    return load(sample[LATENT_MEMBER])["mean"], sample[CAPTION_MEMBER].decode()
 
 
-def webdataset_our_parser(subset: Subset) -> Iterator[torch.Tensor]:
-    """With ours, which copies each payload of a batch once."""
-    payloads = shuffled_webdataset(subset).map(lambda sample: sample[LATENT_MEMBER])
-    return iter(payloads.batched(BATCH, collation_fn=read_latents))
+def stack(samples: list[tuple[torch.Tensor, str]]) -> tuple[torch.Tensor, list[str]]:
+    """A batch of parsed samples."""
+    return torch.stack([latent for latent, _ in samples]), [caption for _, caption in samples]
 
 
-def cpu_seconds(make: Callable[[Subset], Iterator[torch.Tensor]], subset: Subset) -> float:
+def collate(samples: list[dict[str, bytes]]) -> tuple[torch.Tensor, list[str]]:
+    """With our parser, which copies each payload of a batch once."""
+    latents = read_latents([sample[LATENT_MEMBER] for sample in samples])
+    return latents, [sample[CAPTION_MEMBER].decode() for sample in samples]
+
+
+def is_used(member: str) -> bool:
+    """Whether a batch needs a member of the tar files."""
+    return not member.endswith(RECORD_MEMBER)
+
+
+def webdataset(subset: Subset) -> Batches:
+    """As documented."""
+    return iter(shuffled_webdataset(subset).map(parse).batched(BATCH, collation_fn=stack))
+
+
+def webdataset_lean(subset: Subset) -> Batches:
+    """With our parser, and without the records, which are not used."""
+    return iter(shuffled_webdataset(subset, select_files=is_used).batched(BATCH, collation_fn=collate))
+
+
+def check_equal(loaders: Sequence[Batches]) -> None:
+    """Check that an epoch of each has equal bytes for every caption, and as many samples as there are."""
+    epochs = []
+    for batches in loaders:
+        taken = islice(batches, NUM_SHARDS * SHARD_SAMPLES // BATCH)
+        epochs.append(
+            {text: crc32(one.numpy().tobytes()) for many, texts in taken for one, text in zip(many, texts, strict=True)}
+        )
+    assert all(epoch == epochs[0] for epoch in epochs)
+    assert len(epochs[0]) == NUM_SHARDS * SHARD_SAMPLES
+
+
+def cpu_seconds(make: Callable[[Subset], Batches], subset: Subset) -> float:
     """CPU time of one epoch."""
     started = time.process_time()
     for _ in islice(make(subset), NUM_SHARDS * SHARD_SAMPLES // BATCH):
@@ -146,24 +196,22 @@ def cpu_seconds(make: Callable[[Subset], Iterator[torch.Tensor]], subset: Subset
 def measure_loading(folder: Path, shape: tuple[int, ...]) -> Loading:
     """All loaders in turn."""
     subset = write_dataset(folder, shape)
-    loaders = (ours, ours_contiguous, webdataset, webdataset_our_parser)
+    loaders = (ours, ours_contiguous, webdataset, webdataset_lean)
+    check_equal([loader(subset) for loader in loaders])
     rounds = [[cpu_seconds(loader, subset) for loader in loaders] for _ in range(ROUNDS + 1)][1:]
     mine, copied, theirs, lean = (
         [NUM_SHARDS * SHARD_SAMPLES / seconds for seconds in column] for column in zip(*rounds, strict=True)
     )
-
-    def ratio(one: list[float], other: list[float]) -> float:
-        return statistics.median(a / b for a, b in zip(one, other, strict=True))
 
     return Loading(
         payload_kib=subset.rows[0].size / 1024,
         ours=statistics.median(mine),
         ours_contiguous=statistics.median(copied),
         webdataset=statistics.median(theirs),
-        webdataset_our_parser=statistics.median(lean),
-        ratio=ratio(mine, theirs),
-        ratio_our_parser=ratio(mine, lean),
-        ratio_contiguous=ratio(copied, lean),
+        webdataset_lean=statistics.median(lean),
+        ratio=Ratio.of(mine, theirs),
+        ratio_lean=Ratio.of(mine, lean),
+        ratio_contiguous=Ratio.of(copied, lean),
     )
 
 
@@ -215,35 +263,6 @@ def draw_planning(rows: list[Planning]) -> None:
     figure.savefig(PLANNING_IMAGE, dpi=110)
 
 
-def measure_index(folder: Path) -> IndexCost:
-    """An index of a million rows: those of a small dataset, again and again."""
-    write_dataset(folder, (1, 1, 1, 1))
-    table = pq.read_table(folder / INDEX_NAME)
-    table = pa.concat_tables([table] * (NUM_INDEX_ROWS // table.num_rows))
-    pq.write_table(table, folder / INDEX_NAME)
-    del table
-    started = time.process_time()
-    read_index(folder)
-    seconds = time.process_time() - started
-    arrow = pa.total_allocated_bytes()
-    tracemalloc.start()
-    index = read_index(folder)
-    held = tracemalloc.get_traced_memory()[0] + pa.total_allocated_bytes() - arrow
-    tracemalloc.stop()
-    started = time.process_time()
-    for number in range(0, len(index), 100):
-        index[number]
-    made = time.process_time() - started
-    captions = sum(map(len, index.values("caption")))
-    return IndexCost(
-        num_samples=len(index),
-        read_cpu_seconds=seconds,
-        bytes_per_sample=held / len(index),
-        caption_bytes_per_sample=captions / len(index),
-        row_microseconds=1e6 * made / (len(index) / 100),
-    )
-
-
 def resident_mib_by_epoch(subset: Subset) -> list[float]:
     """Resident memory after each epoch, read by two threads."""
     batches = Stream([subset], {SMALL.name: BATCH}, seed=0, rank=0, world_size=1).batches(0, prepare, readers=2)
@@ -272,13 +291,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         loading = [measure_loading(Path(scratch) / str(number), shape) for number, shape in enumerate(SHAPES)]
         memory = resident_mib_by_epoch(write_dataset(Path(scratch) / "memory", SHAPES[0]))
-        index = measure_index(Path(scratch) / "index")
     planning = [measure_planning(num_shards) for num_shards in (100, 1000, 10_000, 100_000)]
     figures = {
         "loading": [asdict(row) for row in loading],
         "planning": [asdict(row) for row in planning],
         "epoch_of_100000_seconds": epoch_plan_seconds(),
-        "index": asdict(index),
         "resident_mib_by_epoch": memory,
         "peak_resident_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "webdataset": version("webdataset"),
@@ -287,8 +304,8 @@ def main() -> None:
     for row in loading:
         print(
             f"payload {row.payload_kib:6.1f} KiB: {row.ours:6.0f} samples per CPU-second, "
-            f"WebDataset {row.webdataset:6.0f}, ratio {row.ratio:.2f} "
-            f"(with our parser {row.ratio_our_parser:.2f}, and a contiguous batch {row.ratio_contiguous:.2f})"
+            f"WebDataset {row.webdataset:6.0f}, ratio {row.ratio} "
+            f"(lean {row.ratio_lean}, and a contiguous batch {row.ratio_contiguous})"
         )
     for row in planning:
         print(
@@ -297,10 +314,6 @@ def main() -> None:
             f"{row.peak_mib:.1f} MiB"
         )
     print(f"all batches of an epoch of 100,000: {figures['epoch_of_100000_seconds']:.2f} s")
-    print(
-        f"an index of {index.num_samples:,}: read in {index.read_cpu_seconds:.1f} CPU s, {index.bytes_per_sample:.0f} "
-        f"bytes a sample ({index.caption_bytes_per_sample:.0f} its caption), {index.row_microseconds:.1f} us a row"
-    )
     draw_planning(planning)
     print(f"resident memory over {EPOCHS} epochs: {memory[0]:.0f} MiB after the first, {memory[-1]:.0f} after the last")
     publish_text(RESULT, json.dumps(figures, indent=1) + "\n")

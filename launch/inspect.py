@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 
 from data.curation.listing import ListingCounts, describe_listing
-from data.dataset.index import INDEX_NAME
+from data.dataset.index_places import INDEX_NAME
 from data.dataset.manifest import MANIFEST_NAME, Manifest
 from data.dataset.survey import Histogram, Survey, survey_dataset
 from launch.overrides import ConfigError

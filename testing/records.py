@@ -9,6 +9,7 @@ from data.dataset.buckets import Bucket
 from data.dataset.clip import LATENT_MEMBER, ClipRecord
 from data.dataset.index import write_index
 from data.dataset.manifest import ShardRecord
+from data.dataset.rows import IndexRow
 from data.dataset.shards import write_shard
 from pipeline.run import randomness
 
@@ -32,6 +33,26 @@ def made_up_clip(number: int, bucket: Bucket = SMALL) -> ClipRecord:
         fps=bucket.fps,
         source_height=4 * bucket.height,
         source_width=4 * bucket.width,
+    )
+
+
+def index_row(number: int, bucket: Bucket = SMALL) -> IndexRow:
+    """The row of clip `number` in a shard of ten clips that is not there; every seventh is for validation."""
+    clip = made_up_clip(number, bucket)
+    record = clip.model_dump(exclude={"split"})
+    return IndexRow(
+        **record,
+        split="validation" if number % 7 == 0 else "train",
+        bucket=bucket.name,
+        shard=f"shard-{number // 10:05d}.tar",
+        offset=512 * number,
+        size=100 + number,
+        crc32=number,
+        caption_offset=7,
+        caption_size=len(clip.caption),
+        record_offset=8,
+        record_size=9,
+        end_seconds=bucket.num_frames / bucket.fps,
     )
 
 

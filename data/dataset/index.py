@@ -1,118 +1,64 @@
-"""The index of a dataset: one row per sample, stored as Parquet and held in memory as columns.
+"""The index of a dataset: one row per sample, published as Parquet and read from a file that is mapped into memory.
 
-A row object is made when it is asked for. A sample takes about 200 bytes, a row object would take about 1000.
+A process holds neither rows nor columns: a row is made when it is asked for. See `index_file.py`.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, groupby, islice
+from operator import attrgetter
 from pathlib import Path
-from typing import Any, Self, cast, get_type_hints, overload
+from typing import Any, NamedTuple, Self, overload
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import Int
 
-from data.dataset.buckets import Bucket
-from data.dataset.clip import Decoder, Split
+from data.dataset.clip import Split
+from data.dataset.index_build import runs_of
+from data.dataset.index_file import Group, IndexFile, Span
+from data.dataset.index_places import INDEX_NAME, open_index_file
+from data.dataset.rows import NAMES, NUMBERS, IndexRow, PayloadLocation
+from data.errors import DatasetError
 from data.files.publish import published
 
-INDEX_NAME = "index.parquet"
+CHUNK_ROWS = 2**16
+GROUP_ROWS = 2**16  # of a row group of the Parquet file
+WRITE_ROWS = 1024  # row objects that are held at once while they are written
+ARROW_TYPES = {int: pa.int64(), float: pa.float64(), str: pa.string()}
+SCHEMA = pa.schema([(name, ARROW_TYPES[NUMBERS.get(name, str)]) for name in NAMES])
 
 
-@dataclass(frozen=True)
-class PayloadLocation:
-    """Where the payload of a sample is stored."""
+class ShardRun(NamedTuple):
+    """Rows that follow one another in a shard."""
 
-    key: str
     shard: str
-    offset: int  # of the payload from the start of the shard, bytes
-    size: int  # of the payload, bytes
-    crc32: int  # of the payload
-
-
-@dataclass(frozen=True)
-class IndexRow(PayloadLocation):
-    """A sample of a dataset: its location and its metadata."""
-
-    caption_offset: int
-    caption_size: int
-    record_offset: int
-    record_size: int
-    caption: str
-    dataset: str  # name of its dataset in a mix; empty where there is no mix
-    bucket: str  # name of its shape, such as 17x64x64@8
-    split: Split
-    source: str
-    start_seconds: float  # of the clip in its source, after its first frame
-    end_seconds: float
-    decoder: Decoder
-    variant: str  # how it was augmented; empty if it was not
-    num_frames: int
-    height: int
-    width: int
-    fps: float
-    source_height: int  # square pixels, after the rotation and mirroring that the file asks for
-    source_width: int
-
-
-LOCATION_NAMES = tuple(field.name for field in fields(PayloadLocation))
-NAMES = tuple(field.name for field in fields(IndexRow))
-NUMBERS = {name: kind for name, kind in get_type_hints(IndexRow).items() if kind in (int, float)}
-DISTINCT_TEXTS = frozenset({"key", "caption", "source"})  # mostly distinct; other text columns repeat a few values
-
-
-@dataclass(frozen=True)
-class Labels:
-    """A text column with few distinct values."""
-
-    names: list[str]
-    codes: Int[np.ndarray, " n"]  # index into `names`
-
-    def item(self, number: int) -> str:
-        """The text in row `number`."""
-        return self.names[self.codes.item(number)]
-
-
-@dataclass(frozen=True)
-class Texts:
-    """A text column with mostly distinct values."""
-
-    array: pa.LargeStringArray
-    ends: Int[np.ndarray, " n+1"]  # start of each text in `content`, then the end of the last one
-    content: memoryview  # all texts, UTF-8; slicing it takes a tenth of the time of an Arrow scalar
-
-    @classmethod
-    def of(cls, array: pa.LargeStringArray) -> Self:
-        """The column of an array without nulls."""
-        _, ends, content = array.buffers()
-        begin = array.offset
-        own_ends = np.frombuffer(ends, np.int64)[begin : begin + len(array) + 1] if ends else np.zeros(1, np.int64)
-        return cls(array, own_ends, memoryview(content or b""))
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self).of, (self.array,)  # the other fields are views of it
-
-    def item(self, number: int) -> str:
-        """The text in row `number`."""
-        return str(self.content[self.ends.item(number) : self.ends.item(number + 1)], "utf-8")
-
-
-Column = np.ndarray | Labels | Texts
+    num_rows: int
+    num_bytes: int  # where the last byte of their payloads ends
 
 
 class Index(Sequence[IndexRow]):
-    """Rows by number, and whole columns without row objects."""
+    """Rows of the index of a dataset. Pickled as the folder and which rows they are, without their contents.
 
-    def __init__(self, columns: dict[str, Column], length: int) -> None:
-        self._columns, self._length = columns, length
+    Args:
+        numbers: of the rows in the file; None: all.
+        whole: the split or the group that they are, if they are one.
+    """
 
-    @classmethod
-    def of(cls, table: pa.Table) -> Self:
-        """The rows of a table with a column for each field of `IndexRow`; a table without rows may have no columns."""
-        if table.num_rows == 0:
-            return cls({}, 0)
-        return cls({name: _column(name, table.column(name)) for name in NAMES}, table.num_rows)
+    def __init__(
+        self,
+        dataset_dir: Path,
+        file: IndexFile,
+        numbers: Int[np.ndarray, " n"] | None = None,
+        whole: str | Group | None = None,
+    ) -> None:
+        self._dataset_dir, self._file, self._numbers, self._whole = dataset_dir, file, numbers, whole
+        self._length = file.footer.num_rows if numbers is None else len(numbers)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        rows = self._numbers if self._whole is None else self._whole
+        return _reopened, (self._dataset_dir, self._file.footer.made_from, rows)
 
     def __len__(self) -> int:
         return self._length
@@ -123,30 +69,73 @@ class Index(Sequence[IndexRow]):
     def __getitem__(self, number: slice) -> Self: ...
     def __getitem__(self, number: int | slice) -> IndexRow | Self:
         if isinstance(number, slice):
-            return self.take(np.arange(self._length)[number])
+            return self.take(np.arange(*number.indices(self._length)))
+        return self._file.row(self._place(number))
+
+    def _place(self, number: int) -> int:
+        """The number in the file of row `number`."""
+        if self._numbers is not None:
+            return self._numbers.item(number)
         if not -self._length <= number < self._length:
             raise IndexError(f"no row {number} in an index of {self._length}")
-        number %= self._length
-        cells: list[Any] = [column.item(number) for column in self._columns.values()]
-        return IndexRow(*cells)
+        return number % self._length
 
     def location(self, number: int) -> PayloadLocation:
-        """The location of a row's payload, in a third of the time that the whole row takes."""
-        cells: list[Any] = [self._columns[name].item(number) for name in LOCATION_NAMES]
-        return PayloadLocation(*cells)
+        """The location of a row's payload, without making the row."""
+        return self._file.location(self._place(number))
+
+    def cell(self, number: int, name: str) -> Any:  # noqa: ANN401 - the type of the field
+        """One field of a row, without making the row."""
+        return self._file.cell(self._place(number), name)
 
     def take(self, numbers: Int[np.ndarray, " m"]) -> Self:
         """The rows with these numbers, in this order."""
-        return type(self)({name: _taken(column, numbers) for name, column in self._columns.items()}, len(numbers))
+        return type(self)(self._dataset_dir, self._file, numbers if self._numbers is None else self._numbers[numbers])
+
+    def chunks(self, name: str) -> Iterator[list[Any]]:
+        """The values of one field for all rows, in lists of at most `CHUNK_ROWS`."""
+        return (self._file.values(name, numbers) for numbers in self._chunks())
+
+    def each(self, name: str) -> Iterator[Any]:
+        """The values of one field for all rows, read in chunks."""
+        return chain.from_iterable(self.chunks(name))
+
+    def order(self, name: str) -> Int[np.ndarray, " n"]:
+        """The numbers of the rows sorted by a text of `DISTINCT_TEXTS`, equal ones in their order."""
+        texts = self._file.arrow(name)
+        chosen = texts if self._numbers is None else texts.take(pa.array(self._numbers))
+        return pc.sort_indices(chosen).to_numpy().astype(np.int64)
 
     def values(self, name: str) -> list[Any]:
-        """The values of one field for all rows."""
-        if self._length == 0:
-            return []
-        column = self._columns[name]
-        if isinstance(column, Labels):
-            return np.array(column.names, object)[column.codes].tolist()
-        return column.array.to_pylist() if isinstance(column, Texts) else column.tolist()
+        """The values of one field for all rows, at once."""
+        return list(self.each(name))
+
+    def _chunks(self) -> Iterator[Int[np.ndarray, " m"]]:
+        for start in range(0, self._length, CHUNK_ROWS):
+            stop = min(start + CHUNK_ROWS, self._length)
+            yield np.arange(start, stop) if self._numbers is None else self._numbers[start:stop]
+
+    def by_group(self) -> "dict[tuple[str, str], Index]":
+        """The rows of each bucket and dataset, sorted by their names."""
+        if isinstance(self._whole, str):
+            groups = [group for group in self._file.footer.groups if group.split == self._whole]
+            return {(group.bucket, group.dataset): _part(self._dataset_dir, self._file, group) for group in groups}
+        found: dict[tuple[str, str], list[np.ndarray]] = {}
+        for start, numbers in zip(range(0, self._length, CHUNK_ROWS), self._chunks(), strict=True):
+            for (bucket, dataset), here in self._file.grouped(numbers, ("bucket", "dataset")):
+                found.setdefault((bucket, dataset), []).append(start + here)
+        return {group: self.take(np.concatenate(found[group])) for group in sorted(found)}
+
+    def shard_runs(self) -> list[ShardRun]:
+        """The rows, as runs of consecutive ones that lie in one shard."""
+        if isinstance(self._whole, Group):
+            runs = self._file.runs[self._whole.runs.as_slice]
+        else:
+            table = self._file.table if self._numbers is None else self._file.table[self._numbers]
+            runs = runs_of(table["shard"], table["offset"] + table["size"])
+        shards = self._file.footer.labels["shard"]
+        columns = (runs[name].tolist() for name in ("shard", "num_rows", "num_bytes"))
+        return [ShardRun(shards[shard], *rest) for shard, *rest in zip(*columns, strict=True)]
 
 
 def location_of(rows: Sequence[IndexRow], number: int) -> PayloadLocation:
@@ -154,49 +143,47 @@ def location_of(rows: Sequence[IndexRow], number: int) -> PayloadLocation:
     return rows.location(number) if isinstance(rows, Index) else rows[number]
 
 
-def values(rows: Sequence[IndexRow], name: str) -> list[Any]:
-    """The values of one field for all rows; of an `Index`, without making row objects."""
-    return rows.values(name) if isinstance(rows, Index) else [getattr(row, name) for row in rows]
+def cell_of(rows: Sequence[IndexRow], number: int, name: str) -> Any:  # noqa: ANN401 - the type of the field
+    """One field of a row; of an `Index`, without making the row object."""
+    return rows.cell(number, name) if isinstance(rows, Index) else getattr(rows[number], name)
 
 
-def chosen(rows: Sequence[IndexRow], numbers: Iterable[int]) -> Sequence[IndexRow]:
-    """The rows with these numbers, in this order, in the same kind of container."""
+def values(rows: Sequence[IndexRow], name: str) -> Iterable[Any]:
+    """The values of one field for all rows; of an `Index`, chunk by chunk and without making row objects."""
+    return rows.each(name) if isinstance(rows, Index) else map(attrgetter(name), rows)
+
+
+def by_group(rows: Sequence[IndexRow]) -> dict[tuple[str, str], Sequence[IndexRow]]:
+    """The rows of each bucket and dataset, sorted by their names."""
     if isinstance(rows, Index):
-        return rows.take(np.fromiter(numbers, np.int64))
-    return [rows[number] for number in numbers]
+        return dict(rows.by_group())
+    groups: dict[tuple[str, str], list[IndexRow]] = {}
+    for row in rows:
+        groups.setdefault((row.bucket, row.dataset), []).append(row)
+    return {group: groups[group] for group in sorted(groups)}
 
 
-def _column(name: str, values: pa.ChunkedArray) -> Column:
-    if name in NUMBERS:
-        return values.to_numpy().astype(NUMBERS[name], copy=False)
-    if name in DISTINCT_TEXTS:
-        return Texts.of(cast("pa.LargeStringArray", _joined(values.cast(pa.large_string()))))
-    labels = cast("pa.DictionaryArray", _joined(values.dictionary_encode()))
-    return Labels(labels.dictionary.to_pylist(), labels.indices.to_numpy().astype(np.int32))
-
-
-def _taken(column: Column, numbers: Int[np.ndarray, " m"]) -> Column:
-    if isinstance(column, Labels):
-        return Labels(column.names, column.codes[numbers])
-    return Texts.of(column.array.take(pa.array(numbers))) if isinstance(column, Texts) else column[numbers]
-
-
-def _joined(values: pa.ChunkedArray) -> pa.Array:
-    """The chunks of a column as one array."""
-    joined = values.combine_chunks()
-    return pa.concat_arrays(joined.chunks) if isinstance(joined, pa.ChunkedArray) else joined
-
-
-def shape_of(row: IndexRow) -> Bucket:
-    """The shape of a sample."""
-    return Bucket(num_frames=row.num_frames, height=row.height, width=row.width, fps=row.fps)
+def shard_runs(rows: Sequence[IndexRow]) -> list[ShardRun]:
+    """The rows, as runs of consecutive ones that lie in one shard."""
+    if isinstance(rows, Index):
+        return rows.shard_runs()
+    runs = [list(run) for _, run in groupby(rows, attrgetter("shard"))]
+    return [ShardRun(run[0].shard, len(run), max(row.offset + row.size for row in run)) for run in runs]
 
 
 def write_index(dataset_dir: Path, rows: Iterable[IndexRow]) -> None:
-    """Publish the index of a dataset atomically."""
-    table = pa.Table.from_pylist([asdict(row) for row in rows])
-    with published(dataset_dir / INDEX_NAME) as temporary:
-        pq.write_table(table, temporary)
+    """Publish the index of a dataset atomically, and the file that maps it; the rows are taken one batch at a time."""
+    remaining = iter(rows)
+    with published(dataset_dir / INDEX_NAME) as temporary, pq.ParquetWriter(temporary, SCHEMA) as writer:
+        batches: list[pa.RecordBatch] = []
+        while some := list(islice(remaining, WRITE_ROWS)):
+            columns = [pa.array([getattr(row, field.name) for row in some], field.type) for field in SCHEMA]
+            batches.append(pa.RecordBatch.from_arrays(columns, schema=SCHEMA))
+            if WRITE_ROWS * len(batches) >= GROUP_ROWS:
+                writer.write_table(pa.Table.from_batches(batches))
+                batches.clear()
+        writer.write_table(pa.Table.from_batches(batches, SCHEMA))
+    open_index_file(dataset_dir)
 
 
 def read_index(dataset_dir: Path, split: Split | None = None) -> Index:
@@ -204,6 +191,30 @@ def read_index(dataset_dir: Path, split: Split | None = None) -> Index:
 
     Args:
         split: only the samples of this split; None: all.
+
+    Raises:
+        DatasetError: the index is missing or damaged.
     """
-    wanted = None if split is None else [("split", "=", split)]
-    return Index.of(pq.read_table(dataset_dir / INDEX_NAME, filters=wanted))
+    return _part(dataset_dir, open_index_file(dataset_dir), split)
+
+
+def _part(dataset_dir: Path, file: IndexFile, whole: str | Group | None) -> Index:
+    """All rows, or those of a split or a group."""
+    if whole is None:
+        return Index(dataset_dir, file)
+    if isinstance(whole, Group):
+        return Index(dataset_dir, file, file.by_group[whole.rows.as_slice], whole)
+    rows = file.footer.splits.get(whole, Span(first=0, length=0))
+    return Index(dataset_dir, file, file.by_split[rows.as_slice], whole)
+
+
+def _reopened(dataset_dir: Path, made_from: str, rows: np.ndarray | str | Group | None) -> Index:
+    """An index that was pickled.
+
+    Raises:
+        DatasetError: the dataset has been made again since.
+    """
+    file = open_index_file(dataset_dir)
+    if file.footer.made_from != made_from:
+        raise DatasetError(f"{dataset_dir / INDEX_NAME} changed while it was in use; start again")
+    return Index(dataset_dir, file, rows) if isinstance(rows, np.ndarray) else _part(dataset_dir, file, rows)

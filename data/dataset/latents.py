@@ -48,7 +48,7 @@ def read_tensors(payloads: Sequence[bytes | memoryview], name: str) -> Shaped[Te
     Raises:
         DatasetError: a payload is not in the safetensors format, lacks the tensor, or the shapes differ.
     """
-    layouts = {_layout(_header(payload), name) for payload in payloads}
+    layouts = {_layout(header, name) for header in {_header(payload) for payload in payloads}}
     sizes = {len(payload) for payload in payloads}
     if len(layouts) != 1 or len(sizes) != 1:
         raise DatasetError(f"a batch mixes {name} tensors of several shapes; encode the dataset again")

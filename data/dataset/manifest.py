@@ -12,7 +12,8 @@ from data.curation.ledger import LedgerCounts, Reason
 from data.curation.listing import ListingCounts
 from data.dataset.buckets import Bucket
 from data.dataset.clip import Split
-from data.dataset.index import INDEX_NAME, IndexRow, shape_of
+from data.dataset.index_places import INDEX_NAME
+from data.dataset.rows import IndexRow, shape_of
 from data.errors import DatasetError
 from data.records import Record
 
@@ -86,22 +87,43 @@ class Manifest(Record):
     )  # captions with more than the text encoder's max_tokens
 
 
+class BucketCounts:
+    """How many samples each shape has, counted while rows go by."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[tuple[str, Split]] = Counter()
+        self._shapes: dict[str, Bucket] = {}
+
+    def add(self, rows: Iterable[IndexRow]) -> None:
+        """Count rows."""
+        for row in rows:
+            self._counts[row.bucket, row.split] += 1
+            if row.bucket not in self._shapes:
+                self._shapes[row.bucket] = shape_of(row)
+
+    @property
+    def num_samples(self) -> int:
+        """The number of rows so far."""
+        return self._counts.total()
+
+    def records(self) -> list[BucketRecord]:
+        """For the manifest, the shape with most samples first."""
+        records = [
+            BucketRecord(
+                bucket=shape,
+                num_samples=self._counts[name, "train"] + self._counts[name, "validation"],
+                num_train=self._counts[name, "train"],
+            )
+            for name, shape in self._shapes.items()
+        ]
+        return sorted(records, key=lambda record: (-record.num_samples, record.bucket.name))
+
+
 def count_buckets(rows: Iterable[IndexRow]) -> list[BucketRecord]:
     """How many samples each shape has, the shape with most samples first."""
-    counts: Counter[tuple[str, Split]] = Counter()
-    shapes: dict[str, Bucket] = {}
-    for row in rows:
-        counts[row.bucket, row.split] += 1
-        shapes.setdefault(row.bucket, shape_of(row))
-    records = [
-        BucketRecord(
-            bucket=shape,
-            num_samples=counts[name, "train"] + counts[name, "validation"],
-            num_train=counts[name, "train"],
-        )
-        for name, shape in shapes.items()
-    ]
-    return sorted(records, key=lambda record: (-record.num_samples, record.bucket.name))
+    counts = BucketCounts()
+    counts.add(rows)
+    return counts.records()
 
 
 def content_fingerprint(shards: Iterable[ShardRecord]) -> str:

@@ -4,7 +4,8 @@ import os
 from functools import lru_cache
 from pathlib import Path
 
-from data.dataset.index import INDEX_NAME, IndexRow, PayloadLocation
+from data.dataset.index_places import INDEX_NAME
+from data.dataset.rows import IndexRow, PayloadLocation
 from data.errors import DatasetError
 from data.files.checksums import crc32
 from data.stream.cache import ShardCache
@@ -68,7 +69,7 @@ class PayloadReader:
             self._open.cache_clear()
 
     def _read_from(self, shard: _OpenShard, location: PayloadLocation, buffer: memoryview) -> None:
-        if os.preadv(shard.descriptor, [buffer], location.offset) != location.size:
+        if os.preadv(shard.descriptor, (buffer,), location.offset) != len(buffer):
             raise DatasetError(
                 f"{self._dataset_dir / location.shard} is cut short at sample {location.key}; "
                 f"make {self._dataset_dir} again"

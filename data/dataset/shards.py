@@ -17,8 +17,8 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from data.dataset.clip import CAPTION_MEMBER, RECORD_MEMBER, ClipRecord
-from data.dataset.index import IndexRow
 from data.dataset.manifest import ShardRecord
+from data.dataset.rows import IndexRow
 from data.dataset.tarfiles import TarError, read_samples
 from data.errors import DatasetError
 from data.files.checksums import crc32, file_sha256

@@ -1,8 +1,6 @@
 """Statistics of a dataset, computed from the columns of its index without a Python object per sample."""
 
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from math import floor, log10
@@ -13,8 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data.curation.ledger import FILTERED_NAME, QUARANTINE_NAME, Rejection
-from data.dataset.index import INDEX_NAME, IndexRow
+from data.dataset.index_places import INDEX_NAME, opened_parquet
 from data.dataset.manifest import Manifest, read_manifest
+from data.dataset.rows import IndexRow
 from data.errors import DatasetError
 from data.files.jsonl import JsonLineError, iterate_jsonl
 
@@ -120,7 +119,7 @@ def pick_rows(dataset_dir: Path, number: int) -> list[IndexRow]:
     """
     names = [field.name for field in fields(IndexRow)]
     rows, start = [], 0
-    with _open_index(dataset_dir) as file:
+    with opened_parquet(dataset_dir) as file:
         num_rows = file.metadata.num_rows
         wanted = np.unique(np.linspace(0, num_rows - 1, min(number, num_rows)).astype(np.int64))
         for batch in file.iter_batches(BATCH_ROWS, columns=names):
@@ -210,7 +209,7 @@ def _read_columns(dataset_dir: Path, manifest: Manifest) -> pa.Table:
         DatasetError: they are damaged, or contradict the manifest.
     """
     path = dataset_dir / INDEX_NAME
-    with _open_index(dataset_dir) as file:
+    with opened_parquet(dataset_dir) as file:
         num_rows = file.metadata.num_rows
         # An index without rows has no columns either: their types are inferred from the rows.
         table = _cast(file) if num_rows else COLUMNS.empty_table()
@@ -231,16 +230,3 @@ def _cast(file: pq.ParquetFile) -> pa.Table:
     table = file.read(columns=COLUMNS.names).select(COLUMNS.names).cast(COLUMNS)
     table.validate(full=True)  # finds text that is not UTF-8
     return table
-
-
-@contextmanager
-def _open_index(dataset_dir: Path) -> Iterator[pq.ParquetFile]:
-    """The index file; errors while it is read are reported as `DatasetError`."""
-    path = dataset_dir / INDEX_NAME
-    if not path.is_file():
-        raise DatasetError(f"{dataset_dir} holds no {INDEX_NAME} although it has a manifest; make {dataset_dir} again")
-    try:
-        with pq.ParquetFile(path) as file:
-            yield file
-    except (pa.ArrowException, OSError, TypeError, ValueError) as error:
-        raise DatasetError(f"{path} is damaged ({error}); make {dataset_dir} again") from error

@@ -7,7 +7,8 @@ with `str.splitlines`.
 import codecs
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, TypeVar
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from data.errors import ReelflowError, shorten
-from data.files.publish import publish_text
+from data.files.publish import published
 from data.files.text import object_of
 
 if TYPE_CHECKING:
@@ -128,9 +129,22 @@ def format_line(record: Line) -> str:
     return json.dumps(asdict(record) if is_dataclass(record) else record)
 
 
+@contextmanager
+def published_jsonl(path: Path) -> Iterator[Callable[[Line], None]]:
+    """Replace a file by one with the records that the yielded function is given; on an error it stays as it is."""
+    with published(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
+
+        def write(record: Line) -> None:
+            file.write(format_line(record) + "\n")
+
+        yield write
+
+
 def publish_jsonl(path: Path, records: Iterable[Line]) -> None:
     """Replace a file by one with these records, atomically."""
-    publish_text(path, "".join(format_line(record) + "\n" for record in records))
+    with published_jsonl(path) as write:
+        for record in records:
+            write(record)
 
 
 def append_line(path: Path, record: Line) -> None:

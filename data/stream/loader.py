@@ -8,14 +8,14 @@ from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import groupby
-from operator import itemgetter
 from pathlib import Path
-from typing import TypeVar
+from stat import S_ISREG
+from typing import NamedTuple, TypeVar
 
 from data.dataset.buckets import Bucket
-from data.dataset.index import IndexRow, PayloadLocation, chosen, location_of, shape_of, values
+from data.dataset.index import by_group, cell_of, location_of, shard_runs
 from data.dataset.reader import PayloadReader
+from data.dataset.rows import IndexRow, shape_of
 from data.errors import DatasetError
 from data.stream.buffers import BufferPool
 from data.stream.cache import ShardCache
@@ -26,8 +26,7 @@ T = TypeVar("T")
 MAX_SUBSTITUTES = 8
 
 
-@dataclass(frozen=True)
-class Sample:
+class Sample(NamedTuple):
     """An element of a batch: its position in the stream, its row and its payload."""
 
     position: int  # global sample index since the start of the run; addresses all randomness of the sample
@@ -39,6 +38,21 @@ class Sample:
     def row(self) -> IndexRow:
         """The metadata of the sample; the row object is made when it is asked for."""
         return self.rows[self.number]
+
+    @property
+    def caption(self) -> str:
+        """The caption, without making the row."""
+        return cell_of(self.rows, self.number, "caption")
+
+    @property
+    def bucket(self) -> str:
+        """The name of the shape, without making the row."""
+        return cell_of(self.rows, self.number, "bucket")
+
+    @property
+    def fps(self) -> float:
+        """The frame rate, without making the row."""
+        return cell_of(self.rows, self.number, "fps")
 
 
 @dataclass(frozen=True)
@@ -52,7 +66,7 @@ class Subset:
 
     def part(self) -> Part:
         """The description of the subset that `BatchPlan` takes."""
-        sizes = tuple(sum(1 for _ in shard) for _, shard in groupby(values(self.rows, "shard")))
+        sizes = tuple(run.num_rows for run in shard_runs(self.rows))
         return Part(self.bucket.name, sizes, self.weight * len(self.rows))
 
 
@@ -63,12 +77,9 @@ def subsets_of(dataset_dir: Path, rows: Sequence[IndexRow], weights: Mapping[str
         rows: in the order of the shards.
         weights: of the datasets of the mix, by name; 1 if none is given.
     """
-    groups: dict[tuple[str, str], list[int]] = {}
-    for number, group in enumerate(zip(values(rows, "bucket"), values(rows, "dataset"), strict=True)):
-        groups.setdefault(group, []).append(number)
     return [
-        Subset(dataset_dir, chosen(rows, groups[group]), shape_of(rows[groups[group][0]]), weights.get(group[1], 1.0))
-        for group in sorted(groups)
+        Subset(dataset_dir, group, shape_of(group[0]), weights.get(dataset, 1.0))
+        for (_, dataset), group in by_group(rows).items()
     ]
 
 
@@ -93,23 +104,30 @@ def local_slots(batch_size: int, rank: int, world_size: int) -> range:
     return range(rank * micro_batch, (rank + 1) * micro_batch)
 
 
-def check_shards(subset: Subset) -> None:
+def check_shards(subsets: Sequence[Subset]) -> None:
     """Check before the first step that every shard exists and has the size that the index implies.
 
     Raises:
-        DatasetError: the subset is empty, or a shard is missing or too short.
+        DatasetError: a subset is empty, or a shard is missing or too short.
     """
-    if not subset.rows:
-        raise DatasetError(f"{subset.dataset_dir} has no samples to train on")
-    locations = zip(*(values(subset.rows, name) for name in ("shard", "offset", "size")), strict=True)
-    for shard, here in groupby(locations, key=itemgetter(0)):
-        path, needed = subset.dataset_dir / shard, max(offset + size for _, offset, size in here)
-        if not path.is_file():
-            raise DatasetError(f"{path} is missing although the index names it; make {subset.dataset_dir} again")
-        if path.stat().st_size < needed:
+    needed: dict[tuple[Path, str], int] = {}
+    for subset in subsets:
+        if not subset.rows:
+            raise DatasetError(f"{subset.dataset_dir} has no samples to train on")
+        for run in shard_runs(subset.rows):
+            shard = (subset.dataset_dir, run.shard)
+            needed[shard] = max(needed.get(shard, 0), run.num_bytes)
+    for (folder, name), num_bytes in needed.items():
+        path = folder / name
+        try:
+            state = path.stat()
+        except FileNotFoundError:
+            state = None
+        if state is None or not S_ISREG(state.st_mode):
+            raise DatasetError(f"{path} is missing although the index names it; make {folder} again")
+        if state.st_size < num_bytes:
             raise DatasetError(
-                f"{path} is cut short: the index needs {needed} bytes, it has {path.stat().st_size}; "
-                f"make {subset.dataset_dir} again"
+                f"{path} is cut short: the index needs {num_bytes} bytes, it has {state.st_size}; make {folder} again"
             )
 
 
@@ -139,8 +157,7 @@ class Stream:
         cache: CacheConfig | None = None,
         budget: TokenBudget | None = None,
     ) -> None:
-        for subset in subsets:
-            check_shards(subset)
+        check_shards(subsets)
         for size in turn_sizes.values():
             local_slots(size, rank, world_size)
         self._subsets = subsets
@@ -217,33 +234,34 @@ class Stream:
 
     def _read(self, readers: list[PayloadReader], step: int) -> list[Sample]:
         """The samples of a batch; their payloads are consecutive in one buffer, except those of substitutes."""
-        own = self._own(step)
-        locations = [location_of(self._subsets[address.part].rows, address.sample) for _, _, address in own]
-        memory, samples = self._memory.take(sum(location.size for location in locations)), []
+        own, subsets = self._own(step), self._subsets
+        locations = [location_of(subsets[address.part].rows, address.sample) for _, _, address in own]
+        memory, begin, samples = self._memory.take(sum(location.size for location in locations)), 0, []
         for (turn, slot, address), location in zip(own, locations, strict=True):
-            payload, memory = memory[: location.size], memory[location.size :]
-            samples.append(self._read_or_substitute(readers, turn, slot, address, location, payload))
+            position, part, number = address
+            payload = memory[begin : begin + location.size]
+            begin += location.size
+            try:
+                readers[part].read_into(location, payload)
+                samples.append(Sample(position, subsets[part].rows, number, payload))
+            except DatasetError as error:
+                self._skipped.append(SkippedSample(position, location.key, str(error)))
+                samples.append(self._substitute(readers, turn, slot, position))
         return samples
 
-    def _read_or_substitute(
-        self,
-        readers: list[PayloadReader],
-        turn: int,
-        slot: int,
-        address: Address,
-        location: PayloadLocation,
-        payload: memoryview,
-    ) -> Sample:
-        position, reason = address.position, ""
-        for _ in range(MAX_SUBSTITUTES):
+    def _substitute(self, readers: list[PayloadReader], turn: int, slot: int, position: int) -> Sample:
+        """The first sample that can be read of those that would take the slot later."""
+        reason = self._skipped[-1].reason
+        for _ in range(MAX_SUBSTITUTES - 1):
+            slot += self.plan.turn_size(turn)
+            (address,) = self.plan.addresses(turn, range(slot, slot + 1))
+            rows = self._subsets[address.part].rows
+            location = location_of(rows, address.sample)
+            payload = self._memory.take(location.size)
             try:
                 readers[address.part].read_into(location, payload)
-                return Sample(position, self._subsets[address.part].rows, address.sample, payload)
+                return Sample(position, rows, address.sample, payload)
             except DatasetError as error:
                 reason = str(error)
                 self._skipped.append(SkippedSample(position, location.key, reason))
-            slot += self.plan.turn_size(turn)
-            (address,) = self.plan.addresses(turn, range(slot, slot + 1))
-            location = location_of(self._subsets[address.part].rows, address.sample)
-            payload = self._memory.take(location.size)
         raise DatasetError(f"{MAX_SUBSTITUTES} samples in a row cannot be read, the last one because {reason}")

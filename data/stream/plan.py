@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 from math import lcm
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int
@@ -86,6 +87,13 @@ class ShuffledEpochs:
 
     def samples(self, positions: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
         """The samples at positions of the endless order, numbered through the shards in their given order."""
+        first, last = int(positions.min()), int(positions.max())
+        epoch, place = divmod(first, self.num_samples)
+        _, starts = self._shards(epoch)
+        block = int(np.searchsorted(starts, place, side="right")) - 1
+        end = starts[block + 1] if block + 1 < len(starts) else self.num_samples
+        if last - first < end - place:  # all are in one block: a faster path for the most common case
+            return self._block(epoch, block)[positions - (first - place + starts[block])]
         result = np.empty_like(positions)
         epochs, places = np.divmod(positions, self.num_samples)
         for epoch in set(epochs.tolist()):
@@ -130,8 +138,7 @@ class TokenBudget:
     """Tokens of a sample of each bucket, in the unit of `per_step`."""
 
 
-@dataclass(frozen=True)
-class Address:
+class Address(NamedTuple):
     """A slot of a turn: its position in the run, and its sample."""
 
     position: int  # number of samples before it since the start of the run

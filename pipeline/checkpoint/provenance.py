@@ -5,7 +5,7 @@ from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 
-from data.dataset.index import INDEX_NAME
+from data.dataset.index_places import INDEX_NAME
 from data.files.checksums import file_sha256
 from pipeline.checkpoint.record import Checkpoint, Provenance
 

@@ -89,7 +89,10 @@ def _read_null(path: Path) -> CaptionEmbeddings:
 def _read_stored(dataset_dir: Path, caption: str) -> CaptionEmbeddings:
     """The embeddings of a caption, from the first clip that has it."""
     index, reader = read_index(dataset_dir), PayloadReader(dataset_dir, verify=True)
-    embeddings = read_embeddings([reader.read(index[index.values("caption").index(caption)])])
+    number = next((number for number, text in enumerate(index.each("caption")) if text == caption), None)
+    if number is None:
+        raise ValueError(f"no clip of {dataset_dir} has the caption {caption!r}")
+    embeddings = read_embeddings([reader.read(index[number])])
     reader.close()
     return embeddings
 

@@ -24,13 +24,14 @@ from data.dataset.index import write_index
 from data.dataset.latents import LATENT_TENSOR
 from data.dataset.manifest import (
     MANIFEST_NAME,
+    BucketCounts,
     LatentStats,
     Manifest,
     ShardRecord,
     content_fingerprint,
-    count_buckets,
     read_manifest,
 )
+from data.dataset.rows import IndexRow
 from data.dataset.shards import read_shard, write_shard
 from data.errors import DatasetError
 from data.files.checksums import file_sha256
@@ -220,8 +221,8 @@ def expected_shards(clips_dir: Path, autoencoder_path: Path, config: EncodeConfi
 class EncodePlan:
     """Which latent shards of a folder can be used."""
 
-    standing: dict[str, EncodedShard]
-    """Shards that stay as they are."""
+    standing: frozenset[str]
+    """Names of the shards that stay as they are."""
     earlier: dict[str, EncodedShard]
     """Shards whose latents stay, and whose captions or embeddings do not."""
     num_shards: int
@@ -235,15 +236,24 @@ class EncodePlan:
 
 def plan_encoding(expected: dict[str, ShardInputs], output_dir: Path) -> EncodePlan:
     """Compare the latent shards of a folder with what they should be made from."""
-    commits = {name: read_commit(EncodedShard, output_dir / name) for name in expected}
-    found = {name: commit for name, commit in commits.items() if commit and (output_dir / name).is_file()}
-    standing = {name: commit for name, commit in found.items() if commit.input_fingerprint == expected[name].whole}
-    earlier = {
-        name: commit
-        for name, commit in found.items()
-        if name not in standing and commit.latents_from == expected[name].latents
-    }
-    return EncodePlan(standing, earlier, len(expected))
+    standing, earlier = set[str](), dict[str, EncodedShard]()
+    for name, inputs in expected.items():
+        commit = read_commit(EncodedShard, output_dir / name)
+        if commit is None or not (output_dir / name).is_file():
+            continue
+        if commit.input_fingerprint == inputs.whole:
+            standing.add(name)
+        elif commit.latents_from == inputs.latents:
+            earlier[name] = commit
+    return EncodePlan(frozenset(standing), earlier, len(expected))
+
+
+def _commits(expected: dict[str, ShardInputs], output_dir: Path) -> Iterator[EncodedShard]:
+    """The commits of those shards that are as they should be, read one at a time."""
+    for name, inputs in expected.items():
+        commit = read_commit(EncodedShard, output_dir / name)
+        if commit is not None and commit.input_fingerprint == inputs.whole and (output_dir / name).is_file():
+            yield commit
 
 
 def describe_reuse(clips_dir: Path, output_dir: Path, autoencoder_path: Path, config: EncodeConfig) -> str | None:
@@ -293,13 +303,19 @@ def encode_shards(
         warn_of_slow_precision(config.precision, workers.gpus_per_worker)
     _encode_missing(missing, clips.num_samples, autoencoder_path, config, workers)
     remove_other_shards(output_dir, set(expected))
-    encoded = list(plan_encoding(expected, output_dir).standing.values())
-    rows = [row for shard in encoded for row in shard.rows]
-    write_index(output_dir, rows)
+    encoded, counts = list[EncodedShard](), BucketCounts()
+
+    def rows() -> Iterator[IndexRow]:
+        for commit in _commits(expected, output_dir):
+            counts.add(commit.rows)
+            yield from commit.rows
+            encoded.append(commit.model_copy(update={"rows": []}))  # memory grows with the shards, not with the clips
+
+    write_index(output_dir, rows())
     manifest = Manifest(
         kind="latents",
         fingerprint=content_fingerprint(shard.shard for shard in encoded),
-        buckets=count_buckets(rows),
+        buckets=counts.records(),
         num_samples=clips.num_samples,
         shards=[shard.shard for shard in encoded],
         latent_stats=published_statistics(autoencoder_path) or latent_statistics(encoded),

@@ -145,8 +145,7 @@ def open_clips(folder: Path, limit: int, split: Split | None, guidance_scale: fl
     index = read_index(folder, split)
     if not len(index):
         raise ClipSetError(f"{folder} has no clips" + (f" of the split {split}" if split else ""))
-    order = np.argsort(np.array(index.values("source"), dtype=object), kind="stable")
-    rows = index.take(order[_even_numbers(len(order), limit)])
+    rows = index.take(index.order("source")[_even_numbers(len(index), limit)])
     return DatasetClips(folder, rows, manifest.fingerprint)
 
 

@@ -8,21 +8,20 @@ quarantine (`data/curation/ledger.py`), which is checked at the end.
 """
 
 import logging
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from data.curation.ledger import FILTERED_NAME, QUARANTINE_NAME, Reason, balance, reject, write_rejections
+from data.curation.ledger import Rejection, reject
 from data.curation.listing import ListingCounts
-from data.curation.sources import Source, SourceError
-from data.dataset.index import write_index
-from data.dataset.manifest import MANIFEST_NAME, Manifest, content_fingerprint, count_buckets
+from data.curation.sources import Source
+from data.dataset.manifest import MANIFEST_NAME, Manifest
 from data.files.publish import publish_text, remove_unpublished
 from pipeline.distributed.isolated_pool import Done, IsolatedPool
 from pipeline.ingest.buckets import read_choice, settle_buckets
 from pipeline.ingest.captions import Captions, read_captions
+from pipeline.ingest.close import close_dataset
 from pipeline.ingest.commit import ShardCommit, commit_shard
 from pipeline.ingest.config import ShardConfig
 from pipeline.ingest.duplicates import duplicates_of
@@ -84,7 +83,7 @@ def make_shards(
     remove_unpublished(output_dir)  # left by workers that were killed while writing
     remove_other_shards(output_dir, {shard.path.name for shard in plan.shards})
 
-    manifest = _close_ledger(sources, plan, output_dir).model_copy(update={"listing": listing})
+    manifest = _closed(sources, plan, output_dir).model_copy(update={"listing": listing})
     publish_text(output_dir / MANIFEST_NAME, manifest.model_dump_json(indent=1))
     return manifest
 
@@ -160,44 +159,11 @@ def _prepare_and_commit(
             progress.update(num_done, f"{num_rejected} left out" if num_rejected else "")
 
 
-def _close_ledger(sources: Sequence[Source], plan: Plan, output_dir: Path) -> Manifest:
-    """Write the index and the files of the ledger; return the manifest.
+def _closed(sources: Sequence[Source], plan: Plan, output_dir: Path) -> Manifest:
+    """Write the index and the files of the ledger; return the manifest. Errors are as those of `close_dataset`."""
 
-    Raises:
-        LedgerError: the ledger does not account for every source exactly once.
-        SourceError: no source has a clip.
-    """
-    commits = [commit for shard in plan.shards if (commit := read_commit(ShardCommit, shard.path)) is not None]
-    reports = [report for commit in commits for report in commit.reports]
-    quarantined = [report.quarantined for report in reports if report.quarantined is not None]
-    filtered = [
-        rejection for report in reports for rejection in (*report.filtered, *duplicates_of(report, plan.dropped))
-    ]
-    write_rejections(output_dir / QUARANTINE_NAME, quarantined)
-    write_rejections(output_dir / FILTERED_NAME, filtered)
-    rows = [row for commit in commits for row in commit.rows]
-    sharded = {row.source for row in rows}
-    ledger = balance(
-        [source.name for source in sources],
-        sharded,
-        {rejection.source for rejection in filtered} - sharded,
-        [rejection.source for rejection in quarantined],
-    )
-    if not rows:
-        first = [*quarantined, *filtered][0]
-        raise SourceError(
-            f"none of the {len(sources)} videos can be used (the first, {first.source}: {first.detail}); "
-            f"every reason is in {output_dir / QUARANTINE_NAME} and {FILTERED_NAME}"
-        )
-    by_filter: Counter[Reason] = Counter(rejection.reason for rejection in filtered)
-    write_index(output_dir, rows)
-    shards = [commit.shard for commit in commits]
-    return Manifest(
-        kind="clips",
-        fingerprint=content_fingerprint(shards),
-        buckets=count_buckets(rows),
-        num_samples=len(rows),
-        ledger=ledger,
-        filtered=dict(sorted(by_filter.items())),
-        shards=shards,
-    )
+    def left_out(report: SourceReport) -> Iterable[Rejection]:
+        return [*report.filtered, *duplicates_of(report, plan.dropped)]
+
+    commits = (commit for shard in plan.shards if (commit := read_commit(ShardCommit, shard.path)) is not None)
+    return close_dataset([source.name for source in sources], commits, output_dir, left_out)

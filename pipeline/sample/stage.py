@@ -146,6 +146,8 @@ class SampleStage(DriverStage):
                 for number in range(self.prompts_per_combination)
             ]
         else:
-            captions = sorted(set(read_index(run.run_dir / "clips").values("caption")))[:MAX_CAPTIONS]
+            captions: list[str] = []
+            for some in read_index(run.run_dir / "clips").chunks("caption"):
+                captions = sorted({*captions, *some})[:MAX_CAPTIONS]
             prompts = [Prompt(prompt=text, seed=number) for text in captions for number in range(CLIPS_PER_CAPTION)]
         return [PlacedPrompt(f"prompt {number}", prompt) for number, prompt in enumerate(prompts, 1)]

@@ -142,15 +142,16 @@ def _warn_of_truncated_captions(latents_dir: Path, manifest: "Manifest", model: 
                 manifest.text_encoder.max_tokens,
             )
         return
-    captions, text = read_index(latents_dir).values("caption"), model.caption_text
-    max_bytes, lengths = text.max_bytes, [len(text.normalized(caption).encode()) for caption in captions]
-    num_truncated = sum(length > max_bytes for length in lengths)
+    text, num_truncated, longest = model.caption_text, 0, 0
+    for caption in read_index(latents_dir).each("caption"):
+        length = len(text.normalized(caption).encode())
+        num_truncated, longest = num_truncated + (length > text.max_bytes), max(longest, length)
     if num_truncated:
         logger.warning(
             "  warning: %d of %d captions are longer than %d bytes and are cut there; the longest has %d: raise "
             "dit.model.text.max_bytes to keep them whole",
             num_truncated,
-            len(captions),
-            max_bytes,
-            max(lengths),
+            manifest.num_samples,
+            text.max_bytes,
+            longest,
         )

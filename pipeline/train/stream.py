@@ -50,7 +50,7 @@ def micro_batches(task: TrainTask, num_steps: int, samples: list[Sample]) -> lis
     """A rank's part of a global batch, as `num_steps` micro-batches with equally many clips of each bucket."""
     buckets: dict[str, list[Sample]] = {}
     for sample in samples:
-        buckets.setdefault(sample.row.bucket, []).append(sample)
+        buckets.setdefault(sample.bucket, []).append(sample)
     by_bucket = [_collated(task, num_steps, buckets[name]) for name in sorted(buckets)]
     return by_bucket[0] if len(by_bucket) == 1 else [task.pack(list(parts)) for parts in zip(*by_bucket, strict=True)]
 

@@ -53,7 +53,12 @@ class PreviewedTask(Protocol):
 def fixed_prompts(dataset_dir: Path) -> list[str]:
     """The first distinct captions of the validation split; of the training split if the former is empty."""
     rows = read_index(dataset_dir, "validation") or read_index(dataset_dir, "train")
-    return list(dict.fromkeys(rows.values("caption")))[:NUM_PROMPTS]
+    found: dict[str, None] = {}
+    for caption in rows.each("caption"):
+        found[caption] = None
+        if len(found) == NUM_PROMPTS:
+            break
+    return list(found)
 
 
 class Previews:

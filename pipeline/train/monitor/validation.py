@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import torch
 
-from data.dataset.index import IndexRow, read_index, values
+from data.dataset.index import CHUNK_ROWS, IndexRow, read_index, values
 from data.dataset.reader import PayloadReader
 from data.errors import DatasetError
 from data.files.jsonl import publish_jsonl, read_jsonl
@@ -55,12 +55,14 @@ class ValidationRow:
 
 def held_out(rows: Sequence[IndexRow], max_clips: int) -> list[IndexRow]:
     """The clips to validate on: the first of every bucket by key, then the second of every bucket, and so on."""
-    buckets: dict[str, list[int]] = defaultdict(list)
+    buckets: dict[str, list[tuple[str, int]]] = defaultdict(list)
     places = zip(values(rows, "bucket"), values(rows, "key"), range(len(rows)), strict=True)
-    for bucket, _, number in sorted(places):
-        buckets[bucket].append(number)
-    turns = chain.from_iterable(zip_longest(*buckets.values()))
-    return [rows[number] for number in islice((turn for turn in turns if turn is not None), max_clips)]
+    while some := list(islice(places, CHUNK_ROWS)):
+        for bucket, key, number in some:
+            buckets[bucket].append((key, number))
+        buckets = defaultdict(list, {bucket: nsmallest(max_clips, found) for bucket, found in buckets.items()})
+    turns = chain.from_iterable(zip_longest(*(buckets[bucket] for bucket in sorted(buckets))))
+    return [rows[turn[1]] for turn in islice((turn for turn in turns if turn is not None), max_clips)]
 
 
 def read_validation(run_dir: Path) -> list[ValidationRow]:

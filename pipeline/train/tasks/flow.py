@@ -195,8 +195,8 @@ class FlowTask:
             x_1=normalize(latents, self.latent_stats),
             x_0=randomness.normal(self.seed, "noise", positions, latents.shape[1:]),
             t=t if known is None else torch.where(known, 1.0, t.reshape(len(t), 1, -1)),
-            caption=self._captions([sample.row.caption for sample in samples], payloads, dropped),
-            fps=torch.tensor([sample.row.fps for sample in samples], dtype=torch.float32),
+            caption=self._captions([sample.caption for sample in samples], payloads, dropped),
+            fps=torch.tensor([sample.fps for sample in samples], dtype=torch.float32),
             known=known,
         )
 
