@@ -127,7 +127,9 @@ class _PyavReader:
         height, width = self._probe.upright_size if size is None else size
         if matrix.is_transposed:
             height, width = width, height
-        picture = self._reformatter.reformat(frame, width, height, "rgb24", interpolation=SCALING, threads=1)
+        # Unscaled, chroma is repeated: interpolated, it would lose sharpness when the clip is encoded.
+        how = Interpolation.BILINEAR if (height, width) == (frame.height, frame.width) else SCALING
+        picture = self._reformatter.reformat(frame, width, height, "rgb24", interpolation=how, threads=1)
         return matrix.apply(picture.to_ndarray())
 
     def _read_run(self, wanted: list[int], size: Size | None) -> Iterator[Frame]:
