@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from data.dataset.buckets import describe_buckets
 from pipeline.distributed.config import WorkersConfig
-from pipeline.ingest.config import PIXELS_VERSION, SYNTHETIC, DataConfig
+from pipeline.ingest.config import SYNTHETIC, DataConfig
 from pipeline.run.chain import Need
 from pipeline.run.context import RunContext
 from pipeline.run.fingerprints import fingerprint, output_settings
@@ -105,7 +105,6 @@ class ShardStage(DriverStage):
         _, origin = self._sources(run)
         config = output_settings(self.data.shard())
         settings: dict[str, Any] = {"source": origin, "config": config, "schema": SCHEMA_VERSION}
-        settings["pixels"] = PIXELS_VERSION
         if self.data.captions is not None and self.data.captions.is_file():
             settings["captions"] = _table_fingerprint(self.data.captions)
         if self.data.models.paths:

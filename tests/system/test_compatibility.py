@@ -18,12 +18,9 @@ import pytest
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from data.dataset.clip import VIDEO_MEMBER
-from data.dataset.index import write_index
-from data.dataset.manifest import content_fingerprint, read_manifest
-from data.dataset.shards import read_shard, write_shard
+from data.dataset.clip import VIDEO_MEMBER, ClipRecord
+from data.dataset.shards import read_shard
 from launch.commands import app
-from pipeline.run.commits import remove_other_shards
 
 BEFORE = Path(__file__).resolve().parents[1] / "golden" / "run_before"
 OLD = BEFORE / "run"
@@ -56,6 +53,7 @@ def launch(*arguments: str) -> str:
 def placed(folder: Path) -> list[str]:
     """Options that put the run below `folder`."""
     settings = [f"runs_dir={folder}", f"sample.prompts={BEFORE / 'prompts.jsonl'}", "cluster.workers.num_workers=1"]
+    settings += ["data.clip_placement=start", "data.filters.too_large_pixels=null"]  # what that program did
     return [part for setting in settings for part in ("--set", setting)]
 
 
@@ -194,39 +192,15 @@ def test_more_steps_go_on_from_its_checkpoint(tmp_path):
 
 @pytest.fixture(scope="module")
 def fresh(cluster, tmp_path_factory):
-    """The folder of a run of the stages up to the DiT's training, by the code as it is."""
+    """The folder of a run of the stages up to the DiT's training, by the code as it is, from the old run's clips."""
     folder = tmp_path_factory.mktemp("fresh")
     options = [str(CONFIG), *placed(folder)]
-    launch("shard", *options)
-    regroup(folder / "run" / "clips")
+    for name in ("videos", "clips"):
+        shutil.copytree(OLD / name, folder / "run" / name, copy_function=shutil.copyfile)
     launch("train", "autoencoder", *options, "--local")
     launch("encode", *options)
     launch("train", "dit", *options, "--local")
     return folder / "run"
-
-
-def regroup(clips_dir: Path) -> None:
-    """Put clips into the shards of the old run: now others hold them, and trainings read them in the shards' order."""
-    samples = {
-        record.key: (record, payload)
-        for path in clips_dir.glob("shard-*.tar")
-        for record, payload in read_shard(path, VIDEO_MEMBER)
-    }
-    remove_other_shards(clips_dir, ())
-    shards, rows = [], []
-    for path in sorted((OLD / "clips").glob("*.commit.json")):
-        commit = read(path)
-        keys = [row["key"] for row in commit["rows"]]
-        shard, its_rows = write_shard(clips_dir / commit["shard"]["name"], [samples[key] for key in keys], VIDEO_MEMBER)
-        shards.append(shard)
-        rows += its_rows
-    write_index(clips_dir, rows)
-    changed = {"shards": shards, "fingerprint": content_fingerprint(shards)}
-    manifest = read_manifest(clips_dir).model_copy(update=changed)
-    (clips_dir / "manifest.json").write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
-    record = read(clips_dir / "stage.json")
-    record["outputs"] = ["manifest.json", "index.parquet", *(shard.name for shard in shards)]
-    (clips_dir / "stage.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
 
 
 def inputs_of(run_dir: Path, stages: list[str]) -> dict[str, Any]:
@@ -253,16 +227,29 @@ def test_stages_name_the_same_inputs(fresh):
         assert list(new["summary"]) == list(old["summary"])
 
 
-def test_clips_are_the_same_bytes(fresh):
+def test_clips_are_the_same_bytes(cluster, tmp_path):
+    """Of frames that need no resizing. Since, another decoder reads them, which only their records say."""
     made_by = read(BEFORE / "made_by.json")
     here = {"machine": platform.machine(), "versions": {name: version(name) for name in made_by["versions"]}}
     if differing := [f"{name} {value}" for name, value in here.items() if value != made_by[name]]:
         pytest.skip(f"other libraries encode other bytes: here are {', '.join(differing)}")
-    for folder in ("videos", "clips"):
-        found, expected = digests(fresh / folder), digests(OLD / folder)
-        expected = {name: digest for name, digest in expected.items() if not name.endswith(".commit.json")}
-        assert found.keys() == expected.keys()
-        assert {name for name in found if found[name] != expected[name]} <= {"stage.json"}
+    launch("shard", str(CONFIG), *placed(tmp_path))
+    run_dir = tmp_path / "run"
+    found, expected = digests(run_dir / "videos"), digests(OLD / "videos")
+    assert found.keys() == expected.keys()
+    assert {name for name in found if found[name] != expected[name]} <= {"stage.json"}
+    new, old = (samples_of(folder / "clips") for folder in (run_dir, OLD))
+    assert new.keys() == old.keys()
+    for key, (record, payload) in new.items():
+        old_record, old_payload = old[key]
+        assert record.model_copy(update={"decoder": old_record.decoder}) == old_record
+        assert payload == old_payload
+
+
+def samples_of(clips_dir: Path) -> dict[str, tuple[ClipRecord, bytes]]:
+    """Record and payload of every clip, by its key."""
+    samples = (sample for path in sorted(clips_dir.glob("*.tar")) for sample in read_shard(path, VIDEO_MEMBER))
+    return {record.key: (record, payload) for record, payload in samples}
 
 
 def test_latents_are_the_same_but_for_rounding(fresh):
