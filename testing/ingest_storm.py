@@ -165,7 +165,8 @@ def storm(folder: Path, num_good: int, num_rejected: int, config: ShardConfig = 
     done = sorted(path.stat().st_mtime - wall for path in clips.glob(f"*{COMMIT_SUFFIX}"))
     every = THOUSAND / config.videos_per_shard
     marks = [0.0, *(done[round(number * every) - 1] for number in range(1, int(len(done) / every) + 1))]
-    used = np.interp(marks, *zip(*((s.seconds, s.cpu_seconds) for s in sampler.samples), strict=True))
+    times, cpu = [sample.seconds for sample in sampler.samples], [sample.cpu_seconds for sample in sampler.samples]
+    used = np.interp(marks, times, cpu)
     return Storm(
         files=num_good + num_rejected,
         rejected=num_rejected,
