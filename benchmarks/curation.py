@@ -173,7 +173,8 @@ def measure_scenes(clips: Path, num_films: int) -> dict[str, object]:
             ]
         )
         files[name] = {
-            finder_name: [[item.start, item.end] for item in finder(frames)] for finder_name, finder in FINDERS.items()
+            finder_name: [[item.start, item.end] for item in found] if len(found) <= 10 else f"{len(found)} transitions"
+            for finder_name, found in ((finder_name, finder(frames)) for finder_name, finder in FINDERS.items())
         }
     return {
         "drawn": score(drawn_films(num_films)),

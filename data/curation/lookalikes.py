@@ -128,7 +128,7 @@ def _keys(signs: Bool[np.ndarray, "w 189"]) -> Int[np.ndarray, "w tables"]:
 
 
 class Lookalikes:
-    """The clips kept so far. Takes about 400 bytes a clip, and 64 MiB."""
+    """The clips kept so far. Takes 0.5 to 1 KB a clip, and 64 MiB."""
 
     def __init__(self, bits: int) -> None:
         """Clips count as alike if at most `bits` of the 189 signs differ at the best place, and they move alike."""

@@ -149,7 +149,7 @@ class Probe:
             and self.has_closed_groups
             and self.promised_frames <= MAX_DECORD_FRAMES
             and not (self.has_edit_list or self.is_interlaced or self.is_damaged or self.matrix.is_mirrored)
-            and not (self.may_be_transparent or self.is_untagged_hd)
+            and not (self.may_be_transparent or self.is_untagged_hd or self.is_tone_mapped)
         )
 
     @property

@@ -73,7 +73,8 @@ TIMES = np.arange(1000) / 25  # 32 clips of 1.25 s fit
 
 
 def starts(placement: Placement, most: int | None, address: str = "", cuts: tuple[int, ...] = ()) -> list[float]:
-    spans = plan_spans(TIMES, (64, 64), [BUCKET], cuts, WHOLE, most, placement, address)
+    transitions = [Transition(cut, cut) for cut in cuts]
+    spans = plan_spans(TIMES, (64, 64), [BUCKET], transitions, WHOLE, most, placement, address)
     assert all(a.start_seconds + 1.25 <= b.start_seconds + 1e-9 for a, b in pairwise(spans))
     return [span.start_seconds for span in spans]
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from data.curation.config import ModelsConfig
+from data.curation.config import FilterConfig, ModelsConfig
 from data.curation.ledger import read_rejections
 from data.curation.sources import list_folder
 from data.dataset.buckets import Bucket
@@ -17,7 +17,8 @@ from data.dataset.index import read_index
 from data.video.codec import encode_clip
 from models.curation.folders import CurationModelError
 from pipeline.ingest.config import ShardConfig
-from pipeline.ingest.judge import ClipModels, JudgeActor, failed_judgement, model_fingerprints, started_judge
+from pipeline.ingest.judge import ClipModels, JudgeActor, Judgement, failed_judgement, model_fingerprints, started_judge
+from pipeline.ingest.prepare import PrepareConfig, prepare_source
 from pipeline.ingest.shard import make_shards
 from testing.curation_models import write_brightness_score, write_captioner, write_clip
 
@@ -77,6 +78,31 @@ def test_the_content_of_a_model_is_part_of_what_clips_are_made_from(config, tmp_
     assert model_fingerprints(ModelsConfig()) == []
     copied = write_brightness_score(tmp_path / "copy.pt")
     assert model_fingerprints(config.model_copy(update={"aesthetic": copied}))[:2] == before[:2]
+
+
+def test_a_source_is_judged_after_its_filters_and_before_it_is_stored(tmp_path):
+    frames = np.random.default_rng(0).integers(180, 220, (9, 64, 64, 3), np.uint8)
+    (tmp_path / "bright.mp4").write_bytes(encode_clip(frames, 8))
+    (source,) = list_folder(tmp_path)
+    asked = []
+
+    def judge(pictures, caption):
+        asked.append((pictures.shape, caption))
+        return Judgement("a red star", {"aesthetic": 0.7})
+
+    buckets = (Bucket(num_frames=9, height=32, width=32, fps=8),)
+    settings = ShardConfig(buckets=buckets, models=ModelsConfig(aesthetic=tmp_path / "score.pt", min_aesthetic=0.5))
+    report, clips = prepare_source(PrepareConfig(buckets, {}, settings, judge=judge), source)
+    ((record, _),) = clips
+    assert asked == [((3, 32, 32, 3), tmp_path.name)]
+    assert (record.caption, record.caption_by, record.measures) == ("a red star", "captioner", {"aesthetic": 0.7})
+    assert len(report.clips) == 1
+    stricter = settings.model_copy(update={"models": settings.models.model_copy(update={"min_aesthetic": 0.8})})
+    report, clips = prepare_source(PrepareConfig(buckets, {}, stricter, judge=judge), source)
+    assert (report.filtered[0].reason, list(clips)) == ("unaesthetic", [])
+    black = settings.model_copy(update={"filters": FilterConfig(black_luma=255)})
+    report, clips = prepare_source(PrepareConfig(buckets, {}, black, judge=judge), source)
+    assert (report.filtered[0].reason, len(asked)) == ("black", 2)
 
 
 def test_shards_hold_the_scores_and_not_what_failed(cluster, tmp_path):
