@@ -50,7 +50,11 @@ def test_every_stage_ran_and_left_what_it_should(run):
     assert out.count(": done in") == 7
     clips, latents = read_manifest(run_dir / "clips"), read_manifest(run_dir / "latents")
     assert clips.num_samples == latents.num_samples == 26
-    assert [shard.num_samples for shard in clips.shards] == [10, 10, 6]
+    assert [shard.num_samples for shard in clips.shards] == [
+        10,
+        7,
+        9,
+    ]  # of at most ten videos, by hashes of their names
     assert [row.key for row in read_index(run_dir / "clips")] == [row.key for row in read_index(run_dir / "latents")]
     assert clips.buckets == latents.buckets
     assert [(b.bucket.name, b.num_samples) for b in latents.buckets] == [("9x32x32@8", 26)]
