@@ -87,6 +87,8 @@ class ShuffledEpochs:
 
     def samples(self, positions: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
         """The samples at positions of the endless order, numbered through the shards in their given order."""
+        if not len(positions):
+            return positions.copy()
         first, last = int(positions.min()), int(positions.max())
         epoch, place = divmod(first, self.num_samples)
         _, starts = self._shards(epoch)

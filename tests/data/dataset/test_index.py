@@ -15,6 +15,7 @@ from testing.records import made_up_clip
 from testing.shapes import SQUARE, STILL
 
 NUMBER = 40
+LOCATION = ("key", "shard", "offset", "size", "crc32")
 
 
 @pytest.fixture
@@ -45,9 +46,7 @@ def test_an_index_is_its_rows(tmp_path, rows):
     assert list(index[::-1]) == rows[::-1]
     for number, row in enumerate(rows):
         location = index.location(number)
-        assert all(
-            getattr(location, name) == getattr(row, name) for name in ("key", "shard", "offset", "size", "crc32")
-        )
+        assert all(getattr(location, name) == getattr(row, name) for name in LOCATION)
         assert [cell_of(index, number, name) for name in NAMES] == [getattr(row, name) for name in NAMES]
         assert {name: type(value) for name, value in vars(index[number]).items()} == {
             name: type(value) for name, value in vars(row).items()
