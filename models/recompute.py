@@ -57,15 +57,16 @@ class _Recomputed(torch.autograd.Function):
         return function(*tensors)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401 - torch's
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401 - torch's
         _check_first_order()
+        (gradient,) = gradients
         needed = ctx.needs_input_grad[1:]
         with torch.enable_grad():
             tensors = [t.detach().requires_grad_(need) for t, need in zip(ctx.saved_tensors, needed, strict=True)]
             output = ctx.function(*tensors)
         wanted = [tensor for tensor in tensors if tensor.requires_grad]
-        gradients = iter(torch.autograd.grad(output, wanted, gradient))
-        return None, *(next(gradients) if need else None for need in needed)
+        found = iter(torch.autograd.grad(output, wanted, gradient))
+        return None, *(next(found) if need else None for need in needed)
 
 
 class _GeluLinear(torch.autograd.Function):
@@ -76,21 +77,21 @@ class _GeluLinear(torch.autograd.Function):
         return linear(gelu(h, approximate=approximate), weight, bias)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401 - torch's
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401 - torch's
         _check_first_order()
+        (gradient,) = gradients
         h, weight = ctx.saved_tensors
         of_h, of_weight, of_bias, _ = ctx.needs_input_grad
-        rows = gradient.reshape(
-            -1, gradient.shape[-1]
-        )  # in the type that the product was computed in, which autocast may have chosen
-        gradients: list[Tensor | None] = [None, None, None]
+        # Products are in the type that the forward one was computed in, which autocast may have chosen.
+        rows = gradient.reshape(-1, gradient.shape[-1])
+        found: list[Tensor | None] = [None, None, None]
         if of_weight:
             active = gelu(h, approximate=ctx.approximate).reshape(-1, h.shape[-1])
-            gradients[1] = (rows.mT @ active.to(rows.dtype)).to(weight.dtype)
+            found[1] = (rows.mT @ active.to(rows.dtype)).to(weight.dtype)
             del active  # before the next large tensors
         if of_bias:
-            gradients[2] = rows.sum(0)
+            found[2] = rows.sum(0)
         if of_h:
             of_active = (rows @ weight.to(rows.dtype)).to(h.dtype).reshape(h.shape)
-            gradients[0] = torch.ops.aten.gelu_backward(of_active, h, approximate=ctx.approximate)
-        return *gradients, None
+            found[0] = torch.ops.aten.gelu_backward(of_active, h, approximate=ctx.approximate)
+        return *found, None
