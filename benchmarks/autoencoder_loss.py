@@ -1,7 +1,12 @@
 """The terms of the autoencoder's loss side by side: the same clips, order, seed and number of steps.
 
-    python -m launch shard demo
-    python -m benchmarks.autoencoder_loss runs/demo
+    for seed in 101 202 303; do python -m launch shard demo --set seed=$seed --set name=demo$seed; done
+    python -m benchmarks.autoencoder_loss runs/demo101 --kind relativistic --weight 0.005
+    python -m benchmarks.autoencoder_loss runs/demo202 runs/demo303 --kind relativistic --weight 0.005
+
+Choose a weight on one draw of the clips, and judge it on others. With `hinge` the weight is adaptive, with
+`relativistic` it is the factor of the term. Sharpness is measured twice: by the energy of high frequencies, and by the
+distance of the distributions of slopes.
 
 Each variant is trained by the product's own loop with the demo's settings, and measured on held-out clips with the
 averaged weights. No weights of a published perceptual network are used: the features are those of three convolutions
@@ -13,8 +18,9 @@ import json
 import warnings
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -32,6 +38,7 @@ from pipeline.train.tasks.autoencoder import AutoencoderTask
 NUM_CLIPS = 64
 FEATURES_NAME = "features.pt"
 WIDTHS = (3, 32, 64, 128)
+Kind = Literal["hinge", "relativistic"]
 
 
 class RandomFeatures(nn.Module):
@@ -54,15 +61,18 @@ class RandomFeatures(nn.Module):
         return maps
 
 
-def variants(folder: Path, kl: float, steps: int, weight: float) -> dict[str, AutoencoderLossConfig]:
+def variants(folder: Path, kl: float, steps: int, kind: Kind, weight: float) -> dict[str, AutoencoderLossConfig]:
     """The losses that are compared, by name."""
     plain = AutoencoderLossConfig(kl=kl)
     perceptual = PerceptualConfig(weight=0.1, network=folder / FEATURES_NAME)
     adversarial = AdversarialConfig(weight=weight, start_step=steps // 2, width=16)
+    if kind == "relativistic":
+        changed = {"kind": kind, "adaptive": False, "learning_rate_scale": 0.3}
+        adversarial = adversarial.model_copy(update=changed)
     both = plain.model_copy(update={"perceptual": perceptual, "adversarial": adversarial})
     return {
         "squared and absolute error": plain,
-        "with perceptual and adversarial": both,
+        f"with perceptual and {kind}, weight {weight:g}": both,
         "with perceptual": plain.model_copy(update={"perceptual": perceptual}),
     }
 
@@ -82,21 +92,37 @@ def measure(run_dir: Path, folder: Path, loss: AutoencoderLossConfig, steps: int
     task = AutoencoderTask(config.autoencoder.model, clips_dir, config.seed, loss=loss)
     train_here(partial(train, task, settings, folder), torch.get_num_threads())
     export_autoencoder(open_checkpoint(folder), folder / AUTOENCODER_NAME)
-    measured, _ = measure_reconstruction(clips_dir, folder / AUTOENCODER_NAME, NUM_CLIPS, 0)
+    measured, shown = measure_reconstruction(clips_dir, folder / AUTOENCODER_NAME, NUM_CLIPS, NUM_CLIPS)
+    distance = float(np.mean([slope_distance(clip.original, clip.reconstruction) for clip in shown]))
     last = {name: value for name, value in read_metrics(folder)[-1].items() if name in LOGGED}
     return {"loss": loss.model_dump(mode="json", exclude={"perceptual": {"network"}}), "last_step": last} | (
-        measured.model_dump()
+        measured.model_dump() | {"slope_distance": distance}
     )
+
+
+def slope_distance(frames: np.ndarray, reconstruction: np.ndarray) -> float:
+    """Wasserstein-1 distance of the lengths of the slopes of a clip and of its reconstruction, in levels of 8 bits.
+
+    Args:
+        frames, reconstruction: (t h w 3) of 8 bits.
+    """
+    lengths = []
+    for clip in (frames, reconstruction):
+        pixels = clip.astype(np.float32)
+        down, right = (np.diff(pixels, axis=axis)[:, : clip.shape[1] - 1, : clip.shape[2] - 1] for axis in (1, 2))
+        lengths.append(np.sort(np.sqrt((down**2 + right**2).sum(-1)).ravel()))
+    return float(np.abs(lengths[0] - lengths[1]).mean())
 
 
 LOGGED = {"total", "squared_error", "absolute_error", "kl", "perceptual", "discriminator", "adversarial_weight"}
 
 
 def main() -> None:
-    """Measure every variant, and write and print the figures."""
+    """Measure every variant on every draw, write the figures after each, and print them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run_dir", type=Path, help="folder of a run of the demo whose clips are made")
+    parser.add_argument("run_dirs", type=Path, nargs="+", help="folders of runs of the demo whose clips are made")
     parser.add_argument("--steps", type=int, default=1100)
+    parser.add_argument("--kind", choices=get_args(Kind), default="hinge")
     parser.add_argument("--weight", type=float, default=0.5, help="of the adversarial term")
     parser.add_argument("--work", type=Path, default=Path("runs/autoencoder-loss"), help="folder of the trainings")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/autoencoder_loss.json"))
@@ -104,21 +130,24 @@ def main() -> None:
     work = arguments.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
     write_features(work / FEATURES_NAME)
-    results = {}
     kl = load_config(Path("demo")).autoencoder.loss.kl
-    for name, loss in variants(work, kl, arguments.steps, arguments.weight).items():
-        folder = work / name.replace(" ", "-")
-        kept = folder / "measured.json"
-        if not kept.is_file():
-            publish_text(kept, json.dumps(measure(arguments.run_dir, folder, loss, arguments.steps)))
-        results[name] = json.loads(kept.read_text(encoding="utf-8"))
-        quality = results[name]["quality"]
-        print(
-            f"{name:34} {results[name]['psnr_db']:.2f} dB, SSIM {quality['ssim']:.4f}, high frequencies "
-            f"{quality['high_frequency_share']:.3f}, flicker {quality['flicker_levels']:.2f}",
-            flush=True,
-        )
-    publish_text(arguments.output, json.dumps({"steps": arguments.steps, "variants": results}, indent=1) + "\n")
+    losses = variants(work, kl, arguments.steps, arguments.kind, arguments.weight)
+    results: dict[str, dict[str, Any]] = {run_dir.name: {} for run_dir in arguments.run_dirs}
+    for run_dir in arguments.run_dirs:
+        for name, loss in losses.items():
+            folder = work / f"{run_dir.name}-{arguments.steps}" / name.replace(" ", "-")
+            kept = folder / "measured.json"
+            if not kept.is_file():
+                publish_text(kept, json.dumps(measure(run_dir, folder, loss, arguments.steps)))
+            found = results[run_dir.name][name] = json.loads(kept.read_text(encoding="utf-8"))
+            quality = found["quality"]
+            print(
+                f"{run_dir.name} {name:48} {found['psnr_db']:.2f} dB, SSIM {quality['ssim']:.4f}, high frequencies "
+                f"{quality['high_frequency_share']:.3f}, slopes {found['slope_distance']:.2f}, flicker "
+                f"{quality['flicker_levels']:.2f}",
+                flush=True,
+            )
+            publish_text(arguments.output, json.dumps({"steps": arguments.steps, "runs": results}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

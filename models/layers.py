@@ -14,6 +14,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 from models.attention.backends import attention_backend
 from models.attention.config import AttentionBackend
+from models.recompute import gelu_linear, recomputed
 
 State = TypeVar("State", Tensor, tuple[Tensor, Tensor])
 """What a block takes and returns: tokens, or two kinds of them."""
@@ -48,9 +49,12 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
         """Normalise; the result has the type of `x`."""
+        return recomputed(self._normalised, x, self.weight)
+
+    def _normalised(self, x: Float[Tensor, "*batch d"], weight: Float[Tensor, " d"]) -> Float[Tensor, "*batch d"]:
         exact = x.float()
         normal = exact * torch.rsqrt((exact * exact).mean(-1, keepdim=True) + self.eps)
-        return (normal * self.weight).to(x.dtype)
+        return (normal * weight).to(x.dtype)
 
 
 class ChannelNorm(nn.Module):
@@ -91,7 +95,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
         """Apply to every token."""
-        return self.down(nn.functional.gelu(self.up(x)))
+        return gelu_linear(self.up(x), self.down)
 
 
 def time_embedding(t: Float[Tensor, "*n"], width: int) -> Float[Tensor, "*n d"]:

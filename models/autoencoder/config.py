@@ -87,8 +87,18 @@ class PerceptualConfig(Settings):
 class AdversarialConfig(Settings):
     """A discriminator of clips that is trained together with the autoencoder (Esser et al. 2021, section 3.1)."""
 
+    kind: Annotated[Literal["hinge", "relativistic"], AddedLater("hinge")] = "hinge"
+    """What the discriminator learns: `hinge` tells clips from reconstructions, each judged alone; `relativistic` tells
+    which of the same patch of a clip and of its reconstruction is real.
+    """
     weight: float = Field(default=0.5, ge=0)
-    """Length of the term's gradient at the decoder's last layer, relative to that of the terms of reconstruction."""
+    """Weight of the term. With `adaptive`, the length of its gradient at the decoder's last layer, relative to that of
+    the terms of reconstruction.
+    """
+    adaptive: Annotated[bool, AddedLater(True)] = True
+    """Whether `weight` is relative. The term then has no strength of its own: it grows with the error that it causes,
+    and with the weakness of the discriminator. Otherwise the term is multiplied by `weight`; 0.005 is a first value.
+    """
     start_step: int = Field(default=0, ge=0)
     """Number of steps that are trained without the discriminator, until reconstructions are good."""
     width: int = Field(default=32, ge=1, le=MAX_CHANNELS)

@@ -3,7 +3,7 @@
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import l1_loss, relu
+from torch.nn.functional import l1_loss, relu, softplus
 
 MAX_ADAPTIVE_WEIGHT = 1e4
 DELTA = 1e-6  # of Esser et al. 2021, eq. 7
@@ -28,6 +28,15 @@ def discriminator_hinge(real: Float[Tensor, "..."], made: Float[Tensor, "..."]) 
 def generator_hinge(made: Float[Tensor, "..."]) -> Float[Tensor, ""]:
     """-mean made: what the generator minimises (Lim & Ye 2017)."""
     return -made.mean()
+
+
+def relativistic(better: Float[Tensor, "*patches"], worse: Float[Tensor, "*patches"]) -> Float[Tensor, ""]:
+    """mean log(1 + exp(worse - better)), 0 where `better` is judged far more real (RSGAN of Jolicoeur-Martineau 2018).
+
+    The discriminator's loss of (clip, reconstruction), and the generator's of (reconstruction, clip). Logits are those
+    of the same patches, so that what they have in common, such as brightness, cancels.
+    """
+    return softplus(worse - better).mean()
 
 
 def adaptive_weight(reconstruction: Float[Tensor, "..."], adversarial: Float[Tensor, "..."]) -> Float[Tensor, ""]:

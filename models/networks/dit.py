@@ -24,8 +24,8 @@ from models.networks.known_frames import input_channels, with_known_channels
 from models.networks.modulation import (
     add_gated,
     block_modulation,
-    modulate,
     modulation_vectors,
+    normed_and_modulated,
     shared_modulation,
     zero,
 )
@@ -93,7 +93,7 @@ class DiTBlock(nn.Module):
         vectors = modulation_vectors(self.modulation, condition, shared)
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = vectors
 
-        h = modulate(self.norm(x), shift_1, scale_1, layout.groups)
+        h = normed_and_modulated(x, self.norm, shift_1, scale_1, layout.groups)
         q_k, v = rearrange(self.qkv(h), "b n (h d) -> b n h d", h=3 * self.heads).tensor_split([2 * self.heads], dim=2)
         q, k = rotate(self.qk_norm(q_k), angles).chunk(2, dim=2)
         h = layout.self_attention(q, k, v, self.span)
@@ -105,7 +105,7 @@ class DiTBlock(nn.Module):
         h = layout.cross_attention(q, self.cross_key_norm(k), v)
         x = x + self.cross_out(rearrange(h, "b n h d -> b n (h d)"))
 
-        h = self.feed_forward(modulate(self.norm(x), shift_2, scale_2, layout.groups))
+        h = self.feed_forward(normed_and_modulated(x, self.norm, shift_2, scale_2, layout.groups))
         return add_gated(x, gate_2, h.float(), layout.groups)
 
 
@@ -244,7 +244,7 @@ class DiT(VelocityNetwork):
             tokens, _ = self.joint.run((tokens, words), condition, shared, angles, layout)
         tokens = self.blocks.run(tokens, condition, shared, text, angles, layout)
         shift, scale = self.final_modulation(condition).float().chunk(2, dim=-1)  # b f d
-        return self.final(modulate(self.final_norm(tokens), shift, scale, layout.groups))
+        return self.final(normed_and_modulated(tokens, self.final_norm, shift, scale, layout.groups))
 
 
 def _grid(x: Float[Tensor, "b c t h w"]) -> tuple[int, int, int]:

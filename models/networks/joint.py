@@ -11,7 +11,13 @@ from torch import Tensor, nn
 
 from models.layers import FeedForward, HeadNorm
 from models.networks.config import DiTConfig
-from models.networks.modulation import Groups, add_gated, block_modulation, modulate, modulation_vectors
+from models.networks.modulation import (
+    Groups,
+    add_gated,
+    block_modulation,
+    modulation_vectors,
+    normed_and_modulated,
+)
 from models.networks.rope import rotate
 from models.networks.token_layout import TokenLayout
 
@@ -50,7 +56,7 @@ class Stream(nn.Module):
             groups: as `modulate` takes them.
         """
         shift, scale, *_ = vectors
-        projected = self.qkv(modulate(self.norm(x), shift, scale, groups))
+        projected = self.qkv(normed_and_modulated(x, self.norm, shift, scale, groups))
         projected = rearrange(projected, "b n (h d) -> b n h d", h=(self.num_normed + 1) * self.heads)
         normed, values = projected.tensor_split([self.num_normed * self.heads], dim=2)
         return self.qk_norm(normed), values
@@ -67,7 +73,9 @@ class Stream(nn.Module):
         assert self.feed_forward is not None
         _, _, gate_1, shift_2, scale_2, gate_2 = vectors
         x = add_gated(x, gate_1, self.out(rearrange(attended, "b n h d -> b n (h d)")).float(), groups)
-        return add_gated(x, gate_2, self.feed_forward(modulate(self.norm(x), shift_2, scale_2, groups)).float(), groups)
+        return add_gated(
+            x, gate_2, self.feed_forward(normed_and_modulated(x, self.norm, shift_2, scale_2, groups)).float(), groups
+        )
 
 
 class JointBlock(nn.Module):

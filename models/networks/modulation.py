@@ -11,12 +11,16 @@ With d channels, a block needs six vectors of d: shift, scale and gate for each 
 All are zero at first, so that every block is the identity.
 """
 
+from functools import partial
+
 import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.functional import layer_norm
 
 from models.networks.config import DiTConfig
+from models.recompute import recomputed
 
 
 class BlockModulation(nn.Module):
@@ -90,6 +94,28 @@ def modulate(
     x = rearrange(x, "b (f s) d -> b f s d", f=shift.shape[1])
     x = torch.addcmul(rearrange(shift, "b f d -> b f 1 d"), x, rearrange(1 + scale, "b f d -> b f 1 d"))
     return rearrange(x, "b f s d -> b (f s) d")
+
+
+def normed_and_modulated(
+    x: Float[Tensor, "b n d"],
+    norm: nn.LayerNorm,
+    shift: Float[Tensor, "b f d"],
+    scale: Float[Tensor, "b f d"],
+    groups: Groups | None = None,
+) -> Float[Tensor, "b n d"]:
+    """`modulate(norm(x), ...)`, of which only these tensors are kept for the backward pass.
+
+    Args:
+        norm: without weights.
+    """
+    return recomputed(partial(_normed_and_modulated, norm=norm, groups=groups), x, shift, scale)
+
+
+def _normed_and_modulated(
+    x: Tensor, shift: Tensor, scale: Tensor, norm: nn.LayerNorm, groups: Groups | None
+) -> Float[Tensor, "b n d"]:
+    # Not by calling the module, whose hooks under ZeRO 3 must not run in the backward pass.
+    return modulate(layer_norm(x, norm.normalized_shape, eps=norm.eps), shift, scale, groups)
 
 
 def add_gated(

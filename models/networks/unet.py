@@ -25,7 +25,7 @@ from models.attention.attention import attention
 from models.layers import BlockStack, ChannelNorm, HeadNorm, RMSNorm, TimeEmbedder
 from models.networks.config import UNetConfig
 from models.networks.known_frames import input_channels, with_known_channels
-from models.networks.modulation import add_gated, modulate
+from models.networks.modulation import add_gated, normed_and_modulated
 from models.networks.protocol import Conditions, Velocity, VelocityNetwork
 from models.networks.rope import rope_angles, rotate
 from models.text.bytes import CaptionEncoder
@@ -113,7 +113,7 @@ class MidBlock(nn.Module):
         x = rearrange(self.convolution(x, condition), "b d t h w -> b (t h w) d")  # b n d
 
         shift, scale, gate = self.modulation(condition).float().chunk(3, dim=-1)
-        qkv = self.qkv(modulate(self.norm(x), shift, scale))  # b n 3d
+        qkv = self.qkv(normed_and_modulated(x, self.norm, shift, scale))  # b n 3d
         q_k, v = self._heads(qkv, 3 * self.heads).tensor_split([2 * self.heads], dim=2)
         q, k = rotate(self.qk_norm(q_k), angles).chunk(2, dim=2)  # b n heads c
         h = self.out(rearrange(attention(q, k, v), "b n heads c -> b n (heads c)"))

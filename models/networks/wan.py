@@ -22,8 +22,9 @@ from models.layers import BlockStack, LayerNorm, RMSNorm
 from models.networks.config import WanConfig
 from models.networks.dit import patchify
 from models.networks.known_frames import for_batch
-from models.networks.modulation import add_gated, modulate
+from models.networks.modulation import add_gated, normed_and_modulated
 from models.networks.protocol import Conditions, ImageCondition, SequenceParallelPlan, Velocity, VelocityNetwork
+from models.recompute import gelu_linear
 from models.text.caption import Caption
 from models.text.embeddings import CaptionEmbeddings
 
@@ -136,7 +137,7 @@ class WanBlock(nn.Module):
         """
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = (time + self.modulation.float()).unbind(2)
 
-        q, k, v = self.qkv(modulate(self.norm(x), shift_1, scale_1)).chunk(3, dim=-1)
+        q, k, v = self.qkv(normed_and_modulated(x, self.norm, shift_1, scale_1)).chunk(3, dim=-1)
         q, k, v = (self._heads(part) for part in (self.query_norm(q), self.key_norm(k), v))
         h = plan.attention(rotate_pairs(q, rotation), rotate_pairs(k, rotation), v)
         x = add_gated(x, gate_1, self.out(rearrange(h, "b n heads d -> b n (heads d)")).float())
@@ -149,7 +150,7 @@ class WanBlock(nn.Module):
             h = h + attention(q, self._heads(self.image_key_norm(k)), self._heads(v))
         x = x + self.cross_out(rearrange(h, "b n heads d -> b n (heads d)"))
 
-        h = self.down(gelu(self.up(modulate(self.norm(x), shift_2, scale_2)), approximate="tanh"))
+        h = gelu_linear(self.up(normed_and_modulated(x, self.norm, shift_2, scale_2)), self.down, "tanh")
         return add_gated(x, gate_2, h.float())
 
     def _heads(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n heads c"]:
@@ -222,7 +223,9 @@ class Wan(VelocityNetwork):
         rotation, patches = (plan.shard(each, frames) for each in (rotation, patches))
         tokens = self.blocks.run(self.patch(patches).float(), modulation, text, embedded, rotation, plan)  # b n d
         shift, scale = (rearrange(times, "b f d -> b f 1 d") + self.final_modulation.float()).unbind(2)  # b f d
-        tokens = plan.gather(self.final(modulate(self.final_norm(tokens), shift, scale)), frames)  # b n (p q c)
+        tokens = plan.gather(
+            self.final(normed_and_modulated(tokens, self.final_norm, shift, scale)), frames
+        )  # b n (p q c)
         _, h, w = grid
         published = rearrange(tokens, "b (t h w) (p q c) -> b c t (h p) (w q)", t=frames, h=h, w=w, p=p, q=p)
         return -published  # theirs is noise - data

@@ -7,7 +7,7 @@ that of a reconstruction without a graph, so none of it reaches the autoencoder.
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from operator import add
 from typing import Self
 
@@ -23,6 +23,7 @@ from models.autoencoder.losses import (
     discriminator_hinge,
     generator_hinge,
     gradient_difference,
+    relativistic,
     with_gradient,
 )
 from models.autoencoder.perceptual import PerceptualDistance
@@ -150,15 +151,17 @@ class AutoencoderLoss(ScheduledLoss):
         values, gradients = [], []
         for part in parts:
             made = part.made.detach().requires_grad_()
-            value = generator_hinge(self.discriminator(made))
+            value = self._generator_loss(config, part.pixels, made)
             values.append(part.share * value.detach())
             gradients.append(part.share * torch.autograd.grad(value, made)[0])
         made = [part.made for part in parts]
-        weight = config.weight * self._adaptive_weight(made, gradients, reconstruction)
+        weight = reconstruction.new_tensor(config.weight)
+        if config.adaptive:
+            weight = weight * self._adaptive_weight(made, gradients, reconstruction)
         generator = sum_of(
             with_gradient(x, value, gradient) for x, value, gradient in zip(made, values, gradients, strict=True)
         )
-        own = mean_over_parts(parts, self._discriminator_loss)["discriminator"]
+        own = mean_over_parts(parts, partial(self._discriminator_loss, config))["discriminator"]
         return {
             "adversarial": generator.detach(),
             "adversarial_weight": weight,
@@ -166,10 +169,19 @@ class AutoencoderLoss(ScheduledLoss):
             "total": weight * generator + own,
         }
 
-    def _discriminator_loss(self, part: Reconstructed) -> dict[str, Tensor]:
+    def _generator_loss(self, config: AdversarialConfig, pixels: Tensor, made: Tensor) -> Tensor:
+        assert self.discriminator is not None
+        if config.kind == "hinge":
+            return generator_hinge(self.discriminator(made))
+        with torch.no_grad():
+            real = self.discriminator(pixels)
+        return relativistic(self.discriminator(made), real)
+
+    def _discriminator_loss(self, config: AdversarialConfig, part: Reconstructed) -> dict[str, Tensor]:
         assert self.discriminator is not None
         real, made = self.discriminator(torch.cat([part.pixels, part.made.detach()])).chunk(2)
-        return {"discriminator": discriminator_hinge(real, made)}
+        loss = discriminator_hinge if config.kind == "hinge" else relativistic
+        return {"discriminator": loss(real, made)}
 
     def _adaptive_weight(self, made: list[Tensor], gradients: list[Tensor], reconstruction: Tensor) -> Tensor:
         """How much longer the gradient of `reconstruction` at the decoder's last layer is than the adversarial one.

@@ -1,5 +1,7 @@
 """Terms of the loss against closed forms, and the gradients that the adversarial one gives to each network."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -10,6 +12,7 @@ from models.autoencoder.losses import (
     discriminator_hinge,
     generator_hinge,
     gradient_difference,
+    relativistic,
     with_gradient,
 )
 
@@ -25,6 +28,13 @@ def test_hinge_losses():
     real, made = torch.tensor([3.0, 0.5]), torch.tensor([-2.0, 0.0, 1.0])
     assert discriminator_hinge(real, made).item() == pytest.approx((0 + 0.5) / 2 + (0 + 1 + 2) / 3)
     assert generator_hinge(made).item() == pytest.approx(1 / 3)
+
+
+def test_the_relativistic_loss_does_not_see_what_both_logits_share():
+    real, made = torch.tensor([3.0, 0.5]), torch.tensor([1.0, 0.5])
+    expected = (math.log1p(math.exp(-2)) + math.log(2)) / 2
+    assert relativistic(real, made).item() == pytest.approx(expected)
+    assert relativistic(real + 5, made + 5).item() == pytest.approx(expected)
 
 
 def test_the_adaptive_weight_is_the_ratio_of_norms():

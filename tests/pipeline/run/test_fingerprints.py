@@ -113,6 +113,7 @@ DECIDED = {
     ),
     "AdversarialConfig": Decided(
         output="weight start_step width num_layers learning_rate_scale betas",
+        later="kind adaptive",
     ),
     "AutoencoderTrainConfig": Decided(
         later="image_share",

@@ -122,6 +122,35 @@ def test_each_network_gets_the_gradient_of_its_own_loss(data, samples):
             torch.testing.assert_close(parameter.grad, gradient, rtol=1e-3, atol=1e-6)
 
 
+def test_a_weight_that_is_not_adaptive_is_the_factor_of_the_term(data, samples):
+    """With the relativistic loss, whose logits are compared patch by patch."""
+    term = NOW.model_copy(update={"kind": "relativistic", "adaptive": False, "weight": 0.03})
+    task = make_task(data, LOSS.model_copy(update={"adversarial": term}))
+    module, batch = module_of(task), task.collate(samples[:6])
+    network, discriminator = module.network, module.discriminator
+    assert discriminator is not None
+    losses = module(batch)
+    losses["total"].backward()
+    assert losses["adversarial_weight"].item() == pytest.approx(0.03)
+
+    rest, generator, own = torch.zeros(3)
+    for part in batch.parts:
+        posterior = network.encode(part.pixels)
+        made = network.decode(posterior.sample(part.noise))
+        error, share = made - part.pixels, len(part.pixels) / 6
+        terms = error.square().mean() + 0.1 * error.abs().mean() + 0.5 * gradient_difference(part.pixels, made)
+        rest = rest + share * (terms + 1e-6 * posterior.kl().mean())
+        real, judged = discriminator(part.pixels), discriminator(made)
+        generator = generator - share * torch.sigmoid(judged - real).log().mean()
+        own = own - share * torch.sigmoid(real - judged).log().mean()
+    torch.testing.assert_close(losses["adversarial"], generator.detach())
+    torch.testing.assert_close(losses["discriminator"], own.detach())
+    for total, part in ((rest + 0.03 * generator, network), (own, discriminator)):
+        expected = torch.autograd.grad(total, list(part.parameters()), retain_graph=True)
+        for parameter, gradient in zip(part.parameters(), expected, strict=True):
+            torch.testing.assert_close(parameter.grad, gradient, rtol=1e-3, atol=1e-6)
+
+
 def test_the_weight_does_not_underflow_in_float16(data, samples):
     task = make_task(data, LOSS.model_copy(update={"adversarial": NOW}))
     module, batch = module_of(task), task.collate(samples[:4])
@@ -267,7 +296,7 @@ def test_what_leaves_a_checkpoint_is_the_autoencoder_alone(runs, tmp_path):
 def test_a_checkpoint_names_the_loss(runs):
     trained = open_checkpoint(runs / "one").record.trained
     assert trained["model"]["kl_weight"] == 1e-6
-    adversarial = ADVERSARIAL.model_dump(mode="json")
+    adversarial = ADVERSARIAL.model_dump(mode="json", exclude={"kind", "adaptive"})  # which were added later
     assert trained["loss"] == {"gradient": 0.5, "adversarial": adversarial}
 
 
