@@ -129,7 +129,10 @@ DECIDED = {
     ),
     "FlowSpec": Decided(
         output="path prediction loss_weight times times_per caption_dropout null_caption",
-        later="first_frame_share",
+        later="first_frame_share given",
+    ),
+    "GivenFrames": Decided(
+        output="prefix ends subset",
     ),
     "FlowTrainConfig": Decided(
         output="lora",
