@@ -13,8 +13,8 @@ from launch.overrides import ConfigError, Given, Override, apply_override, expla
 from pipeline.checkpoint.published import is_pipeline
 from pipeline.report.gallery import GALLERY_NAME, write_gallery
 from pipeline.run.lock import locked
+from pipeline.sample.conditions import check_conditions
 from pipeline.sample.config import SampleSection
-from pipeline.sample.images import check_images
 from pipeline.sample.job import sample_clips
 from pipeline.sample.model import open_model
 from pipeline.sample.outputs import read_samples
@@ -47,7 +47,7 @@ def sample_checkpoint(target: Path, output_dir: Path, overrides: Sequence[Overri
         PublishedError: the published pipeline cannot be sampled.
         TextEncoderError: its text encoder is missing or another one.
         ImageEncoderError: the image encoder of a published pipeline cannot be used.
-        PromptError: the prompts file cannot be used, or asks for an image that the model does not take.
+        PromptError: the prompts file cannot be used, or asks for what the model was not trained for.
         ConfigError: a setting is wrong.
         SamplesError: the manifest in `output_dir` is damaged. All of these are raised before Ray starts.
         LockedError: another process samples into `output_dir`.
@@ -69,7 +69,7 @@ def sample_checkpoint(target: Path, output_dir: Path, overrides: Sequence[Overri
     check_can_sample(model, sampler)
     settings = settings_text(model, sampler)
     names = model.buckets_for(sampler.bucket, prompts)
-    check_images(model, prompts, names[0])
+    warnings += check_conditions(model, prompts, names[0], sampler)
     requests = plan_requests(prompts, config.sample.guidance_scales, config.seed, settings, names)
     warnings += truncation_warnings(model, sampler, [prompt.prompt for prompt in prompts])
     yield from (f"warning: {warning}" for warning in warnings)

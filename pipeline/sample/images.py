@@ -28,7 +28,7 @@ from pipeline.sample.requests import ImageFile, Prompt, PromptError
 
 
 class ImageError(ReelflowError, ValueError):
-    """An image that went away or changed after the job was planned."""
+    """An image or a clip that went away or changed after the job was planned."""
 
 
 def check_images(model: SampledModel, prompts: Sequence[Prompt], default_bucket: str) -> None:
@@ -80,12 +80,12 @@ def first_frame_of(picture: UInt8[np.ndarray, "i j 3"], bucket: Bucket) -> Float
     return to_pixels(resize_and_crop(picture[None], bucket.height, bucket.width))
 
 
-def first_latents(
-    autoencoder: VideoAutoencoder, stats: LatentStats, frames: Sequence[Float[Tensor, "3 1 h w"]], tile: int | None
-) -> Float[Tensor, "b c 1 i j"]:
-    """The normalised first latent frame of clips that start so, each encoded by itself: it depends on no other."""
+def given_latents(
+    autoencoder: VideoAutoencoder, stats: LatentStats, clips: Sequence[Float[Tensor, "3 t h w"]], tile: int | None
+) -> Float[Tensor, "b c s i j"]:
+    """The normalised latents of frames of one number, each clip encoded by itself: it depends on no other."""
     device = next(autoencoder.parameters()).device
-    latents = [encode_pixels(autoencoder, frame[None].to(device), tile=tile) for frame in frames]
+    latents = [encode_pixels(autoencoder, clip[None].to(device), tile=tile) for clip in clips]
     return normalize(torch.cat(latents).float(), stats)
 
 

@@ -25,7 +25,7 @@ from data.files.checksums import file_sha256
 from data.files.jsonl import append_lines, publish_jsonl
 from data.files.publish import publish_bytes
 from data.records import Frames
-from data.video.codec import encode_clip
+from data.video.codec import ClipEncoder
 from pipeline.distributed.actor_pool import JobFailure, outcomes_of_actors
 from pipeline.distributed.config import WorkersConfig
 from pipeline.run.precision import prepare_to_compute, warn_of_slow_precision
@@ -98,27 +98,36 @@ class SamplerActor:
         self._output_dir = output_dir
 
     def make(self, requests: list[PromptRequest]) -> list[SampledClip]:
-        """Sample and publish clips of one guidance scale and bucket; returns their lines of the manifest.
+        """Sample and publish clips of one guidance scale, bucket and layout; returns their lines of the manifest.
 
-        Clips are compressed and written while the network computes the next ones.
+        Clips are compressed and written while the network computes the next ones, or the next windows of long ones.
         """
         clips: list[Future[list[SampledClip]]] = []
+        fps = self._sampler.model.bucket(requests[0].bucket).fps
         with ThreadPoolExecutor(max_workers=1) as writer:
+            added: Future[None] | None = None
             for group in self._sampler.groups(requests):
-                frames, calls = self._sampler.sample_group(group)
-                clips.append(writer.submit(self._publish, group, frames, calls))
-                for earlier in clips[:-1]:
-                    earlier.result()  # the memory of one group waits, and an error ends the work
+                encoders, total = [ClipEncoder(fps) for _ in group], 0
+                for frames, calls in self._sampler.stream_group(group):
+                    if added is not None:
+                        added.result()  # the memory of one group waits, and an error ends the work
+                    added, total = writer.submit(_add, encoders, frames), total + calls
+                clips.append(writer.submit(self._publish, group, encoders, total))
         return [clip for published in clips for clip in published.result()]
 
-    def _publish(self, group: Sequence[PromptRequest], frames: list[Frames], calls: int) -> list[SampledClip]:
+    def _publish(self, group: Sequence[PromptRequest], encoders: list[ClipEncoder], calls: int) -> list[SampledClip]:
         clips = []
-        for request, clip in zip(group, frames, strict=True):
-            content = encode_clip(clip, self._sampler.model.bucket(request.bucket).fps)
+        for request, encoder in zip(group, encoders, strict=True):
+            content = encoder.finish()
             publish_bytes(self._output_dir / request.file_name, content)
             digest = sha256(content).hexdigest()
             clips.append(SampledClip(file=request.file_name, request=request, num_network_calls=calls, sha256=digest))
         return clips
+
+
+def _add(encoders: Sequence[ClipEncoder], frames: Sequence[Frames]) -> None:
+    for encoder, part in zip(encoders, frames, strict=True):
+        encoder.add(part)
 
 
 def sample_clips(
@@ -274,8 +283,8 @@ def _publish_manifest(
 
 
 def batches_of(requests: Sequence[PromptRequest], size: int) -> list[list[PromptRequest]]:
-    """Batches of equal guidance scale and bucket, all or none with images, in the order of the requests."""
-    groups: dict[tuple[float, str, bool], list[PromptRequest]] = {}
+    """Batches of equal guidance scale, bucket and layout, in the order of the requests."""
+    groups: dict[tuple[object, ...], list[PromptRequest]] = {}
     for request in requests:
-        groups.setdefault((request.guidance_scale, request.bucket, request.image is not None), []).append(request)
+        groups.setdefault((request.guidance_scale, request.bucket, request.layout), []).append(request)
     return [group[at : at + size] for group in groups.values() for at in range(0, len(group), size)]

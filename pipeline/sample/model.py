@@ -11,6 +11,7 @@ from pydantic import Field, TypeAdapter
 from torch import Tensor
 
 from data.dataset.buckets import Bucket
+from data.dataset.compression import Compression
 from data.dataset.manifest import LatentStats, TextEncoderRecord
 from models.autoencoder.protocol import VideoAutoencoder
 from models.flow.spec import FlowSpec
@@ -20,7 +21,7 @@ from pipeline.checkpoint.adapters import check_network, network_weights
 from pipeline.checkpoint.published import PIPELINE_NAME, PublishedError, is_pipeline, is_published
 from pipeline.checkpoint.read import open_checkpoint
 from pipeline.checkpoint.record import Checkpoint, CheckpointError
-from pipeline.encode.codec import AUTOENCODER_NAME, load_autoencoder
+from pipeline.encode.codec import AUTOENCODER_NAME, load_autoencoder, read_config
 from pipeline.run.weight_names import WeightsName
 from pipeline.sample.requests import Prompt, order_buckets
 
@@ -77,10 +78,24 @@ class SampledModel(ABC):
     def image_refusal(self) -> str | None:
         """Why a clip cannot start from an image, and a way out; None: it can."""
 
+    def frames_refusal(self, num_first: int, num_last: int) -> str | None:
+        """Why a clip cannot be made around given latent frames, and a way out; None: it can.
+
+        Args:
+            num_first: latent frames that are given at its start. num_last: at its end.
+        """
+        if (num_first, num_last) in ((0, 0), (1, 0)):
+            return self.image_refusal if num_first else None
+        return f"{self.folder} was trained to be given the first latent frame alone"
+
     @property
     def image_encoder(self) -> Path | None:
         """The folder of the image encoder, for networks that attend to an image's embedding."""
         return None
+
+    @abstractmethod
+    def strides(self) -> Compression:
+        """Of the autoencoder."""
 
     @abstractmethod
     def load_autoencoder(self) -> VideoAutoencoder:
@@ -127,11 +142,31 @@ class TrainedModel(SampledModel):
     @property
     def image_refusal(self) -> str | None:
         """As `SampledModel.image_refusal`: it was trained with frames that were given, or with times of their own."""
-        if self.flow.first_frame_share > 0:
-            return None
-        if self.flow.times_per == "frame" and self.network.known_frames == "time":
+        if self.frames_refusal(1, 0) is None:
             return None
         return f"{self.folder} was trained without frames that are given: train with dit.flow.first_frame_share above 0"
+
+    def frames_refusal(self, num_first: int, num_last: int) -> str | None:
+        """As `SampledModel.frames_refusal`: training gave frames at these places, or had times for each frame."""
+        given = self.flow.given
+        any_place = given.subset > 0 or (self.flow.times_per == "frame" and self.network.known_frames == "time")
+        if any_place or num_first == num_last == 0:
+            return None
+        told = f"{self.folder} was trained without"
+        if num_last == 0:
+            is_trained = given.prefix > 0 or (num_first == 1 and self.flow.first_frame_share > 0)
+            refusal = f"{told} several first frames that are given: train with dit.flow.given.prefix above 0"
+        elif num_first == 0:
+            is_trained = False
+            refusal = f"{told} last frames that are given: train with dit.flow.given.subset above 0"
+        else:
+            is_trained = given.ends > 0
+            refusal = f"{told} both ends given: train with dit.flow.given.ends above 0"
+        return None if is_trained else refusal
+
+    def strides(self) -> Compression:
+        """As `SampledModel.strides`."""
+        return read_config(self.folder / AUTOENCODER_NAME).compression
 
     def load_autoencoder(self) -> VideoAutoencoder:
         """As `SampledModel.load_autoencoder`."""

@@ -110,6 +110,10 @@ class PublishedModel(SampledModel):
         """As `SampledModel.image_encoder`."""
         return None if self.described.config.image_width is None else self.folder / IMAGE_ENCODER
 
+    def strides(self) -> Compression:
+        """As `SampledModel.strides`."""
+        return self.compression
+
     def load_autoencoder(self) -> VideoAutoencoder:
         """As `SampledModel.load_autoencoder`."""
         return load_published_autoencoder(self.autoencoder)

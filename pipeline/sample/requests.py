@@ -7,37 +7,42 @@ from collections.abc import Iterable, Iterator, Sequence
 from hashlib import blake2b
 from io import BytesIO
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, field_validator, model_serializer
 
-from data.errors import ReelflowError, VideoError, shorten
-from data.files.checksums import file_sha256
+from data.errors import shorten
 from data.files.jsonl import JsonLineError, numbered_lines, parse_line
 from data.files.tables import TableError, read_table
-from data.records import AddedLater, Record, Text, expand_home
+from data.records import Record, Text
 from pipeline.run.fingerprints import stored
+from pipeline.sample.given import (
+    CLIPS,
+    IMAGES,
+    MAX_PROMPT_CHARACTERS,
+    NOTHING,
+    Given,
+    GivenColumns,
+    ImageFile,
+    MediaReader,
+    PromptError,
+    files_of,
+    given_of,
+)
 
 MAX_BYTES = 2**28  # a million prompts
-MAX_PROMPT_CHARACTERS = 2**16
 TABLE_SUFFIXES = (".csv", ".tsv", ".json", ".parquet")
 OTHER_SUFFIXES = (".yaml", ".yml", ".xml", ".html", ".toml", ".xlsx", ".ods", ".ndjson", ".gz", ".zip")
 _SEPARATORS = re.compile("[\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029]")  # where Python, but no editor, ends a line
 
 
-class PromptError(ReelflowError, ValueError):
-    """A prompt or a prompts file that cannot be used; the message names the file and the line."""
-
-
-class Prompt(Record):
-    """A line of a prompts file."""
+class Prompt(GivenColumns):
+    """A line of a prompts file. Paths are in the file also relative to it, later absolute."""
 
     prompt: Text = Field(max_length=MAX_PROMPT_CHARACTERS)
     seed: int | None = None  # of the noise; None: derived from the seed of the run and the text of the prompt
     bucket: Text | None = None  # shape of the clip, such as 17x64x64@8; None: that of the configuration
     expect: dict[Text, Text] | None = None  # attribute -> value that the judge should find, where it is known
-    # Path of the image that the clip starts from: in the file also relative to it, later absolute
-    image: Annotated[Text | None, AddedLater(None)] = None
 
     @field_validator("seed", mode="before")
     @classmethod
@@ -45,13 +50,6 @@ class Prompt(Record):
         if isinstance(seed, bool):
             raise ValueError("true and false are no seeds")
         return seed
-
-
-class ImageFile(Record):
-    """An image on disk, and what it holds."""
-
-    path: str
-    sha256: str
 
 
 class PromptRequest(Record):
@@ -64,11 +62,22 @@ class PromptRequest(Record):
     bucket: str
     expect: dict[str, str] | None = None
     image: ImageFile | None = None  # that the clip starts from; left out where there is none
+    given: Given | None = None  # what else is given; left out where there is nothing
 
     @model_serializer(mode="wrap")
-    def _without_no_image(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _without_nothing(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
         fields = serialize(self)
-        return {name: value for name, value in fields.items() if name != "image" or value is not None}
+        return {name: value for name, value in fields.items() if name not in ("image", "given") or value is not None}
+
+    @property
+    def layout(self) -> tuple[object, ...]:
+        """What requests of one shape have in common that can be computed together."""
+        return (self.image is not None, *(self.given or NOTHING).layout)
+
+    def prompt_at(self, seconds: float) -> str:
+        """The prompt of the window whose first new frame is shown at that time."""
+        later = (self.given or NOTHING).later_prompts or ()
+        return [self.prompt, *(each.prompt for each in later if each.seconds <= seconds)][-1]
 
     @property
     def file_name(self) -> str:
@@ -81,12 +90,12 @@ def read_prompts(path: Path) -> tuple[list[Prompt], list[str]]:
     """The prompts of a file, and a warning of each kind for lines that are not read as they look.
 
     The suffix, in any case, decides the format: .jsonl; the tables .csv, .tsv, .json and .parquet with the columns of
-    `Prompt`; any other is text. In text, runs of white space become one space, as in captions. Images are decoded once,
-    to see that they can be; their paths become absolute.
+    `Prompt`; any other is text. In text, runs of white space become one space, as in captions. Images and the
+    beginnings of clips are decoded once, to see that they can be; their paths become absolute.
 
     Raises:
-        PromptError: the file is missing, too large, cannot be read or holds no prompts, or an image is missing or
-            damaged; names the line or row.
+        PromptError: the file is missing, too large, cannot be read or holds no prompts, or an image or a clip that it
+            names is missing or damaged; names the line or row.
     """
     if not path.is_file():
         raise PromptError(f"{path}: there is no such prompts file; write one with one prompt per line")
@@ -102,66 +111,30 @@ def read_prompts(path: Path) -> tuple[list[Prompt], list[str]]:
         placed = _json_prompts(path, content, warnings)
     else:
         placed = _text_prompts(path, content, warnings)
-    prompts = _with_images(path, placed)
+    prompts = _with_files(path, placed)
     if not prompts:
         raise PromptError(f"{path} holds no prompt; write one per line")
     return prompts, warnings + _repeated(path, prompts)
 
 
-def _with_images(path: Path, placed: Iterable[tuple[str, Prompt]]) -> list[Prompt]:
-    """The prompts, with absolute paths of images that can be decoded.
+def _with_files(path: Path, placed: Iterable[tuple[str, Prompt]]) -> list[Prompt]:
+    """The prompts, with absolute paths of images and clips that can be decoded.
 
     Args:
         placed: each prompt after its line or row.
     """
-    from data.video.images import read_image  # loads libraries that prompts without images do not need
-
-    prompts, decoded = [], set[Path]()
-    for place, prompt in placed:
-        if prompt.image is None:
-            prompts.append(prompt)
-            continue
-        named = f"{path}: {place}: image {shorten(prompt.image)}"
-        try:
-            image = (path.parent / expand_home(prompt.image)).resolve()
-        except ValueError as error:
-            raise PromptError(f"{named}: {error}") from error
-        try:
-            if image not in decoded:
-                read_image(image)
-        except OSError as error:
-            raise PromptError(
-                f"{named} cannot be read ({error.strerror}); name a file by its absolute path, or relative to "
-                f"{shorten(str(path.parent.resolve()))}"
-            ) from error
-        except VideoError as error:
-            raise PromptError(f"{named}: {shorten(str(error), 300)}; save it anew, as PNG or JPEG") from error
-        decoded.add(image)
-        prompts.append(prompt.model_copy(update={"image": str(image)}))
-    return prompts
-
-
-def image_files(prompts: Iterable[Prompt]) -> dict[str, ImageFile]:
-    """The images that prompts name, by path; each is read once.
-
-    Raises:
-        PromptError: one is not there any more.
-    """
-    files = {}
-    for path in dict.fromkeys(prompt.image for prompt in prompts):
-        if path is not None:
-            try:
-                files[path] = ImageFile(path=path, sha256=file_sha256(Path(path)))
-            except OSError as error:
-                raise PromptError(f"image {shorten(path)} cannot be read ({error.strerror}); copy it back") from error
-    return files
+    media = MediaReader(path)
+    return [prompt.model_copy(update=media.resolved(place, prompt)) for place, prompt in placed]
 
 
 def prompt_settings(prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
-    """What a stage's output depends on of its prompts: of images what they hold, wherever they are."""
-    files = image_files(prompts)
-    images = [{} if prompt.image is None else {"image": files[prompt.image].sha256} for prompt in prompts]
-    return [stored(prompt) | image for prompt, image in zip(prompts, images, strict=True)]
+    """What a stage's output depends on of its prompts: of images and clips what they hold, wherever they are."""
+    files = files_of(prompts)
+    held = [
+        {name: files[path].sha256 for name in (*IMAGES, *CLIPS) if (path := getattr(prompt, name)) is not None}
+        for prompt in prompts
+    ]
+    return [stored(prompt) | hashes for prompt, hashes in zip(prompts, held, strict=True)]
 
 
 def _repeated(path: Path, prompts: list[Prompt]) -> list[str]:
@@ -171,8 +144,10 @@ def _repeated(path: Path, prompts: list[Prompt]) -> list[str]:
     """
     seen, repeated = set(), []
     for number, prompt in enumerate(prompts, 1):
-        key = (prompt.prompt, prompt.seed, prompt.bucket, prompt.image)
-        if prompt.seed is not None and key in seen:
+        if prompt.seed is None:
+            continue
+        key = prompt.model_dump_json(exclude={"expect"})
+        if key in seen:
             repeated.append(number)
         seen.add(key)
     if not repeated:
@@ -251,7 +226,7 @@ def _refusal(path: Path, place: str, reason: str | ValidationError) -> PromptErr
         reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
     return PromptError(
         f"{path}: {place} is not a prompt: {shorten(reason, 300)}; a prompt has the fields "
-        f'{{"prompt": "a red circle moves left", "seed": 1}} and, if need be, bucket, image and expect'
+        f'{{"prompt": "a red circle moves left", "seed": 1}} and, if need be, bucket, expect, image, and others'
     )
 
 
@@ -292,18 +267,19 @@ def plan_requests(
     """One request per prompt and guidance scale; equal requests are planned once.
 
     The noise of a prompt is the same at every scale. Ids are content addresses: adding, removing or reordering prompts
-    changes no clip of another prompt. Of an image, the address has what the file holds, not where it is.
+    changes no clip of another prompt. Of an image or a clip, the address has what the file
+    holds, not where it is.
 
     Args:
         settings: identifies all else that the pixels depend on, such as checkpoint, solver and steps.
         buckets: names of the shapes that the network was trained on; a prompt that names none gets the first.
     """
     repeats: Counter[tuple[str, str]] = Counter()
-    requests, images = [], image_files(prompts)
+    requests, files = [], files_of(prompts)
     for prompt in prompts:
         bucket = prompt.bucket or buckets[0]
-        image = None if prompt.image is None else images[prompt.image]
-        start = "" if image is None else f"\0image {image.sha256}"
+        image, given = None if prompt.image is None else files[prompt.image], given_of(prompt, files)
+        start = ("" if image is None else f"\0image {image.sha256}") + ("" if given is None else given.address)
         seed = prompt.seed
         if seed is None:  # of two equal lines, the second gets another seed
             address = f"{run_seed}\0{prompt.prompt}\0{repeats[prompt.prompt, start]}{start}"
@@ -320,6 +296,7 @@ def plan_requests(
                     bucket=bucket,
                     expect=prompt.expect,
                     image=image,
+                    given=given,
                 )
             )
     return list({request.id: request for request in requests}.values())

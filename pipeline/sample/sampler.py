@@ -18,7 +18,6 @@ from models.flow.solver import Counted
 from models.image.pretrained import PretrainedImageEncoder
 from models.layers import BlockStack
 from models.networks.build import build_network
-from models.networks.protocol import Conditions, ImageCondition
 from models.text.pretrained import PretrainedTextEncoder, token_lengths
 from pipeline.checkpoint.record import CheckpointError
 from pipeline.encode.captions import byte_captions, check_same_encoder
@@ -26,11 +25,14 @@ from pipeline.encode.chunks import decode_clips
 from pipeline.encode.statistics import denormalize
 from pipeline.run.fingerprints import output_json
 from pipeline.run.precision import autocast
+from pipeline.sample.beginnings import ConditionReader
+from pipeline.sample.conditions import Shape, shape_of
 from pipeline.sample.config import SampleConfig
-from pipeline.sample.images import condition_channels, first_frame_of, first_latents, read_picture
+from pipeline.sample.given import NOTHING
 from pipeline.sample.latents import PromptSeed, sample_latents
 from pipeline.sample.model import SampledModel
-from pipeline.sample.requests import ImageFile, PromptRequest
+from pipeline.sample.requests import PromptRequest
+from pipeline.sample.windows import WHOLE, Window, blended
 
 TOKENS_TOGETHER = {"cpu": 512, "cuda": 16384}
 """Tokens that one call of the network computes, by kind of device: more of them are no faster for each."""
@@ -120,15 +122,13 @@ class ClipSampler:
         else:
             self.read_captions = PretrainedTextEncoder(text_encoder_folder(encoder, config), encoder.max_tokens, device)
         self.autoencoder = model.load_autoencoder().to(device)
-        self.embed_image = None if model.image_encoder is None else PretrainedImageEncoder(model.image_encoder, device)
+        embed = None if model.image_encoder is None else PretrainedImageEncoder(model.image_encoder, device)
+        self.conditions = ConditionReader(model, self.autoencoder, embed, config.tile, device)
 
     def sample(self, requests: Sequence[PromptRequest]) -> tuple[list[Frames], int]:
-        """The clips of requests of one guidance scale and bucket, and the number of network calls for each.
+        """The clips of requests of one guidance scale, bucket and layout, and the number of network calls for each.
 
         A clip does not depend on the other requests: see `rows_of`.
-
-        Args:
-            requests: all of them start from an image, or none.
 
         Raises:
             NotFiniteError: the latents of a clip are not finite.
@@ -146,16 +146,38 @@ class ClipSampler:
         return (requests[at : at + size] for at in range(0, len(requests), size))
 
     def sample_group(self, group: Sequence[PromptRequest]) -> tuple[list[Frames], int]:
-        """As `sample`, of one group of `groups`, which is filled up with copies of its last request."""
-        size = self.rows_of(self.model.bucket(group[0].bucket))
-        latents, calls = self._latents([*group, *[group[-1]] * (size - len(group))], self.config)
-        for request, latent in zip(group, latents, strict=False):
-            if not latent.isfinite().all():
-                raise NotFiniteError(
-                    f"the latents of {request.file_name} are not finite, so its picture would be black; lower "
-                    "sample.guidance_scale, or set sample.precision to fp32"
-                )
-        return self._decoded(latents)[: len(group)], calls
+        """As `sample`, of one group of `groups`."""
+        parts = list(self.stream_group(group))
+        clips = [np.concatenate([frames[row] for frames, _ in parts]) for row in range(len(group))]
+        return clips, sum(calls for _, calls in parts)
+
+    def stream_group(self, group: Sequence[PromptRequest]) -> Iterator[tuple[list[Frames], int]]:
+        """As `sample_group`, window by window: the frames that each adds to the clips, and its network calls.
+
+        The group is filled up with copies of its last request. Memory does not grow with the length of the clips.
+        """
+        shape = self.shape(self.model.bucket(group[0].bucket))
+        rows = [*group, *[group[-1]] * (self.rows_of(shape.bucket) - len(group))]
+        windows = shape.windows(group[0].given or NOTHING)
+        shared: list[Frames] = []  # with the window before
+        for window, num_next in zip(windows, [*(each.num_shared for each in windows[1:]), 0], strict=True):
+            latents, calls = self._latents(rows, self.config, window, shared)
+            for request, latent in zip(group, latents, strict=False):
+                if not latent.isfinite().all():
+                    raise NotFiniteError(
+                        f"the latents of {request.file_name} are not finite, so its picture would be black; lower "
+                        "sample.guidance_scale, or set sample.precision to fp32"
+                    )
+            clips = self._decoded(latents)
+            if shared:
+                clips = [blended(before, after) for before, after in zip(shared, clips, strict=True)]
+            end = shape.bucket.num_frames - (shape.compression.num_frames(num_next) if num_next else 0)
+            shared = [clip[end:] for clip in clips] if num_next else []
+            yield [clip[:end] for clip in clips[: len(group)]], calls
+
+    def shape(self, bucket: Bucket) -> Shape:
+        """How clips of a bucket are put together of windows."""
+        return shape_of(self.model, self.config, bucket, self.autoencoder.config.compression)
 
     def rows_of(self, bucket: Bucket) -> int:
         """How many clips of a shape are computed together. It follows from the shape alone, never from the requests.
@@ -188,24 +210,34 @@ class ClipSampler:
 
     @torch.inference_mode()
     def _latents(
-        self, requests: Sequence[PromptRequest], config: SampleConfig
+        self,
+        requests: Sequence[PromptRequest],
+        config: SampleConfig,
+        window: Window = WHOLE,
+        shared: Sequence[Frames] = (),
     ) -> tuple[Float[Tensor, "b c t h w"], int]:
-        """The normalised latents of all requests, computed together, and the number of network calls."""
-        bucket = self.model.bucket(requests[0].bucket)
-        images = [request.image for request in requests if request.image is not None]
+        """The normalised latents of a window of all requests, computed together, and the number of network calls.
+
+        Args:
+            shared: the frames of each that the window shares with the one before.
+        """
+        shape = self.shape(self.model.bucket(requests[0].bucket))
+        bucket = shape.bucket
+        seconds = window.first_new_seconds(shape.compression, bucket.fps)
         with autocast(config.precision, self.device):
-            conditions, first_frame = self.conditions(bucket, images)
+            conditions, beginning = self.conditions.read(requests, shape, window, shared)
             network = Counted(self.network.given(conditions))
             latents = sample_latents(
                 network,
                 self.model.flow,
                 config,
-                [PromptSeed(request.prompt, request.seed) for request in requests],
+                [PromptSeed(request.prompt_at(seconds), request.seed) for request in requests],
                 guidance_scale=requests[0].guidance_scale,
                 shape=self.autoencoder.config.latent_shape(bucket.num_frames, bucket.height, bucket.width),
                 read_captions=self.read_captions,
                 device=self.device,
-                first_frame=first_frame,
+                beginning=beginning,
+                window=window.number,
             )
         return latents, network.calls
 
@@ -213,32 +245,3 @@ class ClipSampler:
     def _decoded(self, latents: Float[Tensor, "b c t h w"]) -> list[Frames]:
         with autocast(self.config.precision, self.device):
             return decode_clips(self.autoencoder, denormalize(latents, self.model.stats), tile=self.config.tile)
-
-    def conditions(
-        self, bucket: Bucket, images: Sequence[ImageFile]
-    ) -> tuple[Conditions, Float[Tensor, "b c 1 h w"] | None]:
-        """What the network is told of clips, and the first latent frame of each, normalised, where that is given.
-
-        Args:
-            images: that the clips start from; none where they start from nothing.
-
-        Raises:
-            ImageError: as `sample`.
-        """
-        fps = torch.tensor([bucket.fps], device=self.device)
-        if not images:
-            return Conditions(fps), None
-        frames, embeddings = [], []
-        for image in images:  # one at a time is in memory at its full size
-            picture = read_picture(image)
-            frames.append(first_frame_of(picture, bucket))
-            if self.embed_image is not None:
-                embeddings.append(self.embed_image(picture))
-        tile, stats = self.config.tile, self.model.stats
-        if self.model.network.needs_image:
-            channels = condition_channels(self.autoencoder, stats, frames, bucket.num_frames, tile)
-            embedding = torch.cat(embeddings) if embeddings else None
-            return Conditions(fps, image=ImageCondition(channels, embedding)), None
-        num_latent_frames = self.autoencoder.config.compression.num_latent_frames(bucket.num_frames)
-        known = torch.arange(num_latent_frames, device=self.device)[None, None] == 0
-        return Conditions(fps, known), first_latents(self.autoencoder, stats, frames, tile)

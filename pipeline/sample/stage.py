@@ -52,11 +52,11 @@ class SampleStage(DriverStage):
         What cannot be sampled is refused here, before earlier samples are archived.
 
         Raises:
-            PromptError: the prompts file cannot be used, or asks for a bucket or an image that was not trained.
+            PromptError: the prompts file cannot be used, or asks for what was not trained.
             CheckpointError: the checkpoint was not trained for these settings.
             TextEncoderError: its text encoder is missing or another one.
         """
-        from pipeline.sample.images import check_images
+        from pipeline.sample.conditions import check_conditions
         from pipeline.sample.model import open_model
         from pipeline.sample.requests import prompt_settings
         from pipeline.sample.sampler import check_can_sample, truncation_warnings
@@ -65,7 +65,7 @@ class SampleStage(DriverStage):
         names = self._buckets(run, prompts)
         model, sampler = open_model(run.run_dir / "dit", verify=False), self.config.sampler()
         check_can_sample(model, sampler)
-        check_images(model, prompts, names[0])
+        warnings += check_conditions(model, prompts, names[0], sampler)
         warnings += truncation_warnings(model, sampler, [prompt.prompt for prompt in prompts])
         for warning in warnings:
             logger.warning("  warning: %s", warning)
