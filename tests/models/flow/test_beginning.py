@@ -79,11 +79,11 @@ def test_all_of_a_clip_varied_from_the_start_is_a_clip_from_noise():
 
 def test_the_grid_is_cut_where_a_clip_starts():
     grid = torch.tensor([0.0, 0.25, 0.5, 1.0]).double()
-    start = lambda time: Beginning(torch.zeros(1, 1, 2, 1, 1), torch.full((2,), time).double())  # noqa: E731
+    start = lambda time: Beginning(torch.zeros(1, 1, 2, 1, 1), torch.full((2,), time, dtype=torch.float64))  # noqa: E731
     assert start(0.3).grid(grid).tolist() == [0.3, 0.5, 1.0]
     assert start(0.5).grid(grid).tolist() == [0.5, 1.0]
     assert start(0.9).grid(grid).tolist() == [0.9, 1.0]
-    waits = replace(start(0.3), times=torch.tensor([1.0, 0.3]).double())
+    waits = replace(start(0.3), times=torch.tensor([1.0, 0.3], dtype=torch.float64))
     assert waits.grid(grid).tolist() == [[1.0, 0.3], [1.0, 0.5], [1.0, 1.0]]
     assert waits.grid(pyramid(grid, 2)).tolist() == [[1.0, 0.3], [1.0, 0.5], [1.0, 1.0]]
     with pytest.raises(ValueError, match="nothing is left to sample"):
@@ -93,7 +93,7 @@ def test_the_grid_is_cut_where_a_clip_starts():
 @pytest.mark.parametrize("path", [StraightPath(), CosinePath(), VariancePreservingPath()])
 def test_what_a_mask_keeps_ends_as_it_is_and_given_frames_do_too(path):
     latents, noise = numbers(2, 1, NUM, 2, 1), numbers(2, 1, NUM, 2, 1, seed=1)
-    kept = torch.tensor([True, False]).reshape(1, 1, 1, 2, 1)
+    kept = torch.tensor([True, False]).reshape(1, 1, 1, 2, 1).expand(2, 1, 1, 2, 1)
     field = Field(lambda x, t: x.mean((2, 3), keepdim=True) - x, path)
     for times in (torch.zeros(NUM), torch.full((NUM,), 0.4), torch.tensor([1.0, 0.0, 0.0, 0.0, 0.5])):
         beginning = Beginning(latents, times.double(), kept)
