@@ -19,7 +19,7 @@ from pipeline.sample.job import sample_clips
 from pipeline.sample.model import open_model
 from pipeline.sample.outputs import read_samples
 from pipeline.sample.requests import plan_requests, read_prompts
-from pipeline.sample.sampler import check_can_sample, settings_text, truncation_warnings
+from pipeline.sample.sampler import check_can_sample, prompt_warnings, settings_text
 
 LOCK_NAME = ".sample.lock"
 
@@ -71,7 +71,7 @@ def sample_checkpoint(target: Path, output_dir: Path, overrides: Sequence[Overri
     names = model.buckets_for(sampler.bucket, prompts)
     warnings += check_conditions(model, prompts, names[0], sampler)
     requests = plan_requests(prompts, config.sample.guidance_scales, config.seed, settings, names)
-    warnings += truncation_warnings(model, sampler, [prompt.prompt for prompt in prompts])
+    warnings += prompt_warnings(model, sampler, prompts)
     yield from (f"warning: {warning}" for warning in warnings)
     if dry_run:
         yield yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)

@@ -82,23 +82,26 @@ class Named:
 
 
 def shape_of(model: SampledModel, config: SampleConfig, bucket: Bucket, compression: Compression) -> Shape:
-    """How clips of a bucket are put together of windows: `sample.window_overlap`, or what the model was trained for.
-
-    Raises:
-        PromptError: the overlap of the configuration does not fit the bucket.
-    """
+    """How clips of a bucket are put together of windows: by `sample.window_overlap`, or by what was trained."""
     num_latent = compression.num_latent_frames(bucket.num_frames)
-    if config.window_overlap is None:
-        half = max(1, num_latent // 2)
-        return Shape(compression, bucket, half if model.frames_refusal(half, 0) is None else 1)
-    overlap = config.window_overlap
-    if not compression.fits_length(overlap) or overlap >= bucket.num_frames:
-        raise PromptError(
-            f"sample.window_overlap is {overlap}, but windows of {bucket.name} share {compression.temporal_factor}k "
-            f"+ 1 frames, at most {bucket.num_frames - compression.temporal_factor}: use "
-            f"{min(compression.nearest_lengths(overlap)[1], bucket.num_frames - compression.temporal_factor)}"
-        )
-    return Shape(compression, bucket, compression.num_latent_frames(overlap))
+    if config.window_overlap is not None:
+        shared = compression.num_latent_frames(config.window_overlap)
+        return Shape(compression, bucket, max(1, min(shared, num_latent - 1)))
+    half = max(1, num_latent // 2)
+    return Shape(compression, bucket, half if model.frames_refusal(half, 0) is None else 1)
+
+
+def _overlap_problem(overlap: int, shape: Shape) -> str | None:
+    """Why windows cannot share that many frames, and the way out; None: they can."""
+    compression, bucket = shape.compression, shape.bucket
+    if compression.fits_length(overlap) and overlap < bucket.num_frames:
+        return None
+    factor, most = compression.temporal_factor, bucket.num_frames - compression.temporal_factor
+    use = overlap if compression.fits_length(overlap) else compression.nearest_lengths(overlap)[1]
+    return (
+        f"has frames, but sample.window_overlap is {overlap}, and windows of {bucket.name} share {factor}k + 1 frames, "
+        f"at most {most}: use {min(use, most)}"
+    )
 
 
 def check_conditions(
@@ -143,6 +146,9 @@ def _problem(model: SampledModel, prompt: Prompt, default_bucket: str, config: S
             return f"has {column} {value}, but clips have {factor}k + 1 frames: use {below} or {above}"
     if prompt.frames is not None and prompt.frames < bucket.num_frames:
         return f"has frames {prompt.frames}, fewer than its bucket {bucket.name}: use {bucket.num_frames} or more"
+    if prompt.frames is not None and config.window_overlap is not None:
+        if problem := _overlap_problem(config.window_overlap, shape):
+            return problem
     return _files_problem(prompt, shape) or _frames_problem(model, prompt, shape, asked) or _late(prompt, shape)
 
 

@@ -50,7 +50,8 @@ def check_images(model: SampledModel, prompts: Sequence[Prompt], default_bucket:
                     "each prompt, in the column image of a prompts file such as prompts.jsonl"
                 )
             continue
-        if refusal is not None:
+        has_end = prompt.last_image is not None or prompt.last_clip is not None  # for which training has other shares
+        if refusal is not None and not has_end:
             raise PromptError(f"{named}, names an image, but {refusal}, or leave the column image out")
         bucket = model.bucket(prompt.bucket or default_bucket)
         if bucket.num_frames == 1:

@@ -31,7 +31,7 @@ from pipeline.sample.config import SampleConfig
 from pipeline.sample.given import NOTHING
 from pipeline.sample.latents import PromptSeed, sample_latents
 from pipeline.sample.model import SampledModel
-from pipeline.sample.requests import PromptRequest
+from pipeline.sample.requests import Prompt, PromptRequest
 from pipeline.sample.windows import WHOLE, Window, blended
 
 TOKENS_TOGETHER = {"cpu": 512, "cuda": 16384}
@@ -94,6 +94,16 @@ def truncation_warnings(model: SampledModel, config: SampleConfig, prompts: Sequ
         warnings.append(
             f"sample.negative_prompt has more than the {most} {unit} that the network reads and is cut there"
         )
+    return warnings
+
+
+def prompt_warnings(model: SampledModel, config: SampleConfig, prompts: Sequence[Prompt]) -> list[str]:
+    """As `truncation_warnings`, also of prompts that take over later."""
+    later = [each.prompt for prompt in prompts for each in prompt.later_prompts or ()]
+    warnings = truncation_warnings(model, config, [prompt.prompt for prompt in prompts])
+    if later:
+        positive = config.model_copy(update={"negative_prompt": None})
+        warnings += [f"of all later_prompts, {text}" for text in truncation_warnings(model, positive, later)]
     return warnings
 
 

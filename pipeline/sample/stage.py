@@ -59,14 +59,14 @@ class SampleStage(DriverStage):
         from pipeline.sample.conditions import check_conditions
         from pipeline.sample.model import open_model
         from pipeline.sample.requests import prompt_settings
-        from pipeline.sample.sampler import check_can_sample, truncation_warnings
+        from pipeline.sample.sampler import check_can_sample, prompt_warnings
 
         prompts, warnings = self._prompts(run)
         names = self._buckets(run, prompts)
         model, sampler = open_model(run.run_dir / "dit", verify=False), self.config.sampler()
         check_can_sample(model, sampler)
         warnings += check_conditions(model, prompts, names[0], sampler)
-        warnings += truncation_warnings(model, sampler, [prompt.prompt for prompt in prompts])
+        warnings += prompt_warnings(model, sampler, prompts)
         for warning in warnings:
             logger.warning("  warning: %s", warning)
         return {

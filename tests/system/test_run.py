@@ -9,8 +9,10 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from data.dataset.index import read_index
@@ -239,6 +241,50 @@ def test_other_paths_and_predictions_train_and_sample(run, tmp_path, flow):
         else:
             with pytest.raises(CheckpointError, match="trained with one time for all frames"):
                 check_can_sample(model, settings)
+
+
+@pytest.mark.slow
+def test_every_way_to_condition_is_trained_and_sampled_by_the_commands(run, tmp_path):
+    config, run_dir, _ = run
+    for folder in ("videos", "clips", "autoencoder", "latents"):
+        shutil.copytree(run_dir / folder, tmp_path / "tiny" / folder)
+    flow = "dit.flow.given={prefix: 0.3, ends: 0.3, subset: 0.4}"
+    done = launch_here("train", "dit", str(config), "--local", "--set", f"runs_dir={tmp_path}", "--set", flow)
+    assert done.returncode == 0, done.stderr
+    video, picture = sorted((run_dir / "videos").rglob("*.mp4"))[0], tmp_path / "half.png"
+    Image.fromarray(np.repeat([[[255] * 3] * 32, [[0] * 3] * 32], 16, axis=0).astype(np.uint8)).save(picture)
+    rows = [
+        {},
+        {"image": "half.png"},
+        {"clip": str(video)},
+        {"image": "half.png", "last_image": "half.png"},
+        {"clip": str(video), "last_clip": str(video), "context": 5, "frames": 17},
+        {"source": str(video), "strength": 0.5},
+        {"source": str(video), "mask": "half.png"},
+        {"frames": 33, "later_prompts": [[2, "a blue square moves up"]]},
+    ]
+    prompts, output = tmp_path / "prompts.jsonl", tmp_path / "clips"
+    named = [{"prompt": f"number {number}", "seed": 1} | row for number, row in enumerate(rows)]
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in named), encoding="utf-8")
+    target, options = str(tmp_path / "tiny" / "dit"), ["--set", "sample.steps=2"]
+    command = ["sample", target, "--prompts", str(prompts), "--output", str(output), *options]
+    done = launch_here(*command)
+    assert done.returncode == 0, done.stderr
+    assert "1 of 8 prompts have a mask, first prompt 7: " in done.stdout
+    clips = read_samples(output)
+    assert [len(decode_clip((output / clip.file).read_bytes())) for clip in clips] == [9, 9, 9, 9, 17, 9, 9, 33]
+    contents = {path.name: path.read_bytes() for path in output.glob("*.mp4")}
+    assert len(contents) == len(rows)
+    assert launch_here(*command).returncode == 0  # nothing is left to do
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in named[:0:-1]), encoding="utf-8")
+    other = tmp_path / "other"
+    done = launch_here("sample", target, "--prompts", str(prompts), "--output", str(other), *options)
+    assert done.returncode == 0, done.stderr
+    again = {path.name: path.read_bytes() for path in other.glob("*.mp4")}
+    assert len(again) == len(rows) - 1
+    assert again.items() <= contents.items()
+    prompts.write_text('{"prompt": "x", "clip": "half.png", "context": 4}\n', encoding="utf-8")
+    assert launch_here("sample", target, "--prompts", str(prompts), "--output", str(other), *options).returncode != 0
 
 
 def test_captions_that_are_cut_are_said(run, tmp_path):

@@ -22,7 +22,7 @@ from pipeline.sample.config import SampleConfig
 from pipeline.sample.given import Given, ImageFile, LaterPrompt
 from pipeline.sample.images import ImageError
 from pipeline.sample.requests import Prompt, PromptError, PromptRequest
-from pipeline.sample.sampler import ClipSampler
+from pipeline.sample.sampler import ClipSampler, prompt_warnings
 from pipeline.sample.windows import WHOLE
 from testing.sampled import NETWORK, Untrained, model_of
 
@@ -126,6 +126,7 @@ def test_what_a_model_cannot_do_is_refused_by_row_and_column(files, flow, column
         (FIRST, {"frames": 65}),
         ({"given": GivenFrames(prefix=0.5)}, {"clip": "long", "context": 9, "frames": 65}),
         ({"given": GivenFrames(ends=0.5)}, {"clip": "long", "last_clip": "other"}),
+        ({"given": GivenFrames(ends=0.5)}, {"image": "red", "last_image": "blue"}),
         ({"given": GivenFrames(subset=0.5)}, {"last_image": "red"}),
         (PER_FRAME, {"clip": "long", "last_image": "red", "context": 5}),
         ({}, {"source": "long", "strength": 0.5}),
@@ -144,8 +145,9 @@ def test_a_mask_is_told_to_be_the_biased_fallback(files):
 
 @pytest.mark.parametrize(("overlap", "use"), [(4, 5), (17, 13), (100, 13)])
 def test_an_overlap_that_does_not_fit_is_refused_with_one_that_does(files, overlap, use):
+    assert check_conditions(untrained(), [Prompt(prompt="a dot")], BUCKET.name, SampleConfig(window_overlap=4)) == []
     prompts = [Prompt(prompt="a box", frames=33)]
-    with pytest.raises(PromptError, match=rf"window_overlap is {overlap}, but windows of 17x16x32@8 .*use {use}$"):
+    with pytest.raises(PromptError, match=rf"window_overlap is {overlap}, and windows of 17x16x32@8 .*use {use}$"):
         check_conditions(untrained(), prompts, BUCKET.name, SampleConfig(window_overlap=overlap))
 
 
@@ -288,3 +290,10 @@ def test_a_file_that_changes_while_the_job_runs_is_named(files, way):
         with pytest.raises(ImageError, match=rf"{name}\.\w+ has changed since the job began; start it again"):
             sampler_of().sample([request])
         Path(files[name].path).write_bytes(content)
+
+
+def test_later_prompts_that_are_cut_are_told():
+    later = (LaterPrompt(seconds=2.125, prompt="far too long for it"),)
+    prompts = [Prompt(prompt="a dot"), Prompt(prompt="a dot", frames=33, later_prompts=later)]
+    (warning,) = prompt_warnings(untrained(), SampleConfig(negative_prompt="x"), prompts)
+    assert warning.startswith("of all later_prompts, 1 of 1 prompts have more than the 8 bytes")
