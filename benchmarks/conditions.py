@@ -51,7 +51,7 @@ class Scenes:
 
     def __init__(self, folder: Path, sampler: ClipSampler) -> None:
         self.folder, self.sampler = folder, sampler
-        (self.bucket, *_) = [sampler.model.bucket(name) for name in sampler.model.buckets_for(None, [])]
+        (self.bucket, *_) = sampler.model.trained_buckets
         self.scenes = [random_scene(SEED, number, held_out_combinations()) for number in range(NUM_CLIPS)]
         self.clips = [render(scene, self.bucket.num_frames, self.bucket.height) for scene in self.scenes]
 
@@ -207,12 +207,12 @@ def windows(scenes: Scenes, overlap: int) -> tuple[dict[str, object], list[Frame
     """Clips of 65 frames with that overlap: seams, drift."""
     config = SETTINGS.model_copy(update={"window_overlap": overlap})
     sampler = ClipSampler(scenes.sampler.model, config, torch.device("cpu"))
-    shape = sampler.shape(scenes.bucket)
-    plan = shape.windows(Given(frames=LONG))
+    shape = sampler.shape(scenes.request(0))
+    plan = shape.windows(Given(total_frames=LONG))
     seconds = [window.first_new_seconds(shape.compression, scenes.bucket.fps) for window in plan[1:]]
     requests = []
     for number in range(NUM_LONG):
-        given = Given(frames=LONG, later_prompts=later(scenes.scenes[number], seconds))
+        given = Given(total_frames=LONG, later_prompts=later(scenes.scenes[number], seconds))
         requests.append(scenes.request(number, given=given))
     clips, _ = sampler.sample(requests)
     bounds = []
@@ -227,12 +227,12 @@ def windows_in_place(scenes: Scenes, overlap: int) -> tuple[dict[str, object], l
     """As `windows`, where latents stay as they are and one decoder goes through all of them, with its cache."""
     sampler, stats = scenes.sampler, scenes.sampler.model.stats
     config = SETTINGS.model_copy(update={"window_overlap": overlap})
-    shape = ClipSampler(sampler.model, config, torch.device("cpu")).shape(scenes.bucket)
-    plan, bucket = shape.windows(Given(frames=LONG)), scenes.bucket
+    shape = ClipSampler(sampler.model, config, torch.device("cpu")).shape(scenes.request(0))
+    plan, bucket = shape.windows(Given(total_frames=LONG)), scenes.bucket
     size = sampler.autoencoder.config.latent_shape(bucket.num_frames, bucket.height, bucket.width)
     seconds = [window.first_new_seconds(shape.compression, bucket.fps) for window in plan[1:]]
     requests = [
-        scenes.request(n, given=Given(frames=LONG, later_prompts=later(scenes.scenes[n], seconds)))
+        scenes.request(n, given=Given(total_frames=LONG, later_prompts=later(scenes.scenes[n], seconds)))
         for n in range(NUM_LONG)
     ]
     clips, bounds = [], [(4 * (w.first_latent + w.num_shared) - 3,) * 2 for w in plan[1:]]
@@ -278,8 +278,8 @@ from pipeline.sample.sampler import ClipSampler
 torch.set_num_threads(1)
 model = open_model(Path(sys.argv[1]))
 sampler = ClipSampler(model, SampleConfig(solver="euler", steps=2, precision="fp32"), torch.device("cpu"))
-name = model.buckets_for(None, [])[0]
-given = Given(frames=int(sys.argv[2]))
+name = model.trained_buckets[0].name
+given = Given(total_frames=int(sys.argv[2]))
 request = PromptRequest(id="0", prompt="a red circle moves left", seed=1, guidance_scale=3.0, bucket=name, given=given)
 encoder, frames = ClipEncoder(8), 0
 for (clip, *_), _ in sampler.stream_group([request]):

@@ -69,7 +69,7 @@ def psnr(shown: Sequence[Frames], pictures: Sequence[Frames]) -> dict[str, float
 def main() -> None:
     """Measure, print and write."""
     model = open_model(Path(sys.argv[1]))
-    (bucket, *_) = [model.bucket(name) for name in model.buckets_for(None, [])]
+    bucket = model.trained_buckets[0]
     sampler = ClipSampler(model, SETTINGS, torch.device("cpu"))
     scenes = [random_scene(SEED, number, held_out_combinations()) for number in range(NUM_CLIPS)]
     pictures = [render(scene, bucket.num_frames, bucket.height)[:1] for scene in scenes]

@@ -249,10 +249,16 @@ def sample(
         typer.Argument(metavar="TARGET", help="A config, or a folder with a DiT checkpoint.", callback=_expand_home),
     ],
     prompts: Annotated[
-        Path | None, typer.Option(help="Text with one prompt a line, or a table.", callback=_expand_home)
+        str | None, typer.Option(metavar="PATH", help="Text with one prompt a line, or a table; a path or a URI.")
     ] = None,
     output: Annotated[
         Path | None, typer.Option(help="Where clips go when TARGET is a checkpoint.", callback=_expand_home)
+    ] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N", help="Sample part I of N of the clips of a checkpoint, for jobs on clusters apart."
+        ),
     ] = None,
     overrides: Overrides = None,
     dry_run: DryRun = False,
@@ -273,6 +279,8 @@ def sample(
                 f"--output is for a checkpoint, and {target} is no folder of one; the clips of a configuration go into "
                 "the samples folder of its run: leave --output out"
             )
+        if shard is not None:
+            raise typer.BadParameter("--shard is for a checkpoint: a run samples all of its prompts in one job")
         _run(target, ("sample",), _Start(given, dry_run, verbose, quiet, debug))
         return
     with _readable_errors(debug):
@@ -281,9 +289,11 @@ def sample(
         if prompts is None or output is None:
             raise typer.BadParameter("a checkpoint is sampled with --prompts FILE and --output FOLDER")
         from pipeline.run.logs import console_log
+        from pipeline.sample.shards import Shard
 
         with console_log(_Start(given, dry_run, verbose, quiet, debug).level()):
-            for line in sample_checkpoint(target, output, given, dry_run=dry_run):
+            part = None if shard is None else Shard.of_text(shard)
+            for line in sample_checkpoint(target, output, given, dry_run=dry_run, shard=part):
                 if not quiet or line.startswith("warning:"):
                     typer.echo(line)
 

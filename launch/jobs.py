@@ -204,7 +204,9 @@ def absolute_paths(config: RunConfig) -> RunConfig:
     config = _resolved(config)
     mix = {name: part.model_copy(update={"source": _absolute(part.source)}) for name, part in config.data.mix.items()}
     data = config.data.model_copy(update={"source": _absolute(config.data.source), "mix": mix})
-    return config.model_copy(update={"data": data})
+    prompts = config.sample.prompts
+    sample = config.sample.model_copy(update={"prompts": None if prompts is None else _absolute(prompts)})
+    return config.model_copy(update={"data": data, "sample": sample})
 
 
 def _resolved(value: Any) -> Any:  # noqa: ANN401 - whatever a configuration may hold

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 from pydantic import Field, ValidationError
@@ -10,18 +11,24 @@ from data.records import Settings
 from launch.cluster import connected
 from launch.config import ClusterConfig, check_writable
 from launch.overrides import ConfigError, Given, Override, apply_override, explain
-from pipeline.checkpoint.published import is_pipeline
 from pipeline.report.gallery import GALLERY_NAME, write_gallery
-from pipeline.run.lock import locked
-from pipeline.sample.conditions import check_conditions
+from pipeline.sample.checks import RULE_OF, check_can_sample
 from pipeline.sample.config import SampleSection
 from pipeline.sample.job import sample_clips
-from pipeline.sample.model import open_model
-from pipeline.sample.outputs import read_samples
-from pipeline.sample.requests import plan_requests, read_prompts
-from pipeline.sample.sampler import check_can_sample, prompt_warnings, settings_text
+from pipeline.sample.model import SampledModel, TrainedModel, open_model
+from pipeline.sample.outputs import iterate_samples
+from pipeline.sample.plan import BadRows, Plan
+from pipeline.sample.prompt_files import PromptsFile
+from pipeline.sample.shards import Shard, held_folder
+from pipeline.sample.truncation import truncation_warnings
 
-LOCK_NAME = ".sample.lock"
+DEPENDENTS = {
+    "solver": ("grid", "tolerance", "ddim_eta", "sde_sigma"),
+    "guidance": tuple(RULE_OF),
+}
+"""Settings of a model that mean little beside another value of the one that they belong to."""
+OF_SCHEDULERS = {"grid": ("solver",)}
+"""Likewise, in published pipelines, whose grids are those of one solver."""
 
 
 class SamplingConfig(Settings):
@@ -35,72 +42,86 @@ class SamplingConfig(Settings):
     """Where to compute, and with how many workers."""
 
 
-def sample_checkpoint(target: Path, output_dir: Path, overrides: Sequence[Override], *, dry_run: bool) -> Iterator[str]:
+def sample_checkpoint(
+    target: Path, output_dir: Path, overrides: Sequence[Override], *, dry_run: bool, shard: Shard | None = None
+) -> Iterator[str]:
     """Sample the checkpoint or the published pipeline in `target`; yields lines for the console.
 
     Args:
         overrides: settings such as "sample.steps=50".
         dry_run: yield the settings and the plan, and sample nothing.
+        shard: sample this part of the clips only.
 
     Raises:
         CheckpointError: the checkpoint cannot be sampled.
         PublishedError: the published pipeline cannot be sampled.
         TextEncoderError: its text encoder is missing or another one.
         ImageEncoderError: the image encoder of a published pipeline cannot be used.
-        PromptError: the prompts file cannot be used, or asks for what the model was not trained for.
+        PromptError: the prompts file cannot be used, or a row asks for what the model does not take.
         ConfigError: a setting is wrong.
         SamplesError: the manifest in `output_dir` is damaged. All of these are raised before Ray starts.
         LockedError: another process samples into `output_dir`.
         SamplingError: clips could not be made; the others are there.
+        StoppedError: the process got SIGTERM.
     """
-    tree, warnings = _scheduler_defaults(target, overrides)
+    model = open_model(target)
+    tree, warnings = _defaults(model, overrides)
     for override in overrides:
         apply_override(tree, override, SamplingConfig)
     try:
         config = SamplingConfig.model_validate(tree)
     except ValidationError as error:
         raise ConfigError(explain(error, "--set", SamplingConfig)) from error
-    if config.sample.prompts is None:
+    section = config.sample
+    if section.prompts is None:
         raise ConfigError("sample.prompts is not set; give a prompts file with --prompts")
-    model = open_model(target)
-    prompts, odd = read_prompts(config.sample.prompts)
-    warnings += odd
-    sampler = config.sample.sampler()
+    sampler = section.sampler()
     check_can_sample(model, sampler)
-    settings = settings_text(model, sampler)
-    names = model.buckets_for(sampler.bucket, prompts)
-    warnings += check_conditions(model, prompts, names[0], sampler)
-    requests = plan_requests(prompts, config.sample.guidance_scales, config.seed, settings, names)
-    warnings += prompt_warnings(model, sampler, prompts)
+    bad_rows = BadRows(section.bad_rows == "set_aside")
+    prompts = PromptsFile(section.prompts, bad_rows.add)
+    plan = Plan(model, sampler, prompts, config.seed, section.compare_unguided, bad_rows)
+    summary = plan.check()
+    warnings += prompts.notes + summary.warnings + truncation_warnings(model, sampler, prompts)
     yield from (f"warning: {warning}" for warning in warnings)
     if dry_run:
         yield yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-        yield f"plan: {len(requests)} clips from {model} into {output_dir}"
+        yield f"plan: {summary.num_requests} clips from {model} into {output_dir}"
         return
     check_writable(output_dir)
-    with locked(output_dir / LOCK_NAME):
-        read_samples(output_dir)  # a damaged manifest is refused before Ray starts
+    with held_folder(output_dir, shard):
+        for _ in iterate_samples(output_dir):  # a damaged manifest is refused before Ray starts
+            pass
         with connected(config.cluster):
-            samples = sample_clips(model, requests, output_dir, sampler, config.cluster.workers)
-        write_gallery(output_dir, [clip.shown() for clip in samples.all_clips])
+            samples = sample_clips(
+                model, plan, output_dir, sampler, config.cluster.workers, shard=shard, bad_rows=bad_rows.reasons
+            )
+        num_listed = 0
+        if shard is None:
+            num_listed = write_gallery(output_dir, (clip.shown() for clip in samples.all_clips))
     samples.check_all_made()
-    earlier = f" beside {len(samples.earlier)} of other settings" if samples.earlier else ""
-    yield f"{len(samples.clips)} clips in {output_dir}{earlier}, shown in {output_dir / GALLERY_NAME}"
+    if shard is not None:
+        yield (
+            f"{samples.num_clips} clips of part {shard} in {output_dir}; once all parts are done, the same command "
+            "without --shard lists and shows them together"
+        )
+        return
+    earlier = num_listed - samples.num_clips
+    beside = f" beside {earlier} of other settings" if earlier else ""
+    yield f"{samples.num_clips} clips in {output_dir}{beside}, shown in {output_dir / GALLERY_NAME}"
 
 
-def _scheduler_defaults(target: Path, overrides: Sequence[Override]) -> tuple[dict, list[str]]:
-    """Of a published pipeline, the settings that its scheduler stands for, and warnings.
+def _defaults(model: SampledModel, overrides: Sequence[Override]) -> tuple[dict[str, Any], list[str]]:
+    """The settings that a model was made to be sampled with, and warnings.
 
-    Its grid belongs to its solver: where one of them is overridden, the other is not taken either.
+    Some belong together: where one of them is overridden, those that depend on it are not taken either.
     """
-    if not is_pipeline(target):
-        return {}, []
-    from pipeline.sample.published import scheduler_settings
-
-    settings, warnings = scheduler_settings(target)
+    settings, warnings = model.sampling_defaults
     keys = {
         override.key if isinstance(override, Given) else override.partition("=")[0].strip() for override in overrides
     }
-    if {"sample.solver", "sample.grid"} & keys:
-        settings = {name: value for name, value in settings.items() if name == "shift"}
-    return {"sample": settings}, warnings
+    dependents = DEPENDENTS if isinstance(model, TrainedModel) else DEPENDENTS | OF_SCHEDULERS
+    dropped = {name for key, names in dependents.items() if f"sample.{key}" in keys for name in names}
+    tree: dict[str, Any] = {"sample": {name: value for name, value in settings.items() if name not in dropped}}
+    if isinstance(model, TrainedModel) and isinstance(seed := model.checkpoint.record.trained.get("seed"), int):
+        tree["seed"] = seed
+    return tree, warnings

@@ -14,6 +14,7 @@ from launch.rules import check_grid
 from pipeline.encode.stage import EncodeStage
 from pipeline.evaluate.stage import EvaluateStage
 from pipeline.ingest.stage import DrawStage, ShardStage
+from pipeline.run.fingerprints import output_settings
 from pipeline.run.stage import Stage
 from pipeline.sample.stage import SampleStage
 from pipeline.train.flow_stage import TrainFlowStage
@@ -109,6 +110,7 @@ def _train_dit(config: RunConfig) -> Stage:
         workers=config.cluster.workers,
         model=config.dit.model,
         flow=config.dit.flow,
+        sampling=tuple(output_settings(config.sample.sampler()).items()),
     )
 
 

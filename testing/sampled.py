@@ -27,6 +27,10 @@ TRAINED: dict[str, Any] = {
 }
 
 
+GIVEN_FIRST: dict[str, Any] = FlowSpec(first_frame_share=0.5).model_dump()
+"""Trained with first frames that are given."""
+
+
 def model_of(**trained: Any) -> TrainedModel:  # noqa: ANN401 - whatever a checkpoint may hold
     """The model of a checkpoint that says so; what is None, it does not say."""
     said = {name: value for name, value in (TRAINED | trained).items() if value is not None}
@@ -44,8 +48,9 @@ class Untrained(TrainedModel):
         network = build_network(self.network, self.stats.num_channels)
         return iter([(name, parameter.detach()) for name, parameter in with_open_gates(network).named_parameters()])
 
-    def strides(self) -> Compression:
-        """As `SampledModel.strides`."""
+    @property
+    def compression(self) -> Compression:
+        """As `SampledModel.compression`."""
         return COMPRESSION
 
     def load_autoencoder(self) -> Autoencoder:

@@ -2,11 +2,11 @@
 
 import csv
 from collections import Counter
-from collections.abc import Sequence
-from io import BytesIO, StringIO
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from io import BytesIO, StringIO, TextIOWrapper
 from pathlib import Path, PurePath
 from stat import S_ISREG
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,6 +16,7 @@ from data.files.text import TextError, decode_json, decode_text
 
 Row = dict[str, Any]
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
+PARQUET_ROWS = 1024  # in memory at once
 # The names that a column may have, the preferred one first; upper case and spaces around them do not matter.
 FILE_COLUMNS = ("file", "path", "video", "source")
 CAPTION_COLUMNS = ("caption", "text", "prompt", "label")
@@ -56,10 +57,9 @@ def read_table(
     rows: list[tuple[int, Any]]
     try:
         match suffix.lower():
-            case ".csv":
-                return _rows_of_csv(name, decode_text(content), ",", missing)
-            case ".tsv":
-                return _rows_of_csv(name, decode_text(content), "\t", missing)
+            case ".csv" | ".tsv":
+                text = StringIO(decode_text(content), newline="")
+                return list(_rows_of_csv(name, text, _delimiter(suffix), missing, lambda _: None))
             case ".jsonl":
                 rows = _rows_of_json_lines(decode_text(content))
             case ".json":
@@ -74,6 +74,44 @@ def read_table(
         if not isinstance(row, dict):
             raise TableError(f"{name}, row {number}: {quoted(row)} is not an object with named columns")
     return [(number, _with_plain_columns(f"{name}, row {number}", row)) for number, row in rows]
+
+
+def iterate_table(
+    name: str, stream: BinaryIO, on_empty: Callable[[int], None] = lambda _: None
+) -> Iterator[tuple[int, Row]]:
+    """The rows of a CSV, TSV or Parquet file as `read_table` gives them, of which a few at a time are in memory.
+
+    Args:
+        stream: the open file; of a Parquet file, one that can seek.
+        on_empty: called with the number of each row of a CSV or TSV file that has no content and is left out.
+
+    Raises:
+        TableError: as `read_table`, when the row is reached.
+    """
+    suffix = PurePath(name).suffix
+    rows: Iterator[tuple[int, Row]]
+    if suffix.lower() == ".parquet":
+        rows = enumerate(_parquet_batches(name, stream), 1)
+        for number, row in rows:
+            yield number, _with_plain_columns(f"{name}, row {number}", row)
+        return
+    text, number = TextIOWrapper(stream, encoding="utf-8-sig", newline=""), 0
+    try:
+        for number, row in _rows_of_csv(name, text, _delimiter(suffix), None, on_empty):
+            yield number, row
+    except UnicodeDecodeError as error:
+        raise TableError(
+            f"{name}: it cannot be read as {suffix}: it is not UTF-8 ({error.reason}, after row {number}); save it as "
+            "UTF-8"
+        ) from error
+    except csv.Error as error:
+        raise TableError(f"{name}: it cannot be read as {suffix}: {error}") from error
+    finally:
+        text.detach()
+
+
+def _delimiter(suffix: str) -> str:
+    return "\t" if suffix.lower() == ".tsv" else ","
 
 
 def table_content(table: Path) -> bytes:
@@ -112,15 +150,24 @@ def find_column(table: str, rows: Sequence[tuple[int, Row]], names: Sequence[str
     return found
 
 
-def _rows_of_csv(name: str, text: str, delimiter: str, missing: object) -> list[tuple[int, Row]]:
-    lines = list(StringIO(text, newline=""))
-    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+def _rows_of_csv(
+    name: str, text: Iterable[str], delimiter: str, missing: object, on_empty: Callable[[int], None]
+) -> Iterator[tuple[int, Row]]:
+    """The rows of a file, given as its lines with their ends."""
+    own: list[str] = []  # the lines of the row that was read last
+
+    def lines() -> Iterator[str]:
+        for line in text:
+            own.append(line)
+            yield line
+
+    reader = csv.reader(lines(), delimiter=delimiter, strict=True)
     header: list[str] | None = None
-    rows: list[tuple[int, Row]] = []
     number, line = 0, 0  # of the row that was read last, and of its last line
     while True:
         number, first_line = number + 1, line + 1
         where = f"row {number}" if first_line == number else f"row {number} (line {first_line})"
+        own.clear()
         try:
             cells = next(reader, None)
         except csv.Error as error:
@@ -128,14 +175,15 @@ def _rows_of_csv(name: str, text: str, delimiter: str, missing: object) -> list[
                 f"{name}, {where}: {error}; close each quote that opens a field, and write a quote inside it twice"
             ) from error
         if cells is None:
-            return rows
-        if header is None:
-            if cells:
-                header = [plain_column(cell) for cell in cells]
-                _check_header(name, header)
-        elif any(cells):
-            _check_quotes(f"{name}, {where}", "".join(lines[first_line - 1 : reader.line_num]), cells, delimiter)
-            rows.append((number, _row_of_cells(f"{name}, {where}", header, cells, missing)))
+            return
+        if header is None and cells:
+            header = [plain_column(cell) for cell in cells]
+            _check_header(name, header)
+        elif header is None or not any(cells):
+            on_empty(number)
+        else:
+            _check_quotes(f"{name}, {where}", "".join(own), cells, delimiter)
+            yield number, _row_of_cells(f"{name}, {where}", header, cells, missing)
         line = reader.line_num
 
 
@@ -177,19 +225,25 @@ def _check_quotes(where: str, text: str, cells: list[str], delimiter: str) -> No
 
 
 def _rows_of_parquet(name: str, content: bytes) -> list[Row]:
-    """The rows of a Parquet file.
+    return list(_parquet_batches(name, BytesIO(content)))
+
+
+def _parquet_batches(name: str, stream: BinaryIO) -> Iterator[Row]:
+    """The rows of a Parquet file, of which a batch at a time is in memory.
 
     Raises:
         TableError: it is damaged, a column is named twice, or Python has no value for one (a date beyond year 9999).
     """
     column = ""
     try:
-        file = pq.ParquetFile(BytesIO(content))
+        file = pq.ParquetFile(stream)
         _check_header(name, [plain_column(name) for name in file.schema_arrow.names])
-        table = file.read()
-        columns: dict[str, list[Any]] = {}
-        for column, values in zip(table.column_names, table.columns, strict=True):
-            columns[column] = values.to_pylist()
+        for batch in file.iter_batches(batch_size=PARQUET_ROWS):
+            columns: dict[str, list[Any]] = {}
+            for column, values in zip(batch.schema.names, batch.columns, strict=True):
+                columns[column] = values.to_pylist()
+            column = ""
+            yield from (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
     except TableError:
         raise
     except (pa.ArrowException, OSError, OverflowError, ValueError) as error:
@@ -197,7 +251,6 @@ def _rows_of_parquet(name: str, content: bytes) -> list[Row]:
         raise TableError(
             f"{name}: it cannot be read as .parquet{place}: {shorten(' '.join(str(error).split()))}"
         ) from error
-    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
 def _rows_of_json_lines(text: str) -> list[tuple[int, Any]]:

@@ -339,6 +339,8 @@ def solver_of(name: OdeSolver) -> Solver:
             return unipc
         case "ddim":
             return ddim
+        case "dopri5":
+            return dopri5
 
 
 def constant_diffusion(sigma: float) -> Diffusion:

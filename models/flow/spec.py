@@ -9,7 +9,7 @@ from data.records import AddedLater, Settings, Text
 LossWeight = Literal["plain", "velocity"]
 Prediction = Literal["velocity", "data", "noise", "score"]
 PathName = Literal["straight", "cosine", "vp"]
-OdeSolver = Literal["euler", "midpoint", "heun", "rk4", "ab2", "dpmpp_2m", "unipc", "ddim"]
+OdeSolver = Literal["euler", "midpoint", "heun", "rk4", "ab2", "dpmpp_2m", "unipc", "ddim", "dopri5"]
 
 
 class TimeLaw(Settings):

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import ray
 from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
@@ -16,10 +16,23 @@ from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskErr
 from data.errors import ReelflowError, shorten
 
 Job = TypeVar("Job")
+JobOut = TypeVar("JobOut", covariant=True)
 
 logger = logging.getLogger(__name__)
 
 DEVICE_ERRORS = ("AcceleratorError", "CUDA error", "cuDNN error")  # after one, a process cannot use its GPU any more
+
+
+class Jobs(Protocol[JobOut]):
+    """A queue of jobs whose length is not known."""
+
+    def __bool__(self) -> bool:
+        """Whether there is another job."""
+        ...
+
+    def popleft(self) -> JobOut:
+        """Remove the next job."""
+        ...
 
 
 class WorkerStartError(ReelflowError, RuntimeError):
@@ -37,8 +50,8 @@ class JobFailure:
 def outcomes_of_actors(
     start_actor: Callable[[], Any],
     submit: Callable[[Any, Job], Any],
-    jobs: deque[Job],
-    max_actors: int,
+    jobs: deque[Job] | Jobs[Job],
+    num_actors: int,
     max_attempts: int,
 ) -> Iterator[Iterator[tuple[Job, Any]]]:
     """Yield an iterator over (job, its result or `JobFailure`), in the order in which jobs finish.
@@ -50,6 +63,7 @@ def outcomes_of_actors(
         start_actor: returns the handle of a new actor.
         submit: gives a job to an actor; returns the reference to its result, such as `actor.encode.remote(job)`.
         jobs: started in their order, one at a time per actor, and removed; more may be added while the block runs.
+        num_actors: at most as many as there are jobs.
         max_attempts: number of actors that may die of one job before it counts as failed.
 
     Raises:
@@ -62,7 +76,7 @@ def outcomes_of_actors(
         return actors[-1]
 
     try:
-        idle = [start() for _ in range(min(max_actors, len(jobs)))]
+        idle = [start() for _ in range(num_actors if jobs else 0)]
         yield _outcomes(idle[::-1], start, submit, jobs, max_attempts)
     finally:
         for actor in actors:
@@ -80,7 +94,7 @@ def results_of_actors(
         RayActorError: an actor died. Raised by the iterator.
         WorkerStartError: the constructor of an actor raised. Raised by the iterator.
     """
-    with outcomes_of_actors(start_actor, submit, deque(jobs), max_actors, 1) as outcomes:
+    with outcomes_of_actors(start_actor, submit, deque(jobs), min(max_actors, len(jobs)), 1) as outcomes:
         yield _raising(outcomes)
 
 
@@ -107,7 +121,7 @@ def _outcomes(
     idle: list[Any],
     start: Callable[[], Any],
     submit: Callable[[Any, Job], Any],
-    jobs: deque[Job],
+    jobs: deque[Job] | Jobs[Job],
     max_attempts: int,
 ) -> Iterator[tuple[Job, Any]]:
     num_to_replace = 0  # actors that died

@@ -6,7 +6,7 @@ The page loads the MP4 files that lie beside it, and only those in view: it open
 import json
 import os
 from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -29,9 +29,11 @@ class GallerySide:
     clips: Sequence[GalleryClip]
 
 
-def write_gallery(samples_dir: Path, clips: Sequence[GalleryClip]) -> None:
-    """Write index.html beside the clips."""
-    _write(samples_dir / GALLERY_NAME, [_name(samples_dir)], [_shown(clip, [quote(clip.file)]) for clip in clips])
+def write_gallery(samples_dir: Path, clips: Iterable[GalleryClip]) -> int:
+    """Write index.html beside the clips; returns their number."""
+    shown = [_shown(clip, [quote(clip.file)]) for clip in clips]
+    _write(samples_dir / GALLERY_NAME, [_name(samples_dir)], shown)
+    return len(shown)
 
 
 def write_comparison(path: Path, one: GallerySide, other: GallerySide) -> int:

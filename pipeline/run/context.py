@@ -24,7 +24,7 @@ class StageOrderError(ReelflowError, ValueError):
 
 
 class StoppedError(Exception):
-    """A training saved a checkpoint and stopped, as requested; the message says at which step."""
+    """A command stopped as requested, with all that was done saved; the message says where."""
 
 
 @dataclass(frozen=True)

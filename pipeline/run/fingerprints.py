@@ -6,7 +6,7 @@ versions implied). `tests/pipeline/run/test_fingerprints.py` lists every field, 
 """
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from hashlib import sha256
 from typing import Any
 
@@ -46,6 +46,16 @@ def stored(config: BaseModel) -> dict[str, Any]:
 def fingerprint(value: Any) -> str:  # noqa: ANN401 - any JSON value
     """The first 16 hexadecimal digits of the SHA-256 of a JSON value."""
     return sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def fingerprint_of_items(items: Iterable[Any]) -> str:
+    """`fingerprint` of a list, of which one item at a time is in memory."""
+    digest, separator = sha256(b"["), ""
+    for item in items:
+        digest.update(f"{separator}{json.dumps(item, sort_keys=True)}".encode())
+        separator = ", "
+    digest.update(b"]")
+    return digest.hexdigest()[:16]
 
 
 def _markers(layout: bool) -> tuple[FieldMarker, ...]:

@@ -19,10 +19,9 @@ from data.video.images import read_image
 from data.video.resize import resize_and_crop
 from pipeline.sample.clips import num_frames_in
 from pipeline.sample.config import SampleConfig
-from pipeline.sample.given import Length, PromptError
-from pipeline.sample.images import check_images
+from pipeline.sample.given import Length
 from pipeline.sample.model import SampledModel
-from pipeline.sample.requests import Prompt
+from pipeline.sample.prompts import Prompt, PromptError
 from pipeline.sample.windows import WHOLE, Window, windows_of
 
 BIASED = (
@@ -55,9 +54,9 @@ class Shape:
 
     def windows(self, length: Length) -> list[Window]:
         """The windows of a clip."""
-        if length.frames is None or length.frames == self.bucket.num_frames:
+        if length.total_frames is None or length.total_frames == self.bucket.num_frames:
             return [WHOLE]
-        return windows_of(self.compression.num_latent_frames(length.frames), self.num_latent, self.num_shared)
+        return windows_of(self.compression.num_latent_frames(length.total_frames), self.num_latent, self.num_shared)
 
 
 @dataclass(frozen=True)
@@ -91,64 +90,62 @@ def shape_of(model: SampledModel, config: SampleConfig, bucket: Bucket, compress
     return Shape(compression, bucket, half if model.frames_refusal(half, 0) is None else 1)
 
 
-def _overlap_problem(overlap: int, shape: Shape) -> str | None:
+def _overlap_problem(overlap: int | None, shape: Shape) -> str | None:
     """Why windows cannot share that many frames, and the way out; None: they can."""
     compression, bucket = shape.compression, shape.bucket
-    if compression.fits_length(overlap) and overlap < bucket.num_frames:
+    if overlap is None or (compression.fits_length(overlap) and overlap < bucket.num_frames):
         return None
     factor, most = compression.temporal_factor, bucket.num_frames - compression.temporal_factor
     use = overlap if compression.fits_length(overlap) else compression.nearest_lengths(overlap)[1]
     return (
-        f"has frames, but sample.window_overlap is {overlap}, and windows of {bucket.name} share {factor}k + 1 frames, "
-        f"at most {most}: use {min(use, most)}"
+        f"has total_frames, but sample.window_overlap is {overlap}, and windows of {bucket.name} share {factor}k + 1 "
+        f"frames, at most {most}: use {min(use, most)}"
     )
 
 
-def check_conditions(
-    model: SampledModel, prompts: Sequence[Prompt], default_bucket: str, config: SampleConfig
-) -> list[str]:
-    """Refuse prompts that ask for what the model cannot do; returns warnings of what is done less well.
+def check_given(model: SampledModel, prompt: Prompt, bucket: Bucket, config: SampleConfig) -> None:
+    """Refuse a prompt that gives what the model cannot use.
 
     Args:
-        default_bucket: the shape of prompts that name none.
+        bucket: its shape.
+        config: the settings that it is sampled with.
 
     Raises:
-        PromptError: names the prompt, its column and the way out.
+        PromptError: names the column and the way out.
     """
-    check_images(model, prompts, default_bucket)
-    for number, prompt in enumerate(prompts, 1):
-        if (problem := _problem(model, prompt, default_bucket, config)) is not None:
-            raise PromptError(f"prompt {number}, {shorten(prompt.prompt, 60)!r}, {problem}")
-    masked = [number for number, prompt in enumerate(prompts, 1) if prompt.mask is not None]
-    return (
-        [f"{len(masked)} of {len(prompts)} prompts have a mask, first prompt {masked[0]}: {BIASED}"] if masked else []
-    )
+    if (problem := _problem(model, prompt, bucket, config)) is not None:
+        raise PromptError(f"prompt {shorten(prompt.prompt, 60)!r} {problem}")
 
 
-def _problem(model: SampledModel, prompt: Prompt, default_bucket: str, config: SampleConfig) -> str | None:
+def _problem(model: SampledModel, prompt: Prompt, bucket: Bucket, config: SampleConfig) -> str | None:
     """What the model cannot do of a prompt, and the way out; None: nothing."""
-    columns = ("clip", "last_image", "last_clip", "source", "frames")
+    columns = ("clip", "last_image", "last_clip", "source", "total_frames")
     asked = [name for name in columns if getattr(prompt, name) is not None]
     if not asked:
         return None
     if model.network.needs_image:
         return f"has {asked[0]}, but {model.folder} is given the first frame alone, as image: leave {asked[0]} out"
-    bucket = model.bucket(prompt.bucket or default_bucket)
     if bucket.num_frames == 1 and asked != ["source"]:
         return f"has {asked[0]}, but its bucket is {bucket.name}, a single frame: name a bucket of more frames"
-    shape = shape_of(model, config, bucket, model.strides())
+    shape = shape_of(model, config, bucket, model.compression)
     compression = shape.compression
-    for column in ("context", "frames"):
+    for column in ("context", "total_frames"):
         value = getattr(prompt, column)
         if value is not None and not compression.fits_length(value):
             below, above = compression.nearest_lengths(value)
             factor = compression.temporal_factor
             return f"has {column} {value}, but clips have {factor}k + 1 frames: use {below} or {above}"
-    if prompt.frames is not None and prompt.frames < bucket.num_frames:
-        return f"has frames {prompt.frames}, fewer than its bucket {bucket.name}: use {bucket.num_frames} or more"
-    if prompt.frames is not None and config.window_overlap is not None:
-        if problem := _overlap_problem(config.window_overlap, shape):
-            return problem
+    if prompt.total_frames is not None and prompt.total_frames < bucket.num_frames:
+        return (
+            f"has total_frames {prompt.total_frames}, but its bucket is {bucket.name}: use {bucket.num_frames} or more"
+        )
+    if prompt.total_frames is not None and (problem := _overlap_problem(config.window_overlap, shape)) is not None:
+        return problem
+    if config.solver == "dopri5" and asked != ["source"]:
+        return (
+            f"has {asked[0]}, and frames that are given are at times of their own, but the solver dopri5 takes one "
+            "time for all frames: use one of fixed steps, such as heun"
+        )
     return _files_problem(prompt, shape) or _frames_problem(model, prompt, shape, asked) or _late(prompt, shape)
 
 

@@ -1,11 +1,11 @@
 """Settings of the sample stage."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, field_validator
 
-from data.records import AddedLater, Runtime, Settings, Text
+from data.records import AddedLater, Runtime, Settings, Text, expand_home
 from models.attention.config import AttentionBackend
 from models.flow.spec import OdeSolver
 from pipeline.encode.config import MIN_TILE, TILE_MULTIPLE
@@ -13,8 +13,13 @@ from pipeline.run.config import Precision
 from pipeline.run.weight_names import FIRST_AVERAGE, WeightsName
 
 GuidanceRule = Literal["plain", "cfg-zero-star", "apg", "rescaled"]
-GridName = Literal["even", "diffusers_euler", "diffusers_unipc"]
+GridName = Literal["even", "diffusers_euler", "diffusers_unipc", "karras", "linear_quadratic"]
 Schedule = Literal["full_sequence", "pyramid", "autoregressive"]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+def _home_expanded(place: str | None) -> str | None:
+    return None if place is None else expand_home(place)
 
 
 class SampleConfig(Settings):
@@ -22,7 +27,8 @@ class SampleConfig(Settings):
 
     solver: OdeSolver = "heun"
     """Method that integrates the flow from noise (time 0) to data (time 1). Midpoint and heun evaluate the network
-    twice per step, rk4 four times, all others once.
+    twice per step, rk4 four times, all others once. dopri5 chooses its own steps by `tolerance` instead of `steps`,
+    `shift` and `grid`, and computes clips one by one.
     """
     steps: int = Field(default=20, ge=1)
     """Number of steps of the solver."""
@@ -31,10 +37,14 @@ class SampleConfig(Settings):
     grid: Annotated[GridName, AddedLater("even")] = "even"
     """Times of the steps before the shift: `even`, or those of diffusers' schedulers for flows, with which published
     networks are sampled: `diffusers_euler`, or `diffusers_unipc`, where the network sees thousandths of the time.
+    `karras` spaces ratios of noise to data by their seventh root (Karras et al. 2022, eq. 5); `linear_quadratic` takes
+    half of the steps up to time 0.025, and then steps that grow (Polyak et al. 2024, section 3.4.2).
     """
+    tolerance: Annotated[float, AddedLater(1e-5)] = Field(default=1e-5, gt=0, le=0.1)
+    """Largest error of a step of the solver dopri5, relative and absolute."""
     bucket: str | None = None
-    """Shape of the clips, written frames x height x width @ frames per second, such as 17x64x64@8. It must be one that
-    the network was trained on; None takes the one with most training clips.
+    """Shape of the clips, written frames x height x width @ frames per second, such as 17x64x64@8. A shape that the
+    network was not trained on is sampled with a warning. None takes the one with most training clips.
     """
     schedule: Schedule = "full_sequence"
     """Order in which latent frames are denoised: full_sequence all together, pyramid each frame one step after the
@@ -51,12 +61,33 @@ class SampleConfig(Settings):
     """How the predictions with and without the prompt are combined: plain (Ho & Salimans 2022), cfg-zero-star (Fan et
     al. 2025), apg (adaptive projected guidance, Sadat et al. 2024) or rescaled (Lin et al. 2024).
     """
+    guidance_interval: Annotated[tuple[Share, Share], AddedLater((0.0, 1.0))] = (0.0, 1.0)
+    """First and last time at which the rule `plain` guides; outside of them the scale is 1 (Kynkäänniemi et al. 2024).
+    """
+    zero_until: Annotated[Share, AddedLater(0.0)] = 0.0
+    """Time up to which the rule cfg-zero-star takes the velocity as zero."""
+    rescale: Annotated[Share, AddedLater(0.7)] = 0.7
+    """Strength phi of the rule `rescaled`: 0 is the plain rule, 1 the full correction."""
+    apg_eta: Annotated[float, AddedLater(0.0)] = 0.0
+    """Share that the rule apg keeps of the component that mainly saturates colours; 1 keeps all of it."""
+    apg_momentum: Annotated[float, AddedLater(-0.5)] = Field(default=-0.5, gt=-1, lt=1)
+    """Weight with which the rule apg adds its running average; below 0 it weakens what earlier steps changed."""
+    apg_threshold: Annotated[float, AddedLater(0.0)] = Field(default=0.0, ge=0)
+    """Largest norm of the difference that the rule apg adds; 0 sets no limit."""
+    guidance_checkpoint: Annotated[Path | None, Runtime] = None
+    """Folder of a weaker checkpoint, such as one of an early step, whose prediction with the prompt takes the place of
+    that without it (autoguidance, Karras et al. 2024). Clips depend on what it holds, not on where it is.
+    """
+    guidance_weights: Annotated[WeightsName, AddedLater(FIRST_AVERAGE)] = FIRST_AVERAGE
+    """Weights of `guidance_checkpoint` to use, as `weights`."""
     negative_prompt: Text | None = None
     """Prompt that guidance moves away from; None takes the null caption that the network was trained with."""
     sde_sigma: float = Field(default=0.0, ge=0)
     """Standard deviation at time 0 of the noise that is added while sampling, per square root of unit time; it falls
     with the noise level. Above 0 the stochastic Euler-Maruyama method replaces `solver`.
     """
+    ddim_eta: Annotated[float, AddedLater(0.0)] = Field(default=0.0, ge=0, le=1)
+    """Share of fresh noise in the steps of the solver ddim: 0 none, 1 as in ancestral sampling (DDPM)."""
     batch: Annotated[int, Runtime] = Field(default=24, ge=1)
     """Number of clips that a worker takes at once. It changes no clip: how many of them the network computes together
     follows from their size alone.
@@ -82,20 +113,31 @@ class SampleConfig(Settings):
     folder that the checkpoint names.
     """
 
+    @field_validator("guidance_interval", mode="before")
+    @classmethod
+    def _split(cls, interval: Any) -> Any:  # noqa: ANN401 - whatever a table holds
+        return interval.split(",") if isinstance(interval, str) else interval
+
 
 class SampleSection(SampleConfig):
     """How clips are sampled, and of which prompts."""
 
-    prompts: Annotated[Path | None, Runtime] = None
-    """Prompts file: text with one prompt per line, or a table (.jsonl, .csv, .json) with options. None samples
-    combinations that were held out of training (synthetic videos) or captions of the data set (other videos).
+    prompts: Annotated[str | None, Runtime, AfterValidator(_home_expanded)] = None
+    """Prompts file, a path or URI (s3, gs, az, file): text with one prompt per line, or a table (.jsonl, .csv, .tsv,
+    .json, .parquet) with options for each row (docs/guides/sampling.md). None samples combinations that were held out
+    of training (synthetic videos) or captions of the data set (other videos).
     """
     compare_unguided: bool = False
     """Sample every prompt a second time without guidance, for comparison."""
 
+    bad_rows: Annotated[Literal["refuse", "set_aside"], Runtime] = "refuse"
+    """What becomes of a prompts file with rows that cannot be sampled: `refuse` ends the command before anything
+    starts; `set_aside` lists them in failed.jsonl, samples the others, and ends with exit code 1.
+    """
+
     def sampler(self) -> SampleConfig:
         """The settings without the prompts."""
-        return SampleConfig(**self.model_dump(exclude={"prompts", "compare_unguided"}))
+        return SampleConfig(**self.model_dump(exclude={"prompts", "compare_unguided", "bad_rows"}))
 
     @property
     def guidance_scales(self) -> list[float]:

@@ -3,24 +3,17 @@
 An image or a clip is a part of its row's content address by what the file holds, wherever it is.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable
 from hashlib import blake2b
-from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
-from data.errors import ReelflowError, VideoError, shorten
-from data.files.checksums import file_sha256
-from data.records import AddedLater, Record, Text, expand_home
+from data.records import AddedLater, Record, Text
 
 IMAGES, CLIPS = ("image", "last_image", "mask"), ("clip", "last_clip", "source")
 """The columns that name files."""
 MAX_PROMPT_CHARACTERS = 2**16
-
-
-class PromptError(ReelflowError, ValueError):
-    """A prompt or a prompts file that cannot be used; the message names the file and the line."""
 
 
 class ImageFile(Record):
@@ -44,7 +37,7 @@ class Length(Record):
     """Of `source`: it is varied from time 1 - strength on. None: 1, all of it is noise at first."""
     context: Annotated[int | None, AddedLater(None)] = Field(default=None, ge=1)
     """Frames that are used of `clip` and `last_clip`, 4k + 1; None: about half a clip, as far as was trained."""
-    frames: Annotated[int | None, AddedLater(None)] = Field(default=None, ge=1)
+    total_frames: Annotated[int | None, AddedLater(None)] = Field(default=None, ge=1)
     """Frames of the clip, 4k + 1 and at least those of its bucket: more are made in windows. None: the bucket's."""
     later_prompts: Annotated[tuple[LaterPrompt, ...] | None, AddedLater(None)] = None
     """Prompts that take over from `prompt` in later windows, in the order of time; also as [seconds, prompt]."""
@@ -65,7 +58,7 @@ class Length(Record):
             raise ValueError("give them in the order of their seconds, no two at the same time")
         return value
 
-    @field_validator("strength", "context", "frames", mode="before")
+    @field_validator("strength", "context", "total_frames", mode="before")
     @classmethod
     def _refuse_flags(cls, value: Any) -> Any:  # noqa: ANN401 - whatever the file holds
         if isinstance(value, bool):
@@ -103,7 +96,7 @@ def _contradiction(row: GivenColumns) -> str | None:
         if has[one] and has[other]:
             return f"{one} and {other} both say how the clip {'starts' if one == 'image' else 'ends'}: give one of them"
     if has["source"]:
-        if beside := [name for name in ("image", "clip", "last_image", "last_clip", "frames") if has[name]]:
+        if beside := [name for name in ("image", "clip", "last_image", "last_clip", "total_frames") if has[name]]:
             return f"source gives all frames, so {beside[0]} cannot be given beside it: leave one of them out"
         if not has["strength"] and not has["mask"]:
             return "source needs strength (above 0, at most 1), or a mask that says what is made anew"
@@ -111,8 +104,8 @@ def _contradiction(row: GivenColumns) -> str | None:
         return f"{'strength' if has['strength'] else 'mask'} is of a source: name the video in source"
     if has["context"] and not (has["clip"] or has["last_clip"]):
         return "context is of clip or last_clip, and none is given"
-    if has["later_prompts"] and not has["frames"]:
-        return "later_prompts take over in later windows, so frames has to say how long the clip is"
+    if has["later_prompts"] and not has["total_frames"]:
+        return "later_prompts take over in later windows, so total_frames has to say how long the clip is"
     return None
 
 
@@ -133,7 +126,7 @@ class Given(Length):
     def layout(self) -> tuple[object, ...]:
         """What clips that are computed together have in common."""
         files = tuple(getattr(self, name) is not None for name in ("clip", "last_image", "last_clip", "source", "mask"))
-        return (*files, self.strength, self.context, self.frames)
+        return (*files, self.strength, self.context, self.total_frames)
 
     @property
     def address(self) -> str:
@@ -145,84 +138,18 @@ class Given(Length):
 NOTHING = Given()
 
 
-def given_of(row: GivenColumns, files: dict[str, ImageFile]) -> Given | None:
-    """What a row gives beside prompt and first image; None: nothing."""
-    named = {name: getattr(row, name) for name in (*IMAGES, *CLIPS) if name != "image"}
-    found = {name: files[path] for name, path in named.items() if path is not None}
-    given = Given(**found, **{name: getattr(row, name) for name in Length.model_fields})
+def files_named_by(row: GivenColumns) -> dict[str, str]:
+    """The paths of a row, by column."""
+    named = {name: getattr(row, name) for name in (*IMAGES, *CLIPS)}
+    return {name: path for name, path in named.items() if path is not None}
+
+
+def given_of(row: GivenColumns, file_at: Callable[[str], ImageFile]) -> Given | None:
+    """What a row gives beside prompt and first image; None: nothing.
+
+    Args:
+        file_at: reads the file at a path.
+    """
+    files = {name: file_at(path) for name, path in files_named_by(row).items() if name != "image"}
+    given = Given(**files, **{name: getattr(row, name) for name in Length.model_fields})
     return None if given == NOTHING else given
-
-
-def files_of(rows: Iterable[GivenColumns]) -> dict[str, ImageFile]:
-    """The images and videos that rows name, by path; each is read once.
-
-    Raises:
-        PromptError: one is not there any more.
-    """
-    files = {}
-    for path in dict.fromkeys(getattr(row, name) for row in rows for name in (*IMAGES, *CLIPS)):
-        if path is not None:
-            try:
-                files[path] = ImageFile(path=path, sha256=file_sha256(Path(path)))
-            except OSError as error:
-                raise PromptError(f"image {shorten(path)} cannot be read ({error.strerror}); copy it back") from error
-    return files
-
-
-class MediaReader:
-    """Makes the paths of rows absolute, and reads every file once, to see that it can be."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path  # of the prompts file
-        self._read: set[tuple[str, Path]] = set()
-
-    def resolved(self, place: str, row: GivenColumns) -> dict[str, str]:
-        """The absolute paths of a row's files, by column.
-
-        Args:
-            place: its line or row.
-
-        Raises:
-            PromptError: a file is missing or damaged.
-        """
-        named = {name: getattr(row, name) for name in (*IMAGES, *CLIPS)}
-        return {name: self._resolved(place, name, path) for name, path in named.items() if path is not None}
-
-    def _resolved(self, place: str, column: str, path: str) -> str:
-        named = f"{self._path}: {place}: {column} {shorten(path)}"
-        try:
-            file = (self._path.parent / expand_home(path)).resolve()
-        except ValueError as error:
-            raise PromptError(f"{named}: {error}") from error
-        kind = "image" if column in IMAGES else "clip"
-        try:
-            if (kind, file) not in self._read:
-                _check(kind, file)
-        except OSError as error:
-            raise PromptError(
-                f"{named} cannot be read ({error.strerror}); name a file by its absolute path, or relative to "
-                f"{shorten(str(self._path.parent.resolve()))}"
-            ) from error
-        except VideoError as error:
-            formats = "PNG or JPEG" if kind == "image" else "MP4"
-            raise PromptError(f"{named}: {shorten(str(error), 300)}; save it anew, as {formats}") from error
-        self._read.add((kind, file))
-        return str(file)
-
-
-def _check(kind: str, file: Path) -> None:
-    """Decode an image, or the beginning of a video.
-
-    Raises:
-        VideoError: it cannot be decoded.
-        OSError: it cannot be read.
-    """
-    if kind == "image":
-        from data.video.images import read_image  # loads libraries that prompts without files do not need
-
-        read_image(file)
-        return
-    from data.video.extract import measure_source
-
-    file.open("rb").close()  # a missing file is an error of the file system
-    measure_source(file)

@@ -20,45 +20,50 @@ from data.files.checksums import file_sha256
 from data.video.images import read_image
 from data.video.resize import resize_and_crop
 from models.autoencoder.protocol import VideoAutoencoder
+from models.flow.spec import OdeSolver
 from pipeline.encode.chunks import encode_pixels
 from pipeline.encode.codec import to_pixels
 from pipeline.encode.statistics import normalize
+from pipeline.sample.given import ImageFile
 from pipeline.sample.model import SampledModel
-from pipeline.sample.requests import ImageFile, Prompt, PromptError
+from pipeline.sample.prompts import Prompt, PromptError
 
 
 class ImageError(ReelflowError, ValueError):
     """An image or a clip that went away or changed after the job was planned."""
 
 
-def check_images(model: SampledModel, prompts: Sequence[Prompt], default_bucket: str) -> None:
-    """Refuse prompts with an image that the model cannot start from, and prompts without one that it needs.
+def check_image(model: SampledModel, prompt: Prompt, bucket: Bucket, solver: OdeSolver) -> None:
+    """Refuse a prompt with an image that the model cannot start from, and one without an image that it needs.
 
     Args:
-        default_bucket: the shape of prompts that name none.
+        bucket: its shape.
+        solver: that it is sampled with.
 
     Raises:
-        PromptError: names the prompt and the way out.
+        PromptError: names the way out.
     """
-    refusal = model.image_refusal
-    for number, prompt in enumerate(prompts, 1):
-        named = f"prompt {number}, {shorten(prompt.prompt, 60)!r}"
-        if prompt.image is None:
-            if model.network.needs_image:
-                raise PromptError(
-                    f"{named}, names no image, but {model.folder} makes clips that start from one: name an image for "
-                    "each prompt, in the column image of a prompts file such as prompts.jsonl"
-                )
-            continue
-        has_end = prompt.last_image is not None or prompt.last_clip is not None  # for which training has other shares
-        if refusal is not None and not has_end:
-            raise PromptError(f"{named}, names an image, but {refusal}, or leave the column image out")
-        bucket = model.bucket(prompt.bucket or default_bucket)
-        if bucket.num_frames == 1:
+    named = f"prompt {shorten(prompt.prompt, 60)!r}"
+    if prompt.image is None:
+        if model.network.needs_image:
             raise PromptError(
-                f"{named}, names an image, but its bucket is {bucket.name}, a single frame, of which nothing would be "
-                "left to sample: name a bucket of more frames"
+                f"{named} names no image, but {model.folder} makes clips that start from one: name an image for "
+                "each prompt, in the column image of a prompts file such as prompts.jsonl"
             )
+        return
+    has_end = prompt.last_image is not None or prompt.last_clip is not None  # for which training has other shares
+    if model.image_refusal is not None and not has_end:
+        raise PromptError(f"{named} names an image, but {model.image_refusal}, or leave the column image out")
+    if bucket.num_frames == 1:
+        raise PromptError(
+            f"{named} names an image, but its bucket is {bucket.name}, a single frame, of which nothing would be "
+            "left to sample: name a bucket of more frames"
+        )
+    if solver == "dopri5" and not model.network.needs_image:
+        raise PromptError(
+            f"{named} names an image, which is at a time of its own, but the solver dopri5 takes one time for all "
+            "frames: use one of fixed steps, such as heun"
+        )
 
 
 def read_picture(image: ImageFile) -> UInt8[np.ndarray, "h w 3"]:

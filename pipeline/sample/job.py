@@ -5,15 +5,18 @@ job runs, a line for each clip is added to `manifest.jsonl`, which costs the sam
 at its end the lines are put into the order of the prompts. The next start makes only the clips that are missing or not
 what their lines say. A batch whose actor dies is tried again; one that raises, or that its actors die of, is divided,
 so that no request loses another; those that cannot be made are listed in `failed.jsonl`.
+
+Requests are planned while they are needed, and never all in memory.
 """
 
 import logging
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from hashlib import sha256
+from itertools import islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import ray
@@ -21,29 +24,25 @@ import torch
 from ray.exceptions import RayTaskError
 
 from data.errors import ReelflowError, shorten
-from data.files.checksums import file_sha256
-from data.files.jsonl import append_lines, publish_jsonl
-from data.files.publish import publish_bytes
+from data.files.jsonl import append_lines, iterate_jsonl
+from data.files.publish import publish_bytes, remove_unpublished
 from data.records import Frames
 from data.video.codec import ClipEncoder
 from pipeline.distributed.actor_pool import JobFailure, outcomes_of_actors
 from pipeline.distributed.config import WorkersConfig
 from pipeline.run.precision import prepare_to_compute, warn_of_slow_precision
 from pipeline.run.progress import bar
+from pipeline.run.signals import stopped_by_sigterm
+from pipeline.sample.batches import Batches
 from pipeline.sample.config import SampleConfig
 from pipeline.sample.images import ImageError
+from pipeline.sample.manifest import Manifest
 from pipeline.sample.model import SampledModel, open_model
-from pipeline.sample.outputs import (
-    FAILED_NAME,
-    SAMPLES_NAME,
-    FailedClip,
-    SampledClip,
-    is_as_listed,
-    num_unlisted,
-    read_samples,
-)
+from pipeline.sample.outputs import FailedClip, SampledClip
 from pipeline.sample.requests import PromptRequest
+from pipeline.sample.reuse import reused_clips
 from pipeline.sample.sampler import ClipSampler, NotFiniteError
+from pipeline.sample.shards import Shard, failed_name, manifest_name
 
 logger = logging.getLogger(__name__)
 
@@ -56,21 +55,38 @@ class SamplingError(ReelflowError, RuntimeError):
     """Clips that could not be made; the message names each with its reason."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Samples:
     """What a samples folder holds after a job."""
 
-    clips: list[SampledClip]
-    """Of the requests, in their order."""
-    earlier: list[SampledClip]
-    """Of other requests, which an earlier job made."""
+    manifest: Path
+    """The file that lists its clips."""
+    num_clips: int = 0
+    """Of the requests. They are the first lines of the manifest, in the order of the requests."""
+    num_failures: int = 0
     failures: dict[str, str] = field(default_factory=dict)
-    """Why a clip could not be made, by the name of its file."""
+    """Why a clip could not be made, by the name of its file or the place of its row; the first `MAX_NAMED`."""
 
     @property
-    def all_clips(self) -> list[SampledClip]:
-        """The lines of the manifest."""
-        return [*self.clips, *self.earlier]
+    def clips(self) -> list[SampledClip]:
+        """Those of the requests, in their order."""
+        return list(islice(self.all_clips, self.num_clips))
+
+    @property
+    def earlier(self) -> list[SampledClip]:
+        """Those of other requests, which an earlier job made."""
+        return list(islice(self.all_clips, self.num_clips, None))
+
+    @property
+    def all_clips(self) -> Iterator[SampledClip]:
+        """The lines of the manifest, read one at a time."""
+        return iterate_jsonl(self.manifest, SampledClip)
+
+    def add_failure(self, name: str, reason: str) -> None:
+        """Count a clip that could not be made."""
+        self.num_failures += 1
+        if len(self.failures) < MAX_NAMED:
+            self.failures[name] = reason
 
     def check_all_made(self) -> None:
         """Refuse to call the job done while clips are missing.
@@ -78,13 +94,13 @@ class Samples:
         Raises:
             SamplingError: names those that could not be made.
         """
-        if not self.failures:
+        if not self.num_failures:
             return
-        named = [f"\n  {file}: {reason}" for file, reason in self.failures.items()]
-        rest = f"\n  and {len(named) - MAX_NAMED} more" if len(named) > MAX_NAMED else ""
+        named = [f"\n  {name}: {reason}" for name, reason in self.failures.items()]
+        rest = f"\n  and {self.num_failures - len(named)} more" if self.num_failures > len(named) else ""
         raise SamplingError(
-            f"{len(named)} of {len(named) + len(self.clips)} clips could not be made; the others are in the folder and "
-            f"listed, and the same command tries again:{''.join(named[:MAX_NAMED])}{rest}"
+            f"{self.num_failures} of {self.num_failures + self.num_clips} clips could not be made; the others are in "
+            f"the folder and listed, and the same command tries again:{''.join(named)}{rest}"
         )
 
 
@@ -98,7 +114,7 @@ class SamplerActor:
         self._output_dir = output_dir
 
     def make(self, requests: list[PromptRequest]) -> list[SampledClip]:
-        """Sample and publish clips of one guidance scale, bucket and layout; returns their lines of the manifest.
+        """Sample and publish clips of equal shape and settings; returns their lines of the manifest.
 
         Clips are compressed and written while the network computes the next ones, or the next windows of long ones.
         """
@@ -121,7 +137,15 @@ class SamplerActor:
             content = encoder.finish()
             publish_bytes(self._output_dir / request.file_name, content)
             digest = sha256(content).hexdigest()
-            clips.append(SampledClip(file=request.file_name, request=request, num_network_calls=calls, sha256=digest))
+            clips.append(
+                SampledClip(
+                    file=request.file_name,
+                    request=request,
+                    num_network_calls=calls,
+                    sha256=digest,
+                    model=self._sampler.model.fingerprint,
+                )
+            )
         return clips
 
 
@@ -132,51 +156,91 @@ def _add(encoders: Sequence[ClipEncoder], frames: Sequence[Frames]) -> None:
 
 def sample_clips(
     model: SampledModel,
-    requests: list[PromptRequest],
+    requests: Iterable[PromptRequest],
     output_dir: Path,
     config: SampleConfig,
     workers: WorkersConfig,
+    *,
+    shard: Shard | None = None,
+    bad_rows: Mapping[str, str] = MappingProxyType({}),
 ) -> Samples:
     """Sample the requests whose clips do not exist yet, on the connected Ray cluster.
 
     Args:
+        requests: iterated several times, and the same each time.
+        output_dir: held by `held_folder`.
         config: settings that have passed `check_can_sample`.
+        shard: sample these of the requests only, and list them in a file of its own.
+        bad_rows: rows that are no requests, with the reasons: they count as failures.
 
     Raises:
         SamplesError: the manifest in `output_dir` is damaged.
         RayTaskError: what an actor needs, such as space on the disk, is missing.
         SamplingError: the actors die of several requests, and none has sampled anything.
         WorkerStartError: the model cannot be loaded.
+        StoppedError: the process got SIGTERM; clips that were made are listed.
     """
     output_dir.mkdir(parents=True, exist_ok=True)
-    made, earlier = reusable_clips(output_dir, requests)
-    _publish_manifest(output_dir, requests, made, earlier)  # without lines that were cut short, or whose files are gone
-    (output_dir / FAILED_NAME).unlink(missing_ok=True)
-    missing = [request for request in requests if request.id not in made]
-    if missing:
-        warn_of_slow_precision(config.precision, workers.gpus_per_worker)
+    if shard is None:
+        remove_unpublished(output_dir)
+
+    def own() -> Iterator[PromptRequest]:
+        return (request for request in requests if shard is None or shard.owns(request.id))
+
+    samples, failed_path = Samples(output_dir / manifest_name(shard)), output_dir / failed_name(shard)
+    failed_path.unlink(missing_ok=True)
+    for place, reason in bad_rows.items() if shard is None or shard.number == 1 else ():
+        samples.add_failure(place, reason)
+        append_lines(failed_path, [FailedClip(row=place, reason=reason)])
+    with Manifest(output_dir, shard) as manifest, stopped_by_sigterm(f"sampling into {output_dir} was stopped"):
+        reused = reused_clips(manifest, own, model.fingerprint)
+        num_missing = reused.num_requests - reused.num_made
+        if num_missing:
+            warn_of_slow_precision(config.precision, workers.gpus_per_worker)
+            batches = Batches((request for request in own() if request.id not in manifest), config.batch)
+            with bar("sample", reused.num_requests, "clips", start=reused.num_made) as progress:
+                made = _outcomes(model, batches, output_dir, config, workers, num_missing)
+                for done in made:
+                    if isinstance(done, FailedClip):
+                        assert done.request is not None
+                        samples.add_failure(done.request.file_name, f"{_described(done.request)}: {done.reason}")
+                        append_lines(failed_path, [done])
+                    else:
+                        manifest.append(done)  # a stop loses only the running batches
+                        samples.num_clips += len(done)
+                    progress.update(reused.num_made + samples.num_clips)
+            manifest.reorder(own())
+        samples.num_clips += reused.num_made
+    return samples
+
+
+def _outcomes(
+    model: SampledModel,
+    batches: Batches,
+    output_dir: Path,
+    config: SampleConfig,
+    workers: WorkersConfig,
+    num_missing: int,
+) -> Iterator[list[SampledClip] | FailedClip]:
+    """The lines of clips as they are made, and requests that cannot be made."""
     actor: Any = ray.remote(SamplerActor).options(num_cpus=workers.cpus_per_worker, num_gpus=workers.gpus_per_worker)
-    failures: dict[str, str] = {}
 
     def start() -> Any:  # noqa: ANN401 - Ray's handle
         return actor.remote(model.folder.resolve(), output_dir.resolve(), config, workers.cpus_per_worker)
 
-    batches = deque(batches_of(missing, config.batch))
-    with (
-        bar("sample", len(requests), "clips", start=len(requests) - len(missing)) as progress,
-        outcomes_of_actors(
-            start, lambda sampler, batch: sampler.make.remote(batch), batches, workers.num_startable(), MAX_ATTEMPTS
-        ) as outcomes,
-    ):
-        has_sampled, num_deadly = False, 0
+    def submit(sampler: Any, batch: list[PromptRequest]) -> Any:  # noqa: ANN401 - Ray's handles
+        return sampler.make.remote(batch)
+
+    num_actors = min(workers.num_startable(), num_missing)
+    has_sampled, num_deadly = False, 0
+    with outcomes_of_actors(start, submit, batches, num_actors, MAX_ATTEMPTS) as outcomes:
         for batch, outcome in outcomes:
             if not isinstance(outcome, JobFailure):
                 has_sampled = True
-                made |= {clip.request.id: clip for clip in outcome}
-                append_lines(output_dir / SAMPLES_NAME, outcome)  # a stop loses only the running batches
+                yield outcome
             elif isinstance(outcome.error, RayTaskError) and len(batch) > 1:
                 _raise_unless_of_a_request(outcome.error)
-                batches.extend([request] for request in batch)
+                batches.retry_singly(batch, first=False)
             elif len(batch) > 1:
                 logger.warning(
                     "  warning: a process died %d times of a batch of %d clips, which are made one by one (%s); if "
@@ -185,61 +249,13 @@ def sample_clips(
                     len(batch),
                     _in_a_line(str(outcome.error)),
                 )
-                singly = [[request] for request in batch]
-                batches.extend(singly) if has_sampled else batches.extendleft(singly[::-1])
+                batches.retry_singly(batch, first=not has_sampled)
             else:
                 reason = _reason(outcome)
                 num_deadly += not isinstance(outcome.error, RayTaskError)
                 if num_deadly == MAX_DEADLY and not has_sampled:
                     raise SamplingError(f"no clip could be made: {reason}") from outcome.error
-                failures |= {request.file_name: f"{_described(request)}: {reason}" for request in batch}
-                append_lines(
-                    output_dir / FAILED_NAME, [FailedClip(request=request, reason=reason) for request in batch]
-                )
-            progress.update(len(made))
-    clips = _publish_manifest(output_dir, requests, made, earlier)
-    return Samples(clips, earlier, failures)
-
-
-def reusable_clips(output_dir: Path, requests: list[PromptRequest]) -> tuple[dict[str, SampledClip], list[SampledClip]]:
-    """The clips of a folder: those of the requests that are whole, by id, and those of other requests.
-
-    The name of a clip's file is the address of its content, so a request is compared with the file of its own name
-    alone: it must have the checksum of its line. A whole file whose line was lost is listed again, and of a line there
-    is, only the checksum and the number of network calls are kept.
-
-    Raises:
-        SamplesError: the manifest is damaged.
-    """
-    listed = {clip.request.id: clip for clip in read_samples(output_dir)}
-    wanted = {request.id: request for request in requests}
-    files = {request.file_name for request in requests}
-    made, num_cut = {}, 0
-    for key, request in wanted.items():
-        path = output_dir / request.file_name
-        line = listed.get(key)
-        if is_as_listed(path, line):
-            calls = None if line is None else line.num_network_calls
-            digest = file_sha256(path) if line is None or line.sha256 is None else line.sha256
-            made[key] = SampledClip(file=request.file_name, request=request, num_network_calls=calls, sha256=digest)
-        else:
-            num_cut += path.is_file()
-    others = [clip for key, clip in listed.items() if key not in wanted]
-    earlier = [clip for clip in others if clip.file not in files and (output_dir / clip.file).is_file()]
-    num_adopted, num_gone = len(made.keys() - listed.keys()), len(others) - len(earlier)
-    for number, text in (
-        (
-            num_unlisted(output_dir, files | {clip.file for clip in earlier}),
-            f"clips in the folder are in no line of {SAMPLES_NAME} and of none of these prompts and settings: they "
-            "stay, but out of the gallery; sample with their own prompts and settings to list them again",
-        ),
-        (num_cut, "clips are damaged or cut short, and are made again"),
-        (num_adopted, f"clips were not listed in {SAMPLES_NAME}; they are listed again"),
-        (num_gone, f"clips of other settings are gone; their lines leave {SAMPLES_NAME}"),
-    ):
-        if number:
-            logger.warning("  warning: %s: %d %s", output_dir, number, text)
-    return made, earlier
+                yield FailedClip(request=batch[0], reason=reason)
 
 
 def _raise_unless_of_a_request(error: RayTaskError) -> None:
@@ -271,20 +287,3 @@ def _in_a_line(text: str) -> str:
 
 def _described(request: PromptRequest) -> str:
     return f"prompt {shorten(request.prompt, 60)!r}, seed {request.seed}"
-
-
-def _publish_manifest(
-    output_dir: Path, requests: list[PromptRequest], made: dict[str, SampledClip], earlier: list[SampledClip]
-) -> list[SampledClip]:
-    """List the clips that have been made, in the order of the requests, then those of other requests."""
-    clips = [made[request.id] for request in requests if request.id in made]
-    publish_jsonl(output_dir / SAMPLES_NAME, [*clips, *earlier])
-    return clips
-
-
-def batches_of(requests: Sequence[PromptRequest], size: int) -> list[list[PromptRequest]]:
-    """Batches of equal guidance scale, bucket and layout, in the order of the requests."""
-    groups: dict[tuple[object, ...], list[PromptRequest]] = {}
-    for request in requests:
-        groups.setdefault((request.guidance_scale, request.bucket, request.layout), []).append(request)
-    return [group[at : at + size] for group in groups.values() for at in range(0, len(group), size)]

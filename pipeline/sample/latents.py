@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -11,44 +12,74 @@ from models.flow.beginning import Beginning
 from models.flow.grid import (
     autoregressive,
     euler_scheduler_grid,
+    karras_grid,
+    linear_quadratic_grid,
     pyramid,
+    shift_time,
     uniform_grid,
     unipc_scheduler_grid,
     whole_thousandths,
 )
-from models.flow.guidance import Apg, CfgZeroStar, Guidance, Plain, Rescaled, batched, guided
-from models.flow.path import path_of
-from models.flow.solver import euler_maruyama, falling_diffusion, solver_of
+from models.flow.guidance import Apg, Branches, CfgZeroStar, Guidance, Plain, Rescaled, batched, guided
+from models.flow.path import Path, path_of
+from models.flow.solver import (
+    Noise,
+    Solver,
+    ddim_eta,
+    dopri5,
+    euler_maruyama,
+    falling_diffusion,
+    solver_of,
+)
 from models.flow.spec import FlowSpec
 from models.text.caption import Caption, CaptionReader, joined
 from pipeline.run import randomness
-from pipeline.sample.config import GridName, GuidanceRule, SampleConfig, Schedule
+from pipeline.sample.config import SampleConfig, Schedule
 
 Network = Callable[[Tensor, Tensor, Caption], Tensor]
 
 
-def guidance_of(rule: GuidanceRule, scale: float) -> Guidance:
-    """The guidance rule of a configuration."""
-    match rule:
+def guidance_of(config: SampleConfig, scale: float) -> Guidance:
+    """The guidance rule of a configuration, at a scale."""
+    match config.guidance:
         case "plain":
-            return Plain(scale)
+            return Plain(scale, *config.guidance_interval)
         case "cfg-zero-star":
-            return CfgZeroStar(scale)
+            return CfgZeroStar(scale, config.zero_until)
         case "apg":
-            return Apg(scale)
+            return Apg(scale, config.apg_eta, config.apg_momentum, config.apg_threshold)
         case "rescaled":
-            return Rescaled(scale)
+            return Rescaled(scale, config.rescale)
 
 
-def grid_of(name: GridName, num_steps: int, shift: float) -> Float[Tensor, " n"]:
-    """The times of the steps, by the name of a configuration."""
-    match name:
+def grid_of(config: SampleConfig, path: Path) -> Float[Tensor, " n"]:
+    """The times of the steps of a configuration."""
+    match config.grid:
         case "even":
-            return uniform_grid(num_steps, shift)
+            return uniform_grid(config.steps, config.shift)
         case "diffusers_euler":
-            return euler_scheduler_grid(num_steps, shift)
+            return euler_scheduler_grid(config.steps, config.shift)
         case "diffusers_unipc":
-            return unipc_scheduler_grid(num_steps, shift)
+            return unipc_scheduler_grid(config.steps, config.shift)
+        case "karras":
+            times = karras_grid(config.steps, path)
+            times[0] = 0.0  # noise alone, from which every clip starts
+            return shift_time(times, config.shift)
+        case "linear_quadratic":
+            return shift_time(linear_quadratic_grid(config.steps, config.steps // 2), config.shift)
+
+
+def solver_with(config: SampleConfig, path: Path, noise: Noise) -> Solver:
+    """The solver of a configuration.
+
+    Args:
+        noise: gives the standard normal numbers of each step, for solvers that add some.
+    """
+    if config.sde_sigma > 0:
+        return partial(euler_maruyama, diffusion=falling_diffusion(path, config.sde_sigma), noise=noise)
+    if config.ddim_eta > 0:
+        return partial(ddim_eta, eta=config.ddim_eta, noise=noise)
+    return partial(dopri5, tolerance=config.tolerance) if config.solver == "dopri5" else solver_of(config.solver)
 
 
 def schedule_of(name: Schedule, grid: Float[Tensor, " n"], num_frames: int) -> Tensor:
@@ -74,6 +105,18 @@ class PromptSeed:
     seed: int
 
 
+@dataclass(frozen=True)
+class Weaker:
+    """A weaker network of the same flow on the same latents, for autoguidance (Karras et al. 2024)."""
+
+    network: Network
+    read_captions: CaptionReader
+
+
+def _two_networks(network: Network, caption: Caption, weaker: Weaker, its_caption: Caption) -> Branches:
+    return Branches(lambda x_t, t: network(x_t, t, caption), lambda x_t, t: weaker.network(x_t, t, its_caption))
+
+
 def _at_thousandths(network: Network) -> Network:
     """The network at times that are rounded as those of `unipc_scheduler_grid`."""
     return lambda x_t, t, caption: network(x_t, whole_thousandths(t), caption)
@@ -91,6 +134,7 @@ def sample_latents(
     device: torch.device,
     beginning: Beginning | None = None,
     window: int = 0,
+    weaker: Weaker | None = None,
 ) -> Float[Tensor, "b c t h w"]:
     """Sample normalised latents. The noise of each clip depends on its own seed only, not on the other clips.
 
@@ -98,21 +142,25 @@ def sample_latents(
         network: maps (x_t, t, caption) to its prediction; x_t is (b c t h w), t broadcasts from the left over x_t.
         shape: of one latent, (c t h w).
         read_captions: maps captions to what the network was trained with, tokens or embeddings.
-        beginning: what the clips begin with, other than noise alone: frames at time 1 from the start, no solver moves
-            and no noise reaches, for networks that were trained with given frames, or clips to vary. None: there is
-            nothing.
+        beginning: what the clips begin with, other than noise alone: frames at time 1 from the start, which no solver
+            moves and no noise reaches, for networks that were trained with given frames, or clips to vary.
         window: number of the part of a long clip; each has noise of its own.
+        weaker: guidance moves away from its prediction with the prompt (autoguidance); None: from the network's own
+            without the prompt.
     """
     noise = torch.cat([randomness.normal(clip.seed, "sample", [window], shape) for clip in clips])
-    caption = read_captions([clip.prompt for clip in clips])
-    negative = flow.null_caption if config.negative_prompt is None else config.negative_prompt
-    uncond = read_captions([negative] * len(clips))
     if config.grid == "diffusers_unipc":
         network = _at_thousandths(network)
-    branches = batched(network, caption.to(device), uncond.to(device), joined(caption, uncond).to(device))
-    path = path_of(flow.path)
-    field = guided(branches, path, flow.prediction, guidance_of(config.guidance, guidance_scale))
-    grid = schedule_of(config.schedule, grid_of(config.grid, config.steps, config.shift), shape[1])
+    prompts, path = [clip.prompt for clip in clips], path_of(flow.path)
+    caption = read_captions(prompts)
+    if weaker is None:
+        negative = flow.null_caption if config.negative_prompt is None else config.negative_prompt
+        uncond = read_captions([negative] * len(clips))
+        branches = batched(network, caption.to(device), uncond.to(device), joined(caption, uncond).to(device))
+    else:
+        branches = _two_networks(network, caption.to(device), weaker, weaker.read_captions(prompts).to(device))
+    field = guided(branches, path, flow.prediction, guidance_of(config, guidance_scale))
+    grid = schedule_of(config.schedule, grid_of(config, path), shape[1])
     start = noise.to(device)
     if beginning is not None:
         field, grid, start = beginning.field(field, start), beginning.grid(grid), beginning.state(path, start)
@@ -121,6 +169,4 @@ def sample_latents(
         address = step if window == 0 else f"window {window} {step}"
         return torch.cat([randomness.normal(clip.seed, "sde", [address], shape) for clip in clips])
 
-    if config.sde_sigma > 0:
-        return euler_maruyama(field, start, grid, falling_diffusion(path, config.sde_sigma), fresh_noise)
-    return solver_of(config.solver)(field, start, grid)
+    return solver_with(config, path, fresh_noise)(field, start, grid)

@@ -1,18 +1,19 @@
 """What clips are sampled with: a network with its captions and autoencoder, of a checkpoint or a published pipeline."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, TypeAdapter
+from pydantic import Field, TypeAdapter, ValidationError
 from torch import Tensor
 
 from data.dataset.buckets import Bucket
 from data.dataset.compression import Compression
 from data.dataset.manifest import LatentStats, TextEncoderRecord
+from data.errors import ReelflowError, shorten
 from models.autoencoder.protocol import VideoAutoencoder
 from models.flow.spec import FlowSpec
 from models.networks.build import build_network
@@ -23,7 +24,8 @@ from pipeline.checkpoint.read import open_checkpoint
 from pipeline.checkpoint.record import Checkpoint, CheckpointError
 from pipeline.encode.codec import AUTOENCODER_NAME, load_autoencoder, read_config
 from pipeline.run.weight_names import WeightsName
-from pipeline.sample.requests import Prompt, order_buckets
+from pipeline.sample.config import SampleConfig
+from pipeline.sample.prompts import PromptError
 
 _BUCKETS = TypeAdapter(Annotated[list[Bucket], Field(min_length=1)])
 _FIELDS = TypeAdapter(dict[str, Any])
@@ -46,20 +48,66 @@ class SampledModel(ABC):
     text_encoder: TextEncoderRecord | None
     """None: the network reads captions as bytes."""
 
+    @property
+    def trained_buckets(self) -> tuple[Bucket, ...]:
+        """The shapes that it was trained on, that with most clips first; none where they are not known."""
+        return ()
+
+    @property
     @abstractmethod
-    def buckets_for(self, wanted: str | None, prompts: Sequence[Prompt]) -> list[str]:
-        """Names of the shapes to sample, the one for prompts that name none first.
+    def compression(self) -> Compression:
+        """Of the autoencoder.
+
+        Raises:
+            CheckpointError: its file is missing or damaged.
+        """
+
+    @property
+    def sampling_defaults(self) -> tuple[dict[str, Any], list[str]]:
+        """Settings of `SampleConfig` that it was made to be sampled with, and warnings.
+
+        Raises:
+            ReelflowError: what says so is damaged.
+        """
+        return {}, []
+
+    def bucket(self, name: str) -> Bucket:
+        """A shape by its name: one that was trained, or any other that the autoencoder and the network take.
+
+        Raises:
+            PromptError: it is no shape, or one that they do not take.
+        """
+        trained = next((bucket for bucket in self.trained_buckets if bucket.name == name), None)
+        if trained is not None:
+            return trained
+        try:
+            bucket = Bucket.of_name(name)
+            self.network.token_grid(self.compression.latent_grid(bucket.num_frames, bucket.height, bucket.width))
+        except ValidationError as error:
+            reason = error.errors(include_url=False)[0]
+            place = ".".join(map(str, reason["loc"]))
+            raise PromptError(f"bucket {shorten(name)!r}: {place} {reason['msg']}") from error
+        except ValueError as error:
+            if isinstance(error, ReelflowError):
+                raise
+            raise PromptError(f"bucket {shorten(name)!r} cannot be sampled: {error}") from error
+        return bucket
+
+    def default_bucket(self, wanted: str | None) -> Bucket | None:
+        """The shape of prompts that name none; None: each has to name one.
 
         Args:
             wanted: `sample.bucket`; None: it is not set.
 
         Raises:
-            PromptError: the configuration or a prompt names a shape that cannot be sampled.
+            PromptError: that shape cannot be sampled.
         """
-
-    @abstractmethod
-    def bucket(self, name: str) -> Bucket:
-        """A shape by its name, as one of `buckets_for`."""
+        if wanted is None:
+            return self.trained_buckets[0] if self.trained_buckets else None
+        try:
+            return self.bucket(wanted)
+        except PromptError as error:
+            raise PromptError(f"sample.{error}") from error
 
     @abstractmethod
     def check_weights(self, which: WeightsName) -> None:
@@ -94,10 +142,6 @@ class SampledModel(ABC):
         return None
 
     @abstractmethod
-    def strides(self) -> Compression:
-        """Of the autoencoder."""
-
-    @abstractmethod
     def load_autoencoder(self) -> VideoAutoencoder:
         """The autoencoder, in evaluation mode, without gradients, on the CPU."""
 
@@ -121,13 +165,24 @@ class TrainedModel(SampledModel):
     def __str__(self) -> str:
         return f"{self.folder} (step {self.checkpoint.record.step})"
 
-    def buckets_for(self, wanted: str | None, prompts: Sequence[Prompt]) -> list[str]:
-        """As `SampledModel.buckets_for`: those that were trained."""
-        return order_buckets([bucket.name for bucket in self.buckets], wanted, prompts)
+    @property
+    def trained_buckets(self) -> tuple[Bucket, ...]:
+        """As `SampledModel.trained_buckets`."""
+        return self.buckets
 
-    def bucket(self, name: str) -> Bucket:
-        """As `SampledModel.bucket`."""
-        return next(bucket for bucket in self.buckets if bucket.name == name)
+    @property
+    def sampling_defaults(self) -> tuple[dict[str, Any], list[str]]:
+        """As `SampledModel.sampling_defaults`: those of the run that trained it; none where that was an older one."""
+        if "sampling" not in self.checkpoint.record.trained:
+            return {}, []
+        fields = self.checkpoint.trained("sampling", _FIELDS.validate_python)
+        self.checkpoint.trained("sampling", SampleConfig.model_validate)
+        return fields, []
+
+    @property
+    def compression(self) -> Compression:
+        """As `SampledModel.compression`, from the header of the autoencoder's file."""
+        return read_config(self.folder / AUTOENCODER_NAME).compression
 
     def check_weights(self, which: WeightsName) -> None:
         """As `SampledModel.check_weights`."""
@@ -163,10 +218,6 @@ class TrainedModel(SampledModel):
             is_trained = given.ends > 0
             refusal = f"{told} both ends given: train with dit.flow.given.ends above 0"
         return None if is_trained else refusal
-
-    def strides(self) -> Compression:
-        """As `SampledModel.strides`."""
-        return read_config(self.folder / AUTOENCODER_NAME).compression
 
     def load_autoencoder(self) -> VideoAutoencoder:
         """As `SampledModel.load_autoencoder`."""

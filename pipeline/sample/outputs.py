@@ -1,17 +1,19 @@
 """The manifest of a folder of sampled clips, and whether the files that it lists are whole."""
 
-from collections.abc import Collection
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 from data.errors import ReelflowError
 from data.files.checksums import file_sha256
-from data.files.jsonl import JsonLineError, read_jsonl
+from data.files.jsonl import JsonLineError, iterate_jsonl
 from data.records import FileName, Record
 from pipeline.report.figures import GalleryClip
 from pipeline.sample.requests import PromptRequest
 
 SAMPLES_NAME, FAILED_NAME = "manifest.jsonl", "failed.jsonl"
+SEGMENTS = "manifest-*-of-*.jsonl"
 _BOXES = {b"ftyp", b"moov", b"mdat"}  # without which an MP4 file cannot be played
 
 
@@ -26,6 +28,7 @@ class SampledClip(Record):
     request: PromptRequest
     num_network_calls: int | None  # of the batch that the clip was sampled in; None: its line was lost
     sha256: str | None = None  # of the file; None: its line was written by an older version
+    model: str | None = None  # fingerprint of the checkpoint; None: its line was written by an older version
 
     def shown(self, right: bool | None = None) -> GalleryClip:
         """The clip as pages show it.
@@ -40,34 +43,56 @@ class SampledClip(Record):
 
 
 class FailedClip(Record):
-    """One line of failed.jsonl."""
+    """One line of failed.jsonl: a request, or a row of which none could be made."""
 
-    request: PromptRequest
+    request: PromptRequest | None = None
+    row: str | None = None  # where it stands; None: a request failed
     reason: str
 
 
-def read_samples(output_dir: Path) -> list[SampledClip]:
-    """The clips that the manifest of a samples folder lists; none where there is no manifest.
+def segments(output_dir: Path) -> list[Path]:
+    """The files that list the clips of a samples folder: the manifest, and those of jobs on parts of the prompts."""
+    return [output_dir / SAMPLES_NAME, *sorted(output_dir.glob(SEGMENTS))]
+
+
+def iterate_samples(output_dir: Path) -> Iterator[SampledClip]:
+    """The clips that a samples folder lists, one at a time and each once; none where there is no manifest.
 
     A last line without its end, which a job was writing when it was killed, is left out.
 
     Raises:
         SamplesError: a line is damaged, or names a file outside the folder.
     """
-    path = output_dir / SAMPLES_NAME
+    seen, paths = set[bytes](), [path for path in segments(output_dir) if path.is_file()]
+    for path in paths:
+        with refused_lines():
+            for clip in iterate_jsonl(path, SampledClip, ignore_unfinished=True):
+                key = clip.request.id.encode()
+                if key not in seen:
+                    yield clip
+                if len(paths) > 1:
+                    seen.add(key)
+
+
+def read_samples(output_dir: Path) -> list[SampledClip]:
+    """The clips of `iterate_samples`, all at once."""
+    return list(iterate_samples(output_dir))
+
+
+@contextmanager
+def refused_lines() -> Iterator[None]:
+    """Give damaged lines of a manifest a message with the way out.
+
+    Raises:
+        SamplesError: in place of a JsonLineError.
+    """
     try:
-        return read_jsonl(path, SampledClip, ignore_unfinished=True)
+        yield
     except JsonLineError as error:
         raise SamplesError(
             f"{error}; correct that line, or delete it and sample again: clips of the prompts and settings that are "
             "sampled then are listed anew, and not made again; others stay in the folder, but without a line"
         ) from error
-
-
-def num_unlisted(output_dir: Path, listed: Collection[str]) -> int:
-    """The number of MP4 files of a samples folder that are not among those names."""
-    names = {path.name for path in output_dir.glob("*.mp4") if not path.name.startswith(".")}
-    return len(names - set(listed))
 
 
 def is_as_listed(path: Path, listed: SampledClip | None) -> bool:

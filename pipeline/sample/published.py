@@ -4,16 +4,14 @@ model_index.json  transformer/  vae/  text_encoder/  tokenizer/  scheduler/
 and for image to video by Wan 2.1  image_encoder/  image_processor/
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
 from torch import Tensor
 
-from data.dataset.buckets import Bucket
 from data.dataset.compression import Compression
 from data.dataset.manifest import TextEncoderRecord
 from data.errors import shorten
@@ -34,7 +32,6 @@ from pipeline.checkpoint.published_networks import check_transformer, transforme
 from pipeline.encode.published import autoencoder_stats, load_published_autoencoder, open_autoencoder
 from pipeline.run.weight_names import FIRST_AVERAGE, MASTER, WeightsName
 from pipeline.sample.model import SampledModel
-from pipeline.sample.requests import Prompt, PromptError
 
 IMAGE_PIPELINE = "WanImageToVideoPipeline"
 KNOWN_PIPELINES = ("WanPipeline", IMAGE_PIPELINE)
@@ -48,7 +45,8 @@ class PublishedModel(SampledModel):
 
     transformer: PublishedFolder
     autoencoder: PublishedFolder
-    compression: Compression
+    latent_compression: Compression
+    """Of the autoencoder."""
     described: PublishedTransformer
     has_times_per_frame: bool
     """The network was trained with a time for each token: the first frame may be given."""
@@ -56,33 +54,15 @@ class PublishedModel(SampledModel):
     def __str__(self) -> str:
         return str(self.folder)
 
-    def buckets_for(self, wanted: str | None, prompts: Sequence[Prompt]) -> list[str]:
-        """As `SampledModel.buckets_for`: any that the autoencoder and the transformer take."""
-        if wanted is None and any(prompt.bucket is None for prompt in prompts):
-            raise PromptError(
-                f"{self.folder} samples clips of any shape: name one in sample.bucket, frames x height x width @ "
-                "frames per second, such as 81x480x832@16"
-            )
-        names = dict.fromkeys(name for name in (wanted, *(prompt.bucket for prompt in prompts)) if name is not None)
-        return [self.bucket(name).name for name in names]
+    @property
+    def sampling_defaults(self) -> tuple[dict[str, Any], list[str]]:
+        """As `SampledModel.sampling_defaults`: those that its scheduler stands for."""
+        return scheduler_settings(self.folder)
 
-    def bucket(self, name: str) -> Bucket:
-        """As `SampledModel.bucket`.
-
-        Raises:
-            PromptError: it is no shape, or one that the autoencoder or the transformer does not take.
-        """
-        try:
-            bucket = Bucket.of_name(name)
-            grid = self.compression.latent_grid(bucket.num_frames, bucket.height, bucket.width)
-            self.network.token_grid(grid)
-        except ValidationError as error:
-            reason = error.errors(include_url=False)[0]
-            place = ".".join(map(str, reason["loc"]))
-            raise PromptError(f"bucket {shorten(name)!r}: {place} {reason['msg']}") from error
-        except ValueError as error:
-            raise PromptError(f"bucket {shorten(name)!r} cannot be sampled: {error}") from error
-        return bucket
+    @property
+    def compression(self) -> Compression:
+        """As `SampledModel.compression`."""
+        return self.latent_compression
 
     def check_weights(self, which: WeightsName) -> None:
         """As `SampledModel.check_weights`: a published folder has one set of weights."""
@@ -109,10 +89,6 @@ class PublishedModel(SampledModel):
     def image_encoder(self) -> Path | None:
         """As `SampledModel.image_encoder`."""
         return None if self.described.config.image_width is None else self.folder / IMAGE_ENCODER
-
-    def strides(self) -> Compression:
-        """As `SampledModel.strides`."""
-        return self.compression
 
     def load_autoencoder(self) -> VideoAutoencoder:
         """As `SampledModel.load_autoencoder`."""
@@ -161,7 +137,7 @@ def published_model(folder: Path) -> PublishedModel:
         text_encoder=encoder,
         transformer=transformer,
         autoencoder=autoencoder,
-        compression=compression,
+        latent_compression=compression,
         described=described,
         has_times_per_frame=has_times_per_frame,
     )

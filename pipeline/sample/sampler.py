@@ -1,115 +1,55 @@
 """A model that is loaded for sampling."""
 
 from collections.abc import Iterator, Sequence
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from data.dataset.buckets import Bucket
-from data.dataset.manifest import TextEncoderRecord
-from data.errors import ReelflowError, shorten
+from data.errors import ReelflowError
 from data.records import Frames
 from models.flow.solver import Counted
 from models.image.pretrained import PretrainedImageEncoder
 from models.layers import BlockStack
 from models.networks.build import build_network
-from models.text.pretrained import PretrainedTextEncoder, token_lengths
+from models.networks.protocol import Conditions, VelocityNetwork
+from models.text.caption import CaptionReader
+from models.text.pretrained import PretrainedTextEncoder
 from pipeline.checkpoint.record import CheckpointError
-from pipeline.encode.captions import byte_captions, check_same_encoder
+from pipeline.encode.captions import byte_captions
 from pipeline.encode.chunks import decode_clips
 from pipeline.encode.statistics import denormalize
-from pipeline.run.fingerprints import output_json
 from pipeline.run.precision import autocast
+from pipeline.run.weight_names import WeightsName
 from pipeline.sample.beginnings import ConditionReader
+from pipeline.sample.checks import open_weaker, text_encoder_folder
 from pipeline.sample.conditions import Shape, shape_of
 from pipeline.sample.config import SampleConfig
 from pipeline.sample.given import NOTHING
-from pipeline.sample.latents import PromptSeed, sample_latents
+from pipeline.sample.latents import PromptSeed, Weaker, sample_latents
 from pipeline.sample.model import SampledModel
-from pipeline.sample.requests import Prompt, PromptRequest
+from pipeline.sample.requests import PromptRequest, WeakerModel
 from pipeline.sample.windows import WHOLE, Window, blended
 
 TOKENS_TOGETHER = {"cpu": 512, "cuda": 16384}
 """Tokens that one call of the network computes, by kind of device: more of them are no faster for each."""
 MAX_ROWS = 64
+MAX_NETWORKS = 2  # in memory at once: the model's, and the weaker one that guidance moves away from
 
 
 class NotFiniteError(ReelflowError, ArithmeticError):
     """A clip whose latents are not finite: it would be black."""
 
 
-def text_encoder_folder(encoder: TextEncoderRecord, config: SampleConfig) -> Path:
-    """The folder to load that encoder from."""
-    return Path(encoder.folder) if config.text_encoder is None else config.text_encoder.resolve()
+@dataclass(frozen=True)
+class LoadedNetwork:
+    """A network on a device, and how it reads captions."""
 
-
-def check_can_sample(model: SampledModel, config: SampleConfig) -> None:
-    """Refuse settings that the model cannot be sampled with, before Ray starts and earlier samples are archived.
-
-    Raises:
-        CheckpointError: it holds no such weights, or was not trained for the schedule.
-        PublishedError: as above, of a published pipeline.
-        TextEncoderError: its text encoder is missing or another one.
-    """
-    model.check_weights(config.weights)
-    if model.text_encoder is not None:
-        check_same_encoder(model.text_encoder, text_encoder_folder(model.text_encoder, config))
-    if config.schedule != "full_sequence" and model.flow.times_per != "frame":
-        raise CheckpointError(
-            f"sample.schedule is {config.schedule!r}, but {model.folder} was trained with one time for all frames: use "
-            "full_sequence, or train with dit.flow.times_per=frame"
-        )
-
-
-def truncation_warnings(model: SampledModel, config: SampleConfig, prompts: Sequence[str]) -> list[str]:
-    """What the network does not read of the prompts, with counts: one line about them, one about the negative prompt.
-
-    Raises:
-        TextEncoderError: the tokenizer of its text encoder cannot be loaded.
-    """
-    encoder = model.text_encoder
-    read: list[Any] = []  # what is left of each prompt
-    if encoder is None:
-        most, unit = model.network.caption_bytes, "bytes"
-        read = [prompt.encode()[:most] for prompt in prompts]
-        measure = lambda texts: [len(text.encode()) for text in texts]  # noqa: E731 - one of two measures
-    else:
-        most, unit = encoder.max_tokens, "tokens"
-        measure = partial(token_lengths, text_encoder_folder(encoder, config))
-    lengths, warnings = measure(prompts), []
-    longer = [number for number, length in enumerate(lengths) if length > most]
-    if longer:
-        same = len(set(prompts)) - len(set(read)) if read else 0
-        warnings.append(
-            f"{len(longer)} of {len(prompts)} prompts have more than the {most} {unit} that the network reads and are "
-            f"cut there; the longest has {max(lengths)}; the first is prompt {longer[0] + 1}, "
-            f"{shorten(prompts[longer[0]], 60)!r}" + (f"; {same} of them become equal to another one" if same else "")
-        )
-    if config.negative_prompt is not None and measure([config.negative_prompt])[0] > most:
-        warnings.append(
-            f"sample.negative_prompt has more than the {most} {unit} that the network reads and is cut there"
-        )
-    return warnings
-
-
-def prompt_warnings(model: SampledModel, config: SampleConfig, prompts: Sequence[Prompt]) -> list[str]:
-    """As `truncation_warnings`, also of prompts that take over later."""
-    later = [each.prompt for prompt in prompts for each in prompt.later_prompts or ()]
-    warnings = truncation_warnings(model, config, [prompt.prompt for prompt in prompts])
-    if later:
-        positive = config.model_copy(update={"negative_prompt": None})
-        warnings += [f"of all later_prompts, {text}" for text in truncation_warnings(model, positive, later)]
-    return warnings
-
-
-def settings_text(model: SampledModel, config: SampleConfig) -> str:
-    """The model and the settings that decide the pixels, as text; a part of the content address of each clip."""
-    return f"{model.fingerprint} {output_json(config)}"
+    network: VelocityNetwork
+    read_captions: CaptionReader
 
 
 class ClipSampler:
@@ -117,32 +57,57 @@ class ClipSampler:
 
     def __init__(self, model: SampledModel, config: SampleConfig, device: torch.device) -> None:
         self.model, self.config, self.device = model, config, device
-        self._rows: dict[str, int] = {}  # by the name of a bucket
-        encoder, channels, width = model.text_encoder, model.stats.num_channels, model.embedding_width
-        weights = model.weights(config.weights)  # what is wrong with them is found before memory is taken
-        with torch.device("meta"):
-            network = build_network(model.network, channels, width)
-        self.network = network.to_empty(device=device).eval().requires_grad_(False)
-        for name, weight in weights:
-            self.network.get_parameter(name).copy_(weight)
-        for stack in (part for part in self.network.modules() if isinstance(part, BlockStack)):
-            stack.attention = config.attention
+        self._rows: dict[tuple[str, str, str | None], int] = {}
+        self._loaded: dict[tuple[str, str], LoadedNetwork] = {}
+        self._weaker_models: dict[str, SampledModel] = {}
+        encoder = model.text_encoder
         if encoder is None:
-            self.read_captions = byte_captions(model.network.caption_bytes)
+            self.read_captions: CaptionReader = byte_captions(model.network.caption_bytes)
         else:
-            self.read_captions = PretrainedTextEncoder(text_encoder_folder(encoder, config), encoder.max_tokens, device)
+            folder = text_encoder_folder(model, config)
+            self.read_captions = PretrainedTextEncoder(folder, encoder.max_tokens, device)
+        self._network(model, config.weights)
         self.autoencoder = model.load_autoencoder().to(device)
         embed = None if model.image_encoder is None else PretrainedImageEncoder(model.image_encoder, device)
         self.conditions = ConditionReader(model, self.autoencoder, embed, config.tile, device)
 
+    @property
+    def network(self) -> VelocityNetwork:
+        """The network with the weights of the configuration."""
+        return self._network(self.model, self.config.weights).network
+
+    def _network(self, model: SampledModel, which: WeightsName) -> LoadedNetwork:
+        """A network with its weights; the `MAX_NETWORKS` that were asked for last are kept."""
+        key = (str(model.folder), which)
+        if (loaded := self._loaded.pop(key, None)) is None:
+            weights = model.weights(which)  # what is wrong with them is found before memory is taken
+            while len(self._loaded) >= MAX_NETWORKS:
+                del self._loaded[next(iter(self._loaded))]
+            with torch.device("meta"):
+                network = build_network(model.network, model.stats.num_channels, model.embedding_width)
+            network = network.to_empty(device=self.device).eval().requires_grad_(False)
+            for name, weight in weights:
+                network.get_parameter(name).copy_(weight)
+            for stack in (part for part in network.modules() if isinstance(part, BlockStack)):
+                stack.attention = self.config.attention
+            is_own = model is self.model or model.text_encoder is not None  # which is the same for both
+            read = self.read_captions if is_own else byte_captions(model.network.caption_bytes)
+            loaded = LoadedNetwork(network, read)
+        self._loaded[key] = loaded
+        return loaded
+
+    def _settings(self, request: PromptRequest) -> SampleConfig:
+        return self.config if request.settings is None else request.settings
+
     def sample(self, requests: Sequence[PromptRequest]) -> tuple[list[Frames], int]:
-        """The clips of requests of one guidance scale, bucket and layout, and the number of network calls for each.
+        """The clips of requests that differ in prompt, seed and files alone, and the number of network calls for each.
 
         A clip does not depend on the other requests: see `rows_of`.
 
         Raises:
             NotFiniteError: the latents of a clip are not finite.
             ImageError: an image is missing, or is not what it was when the job was planned.
+            CheckpointError: the weaker checkpoint is not what it was when the job was planned.
         """
         clips, calls = [], 0
         for group in self.groups(requests):
@@ -152,7 +117,7 @@ class ClipSampler:
 
     def groups(self, requests: Sequence[PromptRequest]) -> Iterator[Sequence[PromptRequest]]:
         """The requests as they are computed together; the last group may be smaller."""
-        size = self.rows_of(self.model.bucket(requests[0].bucket))
+        size = self.rows_of(requests[0])
         return (requests[at : at + size] for at in range(0, len(requests), size))
 
     def sample_group(self, group: Sequence[PromptRequest]) -> tuple[list[Frames], int]:
@@ -166,12 +131,12 @@ class ClipSampler:
 
         The group is filled up with copies of its last request. Memory does not grow with the length of the clips.
         """
-        shape = self.shape(self.model.bucket(group[0].bucket))
-        rows = [*group, *[group[-1]] * (self.rows_of(shape.bucket) - len(group))]
+        shape = self.shape(group[0])
+        rows = [*group, *[group[-1]] * (self.rows_of(group[0]) - len(group))]
         windows = shape.windows(group[0].given or NOTHING)
         shared: list[Frames] = []  # with the window before
         for window, num_next in zip(windows, [*(each.num_shared for each in windows[1:]), 0], strict=True):
-            latents, calls = self._latents(rows, self.config, window, shared)
+            latents, calls = self._latents(rows, window, shared)
             for request, latent in zip(group, latents, strict=False):
                 if not latent.isfinite().all():
                     raise NotFiniteError(
@@ -185,71 +150,106 @@ class ClipSampler:
             shared = [clip[end:] for clip in clips] if num_next else []
             yield [clip[:end] for clip in clips[: len(group)]], calls
 
-    def shape(self, bucket: Bucket) -> Shape:
-        """How clips of a bucket are put together of windows."""
-        return shape_of(self.model, self.config, bucket, self.autoencoder.config.compression)
+    def shape(self, request: PromptRequest) -> Shape:
+        """How clips like this one are put together of windows."""
+        bucket = self.model.bucket(request.bucket)
+        return shape_of(self.model, self._settings(request), bucket, self.autoencoder.config.compression)
 
-    def rows_of(self, bucket: Bucket) -> int:
-        """How many clips of a shape are computed together. It follows from the shape alone, never from the requests.
+    def rows_of(self, request: PromptRequest) -> int:
+        """How many clips like this one are computed together. It follows from the shape and the networks alone.
 
         The rounding of a row depends on the number of rows, because kernels are chosen by it: that number is the same
         for all requests. Where it also depends on the place of the row among them, as it does on some processors, clips
-        are computed one by one. That is tried out once for each shape.
+        are computed one by one. That is tried out once for each shape and network. An adaptive solver chooses its steps
+        by the error of all rows together, so its clips are computed one by one too.
         """
-        if bucket.name not in self._rows:
+        settings = self._settings(request)
+        if settings.solver == "dopri5" and settings.sde_sigma == 0:
+            return 1
+        key = (
+            request.bucket,
+            settings.weights,
+            request.weaker and request.weaker.fingerprint + settings.guidance_weights,
+        )
+        if key not in self._rows:
+            bucket = self.model.bucket(request.bucket)
             shape = self.autoencoder.config.latent_shape(bucket.num_frames, bucket.height, bucket.width)
             size = max(1, min(MAX_ROWS, TOKENS_TOGETHER[self.device.type] // self.model.network.num_tokens(shape[1:])))
-            self._rows[bucket.name] = size if size == 1 or self._places_are_equal(bucket, size) else 1
-        return self._rows[bucket.name]
+            self._rows[key] = size if size == 1 or self._places_are_equal(request, size) else 1
+        return self._rows[key]
 
-    def _places_are_equal(self, bucket: Bucket, size: int) -> bool:
-        """Whether clips of a group have equal bits in whatever order they are; False where each needs an image."""
+    def _places_are_equal(self, like: PromptRequest, size: int) -> bool:
+        """Whether clips of a group have equal bits in whatever order they are; False where each needs an image.
+
+        Tried with guidance and without it, which computes half as many rows.
+        """
         if self.model.network.needs_image:
             return False
-        requests = [
-            PromptRequest(id="0" * 12, prompt=f"{seed}", seed=seed, guidance_scale=2.0, bucket=bucket.name)
-            for seed in range(size)
-        ]
-        config = self.config.model_copy(update={"steps": min(2, self.config.steps)})
-        latents, _ = self._latents(requests, config)
-        rotated, _ = self._latents([*requests[1:], requests[0]], config)
-        if not torch.equal(latents.roll(-1, 0), rotated):
-            return False
+        trial = {"steps": min(2, self.config.steps), "solver": "euler", "schedule": "full_sequence"}
+        settings = SampleConfig(
+            weights=self._settings(like).weights, guidance_weights=self._settings(like).guidance_weights
+        )
+        settings = settings.model_copy(update=trial)
+        for scale in (1.0, 2.0):
+            requests = [
+                PromptRequest(
+                    id="0" * 12,
+                    prompt=f"{seed}",
+                    seed=seed,
+                    guidance_scale=scale,
+                    bucket=like.bucket,
+                    weaker=like.weaker,
+                    settings=settings,
+                )
+                for seed in range(size)
+            ]
+            latents, _ = self._latents(requests)
+            rotated, _ = self._latents([*requests[1:], requests[0]])
+            if not torch.equal(latents.roll(-1, 0), rotated):
+                return False
         clips, turned = self._decoded(latents), self._decoded(rotated)
         return all(np.array_equal(one, other) for one, other in zip([*clips[1:], clips[0]], turned, strict=True))
 
     @torch.inference_mode()
     def _latents(
-        self,
-        requests: Sequence[PromptRequest],
-        config: SampleConfig,
-        window: Window = WHOLE,
-        shared: Sequence[Frames] = (),
+        self, requests: Sequence[PromptRequest], window: Window = WHOLE, shared: Sequence[Frames] = ()
     ) -> tuple[Float[Tensor, "b c t h w"], int]:
         """The normalised latents of a window of all requests, computed together, and the number of network calls.
 
         Args:
             shared: the frames of each that the window shares with the one before.
         """
-        shape = self.shape(self.model.bucket(requests[0].bucket))
-        bucket = shape.bucket
-        seconds = window.first_new_seconds(shape.compression, bucket.fps)
-        with autocast(config.precision, self.device):
+        one, settings = requests[0], self._settings(requests[0])
+        shape = self.shape(one)
+        bucket, seconds = shape.bucket, window.first_new_seconds(shape.compression, shape.bucket.fps)
+        loaded = self._network(self.model, settings.weights)
+        with autocast(self.config.precision, self.device):
             conditions, beginning = self.conditions.read(requests, shape, window, shared)
-            network = Counted(self.network.given(conditions))
+            network = Counted(loaded.network.given(conditions))
             latents = sample_latents(
                 network,
                 self.model.flow,
-                config,
+                settings,
                 [PromptSeed(request.prompt_at(seconds), request.seed) for request in requests],
-                guidance_scale=requests[0].guidance_scale,
+                guidance_scale=one.guidance_scale,
                 shape=self.autoencoder.config.latent_shape(bucket.num_frames, bucket.height, bucket.width),
-                read_captions=self.read_captions,
+                read_captions=loaded.read_captions,
                 device=self.device,
                 beginning=beginning,
                 window=window.number,
+                weaker=None if one.weaker is None else self._weaker(one.weaker, settings, conditions),
             )
         return latents, network.calls
+
+    def _weaker(self, which: WeakerModel, settings: SampleConfig, conditions: Conditions) -> Weaker:
+        """The network that guidance moves away from."""
+        if which.folder not in self._weaker_models:
+            self._weaker_models[which.folder] = open_weaker(self.model, Path(which.folder), verify=True)
+        model = self._weaker_models[which.folder]
+        if model.fingerprint != which.fingerprint:
+            raise CheckpointError(f"{which.folder} has changed since the job began; start it again")
+        loaded = self._network(model, settings.guidance_weights)
+        return Weaker(loaded.network.given(conditions), loaded.read_captions)
 
     @torch.inference_mode()
     def _decoded(self, latents: Float[Tensor, "b c t h w"]) -> list[Frames]:

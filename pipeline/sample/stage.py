@@ -9,13 +9,18 @@ from data.synthetic import held_out_combinations
 from pipeline.distributed.config import WorkersConfig
 from pipeline.ingest.config import DataConfig
 from pipeline.run.context import RunContext
-from pipeline.run.fingerprints import fingerprint, output_settings
+from pipeline.run.fingerprints import fingerprint_of_items, output_settings
 from pipeline.run.stage import DriverStage, Outcome
 from pipeline.run.stage_record import OpenStage
 from pipeline.sample.config import SampleSection
 
 if TYPE_CHECKING:
-    from pipeline.sample.requests import Prompt
+    from collections.abc import Iterable
+
+    from pipeline.sample.model import SampledModel
+    from pipeline.sample.plan import BadRows, Plan
+    from pipeline.sample.prompt_files import PromptsFile
+    from pipeline.sample.prompts import PlacedPrompt
 
 logger = logging.getLogger(__name__)
 
@@ -52,29 +57,31 @@ class SampleStage(DriverStage):
         What cannot be sampled is refused here, before earlier samples are archived.
 
         Raises:
-            PromptError: the prompts file cannot be used, or asks for what was not trained.
+            PromptError: the prompts file cannot be used, or asks for a bucket or an image that was not trained.
             CheckpointError: the checkpoint was not trained for these settings.
             TextEncoderError: its text encoder is missing or another one.
         """
-        from pipeline.sample.conditions import check_conditions
+        from pipeline.sample.checks import check_can_sample
         from pipeline.sample.model import open_model
+        from pipeline.sample.plan import BadRows
         from pipeline.sample.requests import prompt_settings
-        from pipeline.sample.sampler import check_can_sample, prompt_warnings
+        from pipeline.sample.truncation import truncation_warnings
 
-        prompts, warnings = self._prompts(run)
-        names = self._buckets(run, prompts)
         model, sampler = open_model(run.run_dir / "dit", verify=False), self.config.sampler()
         check_can_sample(model, sampler)
-        warnings += check_conditions(model, prompts, names[0], sampler)
-        warnings += prompt_warnings(model, sampler, prompts)
-        for warning in warnings:
+        bad_rows = BadRows(self.config.bad_rows == "set_aside")
+        prompts = self._prompts(run, bad_rows)
+        summary = self._plan(model, prompts, bad_rows).check()
+        notes = [] if isinstance(prompts, list) else prompts.notes
+        for warning in notes + summary.warnings + truncation_warnings(model, sampler, prompts):
             logger.warning("  warning: %s", warning)
-        return {
+        settings = {
             "sampler": output_settings(sampler),
-            "prompts": fingerprint(prompt_settings(prompts)),
+            "prompts": fingerprint_of_items(prompt_settings(prompts)),
             "scales": self.config.guidance_scales,
             "seed": self.seed,
         }
+        return settings | ({"weaker": sorted(summary.weaker)} if summary.weaker else {})
 
     def make(self, run: RunContext, opened: OpenStage) -> Outcome:
         """Sample every clip that is missing or cut short.
@@ -82,21 +89,24 @@ class SampleStage(DriverStage):
         Raises:
             SamplingError: clips could not be made; the others are there.
         """
-        from data.files.publish import publish_text
+        from data.files.publish import published
         from pipeline.report.gallery import GALLERY_NAME, write_gallery
         from pipeline.sample.job import sample_clips
         from pipeline.sample.model import open_model
         from pipeline.sample.outputs import SAMPLES_NAME
-        from pipeline.sample.requests import format_prompts, plan_requests
-        from pipeline.sample.sampler import settings_text
+        from pipeline.sample.plan import BadRows
+        from pipeline.sample.prompts import format_prompts
+        from pipeline.sample.shards import held_folder
 
-        prompts, _ = self._prompts(run)
-        publish_text(opened.folder / "prompts.jsonl", format_prompts(prompts))
+        bad_rows = BadRows(self.config.bad_rows == "set_aside")
+        prompts = self._prompts(run, bad_rows)
+        with published(opened.folder / "prompts.jsonl") as path, path.open("w", encoding="utf-8") as file:
+            file.writelines(format_prompts(placed.prompt for placed in prompts))
         model, sampler = open_model(run.run_dir / "dit"), self.config.sampler()
-        address, names = settings_text(model, sampler), self._buckets(run, prompts)
-        requests = plan_requests(prompts, self.config.guidance_scales, self.seed, address, names)
-        samples = sample_clips(model, requests, opened.folder, sampler, self.workers)
-        write_gallery(opened.folder, [clip.shown() for clip in samples.all_clips])
+        plan = self._plan(model, prompts, bad_rows)
+        with held_folder(opened.folder):
+            samples = sample_clips(model, plan, opened.folder, sampler, self.workers, bad_rows=bad_rows.reasons)
+            write_gallery(opened.folder, (clip.shown() for clip in samples.all_clips))
         samples.check_all_made()
         files = [clip.file for clip in samples.clips]
         return Outcome([opened.folder / name for name in (SAMPLES_NAME, GALLERY_NAME, *files)], {"clips": len(files)})
@@ -107,27 +117,26 @@ class SampleStage(DriverStage):
 
         return is_whole_clip(output) if output.suffix == ".mp4" else super().is_whole(output)
 
-    def _buckets(self, run: RunContext, prompts: "list[Prompt]") -> list[str]:
-        """Names of the buckets that were trained, the one for prompts without a bucket first."""
-        from data.dataset.manifest import read_manifest
-        from pipeline.sample.requests import order_buckets
+    def _plan(self, model: "SampledModel", prompts: "Iterable[PlacedPrompt]", bad_rows: "BadRows") -> "Plan":
+        from pipeline.sample.plan import Plan
 
-        trained = [record.bucket.name for record in read_manifest(run.run_dir / "latents").buckets]
-        return order_buckets(trained, self.config.bucket, prompts)
+        return Plan(model, self.config.sampler(), prompts, self.seed, self.config.compare_unguided, bad_rows)
 
-    def _prompts(self, run: RunContext) -> "tuple[list[Prompt], list[str]]":
-        """The prompts file and what is odd in it; without one, held-out combinations, or captions of real videos."""
+    def _prompts(self, run: RunContext, bad_rows: "BadRows") -> "PromptsFile | list[PlacedPrompt]":
+        """The prompts file; without one, held-out combinations, or captions of real videos."""
         from data.dataset.index import read_index
-        from pipeline.sample.requests import Prompt, read_prompts
+        from pipeline.sample.prompt_files import PromptsFile
+        from pipeline.sample.prompts import PlacedPrompt, Prompt
 
         if self.config.prompts is not None:
-            return read_prompts(self.config.prompts)
+            return PromptsFile(self.config.prompts, bad_rows.add)
         if self.data.is_synthetic:
             prompts = [
                 Prompt(prompt=f"a {c.colour} {c.shape} moves {c.direction}", seed=number, expect=vars(c))
                 for c in held_out_combinations()
                 for number in range(self.prompts_per_combination)
             ]
-            return prompts, []
-        captions = sorted(set(read_index(run.run_dir / "clips").values("caption")))[:MAX_CAPTIONS]
-        return [Prompt(prompt=text, seed=number) for text in captions for number in range(CLIPS_PER_CAPTION)], []
+        else:
+            captions = sorted(set(read_index(run.run_dir / "clips").values("caption")))[:MAX_CAPTIONS]
+            prompts = [Prompt(prompt=text, seed=number) for text in captions for number in range(CLIPS_PER_CAPTION)]
+        return [PlacedPrompt(f"prompt {number}", prompt) for number, prompt in enumerate(prompts, 1)]

@@ -31,6 +31,9 @@ class TrainFlowStage(TrainStage):
     train: FlowTrainConfig
     model: NetworkConfig
     flow: FlowSpec
+    sampling: tuple[tuple[str, Any], ...] = ()
+    """Settings that the run samples it with, names and JSON values: checkpoints carry them, training does not use them.
+    """
     _bases: "dict[Path, Base | None]" = field(default_factory=dict, init=False, repr=False)
 
     name = "train dit"
@@ -68,6 +71,7 @@ class TrainFlowStage(TrainStage):
             base=None if base is None else base.fingerprint,
             lora=self.train.lora,
             compression=self.compression,
+            sampling=self.sampling,
         )
 
     def before_training(self, run: RunContext, opened: OpenStage) -> None:

@@ -22,11 +22,12 @@ from data.video.codec import decode_clip
 from pipeline.checkpoint.read import open_checkpoint
 from pipeline.checkpoint.record import CheckpointError
 from pipeline.run.stage_record import read_stage_record
+from pipeline.sample.checks import check_can_sample
 from pipeline.sample.config import SampleConfig
 from pipeline.sample.model import open_model
 from pipeline.sample.outputs import read_samples
 from pipeline.sample.requests import PromptRequest
-from pipeline.sample.sampler import ClipSampler, check_can_sample
+from pipeline.sample.sampler import ClipSampler
 from pipeline.train.monitor.metrics import read_metrics
 from testing.commands import TINY, launch, launch_here
 from testing.paths import ROOT
@@ -258,10 +259,10 @@ def test_every_way_to_condition_is_trained_and_sampled_by_the_commands(run, tmp_
         {"image": "half.png"},
         {"clip": str(video)},
         {"image": "half.png", "last_image": "half.png"},
-        {"clip": str(video), "last_clip": str(video), "context": 5, "frames": 17},
+        {"clip": str(video), "last_clip": str(video), "context": 5, "total_frames": 17},
         {"source": str(video), "strength": 0.5},
         {"source": str(video), "mask": "half.png"},
-        {"frames": 33, "later_prompts": [[2, "a blue square moves up"]]},
+        {"total_frames": 33, "later_prompts": [[2, "a blue square moves up"]]},
     ]
     prompts, output = tmp_path / "prompts.jsonl", tmp_path / "clips"
     named = [{"prompt": f"number {number}", "seed": 1} | row for number, row in enumerate(rows)]
@@ -270,7 +271,7 @@ def test_every_way_to_condition_is_trained_and_sampled_by_the_commands(run, tmp_
     command = ["sample", target, "--prompts", str(prompts), "--output", str(output), *options]
     done = launch_here(*command)
     assert done.returncode == 0, done.stderr
-    assert "1 of 8 prompts have a mask, first prompt 7: " in done.stdout
+    assert "1 rows have a mask, the first in " in done.stdout
     clips = read_samples(output)
     assert [len(decode_clip((output / clip.file).read_bytes())) for clip in clips] == [9, 9, 9, 9, 17, 9, 9, 33]
     contents = {path.name: path.read_bytes() for path in output.glob("*.mp4")}
@@ -284,7 +285,9 @@ def test_every_way_to_condition_is_trained_and_sampled_by_the_commands(run, tmp_
     assert len(again) == len(rows) - 1
     assert again.items() <= contents.items()
     prompts.write_text('{"prompt": "x", "clip": "half.png", "context": 4}\n', encoding="utf-8")
-    assert launch_here("sample", target, "--prompts", str(prompts), "--output", str(other), *options).returncode != 0
+    done = launch_here("sample", target, "--prompts", str(prompts), "--output", str(other), *options)
+    assert done.returncode != 0
+    assert "line 1: clip half.png: it cannot be decoded" in done.stdout + done.stderr
 
 
 def test_captions_that_are_cut_are_said(run, tmp_path):

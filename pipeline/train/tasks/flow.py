@@ -152,6 +152,7 @@ class FlowTask:
     base: str | None = None  # fingerprint of the checkpoint that they were exported from
     lora: LoraConfig | None = None
     compression: Compression = COMPRESSION  # of the autoencoder
+    sampling: tuple[tuple[str, Any], ...] = ()  # settings that the run samples it with, for those who sample it later
     kind: str = "dit"
 
     def build(self, placement: Placement = WHOLE) -> nn.Module:
@@ -286,6 +287,7 @@ class FlowTask:
             "seed": self.seed,
             **({} if self.base is None else {"base": self.base}),
             **({} if self.lora is None else {"lora": self.lora.model_dump()}),
+            **({"sampling": dict(self.sampling)} if self.sampling else {}),
         }
 
     def attachments(self) -> list[Path]:

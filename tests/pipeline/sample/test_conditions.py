@@ -17,12 +17,14 @@ from pipeline.encode.chunks import decode_clips
 from pipeline.encode.codec import to_pixels
 from pipeline.encode.statistics import denormalize, normalize
 from pipeline.sample.clips import read_frames
-from pipeline.sample.conditions import check_conditions
+from pipeline.sample.conditions import check_given
 from pipeline.sample.config import SampleConfig
 from pipeline.sample.given import Given, ImageFile, LaterPrompt
-from pipeline.sample.images import ImageError
-from pipeline.sample.requests import Prompt, PromptError, PromptRequest
-from pipeline.sample.sampler import ClipSampler, prompt_warnings
+from pipeline.sample.images import ImageError, check_image
+from pipeline.sample.prompts import PlacedPrompt, Prompt, PromptError
+from pipeline.sample.requests import PromptRequest
+from pipeline.sample.sampler import ClipSampler
+from pipeline.sample.truncation import truncation_warnings
 from pipeline.sample.windows import WHOLE
 from testing.sampled import NETWORK, Untrained, model_of
 
@@ -71,11 +73,14 @@ def request_of(seed: int = 1, image: ImageFile | None = None, **given: Any) -> P
     )
 
 
-def checked(model: Untrained, files: dict[str, ImageFile], **columns: Any) -> list[str]:
-    """What is warned of for a second row with these columns, where names of files stand for their paths."""
+def checked(model: Untrained, files: dict[str, ImageFile], **columns: Any) -> None:
+    """Check a row with these columns, where names of files stand for their paths."""
     paths = {name: files[value].path if value in files else value for name, value in columns.items()}
-    prompts = [Prompt(prompt="a dot"), Prompt(prompt="a box", **paths)]
-    return check_conditions(model, prompts, BUCKET.name, SampleConfig())
+    prompt, bucket = Prompt(prompt="a box", **paths), BUCKET
+    if prompt.bucket is not None:
+        bucket = model.bucket(prompt.bucket)
+    check_image(model, prompt, bucket, "heun")
+    check_given(model, prompt, bucket, SampleConfig())
 
 
 FIRST = {"first_frame_share": 0.5}
@@ -94,12 +99,12 @@ PER_FRAME = {"times_per": "frame"}
         (FIRST, {"clip": "long", "context": 5}, "has clip, but .*given.prefix above 0, or leave clip out"),
         (FIRST, {"last_image": "red"}, "has last_image, but .*last frames that are given: .*given.subset above 0"),
         (FIRST, {"image": "red", "last_image": "blue"}, "has last_image, but .*both ends given: .*given.ends above 0"),
-        ({}, {"frames": 33}, "has frames, but .*given.prefix above 0, or leave frames out"),
+        ({}, {"total_frames": 33}, "has total_frames, but .*given.prefix above 0, or leave total_frames out"),
         (ANY, {"clip": "short", "context": 13}, "names a clip of 9 frames at 8 fps, but 13 are needed"),
         (ANY, {"source": "short", "strength": 0.5}, "names a source of 9 frames at 8 fps, but 17 are needed"),
         (ANY, {"clip": "long", "context": 6}, "has context 6, but clips have 4k . 1 frames: use 5 or 9"),
-        (ANY, {"frames": 32}, "has frames 32, but clips have 4k . 1 frames: use 29 or 33"),
-        (ANY, {"frames": 13}, "has frames 13, fewer than its bucket 17x16x32@8: use 17 or more"),
+        (ANY, {"total_frames": 32}, "has total_frames 32, but clips have 4k . 1 frames: use 29 or 33"),
+        (ANY, {"total_frames": 13}, "has total_frames 13, but its bucket is 17x16x32@8: use 17 or more"),
         (
             ANY,
             {"clip": "long", "last_clip": "long", "context": 13},
@@ -107,14 +112,18 @@ PER_FRAME = {"times_per": "frame"}
         ),
         (ANY, {"clip": "long", "context": 17}, "by which 5 of the 5 latent frames"),
         (ANY, {"source": "long", "mask": "black"}, "has a mask that is black everywhere, so nothing is made anew"),
-        (ANY, {"frames": 33, "later_prompts": [[9, "x"]]}, "later prompt at 9 s that no window takes: .* 0, 2.125 s"),
-        (ANY, {"frames": 17, "later_prompts": [[1, "x"]]}, "later prompt at 1 s that no window takes"),
+        (
+            ANY,
+            {"total_frames": 33, "later_prompts": [[9, "x"]]},
+            "later prompt at 9 s that no window takes",
+        ),
+        (ANY, {"total_frames": 17, "later_prompts": [[1, "x"]]}, "later prompt at 1 s that no window takes"),
         (ANY, {"last_image": "red", "bucket": STILL.name}, "its bucket is 1x16x32@8, a single frame"),
     ],
     ids=str,
 )
 def test_what_a_model_cannot_do_is_refused_by_row_and_column(files, flow, columns, said):
-    with pytest.raises(PromptError, match=rf"prompt 2, 'a box', .*{said}"):
+    with pytest.raises(PromptError, match=rf"prompt 'a box' .*{said}"):
         checked(untrained(flow), files, **columns)
 
 
@@ -123,8 +132,8 @@ def test_what_a_model_cannot_do_is_refused_by_row_and_column(files, flow, column
     [
         (FIRST, {"image": "red"}),
         (FIRST, {"clip": "long"}),  # its last frame
-        (FIRST, {"frames": 65}),
-        ({"given": GivenFrames(prefix=0.5)}, {"clip": "long", "context": 9, "frames": 65}),
+        (FIRST, {"total_frames": 65}),
+        ({"given": GivenFrames(prefix=0.5)}, {"clip": "long", "context": 9, "total_frames": 65}),
         ({"given": GivenFrames(ends=0.5)}, {"clip": "long", "last_clip": "other"}),
         ({"given": GivenFrames(ends=0.5)}, {"image": "red", "last_image": "blue"}),
         ({"given": GivenFrames(subset=0.5)}, {"last_image": "red"}),
@@ -134,21 +143,22 @@ def test_what_a_model_cannot_do_is_refused_by_row_and_column(files, flow, column
     ids=str,
 )
 def test_what_a_model_was_trained_for_is_taken(files, flow, columns):
-    assert checked(untrained(flow), files, **columns) == []
-
-
-def test_a_mask_is_told_to_be_the_biased_fallback(files):
-    (warning,) = checked(untrained({}), files, source="long", mask="right")
-    assert warning.startswith("1 of 2 prompts have a mask, first prompt 2: ")
-    assert "biased fallback" in warning
+    checked(untrained(flow), files, **columns)
 
 
 @pytest.mark.parametrize(("overlap", "use"), [(4, 5), (17, 13), (100, 13)])
-def test_an_overlap_that_does_not_fit_is_refused_with_one_that_does(files, overlap, use):
-    assert check_conditions(untrained(), [Prompt(prompt="a dot")], BUCKET.name, SampleConfig(window_overlap=4)) == []
-    prompts = [Prompt(prompt="a box", frames=33)]
+def test_an_overlap_that_does_not_fit_is_refused_with_one_that_does(overlap, use):
+    config = SampleConfig(window_overlap=overlap)
+    check_given(untrained(), Prompt(prompt="a dot"), BUCKET, config)
     with pytest.raises(PromptError, match=rf"window_overlap is {overlap}, and windows of 17x16x32@8 .*use {use}$"):
-        check_conditions(untrained(), prompts, BUCKET.name, SampleConfig(window_overlap=overlap))
+        check_given(untrained(), Prompt(prompt="a box", total_frames=33), BUCKET, config)
+
+
+def test_an_adaptive_solver_has_no_times_for_given_frames(files):
+    config = SampleConfig(solver="dopri5")
+    check_given(untrained(), Prompt(prompt="a box", source=files["long"].path, strength=0.5), BUCKET, config)
+    with pytest.raises(PromptError, match=r"has clip, .* the solver dopri5 takes one time for all frames"):
+        check_given(untrained(), Prompt(prompt="a box", clip=files["long"].path), BUCKET, config)
 
 
 def given_latents(sampler: ClipSampler, frames: np.ndarray) -> torch.Tensor:
@@ -178,11 +188,11 @@ def request_for(files: dict[str, ImageFile], way: dict[str, Any], seed: int = 1)
 def test_given_frames_are_in_the_latents_bit_for_bit(files, way, schedule, known_frames):
     sampler = sampler_of(untrained(known_frames=known_frames), schedule=schedule)
     request = request_for(files, way)
-    conditions, beginning = sampler.conditions.read([request], sampler.shape(BUCKET))
+    conditions, beginning = sampler.conditions.read([request], sampler.shape(request_of()))
     assert beginning is not None
     assert conditions.known is not None
     known = conditions.known[0, 0]
-    latents, _ = sampler._latents([request], sampler.config)
+    latents, _ = sampler._latents([request])
     assert torch.equal(latents[:, :, known], beginning.latents[:, :, known])
     assert 0 < int(known.sum()) < 5
     first = 3 if way.get("context") == 9 and "clip" in way else 2 if "clip" in way else int("image" in way)
@@ -214,8 +224,8 @@ EVERY: dict[str, dict[str, Any]] = {
     "varied": {"source": "long", "strength": 0.5},
     "in a mask": {"source": "long", "mask": "right"},
     "varied in a mask": {"source": "long", "mask": "right", "strength": 0.7},
-    "in windows": {"frames": 41},
-    "extended in windows to an image": {"clip": "short", "last_image": "red", "frames": 29},
+    "in windows": {"total_frames": 41},
+    "extended in windows to an image": {"clip": "short", "last_image": "red", "total_frames": 29},
 }
 
 
@@ -229,21 +239,21 @@ def test_a_clip_is_the_same_bit_for_bit_alone_and_among_others(files, way):
     assert calls == alone_calls
     assert not np.array_equal(together[0], together[1])
     plain = sampler.sample([request_of(2)])[0][0]
-    assert len(alone) == way.get("frames", 17)
+    assert len(alone) == way.get("total_frames", 17)
     assert not np.array_equal(alone[:17], plain) or way == EVERY["in windows"]
 
 
 def test_windows_continue_one_another_and_the_first_is_the_clip_that_fits_one(files):
     sampler = sampler_of()
     plain = sampler.sample([request_of()])[0][0]
-    fits = sampler.sample([request_of(frames=17)])[0][0]
+    fits = sampler.sample([request_of(total_frames=17)])[0][0]
     assert np.array_equal(fits, plain)
-    group, parts = [request_of(frames=41)], []
+    group, parts = [request_of(total_frames=41)], []
     for frames, _ in sampler.stream_group(group):
         parts.append(frames[0])
     assert [len(part) for part in parts] == [12, 12, 17]
     assert np.array_equal(parts[0], plain[:12])
-    later = request_of(frames=41, later_prompts=(LaterPrompt(seconds=3, prompt="two"),))
+    later = request_of(total_frames=41, later_prompts=(LaterPrompt(seconds=3, prompt="two"),))
     changed = sampler.sample([later])[0][0]
     whole = np.concatenate(parts)
     assert np.array_equal(changed[:24], whole[:24])
@@ -253,9 +263,9 @@ def test_windows_continue_one_another_and_the_first_is_the_clip_that_fits_one(fi
 def test_windows_have_noise_of_their_own_also_while_sampling():
     for settings in ({}, {"sde_sigma": 0.5}):
         sampler = sampler_of(**settings)
-        windows = sampler.shape(BUCKET).windows(Given(frames=41))
+        windows = sampler.shape(request_of()).windows(Given(total_frames=41))
         assert len(windows) == 3
-        one, two = (sampler._latents([request_of()], sampler.config, window)[0] for window in (WHOLE, windows[1]))
+        one, two = (sampler._latents([request_of()], window)[0] for window in (WHOLE, windows[1]))
         assert not torch.equal(one, two)
 
 
@@ -265,18 +275,18 @@ def test_strength_is_how_much_of_the_source_goes(files):
     latents = given_latents(sampler, source)
     kept = []
     for strength in (0.05, 0.3, 0.6, 1.0):
-        varied, _ = sampler._latents([request_of(source=files["long"], strength=strength)], sampler.config)
+        varied, _ = sampler._latents([request_of(source=files["long"], strength=strength)])
         kept.append(float((varied[0] - latents).square().mean()))
     assert kept == sorted(kept)
     assert kept[0] < 0.1 * kept[-1]
-    plain, _ = sampler._latents([request_of()], sampler.config)
+    plain, _ = sampler._latents([request_of()])
     assert torch.equal(varied, plain)  # at strength 1 nothing of it is left
 
 
 def test_what_a_mask_keeps_is_the_source(files):
     sampler = sampler_of()
     source = given_latents(sampler, read_frames(files["long"], BUCKET, 17, at_end=False))
-    latents, _ = sampler._latents([request_of(source=files["long"], mask=files["right"])], sampler.config)
+    latents, _ = sampler._latents([request_of(source=files["long"], mask=files["right"])])
     assert torch.equal(latents[0, :, :, :, :2], source[:, :, :, :2])
     assert not torch.allclose(latents[0, :, :, :, 2:], source[:, :, :, 2:])
 
@@ -294,6 +304,7 @@ def test_a_file_that_changes_while_the_job_runs_is_named(files, way):
 
 def test_later_prompts_that_are_cut_are_told():
     later = (LaterPrompt(seconds=2.125, prompt="far too long for it"),)
-    prompts = [Prompt(prompt="a dot"), Prompt(prompt="a dot", frames=33, later_prompts=later)]
-    (warning,) = prompt_warnings(untrained(), SampleConfig(negative_prompt="x"), prompts)
-    assert warning.startswith("of all later_prompts, 1 of 1 prompts have more than the 8 bytes")
+    prompts = [Prompt(prompt="a dot"), Prompt(prompt="a dot", total_frames=33, later_prompts=later)]
+    placed = [PlacedPrompt(f"row {number}", prompt) for number, prompt in enumerate(prompts, 1)]
+    (warning,) = truncation_warnings(untrained(), SampleConfig(), placed)
+    assert warning.startswith("1 of 1 later prompts have more than the 8 bytes")

@@ -8,9 +8,25 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
+from data.dataset.buckets import Bucket
 from data.video.codec import encode_clip
+from models.flow.spec import FlowSpec, GivenFrames
+from pipeline.sample.config import SampleConfig
 from pipeline.sample.given import Given, LaterPrompt
-from pipeline.sample.requests import Prompt, PromptError, PromptRequest, plan_requests, prompt_settings, read_prompts
+from pipeline.sample.plan import Plan
+from pipeline.sample.prompt_files import PromptsFile
+from pipeline.sample.prompts import Prompt, PromptError, format_prompts
+from pipeline.sample.requests import PromptRequest, prompt_settings
+from testing.sampled import Untrained, model_of
+
+MODEL = Untrained(
+    **vars(
+        model_of(
+            buckets=[Bucket(num_frames=9, height=32, width=32, fps=8).model_dump()],
+            flow=FlowSpec(given=GivenFrames(subset=1.0)).model_dump(),
+        )
+    )
+)
 
 
 @pytest.fixture
@@ -29,7 +45,7 @@ def written(folder, *rows):
 
 
 def planned(folder, *rows) -> list[PromptRequest]:
-    return plan_requests(read_prompts(written(folder, *rows))[0], [3.0], 0, "settings", ["9x32x32@8"])
+    return list(Plan(MODEL, SampleConfig(), PromptsFile(str(written(folder, *rows))), 0))
 
 
 ROWS = [
@@ -44,10 +60,10 @@ ROWS = [
     {"source": "a.mp4", "strength": 0.5},
     {"source": "a.mp4", "strength": 0.6},
     {"source": "a.mp4", "mask": "red.png"},
-    {"frames": 17},
-    {"frames": 25},
-    {"frames": 25, "later_prompts": [[1, "a box"]]},
-    {"frames": 25, "later_prompts": [[1, "a ball"]]},
+    {"total_frames": 17},
+    {"total_frames": 25},
+    {"total_frames": 25, "later_prompts": [[1, "a box"]]},
+    {"total_frames": 25, "later_prompts": [[1, "a ball"]]},
 ]
 
 
@@ -66,7 +82,7 @@ def test_the_address_has_what_a_file_holds_and_not_where_it_is(folder):
     rows = [{"seed": 1, "clip": name} for name in ("a.mp4", "copy.mp4", "b.mp4")]
     ids = [planned(folder, row)[0].id for row in rows]
     assert ids[0] == ids[1] != ids[2]
-    settings = prompt_settings(read_prompts(written(folder, *rows))[0])
+    settings = list(prompt_settings(PromptsFile(str(written(folder, *rows)))))
     assert settings[0] == settings[1] != settings[2]
 
 
@@ -85,15 +101,18 @@ def test_equal_rows_without_a_seed_get_seeds_of_their_own_by_what_they_are_given
         ({"strength": 0.5}, "strength is of a source: name the video in source"),
         ({"mask": "red.png"}, "mask is of a source"),
         ({"source": "a.mp4", "strength": 0.5, "clip": "a.mp4"}, "source gives all frames, so clip cannot be given"),
-        ({"source": "a.mp4", "strength": 0.5, "frames": 25}, "source gives all frames, so frames cannot be given"),
+        (
+            {"source": "a.mp4", "strength": 0.5, "total_frames": 25},
+            "source gives all frames, so total_frames cannot be given",
+        ),
         ({"source": "a.mp4", "strength": 0.0}, "strength: Input should be greater than 0"),
         ({"source": "a.mp4", "strength": 1.5}, "strength: Input should be less than or equal to 1"),
         ({"source": "a.mp4", "strength": True}, "strength: Value error, true and false are no numbers"),
         ({"context": 5}, "context is of clip or last_clip"),
-        ({"later_prompts": [[1, "b"]]}, "later_prompts take over in later windows, so frames has to say"),
-        ({"frames": 25, "later_prompts": [[2, "b"], [1, "c"]]}, "in the order of their seconds"),
-        ({"frames": 25, "later_prompts": [[0, "b"]]}, "later_prompts.0.seconds: Input should be greater than 0"),
-        ({"frames": 25, "later_prompts": "b"}, "later_prompts: Input should be a valid tuple"),
+        ({"later_prompts": [[1, "b"]]}, "later_prompts take over in later windows, so total_frames has to say"),
+        ({"total_frames": 25, "later_prompts": [[2, "b"], [1, "c"]]}, "in the order of their seconds"),
+        ({"total_frames": 25, "later_prompts": [[0, "b"]]}, "later_prompts.0.seconds: Input should be greater than 0"),
+        ({"total_frames": 25, "later_prompts": "b"}, "later_prompts: Input should be a valid tuple"),
         ({"clip": "gone.mp4"}, r"clip gone.mp4 cannot be read \(No such file or directory\)"),
         ({"clip": "red.txt"}, r"clip red.txt: .*; save it anew, as MP4"),
         ({"last_image": "a.mp4"}, r"last_image a.mp4: it cannot be decoded .*; save it anew, as PNG or JPEG"),
@@ -104,14 +123,14 @@ def test_equal_rows_without_a_seed_get_seeds_of_their_own_by_what_they_are_given
 def test_rows_that_do_not_say_one_thing_are_refused_by_line_and_column(folder, row, said):
     (folder / "red.txt").write_text("no video")
     with pytest.raises(PromptError, match=rf"prompts\.jsonl: line 2.*{said}"):
-        read_prompts(written(folder, {}, row))
+        list(PromptsFile(str(written(folder, {}, row))))
 
 
 def test_later_prompts_are_pairs_or_records():
-    pairs = Prompt(prompt="a", frames=25, later_prompts=[[1.5, "b"], [2, "c"]])  # type: ignore[arg-type]
+    pairs = Prompt(prompt="a", total_frames=25, later_prompts=[[1.5, "b"], [2, "c"]])  # type: ignore[arg-type]
     assert pairs.later_prompts == (LaterPrompt(seconds=1.5, prompt="b"), LaterPrompt(seconds=2, prompt="c"))
     records = [each.model_dump() for each in pairs.later_prompts]
-    assert Prompt(prompt="a", frames=25, later_prompts=records) == pairs  # type: ignore[arg-type]
+    assert Prompt(prompt="a", total_frames=25, later_prompts=records) == pairs  # type: ignore[arg-type]
     request = PromptRequest(
         id="0",
         prompt="a",
@@ -122,4 +141,18 @@ def test_later_prompts_are_pairs_or_records():
     )
     assert [request.prompt_at(seconds) for seconds in (0.0, 1.4, 1.5, 1.9, 2.0, 9.0)] == ["a", "a", "b", "b", "c", "c"]
     with pytest.raises(ValidationError, match="later_prompts"):
-        Prompt(prompt="a", frames=25, later_prompts=[[1.5]])  # type: ignore[arg-type]
+        Prompt(prompt="a", total_frames=25, later_prompts=[[1.5]])  # type: ignore[arg-type]
+
+
+def test_rows_are_written_and_read_back(folder):
+    prompts = [placed.prompt for placed in PromptsFile(str(written(folder, *ROWS)))]
+    path = folder / "again.jsonl"
+    path.write_text("".join(format_prompts(prompts)))
+    assert [placed.prompt for placed in PromptsFile(str(path))] == prompts
+
+
+def test_masks_are_told_to_be_the_biased_fallback(folder):
+    rows = PromptsFile(str(written(folder, {}, {"source": "a.mp4", "mask": "red.png"})))
+    (warning,) = Plan(MODEL, SampleConfig(), rows, 0).check().warnings
+    assert warning.startswith("1 rows have a mask, the first in ")
+    assert "line 2: what a mask keeps is held on its path while the rest is sampled, the biased fallback" in warning

@@ -21,11 +21,14 @@ from pipeline.distributed.config import WorkersConfig
 from pipeline.run import precision as run_precision
 from pipeline.run.config import Precision
 from pipeline.sample import job
+from pipeline.sample.batches import batches_of
 from pipeline.sample.config import SampleConfig
 from pipeline.sample.images import ImageError
-from pipeline.sample.job import Samples, SamplingError, batches_of, reusable_clips, sample_clips
+from pipeline.sample.job import Samples, SamplingError, sample_clips
+from pipeline.sample.manifest import Manifest
 from pipeline.sample.outputs import FAILED_NAME, SAMPLES_NAME, FailedClip, SampledClip, read_samples
 from pipeline.sample.requests import ImageFile, PromptRequest
+from pipeline.sample.reuse import reused_clips
 from testing.clips import moving_shapes
 
 
@@ -35,8 +38,10 @@ def test_batches_have_one_scale_and_one_bucket_in_the_order_of_the_requests():
         for i in (5, 3, 8, 1, 2, 9, 4)
     ]
     batches = [[request.seed for request in batch] for batch in batches_of(requests, 2)]
-    assert batches == [[5, 3], [1], [8], [2, 4], [9]]
-    assert batches_of([], 2) == []
+    assert batches == [[5, 3], [2, 4], [8], [1], [9]]  # a full batch at once, the others at the end
+    assert list(batches_of([], 2)) == []
+    few = [[request.seed for request in batch] for batch in batches_of(requests, 5, max_waiting=3)]
+    assert few == [[5, 3, 1], [8], [2, 4], [9]]  # the kind that waited longest makes room
 
 
 def test_clips_from_images_have_batches_of_their_own():
@@ -45,7 +50,7 @@ def test_clips_from_images_have_batches_of_their_own():
         request.model_copy(update={"image": image if request.seed % 2 else None}) for request in requests_of(*range(5))
     ]
     batches = batches_of(requests, 2)
-    assert [[request.seed for request in batch] for batch in batches] == [[0, 2], [4], [1, 3]]
+    assert [[request.seed for request in batch] for batch in batches] == [[0, 2], [1, 3], [4]]
 
 
 def requests_of(*seeds: int) -> list[PromptRequest]:
@@ -58,6 +63,15 @@ def requests_of(*seeds: int) -> list[PromptRequest]:
 def line_of(request: PromptRequest, content: bytes | None = None) -> SampledClip:
     digest = None if content is None else sha256(content).hexdigest()
     return SampledClip(file=request.file_name, request=request, num_network_calls=2, sha256=digest)
+
+
+def reusable_clips(folder: Path, requests: list[PromptRequest]) -> tuple[dict[str, SampledClip], list[SampledClip]]:
+    """Of the requests, by id, and of others: the lines that a folder's manifest has once a job has looked at it."""
+    with Manifest(folder) as manifest:
+        found = reused_clips(manifest, lambda: requests)
+    lines = read_samples(folder)
+    assert found.num_requests == len(requests)
+    return {clip.request.id: clip for clip in lines[: found.num_made]}, lines[found.num_made :]
 
 
 @pytest.fixture
@@ -205,7 +219,7 @@ class Job:
         monkeypatch.setattr(WorkersConfig, "num_startable", lambda self: 1)
 
     def run(self, requests: list[PromptRequest], batch: int = 4, precision: Precision = "auto") -> Samples:
-        model: Any = SimpleNamespace(folder=self.folder)
+        model: Any = SimpleNamespace(folder=self.folder, fingerprint=None)
         config = SampleConfig(batch=batch, precision=precision)
         return sample_clips(model, requests, self.folder, config, WorkersConfig())
 
@@ -324,13 +338,15 @@ def test_other_settings_keep_the_lines_of_the_first_ones(tmp_path, whole, monkey
     run.run(first)
     samples = run.run(second)
     assert (samples.clips, samples.earlier) == ([line_of(second[0])], [line_of(request) for request in first])
-    assert read_samples(tmp_path) == samples.all_clips
+    assert read_samples(tmp_path) == list(samples.all_clips)
     assert run.run(first).clips == [line_of(request, whole) for request in first]
     assert run.batches == [[1, 2], [3]]
 
 
 def test_failures_are_listed_up_to_a_number(tmp_path):
-    samples = Samples([], [], {f"{number}.mp4": "x" * 500 for number in range(1000)})
+    samples = Samples(tmp_path / SAMPLES_NAME)
+    for number in range(1000):
+        samples.add_failure(f"{number}.mp4", "x" * 500)
     with pytest.raises(SamplingError, match=r"(?s)1000 of 1000 clips.*\n  and 990 more") as caught:
         samples.check_all_made()
     assert len(str(caught.value)) < 6000
@@ -354,7 +370,7 @@ def test_a_sampling_process_that_is_killed_loses_no_batch(cluster, tmp_path, who
             return [SampledClip(file=r.file_name, request=r, num_network_calls=2) for r in requests]
 
     monkeypatch.setattr(job, "SamplerActor", Mortal)
-    model: Any = SimpleNamespace(folder=tmp_path)
+    model: Any = SimpleNamespace(folder=tmp_path, fingerprint=None)
     requests = requests_of(*range(4))
     samples = sample_clips(model, requests, tmp_path, SampleConfig(batch=2), WorkersConfig(num_workers=2))
     assert (tmp_path / "died").exists()
@@ -363,7 +379,7 @@ def test_a_sampling_process_that_is_killed_loses_no_batch(cluster, tmp_path, who
 
 
 def test_a_checkpoint_that_an_actor_cannot_load_is_told_by_its_own_error(cluster, tmp_path):
-    model: Any = SimpleNamespace(folder=tmp_path)
+    model: Any = SimpleNamespace(folder=tmp_path, fingerprint=None)
     with pytest.raises(WorkerStartError, match=rf"set up: .*CheckpointError: {tmp_path} is not a checkpoint") as caught:
         sample_clips(model, requests_of(1, 2), tmp_path, SampleConfig(batch=1), WorkersConfig(num_workers=1))
     assert "died" not in str(caught.value)

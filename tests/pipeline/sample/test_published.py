@@ -19,13 +19,16 @@ from models.text.pretrained import PretrainedTextEncoder, TextEncoderError
 from pipeline.checkpoint.published import PublishedError
 from pipeline.encode.statistics import denormalize
 from pipeline.run import randomness
+from pipeline.sample.checks import check_can_sample
 from pipeline.sample.config import SampleConfig
-from pipeline.sample.images import check_images
+from pipeline.sample.images import check_image
 from pipeline.sample.latents import PromptSeed, sample_latents
-from pipeline.sample.model import open_model
+from pipeline.sample.model import SampledModel, open_model
+from pipeline.sample.plan import Plan
+from pipeline.sample.prompts import PlacedPrompt, Prompt, PromptError
 from pipeline.sample.published import scheduler_settings
-from pipeline.sample.requests import ImageFile, Prompt, PromptError, PromptRequest
-from pipeline.sample.sampler import ClipSampler, check_can_sample
+from pipeline.sample.requests import ImageFile, PromptRequest
+from pipeline.sample.sampler import ClipSampler
 from testing.published import write_image_pipeline, write_pipeline
 
 PROMPTS = ("a red circle moves left", "a blue star")
@@ -198,16 +201,19 @@ def test_the_image_reaches_the_network_by_channels_and_by_its_embedding(from_ima
     assert not torch.allclose(other_channels, without_embedding, atol=1e-3)
 
 
+def check_images(model: SampledModel, prompts: list[Prompt], bucket: str) -> None:
+    for prompt in prompts:
+        check_image(model, prompt, model.bucket(bucket), "heun")
+
+
 def test_which_pipelines_take_images(from_image, published, tmp_path):
     plain, given = [Prompt(prompt="a")], [Prompt(prompt="b", image="/start.png")]
     model = open_model(from_image)
     check_images(model, given, BUCKET)
-    with pytest.raises(PromptError, match=r"prompt 2, 'a', names no image, but .*pipeline makes clips that start from"):
+    with pytest.raises(PromptError, match=r"prompt 'a' names no image, but .*pipeline makes clips that start from"):
         check_images(model, given + plain, BUCKET)
     check_images(open_model(published), plain, BUCKET)
-    with pytest.raises(
-        PromptError, match=r"prompt 2, 'b', names an image, but .* is a text-to-video pipeline \(model_in"
-    ):
+    with pytest.raises(PromptError, match=r"prompt 'b' names an image, but .* is a text-to-video pipeline \(model_in"):
         check_images(open_model(published), plain + given, BUCKET)
     write_pipeline(tmp_path / "both", "2.2")
     check_images(open_model(tmp_path / "both"), plain + given, "9x32x64@8")
@@ -235,22 +241,28 @@ def test_clips_of_any_shape_are_sampled_and_do_not_depend_on_their_batch(publish
     assert abs(alone.astype(int) - second.astype(int)).max() <= 2
 
 
+def shapes(model: SampledModel, wanted: str | None, prompts: list[Prompt]) -> list[str]:
+    plan = Plan(model, SampleConfig(bucket=wanted), [PlacedPrompt("row 1", prompt) for prompt in prompts], 0)
+    return [request.bucket for request in plan]
+
+
 def test_shapes_are_checked_before_anything_is_sampled(published, tmp_path):
     model = open_model(published)
     some = [Prompt(prompt="a", bucket="9x32x32@8"), Prompt(prompt="b")]
-    assert model.buckets_for("5x16x32@24", some) == ["5x16x32@24", "9x32x32@8"]
-    assert model.buckets_for(None, some[:1]) == ["9x32x32@8"]
+    assert shapes(model, "5x16x32@24", some) == ["9x32x32@8", "5x16x32@24"]
+    assert shapes(model, None, some[:1]) == ["9x32x32@8"]
+    assert shapes(model, None, [Prompt(prompt="a", num_frames=5, height=32, width=16, fps=12.5)]) == ["5x32x16@12.5"]
     for wanted, message in (
         (None, r"samples clips of any shape: name one in sample\.bucket"),
-        ("large", r"bucket 'large' cannot be sampled: write frames x height x width @ frames per second"),
+        ("large", r"sample\.bucket 'large' cannot be sampled: write frames x height x width @ frames per second"),
         ("8x32x32@8", r"bucket '8x32x32@8': .*num_frames is 8.* use 5 or 9"),
         ("9x32x40@8", r"bucket '9x32x40@8': .*width is 40.* use 32 or 48"),
     ):
         with pytest.raises(PromptError, match=message):
-            model.buckets_for(wanted, some)
+            shapes(model, wanted, some)
     write_pipeline(tmp_path / "finer", "2.2")
     with pytest.raises(PromptError, match=r"bucket '9x32x48@8' cannot be sampled: a latent of 2 x 3 does not split"):
-        open_model(tmp_path / "finer").buckets_for(BUCKET, [])
+        shapes(open_model(tmp_path / "finer"), BUCKET, some[1:])
 
 
 def test_the_fingerprint_covers_every_part(published, folder):

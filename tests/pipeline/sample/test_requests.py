@@ -4,26 +4,43 @@ import json
 from hashlib import blake2b
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from data.dataset.buckets import Bucket
 from data.files.checksums import file_sha256
-from data.files.jsonl import format_line, publish_jsonl
+from data.files.jsonl import publish_jsonl
+from pipeline.sample.config import SampleConfig
 from pipeline.sample.outputs import SAMPLES_NAME, SampledClip, read_samples
-from pipeline.sample.requests import (
-    Prompt,
-    PromptError,
-    PromptRequest,
-    format_prompts,
-    order_buckets,
-    plan_requests,
-    prompt_settings,
-    read_prompts,
-)
+from pipeline.sample.plan import Plan
+from pipeline.sample.prompt_files import PromptsFile
+from pipeline.sample.prompts import PlacedPrompt, Prompt, PromptError, format_prompts
+from pipeline.sample.requests import PromptRequest, address_of, id_of, prompt_settings
 from testing.paths import CASES_DIR
+from testing.sampled import GIVEN_FIRST, model_of
+
+BUCKETS = ["17x64x64@8", "9x32x32@8"]
+MODEL = model_of(buckets=[Bucket.of_name(name).model_dump() for name in BUCKETS], flow=GIVEN_FIRST)
+
+
+def read_prompts(path: Path) -> tuple[list[Prompt], list[str]]:
+    file = PromptsFile(str(path))
+    prompts = [placed.prompt for placed in file]
+    assert prompts == [placed.prompt for placed in file]  # as often as need be
+    return prompts, file.notes
+
+
+def plan_of(prompts: list[Prompt], *, unguided: bool = False, **settings: Any) -> Plan:
+    placed = [PlacedPrompt(f"row {number}", prompt) for number, prompt in enumerate(prompts, 1)]
+    return Plan(MODEL, SampleConfig(**settings), placed, 0, unguided)
+
+
+def planned(path: Path) -> list[PromptRequest]:
+    return list(plan_of(read_prompts(path)[0]))
 
 
 def test_prompts_files(tmp_path):
@@ -38,27 +55,23 @@ def test_prompts_files(tmp_path):
         read_prompts(path)
     path = tmp_path / "prompts.jsonl"
     path.write_text('{"prompt": "one"}\n{"promt": "two"}\n')
-    with pytest.raises(PromptError, match="line 2 is not a prompt: prompt: Field required"):
+    with pytest.raises(PromptError, match="line 2 is not a prompt: promt: there is no such column; did you mean"):
         read_prompts(path)
     path.write_text('{"prompt": "one", "seed": 5}\n{"prompt": "two"}\n{"prompt": "two"}\n')
     prompts, warnings = read_prompts(path)
     assert warnings == []
-    requests = plan_requests(prompts, [3.0, 1.0], 0, "settings", ["a", "b"])
+    requests = list(plan_of(prompts, unguided=True))
     assert len({request.id for request in requests}) == 6
     assert requests[0].seed == requests[1].seed == 5
+    assert [request.guidance_scale for request in requests] == [3.0, 1.0] * 3
     assert requests[2].seed != requests[4].seed  # equal lines are different clips
-    fewer = plan_requests(prompts[1:], [3.0, 1.0], 0, "settings", ["a", "b"])
-    assert fewer == requests[2:]
-    assert {request.bucket for request in requests} == {"a"}
-    shaped = plan_requests([Prompt(prompt="one", seed=5, bucket="b")], [3.0], 0, "settings", ["a", "b"])
-    assert shaped[0].bucket == "b"
-    assert shaped[0].id != requests[0].id
-    with pytest.raises(PromptError, match=r"bucket c of prompt 'one' was not trained; use a, b"):
-        order_buckets(["a", "b"], None, [Prompt(prompt="one", bucket="c")])
-    with pytest.raises(PromptError, match=r"sample.bucket is 'c', but the training was on a, b"):
-        order_buckets(["a", "b"], "c", [])
-    assert order_buckets(["a", "b"], "b", prompts) == ["b", "a"]
-    assert {r.id for r in plan_requests(prompts, [3.0], 0, "other", ["a", "b"])}.isdisjoint(r.id for r in requests)
+    assert list(plan_of(prompts[1:], unguided=True)) == requests[2:]
+    assert {request.bucket for request in requests} == {BUCKETS[0]}
+    (shaped,) = plan_of([Prompt(prompt="one", seed=5, bucket=BUCKETS[1])])
+    assert shaped.bucket == BUCKETS[1]
+    assert shaped.id != requests[0].id
+    assert {request.bucket for request in plan_of(prompts, bucket=BUCKETS[1])} == {BUCKETS[1]}
+    assert {r.id for r in plan_of(prompts, steps=3)}.isdisjoint(r.id for r in requests)
 
 
 # What a file of the cases holds or says; a prompt that is read is written and read back as it is.
@@ -100,7 +113,7 @@ def test_every_prompts_file_of_the_cases_is_read_as_what_it_is_or_refused_with_i
 
 def samples_read_back(folder, prompts):
     """The prompts as the manifest of a samples folder gives them back."""
-    requests = plan_requests(prompts, [1.0], 0, "settings", ["9x32x32@8"])
+    requests = list(plan_of(prompts))
     lines = [SampledClip(file=r.file_name, request=r, num_network_calls=1) for r in requests]
     publish_jsonl(folder / SAMPLES_NAME, lines)
     assert [clip.request for clip in read_samples(folder)] == requests
@@ -112,18 +125,22 @@ def samples_read_back(folder, prompts):
 
 def prompts_of(folder, prompts):
     """The prompts as the stage's own prompts.jsonl gives them back."""
-    (folder / "prompts.jsonl").write_text(format_prompts(prompts), encoding="utf-8")
+    (folder / "prompts.jsonl").write_text("".join(format_prompts(prompts)), encoding="utf-8")
     return read_prompts(folder / "prompts.jsonl")[0]
 
 
 @pytest.mark.parametrize(
     ("name", "content", "told"),
     [
-        ("p.csv", "prompt,sede\na,1\n", r"p\.csv: row 2 is not a prompt: sede: Extra inputs are not permitted"),
+        (
+            "p.csv",
+            "prompt,sede\na,1\n",
+            r"p\.csv: row 2 is not a prompt: sede: there is no such column; did you mean seed",
+        ),
         ("p.csv", "prompt,seed\na,one\n", r"p\.csv: row 2 is not a prompt: seed: Input should be a valid integer"),
         ("p.json", '[{"prompt": "a"}, {"prompt": null}]', r"p\.json: row 2 is not a prompt: prompt: .*valid string"),
         ("p.json", '["a"]', r"p\.json, row 1: 'a' is not an object"),
-        ("p.jsonl", '{"prompt": "a"}\n{"prompt": "a", "seed": true}', r"line 2 is not a prompt: seed: .*no seeds"),
+        ("p.jsonl", '{"prompt": "a"}\n{"prompt": "a", "seed": true}', r"line 2 is not a prompt: seed: .*no numbers"),
         ("p.jsonl", '{"prompt": "a", "prompt": "b"}', r"line 1 is not a prompt: the key 'prompt' is there twice"),
         ("p.jsonl", '{"prompt": "a\\u0000b"}', r"line 1 is not a prompt: prompt: .*it contains U\+0000"),
         ("p.JSONL", "a red circle", r"line 1 is not a prompt: Expecting value"),
@@ -139,11 +156,11 @@ def test_what_is_no_prompt_is_refused_with_its_line_or_row_in_a_short_message(tm
     assert len(str(caught.value)) < 700
 
 
-def test_a_file_that_is_far_too_large_is_not_read(tmp_path):
+def test_a_line_that_never_ends_is_not_read(tmp_path):
     path = tmp_path / "prompts.txt"
     with path.open("wb") as file:
         file.truncate(2**40)  # of which the disk holds nothing
-    with pytest.raises(PromptError, match=r"prompts\.txt has 1099511627776 bytes, more than 268435456; split it"):
+    with pytest.raises(PromptError, match=r"prompts\.txt: line 1 has 16777216 bytes or more"):
         read_prompts(path)
 
 
@@ -180,19 +197,19 @@ def test_empty_rows_of_a_table_are_counted(tmp_path, name, content, told):
 def test_prompts_that_give_no_clip_of_their_own_are_counted(tmp_path):
     path = tmp_path / "p.csv"
     path.write_text("prompt,seed,bucket\na,1,\na,2,\na,1,\nb,1,\na,1,\na,1,9x32x32@8\nc,,\nc,,\n")
-    prompts, (warning,) = read_prompts(path)
-    assert len(prompts) == 8
-    assert "2 of 8 prompts have text, seed and bucket of an earlier one" in warning
-    assert "the first is prompt 3;" in warning
-    assert len(plan_requests(prompts, [1.0], 0, "settings", ["17x64x64@8"])) == 6
+    plan = plan_of(read_prompts(path)[0])
+    summary = plan.check()
+    assert (summary.num_rows, summary.num_requests, len(list(plan))) == (8, 6, 6)
+    (warning,) = summary.warnings
+    assert warning.startswith("2 clips are those of earlier rows, with equal text, seed and settings")
+    assert "asked for again in row 3;" in warning
 
 
 def test_scales_that_differ_in_a_late_digit_are_other_clips():
     scales = [3.0, 3.0000004, 0.1, 0.1 + 0.2, 1e-7, 1234567.0]
-    requests = plan_requests([Prompt(prompt="a", seed=1)], scales, 0, "settings", ["a"])
-    assert [request.guidance_scale for request in requests] == scales
-    (plain,) = plan_requests([Prompt(prompt="a", seed=1)], [3.0], 0, "settings", ["a"])
-    assert plain.id == blake2b(b"a\x001\x003\x00a\x00settings", digest_size=6).hexdigest()  # as it has always been
+    assert len({address_of("a", 1, scale, "a", "settings", None) for scale in scales}) == len(scales)
+    plain = id_of(address_of("a", 1, 3.0, "a", "settings", None))
+    assert plain == blake2b(b"a\x001\x003\x00a\x00settings", digest_size=6).hexdigest()  # as it has always been
 
 
 PROMPTS = st.lists(
@@ -214,7 +231,9 @@ def test_prompts_that_are_written_are_read_back_from_every_file(prompts):
         folder = Path(name)
         assert prompts_of(folder, prompts) == prompts
         assert samples_read_back(folder, prompts) == prompts
-        (folder / "p.json").write_text(json.dumps([prompt.model_dump() for prompt in prompts]), encoding="utf-8")
+        (folder / "p.json").write_text(
+            json.dumps([{"prompt": prompt.prompt, "seed": prompt.seed} for prompt in prompts]), encoding="utf-8"
+        )
         assert read_prompts(folder / "p.json")[0] == prompts
 
 
@@ -243,20 +262,25 @@ def write_image(path: Path, colour: str = "red") -> Path:
     return path
 
 
-def planned(path: Path) -> list[PromptRequest]:
-    return plan_requests(read_prompts(path)[0], [3.0], 0, "settings", ["17x64x64@8"])
+def settings_of(*prompts: Prompt) -> list[dict[str, Any]]:
+    return list(prompt_settings([PlacedPrompt("", prompt) for prompt in prompts]))
 
 
-def test_a_prompt_without_an_image_keeps_its_address_and_its_line():
-    (request,) = plan_requests([Prompt(prompt="a red circle")], [3.0], 0, "settings", ["17x64x64@8"])
-    assert (request.id, request.seed) == ("cd20acf64337", 2871900634)
-    assert format_line(request) == (
-        '{"id":"cd20acf64337","prompt":"a red circle","seed":2871900634,"guidance_scale":3.0,"bucket":"17x64x64@8",'
-        '"expect":null}'
-    )
-    assert prompt_settings([Prompt(prompt="a red circle")]) == [
+def test_a_prompt_without_options_keeps_its_address():
+    (request,) = plan_of([Prompt(prompt="a red circle")])
+    assert request.seed == 2871900634  # as it has always been
+    old = f"a red circle\x002871900634\x003\x0017x64x64@8\x00{MODEL.fingerprint} {OLD_SETTINGS}"
+    assert request.id == blake2b(old.encode(), digest_size=6).hexdigest()
+    assert settings_of(Prompt(prompt="a red circle")) == [
         {"prompt": "a red circle", "seed": None, "bucket": None, "expect": None}
     ]
+
+
+OLD_SETTINGS = (
+    '{"solver":"heun","steps":20,"shift":1.0,"bucket":null,"schedule":"full_sequence","guidance_scale":3.0,'
+    '"guidance":"plain","negative_prompt":null,"sde_sigma":0.0,"weights":"ema","precision":"auto"}'
+)
+"""What an address has had of the default settings from the first."""
 
 
 def test_an_image_is_found_beside_the_prompts_file_or_by_its_absolute_path(tmp_path):
@@ -276,17 +300,17 @@ def test_an_image_is_found_beside_the_prompts_file_or_by_its_absolute_path(tmp_p
 def test_the_address_of_a_clip_has_what_its_image_holds_and_not_where_it_is(tmp_path):
     (tmp_path / "p.jsonl").write_text('{"prompt": "a dot", "image": "start.png"}')
     write_image(tmp_path / "start.png")
-    before, settings_before = planned(tmp_path / "p.jsonl"), prompt_settings(read_prompts(tmp_path / "p.jsonl")[0])
+    before, settings_before = planned(tmp_path / "p.jsonl"), settings_of(*read_prompts(tmp_path / "p.jsonl")[0])
     (tmp_path / "other").mkdir()
     write_image(tmp_path / "other" / "copy.png")
     (tmp_path / "other.jsonl").write_text('{"prompt": "a dot", "image": "other/copy.png"}')
     moved = planned(tmp_path / "other.jsonl")
     assert (moved[0].id, moved[0].seed) == (before[0].id, before[0].seed)
-    assert prompt_settings(read_prompts(tmp_path / "other.jsonl")[0]) == settings_before
+    assert settings_of(*read_prompts(tmp_path / "other.jsonl")[0]) == settings_before
     write_image(tmp_path / "start.png", "blue")
     changed = planned(tmp_path / "p.jsonl")
     assert changed[0].id != before[0].id
-    assert prompt_settings(read_prompts(tmp_path / "p.jsonl")[0]) != settings_before
+    assert settings_of(*read_prompts(tmp_path / "p.jsonl")[0]) != settings_before
     (tmp_path / "p.jsonl").write_text(
         '{"prompt": "a dot", "seed": 1}\n{"prompt": "a dot", "seed": 1, "image": "start.png"}'
     )
@@ -326,4 +350,4 @@ def test_an_image_that_goes_away_before_the_job_is_planned_is_named(tmp_path):
     with pytest.raises(
         PromptError, match=r"image .*start\.png cannot be read \(No such file or directory\); copy it back"
     ):
-        plan_requests(prompts, [3.0], 0, "settings", ["17x64x64@8"])
+        list(plan_of(prompts))

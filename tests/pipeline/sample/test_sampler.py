@@ -23,28 +23,35 @@ from pipeline.encode.codec import to_pixels
 from pipeline.encode.statistics import denormalize, normalize
 from pipeline.sample.config import SampleConfig
 from pipeline.sample.images import ImageError
-from pipeline.sample.requests import ImageFile, PromptRequest, read_prompts
-from pipeline.sample.sampler import TOKENS_TOGETHER, ClipSampler, truncation_warnings
+from pipeline.sample.prompt_files import PromptsFile
+from pipeline.sample.prompts import PlacedPrompt, Prompt
+from pipeline.sample.requests import ImageFile, PromptRequest
+from pipeline.sample.sampler import TOKENS_TOGETHER, ClipSampler
+from pipeline.sample.truncation import truncation_warnings
 from testing.paths import CASES_DIR
 from testing.sampled import NETWORK, Untrained, model_of
 
 BYTES = model_of()
 
 
+def placed(*prompts: str) -> list[PlacedPrompt]:
+    return [PlacedPrompt(f"row {number}", Prompt(prompt=prompt)) for number, prompt in enumerate(prompts, 1)]
+
+
 def test_prompts_longer_than_what_the_network_reads_are_counted():
     prompts = ["a red circle", "short", "a red square", "a reed", "é" * 5]
-    (warning,) = truncation_warnings(BYTES, SampleConfig(), prompts)
+    (warning,) = truncation_warnings(BYTES, SampleConfig(), placed(*prompts))
     assert warning == (
         "3 of 5 prompts have more than the 8 bytes that the network reads and are cut there; the longest has 12; the "
-        "first is prompt 1, 'a red circle'"
+        "first is in row 1, 'a red circle'"
     )
-    assert truncation_warnings(BYTES, SampleConfig(), ["12345678", "é" * 4, ""]) == []
+    assert truncation_warnings(BYTES, SampleConfig(), placed("12345678", "é" * 4, "")) == []
 
 
 def test_prompts_that_become_equal_are_counted():
-    (warning,) = truncation_warnings(BYTES, SampleConfig(), ["a red circle", "a red cinema", "a red cinema"])
+    (warning,) = truncation_warnings(BYTES, SampleConfig(), placed("a red circle", "a red cinema", "a red cinema"))
     assert warning.endswith("; 1 of them become equal to another one")
-    (warning,) = truncation_warnings(BYTES, SampleConfig(), ["a red ci", "a red circle", "b"])
+    (warning,) = truncation_warnings(BYTES, SampleConfig(), placed("a red ci", "a red circle", "b"))
     assert warning.endswith("; 1 of them become equal to another one")
 
 
@@ -63,14 +70,14 @@ def test_a_checkpoint_without_a_shape_is_refused(buckets):
 
 def test_a_long_negative_prompt_is_told():
     config = SampleConfig(negative_prompt="blurry and dark")
-    assert truncation_warnings(BYTES, config, ["a"]) == [
+    assert truncation_warnings(BYTES, config, placed("a")) == [
         "sample.negative_prompt has more than the 8 bytes that the network reads and is cut there"
     ]
 
 
 def test_the_long_prompt_of_the_cases_is_told_in_a_short_line():
-    prompts, _ = read_prompts(CASES_DIR / "prompts" / "long.txt")
-    (warning,) = truncation_warnings(BYTES, SampleConfig(), [prompt.prompt for prompt in prompts])
+    prompts = PromptsFile(str(CASES_DIR / "prompts" / "long.txt"))
+    (warning,) = truncation_warnings(BYTES, SampleConfig(), prompts)
     assert "1 of 1 prompts have more than the 8 bytes" in warning
     assert "the longest has 5000" in warning
     assert len(warning) < 300
@@ -80,7 +87,7 @@ def test_the_long_prompt_of_the_cases_is_told_in_a_short_line():
 def test_with_a_text_encoder_tokens_are_counted(text_encoder_dir, max_tokens, num_warnings):
     record = TextEncoderRecord(folder=str(text_encoder_dir), fingerprint="", max_tokens=max_tokens, width=16)
     model = model_of(text_encoder=record.model_dump())
-    warnings = truncation_warnings(model, SampleConfig(), ["a red circle moves left", "a"])
+    warnings = truncation_warnings(model, SampleConfig(), placed("a red circle moves left", "a"))
     assert len(warnings) == num_warnings
     assert all("1 of 2 prompts have more than the 4 tokens" in warning for warning in warnings)
 
@@ -194,7 +201,7 @@ def test_a_clip_is_the_same_bit_for_bit_alone_and_among_any_others(precision, so
 def test_clips_that_depend_on_their_place_are_computed_one_by_one(monkeypatch):
     """As on a processor whose kernels round the rows of a matrix differently, depending on where they are."""
     sampler, requests = sampler_of(NETWORK), many(5)
-    assert sampler.rows_of(BUCKET) > 1
+    assert sampler.rows_of(request_of(None)) > 1
     sampler = sampler_of(NETWORK)
     network = sampler.network.forward
 
@@ -202,7 +209,7 @@ def test_clips_that_depend_on_their_place_are_computed_one_by_one(monkeypatch):
         return network(x, *arguments, **options) + 1e-6 * torch.arange(len(x)).reshape(-1, 1, 1, 1, 1)
 
     monkeypatch.setattr(sampler.network, "forward", by_place)
-    assert sampler.rows_of(BUCKET) == 1
+    assert sampler.rows_of(request_of(None)) == 1
     together, _ = sampler.sample(requests)
     assert all(np.array_equal(sampler.sample([r])[0][0], clip) for r, clip in zip(requests, together, strict=True))
 
@@ -210,7 +217,7 @@ def test_clips_that_depend_on_their_place_are_computed_one_by_one(monkeypatch):
 def test_large_clips_are_computed_one_by_one_and_small_ones_in_groups_of_equal_size(monkeypatch):
     monkeypatch.setitem(TOKENS_TOGETHER, "cpu", 24)  # a clip of the bucket has 6
     sampler = sampler_of(NETWORK)
-    assert sampler.rows_of(BUCKET) == 4
+    assert sampler.rows_of(request_of(None)) == 4
     sizes = []
     network = sampler.network.forward
 
@@ -222,8 +229,8 @@ def test_large_clips_are_computed_one_by_one_and_small_ones_in_groups_of_equal_s
     assert [len(group) for group in sampler.groups(many(9))] == [4, 4, 1]
     sampler.sample(many(9))
     assert len(set(sizes)) == 1  # the last group is filled up
-    large = BUCKET.model_copy(update={"height": 128, "width": 128})
-    assert sampler_of(NETWORK).rows_of(large) == 1
+    monkeypatch.setitem(TOKENS_TOGETHER, "cpu", 5)
+    assert sampler_of(NETWORK).rows_of(request_of(None)) == 1
 
 
 def test_the_wanted_kernel_computes_the_networks_attention():

@@ -1,0 +1,284 @@
+"""From prompts to requests: what a row asks for, with the settings of the job, for one model."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from hashlib import blake2b
+
+from pydantic import ValidationError
+
+from data.dataset.buckets import Bucket
+from data.errors import ReelflowError, shorten
+from pipeline.run.fingerprints import output_json
+from pipeline.sample.checks import check_settings, contradiction_in
+from pipeline.sample.conditions import BIASED, check_given
+from pipeline.sample.config import SampleConfig
+from pipeline.sample.given import ImageFile, given_of
+from pipeline.sample.images import check_image
+from pipeline.sample.model import SampledModel
+from pipeline.sample.prompts import SHAPE_FIELDS, PlacedPrompt, Prompt, PromptError, refusal
+from pipeline.sample.requests import (
+    PromptRequest,
+    WeakerModel,
+    address_of,
+    derived_seed,
+    id_of,
+    image_file,
+    start_of,
+)
+
+MAX_REMEMBERED = 4096  # combinations of settings whose checks are remembered
+
+
+@dataclass
+class BadRows:
+    """The rows of a prompts file that cannot be sampled, by place."""
+
+    are_set_aside: bool = False
+    """False: the first one ends the job before it begins."""
+    reasons: dict[str, str] = field(default_factory=dict)
+
+    def add(self, place: str, error: PromptError) -> None:
+        """Remember a row.
+
+        Raises:
+            PromptError: the error, unless rows are set aside.
+        """
+        if not self.are_set_aside:
+            raise error
+        self.reasons[place] = str(error)
+
+
+@dataclass(frozen=True)
+class RowSettings:
+    """The settings of a row, and what follows from them."""
+
+    config: SampleConfig
+    weaker: WeakerModel | None
+    address: str
+    """The model and the settings that decide the pixels, as text; a part of the content address of each clip."""
+
+
+@dataclass
+class PlanSummary:
+    """What a plan holds."""
+
+    num_rows: int = 0
+    num_requests: int = 0
+    weaker: set[str] = field(default_factory=set)
+    """Fingerprints of the checkpoints that guidance moves away from."""
+    warnings: list[str] = field(default_factory=list)
+
+
+@dataclass
+class _Rows:
+    """How many rows have something in common, and which was the first."""
+
+    count: int = 0
+    first: str = ""
+
+    def add(self, place: str) -> None:
+        self.first = self.first or place
+        self.count += 1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The requests of prompts. Each iteration plans them anew, row by row: memory holds an address of each, no more.
+
+    Equal requests are planned once. The noise of a prompt is the same at every scale. Ids are content addresses:
+    adding, removing or reordering prompts changes no clip of another prompt.
+
+    Raises:
+        PromptError: on iteration: a row cannot be sampled; names it and the field.
+    """
+
+    model: SampledModel
+    config: SampleConfig
+    """That has passed `check_can_sample`."""
+    prompts: Iterable[PlacedPrompt]
+    run_seed: int
+    compare_unguided: bool = False
+    """Plan every clip a second time without guidance."""
+    bad_rows: BadRows = field(default_factory=BadRows)
+
+    def __iter__(self) -> Iterator[PromptRequest]:
+        """The requests, in the order of the prompts."""
+        return (request for _, request, is_first in self._walk() if is_first)
+
+    def check(self) -> PlanSummary:
+        """Plan everything once, so that what cannot be sampled is refused before anything starts."""
+        summary, repeated, untrained, masked = PlanSummary(), _Rows(), _Rows(), _Rows()
+        trained = {bucket.name for bucket in self.model.trained_buckets}
+        place, shapes = "", set[str]()
+        for placed, request, is_first in self._walk():
+            is_new_row, place = placed.place != place, placed.place
+            summary.num_rows += is_new_row
+            summary.num_requests += is_first
+            if not is_first:
+                repeated.add(place)
+            if is_new_row and placed.prompt.mask is not None:
+                masked.add(place)
+            if request.weaker is not None:
+                summary.weaker.add(request.weaker.fingerprint)
+            if is_new_row and trained and request.bucket not in trained:
+                untrained.add(place)
+                if len(shapes) < 3:
+                    shapes.add(request.bucket)
+        if repeated.count:
+            summary.warnings.append(
+                f"{repeated.count} clips are those of earlier rows, with equal text, seed and settings, and are made "
+                f"once; the first is asked for again in {repeated.first}; give other seeds, or none"
+            )
+        if untrained.count:
+            summary.warnings.append(
+                f"{untrained.count} of {summary.num_rows} rows ask for shapes that the network was not trained on, "
+                f"such as {', '.join(sorted(shapes))}, the first in {untrained.first}; it was trained on "
+                f"{', '.join(sorted(trained))}, and others may look worse"
+            )
+        if masked.count:
+            summary.warnings.append(f"{masked.count} rows have a mask, the first in {masked.first}: {BIASED}")
+        if self.bad_rows.reasons:
+            summary.warnings.append(
+                f"{len(self.bad_rows.reasons)} rows cannot be sampled and are set aside; the first: "
+                f"{shorten(next(iter(self.bad_rows.reasons.values())), 300)}"
+            )
+        return summary
+
+    def _walk(self) -> Iterator[tuple[PlacedPrompt, PromptRequest, bool]]:
+        """Every clip that is asked for, and whether it is the first of its address."""
+        seen: dict[bytes, bytes] = {}
+        repeats: Counter[bytes] = Counter()
+        for placed in self.prompts:
+            try:
+                for address, request in self._requests(placed, repeats):
+                    key, check = bytes.fromhex(request.id), _digest(address, 10)
+                    known = seen.setdefault(key, check)
+                    if known is not check and known != check:  # once in a million jobs of 24,000 clips
+                        raise PromptError(
+                            f"{placed.place}: its clip has the name of another row's by chance ({request.id}); give it "
+                            "another seed"
+                        )
+                    yield placed, request, known is check
+            except PromptError as error:
+                self.bad_rows.add(placed.place, error)
+
+    def _requests(self, placed: PlacedPrompt, repeats: Counter[bytes]) -> Iterator[tuple[str, PromptRequest]]:
+        place, prompt = placed.place, placed.prompt
+        bucket, row = self._bucket(place, prompt), self._row_settings(place, prompt)
+        try:
+            check_image(self.model, prompt, bucket, row.config.solver)
+            check_given(self.model, prompt, bucket, row.config)
+            image = None if prompt.image is None else self._image(prompt.image)
+            given = given_of(prompt, self._image)
+        except PromptError as error:
+            raise PromptError(f"{place}: {error}") from error
+        scale, start = row.config.guidance_scale, start_of(image, given)
+        scales = sorted({scale, 1.0}, reverse=True) if self.compare_unguided else [scale]
+        for number in range(prompt.num_seeds):
+            if prompt.seed is None:  # of two equal lines, the second gets another seed
+                key = _digest(f"{prompt.prompt}\0{start}", 12)
+                seed = derived_seed(self.run_seed, prompt.prompt, start, repeats[key])
+                repeats[key] += 1
+            else:
+                seed = prompt.seed + number
+            for each in scales:
+                address = address_of(prompt.prompt, seed, each, bucket.name, row.address, start)
+                yield (
+                    address,
+                    PromptRequest(
+                        id=id_of(address),
+                        prompt=prompt.prompt,
+                        seed=seed,
+                        guidance_scale=each,
+                        bucket=bucket.name,
+                        expect=prompt.expect,
+                        image=image,
+                        given=given,
+                        weaker=row.weaker,
+                        settings=row.config,
+                        metadata=prompt.metadata,
+                    ),
+                )
+
+    def _bucket(self, place: str, prompt: Prompt) -> Bucket:
+        given = {name: value for name in SHAPE_FIELDS if (value := getattr(prompt, name)) is not None}
+        if given and prompt.bucket is not None:
+            raise PromptError(f"{place}: it has bucket and {', '.join(given)}, which say the same: give one of them")
+        base = self._default_bucket
+        if prompt.bucket is None and base is None and len(given) < len(SHAPE_FIELDS):
+            raise PromptError(
+                f"{place}: {self.model.folder} samples clips of any shape: name one in sample.bucket or in the column "
+                "bucket, frames x height x width @ frames per second, such as 81x480x832@16"
+            )
+        if given:
+            fields = {**(base.model_dump() if base else {}), **given}
+            name = "{num_frames}x{height}x{width}@{fps:g}".format(**fields)
+        else:
+            name = prompt.bucket
+        if name is None:
+            assert base is not None
+            return base
+        try:
+            return self._bucket_of(name)
+        except PromptError as error:
+            raise PromptError(f"{place}: {error}") from error
+
+    def _row_settings(self, place: str, prompt: Prompt) -> RowSettings:
+        given = prompt.settings
+        if not given:
+            return self._job_settings
+        try:
+            return self._settings_of(json.dumps(given, sort_keys=True))
+        except ValidationError as error:
+            raise refusal(place, error) from error
+        except ReelflowError as error:
+            raise PromptError(f"{place}: {error}") from error
+
+    @cached_property
+    def _default_bucket(self) -> Bucket | None:
+        return self.model.default_bucket(self.config.bucket)
+
+    @cached_property
+    def _job_settings(self) -> RowSettings:
+        return self._checked(self.config)
+
+    @cached_property
+    def _settings_of(self):  # noqa: ANN202 - a function that remembers
+        fields = self.config.model_dump()
+
+        @lru_cache(maxsize=MAX_REMEMBERED)
+        def settings_of(text: str) -> RowSettings:
+            given = json.loads(text)
+            config = SampleConfig.model_validate(fields | given)
+            if (found := contradiction_in(config, given)) is not None:
+                raise PromptError(str(found))
+            return self._checked(config)
+
+        return settings_of
+
+    def _checked(self, config: SampleConfig) -> RowSettings:
+        weaker = check_settings(self.model, config)
+        address = f"{self.model.fingerprint} {output_json(config)}"
+        return RowSettings(config, weaker, address if weaker is None else f"{address} {weaker.fingerprint}")
+
+    @cached_property
+    def _bucket_of(self):  # noqa: ANN202 - a function that remembers
+        return lru_cache(maxsize=MAX_REMEMBERED)(self.model.bucket)
+
+    @cached_property
+    def _image(self):  # noqa: ANN202 - a function that remembers
+        known: dict[str, ImageFile] = {}
+
+        def image(path: str) -> ImageFile:
+            if path not in known:
+                known[path] = image_file(path)
+            return known[path]
+
+        return image
+
+
+def _digest(text: str, size: int) -> bytes:
+    return blake2b(text.encode(), digest_size=size).digest()

@@ -1,0 +1,98 @@
+"""How much of the prompts a network reads."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from hashlib import blake2b
+from itertools import islice
+
+from data.errors import shorten
+from models.text.pretrained import token_lengths
+from pipeline.sample.checks import text_encoder_folder
+from pipeline.sample.config import SampleConfig
+from pipeline.sample.model import SampledModel
+from pipeline.sample.prompts import PlacedPrompt
+
+CHUNK = 1024  # prompts that a tokenizer takes at once
+
+
+@dataclass
+class _Texts:
+    """Texts that were measured: their number, those that are too long, and which become equal where they are cut."""
+
+    count: int = 0
+    num_long: int = 0
+    longest: int = 0
+    first: tuple[str, str] = ("", "")
+    whole: set[bytes] = field(default_factory=set)
+    read: set[bytes] = field(default_factory=set)
+
+
+def truncation_warnings(model: SampledModel, config: SampleConfig, prompts: Iterable[PlacedPrompt]) -> list[str]:
+    """What the network does not read of the prompts, with counts, one line of each kind.
+
+    Args:
+        prompts: read twice, a chunk at a time.
+
+    Raises:
+        TextEncoderError: the tokenizer of its text encoder cannot be loaded.
+    """
+    encoder = model.text_encoder
+    measure: Callable[[Sequence[str]], Sequence[int]]
+    if encoder is None:
+        most, unit = model.network.caption_bytes, "bytes"
+        measure = _byte_lengths
+    else:
+        most, unit = encoder.max_tokens, "tokens"
+        measure = partial(token_lengths, text_encoder_folder(model, config))
+    warnings = []
+    own = ((placed.place, placed.prompt.settings.get("negative_prompt")) for placed in prompts)
+    for what, texts in (
+        ("prompts", ((placed.place, placed.prompt.prompt) for placed in prompts)),
+        (
+            "later prompts",
+            ((placed.place, each.prompt) for placed in prompts for each in placed.prompt.later_prompts or ()),
+        ),
+        ("negative prompts of rows", ((place, text) for place, text in own if isinstance(text, str))),
+    ):
+        found = _measured(texts, most, measure, is_bytes=encoder is None)
+        if found.num_long:
+            place, text = found.first
+            same = len(found.whole) - len(found.read)
+            warnings.append(
+                f"{found.num_long} of {found.count} {what} have more than the {most} {unit} that the network reads and "
+                f"are cut there; the longest has {found.longest}; the first is in {place}, {shorten(text, 60)!r}"
+                + (f"; {same} of them become equal to another one" if same else "")
+            )
+    if config.negative_prompt is not None and measure([config.negative_prompt])[0] > most:
+        warnings.append(
+            f"sample.negative_prompt has more than the {most} {unit} that the network reads and is cut there"
+        )
+    return warnings
+
+
+def _measured(
+    texts: Iterable[tuple[str, str]], most: int, measure: Callable[[Sequence[str]], Sequence[int]], *, is_bytes: bool
+) -> _Texts:
+    found, rest = _Texts(), iter(texts)
+    while chunk := list(islice(rest, CHUNK)):
+        lengths = measure([text for _, text in chunk])
+        for (place, text), length in zip(chunk, lengths, strict=True):
+            found.count += 1
+            if length > most:
+                found.first = found.first if found.num_long else (place, text)
+                found.num_long += 1
+            found.longest = max(found.longest, length)
+            if is_bytes:
+                content = text.encode()
+                found.whole.add(_digest(content))
+                found.read.add(_digest(content[:most]))
+    return found
+
+
+def _byte_lengths(texts: Sequence[str]) -> list[int]:
+    return [len(text.encode()) for text in texts]
+
+
+def _digest(content: bytes) -> bytes:
+    return blake2b(content, digest_size=8).digest()
