@@ -40,7 +40,7 @@ from pipeline.sample.requests import PromptRequest
 from pipeline.sample.sampler import ClipSampler
 
 RESULT = Path(__file__).parent / "results" / "conditions.json"
-NUM_CLIPS, NUM_LONG, SEED = 48, 12, 778
+NUM_CLIPS, NUM_LONG, SEED = 24, 6, 778
 LONG, CONTEXT = 65, 9
 LENGTHS = (17, 65, 129, 257)
 BACK = {"left": "right", "right": "left", "up": "down", "down": "up"}
@@ -135,7 +135,7 @@ def ways(scenes: Scenes) -> Iterator[tuple[str, dict[str, object], list[Frames]]
     given = [Given(clip=scenes.clip(n, 0, 5), last_clip=scenes.clip(n, last - 5, last), context=5) for n in numbers]
     clips = made([scenes.request(number, given=each) for number, each in zip(numbers, given, strict=True)])
     figures = scenes.shown([clip[:5] for clip in scenes.clips], [clip[:5] for clip in clips])
-    figures["last_four_frames_psnr_db"] = psnr([c[-5:-1] for c in clips], [c[-5:-1] for c in scenes.clips])
+    figures["last_four_frames_psnr_db"] = psnr([c[-4:] for c in clips], [c[-4:] for c in scenes.clips])
     yield "between_clips", figures | {"right": scenes.right([clip[5:-4] for clip in clips])}, clips
 
     given = [Given(last_image=scenes.picture(number, last - 1)) for number in numbers]

@@ -75,7 +75,7 @@ def request_of(seed: int = 1, image: ImageFile | None = None, **given: Any) -> P
 
 def checked(model: Untrained, files: dict[str, ImageFile], **columns: Any) -> None:
     """Check a row with these columns, where names of files stand for their paths."""
-    paths = {name: files[value].path if value in files else value for name, value in columns.items()}
+    paths = {name: files[value].path if str(value) in files else value for name, value in columns.items()}
     prompt, bucket = Prompt(prompt="a box", **paths), BUCKET
     if prompt.bucket is not None:
         bucket = model.bucket(prompt.bucket)
@@ -90,7 +90,7 @@ PER_FRAME = {"times_per": "frame"}
 @pytest.mark.parametrize(
     ("flow", "columns", "said"),
     [
-        ({}, {"image": "red"}, "names an image, but .* first_frame_share above 0"),
+        ({}, {"image": "red"}, "names an image, but .*first_frame_share above 0"),
         (
             {},
             {"clip": "long"},
