@@ -52,7 +52,7 @@ def test_a_job_is_told_places_that_do_not_depend_on_where_it_was_submitted():
     given += [f"{section}.train.cache.limit_gib=1" for section in ("dit", "autoencoder")]
     told = absolute_paths(load_config(Path("demo"), given))
     for name in names:
-        assert attrgetter(name)(told) == Path(f"x/{name}").absolute()
+        assert Path(attrgetter(name)(told)) == Path(f"x/{name}").absolute()
 
 
 RAY = str(Path(sys.executable).with_name("ray"))

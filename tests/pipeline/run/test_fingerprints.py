@@ -44,9 +44,19 @@ DECIDED = {
     "FlowSection": Decided(
         output="model flow train",
     ),
+    "SampleConfig": Decided(
+        output=(
+            "solver steps shift bucket schedule guidance_scale guidance negative_prompt sde_sigma weights precision"
+        ),
+        later=(
+            "grid tolerance tile ddim_eta guidance_interval zero_until rescale apg_eta apg_momentum apg_threshold "
+            "guidance_weights"
+        ),
+        runtime="batch attention text_encoder guidance_checkpoint",  # addresses have what that checkpoint holds
+    ),
     "SampleSection": Decided(
         output="compare_unguided",
-        runtime="prompts",
+        runtime="prompts bad_rows",
     ),
     "EvaluateConfig": Decided(
         output="max_reconstructions judge_clips prompts_per_combination",
