@@ -121,6 +121,8 @@ def _problem(model: SampledModel, prompt: Prompt, bucket: Bucket, config: Sample
     """What the model cannot do of a prompt, and the way out; None: nothing."""
     columns = ("clip", "last_image", "last_clip", "source", "total_frames")
     asked = [name for name in columns if getattr(prompt, name) is not None]
+    if "window_overlap" in prompt.settings and prompt.total_frames is None and prompt.clip is None:
+        return "has window_overlap, which is of clips of several windows: give total_frames too, or leave it out"
     if not asked:
         return None
     if model.network.needs_image:

@@ -118,6 +118,7 @@ PER_FRAME = {"times_per": "frame"}
             "later prompt at 9 s that no window takes",
         ),
         (ANY, {"total_frames": 17, "later_prompts": [[1, "x"]]}, "later prompt at 1 s that no window takes"),
+        (ANY, {"settings": {"window_overlap": 5}}, "has window_overlap, which is of clips of several windows"),
         (ANY, {"last_image": "red", "bucket": STILL.name}, "its bucket is 1x16x32@8, a single frame"),
     ],
     ids=str,
