@@ -13,8 +13,10 @@ import json
 import subprocess
 import sys
 import tempfile
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +90,10 @@ class Scenes:
         """How close what is shown of given frames is to them, in dB, and what the autoencoder makes of them alone."""
         return {"shown_psnr_db": psnr(parts, frames), "autoencoder_psnr_db": psnr(self.alone(frames), frames)}
 
+    def made(self, requests: Sequence[PromptRequest]) -> list[Frames]:
+        """The clips of requests."""
+        return self.sampler.sample(requests)[0]
+
     def right(self, clips: Sequence[Frames]) -> dict[str, int]:
         """How many clips show what their prompts say."""
         right: Counter[str] = Counter()
@@ -102,52 +108,102 @@ def prompt_of(scene: Scene, direction: str | None = None) -> str:
     return f"a {wanted.colour} {wanted.shape} moves {direction or wanted.direction}"
 
 
-def ways(scenes: Scenes) -> Iterator[tuple[str, dict[str, object], list[Frames]]]:
-    """Each way by name, with its figures and clips."""
-    sampler, numbers, last = scenes.sampler, range(NUM_CLIPS), scenes.bucket.num_frames
+Measured = tuple[dict[str, object], list[Frames]]
 
-    def made(requests: Sequence[PromptRequest]) -> list[Frames]:
-        return sampler.sample(requests)[0]
 
-    clips = made([scenes.request(number, image=scenes.picture(number, 0)) for number in numbers])
-    first = [clip[:1] for clip in scenes.clips]
-    yield "first_frame", scenes.shown(first, [c[:1] for c in clips]) | {"right": scenes.right(clips)}, clips
+def first_frame(scenes: Scenes) -> Measured:
+    """Image to video."""
+    clips = scenes.made([scenes.request(n, image=scenes.picture(n, 0)) for n in range(NUM_CLIPS)])
+    figures = scenes.shown([clip[:1] for clip in scenes.clips], [clip[:1] for clip in clips])
+    return figures | {"right": scenes.right(clips)}, clips
 
-    for context in (5, CONTEXT):
-        given = [Given(clip=scenes.clip(number, 0, CONTEXT), context=context) for number in numbers]
-        read = [read_frames(each.clip, scenes.bucket, context, at_end=True) for each in given if each.clip]
-        clips = made([scenes.request(number, given=each) for number, each in zip(numbers, given, strict=True)])
-        figures = scenes.shown(read, [clip[:context] for clip in clips])
-        made_right = scenes.right([clip[context:] for clip in clips])
-        yield f"extension_by_{context}_frames", figures | {"right": made_right}, clips
 
-    given = [Given(last_image=scenes.picture(number, last - 1)) for number in numbers]
-    clips = made([scenes.request(n, image=scenes.picture(n, 0), given=g) for n, g in zip(numbers, given, strict=True)])
-    ends = [clip[-1:] for clip in scenes.clips]
-    figures = scenes.shown(first, [clip[:1] for clip in clips])
-    figures |= {
-        "last_frame_psnr_db": psnr([clip[-1:] for clip in clips], ends),
-        "autoencoder_last": psnr(scenes.alone(ends), ends),
-    }
+def extension(scenes: Scenes, context: int) -> Measured:
+    """From the last frames of a clip; the judge sees the frames after them."""
+    given = [Given(clip=scenes.clip(n, 0, CONTEXT), context=context) for n in range(NUM_CLIPS)]
+    read = [read_frames(each.clip, scenes.bucket, context, at_end=True) for each in given if each.clip]
+    clips = scenes.made([scenes.request(number, given=each) for number, each in enumerate(given)])
+    figures = scenes.shown(read, [clip[:context] for clip in clips])
+    return figures | {"right": scenes.right([clip[context:] for clip in clips])}, clips
+
+
+def between_images(scenes: Scenes) -> Measured:
+    """Interpolation between the first and the last frame of a scene."""
+    last = scenes.bucket.num_frames - 1
+    given = [Given(last_image=scenes.picture(number, last)) for number in range(NUM_CLIPS)]
+    requests = [scenes.request(n, image=scenes.picture(n, 0), given=each) for n, each in enumerate(given)]
+    clips, ends = scenes.made(requests), [clip[-1:] for clip in scenes.clips]
+    figures = scenes.shown([clip[:1] for clip in scenes.clips], [clip[:1] for clip in clips])
+    figures["last_frame"] = scenes.shown(ends, [clip[-1:] for clip in clips])
     figures["last_four_frames_psnr_db"] = psnr([clip[-4:] for clip in clips], [np.repeat(end, 4, 0) for end in ends])
-    yield "between_images", figures | {"right": scenes.right([clip[1:-4] for clip in clips])}, clips
+    return figures | {"right": scenes.right([clip[1:-4] for clip in clips])}, clips
 
-    given = [Given(clip=scenes.clip(n, 0, 5), last_clip=scenes.clip(n, last - 5, last), context=5) for n in numbers]
-    clips = made([scenes.request(number, given=each) for number, each in zip(numbers, given, strict=True)])
+
+def between_clips(scenes: Scenes) -> Measured:
+    """Interpolation between the first and the last five frames of a scene, of which the last four are shown."""
+    last = scenes.bucket.num_frames
+    given = [
+        Given(clip=scenes.clip(n, 0, 5), last_clip=scenes.clip(n, last - 5, last), context=5) for n in range(NUM_CLIPS)
+    ]
+    clips = scenes.made([scenes.request(number, given=each) for number, each in enumerate(given)])
     figures = scenes.shown([clip[:5] for clip in scenes.clips], [clip[:5] for clip in clips])
-    figures["last_four_frames_psnr_db"] = psnr([c[-4:] for c in clips], [c[-4:] for c in scenes.clips])
-    yield "between_clips", figures | {"right": scenes.right([clip[5:-4] for clip in clips])}, clips
+    ends, whole = [clip[-4:] for clip in scenes.clips], scenes.alone(scenes.clips)
+    figures["last_four_frames"] = {
+        "shown_psnr_db": psnr([clip[-4:] for clip in clips], ends),
+        "autoencoder_psnr_db": psnr([clip[-4:] for clip in whole], ends),
+    }
+    return figures | {"right": scenes.right([clip[5:-4] for clip in clips])}, clips
 
-    given = [Given(last_image=scenes.picture(number, last - 1)) for number in numbers]
-    clips = made([scenes.request(number, given=each) for number, each in zip(numbers, given, strict=True)])
-    figures = {"last_frame_psnr_db": psnr([clip[-1:] for clip in clips], ends)}
-    yield "to_a_last_image", figures | {"right": scenes.right([clip[:-4] for clip in clips])}, clips
 
-    for strength in (0.3, 0.6, 0.8):
-        given = [Given(source=scenes.clip((n + 1) % NUM_CLIPS, 0, last), strength=strength) for n in numbers]
-        clips = made([scenes.request(number, given=each) for number, each in zip(numbers, given, strict=True)])
-        sources = [scenes.clips[(number + 1) % NUM_CLIPS] for number in numbers]
-        yield f"varied_{strength}", {"source_psnr_db": psnr(clips, sources), "right": scenes.right(clips)}, clips
+def to_last_image(scenes: Scenes) -> Measured:
+    """The last frame alone."""
+    last = scenes.bucket.num_frames - 1
+    given = [Given(last_image=scenes.picture(number, last)) for number in range(NUM_CLIPS)]
+    clips = scenes.made([scenes.request(number, given=each) for number, each in enumerate(given)])
+    figures = scenes.shown([clip[-1:] for clip in scenes.clips], [clip[-1:] for clip in clips])
+    return figures | {"right": scenes.right([clip[:-4] for clip in clips])}, clips
+
+
+def varied(scenes: Scenes, strength: float) -> Measured:
+    """From the clip of another scene."""
+    last = scenes.bucket.num_frames
+    given = [Given(source=scenes.clip((n + 1) % NUM_CLIPS, 0, last), strength=strength) for n in range(NUM_CLIPS)]
+    clips = scenes.made([scenes.request(number, given=each) for number, each in enumerate(given)])
+    sources = [scenes.clips[(number + 1) % NUM_CLIPS] for number in range(NUM_CLIPS)]
+    return {"source_psnr_db": psnr(clips, sources), "right": scenes.right(clips)}, clips
+
+
+def painted(scenes: Scenes) -> Measured:
+    """The right half of another scene made anew, by the biased fallback."""
+    last, path = scenes.bucket.num_frames, scenes.folder / "right.png"
+    mask = np.zeros((scenes.bucket.height, scenes.bucket.width), np.uint8)
+    mask[:, mask.shape[1] // 2 :] = 255
+    Image.fromarray(mask).save(path)
+    file, half = ImageFile(path=str(path), sha256=file_sha256(path)), mask.shape[1] // 2
+    given = [Given(source=scenes.clip(n, 0, last), mask=file) for n in range(NUM_CLIPS)]
+    clips = scenes.made([scenes.request(number, given=each) for number, each in enumerate(given)])
+    kept = {
+        "kept_psnr_db": psnr([clip[:, :, : half - 8] for clip in clips], [c[:, :, : half - 8] for c in scenes.clips]),
+        "autoencoder_psnr_db": psnr(
+            [clip[:, :, : half - 8] for clip in scenes.alone(scenes.clips)],
+            [clip[:, :, : half - 8] for clip in scenes.clips],
+        ),
+    }
+    return kept | {"right": scenes.right(clips)}, clips
+
+
+WAYS: dict[str, Callable[[Scenes], Measured]] = {
+    "first_frame": first_frame,
+    "extension_by_5_frames": partial(extension, context=5),
+    "extension_by_9_frames": partial(extension, context=CONTEXT),
+    "between_images": between_images,
+    "between_clips": between_clips,
+    "to_a_last_image": to_last_image,
+    "varied_0.3": partial(varied, strength=0.3),
+    "varied_0.6": partial(varied, strength=0.6),
+    "varied_0.8": partial(varied, strength=0.8),
+    "painted": painted,
+}
 
 
 def jumps(clips: Sequence[Frames]) -> np.ndarray:
@@ -203,8 +259,12 @@ def later(scene: Scene, seconds: Sequence[float]) -> tuple[LaterPrompt, ...]:
     return tuple(LaterPrompt(seconds=s, prompt=prompt_of(scene, way)) for s, way in zip(seconds, ways, strict=False))
 
 
-def windows(scenes: Scenes, overlap: int) -> tuple[dict[str, object], list[Frames]]:
-    """Clips of 65 frames with that overlap: seams, drift."""
+def windows(scenes: Scenes, overlap: int, *, turning: bool = False) -> Measured:
+    """Clips of 65 frames with that overlap: seams, drift.
+
+    Args:
+        turning: each window is asked to move the other way, which is motion that changes at a seam.
+    """
     config = SETTINGS.model_copy(update={"window_overlap": overlap})
     sampler = ClipSampler(scenes.sampler.model, config, torch.device("cpu"))
     shape = sampler.shape(scenes.request(0))
@@ -212,7 +272,8 @@ def windows(scenes: Scenes, overlap: int) -> tuple[dict[str, object], list[Frame
     seconds = [window.first_new_seconds(shape.compression, scenes.bucket.fps) for window in plan[1:]]
     requests = []
     for number in range(NUM_LONG):
-        given = Given(total_frames=LONG, later_prompts=later(scenes.scenes[number], seconds))
+        prompts = later(scenes.scenes[number], seconds) if turning else None
+        given = Given(total_frames=LONG, later_prompts=prompts)
         requests.append(scenes.request(number, given=given))
     clips, _ = sampler.sample(requests)
     bounds = []
@@ -223,46 +284,37 @@ def windows(scenes: Scenes, overlap: int) -> tuple[dict[str, object], list[Frame
 
 
 @torch.inference_mode()
-def windows_in_place(scenes: Scenes, overlap: int) -> tuple[dict[str, object], list[Frames]]:
+def windows_in_place(scenes: Scenes, overlap: int) -> Measured:
     """As `windows`, where latents stay as they are and one decoder goes through all of them, with its cache."""
-    sampler, stats = scenes.sampler, scenes.sampler.model.stats
+    sampler, bucket = scenes.sampler, scenes.bucket
     config = SETTINGS.model_copy(update={"window_overlap": overlap})
     shape = ClipSampler(sampler.model, config, torch.device("cpu")).shape(scenes.request(0))
-    plan, bucket = shape.windows(Given(total_frames=LONG)), scenes.bucket
+    plan = shape.windows(Given(total_frames=LONG))
     size = sampler.autoencoder.config.latent_shape(bucket.num_frames, bucket.height, bucket.width)
-    seconds = [window.first_new_seconds(shape.compression, bucket.fps) for window in plan[1:]]
-    requests = [
-        scenes.request(n, given=Given(total_frames=LONG, later_prompts=later(scenes.scenes[n], seconds)))
-        for n in range(NUM_LONG)
-    ]
-    clips, bounds = [], [(4 * (w.first_latent + w.num_shared) - 3,) * 2 for w in plan[1:]]
-    for request in requests:
-        whole = torch.zeros(1, size[0], shape.compression.num_latent_frames(LONG), *size[2:])
-        for window in plan:
-            part = whole[:, :, window.first_latent :][:, :, : size[1]]
-            times = (torch.arange(size[1]) < window.num_shared).double()
-            beginning = None if window.is_first else Beginning(part.clone(), times)
-            known = None if beginning is None else beginning.known
-            part.copy_(
-                sample_latents(
-                    sampler.network.given(Conditions(torch.tensor([bucket.fps]), known)),
-                    sampler.model.flow,
-                    SETTINGS,
-                    [
-                        PromptSeed(
-                            request.prompt_at(window.first_new_seconds(shape.compression, bucket.fps)), request.seed
-                        )
-                    ],
-                    guidance_scale=SETTINGS.guidance_scale,
-                    shape=size,
-                    read_captions=sampler.read_captions,
-                    device=torch.device("cpu"),
-                    beginning=beginning,
-                    window=window.number,
-                )
-            )
-        pixels = torch.cat(list(sampler.autoencoder.decode_latents(denormalize(whole, stats).split(4, dim=2))), dim=2)
-        clips.append(to_frames(pixels[0]))
+    prompts = [PromptSeed(prompt_of(scenes.scenes[number]), number) for number in range(NUM_LONG)]
+    whole = torch.zeros(NUM_LONG, size[0], shape.compression.num_latent_frames(LONG), *size[2:])
+    for window in plan:
+        part = whole[:, :, window.first_latent :][:, :, : size[1]]
+        times = (torch.arange(size[1]) < window.num_shared).double()
+        beginning = None if window.is_first else Beginning(part.clone(), times)
+        known = None if beginning is None else beginning.known
+        latents = sample_latents(
+            sampler.network.given(Conditions(torch.tensor([bucket.fps]), known)),
+            sampler.model.flow,
+            SETTINGS,
+            prompts,
+            guidance_scale=SETTINGS.guidance_scale,
+            shape=size,
+            read_captions=sampler.read_captions,
+            device=torch.device("cpu"),
+            beginning=beginning,
+            window=window.number,
+        )
+        part.copy_(latents)
+    latents = denormalize(whole, sampler.model.stats)
+    pixels = torch.cat(list(sampler.autoencoder.decode_latents(latents.split(4, dim=2))), dim=2)
+    clips = [to_frames(clip) for clip in pixels]
+    bounds = [(4 * (window.first_latent + window.num_shared) - 3,) * 2 for window in plan[1:]]
     return {"windows": len(plan), "seams": figures_of_seams(clips, bounds), "drift": drift(clips, scenes)}, clips
 
 
@@ -307,30 +359,40 @@ def contact_sheet(clips: Sequence[Frames], path: Path, every: int = 2, rows: int
     Image.fromarray(np.concatenate(lines)).save(path)
 
 
+def parts(scenes: Scenes, folder: str) -> Iterator[tuple[str, Callable[[], tuple[object, list[Frames]]]]]:
+    """Everything that is measured, by name."""
+    for name, measure in WAYS.items():
+        yield name, partial(measure, scenes)
+    for overlap in (1, 5, 9):
+        yield f"windows_sharing_{overlap}_frames", partial(windows, scenes, overlap)
+    yield "turning_windows_sharing_5_frames", partial(windows, scenes, 5, turning=True)
+    yield "windows_of_latents_in_place_sharing_5_frames", partial(windows_in_place, scenes, 5)
+    yield "memory", lambda: (memory(folder), [])
+
+
 def main() -> None:
-    """Measure, print and write; contact sheets go to the folder of the second argument, if there is one."""
+    """Measure, print and write the parts whose names contain one of the words given, or all."""
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument("folder", help="of the training")
+    parser.add_argument("--sheets", type=Path, help="folder for contact sheets")
+    parser.add_argument("--only", nargs="*", default=[""], help="words of the names of parts")
+    options = parser.parse_args()
     torch.set_num_threads(1)
-    folder, sheets = sys.argv[1], Path(sys.argv[2]) if len(sys.argv) > 2 else None
-    sampler = ClipSampler(open_model(Path(folder)), SETTINGS, torch.device("cpu"))
-    figures: dict[str, object] = {"num_clips": NUM_CLIPS, "num_long_clips": NUM_LONG}
-
-    def keep(name: str, found: object, clips: Sequence[Frames], every: int = 2) -> None:
-        figures[name] = found
-        sys.stdout.write(f"{name}: {json.dumps(found)}\n")
-        sys.stdout.flush()
-        RESULT.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-        if sheets is not None and clips:
-            sheets.mkdir(parents=True, exist_ok=True)
-            contact_sheet(clips, sheets / f"{name}.png", every)
-
+    model = open_model(Path(options.folder))
+    sampler = ClipSampler(model, SETTINGS, torch.device("cpu"))
     with tempfile.TemporaryDirectory(prefix="reelflow-") as temporary:
-        scenes = Scenes(Path(temporary), sampler)
-        for name, found, clips in ways(scenes):
-            keep(name, found, clips)
-        for overlap in (1, 5, 9):
-            keep(f"windows_sharing_{overlap}_frames", *windows(scenes, overlap), every=4)
-        keep("windows_of_latents_in_place_sharing_5_frames", *windows_in_place(scenes, 5), every=4)
-    keep("memory", memory(folder), [])
+        for name, measure in parts(Scenes(Path(temporary), sampler), options.folder):
+            if not any(word in name for word in options.only):
+                continue
+            found, clips = measure()
+            sys.stdout.write(f"{name}: {json.dumps(found)}\n")
+            sys.stdout.flush()
+            before = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else {}
+            figures = before | {"model": str(model).rpartition("/")[2], "num_clips": NUM_CLIPS, name: found}
+            RESULT.write_text(json.dumps(figures | {"num_long_clips": NUM_LONG}, indent=1) + "\n", encoding="utf-8")
+            if options.sheets is not None and clips:
+                options.sheets.mkdir(parents=True, exist_ok=True)
+                contact_sheet(clips, options.sheets / f"{name}.png", every=4 if len(clips[0]) == LONG else 2)
 
 
 if __name__ == "__main__":

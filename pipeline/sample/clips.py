@@ -1,5 +1,6 @@
 """Frames of the videos that clips are made from, at the shape and frame rate of the clip."""
 
+from functools import lru_cache
 from pathlib import Path
 
 from data.dataset.buckets import Bucket
@@ -11,15 +12,24 @@ from data.video.spans import Stretch
 from pipeline.sample.given import ImageFile
 from pipeline.sample.images import ImageError
 
+MAX_REMEMBERED = 4096  # files whose length is remembered
+
 
 def num_frames_in(path: Path, fps: float) -> int:
-    """Frames of a video at that frame rate.
+    """Frames of a video at that frame rate. A file is read once, however many rows name it.
 
     Raises:
         VideoError: it cannot be read.
+        OSError: it is not there.
     """
-    seconds = measure_source(path).seconds
+    status = path.stat()
+    seconds = _seconds_of(path, status.st_size, status.st_mtime_ns)
     return int(seconds * fps + 0.5) if seconds > 0 else 1
+
+
+@lru_cache(maxsize=MAX_REMEMBERED)
+def _seconds_of(path: Path, num_bytes: int, modified_ns: int) -> float:  # noqa: ARG001 - what the file was
+    return measure_source(path).seconds
 
 
 def read_frames(clip: ImageFile, bucket: Bucket, num_frames: int, *, at_end: bool) -> Frames:
