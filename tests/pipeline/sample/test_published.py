@@ -126,7 +126,7 @@ def sampled_from(sampler: ClipSampler, images: list[ImageFile], latent_shape: tu
             PromptRequest(id="0" * 12, prompt="", seed=0, guidance_scale=1.0, bucket=bucket.name, image=image)
             for image in images
         ]
-        conditions, beginning = sampler.conditions.read(requests, sampler.shape(bucket))
+        conditions, beginning = sampler.conditions.read(requests, sampler.shape(requests[0]))
         latents = sample_latents(
             sampler.network.given(conditions),
             sampler.model.flow,
