@@ -94,11 +94,14 @@ class ClipEncoder:
         options = {"crf": str(crf), "preset": "veryfast", "x264-params": "mbtree=0"}
         self._stream = self._container.add_stream("libx264", rate=rate, options=options)
         self._stream.pix_fmt = "yuv420p"
+        self._has_size = False
         self._stream.codec_context.thread_count = 1  # clips are small: processes are faster than threads
 
     def add(self, frames: Frames) -> None:
         """The next frames, of the size of the first."""
-        self._stream.height, self._stream.width = frames.shape[1:3]
+        if not self._has_size:  # it cannot be set once there are frames
+            self._stream.height, self._stream.width = frames.shape[1:3]
+            self._has_size = True
         for frame in frames:
             picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
             self._container.mux(self._stream.encode(picture))

@@ -76,7 +76,7 @@ def image_file(path: str) -> ImageFile:
     try:
         return ImageFile(path=path, sha256=file_sha256(Path(path)))
     except OSError as error:
-        raise PromptError(f"{shorten(path)} cannot be read ({error.strerror}); copy it back") from error
+        raise PromptError(f"file {shorten(path)} cannot be read ({error.strerror}); copy it back") from error
 
 
 def prompt_settings(prompts: Iterable[PlacedPrompt]) -> Iterator[dict[str, Any]]:

@@ -348,6 +348,6 @@ def test_an_image_that_goes_away_before_the_job_is_planned_is_named(tmp_path):
     prompts, _ = read_prompts(tmp_path / "p.jsonl")
     image.unlink()
     with pytest.raises(
-        PromptError, match=r"image .*start\.png cannot be read \(No such file or directory\); copy it back"
+        PromptError, match=r"file .*start\.png cannot be read \(No such file or directory\); copy it back"
     ):
         list(plan_of(prompts))
