@@ -147,10 +147,10 @@ def check_given_frames(config: "RunConfig") -> None:
             "first frame by channels of its own can be sampled, but not trained; train one without them, such as that "
             "of Wan 2.2 TI2V, and give it first frames by dit.flow.first_frame_share"
         )
-    if model.known_frames == "channels" and config.dit.flow.first_frame_share == 0:
+    if model.known_frames == "channels" and config.dit.flow.given_share == 0:
         raise ValueError(
             "dit.model.known_frames is 'channels', but dit.flow.first_frame_share is 0, so that no frame is ever given "
-            "in training: set first_frame_share above 0, or known_frames to time"
+            "in training: set first_frame_share above 0, or shares of dit.flow.given, or known_frames to time"
         )
 
 

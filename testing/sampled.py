@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from data.dataset.buckets import Bucket
+from data.dataset.compression import COMPRESSION, Compression
 from models.autoencoder.config import AutoencoderConfig
 from models.autoencoder.model import Autoencoder
 from models.flow.spec import FlowSpec
@@ -46,6 +47,11 @@ class Untrained(TrainedModel):
         torch.manual_seed(0)
         network = build_network(self.network, self.stats.num_channels)
         return iter([(name, parameter.detach()) for name, parameter in with_open_gates(network).named_parameters()])
+
+    @property
+    def compression(self) -> Compression:
+        """As `SampledModel.compression`."""
+        return COMPRESSION
 
     def load_autoencoder(self) -> Autoencoder:
         """As `SampledModel.load_autoencoder`."""

@@ -85,24 +85,44 @@ def encode_gif(frames: Frames, fps: float, max_side: int = 256) -> bytes:
     return buffer.getvalue()
 
 
+class ClipEncoder:
+    """Writes a clip whose frames come in parts, as `encode_clip` writes a whole one; what it keeps is compressed."""
+
+    def __init__(self, fps: float, crf: int = 14) -> None:
+        self._buffer = io.BytesIO()
+        self._container = av.open(self._buffer, mode="w", format="mp4")
+        rate = Fraction(fps).limit_denominator(1001)
+        # mbtree=0: with macroblock trees, x264's AVX-512 code is not deterministic at small sizes.
+        options = {"crf": str(crf), "preset": "veryfast", "x264-params": "mbtree=0"}
+        self._stream = self._container.add_stream("libx264", rate=rate, options=options)
+        self._stream.pix_fmt = "yuv420p"
+        self._has_size = False
+        self._stream.codec_context.thread_count = 1  # clips are small: processes are faster than threads
+
+    def add(self, frames: Frames) -> None:
+        """The next frames, of the size of the first."""
+        if not self._has_size:  # it cannot be set once there are frames
+            self._stream.height, self._stream.width = frames.shape[1:3]
+            if is_hd(*frames.shape[1:3]):  # without a tag, players would take the colours for those of BT.709
+                self._stream.codec_context.colorspace = SMPTE_170M
+            self._has_size = True
+        for frame in frames:
+            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+            self._container.mux(self._stream.encode(picture))
+
+    def finish(self) -> bytes:
+        """The file. No frames can be added any more."""
+        self._container.mux(self._stream.encode())
+        self._container.close()
+        return self._buffer.getvalue()
+
+
 def encode_clip(frames: Frames, fps: float, crf: int = 14) -> bytes:
     """H.264 in MP4 (yuv420p, which every browser plays); equal frames give equal bytes.
 
     Args:
         crf: constant rate factor of x264, from 0 (lossless) to 51; lower is better.
     """
-    buffer = io.BytesIO()
-    with av.open(buffer, mode="w", format="mp4") as container:
-        rate = Fraction(fps).limit_denominator(1001)
-        # mbtree=0: with macroblock trees, x264's AVX-512 code is not deterministic at small sizes.
-        options = {"crf": str(crf), "preset": "veryfast", "x264-params": "mbtree=0"}
-        stream = container.add_stream("libx264", rate=rate, options=options)
-        stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt = "yuv420p"
-        if is_hd(*frames.shape[1:3]):  # without a tag, players would take the colours for those of BT.709
-            stream.codec_context.colorspace = SMPTE_170M
-        stream.codec_context.thread_count = 1  # clips are small: several processes are faster than several threads
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
-        container.mux(stream.encode())
-    return buffer.getvalue()
+    encoder = ClipEncoder(fps, crf)
+    encoder.add(frames)
+    return encoder.finish()

@@ -125,3 +125,20 @@ def pyramid(grid: Float[Tensor, " n"], num_frames: int, delay: int = 1) -> Float
 def autoregressive(grid: Float[Tensor, " n"], num_frames: int) -> Float[Tensor, "m frames"]:
     """One frame after the other: a pyramid whose delay is the whole grid."""
     return pyramid(grid, num_frames, delay=len(grid) - 1)
+
+
+def starting_at(schedule: Float[Tensor, "n frames"], starts: Float[Tensor, " frames"]) -> Float[Tensor, "m frames"]:
+    """A schedule in which each frame starts at a time of its own: it waits there until the schedule passes that time.
+
+    Args:
+        starts: times in [0, 1]; a frame that starts at 1 is given.
+
+    Raises:
+        ValueError: all frames start at 1.
+    """
+    starts = starts.to(schedule)
+    if bool((starts == 1).all()):
+        raise ValueError("all frames are known: nothing is left to sample")
+    changed = schedule.maximum(starts)
+    moves = (changed.diff(dim=0) > 0).any(1)  # in the other rows only frames would have moved that have not started
+    return changed[torch.cat([moves.new_ones(1), moves])]

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from models.flow.field import Field
-from models.flow.grid import check_grid
+from models.flow.grid import check_grid, starting_at
 from models.flow.path import Coefficients, Path, VariancePreservingPath, expand, nonzero, posterior
 from models.flow.spec import OdeSolver
 
@@ -425,13 +425,12 @@ def with_known_frames(schedule: Float[Tensor, "n frames"], is_known: Tensor) -> 
     frame: there, known frames are a state of the flow like any other (Chen et al. 2024, section 3.2).
 
     Args:
-        is_known: (frames), bool. At least one frame is not known.
+        is_known: (frames), bool.
+
+    Raises:
+        ValueError: all frames are known.
     """
-    if bool(is_known.all()):
-        raise ValueError("all frames are known: nothing is left to sample")
-    changed = torch.where(is_known.to(schedule.device), 1.0, schedule)
-    moves = (changed.diff(dim=0) > 0).any(1)  # in the other rows only known frames would have moved
-    return changed[torch.cat([moves.new_ones(1), moves])]
+    return starting_at(schedule, is_known.to(schedule))
 
 
 def reversed_in_time(field: Field) -> Field:

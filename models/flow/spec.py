@@ -32,6 +32,22 @@ class TimeLaw(Settings):
     """Time shift: values above 1 move times towards noise, which larger clips need; 1 leaves them as they are."""
 
 
+class GivenFrames(Settings):
+    """Shares of the training clips, in [0, 1], with other latent frames than the first given, at time 1, without loss.
+
+    With `first_frame_share` they add up to at most 1. Images, which have one frame, are never given.
+    """
+
+    prefix: float = Field(default=0.0, ge=0, le=1)
+    """Share with the first k frames given, k uniform between 1 and all but one: clips are extended, and windows of long
+    clips follow one another."""
+    ends: float = Field(default=0.0, ge=0, le=1)
+    """Share with both ends given, around a gap of any length and place: what is between two images or clips is made.
+    Of clips of two latent frames, the first is given."""
+    subset: float = Field(default=0.0, ge=0, le=1)
+    """Share with k frames given at any places, k uniform between 1 and all but one: also the last frame alone."""
+
+
 class FlowSpec(Settings):
     """Every choice of the flow that training, validation and sampling have to share; saved in every checkpoint."""
 
@@ -48,6 +64,8 @@ class FlowSpec(Settings):
     first_frame_share: Annotated[float, AddedLater(0.0)] = Field(default=0.0, ge=0, le=1)
     """Share of the training clips, in [0, 1], whose first latent frame is given as it is, at time 1, and has no loss:
     for image to video. Images, which have one frame, are never given."""
+    given: Annotated[GivenFrames, AddedLater(GivenFrames())] = GivenFrames()
+    """Training clips with other frames given: to extend clips, to interpolate, and for windows of long clips."""
     caption_dropout: float = Field(
         default=0.1,
         ge=0,
@@ -66,8 +84,18 @@ class FlowSpec(Settings):
             raise ValueError("caption_drop is the old name of caption_dropout: give caption_dropout only")
         return fields
 
+    @property
+    def given_share(self) -> float:
+        """Share of the training clips of which any frames are given."""
+        return self.first_frame_share + self.given.prefix + self.given.ends + self.given.subset
+
     @model_validator(mode="after")
     def _check(self) -> "FlowSpec":
+        if self.given_share > 1 + 1e-9:
+            raise ValueError(
+                f"first_frame_share and the shares of given add up to {self.given_share:g}: at most all clips can have "
+                "given frames, so lower them to 1 together"
+            )
         if self.prediction == "noise" and self.path != "vp":
             raise ValueError(
                 f"prediction is 'noise', but on the {self.path} path sampling starts where x is nothing but noise, "

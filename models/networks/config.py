@@ -101,7 +101,7 @@ class DiTConfig(Patched, Settings):
     and width (`size`). For datasets of several buckets."""
 
     known_frames: Annotated[KnownFrames, AddedLater("time")] = "time"
-    """How the network is told which latent frames are given, for image to video (`dit.flow.first_frame_share`): by
+    """How the network is told which latent frames are given (`dit.flow.first_frame_share`, `dit.flow.given`): by
     their time alone, or also by further input `channels`, which hold the given frames and a mask."""
 
     @model_validator(mode="before")
@@ -197,7 +197,7 @@ class UNetConfig(Patched, Settings):
     text: TextConfig = TextConfig()
     """Size of the caption encoder that is trained together with the network."""
     known_frames: Annotated[KnownFrames, AddedLater("time")] = "time"
-    """How the network is told which latent frames are given, for image to video (`dit.flow.first_frame_share`): by
+    """How the network is told which latent frames are given (`dit.flow.first_frame_share`, `dit.flow.given`): by
     their time alone, or also by further input `channels`, which hold the given frames and a mask."""
 
     patch_field: ClassVar[str] = "multipliers"

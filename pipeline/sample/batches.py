@@ -11,7 +11,7 @@ MAX_WAITING = 4096  # requests that wait for others of their kind
 def batches_of(
     requests: Iterable[PromptRequest], size: int, max_waiting: int = MAX_WAITING
 ) -> Iterator[list[PromptRequest]]:
-    """Batches of requests that differ in prompt, seed and image alone; all or none have images.
+    """Batches of requests that differ in prompt, seed and the files they are given alone.
 
     A batch is given as soon as it is full. Where too many requests wait for others of their kind, the kind that began
     to wait first is given as it is.
@@ -19,7 +19,7 @@ def batches_of(
     groups: dict[object, list[PromptRequest]] = {}
     num_waiting = 0
     for request in requests:
-        kind = request.settings, request.weaker, request.guidance_scale, request.bucket, request.image is not None
+        kind = request.settings, request.weaker, request.guidance_scale, request.bucket, request.layout
         group = groups.setdefault(kind, [])
         group.append(request)
         num_waiting += 1

@@ -51,6 +51,10 @@ class SampleConfig(Settings):
     frame before it, autoregressive each frame after the frame before it is finished. The last two need a network that
     was trained with `flow.times_per: frame`.
     """
+    window_overlap: Annotated[int | None, AddedLater(None)] = Field(default=None, ge=1)
+    """Frames that a window of a clip longer than its bucket shares with the window before, 4k + 1, such as 5. None:
+    about half a window, or one frame where the network was trained with the first frame alone given.
+    """
     guidance_scale: float = 3.0
     """Scale of classifier-free guidance: 1 means no guidance, larger values follow the prompt more closely."""
     guidance: GuidanceRule = "plain"

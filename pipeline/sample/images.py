@@ -24,13 +24,13 @@ from models.flow.spec import OdeSolver
 from pipeline.encode.chunks import encode_pixels
 from pipeline.encode.codec import to_pixels
 from pipeline.encode.statistics import normalize
+from pipeline.sample.given import ImageFile
 from pipeline.sample.model import SampledModel
 from pipeline.sample.prompts import Prompt, PromptError
-from pipeline.sample.requests import ImageFile
 
 
 class ImageError(ReelflowError, ValueError):
-    """An image that went away or changed after the job was planned."""
+    """An image or a clip that went away or changed after the job was planned."""
 
 
 def check_image(model: SampledModel, prompt: Prompt, bucket: Bucket, solver: OdeSolver) -> None:
@@ -51,7 +51,8 @@ def check_image(model: SampledModel, prompt: Prompt, bucket: Bucket, solver: Ode
                 "each prompt, in the column image of a prompts file such as prompts.jsonl"
             )
         return
-    if model.image_refusal is not None:
+    has_end = prompt.last_image is not None or prompt.last_clip is not None  # for which training has other shares
+    if model.image_refusal is not None and not has_end:
         raise PromptError(f"{named} names an image, but {model.image_refusal}, or leave the column image out")
     if bucket.num_frames == 1:
         raise PromptError(
@@ -85,12 +86,12 @@ def first_frame_of(picture: UInt8[np.ndarray, "i j 3"], bucket: Bucket) -> Float
     return to_pixels(resize_and_crop(picture[None], bucket.height, bucket.width))
 
 
-def first_latents(
-    autoencoder: VideoAutoencoder, stats: LatentStats, frames: Sequence[Float[Tensor, "3 1 h w"]], tile: int | None
-) -> Float[Tensor, "b c 1 i j"]:
-    """The normalised first latent frame of clips that start so, each encoded by itself: it depends on no other."""
+def given_latents(
+    autoencoder: VideoAutoencoder, stats: LatentStats, clips: Sequence[Float[Tensor, "3 t h w"]], tile: int | None
+) -> Float[Tensor, "b c s i j"]:
+    """The normalised latents of frames of one number, each clip encoded by itself: it depends on no other."""
     device = next(autoencoder.parameters()).device
-    latents = [encode_pixels(autoencoder, frame[None].to(device), tile=tile) for frame in frames]
+    latents = [encode_pixels(autoencoder, clip[None].to(device), tile=tile) for clip in clips]
     return normalize(torch.cat(latents).float(), stats)
 
 

@@ -27,7 +27,7 @@ from data.errors import ReelflowError, shorten
 from data.files.jsonl import append_lines, iterate_jsonl
 from data.files.publish import publish_bytes, remove_unpublished
 from data.records import Frames
-from data.video.codec import encode_clip
+from data.video.codec import ClipEncoder
 from pipeline.distributed.actor_pool import JobFailure, outcomes_of_actors
 from pipeline.distributed.config import WorkersConfig
 from pipeline.run.precision import prepare_to_compute, warn_of_slow_precision
@@ -116,21 +116,25 @@ class SamplerActor:
     def make(self, requests: list[PromptRequest]) -> list[SampledClip]:
         """Sample and publish clips of equal shape and settings; returns their lines of the manifest.
 
-        Clips are compressed and written while the network computes the next ones.
+        Clips are compressed and written while the network computes the next ones, or the next windows of long ones.
         """
         clips: list[Future[list[SampledClip]]] = []
+        fps = self._sampler.model.bucket(requests[0].bucket).fps
         with ThreadPoolExecutor(max_workers=1) as writer:
+            added: Future[None] | None = None
             for group in self._sampler.groups(requests):
-                frames, calls = self._sampler.sample_group(group)
-                clips.append(writer.submit(self._publish, group, frames, calls))
-                for earlier in clips[:-1]:
-                    earlier.result()  # the memory of one group waits, and an error ends the work
+                encoders, total = [ClipEncoder(fps) for _ in group], 0
+                for frames, calls in self._sampler.stream_group(group):
+                    if added is not None:
+                        added.result()  # the memory of one group waits, and an error ends the work
+                    added, total = writer.submit(_add, encoders, frames), total + calls
+                clips.append(writer.submit(self._publish, group, encoders, total))
         return [clip for published in clips for clip in published.result()]
 
-    def _publish(self, group: Sequence[PromptRequest], frames: list[Frames], calls: int) -> list[SampledClip]:
+    def _publish(self, group: Sequence[PromptRequest], encoders: list[ClipEncoder], calls: int) -> list[SampledClip]:
         clips = []
-        for request, clip in zip(group, frames, strict=True):
-            content = encode_clip(clip, self._sampler.model.bucket(request.bucket).fps)
+        for request, encoder in zip(group, encoders, strict=True):
+            content = encoder.finish()
             publish_bytes(self._output_dir / request.file_name, content)
             digest = sha256(content).hexdigest()
             clips.append(
@@ -143,6 +147,11 @@ class SamplerActor:
                 )
             )
         return clips
+
+
+def _add(encoders: Sequence[ClipEncoder], frames: Sequence[Frames]) -> None:
+    for encoder, part in zip(encoders, frames, strict=True):
+        encoder.add(part)
 
 
 def sample_clips(

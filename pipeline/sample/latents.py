@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from models.flow.beginning import Beginning
 from models.flow.grid import (
     autoregressive,
     euler_scheduler_grid,
-    full_sequence,
     karras_grid,
     linear_quadratic_grid,
     pyramid,
@@ -30,7 +30,6 @@ from models.flow.solver import (
     euler_maruyama,
     falling_diffusion,
     solver_of,
-    with_known_frames,
 )
 from models.flow.spec import FlowSpec
 from models.text.caption import Caption, CaptionReader, joined
@@ -133,7 +132,8 @@ def sample_latents(
     shape: tuple[int, ...],
     read_captions: CaptionReader,
     device: torch.device,
-    first_frame: Float[Tensor, "b c 1 h w"] | None = None,
+    beginning: Beginning | None = None,
+    window: int = 0,
     weaker: Weaker | None = None,
 ) -> Float[Tensor, "b c t h w"]:
     """Sample normalised latents. The noise of each clip depends on its own seed only, not on the other clips.
@@ -142,12 +142,13 @@ def sample_latents(
         network: maps (x_t, t, caption) to its prediction; x_t is (b c t h w), t broadcasts from the left over x_t.
         shape: of one latent, (c t h w).
         read_captions: maps captions to what the network was trained with, tokens or embeddings.
-        first_frame: latents that the clips start with, normalised: they are at time 1 from the start, no solver moves
-            them, and no noise is added to them. For networks that were trained with known frames. None: there are none.
+        beginning: what the clips begin with, other than noise alone: frames at time 1 from the start, which no solver
+            moves and no noise reaches, for networks that were trained with given frames, or clips to vary.
+        window: number of the part of a long clip; each has noise of its own.
         weaker: guidance moves away from its prediction with the prompt (autoguidance); None: from the network's own
             without the prompt.
     """
-    noise = torch.cat([randomness.normal(clip.seed, "sample", [0], shape) for clip in clips])
+    noise = torch.cat([randomness.normal(clip.seed, "sample", [window], shape) for clip in clips])
     if config.grid == "diffusers_unipc":
         network = _at_thousandths(network)
     prompts, path = [clip.prompt for clip in clips], path_of(flow.path)
@@ -161,12 +162,11 @@ def sample_latents(
     field = guided(branches, path, flow.prediction, guidance_of(config, guidance_scale))
     grid = schedule_of(config.schedule, grid_of(config, path), shape[1])
     start = noise.to(device)
-    if first_frame is not None:
-        start = torch.cat([first_frame.to(start), start[:, :, 1:]], dim=2)
-        per_frame = full_sequence(grid, shape[1]) if grid.ndim == 1 else grid
-        grid = with_known_frames(per_frame, torch.arange(shape[1]) == 0)
+    if beginning is not None:
+        field, grid, start = beginning.field(field, start), beginning.grid(grid), beginning.state(path, start)
 
     def fresh_noise(step: int) -> Tensor:
-        return torch.cat([randomness.normal(clip.seed, "sde", [step], shape) for clip in clips])
+        address = step if window == 0 else f"window {window} {step}"
+        return torch.cat([randomness.normal(clip.seed, "sde", [address], shape) for clip in clips])
 
     return solver_with(config, path, fresh_noise)(field, start, grid)

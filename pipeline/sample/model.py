@@ -126,6 +126,16 @@ class SampledModel(ABC):
     def image_refusal(self) -> str | None:
         """Why a clip cannot start from an image, and a way out; None: it can."""
 
+    def frames_refusal(self, num_first: int, num_last: int) -> str | None:
+        """Why a clip cannot be made around given latent frames, and a way out; None: it can.
+
+        Args:
+            num_first: latent frames that are given at its start. num_last: at its end.
+        """
+        if (num_first, num_last) in ((0, 0), (1, 0)):
+            return self.image_refusal if num_first else None
+        return f"{self.folder} was trained to be given the first latent frame alone"
+
     @property
     def image_encoder(self) -> Path | None:
         """The folder of the image encoder, for networks that attend to an image's embedding."""
@@ -187,11 +197,27 @@ class TrainedModel(SampledModel):
     @property
     def image_refusal(self) -> str | None:
         """As `SampledModel.image_refusal`: it was trained with frames that were given, or with times of their own."""
-        if self.flow.first_frame_share > 0:
-            return None
-        if self.flow.times_per == "frame" and self.network.known_frames == "time":
+        if self.frames_refusal(1, 0) is None:
             return None
         return f"{self.folder} was trained without frames that are given: train with dit.flow.first_frame_share above 0"
+
+    def frames_refusal(self, num_first: int, num_last: int) -> str | None:
+        """As `SampledModel.frames_refusal`: training gave frames at these places, or had times for each frame."""
+        given = self.flow.given
+        any_place = given.subset > 0 or (self.flow.times_per == "frame" and self.network.known_frames == "time")
+        if any_place or num_first == num_last == 0:
+            return None
+        told = f"{self.folder} was trained without"
+        if num_last == 0:
+            is_trained = given.prefix > 0 or (num_first == 1 and self.flow.first_frame_share > 0)
+            refusal = f"{told} several first frames that are given: train with dit.flow.given.prefix above 0"
+        elif num_first == 0:
+            is_trained = False
+            refusal = f"{told} last frames that are given: train with dit.flow.given.subset above 0"
+        else:
+            is_trained = given.ends > 0
+            refusal = f"{told} both ends given: train with dit.flow.given.ends above 0"
+        return None if is_trained else refusal
 
     def load_autoencoder(self) -> VideoAutoencoder:
         """As `SampledModel.load_autoencoder`."""

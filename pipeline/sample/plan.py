@@ -13,18 +13,20 @@ from data.dataset.buckets import Bucket
 from data.errors import ReelflowError, shorten
 from pipeline.run.fingerprints import output_json
 from pipeline.sample.checks import check_settings, contradiction_in
+from pipeline.sample.conditions import BIASED, check_given
 from pipeline.sample.config import SampleConfig
+from pipeline.sample.given import ImageFile, given_of
 from pipeline.sample.images import check_image
 from pipeline.sample.model import SampledModel
 from pipeline.sample.prompts import SHAPE_FIELDS, PlacedPrompt, Prompt, PromptError, refusal
 from pipeline.sample.requests import (
-    ImageFile,
     PromptRequest,
     WeakerModel,
     address_of,
     derived_seed,
     id_of,
     image_file,
+    start_of,
 )
 
 MAX_REMEMBERED = 4096  # combinations of settings whose checks are remembered
@@ -108,7 +110,7 @@ class Plan:
 
     def check(self) -> PlanSummary:
         """Plan everything once, so that what cannot be sampled is refused before anything starts."""
-        summary, repeated, untrained = PlanSummary(), _Rows(), _Rows()
+        summary, repeated, untrained, masked = PlanSummary(), _Rows(), _Rows(), _Rows()
         trained = {bucket.name for bucket in self.model.trained_buckets}
         place, shapes = "", set[str]()
         for placed, request, is_first in self._walk():
@@ -117,6 +119,8 @@ class Plan:
             summary.num_requests += is_first
             if not is_first:
                 repeated.add(place)
+            if is_new_row and placed.prompt.mask is not None:
+                masked.add(place)
             if request.weaker is not None:
                 summary.weaker.add(request.weaker.fingerprint)
             if is_new_row and trained and request.bucket not in trained:
@@ -134,6 +138,8 @@ class Plan:
                 f"such as {', '.join(sorted(shapes))}, the first in {untrained.first}; it was trained on "
                 f"{', '.join(sorted(trained))}, and others may look worse"
             )
+        if masked.count:
+            summary.warnings.append(f"{masked.count} rows have a mask, the first in {masked.first}: {BIASED}")
         if self.bad_rows.reasons:
             summary.warnings.append(
                 f"{len(self.bad_rows.reasons)} rows cannot be sampled and are set aside; the first: "
@@ -164,20 +170,22 @@ class Plan:
         bucket, row = self._bucket(place, prompt), self._row_settings(place, prompt)
         try:
             check_image(self.model, prompt, bucket, row.config.solver)
+            check_given(self.model, prompt, bucket, row.config)
             image = None if prompt.image is None else self._image(prompt.image)
+            given = given_of(prompt, self._image)
         except PromptError as error:
             raise PromptError(f"{place}: {error}") from error
-        scale = row.config.guidance_scale
+        scale, start = row.config.guidance_scale, start_of(image, given)
         scales = sorted({scale, 1.0}, reverse=True) if self.compare_unguided else [scale]
         for number in range(prompt.num_seeds):
             if prompt.seed is None:  # of two equal lines, the second gets another seed
-                key = _digest(f"{prompt.prompt}\0{image and image.sha256}", 12)
-                seed = derived_seed(self.run_seed, prompt.prompt, image, repeats[key])
+                key = _digest(f"{prompt.prompt}\0{start}", 12)
+                seed = derived_seed(self.run_seed, prompt.prompt, start, repeats[key])
                 repeats[key] += 1
             else:
                 seed = prompt.seed + number
             for each in scales:
-                address = address_of(prompt.prompt, seed, each, bucket.name, row.address, image)
+                address = address_of(prompt.prompt, seed, each, bucket.name, row.address, start)
                 yield (
                     address,
                     PromptRequest(
@@ -188,6 +196,7 @@ class Plan:
                         bucket=bucket.name,
                         expect=prompt.expect,
                         image=image,
+                        given=given,
                         weaker=row.weaker,
                         settings=row.config,
                         metadata=prompt.metadata,

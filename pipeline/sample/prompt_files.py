@@ -15,6 +15,7 @@ from data.errors import VideoError, shorten
 from data.files.jsonl import JsonLineError, parse_line
 from data.files.tables import TableError, iterate_table, read_table
 from data.records import expand_home
+from pipeline.sample.given import IMAGES, files_named_by
 from pipeline.sample.prompts import PlacedPrompt, Prompt, PromptError, prompt_of, refusal
 
 MAX_JSON_BYTES = 2**28  # of a .json file, which is read whole
@@ -43,7 +44,8 @@ class PromptsFile:
 
     The suffix, in any case, decides the format: .jsonl; the tables .csv, .tsv, .json and .parquet with the columns of
     `pipeline.sample.prompts.COLUMNS`; any other is text, in which runs of white space become one space, as in captions.
-    Images are decoded in the first iteration, to see that they can be; their paths become absolute.
+    Images and the beginnings of clips are decoded in the first iteration, to see that they can be; their paths become
+    absolute.
 
     Raises:
         PromptError: on iteration: the file is missing, cannot be read or holds no prompts, or a row cannot be used;
@@ -54,7 +56,7 @@ class PromptsFile:
     """Path or URI."""
     on_bad_row: Callable[[str, PromptError], None] | None = None
     """Called with a row that cannot be used, which is then left out; None: the error is raised."""
-    _images: set[bytes] = field(default_factory=set, init=False, repr=False, compare=False)
+    _files: set[bytes] = field(default_factory=set, init=False, repr=False, compare=False)
     _notes: dict[str, list[str]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
@@ -93,35 +95,38 @@ class PromptsFile:
         if isinstance(row, PromptError):
             raise row
         prompt = prompt_of(place, row)
-        if prompt.image is None:
+        named = files_named_by(prompt)
+        if not named:
             return prompt
-        return prompt.model_copy(update={"image": self._image(f"{place}: image {shorten(prompt.image)}", prompt.image)})
+        files = {
+            column: self._file(f"{place}: {column} {shorten(path)}", column, path) for column, path in named.items()
+        }
+        return prompt.model_copy(update=files)
 
-    def _image(self, named: str, text: str) -> str:
-        """The absolute path of an image that can be decoded."""
-        from data.video.images import read_image  # loads libraries that prompts without images do not need
-
+    def _file(self, named: str, column: str, text: str) -> str:
+        """The absolute path of an image or a clip that can be decoded."""
         try:
             given = Path(expand_home(text))
             if "://" in self.place and not given.is_absolute():
-                raise PromptError(f"{named}: the prompts file is not local: name images by their absolute paths")
-            image = (Path(self.place).parent / given).resolve()
+                raise PromptError(f"{named}: the prompts file is not local: name files by their absolute paths")
+            file = (Path(self.place).parent / given).resolve()
         except (ValueError, OSError) as error:
             if isinstance(error, PromptError):
                 raise
             raise PromptError(f"{named}: {error}") from error
-        if (key := _key(image)) not in self._images:
+        if (key := _key(file, column)) not in self._files:
             try:
-                read_image(image)
+                _check_file(file, column)
             except OSError as error:
                 raise PromptError(
                     f"{named} cannot be read ({error.strerror}); name a file by its absolute path, or relative to "
                     f"{shorten(str(Path(self.place).parent.resolve()))}"
                 ) from error
             except VideoError as error:
-                raise PromptError(f"{named}: {shorten(str(error), 300)}; save it anew, as PNG or JPEG") from error
-            self._images.add(key)
-        return str(image)
+                formats = "PNG or JPEG" if column in IMAGES else "MP4"
+                raise PromptError(f"{named}: {shorten(str(error), 300)}; save it anew, as {formats}") from error
+            self._files.add(key)
+        return str(file)
 
     def _table_rows(
         self, stream: BinaryIO, suffix: str, notes: list[str]
@@ -185,10 +190,28 @@ class PromptsFile:
             return refusal(place, error.reason)
 
 
-def _key(path: Path) -> bytes:
+def _check_file(file: Path, column: str) -> None:
+    """Decode an image, or the beginning of a video.
+
+    Raises:
+        VideoError: it cannot be decoded.
+        OSError: it cannot be read.
+    """
+    from data.video.extract import measure_source  # loads libraries that prompts without files do not need
+    from data.video.images import read_image
+
+    if column in IMAGES:
+        read_image(file)
+        return
+    file.open("rb").close()  # a missing file is an error of the file system
+    measure_source(file)
+
+
+def _key(path: Path, column: str) -> bytes:
     from hashlib import blake2b
 
-    return blake2b(str(path).encode("utf-8", "surrogatepass"), digest_size=16).digest()
+    text = f"{path}\0{column in IMAGES}"
+    return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def _skipped(unit: str, empty: _Numbers) -> str:

@@ -9,15 +9,15 @@ from typing import Annotated, Any
 from pydantic import Field, JsonValue, ValidationError, field_validator
 
 from data.errors import ReelflowError, shorten
-from data.records import AddedLater, Record, Text
+from data.records import AddedLater, Text
+from pipeline.sample.given import MAX_PROMPT_CHARACTERS, GivenColumns
 
-MAX_PROMPT_CHARACTERS = 2**16
 MAX_SEEDS = 2**20
 SHAPE_FIELDS = ("num_frames", "height", "width", "fps")
 METADATA_PREFIX = "meta."
 SETTINGS = (
     *("solver", "steps", "shift", "grid", "tolerance", "schedule", "sde_sigma", "ddim_eta", "weights"),
-    *("guidance_scale", "guidance", "guidance_interval", "zero_until", "rescale"),
+    *("guidance_scale", "guidance", "guidance_interval", "zero_until", "rescale", "window_overlap"),
     *("apg_eta", "apg_momentum", "apg_threshold", "guidance_checkpoint", "guidance_weights", "negative_prompt"),
 )
 """Fields of `SampleConfig` that a row may set for itself."""
@@ -27,8 +27,8 @@ class PromptError(ReelflowError, ValueError):
     """A prompt or a prompts file that cannot be used; the message names the file and the line."""
 
 
-class Prompt(Record):
-    """A row of a prompts file."""
+class Prompt(GivenColumns):
+    """A row of a prompts file. Paths are in the file also relative to it, later absolute."""
 
     prompt: Text = Field(max_length=MAX_PROMPT_CHARACTERS)
     seed: int | None = None  # of the noise; None: derived from the seed of the run and the text of the prompt
@@ -40,8 +40,6 @@ class Prompt(Record):
     width: Annotated[int | None, AddedLater(None)] = None
     fps: Annotated[float | None, AddedLater(None)] = None
     expect: dict[Text, Text] | None = None  # attribute -> value that the judge should find, where it is known
-    # Path of the image that the clip starts from: in the file also relative to it, later absolute
-    image: Annotated[Text | None, AddedLater(None)] = None
     # Of the user's own: passed on to the clip's line in manifest.jsonl, and of no influence on the clip
     metadata: Annotated[dict[Text, JsonValue] | None, AddedLater(None)] = None
     # Fields of `SampleConfig` in place of those of the job; in a file they are columns of their own

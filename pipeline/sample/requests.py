@@ -12,17 +12,11 @@ from data.files.checksums import file_sha256
 from data.records import Record
 from pipeline.run.fingerprints import output_settings, stored
 from pipeline.sample.config import SampleConfig
+from pipeline.sample.given import NOTHING, Given, ImageFile, files_named_by
 from pipeline.sample.prompts import PlacedPrompt, PromptError
 
 ID_DIGITS = 12
-ONLY_WHERE_GIVEN = ("image", "weaker", "settings", "metadata")
-
-
-class ImageFile(Record):
-    """An image on disk, and what it holds."""
-
-    path: str
-    sha256: str
+ONLY_WHERE_GIVEN = ("image", "given", "weaker", "settings", "metadata")
 
 
 class WeakerModel(Record):
@@ -42,6 +36,7 @@ class PromptRequest(Record):
     bucket: str
     expect: dict[str, str] | None = None
     image: ImageFile | None = None  # that the clip starts from; left out where there is none
+    given: Given | None = None  # what else is given; left out where there is nothing
     weaker: WeakerModel | None = None  # for autoguidance; left out where there is none
     settings: SampleConfig | None = None  # of sampling, those that decide the pixels; None: of an older version's line
     metadata: dict[str, JsonValue] | None = None  # the user's own
@@ -56,6 +51,16 @@ class PromptRequest(Record):
         return None if settings is None else output_settings(settings)
 
     @property
+    def layout(self) -> tuple[object, ...]:
+        """What requests have in common that are computed together, beside shape and settings."""
+        return (self.image is not None, *(self.given or NOTHING).layout)
+
+    def prompt_at(self, seconds: float) -> str:
+        """The prompt of the window whose first new frame is shown at that time."""
+        later = (self.given or NOTHING).later_prompts or ()
+        return [self.prompt, *(each.prompt for each in later if each.seconds <= seconds)][-1]
+
+    @property
     def file_name(self) -> str:
         """Name of the MP4 file: words of the prompt, then the id."""
         words = "-".join("".join(c if c.isalnum() and c.isascii() else " " for c in self.prompt.lower()).split())
@@ -63,7 +68,7 @@ class PromptRequest(Record):
 
 
 def image_file(path: str) -> ImageFile:
-    """An image that a prompt names.
+    """An image or a clip that a prompt names.
 
     Raises:
         PromptError: it is not there any more.
@@ -71,37 +76,35 @@ def image_file(path: str) -> ImageFile:
     try:
         return ImageFile(path=path, sha256=file_sha256(Path(path)))
     except OSError as error:
-        raise PromptError(f"image {shorten(path)} cannot be read ({error.strerror}); copy it back") from error
+        raise PromptError(f"file {shorten(path)} cannot be read ({error.strerror}); copy it back") from error
 
 
 def prompt_settings(prompts: Iterable[PlacedPrompt]) -> Iterator[dict[str, Any]]:
-    """What a stage's output depends on of its prompts: of images what they hold, wherever they are."""
+    """What a stage's output depends on of its prompts: of images and clips what they hold, wherever they are."""
     for placed in prompts:
-        prompt = placed.prompt
-        image = {} if prompt.image is None else {"image": image_file(prompt.image).sha256}
-        yield stored(prompt) | image
+        files = {name: image_file(path).sha256 for name, path in files_named_by(placed.prompt).items()}
+        yield stored(placed.prompt) | files
 
 
-def derived_seed(run_seed: int, prompt: str, image: ImageFile | None, repeat: int) -> int:
+def derived_seed(run_seed: int, prompt: str, start: str, repeat: int) -> int:
     """The seed of a prompt that gives none.
 
     Args:
-        repeat: how many clips of an equal prompt and image have got their seeds so already.
+        start: as `start_of`.
+        repeat: how many clips of an equal prompt and start have got their seeds so already.
     """
-    start = _start(image)
     address = f"{run_seed}\0{prompt}\0{repeat}{start}"
     return int.from_bytes(blake2b(address.encode(), digest_size=4).digest(), "big")
 
 
-def address_of(
-    prompt: str, seed: int, guidance_scale: float, bucket: str, settings: str, image: ImageFile | None
-) -> str:
-    """All that a clip depends on, as text. Of an image it has what the file holds, not where it is.
+def address_of(prompt: str, seed: int, guidance_scale: float, bucket: str, settings: str, start: str) -> str:
+    """All that a clip depends on, as text.
 
     Args:
         settings: identifies all else that the pixels depend on, such as checkpoint, solver and steps.
+        start: as `start_of`.
     """
-    return f"{prompt}\0{seed}\0{_digits(guidance_scale)}\0{bucket}\0{settings}{_start(image)}"
+    return f"{prompt}\0{seed}\0{_digits(guidance_scale)}\0{bucket}\0{settings}{start}"
 
 
 def id_of(address: str) -> str:
@@ -109,8 +112,9 @@ def id_of(address: str) -> str:
     return blake2b(address.encode(), digest_size=ID_DIGITS // 2).hexdigest()
 
 
-def _start(image: ImageFile | None) -> str:
-    return "" if image is None else f"\0image {image.sha256}"
+def start_of(image: ImageFile | None, given: Given | None) -> str:
+    """A part of the address: what is given beside text. Of files it has what they hold, not where they are."""
+    return ("" if image is None else f"\0image {image.sha256}") + ("" if given is None else given.address)
 
 
 def _digits(scale: float) -> str:

@@ -9,14 +9,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from data.dataset.buckets import Bucket
 from data.errors import ReelflowError
 from data.records import Frames
 from models.flow.solver import Counted
 from models.image.pretrained import PretrainedImageEncoder
 from models.layers import BlockStack
 from models.networks.build import build_network
-from models.networks.protocol import Conditions, ImageCondition, VelocityNetwork
+from models.networks.protocol import Conditions, VelocityNetwork
 from models.text.caption import CaptionReader
 from models.text.pretrained import PretrainedTextEncoder
 from pipeline.checkpoint.record import CheckpointError
@@ -25,12 +24,15 @@ from pipeline.encode.chunks import decode_clips
 from pipeline.encode.statistics import denormalize
 from pipeline.run.precision import autocast
 from pipeline.run.weight_names import WeightsName
+from pipeline.sample.beginnings import ConditionReader
 from pipeline.sample.checks import open_weaker, text_encoder_folder
+from pipeline.sample.conditions import Shape, shape_of
 from pipeline.sample.config import SampleConfig
-from pipeline.sample.images import condition_channels, first_frame_of, first_latents, read_picture
+from pipeline.sample.given import NOTHING
 from pipeline.sample.latents import PromptSeed, Weaker, sample_latents
 from pipeline.sample.model import SampledModel
-from pipeline.sample.requests import ImageFile, PromptRequest, WeakerModel
+from pipeline.sample.requests import PromptRequest, WeakerModel
+from pipeline.sample.windows import WHOLE, Window, blended
 
 TOKENS_TOGETHER = {"cpu": 512, "cuda": 16384}
 """Tokens that one call of the network computes, by kind of device: more of them are no faster for each."""
@@ -66,7 +68,8 @@ class ClipSampler:
             self.read_captions = PretrainedTextEncoder(folder, encoder.max_tokens, device)
         self._network(model, config.weights)
         self.autoencoder = model.load_autoencoder().to(device)
-        self.embed_image = None if model.image_encoder is None else PretrainedImageEncoder(model.image_encoder, device)
+        embed = None if model.image_encoder is None else PretrainedImageEncoder(model.image_encoder, device)
+        self.conditions = ConditionReader(model, self.autoencoder, embed, config.tile, device)
 
     @property
     def network(self) -> VelocityNetwork:
@@ -97,12 +100,9 @@ class ClipSampler:
         return self.config if request.settings is None else request.settings
 
     def sample(self, requests: Sequence[PromptRequest]) -> tuple[list[Frames], int]:
-        """The clips of requests that differ in prompt, seed and image alone, and the number of network calls for each.
+        """The clips of requests that differ in prompt, seed and files alone, and the number of network calls for each.
 
         A clip does not depend on the other requests: see `rows_of`.
-
-        Args:
-            requests: all of them start from an image, or none.
 
         Raises:
             NotFiniteError: the latents of a clip are not finite.
@@ -121,16 +121,39 @@ class ClipSampler:
         return (requests[at : at + size] for at in range(0, len(requests), size))
 
     def sample_group(self, group: Sequence[PromptRequest]) -> tuple[list[Frames], int]:
-        """As `sample`, of one group of `groups`, which is filled up with copies of its last request."""
-        size = self.rows_of(group[0])
-        latents, calls = self._latents([*group, *[group[-1]] * (size - len(group))])
-        for request, latent in zip(group, latents, strict=False):
-            if not latent.isfinite().all():
-                raise NotFiniteError(
-                    f"the latents of {request.file_name} are not finite, so its picture would be black; lower "
-                    "sample.guidance_scale, or set sample.precision to fp32"
-                )
-        return self._decoded(latents)[: len(group)], calls
+        """As `sample`, of one group of `groups`."""
+        parts = list(self.stream_group(group))
+        clips = [np.concatenate([frames[row] for frames, _ in parts]) for row in range(len(group))]
+        return clips, sum(calls for _, calls in parts)
+
+    def stream_group(self, group: Sequence[PromptRequest]) -> Iterator[tuple[list[Frames], int]]:
+        """As `sample_group`, window by window: the frames that each adds to the clips, and its network calls.
+
+        The group is filled up with copies of its last request. Memory does not grow with the length of the clips.
+        """
+        shape = self.shape(group[0])
+        rows = [*group, *[group[-1]] * (self.rows_of(group[0]) - len(group))]
+        windows = shape.windows(group[0].given or NOTHING)
+        shared: list[Frames] = []  # with the window before
+        for window, num_next in zip(windows, [*(each.num_shared for each in windows[1:]), 0], strict=True):
+            latents, calls = self._latents(rows, window, shared)
+            for request, latent in zip(group, latents, strict=False):
+                if not latent.isfinite().all():
+                    raise NotFiniteError(
+                        f"the latents of {request.file_name} are not finite, so its picture would be black; lower "
+                        "sample.guidance_scale, or set sample.precision to fp32"
+                    )
+            clips = self._decoded(latents)
+            if shared:
+                clips = [blended(before, after) for before, after in zip(shared, clips, strict=True)]
+            end = shape.bucket.num_frames - (shape.compression.num_frames(num_next) if num_next else 0)
+            shared = [clip[end:] for clip in clips] if num_next else []
+            yield [clip[:end] for clip in clips[: len(group)]], calls
+
+    def shape(self, request: PromptRequest) -> Shape:
+        """How clips like this one are put together of windows."""
+        bucket = self.model.bucket(request.bucket)
+        return shape_of(self.model, self._settings(request), bucket, self.autoencoder.config.compression)
 
     def rows_of(self, request: PromptRequest) -> int:
         """How many clips like this one are computed together. It follows from the shape and the networks alone.
@@ -188,25 +211,32 @@ class ClipSampler:
         return all(np.array_equal(one, other) for one, other in zip([*clips[1:], clips[0]], turned, strict=True))
 
     @torch.inference_mode()
-    def _latents(self, requests: Sequence[PromptRequest]) -> tuple[Float[Tensor, "b c t h w"], int]:
-        """The normalised latents of all requests, computed together, and the number of network calls."""
+    def _latents(
+        self, requests: Sequence[PromptRequest], window: Window = WHOLE, shared: Sequence[Frames] = ()
+    ) -> tuple[Float[Tensor, "b c t h w"], int]:
+        """The normalised latents of a window of all requests, computed together, and the number of network calls.
+
+        Args:
+            shared: the frames of each that the window shares with the one before.
+        """
         one, settings = requests[0], self._settings(requests[0])
-        bucket = self.model.bucket(one.bucket)
-        images = [request.image for request in requests if request.image is not None]
+        shape = self.shape(one)
+        bucket, seconds = shape.bucket, window.first_new_seconds(shape.compression, shape.bucket.fps)
         loaded = self._network(self.model, settings.weights)
         with autocast(self.config.precision, self.device):
-            conditions, first_frame = self.conditions(bucket, images)
+            conditions, beginning = self.conditions.read(requests, shape, window, shared)
             network = Counted(loaded.network.given(conditions))
             latents = sample_latents(
                 network,
                 self.model.flow,
                 settings,
-                [PromptSeed(request.prompt, request.seed) for request in requests],
+                [PromptSeed(request.prompt_at(seconds), request.seed) for request in requests],
                 guidance_scale=one.guidance_scale,
                 shape=self.autoencoder.config.latent_shape(bucket.num_frames, bucket.height, bucket.width),
                 read_captions=loaded.read_captions,
                 device=self.device,
-                first_frame=first_frame,
+                beginning=beginning,
+                window=window.number,
                 weaker=None if one.weaker is None else self._weaker(one.weaker, settings, conditions),
             )
         return latents, network.calls
@@ -225,32 +255,3 @@ class ClipSampler:
     def _decoded(self, latents: Float[Tensor, "b c t h w"]) -> list[Frames]:
         with autocast(self.config.precision, self.device):
             return decode_clips(self.autoencoder, denormalize(latents, self.model.stats), tile=self.config.tile)
-
-    def conditions(
-        self, bucket: Bucket, images: Sequence[ImageFile]
-    ) -> tuple[Conditions, Float[Tensor, "b c 1 h w"] | None]:
-        """What the network is told of clips, and the first latent frame of each, normalised, where that is given.
-
-        Args:
-            images: that the clips start from; none where they start from nothing.
-
-        Raises:
-            ImageError: as `sample`.
-        """
-        fps = torch.tensor([bucket.fps], device=self.device)
-        if not images:
-            return Conditions(fps), None
-        frames, embeddings = [], []
-        for image in images:  # one at a time is in memory at its full size
-            picture = read_picture(image)
-            frames.append(first_frame_of(picture, bucket))
-            if self.embed_image is not None:
-                embeddings.append(self.embed_image(picture))
-        tile, stats = self.config.tile, self.model.stats
-        if self.model.network.needs_image:
-            channels = condition_channels(self.autoencoder, stats, frames, bucket.num_frames, tile)
-            embedding = torch.cat(embeddings) if embeddings else None
-            return Conditions(fps, image=ImageCondition(channels, embedding)), None
-        num_latent_frames = self.autoencoder.config.compression.num_latent_frames(bucket.num_frames)
-        known = torch.arange(num_latent_frames, device=self.device)[None, None] == 0
-        return Conditions(fps, known), first_latents(self.autoencoder, stats, frames, tile)

@@ -52,6 +52,10 @@ def truncation_warnings(model: SampledModel, config: SampleConfig, prompts: Iter
     own = ((placed.place, placed.prompt.settings.get("negative_prompt")) for placed in prompts)
     for what, texts in (
         ("prompts", ((placed.place, placed.prompt.prompt) for placed in prompts)),
+        (
+            "later prompts",
+            ((placed.place, each.prompt) for placed in prompts for each in placed.prompt.later_prompts or ()),
+        ),
         ("negative prompts of rows", ((place, text) for place, text in own if isinstance(text, str))),
     ):
         found = _measured(texts, most, measure, as_bytes)

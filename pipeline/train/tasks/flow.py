@@ -15,6 +15,7 @@ from data.dataset.index import IndexRow
 from data.dataset.latents import read_latents
 from data.dataset.manifest import LatentStats, TextEncoderRecord
 from data.stream.loader import Sample, Subset
+from models.flow.given import drawn_frames
 from models.flow.objective import matching_loss, stratified, training_times
 from models.flow.path import path_of
 from models.flow.spec import FlowSpec
@@ -205,11 +206,12 @@ class FlowTask:
         return PackedFlowBatch.of(batches)
 
     def _known(self, positions: list[int], num_frames: int) -> Bool[Tensor, "b 1 t"] | None:
-        """Which latent frames are given: the first one of some clips."""
-        if self.flow.first_frame_share == 0 or num_frames == 1:
+        """Which latent frames are given: a function of the positions."""
+        if self.flow.given_share == 0 or num_frames == 1:
             return None
-        given = randomness.uniform(self.seed, "first-frame", positions) < self.flow.first_frame_share
-        return given[:, None, None] & (torch.arange(num_frames) == 0)
+        kind = randomness.uniform(self.seed, "first-frame", positions)
+        drawn = randomness.uniform(self.seed, "given-frames", positions, (2 + num_frames,))
+        return drawn_frames(self.flow, kind, drawn[:, :2], drawn[:, 2:])
 
     def _captions(
         self, captions: list[str], payloads: Sequence[bytes | memoryview], dropped: Bool[Tensor, " b"]
@@ -256,7 +258,7 @@ class FlowTask:
     def flops_probe(self, bucket: Bucket) -> Tensor:
         """A scalar whose forward and backward pass are those of training on one clip of the bucket."""
         latent = torch.empty(1, self.latent_stats.num_channels, *bucket.latent_grid(self.compression))
-        has_times = self.flow.times_per == "frame" or self.flow.first_frame_share > 0
+        has_times = self.flow.times_per == "frame" or self.flow.given_share > 0
         t = torch.zeros((1, 1, latent.shape[2]) if has_times else 1)
         return self._adapted(self._network()).flops_probe(latent, t, self._probe_caption().to(latent.device))
 

@@ -9,7 +9,7 @@ from PIL import Image
 from data.dataset.compression import COMPRESSION
 from data.errors import VideoError
 from data.synthetic import combinations, random_scene, render
-from data.video.codec import decode_chunks, decode_clip, encode_clip, encode_gif
+from data.video.codec import ClipEncoder, decode_chunks, decode_clip, encode_clip, encode_gif
 from testing.clips import moving_shapes
 
 
@@ -56,3 +56,11 @@ def test_a_gif_has_all_frames_and_is_made_smaller():
     with Image.open(io.BytesIO(encode_gif(frames, fps=10, max_side=32))) as picture:
         assert (picture.format, getattr(picture, "n_frames", 1), picture.size) == ("GIF", 5, (32, 16))
         assert (picture.info["duration"], picture.info["loop"]) == (100, 0)
+
+
+def test_a_clip_that_comes_in_parts_has_the_bytes_of_the_whole():
+    frames = np.random.default_rng(0).integers(0, 256, (9, 32, 48, 3), dtype=np.uint8)
+    encoder = ClipEncoder(8)
+    for part in (frames[:4], frames[4:5], frames[5:]):
+        encoder.add(part)
+    assert encoder.finish() == encode_clip(frames, 8)

@@ -10,6 +10,7 @@ import torch
 
 import pipeline.engine.zero
 from data.stream.loader import Stream
+from models.flow.spec import GivenFrames
 from models.networks.config import DiTConfig, UNetConfig
 from models.networks.rope import rope_angles
 from pipeline.checkpoint.read import open_checkpoint
@@ -48,8 +49,8 @@ def task_of(folder: Path, case: str = "clip") -> FlowTask:
     fields = vars(make_task(folder))
     times_per, options = CASES[case]
     model = DiTConfig.model_validate(fields["model"].model_dump() | {"depth": 2} | options)
-    given = 0.5 if "known_frames" in options else 0.0
-    flow = fields["flow"].model_copy(update={"times_per": times_per, "first_frame_share": given})
+    given = GivenFrames(subset=0.5 if "known_frames" in options else 0.0)
+    flow = fields["flow"].model_copy(update={"times_per": times_per, "given": given})
     return FlowTask(**fields | {"model": model, "flow": flow})
 
 

@@ -13,7 +13,7 @@ from models.autoencoder.model import Autoencoder
 from models.flow.spec import FlowSpec
 from pipeline.encode.codec import to_pixels
 from pipeline.encode.statistics import normalize
-from pipeline.sample.images import check_image, condition_channels, first_frame_of, first_latents
+from pipeline.sample.images import check_image, condition_channels, first_frame_of, given_latents
 from pipeline.sample.model import SampledModel
 from pipeline.sample.prompts import Prompt, PromptError
 from testing.networks import small_dit
@@ -81,7 +81,7 @@ STATS = LatentStats(mean=[0.5, -0.5], std=[2.0, 0.5])
 
 def test_the_first_latent_frame_of_a_clip_is_that_of_its_first_frame_alone(autoencoder):
     frames = np.random.default_rng(0).integers(0, 256, (2, 9, 16, 32, 3), dtype=np.uint8)
-    given = first_latents(autoencoder, STATS, [first_frame_of(clip[0], CLIP) for clip in frames], None)
+    given = given_latents(autoencoder, STATS, [first_frame_of(clip[0], CLIP) for clip in frames], None)
     assert given.shape == (2, 2, 1, 2, 4)
     with torch.no_grad():
         clips = normalize(autoencoder.encode(torch.stack([to_pixels(clip) for clip in frames])).mean, STATS)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from models.flow.beginning import Beginning
 from models.flow.spec import FlowSpec, OdeSolver
 from models.text.caption import Caption
 from models.text.config import TextConfig
@@ -76,6 +77,12 @@ def test_noise_while_sampling_suits_data_that_are_narrow():
 SHAPE = (4, 3, 4, 4)
 
 
+def beginning_of(first_frame: Tensor, shape: tuple[int, ...]) -> Beginning:
+    """Clips that begin with that latent frame."""
+    latents = torch.cat([first_frame, torch.zeros(len(first_frame), shape[0], shape[1] - 1, *shape[2:])], dim=2)
+    return Beginning(latents, (torch.arange(shape[1]) == 0).double())
+
+
 def latents_of(network: Any, first_frame: Tensor | None, flow: dict[str, Any], **settings: Any) -> Tensor:
     return sample_latents(
         network,
@@ -86,7 +93,7 @@ def latents_of(network: Any, first_frame: Tensor | None, flow: dict[str, Any], *
         shape=SHAPE,
         read_captions=byte_captions(TextConfig(max_bytes=63)),
         device=torch.device("cpu"),
-        first_frame=first_frame,
+        beginning=None if first_frame is None else beginning_of(first_frame, SHAPE),
     )
 
 
@@ -137,7 +144,7 @@ def test_a_clip_of_one_frame_leaves_nothing_to_sample():
             shape=(4, 1, 4, 4),
             read_captions=byte_captions(TextConfig(max_bytes=63)),
             device=torch.device("cpu"),
-            first_frame=torch.zeros(1, 4, 1, 4, 4),
+            beginning=beginning_of(torch.zeros(1, 4, 1, 4, 4), (4, 1, 4, 4)),
         )
 
 

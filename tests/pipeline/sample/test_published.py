@@ -121,7 +121,12 @@ def sampled_from(sampler: ClipSampler, images: list[ImageFile], latent_shape: tu
     """Pixels in [0, 1], before they are rounded, of the first prompts."""
     prompts = [PromptSeed(prompt, seed) for prompt, seed in zip(PROMPTS[: len(images)], (3, 4), strict=False)]
     with torch.inference_mode():
-        conditions, first_frame = sampler.conditions(sampler.model.bucket("9x64x96@8"), images)
+        bucket = sampler.model.bucket("9x64x96@8")
+        requests = [
+            PromptRequest(id="0" * 12, prompt="", seed=0, guidance_scale=1.0, bucket=bucket.name, image=image)
+            for image in images
+        ]
+        conditions, beginning = sampler.conditions.read(requests, sampler.shape(requests[0]))
         latents = sample_latents(
             sampler.network.given(conditions),
             sampler.model.flow,
@@ -131,10 +136,10 @@ def sampled_from(sampler: ClipSampler, images: list[ImageFile], latent_shape: tu
             shape=latent_shape,
             read_captions=sampler.read_captions,
             device=CPU,
-            first_frame=first_frame,
+            beginning=beginning,
         )
-        if first_frame is not None:
-            assert torch.equal(latents[:, :, :1], first_frame)
+        if beginning is not None:
+            assert torch.equal(latents[:, :, :1], beginning.latents[:, :, :1])
         pixels = sampler.autoencoder.decode(denormalize(latents, sampler.model.stats))
     return (pixels.clamp(-1, 1) / 2 + 0.5).transpose(1, 2)
 
@@ -186,10 +191,10 @@ def test_the_image_reaches_the_network_by_channels_and_by_its_embedding(from_ima
     _, image = write_picture(tmp_path / "a.png")
     _, other = write_picture(tmp_path / "b.png", seed=1)
     sampler = ClipSampler(open_model(from_image), SampleConfig(steps=2, precision="fp32"), CPU)
-    assert sampler.embed_image is not None
-    embed, shape = sampler.embed_image, (4, 3, 8, 12)
+    assert sampler.conditions.embed_image is not None
+    embed, shape = sampler.conditions.embed_image, (4, 3, 8, 12)
     both = sampled_from(sampler, [image], shape)
-    monkeypatch.setattr(sampler, "embed_image", lambda picture: torch.zeros_like(embed(picture)))
+    monkeypatch.setattr(sampler.conditions, "embed_image", lambda picture: torch.zeros_like(embed(picture)))
     without_embedding = sampled_from(sampler, [image], shape)
     other_channels = sampled_from(sampler, [other], shape)
     assert not torch.allclose(both, without_embedding, atol=1e-3)

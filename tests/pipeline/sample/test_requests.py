@@ -207,8 +207,8 @@ def test_prompts_that_give_no_clip_of_their_own_are_counted(tmp_path):
 
 def test_scales_that_differ_in_a_late_digit_are_other_clips():
     scales = [3.0, 3.0000004, 0.1, 0.1 + 0.2, 1e-7, 1234567.0]
-    assert len({address_of("a", 1, scale, "a", "settings", None) for scale in scales}) == len(scales)
-    plain = id_of(address_of("a", 1, 3.0, "a", "settings", None))
+    assert len({address_of("a", 1, scale, "a", "settings", "") for scale in scales}) == len(scales)
+    plain = id_of(address_of("a", 1, 3.0, "a", "settings", ""))
     assert plain == blake2b(b"a\x001\x003\x00a\x00settings", digest_size=6).hexdigest()  # as it has always been
 
 
@@ -348,6 +348,6 @@ def test_an_image_that_goes_away_before_the_job_is_planned_is_named(tmp_path):
     prompts, _ = read_prompts(tmp_path / "p.jsonl")
     image.unlink()
     with pytest.raises(
-        PromptError, match=r"image .*start\.png cannot be read \(No such file or directory\); copy it back"
+        PromptError, match=r"file .*start\.png cannot be read \(No such file or directory\); copy it back"
     ):
         list(plan_of(prompts))

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 import pipeline.engine.zero
 from data.stream.loader import Sample, Stream
+from models.flow.spec import GivenFrames
 from pipeline.checkpoint.read import load_weights, open_checkpoint
 from pipeline.distributed.config import WorldSizeError
 from pipeline.distributed.process_group import Worker
@@ -130,8 +131,8 @@ def test_micro_batches_have_equally_many_clips_of_each_bucket(mixed_runs):
 
 @pytest.mark.parametrize(
     "flow",
-    [{}, {"times_per": "frame"}, {"first_frame_share": 0.5}],
-    ids=["one time", "times per frame", "given frames"],
+    [{}, {"times_per": "frame"}, {"first_frame_share": 0.5}, {"given": GivenFrames(ends=0.3, subset=0.5)}],
+    ids=["one time", "times per frame", "first frames given", "any frames given"],
 )
 def test_the_loss_is_the_mean_over_tokens_of_that_of_each_bucket_alone(mixed_runs, flow):
     """Packed = padded: the loss and the gradient of every weight, within rounding."""

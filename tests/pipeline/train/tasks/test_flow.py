@@ -14,7 +14,7 @@ from data.files.checksums import file_sha256
 from data.stream.loader import Sample
 from models.autoencoder.build import build_autoencoder
 from models.autoencoder.config import AutoencoderConfig
-from models.flow.spec import FlowSpec
+from models.flow.spec import FlowSpec, GivenFrames
 from models.networks.build import build_network
 from models.networks.config import UNetConfig, WanConfig
 from models.text.bytes import CaptionTokens
@@ -98,6 +98,27 @@ def test_the_first_frame_of_a_share_of_the_clips_is_given_and_has_no_loss(straig
     assert torch.equal(module(hidden)["total"], module(few)["total"])  # what the noise would be there does not matter
     shown = replace(few, x_1=torch.where(few.known[..., None, None], few.x_1 + 1, few.x_1))
     assert not torch.allclose(module(shown)["total"], module(few)["total"])  # other frames see the given one
+
+
+def test_other_patterns_of_given_frames_are_drawn_by_position_and_have_no_loss(straight):
+    task, folder, _ = straight
+    rows = task.subsets()[0].rows
+    content = PayloadReader(folder).read(rows[0])
+    samples = [Sample(position, rows, 0, content) for position in range(64)]
+    patterns = GivenFrames(prefix=0.2, ends=0.2, subset=0.4)
+    given = replace(task, flow=task.flow.model_copy(update={"first_frame_share": 0.2, "given": patterns}))
+    batch, plain = given.collate(samples), task.collate(samples)
+    assert batch.known is not None
+    assert bool((batch.known.any(2) & ~batch.known.all(2)).all())
+    assert len(batch.known.unique(dim=0)) == 2  # clips of two latent frames: the first or the last
+    assert torch.equal(batch.t, torch.where(batch.known, 1.0, plain.t[:, None, None]))
+    alone = given.collate(samples[7:8])
+    assert alone.known is not None
+    assert torch.equal(alone.known, batch.known[7:8])
+    torch.manual_seed(0)
+    module = with_open_gates(given.build())
+    hidden = replace(batch, x_0=torch.where(batch.known[..., None, None], 100.0, batch.x_0))
+    assert torch.equal(module(hidden)["total"], module(batch)["total"])
 
 
 def test_a_network_with_channels_is_told_in_training_which_frames_are_given(straight):
