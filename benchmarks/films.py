@@ -8,7 +8,6 @@ resize, encode; then its shard is written. Each figure is the peak of that proce
 """
 
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -77,8 +76,9 @@ def write_film(path: Path, minutes: int, side: int) -> None:
 
 
 def peak_mib() -> float:
-    """Of the resident set of this process since it started."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    """Of the resident set of this process since it started (`ru_maxrss` includes that of its parent)."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 1024
 
 
 def cut(folder: Path, bucket: Bucket) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import yaml
 
+from data.curation.listing import ListingCounts, describe_listing
 from data.dataset.index import INDEX_NAME
 from data.dataset.manifest import MANIFEST_NAME, Manifest
 from data.dataset.survey import Histogram, Survey, survey_dataset
@@ -145,6 +146,7 @@ def _ledger(survey: Survey) -> list[str]:
     return [
         f"  sources     {counts.sources} = {counts.shards} in shards + {counts.filtered} filtered "
         f"+ {counts.quarantine} in quarantine",
+        *([f"  beside them {told}"] if (told := describe_listing(survey.manifest.listing or ListingCounts())) else []),
         *(
             f"    {entry.file:16} {entry.count:6} {entry.example.reason:14} "
             f"such as {entry.example.source}: {entry.example.detail}"

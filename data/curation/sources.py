@@ -17,7 +17,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
@@ -29,6 +29,8 @@ import fsspec
 from data.curation.caption_names import video_keys
 from data.curation.caption_text import CaptionError, check_caption_value
 from data.curation.captions import SIDECAR_SUFFIXES, sidecars
+from data.curation.folders import FoundFiles, find_files
+from data.curation.listing import ListingCounts, count_listing, log_listing
 from data.errors import ReelflowError, VideoError, printable, quoted
 from data.files.tables import (
     CAPTION_COLUMNS,
@@ -48,7 +50,6 @@ SCHEMES = ("file", "memory", "s3", "gs", "az")  # not pipe or http: a table must
 ASK = "check the address, the credentials and the endpoint (docs/guides/cluster.md, Object stores)"
 # Here `path` comes first, in caption tables `file`: a table with both columns may serve as both.
 PATH_COLUMNS = ("path", *(name for name in FILE_COLUMNS if name != "path"))
-MAX_SHOWN_FOLDERS = 3
 LOCAL_SCHEME = "file://"
 ANY_FOLDERS = "**"
 
@@ -73,8 +74,21 @@ class Source:
     dataset: str = ""  # name of its dataset in a mix; empty where there is no mix
 
 
+@dataclass(frozen=True)
+class Listing:
+    """The sources at a place, in the order in which their clips are stored in the shards, and what else is there."""
+
+    sources: list[Source]
+    counts: ListingCounts = field(default_factory=ListingCounts)
+
+
 def list_sources(place: str, suffixes: frozenset[str] = VIDEO_SUFFIXES) -> list[Source]:
-    """Every source at a place, in the order in which their clips are stored in the shards.
+    """The sources of `list_place`."""
+    return list_place(place, suffixes).sources
+
+
+def list_place(place: str, suffixes: frozenset[str] = VIDEO_SUFFIXES) -> Listing:
+    """Every source at a place; what else was found there is logged in one line.
 
     Args:
         suffixes: of the files that folders and globs are searched for.
@@ -86,14 +100,14 @@ def list_sources(place: str, suffixes: frozenset[str] = VIDEO_SUFFIXES) -> list[
         place = _local_path(place, "data.source")
     if "://" in place:
         if is_table(place) and not glob.has_magic(place):
-            return _list_stored_table(place)
+            return Listing(_list_stored_table(place))
         return _list_uri(place, suffixes)
     path = Path(place)
     if is_table(path.name) and not os.path.isdir(path):  # noqa: PTH112 - it never raises
-        return _list_table(path)
+        return Listing(_list_table(path))
     if glob.has_magic(place) and not os.path.exists(path):  # noqa: PTH110 - it never raises
         return _list_glob(place, suffixes)
-    return list_folder(path, suffixes)
+    return _list_folder(path, suffixes)
 
 
 def of_dataset(name: str, sources: Iterable[Source]) -> list[Source]:
@@ -105,66 +119,41 @@ def list_folder(folder: Path, suffixes: frozenset[str] = VIDEO_SUFFIXES) -> list
     """Every video file below a folder, sorted by its path relative to the folder, which is its name.
 
     A file that cannot be read is a source too, and ends in quarantine. Linked folders, and folders that cannot be read,
-    are not searched; a warning names them.
+    are not searched; a warning counts and names them.
 
     Raises:
         SourceError: the folder is missing, empty, cannot be read, or contains no video.
     """
+    return _list_folder(folder, suffixes).sources
+
+
+def _list_folder(folder: Path, suffixes: frozenset[str]) -> Listing:
     if not os.path.isdir(folder):  # noqa: PTH112 - it never raises
         raise SourceError(f"{folder} is not a folder; set data.source to a folder of videos")
-    files = _walk(folder)
-    if not files:
+    found = _find_files(folder)
+    if not found.files:
         raise SourceError(f"{folder} is empty; put videos in it or point data.source elsewhere")
-    return _local_sources(folder, files, str(folder), suffixes)
+    return _local_sources(folder, found, str(folder), suffixes)
 
 
-def _walk(folder: Path, enters: Callable[[tuple[str, ...]], bool] = lambda parts: True) -> list[Path]:  # noqa: ARG005
-    """Everything below a folder that is not a folder itself.
-
-    Linked folders, and those that cannot be read, are not searched, and a warning names them.
-
-    Args:
-        enters: whether a folder, given as the parts of its path below `folder`, is searched at all.
-    """
-    files: list[Path] = []
-    linked: list[Path] = []
-    unread: list[OSError] = []
-    for place, folders, names in os.walk(folder, onerror=unread.append):
-        files += [Path(place, name) for name in names]
-        above = Path(place).relative_to(folder).parts
-        folders[:] = [name for name in folders if enters((*above, name))]
-        linked += [Path(place, name) for name in folders if os.path.islink(Path(place, name))]  # noqa: PTH114 - it never raises
-    for error in unread:
-        if error.filename == os.fspath(folder):
-            raise SourceError(f"{folder} cannot be read ({error.strerror}); make it readable") from error
-    if linked:
-        logger.warning(
-            "%s: %d linked folders are not searched, such as %s; put the videos there, or name the folder in data.mix",
-            *(printable(os.fspath(folder)), len(linked), _shown(linked)),
-        )
-    if unread:
-        places = [Path(error.filename) for error in unread]
-        logger.warning(
-            "%s: %d folders cannot be read, and their videos are missing, such as %s (%s); make them readable",
-            *(printable(os.fspath(folder)), len(unread), _shown(places), unread[0].strerror),
-        )
-    return files
+def _find_files(folder: Path, enters: Callable[[tuple[str, ...]], bool] = lambda _: True) -> FoundFiles:
+    try:
+        return find_files(folder, enters)
+    except OSError as error:
+        raise SourceError(f"{folder} cannot be read ({error.strerror}); make it readable") from error
 
 
-def _shown(paths: list[Path]) -> str:
-    return ", ".join(printable(os.fspath(path)) for path in sorted(paths)[:MAX_SHOWN_FOLDERS])
-
-
-def _list_glob(pattern: str, suffixes: frozenset[str]) -> list[Source]:
+def _list_glob(pattern: str, suffixes: frozenset[str]) -> Listing:
     """The files that a pattern matches as in the shell, below the folder that it begins with."""
     parts = Path(pattern).parts
     plain = next(number for number, part in enumerate(parts) if glob.has_magic(part))
     root, wanted = Path(*parts[:plain]), parts[plain:]
-    found = _walk(root, lambda above: _leads_to(above, wanted)) if os.path.isdir(root) else []  # noqa: PTH112
-    files = [path for path in found if _matches(path.relative_to(root).parts, wanted)]
-    if not files:
+    is_folder = os.path.isdir(root)  # noqa: PTH112 - it never raises
+    found = _find_files(root, lambda above: _leads_to(above, wanted)) if is_folder else FoundFiles()
+    found.files = [path for path in found.files if _matches(path.relative_to(root).parts, wanted)]
+    if not found.files:
         raise SourceError(f"{pattern} matches no file; set data.source to a folder, a glob or a table of videos")
-    return _local_sources(root, files, pattern, suffixes)
+    return _local_sources(root, found, pattern, suffixes)
 
 
 def _matches(parts: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
@@ -195,19 +184,21 @@ def _is_part(name: str, pattern: str) -> bool:
     return fnmatchcase(name, pattern) and (pattern.startswith(".") or not name.startswith("."))
 
 
-def _local_sources(root: Path, files: list[Path], place: str, suffixes: frozenset[str]) -> list[Source]:
-    videos = {path.relative_to(root).as_posix(): path for path in files if path.suffix.lower() in suffixes}
+def _local_sources(root: Path, found: FoundFiles, place: str, suffixes: frozenset[str]) -> Listing:
+    videos = {path.relative_to(root).as_posix(): path for path in found.files if path.suffix.lower() in suffixes}
+    counts = count_listing(found.files, videos.values(), found)
+    log_listing(place, len(videos), counts, found)
     if not videos:
-        found = ", ".join(sorted({path.suffix.lower() or path.name for path in files})[:5])
+        kinds = ", ".join(sorted({path.suffix.lower() or path.name for path in found.files})[:5])
         raise SourceError(
-            f"{place} holds {len(files)} files ({found}) but no video; a video ends in one of "
+            f"{place} holds {len(found.files)} files ({kinds}) but no video; a video ends in one of "
             f"{' '.join(sorted(suffixes))}"
         )
     sources = []
     for relative, name in _names(sorted(videos)).items():
         path = os.fspath(videos[relative].absolute())
         sources.append(Source(name, path, file=name, root=root.absolute(), stamp=_stamp(path)))
-    return sources
+    return Listing(sources, counts)
 
 
 def _names(paths: list[str]) -> dict[str, str]:
@@ -332,7 +323,7 @@ def _exact(seconds: float) -> str:
     return f"{seconds:.6f}".rstrip("0").rstrip(".")
 
 
-def _list_uri(place: str, suffixes: frozenset[str]) -> list[Source]:
+def _list_uri(place: str, suffixes: frozenset[str]) -> Listing:
     with _listing(place) as (files, root):
         # With details, which would otherwise take a request per object.
         found: Any = files.glob(root, detail=True) if glob.has_magic(root) else files.find(root, detail=True)
@@ -351,7 +342,9 @@ def _list_uri(place: str, suffixes: frozenset[str]) -> list[Source]:
         uri, stamp = str(files.unstrip_protocol(stored)), sha256(str(found[stored]).encode()).hexdigest()
         sources.append(Source(name, uri, file=name, root=Path(base.name), stamp=stamp))
     _warn_of_sidecars(place, videos, found)
-    return sources
+    counts = count_listing(map(PurePosixPath, found), map(PurePosixPath, videos), FoundFiles())
+    log_listing(place, len(videos), counts, FoundFiles())
+    return Listing(sources, counts)
 
 
 def _warn_of_sidecars(place: str, videos: Iterable[str], found: Container[str]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from pydantic import AliasChoices, ConfigDict, Field, ValidationError
 
 from data.curation.ledger import LedgerCounts, Reason
+from data.curation.listing import ListingCounts
 from data.dataset.buckets import Bucket
 from data.dataset.clip import Split
 from data.dataset.index import INDEX_NAME, IndexRow, shape_of
@@ -74,6 +75,7 @@ class Manifest(Record):
     num_samples: int
     shards: list[ShardRecord]
     ledger: LedgerCounts | None = None  # of a dataset of clips: how many sources ended where
+    listing: ListingCounts | None = None  # of clips: what lay beside the sources; None: made by an older version
     filtered: dict[Reason, int] = Field(default={})  # number of clips and whole sources left out by each filter
     latent_stats: LatentStats | None = None
     text_encoder: TextEncoderRecord | None = None  # of latents; None: captions are read by the DiT, as bytes

@@ -54,8 +54,8 @@ def cover_size(shown: Size, height: int, width: int) -> Size:
 def reading_size(shown: Size, height: int, width: int) -> Size | None:
     """The size to decode frames to, so that they need not be resized any more; None: their own, to be cropped first.
 
-    Scaling a picture while it is converted to RGB costs a fifth of resizing it afterwards (`benchmarks/ingest.py`). Of
-    a picture that is much longer than the clip, too much would be scaled only to be cropped.
+    Scaling a picture while it is converted to RGB costs much less than resizing it afterwards. Of a picture that is
+    much longer than the clip, too much would be scaled only to be cropped.
     """
     covering = cover_size(shown, height, width)
     return covering if covering[0] * covering[1] <= MAX_OVERHANG * height * width else None

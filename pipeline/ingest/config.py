@@ -12,8 +12,9 @@ from data.video.augment import AugmentConfig
 from data.video.formats import IMAGE_SUFFIXES, VIDEO_SUFFIXES, HdrHandling
 from data.video.spans import Placement
 
-# Part of the fingerprints of clips: it changes where the same settings give other pixels. 2: frames are scaled while
-# they are converted to RGB (before, by Pillow afterwards), and PyAV comes before decord; HD without a tag is BT.709.
+# Part of the fingerprints of shards: it changes where the same settings give other pixels, so that one dataset never
+# has clips of both kinds. A stage that is finished stays so. 2: frames are scaled while they are converted to RGB
+# (before, by Pillow afterwards), PyAV comes before decord, and HD without a tag is BT.709.
 PIXELS_VERSION = 2
 
 

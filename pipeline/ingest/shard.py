@@ -16,6 +16,7 @@ from typing import Any
 
 from data.curation.filters import Duplicates
 from data.curation.ledger import FILTERED_NAME, QUARANTINE_NAME, Reason, balance, reject, write_rejections
+from data.curation.listing import ListingCounts
 from data.curation.lookalikes import Lookalikes
 from data.curation.sources import Source, SourceError, listing_fingerprint
 from data.dataset.clip import VIDEO_MEMBER
@@ -109,11 +110,18 @@ class _PlannedShard:
         return reusable_commit(ShardCommit, self.path, self.input_fingerprint)
 
 
-def make_shards(sources: Sequence[Source], output_dir: Path, config: ShardConfig, num_workers: int) -> Manifest:
+def make_shards(
+    sources: Sequence[Source],
+    output_dir: Path,
+    config: ShardConfig,
+    num_workers: int,
+    listing: ListingCounts | None = None,
+) -> Manifest:
     """Run the stage on the connected Ray cluster; shards that were made from the same inputs are reused.
 
     Args:
         sources: in the order in which their clips are stored in the shards.
+        listing: what was found beside them, for the manifest.
 
     Raises:
         SourceError: none of the sources can be used.
@@ -134,7 +142,7 @@ def make_shards(sources: Sequence[Source], output_dir: Path, config: ShardConfig
     remove_other_shards(output_dir, {group.path.name for group in planned})
 
     commits = [commit for group in planned if (commit := group.commit()) is not None]
-    manifest = _close_ledger(sources, commits, output_dir)
+    manifest = _close_ledger(sources, commits, output_dir).model_copy(update={"listing": listing})
     publish_text(output_dir / MANIFEST_NAME, manifest.model_dump_json(indent=1))
     return manifest
 

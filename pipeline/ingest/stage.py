@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from data.dataset.buckets import describe_buckets
 from pipeline.distributed.config import WorkersConfig
-from pipeline.ingest.config import PIXELS_VERSION, SYNTHETIC, DataConfig
+from pipeline.ingest.config import SYNTHETIC, DataConfig
 from pipeline.run.context import RunContext
 from pipeline.run.fingerprints import fingerprint, output_settings
 from pipeline.run.stage import DriverStage, Outcome
 from pipeline.run.stage_record import OpenStage
 
 if TYPE_CHECKING:
-    from data.curation.sources import Source
+    from data.curation.sources import Listing, Source
 
 
 def _table_fingerprint(table: Path) -> str:
@@ -68,7 +68,7 @@ class ShardStage(DriverStage):
 
     data: DataConfig
     workers: WorkersConfig
-    _listed: "dict[Path, tuple[list[Source], str]]" = field(default_factory=dict, init=False, repr=False)
+    _listed: "dict[Path, tuple[Listing, str]]" = field(default_factory=dict, init=False, repr=False)
 
     name = "shard"
     folder = "clips"
@@ -96,7 +96,6 @@ class ShardStage(DriverStage):
         _, origin = self._sources(run)
         config = output_settings(self.data.shard())
         settings: dict[str, Any] = {"source": origin, "config": config, "schema": SCHEMA_VERSION}
-        settings["pixels"] = PIXELS_VERSION
         if self.data.captions is not None and self.data.captions.is_file():
             settings["captions"] = _table_fingerprint(self.data.captions)
         if self.data.models.paths:
@@ -134,7 +133,8 @@ class ShardStage(DriverStage):
         from pipeline.ingest.shard import make_shards
 
         num_processes = self.workers.num_workers * self.workers.cpus_per_worker
-        manifest = make_shards(self._sources(run)[0], opened.folder, self.data.shard(), num_processes)
+        listing, _ = self._listing(run)
+        manifest = make_shards(listing.sources, opened.folder, self.data.shard(), num_processes, listing.counts)
         assert manifest.ledger is not None
         summary = {
             "clips": manifest.num_samples,
@@ -163,22 +163,29 @@ class ShardStage(DriverStage):
         check_models(self.data.models)
 
     def _sources(self, run: RunContext) -> "tuple[list[Source], str]":
-        """Every source in order, and a text that changes when one of them does; listed once, which may be remote."""
+        """Every source in order, and a text that changes when one of them does."""
+        listing, origin = self._listing(run)
+        return listing.sources, origin
+
+    def _listing(self, run: RunContext) -> "tuple[Listing, str]":
+        """What all places hold, and a text that changes when a source does; listed once, which may be remote."""
         if run.run_dir not in self._listed:
             self._listed[run.run_dir] = self._list(run)
         return self._listed[run.run_dir]
 
-    def _list(self, run: RunContext) -> "tuple[list[Source], str]":
-        from data.curation.sources import list_sources, listing_fingerprint, of_dataset
+    def _list(self, run: RunContext) -> "tuple[Listing, str]":
+        from data.curation.listing import add_listings
+        from data.curation.sources import Listing, list_place, listing_fingerprint, of_dataset
 
-        sources, origins = [], []
+        sources, counts, origins = [], [], []
         for name, place in self.data.places.items():
             if place == SYNTHETIC:
                 origin = run.build_of(DrawStage.folder, DrawStage.name)
-                listed = list_sources(str(run.run_dir / DrawStage.folder))
+                listed = list_place(str(run.run_dir / DrawStage.folder))
             else:
-                listed = list_sources(place, self.data.suffixes)
-                origin = listing_fingerprint(listed)
+                listed = list_place(place, self.data.suffixes)
+                origin = listing_fingerprint(listed.sources)
             origins.append(f"{name}={origin}" if name else origin)
-            sources += of_dataset(name, listed) if name else listed
-        return sources, " ".join(origins)
+            counts.append(listed.counts)
+            sources += of_dataset(name, listed.sources) if name else listed.sources
+        return Listing(sources, add_listings(counts)), " ".join(origins)

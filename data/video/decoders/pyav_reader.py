@@ -129,9 +129,11 @@ class _PyavReader:
         height, width = self._probe.upright_size if size is None else size
         if matrix.is_transposed:
             height, width = width, height
+        # Unscaled, chroma is repeated: interpolated, it would lose sharpness when the clip is encoded.
+        how = Interpolation.BILINEAR if (height, width) == (frame.height, frame.width) else SCALING
         is_mapped = self._probe.is_tone_mapped and self._probe.hdr is not None
         layout = "rgb48le" if is_mapped else "rgb24"
-        picture = self._reformatter.reformat(frame, width, height, layout, space, interpolation=SCALING, threads=1)
+        picture = self._reformatter.reformat(frame, width, height, layout, space, interpolation=how, threads=1)
         pixels = picture.to_ndarray()
         return matrix.apply(tone_map(pixels, self._probe.hdr) if is_mapped else pixels)
 

@@ -14,7 +14,8 @@ import pytest
 
 from data.curation.caption_table import read_caption_table
 from data.curation.caption_text import CaptionError
-from data.curation.sources import Source, SourceError, list_sources, listing_fingerprint, local_copy
+from data.curation.listing import MAX_SUFFIXES, OTHER, ListingCounts, add_listings, describe_listing
+from data.curation.sources import Source, SourceError, list_place, list_sources, listing_fingerprint, local_copy
 from data.dataset.buckets import Bucket
 from data.errors import VideoError
 from pipeline.ingest.config import ShardConfig
@@ -170,7 +171,7 @@ def test_a_broken_name_costs_its_source_only(shapes_dir, caplog):
     loop = quarantined["loop.mp4"]
     assert loop is not None
     assert (loop.reason, loop.detail) == ("unreadable", "it cannot be read: Too many levels of symbolic links")
-    assert "1 linked folders are not searched, such as " in caplog.text
+    assert f"1 linked folders are not searched; linked is {shapes_dir}/linked: put the videos there" in caplog.text
 
 
 def test_names_that_print_alike_stay_apart(tmp_path):
@@ -201,13 +202,43 @@ def test_a_folder_that_cannot_be_entered_costs_its_videos_only(shapes_dir, caplo
         (folder / "listed").chmod(0o444)
         (folder / "closed").chmod(0o000)
         with not_root():
-            sources = list_sources(place)
+            sources, counts = list_sources(place), list_place(place).counts
             reports = [prepare_source(CUT, source)[0] for source in sources]
         for name in ("listed", "closed"):
             (folder / name).chmod(0o755)
     assert [source.name for source in sources] == ["a.mp4", "listed/b.mp4"]
     assert [report.quarantined and report.quarantined.reason for report in reports] == [None, "unreadable"]
-    assert "2 folders cannot be read, and their videos are missing, such as " in caplog.text
+    assert "2 folders cannot be read, and their videos are missing" in caplog.text
+    assert f"unreadable is {place}/closed, {place}/listed/below (Permission denied): make it readable" in caplog.text
+    assert counts == ListingCounts(unreadable_folders=2)
+
+
+def test_what_lies_beside_the_videos_is_counted_and_told_in_one_line(shapes_dir, caplog):
+    for name in ("a.txt", "b.PNG", "c.png", "sub/d.xyz", "e", "sub/f.json", ".DS_Store"):
+        (shapes_dir / name).touch()
+    (shapes_dir / "sub" / "up").symlink_to("..")  # a cycle
+    with caplog.at_level("INFO"):
+        counts = list_place(str(shapes_dir)).counts
+    expected = {"(none)": 2, ".png": 2, ".json": 1, ".txt": 1, ".xyz": 1}  # notes.txt is of no video
+    assert counts == ListingCounts(captions=1, files=expected, linked_folders=1)
+    (record,) = [record for record in caplog.records if "videos;" in record.getMessage()]
+    assert record.levelname == "WARNING"
+    told = "2 videos; 1 caption files; 7 files are no videos by their suffix: 2 (none), 2 .png, 1 .json, 1 .txt, 1 .xyz"
+    assert told in record.getMessage()
+    assert list_place(str(shapes_dir / "*.mp4")).counts == ListingCounts()
+    both = add_listings([counts, counts])
+    assert (both.captions, both.files[".png"], both.linked_folders) == (2, 4, 2)
+
+
+def test_the_counts_of_suffixes_are_few_however_many_there_are(tmp_path):
+    (tmp_path / "a.mp4").touch()
+    for number in range(100):
+        (tmp_path / f"x.{number:03d}").touch()
+    counts = list_place(str(tmp_path)).counts
+    assert len(counts.files) == MAX_SUFFIXES + 1
+    assert counts.files[OTHER] == 100 - MAX_SUFFIXES
+    assert add_listings([counts, counts]).files[OTHER] == 2 * (100 - MAX_SUFFIXES)
+    assert describe_listing(ListingCounts()) == ""
 
 
 def test_a_glob_searches_no_linked_folder(tmp_path, caplog):
@@ -219,7 +250,7 @@ def test_a_glob_searches_no_linked_folder(tmp_path, caplog):
     for place in (str(tmp_path), f"file://{tmp_path}"):
         caplog.clear()
         assert names(f"{place}/**/*.mp4") == ["a.mp4", "sub/b.mp4", "sub/deep/c.mp4"]
-        assert "2 linked folders are not searched, such as " in caplog.text
+        assert "2 linked folders are not searched" in caplog.text
         caplog.clear()
         assert names(f"{place}/*/[bc].mp4") == ["sub/b.mp4"]
         assert names(f"{place}/s*/**/c.mp4") == ["sub/deep/c.mp4"]

@@ -141,7 +141,8 @@ def test_the_stream_is_the_same_with_a_cache_of_any_size(subset, folder):
 READ_ALL = """
 import sys
 from pathlib import Path
-from data.stream.cache import ShardCache
+from filelock import FileLock
+from data.stream.cache import LOCK_NAME, SUBFOLDER, ShardCache
 from data.dataset.reader import PayloadReader
 from data.dataset.index import read_index
 folder, cache, limit = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
@@ -149,7 +150,8 @@ for _ in range(20):
     reader = PayloadReader(folder, verify=True, cache=ShardCache(cache, limit))
     for row in read_index(folder):
         assert reader.read(row) == bytes([int(row.key, 16)]) * 5000
-        size = sum(path.stat().st_size for path in cache.rglob("*.copy") if path.exists())
+        with FileLock(cache / SUBFOLDER / LOCK_NAME):  # nothing is copied or deleted while it is counted
+            size = sum(path.stat().st_size for path in cache.rglob("*.copy"))
         assert size <= limit, size
         reader.close()
 """

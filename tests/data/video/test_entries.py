@@ -7,7 +7,7 @@ import av
 import numpy as np
 import pytest
 
-from data.video.decoders.pyav_reader import SCALING, pyav_timeline
+from data.video.decoders.pyav_reader import pyav_timeline
 from data.video.decoders.pyav_stream import decode_frames
 from data.video.entries import SEEK_FRAMES, Entry, Packet, Run, entries_of, is_exact, plan_runs
 from data.video.probe import Probe, probe_video
@@ -34,7 +34,7 @@ def write_long(path: Path, seconds: int, x264: str, codec: str = "libx264") -> N
 def decoded_from_the_start(path: Path, probe: Probe, wanted: list[int]) -> list[np.ndarray]:
     ticks = set(probe.ticks[wanted].tolist())
     frames = (frame for frame, tick in decode_frames(path, probe, "pts") if tick in ticks)
-    return [probe.matrix.apply(frame.to_ndarray(format="rgb24", interpolation=SCALING)) for frame in frames]
+    return [probe.matrix.apply(frame.to_ndarray(format="rgb24")) for frame in frames]
 
 
 def count_decoded(path: Path, probe: Probe, runs: list[Run]) -> int:

@@ -15,6 +15,7 @@ def attempts(folder: Path) -> Counter[str]:
     return Counter(path.name.rpartition(" ")[0] for path in folder.iterdir())
 
 
+@pytest.mark.slow
 def test_a_job_that_misbehaves_costs_itself_only(cluster, tmp_path):
     """Three bad jobs in batches of quick ones, and one that puts off its deadline."""
     folder, written = tmp_path / "attempts", tmp_path / "written"

@@ -13,7 +13,7 @@ from data.curation.config import FilterConfig
 from data.curation.sources import Source, list_folder, list_sources
 from data.dataset.buckets import Bucket
 from data.video.codec import encode_clip
-from data.video.spans import Stretch
+from data.video.spans import Placement, Stretch
 from pipeline.ingest.config import ShardConfig
 from pipeline.ingest.prepare import Allowance, PrepareConfig, prepare_source
 from testing.text_frames import CREDITS, moving, written
@@ -94,6 +94,7 @@ def test_a_bad_sidecar_whose_name_is_no_unicode_is_named_in_quarantine(tmp_path)
 def test_the_clips_of_a_long_video_are_spread_over_it(tmp_path):
     (tmp_path / "a.mp4").write_bytes(encode_clip(np.zeros((200, 32, 32, 3), np.uint8), 8))
     (source,) = list_folder(tmp_path)
+    placements: tuple[tuple[Placement, int | None], ...] = (("start", 4), ("even", 4), ("random", None))
     of_placement = {
         placement: [
             clip.start_seconds
@@ -101,7 +102,7 @@ def test_the_clips_of_a_long_video_are_spread_over_it(tmp_path):
                 PrepareConfig(BUCKETS, {}, ShardConfig(max_clips_per_video=most, clip_placement=placement)), source
             )[0].clips
         ]
-        for placement, most in (("start", 4), ("even", 4), ("random", None))
+        for placement, most in placements
     }
     assert of_placement["start"] == [0, 0.625, 1.25, 1.875]
     assert of_placement["even"] == [5 * 0.625, 15 * 0.625, 25 * 0.625, 35 * 0.625]
@@ -122,9 +123,12 @@ def test_a_video_may_take_longer_the_longer_it_is_but_never_stand_still(monkeypa
 
 @pytest.mark.parametrize("side", [10_000, 14_000])  # the second is more than Pillow opens
 def test_a_large_picture_is_left_out_by_name(tmp_path, side):
-    header = b"IHDR" + struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)  # a bit per pixel, which need not follow
-    chunk = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
-    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk)
+    header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)  # a bit per pixel, none of which need follow
+    chunks = [
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in ((b"IHDR", header), (b"IDAT", b""), (b"IEND", b""))
+    ]
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
     image = Bucket(num_frames=1, height=64, width=64)
     config = ShardConfig(buckets=(image,))
     (source,) = list_folder(tmp_path, config.suffixes)
