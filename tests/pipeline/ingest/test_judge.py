@@ -94,7 +94,7 @@ def test_a_source_is_judged_after_its_filters_and_before_it_is_stored(tmp_path):
     settings = ShardConfig(buckets=buckets, models=ModelsConfig(aesthetic=tmp_path / "score.pt", min_aesthetic=0.5))
     report, clips = prepare_source(PrepareConfig(buckets, {}, settings, judge=judge), source)
     ((record, _),) = clips
-    assert asked == [((3, 32, 32, 3), tmp_path.name)]
+    assert asked == [((3, 32, 32, 3), tmp_path.name.replace("_", " "))]
     assert (record.caption, record.caption_by, record.measures) == ("a red star", "captioner", {"aesthetic": 0.7})
     assert len(report.clips) == 1
     stricter = settings.model_copy(update={"models": settings.models.model_copy(update={"min_aesthetic": 0.8})})
