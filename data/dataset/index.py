@@ -104,7 +104,8 @@ class Index(Sequence[IndexRow]):
         """The numbers of the rows sorted by a text of `DISTINCT_TEXTS`, equal ones in their order."""
         texts = self._file.arrow(name)
         chosen = texts if self._numbers is None else texts.take(pa.array(self._numbers))
-        return pc.sort_indices(chosen).to_numpy().astype(np.int64)
+        order = pc.call_function("array_sort_indices", [chosen])  # stable
+        return order.to_numpy().astype(np.int64)
 
     def values(self, name: str) -> list[Any]:
         """The values of one field for all rows, at once."""

@@ -87,7 +87,7 @@ class IndexFile:
         self.by_group = self._section("by_group", NUMBER)
         self.runs = self._section("runs", RUN)
         self.ends = {name: self._section(ends_of(name), NUMBER) for name in DISTINCT_TEXTS}
-        self._contents = {name: memoryview(self._section(content_of(name), np.dtype("u1"))) for name in DISTINCT_TEXTS}
+        self._contents = {name: self._section(content_of(name), np.dtype("u1")).data for name in DISTINCT_TEXTS}
         self._columns = {name: self.table[name] for name in FIXED}
         self._shards = footer.labels["shard"]
         self._locations = self.table[["shard", "offset", "size", "crc32"]]

@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from heapq import nsmallest
 from itertools import chain, islice, zip_longest
 from pathlib import Path
 from typing import Any, Protocol
