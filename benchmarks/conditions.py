@@ -182,7 +182,7 @@ def painted(scenes: Scenes) -> Measured:
     file, half = ImageFile(path=str(path), sha256=file_sha256(path)), mask.shape[1] // 2
     given = [Given(source=scenes.clip(n, 0, last), mask=file) for n in range(NUM_CLIPS)]
     clips = scenes.made([scenes.request(number, given=each) for number, each in enumerate(given)])
-    kept = {
+    kept: dict[str, object] = {
         "kept_psnr_db": psnr([clip[:, :, : half - 8] for clip in clips], [c[:, :, : half - 8] for c in scenes.clips]),
         "autoencoder_psnr_db": psnr(
             [clip[:, :, : half - 8] for clip in scenes.alone(scenes.clips)],
@@ -314,7 +314,8 @@ def windows_in_place(scenes: Scenes, overlap: int) -> Measured:
     latents = denormalize(whole, sampler.model.stats)
     pixels = torch.cat(list(sampler.autoencoder.decode_latents(latents.split(4, dim=2))), dim=2)
     clips = [to_frames(clip) for clip in pixels]
-    bounds = [(4 * (window.first_latent + window.num_shared) - 3,) * 2 for window in plan[1:]]
+    begins = [4 * (window.first_latent + window.num_shared) - 3 for window in plan[1:]]
+    bounds = [(begin, begin) for begin in begins]
     return {"windows": len(plan), "seams": figures_of_seams(clips, bounds), "drift": drift(clips, scenes)}, clips
 
 

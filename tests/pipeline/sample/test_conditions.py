@@ -37,7 +37,7 @@ ANY = {"given": GivenFrames(prefix=0.3, ends=0.3, subset=0.4)}
 def untrained(flow: dict[str, Any] | None = None, **network: Any) -> Untrained:
     model = model_of(
         model=NETWORK.model_copy(update=network).model_dump(),
-        flow=FlowSpec(**(ANY if flow is None else flow)).model_dump(),
+        flow=FlowSpec.model_validate(ANY if flow is None else flow).model_dump(),
         buckets=[BUCKET.model_dump(), STILL.model_dump()],
         latent_stats=STATS.model_dump(),
     )
@@ -77,7 +77,7 @@ def request_of(seed: int = 1, image: ImageFile | None = None, **given: Any) -> P
 def checked(model: Untrained, files: dict[str, ImageFile], **columns: Any) -> None:
     """Check a row with these columns, where names of files stand for their paths."""
     paths = {name: files[value].path if str(value) in files else value for name, value in columns.items()}
-    prompt, bucket = Prompt(prompt="a box", **paths), BUCKET
+    prompt, bucket = Prompt.model_validate({"prompt": "a box"} | paths), BUCKET
     if prompt.bucket is not None:
         bucket = model.bucket(prompt.bucket)
     check_image(model, prompt, bucket, "heun")
@@ -263,8 +263,8 @@ def test_windows_continue_one_another_and_the_first_is_the_clip_that_fits_one(fi
 
 
 def test_windows_have_noise_of_their_own_also_while_sampling():
-    for settings in ({}, {"sde_sigma": 0.5}):
-        sampler, another = sampler_of(**settings), replace(WHOLE, number=1)
+    for sigma in (0.0, 0.5):
+        sampler, another = sampler_of(sde_sigma=sigma), replace(WHOLE, number=1)
         one, two = (sampler._latents([request_of()], window)[0] for window in (WHOLE, another))
         assert not torch.equal(one, two)
 

@@ -129,7 +129,7 @@ def test_rows_that_do_not_say_one_thing_are_refused_by_line_and_column(folder, r
 def test_later_prompts_are_pairs_or_records():
     pairs = Prompt(prompt="a", total_frames=25, later_prompts=[[1.5, "b"], [2, "c"]])  # type: ignore[arg-type]
     assert pairs.later_prompts == (LaterPrompt(seconds=1.5, prompt="b"), LaterPrompt(seconds=2, prompt="c"))
-    records = [each.model_dump() for each in pairs.later_prompts]
+    records = [each.model_dump() for each in pairs.later_prompts or ()]
     assert Prompt(prompt="a", total_frames=25, later_prompts=records) == pairs  # type: ignore[arg-type]
     request = PromptRequest(
         id="0",
