@@ -190,7 +190,7 @@ def test_a_checkpoint_is_sampled_as_its_run_samples_it(run, tmp_path):
     done = launch_here("sample", str(run_dir / "dit"), "--prompts", str(prompts), "--output", str(output))
     assert done.returncode == 0, done.stderr
     clips = {path.name: path.read_bytes() for path in output.glob("*.mp4")}
-    assert {clip.request.settings for clip in read_samples(output)} == {SampleConfig(solver="euler", steps=2)}
+    assert all(clip.request.settings == SampleConfig(solver="euler", steps=2) for clip in read_samples(output))
     of_run = {path.name: path.read_bytes() for path in (run_dir / "samples").glob("*.mp4")}
     assert len(clips) == len(prompts.read_text(encoding="utf-8").splitlines())
     assert clips.items() <= of_run.items()
