@@ -90,7 +90,9 @@ def cut(folder: Path, bucket: Bucket) -> None:
     assert report.quarantined is None, report.quarantined
     seconds, prepared = time.process_time() - started, peak_mib()
     num_bytes = clips.edges[-1]
-    commit_shard(folder / "shard.tar", "", [report], clips)
+    kept = frozenset(clip.key for clip in report.clips)
+    recipe = ShardRecipe(folder / "shard-0.tar", (report,), kept, taken={}, captions={})
+    commit_shard(recipe, clips)
     figures = {
         "clips": len(clips),
         "clips_mib": num_bytes / 2**20,

@@ -2,14 +2,13 @@
 
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from data.dataset.clip import VIDEO_MEMBER, ClipRecord
-from data.dataset.index import PayloadLocation
 from data.dataset.reader import PayloadReader
 from data.dataset.shards import write_shard
 from data.errors import DatasetError
@@ -106,10 +105,10 @@ class _HeldShard:
         The payload is compared with its checksum, the record with what the commit says of the clip.
         """
         row = self._rows[key]
-        location = PayloadLocation(key, self._path.name, row.record_offset, row.record_size, crc32=0)
+        of_record = replace(row, offset=row.record_offset, size=row.record_size)
         try:
             payload = self._payloads.read(row)
-            record = ClipRecord.model_validate_json(self._records.read(location))
+            record = ClipRecord.model_validate_json(self._records.read(of_record))
         except (DatasetError, OSError, ValidationError) as error:
             raise _TakenShardError(self._path, f"{self._path}: {key} cannot be read ({error})") from error
         if any(getattr(record, name) != getattr(row, name) for name in ClipRecord.model_fields if hasattr(row, name)):
