@@ -21,9 +21,9 @@ from data.curation.sources import list_folder
 from data.dataset.buckets import Bucket
 from data.files.publish import publish_text
 from data.synthetic import combinations, random_scene, render
+from pipeline.ingest.commit import ShardRecipe, commit_shard
 from pipeline.ingest.config import ShardConfig
 from pipeline.ingest.prepare import PrepareConfig, prepare_source
-from pipeline.ingest.shard import commit_shard
 from testing.paths import ROOT
 
 FPS, GROUP, PERIOD_SECONDS = 24, 48, 60

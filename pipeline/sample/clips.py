@@ -7,7 +7,7 @@ from data.dataset.buckets import Bucket
 from data.errors import VideoError
 from data.files.checksums import file_sha256
 from data.records import Frames
-from data.video.extract import measure_source, read_spans
+from data.video.extract import CutConfig, measure_source, read_spans
 from data.video.spans import Stretch
 from pipeline.sample.given import ImageFile
 from pipeline.sample.images import ImageError
@@ -47,6 +47,6 @@ def read_frames(clip: ImageFile, bucket: Bucket, num_frames: int, *, at_end: boo
         if file_sha256(path) != clip.sha256:
             raise ImageError(f"clip {path} has changed since the job began; start it again")
         start = max(0.0, measure_source(path).seconds - num_frames / bucket.fps) if at_end else 0.0
-        return read_spans(path, [shape], CutConfig(1, stretch=Stretch(start)))[0].frames
+        return read_spans(path, [shape], 1, CutConfig(stretch=Stretch(start)))[0].frames
     except (OSError, VideoError) as error:
         raise ImageError(f"clip {path} cannot be read any more: {error}") from error

@@ -200,12 +200,12 @@ def test_autoguidance_moves_away_from_a_weaker_network():
             [PromptSeed("dots", 1), PromptSeed("a", 2)],
             guidance_scale=scale,
             shape=SHAPE,
-            read_captions=byte_captions(63),
+            read_captions=byte_captions(TextConfig(max_bytes=63)),
             device=torch.device("cpu"),
             weaker=weaker,
         )
 
     noise = sampled(1.0, None) - 2.0 * torch.tensor([5.0, 2.0]).reshape(-1, 1, 1, 1, 1)
-    moved = sampled(3.0, Weaker(velocity(1.0), byte_captions(63))) - noise
+    moved = sampled(3.0, Weaker(velocity(1.0), byte_captions(TextConfig(max_bytes=63)))) - noise
     expected = (1 + 3 * (2 - 1)) * torch.tensor([5.0, 2.0])
     torch.testing.assert_close(moved, expected.reshape(-1, 1, 1, 1, 1).expand_as(moved))
