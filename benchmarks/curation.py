@@ -17,7 +17,14 @@ from pathlib import Path
 
 import numpy as np
 import psutil
-from scenedetect import AdaptiveDetector, ContentDetector, FrameTimecode, HashDetector, HistogramDetector
+from scenedetect import (
+    AdaptiveDetector,
+    ContentDetector,
+    FrameTimecode,
+    HashDetector,
+    HistogramDetector,
+    SceneDetector,
+)
 from scenedetect.detectors import ThresholdDetector
 
 from data.curation.filters import Duplicates, perceptual_hash
@@ -48,7 +55,7 @@ Finder = Callable[[Frames], list[Transition]]
 Film = tuple[Frames, list[KnownEdit]]
 
 
-def by_library(make: Callable[[], object]) -> Finder:
+def by_library(make: Callable[[], SceneDetector]) -> Finder:
     """The cuts of one of PySceneDetect's detectors with its defaults, scenes of any length."""
 
     def find(frames: Frames) -> list[Transition]:

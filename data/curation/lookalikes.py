@@ -93,7 +93,7 @@ def _places(all_of_them: bool) -> _Places:
                 outer = [((margin - edge) / (1 - crop), (1 - margin - edge) / (1 - crop)) for edge in (top, left)]
                 for down, across in (inner, outer):
                     if min(*down, *across) > -1e-6 and max(*down, *across) < 1 + 1e-6:
-                        places.add((*(round(x, 6) for x in down), *(round(x, 6) for x in across)))
+                        places.add((round(down[0], 6), round(down[1], 6), round(across[0], 6), round(across[1], 6)))
     ordered = sorted(places)
     return _Places(
         np.stack([_part_matrix(top, bottom) for top, bottom, _, _ in ordered]),

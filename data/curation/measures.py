@@ -51,7 +51,7 @@ def measure_clip(frames: Frames, fps: float, config: FilterConfig, text: float |
     found: dict[Measure, float] = {} if text is None else {"text": text}
     if config.needs("motion"):
         found["motion"] = motion(frames, fps)
-    of_luma: dict[Measure, Callable[[Float[np.ndarray, "t h w"]], float]] = {
+    of_luma: dict[Measure, Callable[[np.ndarray], float]] = {
         "brightness": lambda luma: float(luma.mean()),
         "change": lambda luma: float(np.abs(np.diff(luma, axis=0)).mean()) if len(luma) > 1 else 0.0,
         "bars": bar_share,
@@ -59,10 +59,9 @@ def measure_clip(frames: Frames, fps: float, config: FilterConfig, text: float |
         "clipped": clipped_share,
         "logo": logo_share,
     }
-    needed = [name for name in of_luma if config.needs(name)]
-    if needed:
+    if any(config.needs(name) for name in of_luma):
         luma = frames.astype(np.float32) @ LUMA  # (t, h, w)
-        found |= {name: of_luma[name](luma) for name in needed}
+        found.update((name, measure(luma)) for name, measure in of_luma.items() if config.needs(name))
     return found
 
 
@@ -86,7 +85,7 @@ def motion(frames: Frames, fps: float) -> float:
     import cv2
 
     cv2.setNumThreads(1)
-    flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
+    flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
     grey = [cv2.cvtColor(np.ascontiguousarray(frame), cv2.COLOR_RGB2GRAY) for frame in frames]
     speeds = []
     for before, after in zip(grey, grey[1:], strict=False):
@@ -126,7 +125,7 @@ def logo_share(luma: Float[np.ndarray, "t h w"]) -> float:
     """
     if len(luma) < 3:
         return 0.0
-    gradient = np.stack(np.gradient(luma, axis=(1, 2)))  # (2 t h w)
+    gradient = np.stack([np.gradient(luma, axis=axis) for axis in (1, 2)])  # (2 t h w)
     mark = np.median(gradient, 1, keepdims=True)
     strength = np.hypot(*mark[:, 0])
     usual = np.median(np.hypot(*gradient), 0)

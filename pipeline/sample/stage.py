@@ -10,7 +10,7 @@ from pipeline.distributed.config import WorkersConfig
 from pipeline.ingest.config import DataConfig
 from pipeline.run.chain import Need
 from pipeline.run.context import RunContext
-from pipeline.run.fingerprints import fingerprint_of_items, output_settings
+from pipeline.run.fingerprints import fingerprint, fingerprint_of_items, output_settings
 from pipeline.run.stage import DriverStage, Outcome
 from pipeline.run.stage_record import OpenStage
 from pipeline.sample.config import SampleSection

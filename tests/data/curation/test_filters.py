@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from data.curation.config import FilterConfig
+from data.curation.config import FilterConfig, Measure
 from data.curation.filters import Duplicates, failed_filter, perceptual_hash
 from data.curation.measures import bar_share, clipped_share, logo_share, measure_clip, motion, sharpness
 from data.synthetic import combinations, random_scene, render
@@ -102,7 +102,7 @@ def test_a_logo_is_seen_before_what_moves_and_only_there(opacity):
 
 def test_new_thresholds_name_their_reason():
     clip = moving()
-    values = {"motion": 0.1, "sharpness": 0.5, "clipped": 0.3, "logo": 0.02}
+    values: dict[Measure, float] = {"motion": 0.1, "sharpness": 0.5, "clipped": 0.3, "logo": 0.02}
     cases = {
         "too_still": FilterConfig(min_motion=0.2),
         "too_fast": FilterConfig(max_motion=0.05),
@@ -115,7 +115,8 @@ def test_new_thresholds_name_their_reason():
         assert found is not None
         assert found[0] == reason
         assert set(measure_clip(clip, 8, config, None)) == config.recorded
-    assert failed_filter({"motion": 0.0}, cases["too_still"], is_still=True) is None
+    still: dict[Measure, float] = {"motion": 0.0}
+    assert failed_filter(still, cases["too_still"], is_still=True) is None
     passing = FilterConfig(
         min_motion=0.1, max_motion=0.1, min_sharpness=0.5, max_clipped_share=0.3, max_logo_share=0.02
     )
