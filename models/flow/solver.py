@@ -315,7 +315,8 @@ def dopri5(field: Field, x: Float[Tensor, "b ..."], grid: Tensor, tolerance: flo
     stop = end if undefined is None or not bool(undefined) else torch.maximum(end - tolerance**0.5, (start + end) / 2)
 
     def slope(t: Tensor, state: Tensor) -> Tensor:
-        return field.velocity(state, t.to(state).expand(len(state)))
+        # The guess of the first step may lie beyond the end, for slopes that are small beside the state.
+        return field.velocity(state, torch.minimum(t.to(state), stop).expand(len(state)))
 
     options = {"step_t": stop[None].double()}  # it does not step beyond it, where there is no path
     times = torch.stack([start, stop])

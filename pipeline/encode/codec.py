@@ -39,7 +39,7 @@ def export_autoencoder(checkpoint: Checkpoint, path: Path) -> None:
 
 def to_pixels(frames: Frames) -> Float[Tensor, "3 t h w"]:
     """Convert uint8 frames (t h w c) to float (c t h w) in [-1, 1]."""
-    return rearrange(torch.from_numpy(np.asarray(frames)).float() / 127.5 - 1, "t h w c -> c t h w")
+    return rearrange(torch.from_numpy(np.require(frames, requirements="W")).float() / 127.5 - 1, "t h w c -> c t h w")
 
 
 def to_frames(pixels: Float[Tensor, "3 t h w"]) -> Frames:

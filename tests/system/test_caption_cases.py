@@ -74,7 +74,7 @@ def test_each_case_gives_the_right_result(tmp_path, case):
         (source,) = list_sources(str(table))
         report, clips = prepare_source(CUT, source)
         assert report.quarantined is not None
-        assert (report.quarantined.reason, clips) == (right, [])
+        assert (report.quarantined.reason, list(clips)) == (right, [])
         assert report.model_validate_json(report.model_dump_json()) == report
     elif isinstance(right, tuple):
         assert tuple(source.caption for source in list_sources(str(table))) == right

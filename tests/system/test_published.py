@@ -122,7 +122,7 @@ def test_clips_start_from_the_images_of_a_prompts_file(cluster, tmp_path):
     prompts.write_text("".join(json.dumps({"prompt": row["prompt"]}) + "\n" for row in rows), encoding="utf-8")
     refused = launch_here(*command)
     assert refused.returncode != 0
-    assert "prompt 1, 'a red circle', names no image, but" in refused.stderr
+    assert "line 1: prompt 'a red circle' names no image, but" in refused.stderr
 
 
 def test_inspect_says_how_to_fine_tune_it(pipeline_dir):

@@ -106,6 +106,19 @@ def test_an_adaptive_solver_ends_at_1_and_no_later(open_end):
     assert len(asked) < 50
 
 
+def test_an_adaptive_solver_guesses_its_first_step_within_the_path():
+    """Of a velocity that is small beside the state, the guess is longer than the whole path."""
+    asked, start = [], torch.full((1, 1), 100.0).double()
+
+    def velocity(x: Tensor, t: Tensor) -> Tensor:
+        asked.append(float(t.max()))
+        return torch.full_like(x, 1e-3)
+
+    end = dopri5(Field(velocity, StraightPath()), start, steps(1))
+    assert end.item() == pytest.approx(100.001, abs=1e-9)
+    assert max(asked) == 1
+
+
 def test_an_adaptive_solver_follows_data_predictions():
     path, quantiles = StraightPath(), steps(4, -1, 1)[:, None]
     data = GaussianData(path, 0.7, 0.4)
