@@ -148,7 +148,7 @@ def test_every_stage_has_nothing_to_do(config, tmp_path):
         "logs/driver.log",
         "clips/index.mmap",
         "latents/index.mmap",
-    }  # of the Parquet files, when they are first read
+    }  # of the Parquet, when first read
     assert changed - made == {"config.yaml", "run.lock"}  # which every start writes
 
 
