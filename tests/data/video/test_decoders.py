@@ -6,6 +6,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from av.video.reformatter import Colorspace
 from PIL import Image
 
 from data.video.decoders.decord_reader import decord_timeline
@@ -47,13 +48,13 @@ FILES = [
     ("robust_androidx/sample_h262_mpeg_audio.ps", "pyav"),
     ("robust_androidx/sample_h262_mpeg_audio.ts", "pyav"),
     ("robust_androidx/sample.flv", "pyav"),
-    ("robust_androidx/sample_portrait.mp4", "decord"),
+    ("robust_androidx/sample_portrait.mp4", "pyav"),
     ("robust_androidx/sample_rotate_and_reflect.mp4", "pyav"),
     ("robust_androidx/bbb_176x144_128kbps_15fps_h263.3gp", "pyav"),
     ("robust_androidx/bbb_176x144_192kbps_15fps_mpeg4.mp4", "decord"),
     ("robust_devices/100_0306.AVI", "pyav"),  # motion JPEG
     ("fixtures/video-1s.avi", "pyav"),  # Indeo 4
-    ("robust_devices/FLIR_Thermal.mp4", "decord"),  # variable frame rate
+    ("robust_devices/FLIR_Thermal.mp4", "pyav"),  # variable frame rate
     ("robust_pyscenedetect/delayed_start.mp4", "pyav"),
     ("robust_decord/unordered.mov", "decord"),
     ("robust_decord/video_0.mov", "decord"),
@@ -61,6 +62,14 @@ FILES = [
     ("robust_decord/video_180.mov", "decord"),
     ("robust_decord/video_270.mov", "decord"),
 ]
+
+UNTAGGED_HD = {
+    "robust_androidx/sample.flv",
+    "robust_androidx/sample_portrait.mp4",
+    "robust_androidx/sample_rotate_and_reflect.mp4",
+    "robust_devices/FLIR_Thermal.mp4",
+}
+"""Videos of high definition that do not name their colours, which are then those of BT.709."""
 
 MAX_DIFFERENCE = 8  # of 255: the libraries bring different versions of FFmpeg's conversion to RGB
 
@@ -81,8 +90,13 @@ def reference(path: Path) -> tuple[np.ndarray, list[av.VideoFrame]]:
     return times[order], [frames[i] for i in order]
 
 
+def space_of(name: str) -> Colorspace | None:
+    """The colours of a file; None: those that it names, or without a name those of BT.601."""
+    return Colorspace.ITU709 if name in UNTAGGED_HD else None
+
+
 def upright(frame: av.VideoFrame, name: str) -> np.ndarray:
-    pixels = frame.to_ndarray(format="rgb24")
+    pixels = frame.to_ndarray(format="rgb24", src_colorspace=space_of(name))
     if name == "robust_androidx/sample_rotate_and_reflect.mp4":
         return pixels.transpose(1, 0, 2)  # its display matrix swaps the axes
     return np.rot90(pixels, k=round(frame.rotation / 90))
@@ -128,7 +142,9 @@ def test_frames_decoded_to_the_size_of_a_clip_show_the_same(clips_dir, name):
     timeline = next(timelines(path, probe))
     decoded = [frame for frame, _ in islice(decode_frames(path, probe, "pts"), 3)]
     for frame, small in zip(decoded[::2], timeline.read([0, 2], size), strict=True):
-        whole = probe.matrix.apply(frame.to_ndarray(format="rgb24", interpolation=SCALING))
+        whole = probe.matrix.apply(
+            frame.to_ndarray(format="rgb24", interpolation=SCALING, src_colorspace=space_of(name))
+        )
         resized = Image.fromarray(np.ascontiguousarray(whole)).resize((size[1], size[0]), Image.Resampling.BICUBIC)
         assert np.abs(small.astype(int) - np.asarray(resized)).mean() < MEAN_DIFFERENCE
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from av.video.reformatter import Colorspace
 
 from data.video.decoders.pyav_reader import pyav_timeline
 from data.video.decoders.pyav_stream import decode_frames
@@ -34,7 +35,8 @@ def write_long(path: Path, seconds: int, x264: str, codec: str = "libx264") -> N
 def decoded_from_the_start(path: Path, probe: Probe, wanted: list[int]) -> list[np.ndarray]:
     ticks = set(probe.ticks[wanted].tolist())
     frames = (frame for frame, tick in decode_frames(path, probe, "pts") if tick in ticks)
-    return [probe.matrix.apply(frame.to_ndarray(format="rgb24")) for frame in frames]
+    space = Colorspace.ITU709 if probe.is_untagged_hd else None
+    return [probe.matrix.apply(frame.to_ndarray(format="rgb24", src_colorspace=space)) for frame in frames]
 
 
 def count_decoded(path: Path, probe: Probe, runs: list[Run]) -> int:
