@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from webdataset.compat import WebDataset
+from webdataset.compat import FluidInterface, WebDataset
 
 from data.dataset.clip import CAPTION_MEMBER, RECORD_MEMBER, VIDEO_MEMBER, ClipRecord, Split
 from data.dataset.manifest import read_manifest
@@ -25,7 +25,7 @@ class CaptionedClip:
     record: ClipRecord
 
 
-def open_as_webdataset(dataset_dir: Path, split: Split | None = None) -> WebDataset:
+def open_as_webdataset(dataset_dir: Path, split: Split | None = None) -> FluidInterface:
     """A pipeline over the clips of a dataset, in the order of its shards; shuffle, batch and split it as any other.
 
     Args:
@@ -38,7 +38,7 @@ def open_as_webdataset(dataset_dir: Path, split: Split | None = None) -> WebData
     if manifest.kind != "clips":
         raise DatasetError(f"{dataset_dir} holds {manifest.kind}; name the folder of a dataset of clips")
     urls = [str((dataset_dir / shard.name).resolve()) for shard in manifest.shards if shard.num_samples]
-    pipeline = WebDataset(urls, shardshuffle=False)
+    pipeline: FluidInterface = WebDataset(urls, shardshuffle=False)
     if split is not None:
         pipeline = pipeline.select(lambda sample: _record(sample).split == split)
     return pipeline.map(_decoded)

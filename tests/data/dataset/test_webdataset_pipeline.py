@@ -1,5 +1,7 @@
 """The clips of a dataset through WebDataset: every one once, in order, as the index has them."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from torch.utils.data import DataLoader
@@ -27,7 +29,8 @@ def test_clips_are_those_of_the_index(tmp_path, split):
 
 def test_a_data_loader_of_torch_reads_it(tmp_path):
     folder = write_mixed_dataset(tmp_path)
-    loader = DataLoader(open_as_webdataset(folder), batch_size=None, num_workers=0)
+    pipeline: Any = open_as_webdataset(folder)
+    loader = DataLoader(pipeline, batch_size=None, num_workers=0)
     assert sorted(clip.record.key for clip in loader) == sorted(read_index(folder).values("key"))
 
 
