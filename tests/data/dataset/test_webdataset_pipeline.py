@@ -20,7 +20,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning") 
 def test_clips_are_those_of_the_index(tmp_path, split):
     folder = write_mixed_dataset(tmp_path)
     rows, reader = list(read_index(folder, split)), PayloadReader(folder)
-    clips = list(open_as_webdataset(folder, split))
+    pipeline: Any = open_as_webdataset(folder, split)
+    clips = list(pipeline)
     assert [clip.record.key for clip in clips] == [row.key for row in rows]
     for clip, row in zip(clips, rows, strict=True):
         assert (clip.caption, clip.record.split) == (row.caption, row.split)
