@@ -75,7 +75,8 @@ def start(folder: Path, *settings: str) -> Work:
         return f"{stage}: nothing to do" not in said[stage]
 
     def number(stage: str, pattern: str) -> int:
-        return sum(map(int, re.findall(pattern, said[stage])))
+        """What a stage says, once or, before it starts, twice."""
+        return max(map(int, re.findall(pattern, said[stage])), default=0)
 
     return Work(
         videos_cut=number("shard", r"(\d+) videos are cut\n"),
@@ -161,7 +162,7 @@ NONE = Work()
         (nothing, ("data.filters.black_luma=20",), Work(ALL, -1, STEPS, ALL - 1, -1, STEPS, 2, 1)),
         (nothing, ("data.videos_per_shard=64",), Work(0, 1, STEPS, ALL, 1, STEPS, 2, 1)),
         (nothing, ("autoencoder.model.width=16",), Work(0, 0, STEPS, ALL, -1, STEPS, 2, 1)),
-        (nothing, ("dit.train.learning_rate=0.001",), Work(0, 0, 0, 0, 0, STEPS, 2, 1)),
+        (nothing, ("dit.train.learning_rate=0.002",), Work(0, 0, 0, 0, 0, STEPS, 2, 1)),
     ],
     ids=[
         "nothing",

@@ -308,7 +308,7 @@ def test_every_way_to_condition_is_trained_and_sampled_by_the_commands(run, tmp_
     again = {path.name: path.read_bytes() for path in other.glob("*.mp4")}
     assert len(again) == len(rows) - 1
     assert again.items() <= contents.items()
-    prompts.write_text('{"prompt": "x", "clip": "half.png", "context": 4}\n', encoding="utf-8")
+    prompts.write_text('{"prompt": "x", "clip": "half.png", "context": 5}\n', encoding="utf-8")
     done = launch_here("sample", target, "--prompts", str(prompts), "--output", str(other), *options)
     assert done.returncode != 0
     assert "line 1: clip half.png: it cannot be decoded" in done.stdout + done.stderr
