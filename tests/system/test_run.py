@@ -311,7 +311,7 @@ def test_every_way_to_condition_is_trained_and_sampled_by_the_commands(run, tmp_
     prompts.write_text('{"prompt": "x", "clip": "half.png", "context": 5}\n', encoding="utf-8")
     done = launch_here("sample", target, "--prompts", str(prompts), "--output", str(other), *options)
     assert done.returncode != 0
-    assert "line 1: clip half.png: it cannot be decoded" in done.stdout + done.stderr
+    assert "line 1: prompt 'x' names a clip of 1 frames at 8 fps, but 5 are needed" in done.stdout + done.stderr
 
 
 def test_captions_that_are_cut_are_said(run, tmp_path):
