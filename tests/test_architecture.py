@@ -135,7 +135,8 @@ from models.networks.build import build_network
 from models.networks.config import DiTConfig, UNetConfig, WanConfig
 with on_meta_device():
     build_autoencoder(AutoencoderConfig())
-    networks = [build_network(DiTConfig(), 4), build_network(UNetConfig(architecture='unet'), 4), build_network(WanConfig(architecture='wan'), 4, 64)]
+    configs = (DiTConfig(), UNetConfig(architecture="unet"), WanConfig(architecture="wan"))
+    networks = [build_network(config, 4, 64) for config in configs]
 assert all(parameter.is_meta for network in networks for parameter in network.parameters())
 """
     assert loaded_by(code) & {"torch", "torch._dynamo", "deepspeed", "transformers"} == {"torch"}
