@@ -8,8 +8,7 @@ import itertools
 from dataclasses import dataclass
 
 import numpy as np
-from einops import reduce
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool, Float32, UInt8
 
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (225, 35, 35),
@@ -147,6 +146,14 @@ def shape_mask(shape: str, down: np.ndarray, right: np.ndarray) -> Bool[np.ndarr
     return (np.minimum(abs(down), abs(right)) <= 0.34) & (np.maximum(abs(down), abs(right)) <= 1.0)  # cross
 
 
+def share_of_points(inside: Bool[np.ndarray, "h_n w_n"], n: int) -> Float32[np.ndarray, "h w"]:
+    """The share of the n² points of each pixel that are inside; counted by slices, which is quicker than a mean."""
+    points = inside.astype(np.uint16)
+    columns = sum((points[i::n] for i in range(1, n)), start=points[::n])
+    count = sum((columns[:, j::n] for j in range(1, n)), start=columns[:, ::n])
+    return count.astype(np.float32) / n**2
+
+
 def render(scene: Scene, num_frames: int, pixels: int, supersampling: int = 4) -> UInt8[np.ndarray, "t h w 3"]:
     """Draw a scene as a square clip, antialiased by averaging `supersampling`² points per pixel.
 
@@ -172,9 +179,8 @@ def render(scene: Scene, num_frames: int, pixels: int, supersampling: int = 4) -
             (points[part.start * supersampling : part.stop * supersampling] - middle) / radius
             for part, middle in zip(near, centre, strict=True)
         )
-        inside = shape_mask(scene.combination.shape, down[:, None], right[None, :]).astype(np.float32)
-        cover = reduce(inside, "(h i) (w j) -> h w 1", "mean", i=supersampling, j=supersampling)
+        cover = share_of_points(shape_mask(scene.combination.shape, down[:, None], right[None, :]), supersampling)
         drawn = background.copy()
-        drawn[near[0], near[1]] += cover * (colour - drawn[near[0], near[1]])
+        drawn[near[0], near[1]] += cover[..., None] * (colour - drawn[near[0], near[1]])
         frames[frame] = drawn.round()
     return frames

@@ -14,6 +14,7 @@ import torch.multiprocessing as mp
 
 from pipeline.distributed.process_group import Worker, leave_process_group
 from pipeline.run.precision import prepare_to_compute
+from testing.operations import count_operations_once
 
 IMPORTED_ONCE = ["pipeline.train.loop", "deepspeed", "pandas", "torch._dynamo", "torch.utils.tensorboard"]
 
@@ -39,6 +40,7 @@ def run_jobs(jobs: list[Job], folder: Path) -> None:
 
 def _member(rank: int, jobs: list[Job], folder: Path) -> None:
     prepare_to_compute(torch.device("cpu"), 1)
+    count_operations_once()
     gc.freeze()  # DeepSpeed collects garbage in every start of ZeRO-3; nothing that was imported is garbage
     warnings.simplefilter("ignore", FutureWarning)  # of torch, about names that DeepSpeed calls
     os.environ["LOCAL_RANK"] = "0"  # DeepSpeed requires it

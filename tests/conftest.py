@@ -46,6 +46,10 @@ def pytest_collection_finish() -> None:
         from pipeline.run.precision import prepare_to_compute
 
         prepare_to_compute(torch.device("cpu"))
+    if "pipeline.train.monitor.throughput" in sys.modules:
+        from testing.operations import count_operations_once
+
+        count_operations_once()
 
 
 @pytest.fixture(scope="module", autouse=True)

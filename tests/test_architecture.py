@@ -32,7 +32,7 @@ ORDER = (  # of the packages of `pipeline`: each imports only from those in the 
 )
 ROW = {room: number for number, rooms in enumerate(ORDER) for room in rooms}
 DECODERS = ("av", "decord", "torchcodec")
-HEAVY = ("torch", "ray", "deepspeed", "transformers", *DECODERS)
+HEAVY = ("torch", "torch._dynamo", "ray", "deepspeed", "transformers", *DECODERS)  # _dynamo: of torch.compile
 
 
 def sources(folder: Path) -> list[Path]:
@@ -120,8 +120,26 @@ except SystemExit as done:
     assert loaded_by(code) == set()
 
 
-def test_sampling_from_noise_loads_neither_ray_nor_deepspeed_nor_a_decoder():
+def test_sampling_from_noise_loads_neither_ray_nor_deepspeed_nor_a_decoder_nor_the_compiler():
     assert loaded_by("import pipeline.sample.latents") == {"torch"}
+
+
+def test_actors_that_encode_sample_and_measure_do_not_load_the_compiler():
+    """It takes as long to load as all of torch, in each process of each actor."""
+    code = """
+import pipeline.encode.encode, pipeline.sample.job, pipeline.evaluate.measure
+from models.autoencoder.build import build_autoencoder
+from models.autoencoder.config import AutoencoderConfig
+from models.meta import on_meta_device
+from models.networks.build import build_network
+from models.networks.config import DiTConfig, UNetConfig, WanConfig
+with on_meta_device():
+    build_autoencoder(AutoencoderConfig())
+    configs = (DiTConfig(), UNetConfig(architecture="unet"), WanConfig(architecture="wan"))
+    networks = [build_network(config, 4, 64) for config in configs]
+assert all(parameter.is_meta for network in networks for parameter in network.parameters())
+"""
+    assert loaded_by(code) & {"torch", "torch._dynamo", "deepspeed", "transformers"} == {"torch"}
 
 
 @pytest.mark.parametrize(

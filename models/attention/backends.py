@@ -25,6 +25,7 @@ from models.attention import flash
 from models.attention.blocked import blocked_attention
 from models.attention.call import Call
 from models.attention.config import AttentionBackend
+from models.traced import constant_when_traced
 
 logger = logging.getLogger(__name__)
 
@@ -125,7 +126,7 @@ def _why_not_products(call: Call) -> str | None:
     return None
 
 
-@torch.compiler.assume_constant_result
+@constant_when_traced
 def cpu_multiplies_in(dtype: torch.dtype) -> bool:
     """Whether this CPU has instructions for matrix products in half precision; True where torch does not know."""
     capabilities = torch.cpu.get_capabilities()
@@ -133,7 +134,7 @@ def cpu_multiplies_in(dtype: torch.dtype) -> bool:
     return any(known) if known else True
 
 
-@torch.compiler.assume_constant_result
+@constant_when_traced
 def _products_by_onednn() -> bool:
     """Whether oneDNN computes float32 products on the CPU, which takes long for the small ones in the fused kernel."""
     return torch.get_float32_matmul_precision() == "medium"
@@ -265,7 +266,7 @@ def _choose(call: Call, backends: tuple[Backend, ...]) -> Backend | None:
     return None
 
 
-@torch.compiler.assume_constant_result
+@constant_when_traced
 def _refuse(name: str, device: str, dtype: torch.dtype, channels: int, form: str, reason: str) -> None:
     raise AttentionBackendError(
         f"attention: {name} does not take a {form} call with heads of {channels} channels in {_name(dtype)} on "
@@ -273,7 +274,7 @@ def _refuse(name: str, device: str, dtype: torch.dtype, channels: int, form: str
     )
 
 
-@torch.compiler.assume_constant_result
+@constant_when_traced
 def _report(
     name: str, device: str, dtype: torch.dtype, channels: int, form: str, refusals: tuple[tuple[str, str], ...]
 ) -> None:

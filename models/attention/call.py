@@ -5,6 +5,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from models.traced import constant_when_traced
+
 Form = Literal["full", "masked", "packed"]
 """Every query attends to every key of its sample; to those that a mask allows; sequences lie one after the other."""
 
@@ -42,7 +44,7 @@ class Call(NamedTuple):
         )
 
 
-@torch.compiler.assume_constant_result
+@constant_when_traced
 def nvidia_capability(device: torch.device) -> tuple[int, int] | None:
     """The compute capability of an NVIDIA GPU; None of any other device."""
     return torch.cuda.get_device_capability(device) if device.type == "cuda" and torch.version.hip is None else None

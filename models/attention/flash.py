@@ -15,10 +15,10 @@ import torch
 from einops import rearrange
 from jaxtyping import Bool, Float, Int32
 from torch import Tensor
-from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import pad
 
 from models.attention.call import Call
+from models.traced import constant_when_traced
 
 HALF_PRECISION = (torch.float16, torch.bfloat16)
 WIDEST_HEAD = 256
@@ -90,7 +90,7 @@ def _why_not(call: Call, majors: tuple[int, ...]) -> str | None:
 _libraries: dict[str, ModuleType] = {}
 
 
-@torch.compiler.assume_constant_result
+@constant_when_traced
 def why_not_installed(module: str) -> str | None:
     """Why there is no library of that name with the functions of `ARGUMENTS`; None: it is in `_libraries`."""
     return _load(module)
@@ -163,6 +163,8 @@ def run_torch_packed(
     max_keys: int,
 ) -> Packed:
     """As `RunPacked`, by torch."""
+    from torch.nn.attention.varlen import varlen_attn  # it loads torch.compile: more than a second, for a GPU alone
+
     return _output(varlen_attn(query, key, value, query_ends, key_ends, max_queries, max_keys))
 
 

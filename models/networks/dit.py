@@ -31,7 +31,7 @@ from models.networks.modulation import (
 )
 from models.networks.protocol import Conditions, NoisyClips, Velocity, VelocityNetwork
 from models.networks.rope import rope_angles, rotate
-from models.networks.token_layout import BatchLayout, PackedLayout, PackedPart, TokenLayout
+from models.networks.token_layout import BatchLayout, TokenLayout
 from models.text.bytes import CaptionEncoder
 from models.text.caption import Caption, strongest
 from models.text.embeddings import EmbeddedCaptionEncoder
@@ -191,8 +191,12 @@ class DiT(VelocityNetwork):
         self, batches: Sequence[NoisyClips], caption: Caption, packing: CaptionPacking
     ) -> list[Float[Tensor, "_ c _ _ _"]]:
         """As `VelocityNetwork.packed`. Raises as `forward`."""
+        from models.networks.packed_layout import PackedLayout, PackedPart  # loads torch.compile: more than a second
+
         p, device = self.config.patch_size, batches[0].x.device
-        layout = PackedLayout.of(tuple(self._part(clips) for clips in batches), packing)
+        grids = [(clips, self.config.token_grid(_grid(clips.x))) for clips in batches]
+        parts = tuple(PackedPart(len(clips.x), grid, clips.t.numel() // len(clips.x)) for clips, grid in grids)
+        layout = PackedLayout.of(parts, packing)
         head_width = self.config.width // self.config.heads
         angles = layout.of_tokens(lambda grid: rope_angles(grid, head_width, device, self.rope))
         positions = layout.of_tokens(lambda grid: rope_angles(grid, self.config.width, device, self.absolute_rope))
@@ -211,9 +215,6 @@ class DiT(VelocityNetwork):
             unpatchify(rearrange(part_tokens, "1 (b n) d -> b n d", b=part.num_clips), p, part.grid)
             for part, part_tokens in layout.parts_of(tokens)
         ]
-
-    def _part(self, clips: NoisyClips) -> PackedPart:
-        return PackedPart(len(clips.x), self.config.token_grid(_grid(clips.x)), clips.t.numel() // len(clips.x))
 
     def _numbers(self, clips: NoisyClips) -> Float[Tensor, "1 b d"]:
         """What the network is told of each clip by numbers, embedded."""

@@ -8,7 +8,6 @@ All conventions of the published weights are translated here, and nowhere else: 
 velocity points from data to noise.
 """
 
-import math
 from functools import lru_cache, partial
 
 import torch
@@ -101,7 +100,7 @@ class WanBlock(nn.Module):
     def __init__(self, config: WanConfig) -> None:
         super().__init__()
         width, eps, self.heads = config.width, config.norm_eps, config.heads
-        self.modulation = nn.Parameter(torch.randn(1, 6, width) / math.sqrt(width))
+        self.modulation = nn.Parameter(nn.init.normal_(torch.empty(1, 6, width), std=width**-0.5))
         self.norm = nn.LayerNorm(width, eps, elementwise_affine=False)  # the time gives scale and shift
         self.qkv = nn.Linear(width, 3 * width)
         self.query_norm, self.key_norm = RMSNorm(width, eps), RMSNorm(width, eps)
@@ -174,7 +173,7 @@ class Wan(VelocityNetwork):
         self.text = TwoLayers(embedding_width, width, uses_gelu=True)
         self.image = None if config.image_width is None else ImageEmbedder(config.image_width, width)
         self.blocks = BlockStack(WanBlock(config) for _ in range(config.depth))
-        self.final_modulation = nn.Parameter(torch.randn(1, 2, width) / math.sqrt(width))
+        self.final_modulation = nn.Parameter(nn.init.normal_(torch.empty(1, 2, width), std=width**-0.5))
         self.final_norm = nn.LayerNorm(width, config.norm_eps, elementwise_affine=False)
         self.final = nn.Linear(width, channels * patch_area)
         for parameter in self.final.parameters():  # without published weights, the velocity is zero at first

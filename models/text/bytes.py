@@ -65,7 +65,7 @@ class CaptionEncoder(nn.Module):
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
         self.embed = Embedding(VOCABULARY, config.width)
-        self.position = nn.Parameter(torch.randn(config.max_bytes + 1, config.width) * 0.02)
+        self.position = nn.Parameter(nn.init.normal_(torch.empty(config.max_bytes + 1, config.width), std=0.02))
         self.ngram_buckets = config.ngram_buckets
         # Single bytes carry little meaning: short runs of bytes have embeddings too.
         self.ngrams = nn.ModuleList(Embedding(config.ngram_buckets, config.width) for _ in NGRAM_LENGTHS)

@@ -9,11 +9,11 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from data.errors import ReelflowError
+from models.meta import on_meta_device
 from pipeline.checkpoint.config import LoraConfig
 from pipeline.checkpoint.read import load_weights, stream_weights
 from pipeline.checkpoint.record import Checkpoint, CheckpointError
@@ -65,7 +65,7 @@ def check_network(checkpoint: Checkpoint, build: Callable[[], nn.Module]) -> Non
     Raises:
         CheckpointError: names the first weight that differs.
     """
-    with torch.device("meta"):
+    with on_meta_device():
         network = build()
     _check_shapes(checkpoint.folder, network_shapes(checkpoint), network)
 

@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
+from models.meta import on_meta_device
 from models.networks.build import build_network
 from models.networks.wan_published import PublishedTransformer, published_tensors, read_transformer, unused_tensors
 from pipeline.checkpoint.published import PublishedFolder, open_component
@@ -36,7 +36,7 @@ def check_transformer(folder: PublishedFolder) -> PublishedTransformer:
 
 def transformer_shapes(described: PublishedTransformer) -> dict[str, list[int]]:
     """Shapes of our weights, in the order in which `transformer_weights` yields them."""
-    with torch.device("meta"):
+    with on_meta_device():
         network = build_network(described.config, described.channels, described.embedding_width)
     return {name: list(weight.shape) for name, weight in network.state_dict().items()}
 

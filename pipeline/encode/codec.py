@@ -17,6 +17,7 @@ from data.records import Frames
 from models.autoencoder.build import build_autoencoder
 from models.autoencoder.config import VideoAutoencoderConfig, read_autoencoder_config
 from models.autoencoder.protocol import VideoAutoencoder
+from models.meta import on_meta_device
 from pipeline.checkpoint.adapters import network_weights
 from pipeline.checkpoint.record import Checkpoint, CheckpointError, mistakes
 
@@ -72,7 +73,7 @@ def load_autoencoder(path: Path) -> VideoAutoencoder:
         CheckpointError: the file is missing or damaged, or holds another network than it says.
     """
     config = read_config(path)
-    with torch.device("meta"):  # no memory is taken before the shapes are known to be those in the file
+    with on_meta_device():  # no memory is taken before the shapes are known to be those in the file
         expected = {name: list(weight.shape) for name, weight in build_autoencoder(config).state_dict().items()}
     try:
         with safe_open(path, framework="pt") as file:

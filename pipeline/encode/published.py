@@ -3,14 +3,13 @@
 import json
 from pathlib import Path
 
-import torch
-
 from data.dataset.compression import Compression
 from data.dataset.manifest import LatentStats
 from data.files.publish import published
 from models.autoencoder.build import build_autoencoder
 from models.autoencoder.protocol import VideoAutoencoder
 from models.autoencoder.wan_published import published_names, read_published_config
+from models.meta import on_meta_device
 from models.published import Correspondence, PublishedTensor
 from pipeline.checkpoint.published import PublishedFolder, open_component
 from pipeline.checkpoint.tensor_files import stream_tensors
@@ -38,7 +37,7 @@ def autoencoder_stats(folder: PublishedFolder) -> tuple[LatentStats, Compression
 
 def load_published_autoencoder(folder: PublishedFolder) -> VideoAutoencoder:
     """The autoencoder in evaluation mode, without gradients, on the CPU."""
-    with torch.device("meta"):
+    with on_meta_device():
         network = build_autoencoder(folder.described(read_published_config))
     shapes = {name: list(weight.shape) for name, weight in network.state_dict().items()}
     network = network.to_empty(device="cpu").eval().requires_grad_(False)
@@ -59,6 +58,6 @@ def export_published_autoencoder(folder: PublishedFolder, path: Path) -> None:
 def _tensors(folder: PublishedFolder) -> Correspondence:
     """The published tensor that each weight is."""
     config = folder.described(read_published_config)
-    with torch.device("meta"):
+    with on_meta_device():
         shapes = {name: tuple(weight.shape) for name, weight in build_autoencoder(config).state_dict().items()}
     return {ours: (PublishedTensor(theirs, shapes[ours]),) for ours, theirs in published_names(config).items()}

@@ -5,11 +5,12 @@ pixels, the direction is the motion of their centre, and the shape is the templa
 """
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from data.synthetic import COLOURS, DIRECTIONS, SHAPES, Combination, shape_mask
+from data.synthetic import COLOURS, DIRECTIONS, SHAPES, Combination, shape_mask, share_of_points
 
 MIN_SATURATION = 60  # of 255: greys are below it, the inside of each coloured shape is above 120
 MIN_SHARE = 0.006  # fraction of pixels that must be coloured for a frame to be used
@@ -81,6 +82,7 @@ def _direction(cover: Float[np.ndarray, "t h w"], times: np.ndarray) -> str | No
     return max(DIRECTIONS, key=lambda name: float(np.dot(DIRECTIONS[name], drift)))
 
 
+@cache
 def _template(shape: str) -> tuple[float, np.ndarray]:
     """Area (in squared radii) and centre of mass of a shape of radius 1."""
     inside = shape_mask(shape, TEMPLATE_POINTS[:, None], TEMPLATE_POINTS[None, :])
@@ -100,7 +102,6 @@ def _shape(cover: Float[np.ndarray, "t h w"]) -> str | None:
         for seen, centre, share in zip(cover, centres, areas, strict=True):
             radius = np.sqrt(share / area)
             down, right = (rows - centre[0]) / radius + offset[0], (columns - centre[1]) / radius + offset[1]
-            drawn = shape_mask(shape, down[:, None], right[None, :]).astype(np.float32)
-            drawn = drawn.reshape(height, SUPERSAMPLING, width, SUPERSAMPLING).mean((1, 3))
+            drawn = share_of_points(shape_mask(shape, down[:, None], right[None, :]), SUPERSAMPLING)
             scores[shape] += float(np.minimum(seen, drawn).sum() / np.maximum(seen, drawn).sum())
     return max(scores, key=lambda shape: scores[shape])

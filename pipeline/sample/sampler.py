@@ -14,6 +14,7 @@ from data.records import Frames
 from models.flow.solver import Counted
 from models.image.pretrained import PretrainedImageEncoder
 from models.layers import BlockStack
+from models.meta import on_meta_device
 from models.networks.build import build_network
 from models.networks.protocol import Conditions, VelocityNetwork
 from models.text.caption import CaptionReader
@@ -83,7 +84,7 @@ class ClipSampler:
             weights = model.weights(which)  # what is wrong with them is found before memory is taken
             while len(self._loaded) >= MAX_NETWORKS:
                 del self._loaded[next(iter(self._loaded))]
-            with torch.device("meta"):
+            with on_meta_device():
                 network = build_network(model.network, model.stats.num_channels, model.embedding_width)
             network = network.to_empty(device=self.device).eval().requires_grad_(False)
             for name, weight in weights:

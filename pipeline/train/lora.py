@@ -1,7 +1,6 @@
 """Adding low-rank adapters to a network."""
 
-import torch
-
+from models.meta import on_meta_device
 from models.networks.build import build_network
 from models.networks.config import NetworkConfig
 from models.networks.protocol import VelocityNetwork
@@ -44,5 +43,5 @@ def check_adapters(model: NetworkConfig, lora: LoraConfig, num_channels: int, em
     Raises:
         LoraError: peft is missing, or a target names no linear layer.
     """
-    with torch.device("meta"):
+    with on_meta_device():
         add_adapters(build_network(model, num_channels, embedding_width), lora)

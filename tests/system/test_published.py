@@ -63,7 +63,7 @@ def run(cluster, pipeline_dir, tmp_path_factory) -> tuple[list[str], Path]:
 def test_a_prompts_file_is_sampled_straight_from_the_folder(cluster, pipeline_dir, tmp_path):
     prompts, out = tmp_path / "prompts.txt", tmp_path / "clips"
     prompts.write_text("a red circle moves left\na blue star\n", encoding="utf-8")
-    given = ("--set", "sample.bucket=9x32x48@8", "--set", "sample.steps=2")
+    given = ("--set", "sample.bucket=9x32x48@8", "--set", "sample.steps=2", "--set", "cluster.workers.num_workers=1")
     command = ("sample", str(pipeline_dir), "--prompts", str(prompts), "--output", str(out), *given)
     plan = launch_here(*command, "--dry-run")
     assert "solver: unipc" in plan.stdout
@@ -95,7 +95,7 @@ def test_clips_start_from_the_images_of_a_prompts_file(cluster, tmp_path):
         Image.new("RGB", (60, 40), colour).save(tmp_path / f"{name}.png")
     rows = [{"prompt": "a red circle", "image": "one.png"}, {"prompt": "a blue star", "image": "two.png"}]
     prompts.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    given = ("--set", "sample.bucket=5x32x48@8", "--set", "sample.steps=2")
+    given = ("--set", "sample.bucket=5x32x48@8", "--set", "sample.steps=2", "--set", "cluster.workers.num_workers=1")
     command = ("sample", str(folder), "--prompts", str(prompts), "--output", str(out), *given)
 
     described = launch_here("inspect", str(folder)).stdout

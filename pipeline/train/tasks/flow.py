@@ -19,6 +19,7 @@ from models.flow.given import drawn_frames
 from models.flow.objective import matching_loss, stratified, training_times
 from models.flow.path import path_of
 from models.flow.spec import FlowSpec
+from models.meta import on_meta_device
 from models.networks.build import build_network
 from models.networks.config import NetworkConfig
 from models.networks.protocol import Conditions, NoisyClips, VelocityNetwork
@@ -163,7 +164,7 @@ class FlowTask:
         if self.base_path is None:
             network = self._network()
         else:
-            with torch.device("meta"):
+            with on_meta_device():
                 network = self._network()
             placement.place(network, base_weights(self.base_path, network))
         return FlowMatchingLoss(self._adapted(network), self.flow)

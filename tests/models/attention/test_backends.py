@@ -10,8 +10,9 @@ import einops
 import jaxtyping
 import pytest
 import torch
+from torch.nn.attention import varlen
 
-from models.attention import backends, blocked, call, flash
+from models.attention import backends, blocked, call
 from models.attention.attention import attention
 from models.attention.backends import (
     BACKENDS,
@@ -335,7 +336,7 @@ def test_compiled_blocks_call_the_kernels_of_a_gpu_without_a_break(case, install
     with torch.autocast("cpu", BF16):
         expected = network(*arguments)
     install(*installed)
-    monkeypatch.setattr(flash, "varlen_attn", packed_operator)
+    monkeypatch.setattr(varlen, "varlen_attn", packed_operator)
     monkeypatch.setattr(call, "nvidia_capability", lambda device: capability)
     compiler = Operators()
     for stack in (each for each in network.modules() if isinstance(each, BlockStack)):

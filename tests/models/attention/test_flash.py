@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch.nn.attention.varlen import varlen_attn
+from torch.nn.attention import varlen
 
 from models.attention import flash
 from testing.attention import (
@@ -169,7 +169,7 @@ def test_every_library_of_the_table_is_recorded():
 
 def varlen_signatures() -> dict[str, inspect.Signature]:
     recorded = {name_of(each): each.signature("varlen_attn") for each in TORCH}
-    return {"the torch that is installed": inspect.signature(varlen_attn), **recorded}
+    return {"the torch that is installed": inspect.signature(varlen.varlen_attn), **recorded}
 
 
 @pytest.mark.parametrize("name", varlen_signatures())
@@ -180,7 +180,7 @@ def test_our_call_of_torchs_variable_length_attention_fits(name, monkeypatch):
         calls.append(signature.bind(*given, **named))
         return given[0]
 
-    monkeypatch.setattr(flash, "varlen_attn", called)
+    monkeypatch.setattr(varlen, "varlen_attn", called)
     x, ends = torch.randn(5, 2, 8), torch.tensor([0, 5], dtype=torch.int32)
     flash.run_torch_packed(x, x, x, ends, ends, 5, 5)
     (bound,) = calls
@@ -192,7 +192,7 @@ def test_the_installed_torch_is_as_recorded():
     version = torch.__version__.split("+")[0]
     recorded = [each.signature("varlen_attn") for each in TORCH if each.archive.startswith(f"torch-{version}-")]
     for signature in recorded:
-        assert list(signature.parameters) == list(inspect.signature(varlen_attn).parameters)
+        assert list(signature.parameters) == list(inspect.signature(varlen.varlen_attn).parameters)
 
 
 SOURCE = """

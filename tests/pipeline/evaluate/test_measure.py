@@ -16,6 +16,7 @@ from testing.commands import launch_here
 from testing.html_page import Page
 
 WORKERS = WorkersConfig(num_workers=2)
+ONE = WorkersConfig(num_workers=1)  # starts in half the time, where the number does not matter
 
 
 @pytest.fixture
@@ -39,16 +40,16 @@ def test_every_clip_is_measured_alone_and_in_order(cluster, dataset, tmp_path):
 
 def test_a_set_is_measured_once_until_it_changes(cluster, dataset, tmp_path, monkeypatch):
     clips = open_clips(dataset, 6, None, None)
-    (first,) = measure_sets([clips], Networks(), tmp_path, WORKERS)
+    (first,) = measure_sets([clips], Networks(), tmp_path, ONE)
     (file,) = tmp_path.glob("*.npz")
     with monkeypatch.context() as without_actors:
         without_actors.setattr("pipeline.evaluate.measure.results_of_actors", None)
-        (again,) = measure_sets([clips], Networks(), tmp_path, WORKERS)
+        (again,) = measure_sets([clips], Networks(), tmp_path, ONE)
         assert all(np.array_equal(vars(first)[name], vars(again)[name], equal_nan=True) for name in vars(first))
     file.write_bytes(file.read_bytes()[:-50])  # a damaged file is measured again
-    (again,) = measure_sets([clips], Networks(), tmp_path, WORKERS)
+    (again,) = measure_sets([clips], Networks(), tmp_path, ONE)
     assert len(again.numbers) == 6
-    measure_sets([open_clips(dataset, 7, None, None)], Networks(), tmp_path, WORKERS)
+    measure_sets([open_clips(dataset, 7, None, None)], Networks(), tmp_path, ONE)
     assert len(list(tmp_path.glob("*.npz"))) == 2
 
 
@@ -58,15 +59,18 @@ def test_damaged_clips_are_left_out_and_counted(cluster, dataset, tmp_path, capl
     with (dataset / row.shard).open("r+b") as shard:
         shard.seek(row.offset)
         shard.write(bytes(row.size))
-    (found,) = measure_sets([clips], Networks(), tmp_path / "cache", WORKERS)
+    (found,) = measure_sets([clips], Networks(), tmp_path / "cache", ONE)
     assert found.numbers.tolist() == [number for number in range(40) if number != 5]
     assert f"1 of 40 clips cannot be read and are left out; the first is {row.key}" in caplog.text
     assert not (tmp_path / "cache").exists()  # the next start tries again
 
 
+ALONE = ("--set", "cluster.workers.num_workers=1")
+
+
 def test_command_writes_figures_and_a_page(cluster, dataset, tmp_path):
     output = tmp_path / "compared"
-    made = launch_here("compare", str(dataset), str(dataset), "--split", "validation", "--output", str(output))
+    made = launch_here("compare", str(dataset), str(dataset), "--split", "validation", "--output", str(output), *ALONE)
     assert made.returncode == 0, made.stderr
     result = json.loads((output / "comparison.json").read_text())
     assert result["samples"]["folder"] == result["reference"]["folder"] == "run/clips"

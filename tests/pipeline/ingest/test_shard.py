@@ -29,8 +29,8 @@ from pipeline.run.commits import publish_commit, read_commit
 from testing.text_frames import BUCKET, CREDITS, moving, written
 
 
-def ingest(source_dir: Path, output_dir: Path, config: ShardConfig) -> Manifest:
-    return make_shards(list_folder(source_dir), output_dir, config, num_workers=2)
+def ingest(source_dir: Path, output_dir: Path, config: ShardConfig, num_workers: int = 2) -> Manifest:
+    return make_shards(list_folder(source_dir), output_dir, config, num_workers)
 
 
 def link(target: Path, source: Path) -> None:
@@ -113,7 +113,7 @@ def signal_readers(path: Path, number: signal.Signals, stopped: threading.Event)
 
 @pytest.mark.parametrize(
     ("number", "timeout", "reason", "detail"),
-    [(signal.SIGSTOP, 20, "timed_out", "longer than 20 s"), (signal.SIGSEGV, 120, "crashed", "crashed 3 workers")],
+    [(signal.SIGSTOP, 8, "timed_out", "longer than 8 s"), (signal.SIGSEGV, 120, "crashed", "crashed 3 workers")],
     ids=["hangs", "crashes"],
 )
 def test_a_file_that_hangs_or_crashes_its_decoder_costs_only_itself(
@@ -121,7 +121,7 @@ def test_a_file_that_hangs_or_crashes_its_decoder_costs_only_itself(
 ):
     """The decoder is stopped, or made to fault, each time it opens the file.
 
-    The deadline leaves the two good files many times what they need, so that a busy machine does not decide.
+    The deadline leaves the two good files a hundred times what they need, so that a busy machine does not decide.
     """
     long = max(clips_dir.joinpath("robust_androidx").glob("*_180p_av1.mp4"))
     for name in ("a.mp4", "c.mp4"):
@@ -168,8 +168,11 @@ def test_what_is_filtered_does_not_depend_on_who_was_quicker(cluster, tmp_path):
         assert sorted(row.source for row in read_index(output)) == [f"{number}.mp4" for number in range(4)]
     assert manifests[0] == manifests[1]
     assert manifests[0].filtered == {"black": 1, "duplicate": 2, "too_short": 1}
-    for name in [made.name for made in manifests[0].shards]:  # made again, it comes out as it was, whatever is there
-        (output / name).with_suffix(".commit.json").unlink()
+    names = [made.name for made in manifests[0].shards]
+    assert len(names) >= 4
+    for lost in (names[::2], names[1::2]):  # made again, each comes out as it was, whatever is there
+        for name in lost:
+            (output / name).with_suffix(".commit.json").unlink()
         again = make_shards(list_folder(videos), output, config, 2)
         assert again.model_dump() == manifests[0].model_dump()
 
@@ -187,7 +190,7 @@ def test_a_retried_source_takes_its_duplicates_out_of_later_shards(cluster, tmp_
         filters=FilterConfig(duplicate_bits=6),
     )
     clips_dir = tmp_path / "clips"
-    undisturbed = ingest(videos, clips_dir, config)
+    undisturbed = ingest(videos, clips_dir, config, num_workers=1)
     assert sorted(row.source for row in read_index(clips_dir)) == ["0.mp4", "1.mp4", "3.mp4"]
     for path in clips_dir.glob("shard-*.tar"):  # as if its decoder had been killed
         commit = read_commit(ShardCommit, path)
@@ -197,10 +200,10 @@ def test_a_retried_source_takes_its_duplicates_out_of_later_shards(cluster, tmp_
             lost = reject("0.mp4", "decode", "crashed", "it crashed 3 workers")
             reports = [report.model_copy(update={"clips": [], "quarantined": lost})]
             publish_commit(path, commit.model_copy(update={"reports": reports, "rows": []}))
-    ingest(videos, clips_dir, config)
+    ingest(videos, clips_dir, config, num_workers=1)
     assert sorted(row.source for row in read_index(clips_dir)) == ["1.mp4", "2.mp4", "3.mp4"]
     forget_quarantined(clips_dir)
-    assert ingest(videos, clips_dir, config) == undisturbed
+    assert ingest(videos, clips_dir, config, num_workers=1) == undisturbed
 
 
 def test_the_ledger_counts_what_is_full_of_text(cluster, tmp_path):
@@ -215,7 +218,7 @@ def test_the_ledger_counts_what_is_full_of_text(cluster, tmp_path):
     for name, frames in clips.items():
         (videos / f"{name}.mp4").write_bytes(encode_clip(frames, 8))
     config = ShardConfig(buckets=(BUCKET,), filters=FilterConfig(text_fraction=0.1))
-    manifest = make_shards(list_folder(videos), tmp_path / "clips", config, 2)
+    manifest = ingest(videos, tmp_path / "clips", config, num_workers=1)
     assert [row.source for row in read_index(tmp_path / "clips")] == ["clean.mp4", "sign.mp4"]
     filtered = read_rejections(tmp_path / "clips" / "filtered.jsonl")
     assert [(r.source, r.stage, r.reason, r.start_seconds) for r in filtered] == [
@@ -231,5 +234,5 @@ def test_the_ledger_counts_what_is_full_of_text(cluster, tmp_path):
     assert manifest.ledger is not None
     assert manifest.ledger.model_dump() == {"sources": 4, "shards": 2, "filtered": 2, "quarantine": 0}
     assert "2 text_heavy" in describe_folder(tmp_path / "clips")
-    off = make_shards(list_folder(videos), tmp_path / "clips", ShardConfig(buckets=(BUCKET,)), 2)
+    off = ingest(videos, tmp_path / "clips", ShardConfig(buckets=(BUCKET,)), num_workers=1)
     assert (off.num_samples, off.filtered) == (4, {})  # the settings are part of what a shard is made from

@@ -15,8 +15,8 @@ from models.networks.build import build_network
 from models.networks.config import DiTConfig, NetworkConfig, UNetConfig
 from models.networks.dit import DiT
 from models.networks.dit_options import RopeConfig
+from models.networks.packed_layout import PackedLayout, PackedPart
 from models.networks.protocol import Conditions, NoisyClips
-from models.networks.token_layout import PackedLayout, PackedPart
 from models.text.bytes import CaptionTokens
 from models.text.embeddings import CaptionEmbeddings
 from models.text.packing import CaptionPacking
