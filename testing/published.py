@@ -69,18 +69,27 @@ def make_image_encoder() -> "CLIPVisionModel":
     return CLIPVisionModel(config).eval()
 
 
-def write_pipeline(folder: Path, version: str = "2.1", scheduler: str = "euler", shift: float = 3.0) -> "WanPipeline":
+def write_pipeline(
+    folder: Path,
+    version: str = "2.1",
+    scheduler: str = "euler",
+    shift: float = 3.0,
+    transformer: dict[str, Any] | None = None,
+    autoencoder: dict[str, Any] | None = None,
+) -> "WanPipeline":
     """Write a pipeline of WanPipeline; returns it.
 
     Args:
         version: of the autoencoder, a key of `SMALL_SETTINGS`.
         scheduler: "euler" or "unipc".
+        transformer: settings that differ from `TINY_TRANSFORMER`.
+        autoencoder: settings that differ from those of the version.
     """
     from diffusers import WanPipeline
 
     pipeline = WanPipeline(
-        **_shared_parts(folder, version, scheduler, shift),
-        transformer=make_transformer(),
+        **_shared_parts(folder, version, scheduler, shift, autoencoder),
+        transformer=make_transformer(TINY_TRANSFORMER | (transformer or {})),
         expand_timesteps=version == "2.2",  # each token has a time of its own, as in TI2V-5B
     )
     pipeline.save_pretrained(folder)
@@ -112,12 +121,14 @@ def write_image_pipeline(
     return pipeline
 
 
-def _shared_parts(folder: Path, version: str, scheduler: str, shift: float) -> dict[str, Any]:
+def _shared_parts(
+    folder: Path, version: str, scheduler: str, shift: float, autoencoder_settings: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """What every pipeline of Wan has, by the names of its arguments."""
     from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
     from transformers import AutoTokenizer
 
-    autoencoder = make_published(SMALL_SETTINGS[version])
+    autoencoder = make_published(SMALL_SETTINGS[version] | (autoencoder_settings or {}))
     randomize(autoencoder)
     steps: Any = FlowMatchEulerDiscreteScheduler(shift=shift)
     if scheduler == "unipc":

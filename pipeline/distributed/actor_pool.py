@@ -20,6 +20,8 @@ JobOut = TypeVar("JobOut", covariant=True)
 
 logger = logging.getLogger(__name__)
 
+LOOK_SECONDS = 10.0
+"""Without a result, after which the program looks whether its own node is still in the cluster."""
 DEVICE_ERRORS = ("AcceleratorError", "CUDA error", "cuDNN error")  # after one, a process cannot use its GPU any more
 
 
@@ -37,6 +39,10 @@ class Jobs(Protocol[JobOut]):
 
 class WorkerStartError(ReelflowError, RuntimeError):
     """A worker process could not be set up, which no other job would change; the message is that of its error."""
+
+
+class NodeLostError(ReelflowError, RuntimeError):
+    """The node of this program has left the cluster: Ray starts no actor for it any more, and says nothing."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,7 @@ def outcomes_of_actors(
 
     Raises:
         WorkerStartError: the constructor of an actor raised. Raised by the iterator.
+        NodeLostError: the raylet of this program's node has ended. Raised by the iterator.
     """
     actors: list[Any] = []
 
@@ -139,7 +146,7 @@ def _outcomes(
                 num_to_replace -= 1
             worker = idle.pop()
             running[submit(worker, job)] = job, deaths, worker
-        (reference,), _ = ray.wait(list(running), num_returns=1)
+        reference = _first_done(list(running))
         job, deaths, worker = running.pop(reference)
         try:
             outcome = ray.get(reference)
@@ -163,6 +170,24 @@ def _outcomes(
         else:
             idle.append(worker)
             yield job, outcome
+
+
+def _first_done(references: list[Any]) -> Any:  # noqa: ANN401 - Ray's reference
+    """The reference of a result that is there, or will be first.
+
+    Raises:
+        NodeLostError: the node of this program has left the cluster, and no result can come.
+    """
+    while True:
+        done, _ = ray.wait(references, num_returns=1, timeout=LOOK_SECONDS)
+        if done:
+            return done[0]
+        own = ray.get_runtime_context().get_node_id()
+        if not any(node["Alive"] for node in ray.nodes() if node["NodeID"] == own):
+            raise NodeLostError(
+                "the Ray cluster has lost the node of this program (its raylet ended, often for want of memory); what "
+                "was finished is kept, and the same command goes on from there"
+            )
 
 
 def _is_alive(worker: Any) -> bool:  # noqa: ANN401 - Ray's handle

@@ -178,6 +178,7 @@ def sample_clips(
         RayTaskError: what an actor needs, such as space on the disk, is missing.
         SamplingError: the actors die of several requests, and none has sampled anything.
         WorkerStartError: the model cannot be loaded.
+        NodeLostError: the raylet of this program's node has ended; clips that were made are listed.
         StoppedError: the process got SIGTERM; clips that were made are listed.
     """
     output_dir.mkdir(parents=True, exist_ok=True)

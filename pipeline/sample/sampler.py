@@ -26,6 +26,7 @@ from pipeline.encode.statistics import denormalize
 from pipeline.run.precision import autocast
 from pipeline.run.weight_names import WeightsName
 from pipeline.sample.beginnings import ConditionReader
+from pipeline.sample.captions import RememberedCaptions
 from pipeline.sample.checks import open_weaker, text_encoder_folder
 from pipeline.sample.conditions import Shape, shape_of
 from pipeline.sample.config import SampleConfig
@@ -66,7 +67,7 @@ class ClipSampler:
             self.read_captions: CaptionReader = byte_captions(model.network.caption_text)
         else:
             folder = text_encoder_folder(model, config)
-            self.read_captions = PretrainedTextEncoder(folder, encoder.max_tokens, device)
+            self.read_captions = RememberedCaptions(PretrainedTextEncoder(folder, encoder.max_tokens, device))
         self._network(model, config.weights)
         self.autoencoder = model.load_autoencoder().to(device)
         embed = None if model.image_encoder is None else PretrainedImageEncoder(model.image_encoder, device)

@@ -1,6 +1,7 @@
 """Jobs on actors and tasks: each once, in order, one at a time per actor; actors end however the jobs do."""
 
 from collections import Counter, deque
+from types import SimpleNamespace
 
 import pytest
 from ray.exceptions import RayActorError, RayTaskError
@@ -8,6 +9,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from pipeline.distributed import actor_pool
 from pipeline.distributed.actor_pool import (
     JobFailure,
+    NodeLostError,
     WorkerStartError,
     outcomes_of_actors,
     results_of_actors,
@@ -21,6 +23,7 @@ class FakeRay:
     def __init__(self, monkeypatch) -> None:
         self.submitted, self.killed, self.most_running = [], [], 0
         self.dead = []
+        self.num_late, self.has_node = 0, True
         self.lost_with_their_node = set()
         self._running = []
         monkeypatch.setattr(actor_pool, "ray", self)
@@ -39,9 +42,18 @@ class FakeRay:
         assert actor is None or busy[actor] == 1
         return reference
 
-    def wait(self, references, num_returns):
+    def wait(self, references, num_returns, timeout):
         assert (list(references), num_returns) == (self._running, 1)
+        if self.num_late:
+            self.num_late -= 1
+            return [], self._running
         return [self._running.pop()], self._running
+
+    def get_runtime_context(self):
+        return SimpleNamespace(get_node_id=lambda: "own")
+
+    def nodes(self):
+        return [{"NodeID": "own", "Alive": self.has_node}, {"NodeID": "other", "Alive": True}]
 
     def get(self, reference):
         actor, job = reference
@@ -94,6 +106,23 @@ def test_actors_end_when_the_block_is_left_early(ray, error):
 
     with pytest.raises(error):
         run()
+    assert ray.killed == ["actor 1", "actor 2"]
+
+
+def test_late_results_are_awaited_while_the_node_of_the_program_is_there(ray):
+    ray.num_late = 3
+    with results_of_actors(ray.start_actor, ray.submit, ["a", "b"], 1) as results:
+        assert list(results) == [("a", "result of a"), ("b", "result of b")]
+    assert ray.num_late == 0
+
+
+def test_a_program_whose_node_is_lost_does_not_wait_for_ever(ray):
+    ray.num_late, ray.has_node = 1, False
+    with (
+        pytest.raises(NodeLostError, match="the same command goes on"),
+        results_of_actors(ray.start_actor, ray.submit, ["a", "b"], 2) as results,
+    ):
+        next(results)
     assert ray.killed == ["actor 1", "actor 2"]
 
 
