@@ -26,6 +26,8 @@ SCALING = (
     | Interpolation.ACCURATE_RND
     | Interpolation.BITEXACT
 )
+# Planes of the same values as rgb24, in a third of the time: libswscale has vector code for planes only.
+SCALED_LAYOUT = "gbrp"
 
 
 def packet_timeline(path: Path, probe: Probe) -> Timeline | None:
@@ -71,6 +73,8 @@ class _PyavReader:
         self._reformatter = VideoReformatter()
         self._is_analysed = is_analysed  # set where a frame is missing that analysis may bring: none is mistaken
         self._num_read = self._num_invisible = 0  # frames; those in which every pixel is transparent
+        self._wanted: frozenset[int] = frozenset()  # ticks of the present run
+        self._last_wanted = -1
         self._restart()
 
     def _restart(self) -> None:
@@ -79,7 +83,19 @@ class _PyavReader:
         self._last: av.VideoFrame | None = None
 
     def _decoded(self, entry: Entry | None) -> Iterator[tuple[av.VideoFrame, int | None]]:
-        return decode_frames(self._path, self._probe, self._clock, entry, is_analysed=self._is_analysed)
+        can_skip = self._clock == "pts" and not self._is_analysed
+        return decode_frames(
+            self._path,
+            self._probe,
+            self._clock,
+            entry,
+            is_analysed=self._is_analysed,
+            is_needed=self._is_needed if can_skip else None,
+        )
+
+    def _is_needed(self, tick: int) -> bool:
+        """Whether a frame is wanted, or may be later: frames are asked for in order."""
+        return tick >= self._last_wanted or tick in self._wanted
 
     def read(self, indices: list[int], size: Size | None = None) -> Iterator[Frame]:
         """Frames by index, as `ReadFrames` says.
@@ -130,14 +146,15 @@ class _PyavReader:
         if matrix.is_transposed:
             height, width = width, height
         hdr = self._probe.hdr if self._probe.is_tone_mapped else None
-        layout = "rgb24" if hdr is None else "rgb48le"
         # Unscaled, chroma is repeated: interpolated, it would lose sharpness when the clip is encoded.
         how = Interpolation.BILINEAR if (height, width) == (frame.height, frame.width) else SCALING
+        layout = "rgb48le" if hdr is not None else "rgb24" if how != SCALING else SCALED_LAYOUT
         picture = self._reformatter.reformat(frame, width, height, layout, space, interpolation=how, threads=1)
         pixels = picture.to_ndarray()
         return matrix.apply(pixels if hdr is None else tone_map(pixels, hdr))
 
     def _read_run(self, wanted: list[int], size: Size | None) -> Iterator[Frame]:
+        self._wanted, self._last_wanted = frozenset(wanted), wanted[-1]
         remaining = iter(wanted)
         tick = next(remaining)
         for frame, stamp in self._frames:

@@ -1,6 +1,6 @@
 """The frames of a video stream in the order of decoding, by PyAV: from the start or from an entry, deinterlaced."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, dropwhile
 from pathlib import Path
 from typing import Literal
@@ -20,6 +20,10 @@ ALPHA_LAYER_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # which decode bo
 ONE_ASPECT_CONTAINERS = frozenset({"mov", "matroska"})
 MAX_GROWTH = 4  # how many times as many pixels FFmpeg may take memory for, until the change of the size is noticed
 
+# Codecs of which a frame that no other frame refers to can be left out, as its packet says which: in HEVC, layers above
+# may refer to it, and other decoders ignore the request.
+SKIPPABLE_CODECS = frozenset({"h264"})
+
 Clock = Literal["pts", "dts"]  # the time stamp of presentation, or of decoding
 
 
@@ -28,7 +32,13 @@ class NoEntryError(Exception):
 
 
 def decode_frames(
-    path: Path, probe: Probe, clock: Clock, entry: Entry | None = None, *, is_analysed: bool = True
+    path: Path,
+    probe: Probe,
+    clock: Clock,
+    entry: Entry | None = None,
+    *,
+    is_analysed: bool = True,
+    is_needed: Callable[[int], bool] | None = None,
 ) -> Iterator[tuple[av.VideoFrame, int | None]]:
     """Every frame that is shown, with its time stamp in ticks; None where a frame has none.
 
@@ -37,6 +47,8 @@ def decode_frames(
         entry: where to begin; None: at the start of the file.
         is_analysed: FFmpeg decodes some frames to open the file, up to 15 ms of work. Without, it does not know how
             many frames wait for an earlier one in some H.264 files, and leaves out those that it then returns too late.
+        is_needed: asked for the time stamp of presentation of each packet. A frame that is not needed, and that no
+            other frame refers to, is not decoded if that can be known; None: all are decoded.
 
     Raises:
         NoEntryError: before the first frame: decoding cannot begin at the entry.
@@ -50,12 +62,14 @@ def decode_frames(
             assert isinstance(stream, av.VideoStream)
             stream.codec_context.thread_count = 1  # several processes are faster than several threads
             stream.codec_context.options = limit
+            if probe.codec not in SKIPPABLE_CODECS or probe.is_interlaced:
+                is_needed = None
             if entry is not None:
-                frames = _frames_from(entry, container, stream)
+                frames = _frames_from(entry, container, stream, is_needed)
             elif probe.has_alpha_layer:
                 frames = _with_alpha_layer(container, stream, probe.codec)
             else:
-                frames = container.decode(stream)
+                frames = _decoded(container.demux(stream), stream, is_needed)
             has_one_aspect = bool(probe.containers & ONE_ASPECT_CONTAINERS)
             for frame in _deinterlaced(frames, stream) if probe.is_interlaced else frames:
                 if (frame.height, frame.width) != probe.stored_size:
@@ -67,8 +81,24 @@ def decode_frames(
         raise VideoError("undecodable", f"it cannot be decoded (FFmpeg: {error.strerror})") from error
 
 
+def _decoded(
+    packets: Iterable[av.Packet], stream: av.VideoStream, is_needed: Callable[[int], bool] | None
+) -> Iterator[av.VideoFrame]:
+    """The frames of some packets, without those that are not needed, as far as these can be left out."""
+    context = stream.codec_context
+    for packet in packets:
+        if is_needed is not None:
+            context.skip_frame = "DEFAULT" if packet.pts is None or is_needed(packet.pts) else "NONREF"
+        for frame in packet.decode():
+            assert isinstance(frame, av.VideoFrame)
+            yield frame
+
+
 def _frames_from(
-    entry: Entry, container: av.container.InputContainer, stream: av.VideoStream
+    entry: Entry,
+    container: av.container.InputContainer,
+    stream: av.VideoStream,
+    is_needed: Callable[[int], bool] | None,
 ) -> Iterator[av.VideoFrame]:
     """The frames from an entry on.
 
@@ -85,17 +115,14 @@ def _frames_from(
         raise NoEntryError from error
     if first is None or not first.is_keyframe or not is_exact(stream.codec_context.codec.canonical_name, bytes(first)):
         raise NoEntryError
-    frames = (frame for packet in chain((first,), packets) for frame in packet.decode())
+    frames = _decoded(chain((first,), packets), stream, is_needed)
     for frame in frames:
-        assert isinstance(frame, av.VideoFrame)
         if frame.pts is not None and frame.pts >= entry.tick:
             if frame.pts > entry.tick or not frame.key_frame:
                 raise NoEntryError
             yield frame
             break
-    for frame in frames:
-        assert isinstance(frame, av.VideoFrame)
-        yield frame
+    yield from frames
 
 
 def _with_alpha_layer(

@@ -10,7 +10,7 @@ from av.video.reformatter import Colorspace
 from PIL import Image
 
 from data.video.decoders.decord_reader import decord_timeline
-from data.video.decoders.pyav_reader import SCALING
+from data.video.decoders.pyav_reader import SCALED_LAYOUT, SCALING
 from data.video.decoders.pyav_stream import decode_frames
 from data.video.decoders.selection import timelines
 from data.video.decoders.timeline import Timeline, UnfitDecoderError
@@ -129,6 +129,19 @@ def test_decord_gives_the_frame_on_screen_or_is_not_tried(clips_dir, name, decod
     assert (timeline is not None) == (decoder == "decord")
     if timeline is not None:
         assert_frames_equal_the_reference(timeline, path, name)
+
+
+@pytest.mark.parametrize("layout", ["yuv420p", "yuvj422p", "yuv444p10le", "nv12", "gray", "bgr24"])
+def test_frames_scaled_to_planes_have_the_values_of_packed_ones(layout):
+    """So clips stay as they were, and datasets hold none of two kinds."""
+    noise = np.random.default_rng(0).integers(0, 256, (120, 160, 3), np.uint8)
+    source = av.VideoFrame.from_ndarray(noise, format="rgb24").reformat(format=layout)
+    for height, width in ((64, 86), (101, 135), (240, 320)):
+        packed, planes = (
+            source.to_ndarray(format=kind, height=height, width=width, interpolation=SCALING)
+            for kind in ("rgb24", SCALED_LAYOUT)
+        )
+        np.testing.assert_array_equal(planes, packed)
 
 
 @pytest.mark.parametrize("name", [name for name, _ in FILES if name != "robust_decord/unordered.mov"])  # 50 x 50

@@ -112,6 +112,19 @@ def test_a_file_that_is_refreshed_bit_by_bit_is_read_from_its_start(tmp_path):
     np.testing.assert_array_equal(read, decoded_from_the_start(path, probe, wanted))
 
 
+def test_what_no_frame_needs_and_nobody_asked_for_is_not_decoded(tmp_path):
+    path = tmp_path / "long.mp4"
+    write_long(path, 4, f"scenecut=0:keyint={4 * FPS}:b-adapt=0:b-pyramid=0")
+    probe = probe_video(path)
+    wanted = probe.ticks[::3].tolist()
+    decoded = [tick for _, tick in decode_frames(path, probe, "pts", is_needed=frozenset(wanted).__contains__)]
+    every = [tick for _, tick in decode_frames(path, probe, "pts")]
+    assert every == probe.ticks.tolist()
+    # Of four frames three are B-frames, to which no other refers; every third frame is asked for.
+    assert len(every) / 2 - 2 <= len(decoded) <= len(every) / 2 + 2
+    assert set(wanted) <= set(decoded)
+
+
 def test_an_entry_has_everything_before_it_shown_before_it():
     def packets(*ticks: int, keys: tuple[int, ...]) -> list[Packet]:
         return [Packet(tick, at, tick in keys, False) for at, tick in enumerate(ticks)]
