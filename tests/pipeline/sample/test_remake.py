@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +15,8 @@ from data.video.codec import decode_clip, encode_clip, read_tags
 from data.video.config import VideoConfig
 from data.video.picture_zip import read_picture_zip
 from launch.remake import Asked, remake_clip
-from models.flow.spec import FlowSpec, GivenFrames
-from pipeline.sample.actor import SamplerActor
-from pipeline.sample.batches import batches_of
-from pipeline.sample.config import MP4_ALONE, OutputsConfig, SampleConfig
-from pipeline.sample.model import SampledModel, open_model
+from pipeline.sample.config import OutputsConfig
+from pipeline.sample.model import open_model
 from pipeline.sample.outputs import SAMPLES_NAME, SampledClip
 from pipeline.sample.plan import Plan
 from pipeline.sample.prompts import PlacedPrompt, Prompt, PromptError
@@ -28,44 +24,15 @@ from pipeline.sample.provenance import ProvenanceError, read_provenance
 from pipeline.sample.recorded import RemakeError
 from pipeline.sample.remake import Places
 from testing.clips import moving_shapes
-from testing.sample_faults import write_model
+from testing.in_process import SETTINGS, Sampled, sample
 
-SETTINGS = SampleConfig(solver="euler", steps=2, precision="fp32")
 PROMPT = 'a red "dot" \u2028 moves <left> \U0001f534 \\n é'
-
-
-@dataclass(frozen=True)
-class Sampled:
-    """Clips in a folder, and the model that made them."""
-
-    folder: Path
-    model: SampledModel
-    clips: list[SampledClip]
-
-
-def sample(folder: Path, model_dir: Path, prompts: list[Prompt], outputs: OutputsConfig = MP4_ALONE) -> Sampled:
-    """Sample prompts in this process, as the actors of a job do."""
-    folder.mkdir(exist_ok=True, parents=True)
-    model = open_model(model_dir)
-    placed = [PlacedPrompt(f"row {number}", prompt) for number, prompt in enumerate(prompts)]
-    requests = list(Plan(model, SETTINGS, placed, 0, outputs=outputs))
-    actor = SamplerActor(model.folder.resolve(), folder, SETTINGS, 1, outputs)
-    clips = [clip for batch in batches_of(requests, 4) for clip in actor.make(batch)]
-    publish_jsonl(folder / SAMPLES_NAME, clips)
-    return Sampled(folder, model, clips)
 
 
 def remade(target: Path, output: Path, **places: Any) -> list[str]:
     """What the command says."""
     name, inputs = places.pop("name", None), places.pop("inputs", ())
     return list(remake_clip(Asked(target, Places(**places), name, inputs, output)))
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory) -> Path:
-    """Trained to be given first frames, and with several averages of its weights."""
-    flow = FlowSpec(caption_dropout=0.3, first_frame_share=0.3, given=GivenFrames(prefix=0.3, ends=0.3))
-    return write_model(tmp_path_factory.mktemp("model"), flow)
 
 
 @pytest.fixture(scope="module")
