@@ -7,14 +7,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from data.dataset.index import read_index
+from data.dataset.manifest import read_manifest
+from data.dataset.reader import PayloadReader
 from data.files.checksums import file_sha256
 from data.files.jsonl import publish_jsonl, read_jsonl
 from data.video.codec import decode_clip, encode_clip, read_tags
 from data.video.config import VideoConfig
 from data.video.picture_zip import read_picture_zip
 from launch.remake import Asked, remake_clip
+from models.text.pretrained import PretrainedTextEncoder
+from pipeline.encode.captions import StoredCaptions, read_embeddings
+from pipeline.encode.codec import load_autoencoder
 from pipeline.sample.config import OutputsConfig
 from pipeline.sample.model import open_model
 from pipeline.sample.outputs import SAMPLES_NAME, SampledClip
@@ -23,8 +30,10 @@ from pipeline.sample.prompts import PlacedPrompt, Prompt, PromptError
 from pipeline.sample.provenance import ProvenanceError, read_provenance
 from pipeline.sample.recorded import RemakeError
 from pipeline.sample.remake import Places
+from pipeline.sample.training_set import write_training_set
 from testing.clips import moving_shapes
 from testing.in_process import SETTINGS, Sampled, sample
+from testing.published import write_pipeline
 
 PROMPT = 'a red "dot" \u2028 moves <left> \U0001f534 \\n é'
 
@@ -212,3 +221,30 @@ def test_outputs_that_cannot_be_written_are_refused_before_anything_starts(model
         Plan(model, SETTINGS, long, 0, outputs=OutputsConfig(outputs=("mp4", "webdataset"))).check()
     with pytest.raises(ValueError, match="mp4 has to be among them"):
         OutputsConfig(outputs=("webp",))
+
+
+@pytest.mark.slow
+def test_clips_of_a_published_pipeline_are_made_again_and_trained_on(tmp_path):
+    write_pipeline(tmp_path / "pipeline")
+    outputs = OutputsConfig(outputs=("mp4", "webdataset"))
+    made = sample(tmp_path / "clips", tmp_path / "pipeline", [Prompt(prompt="a star", bucket="9x32x48@8")], outputs)
+    (clip,) = made.clips
+    assert read_provenance(made.folder / clip.file).checkpoint.name == "published pipeline"
+    (tmp_path / "pipeline").rename(tmp_path / "moved")
+    with pytest.raises(RemakeError, match="pipeline is not there: name the folder where it is now with --checkpoint"):
+        remade(made.folder / clip.file, tmp_path / "again.mp4")
+    (_, told) = remade(made.folder / clip.file, tmp_path / "again.mp4", checkpoint=tmp_path / "moved")
+    assert "has the bytes of" in told
+    model = open_model(tmp_path / "moved")
+    write_training_set(made.folder, model, SETTINGS, outputs)
+    latents = made.folder / "dataset" / "latents"
+    assert read_manifest(latents).text_encoder == model.text_encoder
+    (row,) = [row for split in ("train", "validation") for row in read_index(latents, split)]
+    stored = read_embeddings([PayloadReader(latents, verify=True).read(row)])
+    assert model.text_encoder is not None
+    read = PretrainedTextEncoder(Path(model.text_encoder.folder), model.text_encoder.max_tokens, torch.device("cpu"))
+    expected = read(["a star"])
+    assert torch.equal(stored.mask, expected.mask)
+    assert torch.allclose(stored.values, expected.values, atol=1e-2)  # stored in 16 bits
+    assert StoredCaptions(latents, "").null().values.shape == expected.values.shape
+    assert load_autoencoder(latents / "autoencoder.safetensors").config.latent_channels == model.stats.num_channels
