@@ -118,20 +118,33 @@ def segments(output_dir: Path) -> list[Path]:
 def iterate_samples(output_dir: Path) -> Iterator[SampledClip]:
     """The clips that a samples folder lists, one at a time and each once; none where there is no manifest.
 
+    Of a clip with a line of a shard, that one counts: it is newer than one in the manifest.
+
     A last line without its end, which a job was writing when it was killed, is left out.
 
     Raises:
         SamplesError: a line is damaged, or names a file outside the folder.
     """
-    seen, paths = set[bytes](), [path for path in segments(output_dir) if path.is_file()]
+    paths = [path for path in segments(output_dir) if path.is_file()]
+    if len(paths) < 2:
+        for path in paths:
+            yield from _lines_of(path)
+        return
+    newer, seen = set[bytes](), set[bytes]()
     for path in paths:
-        with refused_lines():
-            for clip in iterate_jsonl(path, SampledClip, ignore_unfinished=True):
-                key = clip.request.id.encode()
-                if key not in seen:
-                    yield clip
-                if len(paths) > 1:
-                    seen.add(key)
+        if path.name != SAMPLES_NAME:
+            newer.update(clip.request.id.encode() for clip in _lines_of(path))
+    for path in paths:
+        skipped = newer if path.name == SAMPLES_NAME else seen
+        for clip in _lines_of(path):
+            if (key := clip.request.id.encode()) not in skipped and key not in seen:
+                yield clip
+                seen.add(key)
+
+
+def _lines_of(path: Path) -> Iterator[SampledClip]:
+    with refused_lines():
+        yield from iterate_jsonl(path, SampledClip, ignore_unfinished=True)
 
 
 def read_samples(output_dir: Path) -> list[SampledClip]:

@@ -58,11 +58,13 @@ def reused_clips(
             path, line = manifest.folder / request.file_name, manifest.line(request.id)
             if not is_as_listed(path, line):
                 found.num_damaged += path.is_file()
+                manifest.forget(request.id)
                 continue
             clip = _listed_anew(path, request) if line is None else _with_request(line, path, request)
             clip = clip.model_copy(update={"model": model, "model_folder": model_folder})
             if clip.lacks(manifest.folder, outputs):
                 found.num_incomplete += 1
+                manifest.forget(request.id)
                 continue
             found.num_made += 1
             found.num_adopted += line is None

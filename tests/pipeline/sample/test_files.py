@@ -33,6 +33,7 @@ from pipeline.sample.prompts import Prompt
 from pipeline.sample.provenance import Provenance, read_provenance
 from pipeline.sample.reuse import reused_clips
 from pipeline.sample.sampler import ClipSampler
+from pipeline.sample.shards import Shard
 from pipeline.sample.training_set import write_training_set
 from testing.clips import moving_shapes
 from testing.in_process import SETTINGS, Sampled, sample
@@ -187,6 +188,21 @@ def reused(made: Sampled, outputs: OutputsConfig) -> list[str]:
             manifest, lambda: (clip.request for clip in made.clips), made.model.fingerprint, None, outputs
         )
     return [clip.file for clip in read_samples(made.folder)[: found.num_made]]
+
+
+def test_a_part_makes_clips_anew_that_the_manifest_lists(model_dir, tmp_path):
+    """Of clips whose files are not as they are asked for, whatever file their line is in."""
+    made = sample(tmp_path, model_dir, PROMPTS)
+    part, webp = Shard(1, 2), OutputsConfig(outputs=("mp4", "webp"))
+    own = [clip for clip in made.clips if part.owns(clip.request.id)]
+    gone = made.clips[0]
+    with Manifest(tmp_path, part) as manifest:
+        reused_clips(manifest, lambda: (clip.request for clip in own), made.model.fingerprint, None, webp)
+        assert [clip.request.id in manifest for clip in made.clips] == [clip not in own for clip in made.clips]
+    (tmp_path / gone.file).unlink()
+    with Manifest(tmp_path, part) as manifest:
+        reused_clips(manifest, lambda: (clip.request for clip in made.clips), made.model.fingerprint)
+        assert [clip.request.id in manifest for clip in made.clips] == [clip is not gone for clip in made.clips]
 
 
 @pytest.mark.parametrize(
