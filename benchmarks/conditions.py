@@ -335,7 +335,7 @@ name = model.trained_buckets[0].name
 given = Given(total_frames=int(sys.argv[2]))
 request = PromptRequest(id="0", prompt="a red circle moves left", seed=1, guidance_scale=3.0, bucket=name, given=given)
 encoder, frames = ClipEncoder(8), 0
-for (clip, *_), _ in sampler.stream_group([request]):
+for (clip, *_), *_ in sampler.stream_group([request]):
     encoder.add(clip)
     frames += len(clip)
 print(frames, len(encoder.finish()), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)

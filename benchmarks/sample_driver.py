@@ -52,7 +52,7 @@ def write_rows(path: Path, number: int) -> Path:
 class FreeActor:
     """In place of `SamplerActor`: one clip, under every name."""
 
-    def __init__(self, model_dir: Path, output_dir: Path, config: Any, num_threads: int) -> None:  # noqa: ANN401, ARG002
+    def __init__(self, model_dir: Path, output_dir: Path, *_: Any) -> None:  # noqa: ANN401, ARG002
         from data.video.codec import encode_clip
         from testing.clips import moving_shapes
 

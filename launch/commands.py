@@ -299,6 +299,52 @@ def sample(
 
 
 @app.command()
+def remake(
+    target: Annotated[
+        Path,
+        typer.Argument(metavar="CLIP", help="A sampled MP4 file, or a manifest.jsonl.", callback=_expand_home),
+    ],
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(help="The checkpoint that made it, if it is not where it was.", callback=_expand_home),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="File to write: .mp4, .gif, .webp, or .zip for frames as PNG. Without it, beside the clip.",
+            callback=_expand_home,
+        ),
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Of a manifest: the name of the clip's file, or its id.")] = None,
+    inputs: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--input", metavar="FILE", help="An image or a clip that it was made from, if moved; may be repeated."
+        ),
+    ] = None,
+    guidance_checkpoint: Annotated[
+        Path | None, typer.Option(help="The weaker checkpoint of autoguidance, if moved.", callback=_expand_home)
+    ] = None,
+    text_encoder: Annotated[
+        Path | None, typer.Option(help="The folder of the text encoder, if moved.", callback=_expand_home)
+    ] = None,
+    threads: Annotated[int, typer.Option(min=1, help="As cluster.workers.cpus_per_worker of the job.")] = 1,
+    debug: Debug = False,
+) -> None:
+    """Make a sampled clip again, with the same bytes, from what its file says.
+
+    Example: `reelflow remake clips/a-red-circle-moves-left-0123456789ab.mp4`
+    """
+    with _readable_errors(debug):
+        from launch.remake import Asked, remake_clip
+        from pipeline.sample.remake import Places
+
+        places = Places(checkpoint, guidance_checkpoint, text_encoder)
+        for line in remake_clip(Asked(target, places, name, inputs or (), output, threads)):
+            typer.echo(line)
+
+
+@app.command()
 def gallery(
     one: Annotated[Path, typer.Argument(help="A folder of sampled clips.", callback=_expand_home)],
     other: Annotated[Path, typer.Argument(help="Another one, of the same prompts.", callback=_expand_home)],

@@ -19,18 +19,20 @@ from pipeline.report.dataset_page import clips_dir_of, write_dataset_page
 from pipeline.report.gallery import GALLERY_NAME
 from pipeline.report.pages import visible
 from pipeline.run.stage_record import read_stage_record
-from pipeline.sample.outputs import SAMPLES_NAME, read_samples
+from pipeline.sample.outputs import CLIP_SUFFIX, SAMPLES_NAME, read_samples
+from pipeline.sample.provenance import read_provenance
 
 BAR_WIDTH, MAX_BUCKETS = 40, 20
 
 
 def describe_folder(path: Path) -> str:
-    """Describe a folder that reelflow wrote, in a few lines.
+    """Describe a folder that reelflow wrote, or a clip that was sampled, in a few lines.
 
     Raises:
         ConfigError: the folder does not exist or holds nothing that reelflow wrote.
         DatasetError: it is an unfinished or damaged dataset.
         PublishedError: it is a published model that cannot be used.
+        ProvenanceError: it is an MP4 file that does not say how it was made.
     """
     if not path.exists():
         raise ConfigError(f"{path} does not exist; name a run, a dataset, a checkpoint or a folder of samples")
@@ -38,6 +40,8 @@ def describe_folder(path: Path) -> str:
         return _dataset(path)
     if (path / CHECKPOINT_RECORD_NAME).is_file() or (path / LATEST_NAME).is_file():
         return _checkpoint(path)
+    if path.suffix == CLIP_SUFFIX and path.is_file():
+        return _clip(path)
     if (path / SAMPLES_NAME).is_file():
         clips = read_samples(path)
         scales = Counter(f"{clip.request.guidance_scale:g}" for clip in clips)
@@ -48,6 +52,13 @@ def describe_folder(path: Path) -> str:
     if (path / "config.yaml").is_file():
         return _run(path)
     raise ConfigError(f"{path} is not a run, a dataset, a checkpoint, a published model or a folder of samples")
+
+
+def _clip(path: Path) -> str:
+    made = read_provenance(path)
+    lines = yaml.safe_dump(made.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    shown = "\n".join(f"  {visible(line)}" for line in lines.splitlines())
+    return f"{path}: a sampled clip, made from\n{shown}"
 
 
 def show_folder(path: Path, page_dir: Path, num_clips: int) -> list[Path]:

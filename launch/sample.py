@@ -8,6 +8,7 @@ import yaml
 from pydantic import Field, ValidationError
 
 from data.records import Settings
+from data.video.codec import check_encoder
 from launch.cluster import connected
 from launch.config import ClusterConfig, check_writable
 from launch.overrides import ConfigError, Given, Override, apply_override, explain
@@ -20,6 +21,7 @@ from pipeline.sample.outputs import iterate_samples
 from pipeline.sample.plan import BadRows, Plan
 from pipeline.sample.prompt_files import PromptsFile
 from pipeline.sample.shards import Shard, held_folder
+from pipeline.sample.training_set import write_training_set
 from pipeline.sample.truncation import truncation_warnings
 
 DEPENDENTS = {
@@ -59,6 +61,7 @@ def sample_checkpoint(
         ImageEncoderError: the image encoder of a published pipeline cannot be used.
         PromptError: the prompts file cannot be used, or a row asks for what the model does not take.
         ConfigError: a setting is wrong.
+        EncoderError: the installed FFmpeg cannot write such videos.
         SamplesError: the manifest in `output_dir` is damaged. All of these are raised before Ray starts.
         LockedError: another process samples into `output_dir`.
         SamplingError: clips could not be made; the others are there.
@@ -77,9 +80,12 @@ def sample_checkpoint(
         raise ConfigError("sample.prompts is not set; give a prompts file with --prompts")
     sampler = section.sampler()
     check_can_sample(model, sampler)
+    outputs = section.files()
+    check_encoder(outputs.video)
+    has_shards = "webdataset" in outputs.outputs
     bad_rows = BadRows(section.bad_rows == "set_aside")
     prompts = PromptsFile(section.prompts, bad_rows.add)
-    plan = Plan(model, sampler, prompts, config.seed, section.compare_unguided, bad_rows)
+    plan = Plan(model, sampler, prompts, config.seed, section.compare_unguided, bad_rows, outputs)
     summary = plan.check()
     warnings += prompts.notes + summary.warnings + truncation_warnings(model, sampler, prompts)
     yield from (f"warning: {warning}" for warning in warnings)
@@ -93,11 +99,19 @@ def sample_checkpoint(
             pass
         with connected(config.cluster):
             samples = sample_clips(
-                model, plan, output_dir, sampler, config.cluster.workers, shard=shard, bad_rows=bad_rows.reasons
+                model,
+                plan,
+                output_dir,
+                sampler,
+                config.cluster.workers,
+                outputs=outputs,
+                shard=shard,
+                bad_rows=bad_rows.reasons,
             )
-        num_listed = 0
+        num_listed, training_set = 0, None
         if shard is None:
             num_listed = write_gallery(output_dir, (clip.shown() for clip in samples.all_clips))
+            training_set = write_training_set(output_dir, model, sampler, outputs) if has_shards else None
     samples.check_all_made()
     if shard is not None:
         yield (
@@ -108,6 +122,9 @@ def sample_checkpoint(
     earlier = num_listed - samples.num_clips
     beside = f" beside {earlier} of other settings" if earlier else ""
     yield f"{samples.num_clips} clips in {output_dir}{beside}, shown in {output_dir / GALLERY_NAME}"
+    if training_set is not None:
+        rest = f"; {n} others have no latent of this model" if (n := training_set.num_left_out) else ""
+        yield f"{training_set.num_clips} clips with latents in shards in {training_set.folder}{rest}"
 
 
 def _defaults(model: SampledModel, overrides: Sequence[Override]) -> tuple[dict[str, Any], list[str]]:

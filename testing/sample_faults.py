@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from data.files.checksums import file_sha256
 from models.autoencoder.config import AutoencoderConfig
 from models.autoencoder.model import Autoencoder
+from models.flow.spec import FlowSpec
 from pipeline.distributed.torchrun import train_here
 from pipeline.sample.outputs import read_samples
 from pipeline.train.loop import train
@@ -45,7 +46,7 @@ EACH = 25  # rows of which one has those settings
 END_SECONDS = 900.0  # in which a command whose raylet was killed has to end by itself
 
 
-def write_model(folder: Path) -> Path:
+def write_model(folder: Path, flow: FlowSpec | None = None) -> Path:
     """A checkpoint of a small DiT after eight steps, with an autoencoder that was not trained; returns its folder."""
     latents = folder / "latents"
     write_random_latents(latents, 10, SHAPE, "test")
@@ -53,7 +54,9 @@ def write_model(folder: Path) -> Path:
     torch.manual_seed(0)
     weights = Autoencoder(config).state_dict()
     save_file(weights, latents / "autoencoder.safetensors", metadata={"config": config.model_dump_json()})
-    train_here(partial(train, make_task(latents), CONFIG, folder / "dit"), 1)
+    task = make_task(latents)
+    task = task if flow is None else replace(task, flow=flow)
+    train_here(partial(train, task, CONFIG, folder / "dit"), 1)
     return folder / "dit"
 
 

@@ -12,8 +12,12 @@ VIDEO_MEMBER = "mp4"
 CAPTION_MEMBER = "txt"
 RECORD_MEMBER = "json"
 LATENT_MEMBER = "latent.safetensors"
+SETTINGS_MEMBER = "settings.json"  # of sampled clips: how each was made
+OPTIONAL_MEMBERS = frozenset({VIDEO_MEMBER, LATENT_MEMBER, SETTINGS_MEMBER})
+"""Of a sample beside its payload: shards of sampled clips hold both the clip and its latent."""
 Split = Literal["train", "validation"]
-Decoder = Literal["decord", "torchcodec", "pyav", "pillow"]  # the library that read the source; pillow reads images
+# The library that read the source; pillow reads images, and sampled clips were never read.
+Decoder = Literal["decord", "torchcodec", "pyav", "pillow", "sampled"]
 
 
 class ClipRecord(Record):

@@ -10,13 +10,13 @@ A dataset is a folder:
 """
 
 import tarfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from data.dataset.clip import CAPTION_MEMBER, RECORD_MEMBER, ClipRecord
+from data.dataset.clip import CAPTION_MEMBER, OPTIONAL_MEMBERS, RECORD_MEMBER, ClipRecord
 from data.dataset.manifest import ShardRecord
 from data.dataset.rows import IndexRow
 from data.dataset.tarfiles import TarError, read_samples
@@ -43,25 +43,46 @@ def write_shard(
     Returns:
         The shard's entry for the manifest, and the index rows of its samples, in order.
     """
+    members = ((record, {payload_member: payload}) for record, payload in samples)
+    shard, rows = write_members(path, members, (payload_member,), before_publish)
+    return shard, rows[payload_member]
+
+
+def write_members(
+    path: Path,
+    samples: Iterable[tuple[ClipRecord, Mapping[str, bytes]]],
+    payload_members: Sequence[str],
+    before_publish: Callable[[], None] = lambda: None,
+) -> tuple[ShardRecord, dict[str, list[IndexRow]]]:
+    """As `write_shard`, of samples that have several members beside caption and record.
+
+    Args:
+        samples: record and members of each, by name.
+        payload_members: names of members that every sample has, each of which is the payload of a dataset.
+
+    Returns:
+        The shard's entry for the manifest, and by payload the index rows of its samples, in order.
+    """
     records: list[ClipRecord] = []
-    checksums: list[int] = []
+    checksums: dict[str, list[int]] = {name: [] for name in payload_members}
     with published(path) as temporary:
         with (
             temporary.open("wb", buffering=WRITE_BUFFER_BYTES) as file,
             tarfile.open(fileobj=file, mode="w") as tar,
         ):
-            for record, payload in samples:
+            for record, members in samples:
                 contents = {
-                    payload_member: payload,
+                    **members,
                     CAPTION_MEMBER: record.caption.encode(),
                     RECORD_MEMBER: record.model_dump_json().encode(),
                 }
                 for member in sorted(contents):
                     _add_member(tar, f"{record.key}.{member}", contents[member])
                 records.append(record)
-                checksums.append(crc32(payload))
+                for name in payload_members:
+                    checksums[name].append(crc32(members[name]))
         with tarfile.open(temporary) as tar:
-            members = {member.name: (member.offset_data, member.size) for member in tar}
+            places = {member.name: (member.offset_data, member.size) for member in tar}
         shard = ShardRecord(
             name=path.name,
             num_samples=len(records),
@@ -69,10 +90,13 @@ def write_shard(
             sha256=file_sha256(temporary),
         )
         before_publish()
-    rows = [
-        _index_row(record, path.name, checksum, members, payload_member)
-        for record, checksum in zip(records, checksums, strict=True)
-    ]
+    rows = {
+        name: [
+            _index_row(record, path.name, checksum, places, name)
+            for record, checksum in zip(records, checksums[name], strict=True)
+        ]
+        for name in payload_members
+    }
     return shard, rows
 
 
@@ -139,7 +163,9 @@ def read_shard(path: Path, payload_member: str, shard: ShardRecord | None = None
     if shard is not None and file_sha256(path) != shard.sha256:
         raise DatasetError(f"{path} is damaged (its checksum differs from the manifest's); make {path.parent} again")
     try:
-        for key, sample in read_samples(path, frozenset({payload_member, CAPTION_MEMBER, RECORD_MEMBER})):
+        for key, sample in read_samples(
+            path, frozenset({payload_member, CAPTION_MEMBER, RECORD_MEMBER}), OPTIONAL_MEMBERS
+        ):
             record = ClipRecord.model_validate_json(sample[RECORD_MEMBER])
             if record.key != key:
                 raise DatasetError(f"{path}: the record of {key} has the key {record.key!r}; make {path.parent} again")

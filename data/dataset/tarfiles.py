@@ -19,11 +19,14 @@ class TarError(ReelflowError, ValueError):
     """A tar file that is not a shard; the message names the file, the member and what is wrong with it."""
 
 
-def read_samples(path: Path, members: frozenset[str]) -> Iterator[tuple[str, dict[str, bytes]]]:
+def read_samples(
+    path: Path, members: frozenset[str], optional: frozenset[str] = frozenset()
+) -> Iterator[tuple[str, dict[str, bytes]]]:
     """The samples of a tar file: the key, and the contents of the members by name.
 
     Args:
         members: the names of the members of every sample; none may be missing, no other is allowed.
+        optional: names of members that a sample may have beside them.
 
     Raises:
         TarError: a member is not a regular file, its name is not `<key>.<member>` (a path, for example), it is too
@@ -34,7 +37,7 @@ def read_samples(path: Path, members: frozenset[str]) -> Iterator[tuple[str, dic
     try:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
-                name, kind = _checked_name(path, member, members)
+                name, kind = _checked_name(path, member, members | optional)
                 if name != key:
                     if key:
                         yield key, _complete(path, key, sample, members)

@@ -1,22 +1,28 @@
-"""Encoding and decoding of prepared clips in memory: H.264, and GIF for previews."""
+"""Encoding and decoding of prepared clips in memory, as MP4."""
 
 import io
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from itertools import chain, islice
+from pathlib import Path
+from types import MappingProxyType
+from typing import cast
 
 import av
 import decord
 import numpy as np
-from PIL import Image
+from av.codec.codec import UnknownCodecError
 
-from data.errors import VideoError
+from data.errors import ReelflowError, VideoError
 from data.records import Frames
+from data.video.config import Codec, VideoConfig
 from data.video.decoders.decord_reader import DECORD_ERRORS
 from data.video.resize import is_hd
 
 SMPTE_170M = 6  # FFmpeg's AVCOL_SPC_SMPTE170M: the matrix of BT.601, by which clips are encoded
 CHUNK_FRAMES = 8  # frames per call to decord, which does not detect padded rows in single frames
+DEFAULT = VideoConfig()
 MP4_MARK = b"ftyp"  # type of the first box of every file that `encode_clip` writes, after its four bytes of length
 
 
@@ -74,34 +80,93 @@ def _decode_blocks(content: bytes | memoryview, most: int | None) -> Iterator[Fr
         raise VideoError("undecodable", f"it cannot be decoded ({error})") from error
 
 
-def encode_gif(frames: Frames, fps: float, max_side: int = 256) -> bytes:
-    """An animated GIF in an endless loop, shrunk so that no side is longer than `max_side` pixels."""
-    pictures = [Image.fromarray(frame) for frame in frames]
-    for picture in pictures:
-        picture.thumbnail((max_side, max_side))
-    buffer = io.BytesIO()
-    duration = round(1000 / fps)  # milliseconds
-    pictures[0].save(buffer, "GIF", save_all=True, append_images=pictures[1:], duration=duration, loop=0)
-    return buffer.getvalue()
+ENCODERS: dict[Codec, tuple[str, ...]] = {"h264": ("libx264",), "hevc": ("libx265",), "av1": ("libsvtav1",)}
+"""FFmpeg's names of the encoders of each codec whose output is a function of the frames alone."""
+
+
+class EncoderError(ReelflowError, ValueError):
+    """A codec that the installed FFmpeg cannot write; the message names it and the way out."""
+
+
+def check_encoder(config: VideoConfig) -> None:
+    """Check that clips can be encoded so.
+
+    Raises:
+        EncoderError: the installed FFmpeg has no encoder of the codec, or it does not take the pixel format.
+    """
+    known = [codec for codec in ENCODERS if _encoder(codec) is not None]
+    encoder = _encoder(config.codec)
+    if encoder is None:
+        raise EncoderError(
+            f"codec {config.codec}: the FFmpeg of the installed PyAV lacks the encoder {ENCODERS[config.codec][0]}; it "
+            f"has those of {', '.join(known) or 'none of these codecs'}"
+        )
+    formats = [each.name for each in encoder.video_formats or ()]
+    if config.pixel_format not in formats:
+        raise EncoderError(f"pixel_format {config.pixel_format}: {encoder.name} takes {', '.join(formats)}")
+
+
+def _encoder(codec: Codec) -> av.Codec | None:
+    """The first encoder of a codec that is installed."""
+    for name in ENCODERS[codec]:
+        try:
+            return av.Codec(name, "w")
+        except UnknownCodecError:
+            continue
+    return None
+
+
+def _options(config: VideoConfig) -> dict[str, str]:
+    """Of the encoder: its rate and effort, and what makes its output a function of the frames alone."""
+    options = {"crf": str(config.crf), "preset": str(config.preset)}
+    match config.codec:
+        case "h264":  # with macroblock trees, x264's AVX-512 code is not deterministic at small sizes
+            options["x264-params"] = "mbtree=0"
+        case "hevc":  # nor is x265 with such trees (cutree), with which it also crashes, or with larger blocks
+            options["x265-params"] = "pools=none:frame-threads=1:cutree=0:ctu=16:log-level=none"
+        case "av1":
+            os.environ.setdefault("SVT_LOG", "1")  # errors only: it would print its settings for every clip
+            options["svtav1-params"] = "lp=1"
+    return options
 
 
 class ClipEncoder:
-    """Writes a clip whose frames come in parts, as `encode_clip` writes a whole one; what it keeps is compressed."""
+    """Writes a clip whose frames come in parts, as `encode_clip` writes a whole one; what it keeps is compressed.
 
-    def __init__(self, fps: float, crf: int = 14) -> None:
+    Args:
+        config: that has passed `check_encoder`.
+        metadata: tags of the MP4 file by FFmpeg's names, such as title and comment; any length, any text.
+    """
+
+    def __init__(
+        self, fps: float, config: VideoConfig = DEFAULT, metadata: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
+        self._config = config = config.resolved()
+        check_encoder(config)
+        encoder = _encoder(config.codec)
+        assert encoder is not None
         self._buffer = io.BytesIO()
         self._container = av.open(self._buffer, mode="w", format="mp4")
+        self._container.metadata.update(metadata)
         rate = Fraction(fps).limit_denominator(1001)
-        # mbtree=0: with macroblock trees, x264's AVX-512 code is not deterministic at small sizes.
-        options = {"crf": str(crf), "preset": "veryfast", "x264-params": "mbtree=0"}
-        self._stream = self._container.add_stream("libx264", rate=rate, options=options)
-        self._stream.pix_fmt = "yuv420p"
+        self._stream = cast(
+            "av.VideoStream", self._container.add_stream(encoder.name, rate=rate, options=_options(config))
+        )
+        self._stream.pix_fmt = config.pixel_format
+        if config.codec == "hevc":
+            self._stream.codec_context.codec_tag = "hvc1"  # by which Apple's players know it
         self._has_size = False
         self._stream.codec_context.thread_count = 1  # clips are small: processes are faster than threads
 
     def add(self, frames: Frames) -> None:
-        """The next frames, of the size of the first."""
+        """The next frames, of the size of the first.
+
+        Raises:
+            EncoderError: the codec does not take that size.
+        """
         if not self._has_size:  # it cannot be set once there are frames
+            if (refusal := self._config.size_refusal(*frames.shape[1:3])) is not None:
+                raise EncoderError(refusal)
             self._stream.height, self._stream.width = frames.shape[1:3]
             if is_hd(*frames.shape[1:3]):  # without a tag, players would take the colours for those of BT.709
                 self._stream.codec_context.colorspace = SMPTE_170M
@@ -123,6 +188,24 @@ def encode_clip(frames: Frames, fps: float, crf: int = 14) -> bytes:
     Args:
         crf: constant rate factor of x264, from 0 (lossless) to 51; lower is better.
     """
-    encoder = ClipEncoder(fps, crf)
+    encoder = ClipEncoder(fps, VideoConfig(crf=crf))
     encoder.add(frames)
     return encoder.finish()
+
+
+def read_tags(path: Path) -> dict[str, str]:
+    """The metadata of an MP4 file, by FFmpeg's names.
+
+    Raises:
+        VideoError: it is no MP4 file, or is cut short.
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        if file.read(8)[4:] != MP4_MARK:  # FFmpeg would also read a list of other files
+            raise VideoError("undecodable", "it is not an MP4 file")
+        file.seek(0)
+        try:
+            with av.open(file, mode="r", format="mp4", metadata_errors="replace") as container:
+                return dict(container.metadata)
+        except (av.FFmpegError, ValueError) as error:
+            raise VideoError("undecodable", f"it cannot be read as MP4 ({error})") from error

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, field_validator
 
 from data.records import AddedLater, Runtime, Settings, Text, expand_home
+from data.video.config import VideoConfig
 from models.attention.config import AttentionBackend
 from models.flow.spec import OdeSolver
 from pipeline.encode.config import MIN_TILE, TILE_MULTIPLE
@@ -15,6 +16,7 @@ from pipeline.run.weight_names import FIRST_AVERAGE, WeightsName
 GuidanceRule = Literal["plain", "cfg-zero-star", "apg", "rescaled"]
 GridName = Literal["even", "diffusers_euler", "diffusers_unipc", "karras", "linear_quadratic"]
 Schedule = Literal["full_sequence", "pyramid", "autoregressive"]
+OutputFormat = Literal["mp4", "frames", "gif", "webp", "webdataset"]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -119,7 +121,38 @@ class SampleConfig(Settings):
         return interval.split(",") if isinstance(interval, str) else interval
 
 
-class SampleSection(SampleConfig):
+class OutputsConfig(Settings):
+    """Which files are made of each clip. They do not change the clip itself, nor its name."""
+
+    outputs: Annotated[tuple[OutputFormat, ...], AddedLater(("mp4",))] = ("mp4",)
+    """Formats to write: `mp4`, which is always one of them; `frames`, all frames without loss (PNG pictures in a zip
+    file); `gif` and `webp`, small animated pictures; `webdataset`, shards of clips with latents, prompts and settings
+    in the folder `dataset`, on which networks can be trained (docs/guides/sampling.md).
+    """
+    video: Annotated[VideoConfig, AddedLater(VideoConfig())] = VideoConfig()
+    """How the MP4 files are compressed."""
+    preview_side: Annotated[int, AddedLater(256)] = Field(default=256, ge=16, le=2048)
+    """Most pixels of a side of `gif` and `webp`; larger clips are shrunk."""
+    clips_per_shard: Annotated[int, AddedLater(256)] = Field(default=256, ge=1)
+    """Most clips in a shard of `webdataset`."""
+
+    @field_validator("outputs", mode="before")
+    @classmethod
+    def _listed(cls, outputs: Any) -> Any:  # noqa: ANN401 - whatever a file or `--set` holds
+        return [part.strip() for part in outputs.split(",")] if isinstance(outputs, str) else outputs
+
+    @field_validator("outputs")
+    @classmethod
+    def _with_mp4(cls, outputs: tuple[OutputFormat, ...]) -> tuple[OutputFormat, ...]:
+        if "mp4" not in outputs:
+            raise ValueError("mp4 has to be among them: the page, evaluation and `remake` read it")
+        return tuple(dict.fromkeys(outputs))
+
+
+MP4_ALONE = OutputsConfig()
+
+
+class SampleSection(OutputsConfig, SampleConfig):
     """How clips are sampled, and of which prompts."""
 
     prompts: Annotated[str | None, Runtime, AfterValidator(_home_expanded)] = None
@@ -137,7 +170,11 @@ class SampleSection(SampleConfig):
 
     def sampler(self) -> SampleConfig:
         """The settings without the prompts."""
-        return SampleConfig(**self.model_dump(exclude={"prompts", "compare_unguided", "bad_rows"}))
+        return SampleConfig(**{name: getattr(self, name) for name in SampleConfig.model_fields})
+
+    def files(self) -> OutputsConfig:
+        """Which files are made of each clip."""
+        return OutputsConfig(**{name: getattr(self, name) for name in OutputsConfig.model_fields})
 
     @property
     def guidance_scales(self) -> list[float]:

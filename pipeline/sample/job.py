@@ -10,38 +10,34 @@ Requests are planned while they are needed, and never all in memory.
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import ray
-import torch
 from ray.exceptions import RayTaskError
 
 from data.errors import ReelflowError, shorten
 from data.files.jsonl import append_lines, iterate_jsonl
-from data.files.publish import publish_bytes, remove_unpublished
-from data.records import Frames
-from data.video.codec import ClipEncoder
+from data.files.publish import remove_unpublished
 from pipeline.distributed.actor_pool import JobFailure, outcomes_of_actors
 from pipeline.distributed.config import WorkersConfig
-from pipeline.run.precision import prepare_to_compute, warn_of_slow_precision
+from pipeline.run.precision import warn_of_slow_precision
 from pipeline.run.progress import bar
 from pipeline.run.signals import stopped_by_sigterm
+from pipeline.sample.actor import SamplerActor
 from pipeline.sample.batches import Batches
-from pipeline.sample.config import SampleConfig
+from pipeline.sample.config import MP4_ALONE, OutputsConfig, SampleConfig
 from pipeline.sample.images import ImageError
 from pipeline.sample.manifest import Manifest
-from pipeline.sample.model import SampledModel, open_model
+from pipeline.sample.model import SampledModel
 from pipeline.sample.outputs import FailedClip, SampledClip
 from pipeline.sample.requests import PromptRequest
 from pipeline.sample.reuse import reused_clips
-from pipeline.sample.sampler import ClipSampler, NotFiniteError
+from pipeline.sample.sampler import NotFiniteError
 from pipeline.sample.shards import Shard, failed_name, manifest_name
 
 logger = logging.getLogger(__name__)
@@ -104,56 +100,6 @@ class Samples:
         )
 
 
-class SamplerActor:
-    """A Ray actor that holds a `ClipSampler`."""
-
-    def __init__(self, model_dir: Path, output_dir: Path, config: SampleConfig, num_threads: int) -> None:
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        prepare_to_compute(device, num_threads)
-        self._sampler = ClipSampler(open_model(model_dir), config, device)
-        self._output_dir = output_dir
-
-    def make(self, requests: list[PromptRequest]) -> list[SampledClip]:
-        """Sample and publish clips of equal shape and settings; returns their lines of the manifest.
-
-        Clips are compressed and written while the network computes the next ones, or the next windows of long ones.
-        """
-        clips: list[Future[list[SampledClip]]] = []
-        fps = self._sampler.model.bucket(requests[0].bucket).fps
-        with ThreadPoolExecutor(max_workers=1) as writer:
-            added: Future[None] | None = None
-            for group in self._sampler.groups(requests):
-                encoders, total = [ClipEncoder(fps) for _ in group], 0
-                for frames, calls in self._sampler.stream_group(group):
-                    if added is not None:
-                        added.result()  # the memory of one group waits, and an error ends the work
-                    added, total = writer.submit(_add, encoders, frames), total + calls
-                clips.append(writer.submit(self._publish, group, encoders, total))
-        return [clip for published in clips for clip in published.result()]
-
-    def _publish(self, group: Sequence[PromptRequest], encoders: list[ClipEncoder], calls: int) -> list[SampledClip]:
-        clips = []
-        for request, encoder in zip(group, encoders, strict=True):
-            content = encoder.finish()
-            publish_bytes(self._output_dir / request.file_name, content)
-            digest = sha256(content).hexdigest()
-            clips.append(
-                SampledClip(
-                    file=request.file_name,
-                    request=request,
-                    num_network_calls=calls,
-                    sha256=digest,
-                    model=self._sampler.model.fingerprint,
-                )
-            )
-        return clips
-
-
-def _add(encoders: Sequence[ClipEncoder], frames: Sequence[Frames]) -> None:
-    for encoder, part in zip(encoders, frames, strict=True):
-        encoder.add(part)
-
-
 def sample_clips(
     model: SampledModel,
     requests: Iterable[PromptRequest],
@@ -161,6 +107,7 @@ def sample_clips(
     config: SampleConfig,
     workers: WorkersConfig,
     *,
+    outputs: OutputsConfig = MP4_ALONE,
     shard: Shard | None = None,
     bad_rows: Mapping[str, str] = MappingProxyType({}),
 ) -> Samples:
@@ -170,6 +117,7 @@ def sample_clips(
         requests: iterated several times, and the same each time.
         output_dir: held by `held_folder`.
         config: settings that have passed `check_can_sample`.
+        outputs: the files to make of each clip, whose encoder has passed `check_encoder`.
         shard: sample these of the requests only, and list them in a file of its own.
         bad_rows: rows that are no requests, with the reasons: they count as failures.
 
@@ -194,13 +142,13 @@ def sample_clips(
         samples.add_failure(place, reason)
         append_lines(failed_path, [FailedClip(row=place, reason=reason)])
     with Manifest(output_dir, shard) as manifest, stopped_by_sigterm(f"sampling into {output_dir} was stopped"):
-        reused = reused_clips(manifest, own, model.fingerprint)
+        reused = reused_clips(manifest, own, model.fingerprint, str(model.folder.resolve()), outputs)
         num_missing = reused.num_requests - reused.num_made
         if num_missing:
             warn_of_slow_precision(config.precision, workers.gpus_per_worker)
             batches = Batches((request for request in own() if request.id not in manifest), config.batch)
             with bar("sample", reused.num_requests, "clips", start=reused.num_made) as progress:
-                made = _outcomes(model, batches, output_dir, config, workers, num_missing)
+                made = _outcomes(model, batches, output_dir, config, outputs, workers, num_missing)
                 for done in made:
                     if isinstance(done, FailedClip):
                         assert done.request is not None
@@ -220,6 +168,7 @@ def _outcomes(
     batches: Batches,
     output_dir: Path,
     config: SampleConfig,
+    outputs: OutputsConfig,
     workers: WorkersConfig,
     num_missing: int,
 ) -> Iterator[list[SampledClip] | FailedClip]:
@@ -227,7 +176,7 @@ def _outcomes(
     actor: Any = ray.remote(SamplerActor).options(num_cpus=workers.cpus_per_worker, num_gpus=workers.gpus_per_worker)
 
     def start() -> Any:  # noqa: ANN401 - Ray's handle
-        return actor.remote(model.folder.resolve(), output_dir.resolve(), config, workers.cpus_per_worker)
+        return actor.remote(model.folder.resolve(), output_dir.resolve(), config, workers.cpus_per_worker, outputs)
 
     def submit(sampler: Any, batch: list[PromptRequest]) -> Any:  # noqa: ANN401 - Ray's handles
         return sampler.make.remote(batch)

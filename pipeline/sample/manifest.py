@@ -30,7 +30,8 @@ class Manifest:
         self._places: dict[bytes, int] = {}
         self._files: dict[Path, BinaryIO] = {}
         self._stack = ExitStack()
-        for path in [*self._others, self.path]:
+        # Of a clip with several lines the last one read counts: that of a shard is newer than that of the manifest.
+        for path in [self.path, *self._others] if self._is_whole else [*self._others, self.path]:
             self._read(path)
 
     def __enter__(self) -> "Manifest":
@@ -50,6 +51,10 @@ class Manifest:
         """The line of a clip; None: there is none."""
         place = self._places.get(_key(clip_id))
         return None if place is None else self._at(place)
+
+    def forget(self, clip_id: str) -> None:
+        """Take a clip for one without a line: it is made anew, and gets another line."""
+        self._places.pop(_key(clip_id), None)
 
     @property
     def is_whole(self) -> bool:

@@ -14,6 +14,7 @@ from data.dataset.buckets import Bucket
 from data.dataset.compression import Compression
 from data.dataset.manifest import LatentStats, TextEncoderRecord
 from data.errors import ReelflowError, shorten
+from data.files.publish import publish_bytes
 from models.autoencoder.protocol import VideoAutoencoder
 from models.flow.spec import FlowSpec
 from models.networks.build import build_network
@@ -26,6 +27,7 @@ from pipeline.encode.codec import AUTOENCODER_NAME, load_autoencoder, read_confi
 from pipeline.run.weight_names import WeightsName
 from pipeline.sample.config import SampleConfig
 from pipeline.sample.prompts import PromptError
+from pipeline.sample.provenance import NamedCheckpoint
 
 _BUCKETS = TypeAdapter(Annotated[list[Bucket], Field(min_length=1)])
 _FIELDS = TypeAdapter(dict[str, Any])
@@ -47,6 +49,16 @@ class SampledModel(ABC):
     stats: LatentStats
     text_encoder: TextEncoderRecord | None
     """None: the network reads captions as bytes."""
+
+    @property
+    @abstractmethod
+    def title(self) -> str:
+        """What it is, wherever it is, for people."""
+
+    @property
+    def named(self) -> NamedCheckpoint:
+        """As the files of its clips name it."""
+        return NamedCheckpoint(name=self.title, fingerprint=self.fingerprint)
 
     @property
     def trained_buckets(self) -> tuple[Bucket, ...]:
@@ -145,6 +157,10 @@ class SampledModel(ABC):
     def load_autoencoder(self) -> VideoAutoencoder:
         """The autoencoder, in evaluation mode, without gradients, on the CPU."""
 
+    @abstractmethod
+    def export_autoencoder(self, path: Path) -> None:
+        """Write the autoencoder as datasets of latents hold it."""
+
     def __str__(self) -> str:
         return str(self.folder)
 
@@ -164,6 +180,11 @@ class TrainedModel(SampledModel):
 
     def __str__(self) -> str:
         return f"{self.folder} (step {self.checkpoint.record.step})"
+
+    @property
+    def title(self) -> str:
+        """As `SampledModel.title`."""
+        return f"{self.checkpoint.record.kind}, step {self.checkpoint.record.step}"
 
     @property
     def trained_buckets(self) -> tuple[Bucket, ...]:
@@ -222,6 +243,10 @@ class TrainedModel(SampledModel):
     def load_autoencoder(self) -> VideoAutoencoder:
         """As `SampledModel.load_autoencoder`."""
         return load_autoencoder(self.folder / AUTOENCODER_NAME)
+
+    def export_autoencoder(self, path: Path) -> None:
+        """As `SampledModel.export_autoencoder`."""
+        publish_bytes(path, (self.folder / AUTOENCODER_NAME).read_bytes())
 
 
 def trained_model(checkpoint: Checkpoint) -> TrainedModel:

@@ -3,22 +3,45 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+from pydantic import SerializerFunctionWrapHandler, model_serializer
 
 from data.errors import ReelflowError
 from data.files.checksums import file_sha256
 from data.files.jsonl import JsonLineError, iterate_jsonl
 from data.records import FileName, Record
+from data.video.config import VideoConfig
 from pipeline.report.figures import GalleryClip
+from pipeline.sample.config import OutputFormat, OutputsConfig
 from pipeline.sample.requests import PromptRequest
 
 SAMPLES_NAME, FAILED_NAME = "manifest.jsonl", "failed.jsonl"
 SEGMENTS = "manifest-*-of-*.jsonl"
+CLIP_SUFFIX = ".mp4"
+OTHER_SUFFIXES: dict[OutputFormat, str] = {
+    "frames": ".frames.zip",
+    "gif": ".gif",
+    "webp": ".webp",
+    "webdataset": ".latent.safetensors",
+}
+"""Of the files beside a clip's MP4 file, by format; shards are made of the MP4 files and of those with latents."""
+ADDED = ("num_bytes", "model_folder", "video", "others")
 _BOXES = {b"ftyp", b"moov", b"mdat"}  # without which an MP4 file cannot be played
 
 
 class SamplesError(ReelflowError, ValueError):
     """A manifest of sampled clips that cannot be read; the message names the line and the way out."""
+
+
+class OutputFile(Record):
+    """A file of a clip beside its MP4 file."""
+
+    kind: OutputFormat
+    file: FileName  # in the samples folder
+    num_bytes: int
+    sha256: str
+    side: int | None = None  # of animated pictures: `preview_side`
 
 
 class SampledClip(Record):
@@ -29,6 +52,38 @@ class SampledClip(Record):
     num_network_calls: int | None  # of the batch that the clip was sampled in; None: its line was lost
     sha256: str | None = None  # of the file; None: its line was written by an older version
     model: str | None = None  # fingerprint of the checkpoint; None: its line was written by an older version
+    num_bytes: int | None = None  # of the file; this and what follows is left out by older versions
+    model_folder: str | None = None  # where the checkpoint was
+    video: VideoConfig | None = None  # how the file is compressed; None: as older versions did, without a record in it
+    others: tuple[OutputFile, ...] = ()
+
+    @model_serializer(mode="wrap")
+    def _without_absent(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in serialize(self).items() if name not in ADDED or value}
+
+    def lacks(self, folder: Path, config: OutputsConfig) -> bool:
+        """Whether a file that is asked for is missing, damaged, or was written with other settings.
+
+        Reads the other files whole, and not the MP4 file: see `is_as_listed`.
+        """
+        if (self.video or VideoConfig()).resolved() != config.video.resolved():
+            return True
+        listed = {other.kind: other for other in self.others}
+        for kind in config.outputs:
+            if kind == "mp4":
+                continue
+            other = listed.get(kind)
+            if other is None or other.side not in (None, config.preview_side):
+                return True
+            path = folder / other.file
+            if not path.is_file() or path.stat().st_size != other.num_bytes or file_sha256(path) != other.sha256:
+                return True
+        return False
+
+    @property
+    def latent(self) -> OutputFile | None:
+        """The file with its latent, if there is one."""
+        return next((other for other in self.others if other.kind == "webdataset"), None)
 
     def shown(self, right: bool | None = None) -> GalleryClip:
         """The clip as pages show it.
@@ -50,6 +105,11 @@ class FailedClip(Record):
     reason: str
 
 
+def other_name(clip_file: str, kind: OutputFormat) -> str:
+    """The name of a file beside a clip's MP4 file."""
+    return clip_file.removesuffix(CLIP_SUFFIX) + OTHER_SUFFIXES[kind]
+
+
 def segments(output_dir: Path) -> list[Path]:
     """The files that list the clips of a samples folder: the manifest, and those of jobs on parts of the prompts."""
     return [output_dir / SAMPLES_NAME, *sorted(output_dir.glob(SEGMENTS))]
@@ -58,20 +118,33 @@ def segments(output_dir: Path) -> list[Path]:
 def iterate_samples(output_dir: Path) -> Iterator[SampledClip]:
     """The clips that a samples folder lists, one at a time and each once; none where there is no manifest.
 
+    Of a clip with a line of a shard, that one counts: it is newer than one in the manifest.
+
     A last line without its end, which a job was writing when it was killed, is left out.
 
     Raises:
         SamplesError: a line is damaged, or names a file outside the folder.
     """
-    seen, paths = set[bytes](), [path for path in segments(output_dir) if path.is_file()]
+    paths = [path for path in segments(output_dir) if path.is_file()]
+    if len(paths) < 2:
+        for path in paths:
+            yield from _lines_of(path)
+        return
+    newer, seen = set[bytes](), set[bytes]()
     for path in paths:
-        with refused_lines():
-            for clip in iterate_jsonl(path, SampledClip, ignore_unfinished=True):
-                key = clip.request.id.encode()
-                if key not in seen:
-                    yield clip
-                if len(paths) > 1:
-                    seen.add(key)
+        if path.name != SAMPLES_NAME:
+            newer.update(clip.request.id.encode() for clip in _lines_of(path))
+    for path in paths:
+        skipped = newer if path.name == SAMPLES_NAME else seen
+        for clip in _lines_of(path):
+            if (key := clip.request.id.encode()) not in skipped and key not in seen:
+                yield clip
+                seen.add(key)
+
+
+def _lines_of(path: Path) -> Iterator[SampledClip]:
+    with refused_lines():
+        yield from iterate_jsonl(path, SampledClip, ignore_unfinished=True)
 
 
 def read_samples(output_dir: Path) -> list[SampledClip]:
@@ -99,7 +172,9 @@ def is_as_listed(path: Path, listed: SampledClip | None) -> bool:
     """Whether a file is the clip that its line describes; without a line, whether it is a whole clip."""
     if listed is None or listed.sha256 is None:
         return is_whole_clip(path)
-    return path.is_file() and file_sha256(path) == listed.sha256
+    if not path.is_file() or listed.num_bytes not in (None, path.stat().st_size):
+        return False
+    return file_sha256(path) == listed.sha256
 
 
 def is_whole_clip(path: Path) -> bool:

@@ -14,8 +14,8 @@ from data.errors import ReelflowError, shorten
 from pipeline.run.fingerprints import output_json
 from pipeline.sample.checks import check_settings, contradiction_in
 from pipeline.sample.conditions import BIASED, check_given
-from pipeline.sample.config import SampleConfig
-from pipeline.sample.given import ImageFile, given_of
+from pipeline.sample.config import MP4_ALONE, OutputsConfig, SampleConfig
+from pipeline.sample.given import NOTHING, Given, ImageFile, given_of
 from pipeline.sample.images import check_image
 from pipeline.sample.model import SampledModel
 from pipeline.sample.prompts import SHAPE_FIELDS, PlacedPrompt, Prompt, PromptError, refusal
@@ -103,6 +103,8 @@ class Plan:
     compare_unguided: bool = False
     """Plan every clip a second time without guidance."""
     bad_rows: BadRows = field(default_factory=BadRows)
+    outputs: OutputsConfig = MP4_ALONE
+    """The files to make of each clip: clips that cannot be written so are refused."""
 
     def __iter__(self) -> Iterator[PromptRequest]:
         """The requests, in the order of the prompts."""
@@ -173,6 +175,7 @@ class Plan:
             check_given(self.model, prompt, bucket, row.config)
             image = None if prompt.image is None else self._image(prompt.image)
             given = given_of(prompt, self._image)
+            self._check_outputs(bucket, given)
         except PromptError as error:
             raise PromptError(f"{place}: {error}") from error
         scale, start = row.config.guidance_scale, start_of(image, given)
@@ -202,6 +205,16 @@ class Plan:
                         metadata=prompt.metadata,
                     ),
                 )
+
+    def _check_outputs(self, bucket: Bucket, given: Given | None) -> None:
+        if (refusal := self.outputs.video.size_refusal(bucket.height, bucket.width)) is not None:
+            raise PromptError(f"sample.video: {refusal}")
+        total = (given or NOTHING).total_frames or bucket.num_frames
+        if "webdataset" in self.outputs.outputs and total > bucket.num_frames:
+            raise PromptError(
+                f"total_frames {total}: a clip of several windows has no latent, which webdataset in sample.outputs "
+                "stores; leave one of them out"
+            )
 
     def _bucket(self, place: str, prompt: Prompt) -> Bucket:
         given = {name: value for name in SHAPE_FIELDS if (value := getattr(prompt, name)) is not None}

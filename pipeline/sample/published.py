@@ -29,7 +29,12 @@ from pipeline.checkpoint.published import (
     read_json,
 )
 from pipeline.checkpoint.published_networks import check_transformer, transformer_weights
-from pipeline.encode.published import autoencoder_stats, load_published_autoencoder, open_autoencoder
+from pipeline.encode.published import (
+    autoencoder_stats,
+    export_published_autoencoder,
+    load_published_autoencoder,
+    open_autoencoder,
+)
 from pipeline.run.weight_names import FIRST_AVERAGE, MASTER, WeightsName
 from pipeline.sample.model import SampledModel
 
@@ -53,6 +58,11 @@ class PublishedModel(SampledModel):
 
     def __str__(self) -> str:
         return str(self.folder)
+
+    @property
+    def title(self) -> str:
+        """As `SampledModel.title`."""
+        return "published pipeline"
 
     @property
     def sampling_defaults(self) -> tuple[dict[str, Any], list[str]]:
@@ -93,6 +103,10 @@ class PublishedModel(SampledModel):
     def load_autoencoder(self) -> VideoAutoencoder:
         """As `SampledModel.load_autoencoder`."""
         return load_published_autoencoder(self.autoencoder)
+
+    def export_autoencoder(self, path: Path) -> None:
+        """As `SampledModel.export_autoencoder`."""
+        export_published_autoencoder(self.autoencoder, path)
 
 
 def published_model(folder: Path) -> PublishedModel:

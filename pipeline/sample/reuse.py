@@ -1,17 +1,20 @@
 """Which clips of a samples folder can be kept: those that are what their lines say."""
 
 import logging
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from data.files.checksums import file_sha256
+from pipeline.sample.config import MP4_ALONE, OutputsConfig
 from pipeline.sample.manifest import Manifest
-from pipeline.sample.outputs import SAMPLES_NAME, SampledClip, is_as_listed
+from pipeline.sample.outputs import CLIP_SUFFIX, SAMPLES_NAME, SampledClip, is_as_listed
+from pipeline.sample.provenance import ProvenanceError, read_provenance
 from pipeline.sample.requests import ID_DIGITS, PromptRequest
 
+CLIP_NAME = re.compile(rf"[^.].*[0-9a-f]{{{ID_DIGITS}}}{re.escape(CLIP_SUFFIX)}")
 logger = logging.getLogger(__name__)
-
-SUFFIX = ".mp4"
 
 
 @dataclass
@@ -21,22 +24,30 @@ class Reused:
     num_requests: int = 0
     num_made: int = 0
     num_damaged: int = 0
+    num_incomplete: int = 0
     num_adopted: int = 0
     num_gone: int = 0
 
 
 def reused_clips(
-    manifest: Manifest, requests: Callable[[], Iterable[PromptRequest]], model: str | None = None
+    manifest: Manifest,
+    requests: Callable[[], Iterable[PromptRequest]],
+    model: str | None = None,
+    model_folder: str | None = None,
+    outputs: OutputsConfig = MP4_ALONE,
 ) -> Reused:
     """Rewrite a manifest as the requests whose clips are whole, in their order, and then the clips of other requests.
 
     The name of a clip's file is the address of its content, so a request is compared with the file of its own name
     alone: it must have the checksum of its line. A whole file whose line was lost is listed again, and of a line there
-    is, only the checksum and the number of network calls are kept. The other lines of a shard stay in their files.
+    is, only what it says of its files is kept. A clip is made again if any file that is asked for is not there as it
+    should be: all files of a clip are of one making. The other lines of a shard stay in their files.
 
     Args:
         requests: gives them anew each time.
         model: fingerprint of the checkpoint that they are sampled with.
+        model_folder: where that is.
+        outputs: which files each clip has to have.
     """
     found, wanted = Reused(), set[str]()
 
@@ -45,16 +56,19 @@ def reused_clips(
             found.num_requests += 1
             wanted.add(request.id)
             path, line = manifest.folder / request.file_name, manifest.line(request.id)
-            if is_as_listed(path, line):
-                found.num_made += 1
-                found.num_adopted += line is None
-                calls = None if line is None else line.num_network_calls
-                digest = file_sha256(path) if line is None or line.sha256 is None else line.sha256
-                yield SampledClip(
-                    file=request.file_name, request=request, num_network_calls=calls, sha256=digest, model=model
-                )
-            else:
+            if not is_as_listed(path, line):
                 found.num_damaged += path.is_file()
+                manifest.forget(request.id)
+                continue
+            clip = _listed_anew(path, request) if line is None else _with_request(line, path, request)
+            clip = clip.model_copy(update={"model": model, "model_folder": model_folder})
+            if clip.lacks(manifest.folder, outputs):
+                found.num_incomplete += 1
+                manifest.forget(request.id)
+                continue
+            found.num_made += 1
+            found.num_adopted += line is None
+            yield clip
         for clip in manifest.own_lines():
             if clip.request.id in wanted:
                 continue
@@ -64,7 +78,7 @@ def reused_clips(
                 yield clip
 
     manifest.rewrite(lines())
-    names = (path.name for path in manifest.folder.glob(f"*{SUFFIX}") if not path.name.startswith("."))
+    names = (path.name for path in manifest.folder.glob(f"*{CLIP_SUFFIX}") if CLIP_NAME.fullmatch(path.name))
     unlisted = (
         [id_in(name) not in wanted and id_in(name) not in manifest for name in names] if manifest.is_whole else []
     )
@@ -75,6 +89,10 @@ def reused_clips(
             "stay, but out of the gallery; sample with their own prompts and settings to list them again",
         ),
         (found.num_damaged, "clips are damaged or cut short, and are made again"),
+        (
+            found.num_incomplete,
+            "clips lack a file that is asked for, or were written with other settings of outputs, and are made again",
+        ),
         (found.num_adopted, f"clips were not listed in {SAMPLES_NAME}; they are listed again"),
         (found.num_gone, f"clips of other settings are gone; their lines leave {SAMPLES_NAME}"),
     ):
@@ -83,6 +101,28 @@ def reused_clips(
     return found
 
 
+def _with_request(line: SampledClip, path: Path, request: PromptRequest) -> SampledClip:
+    """A line, with the request as it is made today."""
+    digest = file_sha256(path) if line.sha256 is None else line.sha256
+    return line.model_copy(update={"file": path.name, "request": request, "sha256": digest})
+
+
+def _listed_anew(path: Path, request: PromptRequest) -> SampledClip:
+    """The line of a whole clip that has none. Of the files beside it there is no checksum: they count as missing."""
+    try:
+        video = read_provenance(path).video
+    except ProvenanceError:
+        video = None
+    return SampledClip(
+        file=path.name,
+        request=request,
+        num_network_calls=None,
+        sha256=file_sha256(path),
+        num_bytes=path.stat().st_size if video is not None else None,
+        video=video,
+    )
+
+
 def id_in(file: str) -> str:
     """The id at the end of the name of a clip's file."""
-    return file.removesuffix(SUFFIX)[-ID_DIGITS:]
+    return file.removesuffix(CLIP_SUFFIX)[-ID_DIGITS:]

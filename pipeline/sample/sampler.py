@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -52,6 +53,17 @@ class LoadedNetwork:
 
     network: VelocityNetwork
     read_captions: CaptionReader
+
+
+class Part(NamedTuple):
+    """What a window adds to the clips of a group."""
+
+    frames: list[Frames]
+    """Of each clip."""
+    calls: int
+    """Of the network."""
+    latents: list[Float[Tensor, "c t h w"]]
+    """Of the whole window of each clip, before normalisation, on the CPU."""
 
 
 class ClipSampler:
@@ -125,11 +137,11 @@ class ClipSampler:
     def sample_group(self, group: Sequence[PromptRequest]) -> tuple[list[Frames], int]:
         """As `sample`, of one group of `groups`."""
         parts = list(self.stream_group(group))
-        clips = [np.concatenate([frames[row] for frames, _ in parts]) for row in range(len(group))]
-        return clips, sum(calls for _, calls in parts)
+        clips = [np.concatenate([part.frames[row] for part in parts]) for row in range(len(group))]
+        return clips, sum(part.calls for part in parts)
 
-    def stream_group(self, group: Sequence[PromptRequest]) -> Iterator[tuple[list[Frames], int]]:
-        """As `sample_group`, window by window: the frames that each adds to the clips, and its network calls.
+    def stream_group(self, group: Sequence[PromptRequest]) -> Iterator[Part]:
+        """As `sample_group`, window by window.
 
         The group is filled up with copies of its last request. Memory does not grow with the length of the clips.
         """
@@ -145,12 +157,13 @@ class ClipSampler:
                         f"the latents of {request.file_name} are not finite, so its picture would be black; lower "
                         "sample.guidance_scale, or set sample.precision to fp32"
                     )
+            stored = denormalize(latents[: len(group)], self.model.stats).float().cpu()
             clips = self._decoded(latents)
             if shared:
                 clips = [blended(before, after) for before, after in zip(shared, clips, strict=True)]
             end = shape.bucket.num_frames - (shape.compression.num_frames(num_next) if num_next else 0)
             shared = [clip[end:] for clip in clips] if num_next else []
-            yield [clip[:end] for clip in clips[: len(group)]], calls
+            yield Part([clip[:end] for clip in clips[: len(group)]], calls, list(stored))
 
     def shape(self, request: PromptRequest) -> Shape:
         """How clips like this one are put together of windows."""

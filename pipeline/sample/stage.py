@@ -10,7 +10,7 @@ from pipeline.distributed.config import WorkersConfig
 from pipeline.ingest.config import DataConfig
 from pipeline.run.chain import Need
 from pipeline.run.context import RunContext
-from pipeline.run.fingerprints import fingerprint, fingerprint_of_items, output_settings
+from pipeline.run.fingerprints import fingerprint, fingerprint_of_items, output_settings, stored
 from pipeline.run.stage import DriverStage, Outcome
 from pipeline.run.stage_record import OpenStage
 from pipeline.sample.config import SampleSection
@@ -61,7 +61,9 @@ class SampleStage(DriverStage):
             PromptError: the prompts file cannot be used, or asks for a bucket or an image that was not trained.
             CheckpointError: the checkpoint was not trained for these settings.
             TextEncoderError: its text encoder is missing or another one.
+            EncoderError: the installed FFmpeg cannot write such videos.
         """
+        from data.video.codec import check_encoder
         from pipeline.sample.checks import check_can_sample
         from pipeline.sample.model import open_model
         from pipeline.sample.plan import BadRows
@@ -70,6 +72,7 @@ class SampleStage(DriverStage):
 
         model, sampler = open_model(run.run_dir / "dit", verify=False), self.config.sampler()
         check_can_sample(model, sampler)
+        check_encoder(self.config.video)
         bad_rows = BadRows(self.config.bad_rows == "set_aside")
         prompts = self._prompts(run, bad_rows)
         summary = self._plan(model, prompts, bad_rows).check()
@@ -83,6 +86,10 @@ class SampleStage(DriverStage):
             "seed": self.seed,
         }
         return settings | ({"weaker": sorted(summary.weaker)} if summary.weaker else {})
+
+    def continues(self) -> dict[str, Any]:
+        """Which files are made of each clip: another one is added to the clips that are there."""
+        return stored(self.config.files())
 
     def make(self, run: RunContext, opened: OpenStage) -> Outcome:
         """Sample every clip that is missing or cut short.
@@ -98,7 +105,9 @@ class SampleStage(DriverStage):
         from pipeline.sample.plan import BadRows
         from pipeline.sample.prompts import format_prompts
         from pipeline.sample.shards import held_folder
+        from pipeline.sample.training_set import write_training_set
 
+        outputs = self.config.files()
         bad_rows = BadRows(self.config.bad_rows == "set_aside")
         prompts = self._prompts(run, bad_rows)
         with published(opened.folder / "prompts.jsonl") as path, path.open("w", encoding="utf-8") as file:
@@ -106,11 +115,16 @@ class SampleStage(DriverStage):
         model, sampler = open_model(run.run_dir / "dit"), self.config.sampler()
         plan = self._plan(model, prompts, bad_rows)
         with held_folder(opened.folder):
-            samples = sample_clips(model, plan, opened.folder, sampler, self.workers, bad_rows=bad_rows.reasons)
+            samples = sample_clips(
+                model, plan, opened.folder, sampler, self.workers, outputs=outputs, bad_rows=bad_rows.reasons
+            )
             write_gallery(opened.folder, (clip.shown() for clip in samples.all_clips))
+            shards = write_training_set(opened.folder, model, sampler, outputs).files if self._has_shards else []
         samples.check_all_made()
-        files = [clip.file for clip in samples.clips]
-        return Outcome([opened.folder / name for name in (SAMPLES_NAME, GALLERY_NAME, *files)], {"clips": len(files)})
+        clips = samples.clips
+        others = [other.file for clip in clips for other in clip.others if other.kind in outputs.outputs]
+        files = [opened.folder / name for name in (SAMPLES_NAME, GALLERY_NAME, *(clip.file for clip in clips), *others)]
+        return Outcome([*files, *shards], {"clips": len(clips)})
 
     def contents(self, folder: Path) -> dict[str, str]:
         """The clips, by their checksums."""
@@ -129,7 +143,12 @@ class SampleStage(DriverStage):
     def _plan(self, model: "SampledModel", prompts: "Iterable[PlacedPrompt]", bad_rows: "BadRows") -> "Plan":
         from pipeline.sample.plan import Plan
 
-        return Plan(model, self.config.sampler(), prompts, self.seed, self.config.compare_unguided, bad_rows)
+        unguided = self.config.compare_unguided
+        return Plan(model, self.config.sampler(), prompts, self.seed, unguided, bad_rows, self.config.files())
+
+    @property
+    def _has_shards(self) -> bool:
+        return "webdataset" in self.config.outputs
 
     def _prompts(self, run: RunContext, bad_rows: "BadRows") -> "PromptsFile | list[PlacedPrompt]":
         """The prompts file; without one, held-out combinations, or captions of real videos."""

@@ -12,7 +12,8 @@ from data.dataset.buckets import Bucket
 from data.dataset.index import read_index
 from data.files.publish import publish_bytes
 from data.records import Frames
-from data.video.codec import encode_clip, encode_gif
+from data.video.codec import encode_clip
+from data.video.previews import encode_gif
 from pipeline.checkpoint.record import checkpoint_name
 from pipeline.distributed.collectives import from_every_rank
 from pipeline.engine.ema import ShardedEma, averaged_weights

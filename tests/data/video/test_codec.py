@@ -9,7 +9,8 @@ from PIL import Image
 from data.dataset.compression import COMPRESSION
 from data.errors import VideoError
 from data.synthetic import combinations, random_scene, render
-from data.video.codec import ClipEncoder, decode_chunks, decode_clip, encode_clip, encode_gif
+from data.video.codec import ClipEncoder, decode_chunks, decode_clip, encode_clip
+from data.video.previews import encode_gif
 from testing.clips import moving_shapes
 
 

@@ -64,6 +64,10 @@ DECIDED = {
     "SampleSection": Decided(
         output="compare_unguided",
         runtime="prompts bad_rows",
+        later="outputs video preview_side clips_per_shard",
+    ),
+    "VideoConfig": Decided(
+        output="codec crf pixel_format preset",
     ),
     "EvaluateConfig": Decided(
         output="max_reconstructions judge_clips prompts_per_combination",

@@ -251,7 +251,7 @@ def test_windows_continue_one_another_and_the_first_is_the_clip_that_fits_one(fi
     fits = sampler.sample([request_of(total_frames=17)])[0][0]
     assert np.array_equal(fits, plain)
     group, parts = [request_of(total_frames=41)], []
-    for frames, _ in sampler.stream_group(group):
+    for frames, *_ in sampler.stream_group(group):
         parts.append(frames[0])
     assert [len(part) for part in parts] == [12, 12, 17]
     assert np.array_equal(parts[0], plain[:12])

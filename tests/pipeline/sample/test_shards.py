@@ -56,19 +56,40 @@ def test_lines_of_parts_are_read_together_and_join_the_manifest(tmp_path):
         with Manifest(tmp_path, part) as manifest:
             manifest.append(lines)
             assert list(manifest.own_lines()) == lines
-    assert read_samples(tmp_path) == [one, two, three]  # each once
+    assert read_samples(tmp_path) == [two, one, three]  # each once
     with Manifest(tmp_path, Shard(2, 2)) as manifest:
         assert manifest.line(two.request.id) == two  # of the other part
         manifest.append([four])
         manifest.reorder(clip.request for clip in (four, three))
         assert list(manifest.own_lines()) == [four, three]
-    assert read_samples(tmp_path) == [one, two, four, three]
+    assert read_samples(tmp_path) == [two, one, four, three]
     with Manifest(tmp_path) as manifest:
         manifest.reorder(clip.request for clip in (three, one))
     assert [path.name for path in tmp_path.glob("*.jsonl")] == [SAMPLES_NAME]
     lines = read_samples(tmp_path)
     assert lines[:2] == [three, one]
     assert {clip.request.seed for clip in lines[2:]} == {2, 4}
+
+
+def test_a_part_makes_a_clip_anew_whose_line_is_in_the_manifest(tmp_path):
+    old, other = clips(2, 3)
+    new = old.model_copy(update={"sha256": "0" * 64})
+    with Manifest(tmp_path) as manifest:
+        manifest.append([old, other])
+    with Manifest(tmp_path, Shard(1, 2)) as manifest:
+        assert old.request.id in manifest
+        manifest.forget(old.request.id)
+        assert old.request.id not in manifest
+        manifest.append([new])
+        assert manifest.line(old.request.id) == new
+        assert list(manifest.own_lines()) == [new]
+    assert read_samples(tmp_path) == [other, new]  # the newer line counts
+    with Manifest(tmp_path, Shard(2, 2)) as manifest:
+        assert manifest.line(old.request.id) == new
+    with Manifest(tmp_path) as manifest:
+        assert manifest.line(old.request.id) == new
+        manifest.reorder(clip.request for clip in (old, other))
+    assert read_samples(tmp_path) == [new, other]
 
 
 def test_a_line_that_was_cut_short_is_left_out_and_the_next_one_stands_alone(tmp_path):

@@ -1,0 +1,69 @@
+"""The Ray actor that makes clips: it loads the model once, and writes the files of a batch of requests at a time."""
+
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+
+from models.text.pretrained import PretrainedTextEncoder
+from pipeline.encode.captions import text_tensors
+from pipeline.run.precision import prepare_to_compute
+from pipeline.sample.config import MP4_ALONE, OutputsConfig, SampleConfig
+from pipeline.sample.model import open_model
+from pipeline.sample.outputs import SampledClip
+from pipeline.sample.requests import PromptRequest
+from pipeline.sample.sampler import ClipSampler
+from pipeline.sample.writers import ClipWriter, add_all
+
+
+class SamplerActor:
+    """A Ray actor that holds a `ClipSampler`.
+
+    Args:
+        model_dir, output_dir: absolute.
+        num_threads: that compute.
+        outputs: the files to write of each clip.
+    """
+
+    def __init__(
+        self,
+        model_dir: Path,
+        output_dir: Path,
+        config: SampleConfig,
+        num_threads: int,
+        outputs: OutputsConfig = MP4_ALONE,
+    ) -> None:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        prepare_to_compute(device, num_threads)
+        self._sampler = ClipSampler(open_model(model_dir), config, device)
+        self._output_dir, self._outputs = output_dir, outputs
+
+    def make(self, requests: list[PromptRequest]) -> list[SampledClip]:
+        """Sample and publish clips of equal shape and settings; returns their lines of the manifest.
+
+        Clips are compressed and written while the network computes the next ones, or the next windows of long ones.
+        """
+        clips: list[Future[list[SampledClip]]] = []
+        with ThreadPoolExecutor(max_workers=1) as writer:
+            added: Future[None] | None = None
+            for group in self._sampler.groups(requests):
+                writers, total = [self._writer(request) for request in group], 0
+                for part in self._sampler.stream_group(group):
+                    if added is not None:
+                        added.result()  # the memory of one group waits, and an error ends the work
+                    added, total = writer.submit(add_all, writers, part.frames, part.latents), total + part.calls
+                clips.append(writer.submit(self._publish, writers, total))
+        return [clip for published in clips for clip in published.result()]
+
+    def _writer(self, request: PromptRequest) -> ClipWriter:
+        model = self._sampler.model
+        fps = model.bucket(request.bucket).fps
+        return ClipWriter(request, self._outputs, model.named, model.folder, fps)
+
+    def _publish(self, writers: Sequence[ClipWriter], calls: int) -> list[SampledClip]:
+        read, texts = self._sampler.read_captions, [{} for _ in writers]
+        if "webdataset" in self._outputs.outputs and isinstance(read, PretrainedTextEncoder):
+            with torch.inference_mode():
+                texts = [text_tensors(read([each.request.prompt]))[0] for each in writers]
+        return [each.publish(self._output_dir, calls, text) for each, text in zip(writers, texts, strict=True)]
