@@ -301,18 +301,35 @@ def sample(
 @app.command()
 def gallery(
     one: Annotated[Path, typer.Argument(help="A folder of sampled clips.", callback=_expand_home)],
-    other: Annotated[Path, typer.Argument(help="Another one, of the same prompts.", callback=_expand_home)],
-    output: Annotated[Path, typer.Option(metavar="PAGE.html", help="The page to write.", callback=_expand_home)],
+    other: Annotated[
+        Path | None, typer.Argument(help="Another one, of the same prompts, to show beside it.", callback=_expand_home)
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PAGE.html", help="The page to write; of one folder index.html in it.", callback=_expand_home
+        ),
+    ] = None,
+    sheet: Annotated[
+        Path | None,
+        typer.Option(metavar="SHEET.png", help="Write a contact sheet of the first folder too.", callback=_expand_home),
+    ] = None,
     debug: Debug = False,
 ) -> None:
-    """Show the clips of two folders side by side. One folder alone has its page already: index.html in it.
+    """Show the clips of a folder, or those of two side by side.
 
     Example: `reelflow gallery old/clips new/clips --output both.html`
     """
     with _readable_errors(debug):
-        from launch.gallery import show_side_by_side
+        from launch.gallery import show_samples, show_side_by_side, write_sheet
 
-        typer.echo(show_side_by_side(one, other, output))
+        if other is not None and output is None:
+            raise typer.BadParameter("two folders side by side need a page of their own: name it with --output")
+        typer.echo(
+            show_samples(one, output) if other is None or output is None else show_side_by_side(one, other, output)
+        )
+        if sheet is not None:
+            typer.echo(write_sheet(one, sheet))
 
 
 @app.command()
