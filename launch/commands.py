@@ -50,6 +50,10 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Override a field; may be repeated."),
 ]
+Where = Annotated[
+    list[str] | None,
+    typer.Option("--where", metavar="SETTING=VALUE", help="Take the sampled clips with this setting; may be repeated."),
+]
 Retry = Annotated[bool, typer.Option("--retry", help="Try again what an earlier start put in quarantine.")]
 Resume = Annotated[
     bool,
@@ -356,8 +360,13 @@ def compare(
     split: Annotated[
         Literal["train", "validation"] | None, typer.Option(help="Of the reference: all clips if not given.")
     ] = None,
+    where: Where = None,
+    reference_where: Annotated[
+        list[str] | None,
+        typer.Option("--reference-where", metavar="SETTING=VALUE", help="As --where, of the reference."),
+    ] = None,
     guidance_scale: Annotated[
-        float | None, typer.Option(help="Of sampled clips, where a folder holds several scales.")
+        float | None, typer.Option(help="Short for --where guidance_scale=..., of each set that was sampled.")
     ] = None,
     overrides: Overrides = None,
     verbose: Verbose = False,
@@ -369,12 +378,16 @@ def compare(
     Example: `reelflow compare runs/demo/samples runs/demo/clips --output compared --guidance-scale 3`
     """
     with _readable_errors(debug):
-        from launch.compare import Compared, compare_folders
+        from launch.compare import Compared, compare_folders, read_where
         from pipeline.evaluate.measure import Networks
         from pipeline.run.logs import console_log
 
         networks = Networks(clip_features, frame_features, text_similarity)
-        asked = Compared(samples, reference, output, networks, max_clips, split, guidance_scale)
+        ours, theirs = (
+            read_where(folder, given or [], guidance_scale)
+            for folder, given in ((samples, where), (reference, reference_where))
+        )
+        asked = Compared(samples, reference, output, networks, max_clips, split, ours, theirs)
         with console_log(_Start(overrides, False, verbose, quiet, debug).level()):
             for line in compare_folders(asked, overrides or []):
                 if not quiet:
