@@ -54,6 +54,18 @@ Where = Annotated[
     list[str] | None,
     typer.Option("--where", metavar="SETTING=VALUE", help="Take the sampled clips with this setting; may be repeated."),
 ]
+ClipFeatures = Annotated[
+    Path | None,
+    typer.Option(help="TorchScript of a network for clips, such as I3D.", callback=_expand_home),
+]
+FrameFeatures = Annotated[
+    Path | None,
+    typer.Option(help="TorchScript of a network for frames, such as Inception.", callback=_expand_home),
+]
+SimilarityModel = Annotated[
+    Path | None, typer.Option(help="Folder of a CLIP model, for the similarity to the text.", callback=_expand_home)
+]
+MaxClips = Annotated[int, typer.Option(min=4, help="The most clips of each set, evenly chosen.")]
 Retry = Annotated[bool, typer.Option("--retry", help="Try again what an earlier start put in quarantine.")]
 Resume = Annotated[
     bool,
@@ -303,6 +315,54 @@ def sample(
 
 
 @app.command()
+def sweep(
+    target: Annotated[
+        Path, typer.Argument(metavar="TARGET", help="A folder with a DiT checkpoint.", callback=_expand_home)
+    ],
+    prompts: Annotated[
+        str, typer.Argument(metavar="PROMPTS", help="Text with one prompt a line, or a table; a path or a URI.")
+    ],
+    vary: Annotated[
+        list[str],
+        typer.Option("--vary", metavar="SETTING=VALUE,VALUE", help="Values of a setting of sampling; may be repeated."),
+    ],
+    output: Annotated[Path, typer.Option(help="Where clips, figures and pages go.", callback=_expand_home)],
+    reference: Annotated[
+        Path | None,
+        typer.Option(
+            help="Real clips to compare with: those of the checkpoint's run if not given.", callback=_expand_home
+        ),
+    ] = None,
+    clip_features: ClipFeatures = None,
+    frame_features: FrameFeatures = None,
+    text_similarity: SimilarityModel = None,
+    max_clips: MaxClips = 2048,
+    overrides: Overrides = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the combinations; do nothing.")] = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Sample every combination of some settings, and measure what each is good for and what it costs.
+
+    Example: `reelflow sweep runs/demo/dit prompts.txt --vary steps=4,8 --vary solver=heun,ab2 --output sweep`
+    """
+    with _readable_errors(debug):
+        from launch.sweep import Swept, sweep_checkpoint
+        from launch.sweep_plan import read_varied
+        from pipeline.evaluate.measure import Networks
+        from pipeline.run.logs import console_log
+
+        networks = Networks(clip_features, frame_features, text_similarity)
+        asked = Swept(target, output, read_varied(vary), reference, networks, max_clips)
+        given = [*(overrides or []), Given("sample.prompts", prompts)]
+        with console_log(_Start(given, dry_run, verbose, quiet, debug).level()):
+            for line in sweep_checkpoint(asked, given, dry_run=dry_run):
+                if not quiet or line.startswith("warning:"):
+                    typer.echo(line)
+
+
+@app.command()
 def gallery(
     one: Annotated[Path, typer.Argument(help="A folder of sampled clips.", callback=_expand_home)],
     other: Annotated[
@@ -345,18 +405,10 @@ def compare(
         Path, typer.Argument(help="What they are compared with, likewise.", callback=_expand_home, metavar="REFERENCE")
     ],
     output: Annotated[Path, typer.Option(help="Where figures and page go.", callback=_expand_home)],
-    clip_features: Annotated[
-        Path | None,
-        typer.Option(help="TorchScript of a network for clips, such as I3D.", callback=_expand_home),
-    ] = None,
-    frame_features: Annotated[
-        Path | None,
-        typer.Option(help="TorchScript of a network for frames, such as Inception.", callback=_expand_home),
-    ] = None,
-    text_similarity: Annotated[
-        Path | None, typer.Option(help="Folder of a CLIP model, for the similarity to the text.", callback=_expand_home)
-    ] = None,
-    max_clips: Annotated[int, typer.Option(min=4, help="The most clips of each set, evenly chosen.")] = 2048,
+    clip_features: ClipFeatures = None,
+    frame_features: FrameFeatures = None,
+    text_similarity: SimilarityModel = None,
+    max_clips: MaxClips = 2048,
     split: Annotated[
         Literal["train", "validation"] | None, typer.Option(help="Of the reference: all clips if not given.")
     ] = None,

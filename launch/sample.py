@@ -65,13 +65,7 @@ def sample_checkpoint(
         StoppedError: the process got SIGTERM.
     """
     model = open_model(target)
-    tree, warnings = _defaults(model, overrides)
-    for override in overrides:
-        apply_override(tree, override, SamplingConfig)
-    try:
-        config = SamplingConfig.model_validate(tree)
-    except ValidationError as error:
-        raise ConfigError(explain(error, "--set", SamplingConfig)) from error
+    config, warnings = read_settings(model, overrides)
     section = config.sample
     if section.prompts is None:
         raise ConfigError("sample.prompts is not set; give a prompts file with --prompts")
@@ -108,6 +102,21 @@ def sample_checkpoint(
     earlier = num_listed - samples.num_clips
     beside = f" beside {earlier} of other settings" if earlier else ""
     yield f"{samples.num_clips} clips in {output_dir}{beside}, shown in {output_dir / GALLERY_NAME}"
+
+
+def read_settings(model: SampledModel, overrides: Sequence[Override]) -> tuple[SamplingConfig, list[str]]:
+    """The settings to sample a model with, those it was made for and the overrides, and warnings.
+
+    Raises:
+        ConfigError: an override is wrong.
+    """
+    tree, warnings = _defaults(model, overrides)
+    for override in overrides:
+        apply_override(tree, override, SamplingConfig)
+    try:
+        return SamplingConfig.model_validate(tree), warnings
+    except ValidationError as error:
+        raise ConfigError(explain(error, "--set", SamplingConfig)) from error
 
 
 def _defaults(model: SampledModel, overrides: Sequence[Override]) -> tuple[dict[str, Any], list[str]]:
