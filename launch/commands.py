@@ -50,6 +50,22 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Override a field; may be repeated."),
 ]
+Where = Annotated[
+    list[str] | None,
+    typer.Option("--where", metavar="SETTING=VALUE", help="Take the sampled clips with this setting; may be repeated."),
+]
+ClipFeatures = Annotated[
+    Path | None,
+    typer.Option(help="TorchScript of a network for clips, such as I3D.", callback=_expand_home),
+]
+FrameFeatures = Annotated[
+    Path | None,
+    typer.Option(help="TorchScript of a network for frames, such as Inception.", callback=_expand_home),
+]
+SimilarityModel = Annotated[
+    Path | None, typer.Option(help="Folder of a CLIP model, for the similarity to the text.", callback=_expand_home)
+]
+MaxClips = Annotated[int, typer.Option(min=4, help="The most clips of each set, evenly chosen.")]
 Retry = Annotated[bool, typer.Option("--retry", help="Try again what an earlier start put in quarantine.")]
 Resume = Annotated[
     bool,
@@ -345,20 +361,85 @@ def remake(
 
 
 @app.command()
-def gallery(
-    one: Annotated[Path, typer.Argument(help="A folder of sampled clips.", callback=_expand_home)],
-    other: Annotated[Path, typer.Argument(help="Another one, of the same prompts.", callback=_expand_home)],
-    output: Annotated[Path, typer.Option(metavar="PAGE.html", help="The page to write.", callback=_expand_home)],
+def sweep(
+    target: Annotated[
+        Path, typer.Argument(metavar="TARGET", help="A folder with a DiT checkpoint.", callback=_expand_home)
+    ],
+    prompts: Annotated[
+        str, typer.Argument(metavar="PROMPTS", help="Text with one prompt a line, or a table; a path or a URI.")
+    ],
+    vary: Annotated[
+        list[str],
+        typer.Option("--vary", metavar="SETTING=VALUE,VALUE", help="Values of a setting of sampling; may be repeated."),
+    ],
+    output: Annotated[Path, typer.Option(help="Where clips, figures and pages go.", callback=_expand_home)],
+    reference: Annotated[
+        Path | None,
+        typer.Option(
+            help="Real clips to compare with: those of the checkpoint's run if not given.", callback=_expand_home
+        ),
+    ] = None,
+    clip_features: ClipFeatures = None,
+    frame_features: FrameFeatures = None,
+    text_similarity: SimilarityModel = None,
+    max_clips: MaxClips = 2048,
+    overrides: Overrides = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the combinations; do nothing.")] = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Show the clips of two folders side by side. One folder alone has its page already: index.html in it.
+    """Sample every combination of some settings, and measure what each is good for and what it costs.
+
+    Example: `reelflow sweep runs/demo/dit prompts.txt --vary steps=4,8 --vary solver=heun,ab2 --output sweep`
+    """
+    with _readable_errors(debug):
+        from launch.sweep import Swept, sweep_checkpoint
+        from launch.sweep_plan import read_varied
+        from pipeline.evaluate.measure import Networks
+        from pipeline.run.logs import console_log
+
+        networks = Networks(clip_features, frame_features, text_similarity)
+        asked = Swept(target, output, read_varied(vary), reference, networks, max_clips)
+        given = [*(overrides or []), Given("sample.prompts", prompts)]
+        with console_log(_Start(given, dry_run, verbose, quiet, debug).level()):
+            for line in sweep_checkpoint(asked, given, dry_run=dry_run):
+                if not quiet or line.startswith("warning:"):
+                    typer.echo(line)
+
+
+@app.command()
+def gallery(
+    one: Annotated[Path, typer.Argument(help="A folder of sampled clips.", callback=_expand_home)],
+    other: Annotated[
+        Path | None, typer.Argument(help="Another one, of the same prompts, to show beside it.", callback=_expand_home)
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PAGE.html", help="The page to write; of one folder index.html in it.", callback=_expand_home
+        ),
+    ] = None,
+    sheet: Annotated[
+        Path | None,
+        typer.Option(metavar="SHEET.png", help="Write a contact sheet of the first folder too.", callback=_expand_home),
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Show the clips of a folder, or those of two side by side.
 
     Example: `reelflow gallery old/clips new/clips --output both.html`
     """
     with _readable_errors(debug):
-        from launch.gallery import show_side_by_side
+        from launch.gallery import show_samples, show_side_by_side, write_sheet
 
-        typer.echo(show_side_by_side(one, other, output))
+        if other is not None and output is None:
+            raise typer.BadParameter("two folders side by side need a page of their own: name it with --output")
+        typer.echo(
+            show_samples(one, output) if other is None or output is None else show_side_by_side(one, other, output)
+        )
+        if sheet is not None:
+            typer.echo(write_sheet(one, sheet))
 
 
 @app.command()
@@ -370,23 +451,20 @@ def compare(
         Path, typer.Argument(help="What they are compared with, likewise.", callback=_expand_home, metavar="REFERENCE")
     ],
     output: Annotated[Path, typer.Option(help="Where figures and page go.", callback=_expand_home)],
-    clip_features: Annotated[
-        Path | None,
-        typer.Option(help="TorchScript of a network for clips, such as I3D.", callback=_expand_home),
-    ] = None,
-    frame_features: Annotated[
-        Path | None,
-        typer.Option(help="TorchScript of a network for frames, such as Inception.", callback=_expand_home),
-    ] = None,
-    text_similarity: Annotated[
-        Path | None, typer.Option(help="Folder of a CLIP model, for the similarity to the text.", callback=_expand_home)
-    ] = None,
-    max_clips: Annotated[int, typer.Option(min=4, help="The most clips of each set, evenly chosen.")] = 2048,
+    clip_features: ClipFeatures = None,
+    frame_features: FrameFeatures = None,
+    text_similarity: SimilarityModel = None,
+    max_clips: MaxClips = 2048,
     split: Annotated[
         Literal["train", "validation"] | None, typer.Option(help="Of the reference: all clips if not given.")
     ] = None,
+    where: Where = None,
+    reference_where: Annotated[
+        list[str] | None,
+        typer.Option("--reference-where", metavar="SETTING=VALUE", help="As --where, of the reference."),
+    ] = None,
     guidance_scale: Annotated[
-        float | None, typer.Option(help="Of sampled clips, where a folder holds several scales.")
+        float | None, typer.Option(help="Short for --where guidance_scale=..., of each set that was sampled.")
     ] = None,
     overrides: Overrides = None,
     verbose: Verbose = False,
@@ -398,12 +476,16 @@ def compare(
     Example: `reelflow compare runs/demo/samples runs/demo/clips --output compared --guidance-scale 3`
     """
     with _readable_errors(debug):
-        from launch.compare import Compared, compare_folders
+        from launch.compare import Compared, compare_folders, read_where
         from pipeline.evaluate.measure import Networks
         from pipeline.run.logs import console_log
 
         networks = Networks(clip_features, frame_features, text_similarity)
-        asked = Compared(samples, reference, output, networks, max_clips, split, guidance_scale)
+        ours, theirs = (
+            read_where(folder, given or [], guidance_scale)
+            for folder, given in ((samples, where), (reference, reference_where))
+        )
+        asked = Compared(samples, reference, output, networks, max_clips, split, ours, theirs)
         with console_log(_Start(overrides, False, verbose, quiet, debug).level()):
             for line in compare_folders(asked, overrides or []):
                 if not quiet:

@@ -1,36 +1,37 @@
 """Compare two sets of clips: sampled clips with the data, or the samples of two models."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from pydantic import ValidationError
+from pydantic import JsonValue, ValidationError
 
 from data.dataset.clip import Split
+from data.errors import shorten
 from data.files.publish import publish_text
 from data.records import Record, Settings
 from launch.cluster import connected
 from launch.config import ClusterConfig, check_writable
 from launch.overrides import ConfigError, Override, apply_override, explain
-from pipeline.evaluate.clip_sets import ClipSet, ClipSetError, open_clips
+from launch.plain_yaml import YamlError, read_plain_yaml
+from pipeline.evaluate.clip_sets import ClipSet, ClipSetError, SampledClips, open_clips, values_of
 from pipeline.evaluate.comparison import MIN_CLIPS, Comparison, compare
-from pipeline.evaluate.intervals import Estimate
+from pipeline.evaluate.comparison_rows import (
+    copies_told,
+    distance_tiles,
+    figure_rows,
+    nearest_pairs,
+    paired_figure_rows,
+    uncorrected,
+)
 from pipeline.evaluate.measure import Measured, Networks, measure_sets
-from pipeline.report.comparison_page import ComparisonPage, FigureRow, NearestPair, Tile, write_comparison_page
+from pipeline.evaluate.scores import ClipScores, clip_scores, shown_clips
+from pipeline.report.comparison_page import ComparisonPage, write_comparison_page
+from pipeline.report.gallery import GallerySide, write_comparison, write_gallery
+from pipeline.sample.outputs import SAMPLES_NAME
 
-RESULT_NAME = "comparison.json"
+RESULT_NAME, SCORES_NAME, GALLERY_NAME = "comparison.json", "scores.jsonl", "gallery.html"
 CACHE_NAME = "measured"
-MEANINGS = {
-    "brightness": "mean luma, 0 to 1",
-    "contrast": "deviation of the luma within a frame",
-    "saturation": "mean of the largest minus the smallest of red, green and blue",
-    "coloured_area": "share of coloured pixels",
-    "sharpness": "difference of neighbouring pixels",
-    "motion": "difference of neighbouring frames",
-    "flicker": "difference of a frame from the mean of its neighbours",
-    "diversity": "mean distance of two clips",
-    "similarity": "cosine of the embeddings of frames and text",
-}
 
 
 class ComparingConfig(Settings):
@@ -52,8 +53,10 @@ class Compared:
     """Of each set."""
     split: Split | None
     """Of the reference, where it is a dataset."""
-    guidance_scale: float | None
-    """Of sampled clips; None: they have one."""
+    where: Mapping[str, JsonValue] = field(default_factory=dict)
+    """Settings of the samples to take of their folder."""
+    reference_where: Mapping[str, JsonValue] = field(default_factory=dict)
+    """Likewise of the reference."""
 
 
 class Source(Record):
@@ -63,6 +66,8 @@ class Source(Record):
     """Names of its run and of the folder in it."""
     fingerprint: str
     num_unreadable: int
+    settings: dict[str, list[JsonValue]]
+    """Of sampled clips: the values that they have of each setting; of a dataset none."""
 
 
 class Result(Record):
@@ -70,6 +75,10 @@ class Result(Record):
 
     samples: Source
     reference: Source
+    max_clips: int
+    split: Split | None
+    networks: str
+    """Fingerprint of the networks that clips are measured with."""
     clip_features: str
     frame_features: str
     comparison: Comparison
@@ -85,7 +94,8 @@ def compare_folders(asked: Compared, overrides: Sequence[Override]) -> Iterator[
         VideoError: no clip of a set can be read.
     """
     config = _read_config(overrides)
-    samples, reference = _open(asked, asked.samples, None), _open(asked, asked.reference, asked.split)
+    samples = _open(asked, asked.samples, None, asked.where)
+    reference = _open(asked, asked.reference, asked.split, asked.reference_where)
     names = asked.networks.check()
     check_writable(asked.output)
     cache, workers = asked.output / CACHE_NAME, config.cluster.workers
@@ -97,14 +107,62 @@ def compare_folders(asked: Compared, overrides: Sequence[Override]) -> Iterator[
     result = Result(
         samples=_source(samples, ours),
         reference=_source(reference, theirs),
+        max_clips=asked.max_clips,
+        split=asked.split,
+        networks=asked.networks.fingerprint(),
         clip_features=names[0],
         frame_features=names[1],
         comparison=found,
     )
     publish_text(asked.output / RESULT_NAME, result.model_dump_json(indent=2) + "\n")
+    scores = clip_scores(ours, samples.names, theirs)
+    publish_text(asked.output / SCORES_NAME, "".join(f"{each.model_dump_json()}\n" for each in scores.values()))
     page = write_comparison_page(_page(result, samples, reference), asked.output)
     yield from _lines(result)
-    yield f"wrote {asked.output / RESULT_NAME} and {page}"
+    yield f"wrote {asked.output / RESULT_NAME}, {asked.output / SCORES_NAME} and {page}"
+    if isinstance(samples, SampledClips):
+        yield _write_gallery(
+            asked.output / GALLERY_NAME, samples, scores, reference, clip_scores(theirs, reference.names)
+        )
+
+
+def read_where(folder: Path, given: Sequence[str], guidance_scale: float | None) -> dict[str, JsonValue]:
+    """The settings of the clips to take of a folder, of options SETTING=VALUE.
+
+    Args:
+        guidance_scale: of sampled clips; a dataset has none.
+
+    Raises:
+        ConfigError: an option is not of that form.
+    """
+    found: dict[str, JsonValue] = {}
+    for text in given:
+        name, separator, value = text.partition("=")
+        if not separator or not name:
+            raise ConfigError(f"--where {shorten(text)}: write SETTING=VALUE, for example --where steps=8")
+        try:
+            found[name.removeprefix("sample.")] = read_plain_yaml(value, whole=True)
+        except YamlError as error:
+            raise ConfigError(f"--where {shorten(text)}: {error}") from error
+    if guidance_scale is not None and (folder / SAMPLES_NAME).is_file():
+        found["guidance_scale"] = guidance_scale
+    return found
+
+
+def _write_gallery(
+    page: Path,
+    samples: SampledClips,
+    scores: Mapping[str, ClipScores],
+    reference: ClipSet,
+    reference_scores: Mapping[str, ClipScores],
+) -> str:
+    """A page of the samples with their scores, beside clips of equal prompt and seed if the reference has any."""
+    side = GallerySide(samples.folder, shown_clips(samples, scores))
+    if isinstance(reference, SampledClips):
+        other = GallerySide(reference.folder, shown_clips(reference, reference_scores))
+        if number := write_comparison(page, side, other, match_settings=False):
+            return f"wrote {page}: {number} pairs"
+    return f"wrote {page}: {write_gallery(samples.folder, side.clips, page)} clips"
 
 
 def _read_config(overrides: Sequence[Override]) -> ComparingConfig:
@@ -117,8 +175,8 @@ def _read_config(overrides: Sequence[Override]) -> ComparingConfig:
         raise ConfigError(explain(error, "--set", ComparingConfig)) from error
 
 
-def _open(asked: Compared, folder: Path, split: Split | None) -> ClipSet:
-    clips = open_clips(folder, asked.max_clips, split, asked.guidance_scale)
+def _open(asked: Compared, folder: Path, split: Split | None, where: Mapping[str, JsonValue]) -> ClipSet:
+    clips = open_clips(folder, asked.max_clips, split, where)
     _check_number(folder, len(clips.names))
     return clips
 
@@ -133,6 +191,7 @@ def _source(clips: ClipSet, measured: Measured) -> Source:
         folder="/".join(clips.folder.resolve().parts[-2:]),  # results are shared: no paths of the machine
         fingerprint=clips.fingerprint,
         num_unreadable=len(clips.names) - len(measured.numbers),
+        settings=values_of(clips.clips) if isinstance(clips, SampledClips) else {},
     )
 
 
@@ -143,70 +202,26 @@ def _lines(result: Result) -> Iterator[str]:
     yield f"  kernel distance of clips    {found.kernel_video}"
     yield f"  Fréchet distance of frames  {found.frechet_frames}  (uncorrected {found.frechet_frames.value:.4g})"
     yield f"  features                    {result.clip_features}; {result.frame_features}"
-    for row in _rows(found):
+    for name, share in found.adherence.items():
+        yield f"  right in {name:18} {share}"
+    for row in figure_rows(found):
         yield f"  {row.name:27} {row.samples} beside {row.reference}{', different' if row.is_different else ''}"
-    yield f"  copies                      {_copies(found)}"
-
-
-def _rows(found: Comparison) -> list[FigureRow]:
-    drifts = {**found.drifts, "diversity": found.diversity}
-    if found.similarity is not None:
-        drifts["similarity"] = found.similarity
-    return [
-        FigureRow(
-            name=name,
-            meaning=MEANINGS[name],
-            samples=str(drift.samples),
-            reference=str(drift.reference),
-            difference=str(drift.difference),
-            is_different=_is_different(drift.difference),
-        )
-        for name, drift in drifts.items()
-    ]
-
-
-def _is_different(difference: Estimate) -> bool:
-    return not difference.low <= 0 <= difference.high
-
-
-def _copies(found: Comparison) -> str:
-    copies = found.copies
-    return (
-        f"{copies.share_below:.1%} of the samples are nearer to a clip of the reference than {copies.threshold:.3g}, "
-        "which 1 % of its own clips are to each other"
-    )
+    if found.paired:
+        yield f"  of {found.num_pairs} pairs of clips of equal prompt and seed, samples minus reference:"
+    for row in paired_figure_rows(found):
+        yield f"    {row.name:25} {row.difference}"
+    yield f"  copies                      {copies_told(found.copies)}"
 
 
 def _page(result: Result, samples: ClipSet, reference: ClipSet) -> ComparisonPage:
     found = result.comparison
-    ours = {name.key: number for number, name in enumerate(samples.names)}
-    theirs = {name.key: number for number, name in enumerate(reference.names)}
     return ComparisonPage(
         samples=result.samples.folder,
         reference=result.reference.folder,
-        tiles=[
-            Tile(str(found.frechet_video), "Fréchet distance of clips"),
-            Tile(str(found.kernel_video), "kernel distance of clips"),
-            Tile(str(found.frechet_frames), "Fréchet distance of frames"),
-            Tile(f"{found.num_samples} / {found.num_reference}", "clips of samples / reference"),
-        ],
-        notes=[
-            f"Features: {result.clip_features}; {result.frame_features}.",
-            f"Without the correction: {found.frechet_video.value:.4g} of clips, {found.frechet_frames.value:.4g} of "
-            "frames, which is what publications report.",
-        ],
-        rows=_rows(found),
-        paired=[
-            FigureRow(name, MEANINGS[name], "", "", str(estimate), _is_different(estimate))
-            for name, estimate in found.paired.items()
-        ],
-        copies=_copies(found) + ".",
-        pairs=[
-            NearestPair(
-                samples.read(ours[pair.sample]),
-                reference.read(theirs[pair.reference]),
-                f"distance {pair.distance:.3g}: {samples.names[ours[pair.sample]].text}",
-            )
-            for pair in found.copies.nearest
-        ],
+        tiles=distance_tiles(found),
+        notes=[f"Features: {result.clip_features}; {result.frame_features}.", uncorrected(found)],
+        rows=figure_rows(found),
+        paired=paired_figure_rows(found),
+        copies=copies_told(found.copies) + ".",
+        pairs=nearest_pairs(found, samples, reference),
     )

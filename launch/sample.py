@@ -68,13 +68,7 @@ def sample_checkpoint(
         StoppedError: the process got SIGTERM.
     """
     model = open_model(target)
-    tree, warnings = _defaults(model, overrides)
-    for override in overrides:
-        apply_override(tree, override, SamplingConfig)
-    try:
-        config = SamplingConfig.model_validate(tree)
-    except ValidationError as error:
-        raise ConfigError(explain(error, "--set", SamplingConfig)) from error
+    config, warnings = read_settings(model, overrides)
     section = config.sample
     if section.prompts is None:
         raise ConfigError("sample.prompts is not set; give a prompts file with --prompts")
@@ -125,6 +119,21 @@ def sample_checkpoint(
     if training_set is not None:
         rest = f"; {n} others have no latent of this model" if (n := training_set.num_left_out) else ""
         yield f"{training_set.num_clips} clips with latents in shards in {training_set.folder}{rest}"
+
+
+def read_settings(model: SampledModel, overrides: Sequence[Override]) -> tuple[SamplingConfig, list[str]]:
+    """The settings to sample a model with, those it was made for and the overrides, and warnings.
+
+    Raises:
+        ConfigError: an override is wrong.
+    """
+    tree, warnings = _defaults(model, overrides)
+    for override in overrides:
+        apply_override(tree, override, SamplingConfig)
+    try:
+        return SamplingConfig.model_validate(tree), warnings
+    except ValidationError as error:
+        raise ConfigError(explain(error, "--set", SamplingConfig)) from error
 
 
 def _defaults(model: SampledModel, overrides: Sequence[Override]) -> tuple[dict[str, Any], list[str]]:

@@ -1,13 +1,16 @@
 """Sets of clips that can be measured: a dataset of clips, or a folder of sampled clips."""
 
+import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from types import MappingProxyType
 from typing import Protocol
 
 import numpy as np
+from pydantic import JsonValue
 
 from data.dataset.clip import Split
 from data.dataset.index import IndexRow, read_index
@@ -18,6 +21,7 @@ from data.files.checksums import file_sha256
 from data.records import Frames
 from data.video.codec import decode_clip
 from pipeline.sample.outputs import SAMPLES_NAME, SampledClip, read_samples
+from pipeline.sample.requests import PromptRequest, start_of
 
 
 class ClipSetError(ReelflowError, ValueError):
@@ -33,7 +37,9 @@ class ClipName:
     text: str
     """Caption or prompt."""
     pair: str
-    """Equal for sampled clips of one prompt and seed; empty in a dataset."""
+    """Equal for sampled clips of one prompt, seed and shape, to which the same was given; empty in a dataset."""
+    expect: Mapping[str, str] | None = None
+    """What the judge of drawn shapes should find, where that is known."""
 
 
 class ClipSet(Protocol):
@@ -103,8 +109,7 @@ class SampledClips:
     def names(self) -> Sequence[ClipName]:
         """As `ClipSet.names`."""
         return [
-            ClipName(clip.file, clip.request.prompt, f"{clip.request.prompt}\0{clip.request.seed}")
-            for clip in self.clips
+            ClipName(clip.file, clip.request.prompt, _pair(clip.request), clip.request.expect) for clip in self.clips
         ]
 
     @property
@@ -118,27 +123,31 @@ class SampledClips:
         return decode_clip((self.folder / self.clips[number].file).read_bytes())
 
 
-def open_clips(folder: Path, limit: int, split: Split | None, guidance_scale: float | None) -> ClipSet:
+def open_clips(
+    folder: Path, limit: int, split: Split | None, where: Mapping[str, JsonValue] = MappingProxyType({})
+) -> ClipSet:
     """The clips of a folder, at most `limit` of them.
 
     Args:
         split: of a dataset; None: all clips.
-        guidance_scale: of sampled clips; None: all, where they have one scale.
+        where: of sampled clips, those with these values of `guidance_scale`, `bucket`, `model` or another setting.
 
     Raises:
-        ClipSetError: it holds no clips, or clips of several scales of which none is named.
+        ClipSetError: it holds no clips, or several of one prompt and seed, of which `where` names none.
         DatasetError: the dataset is unfinished or damaged.
         SamplesError: the manifest of sampled clips is damaged.
     """
     if (folder / SAMPLES_NAME).is_file():
         if split is not None:
             raise ClipSetError(f"{folder} holds sampled clips, which have no splits; leave --split out")
-        return SampledClips(folder, _evenly(_of_scale(folder, guidance_scale), limit))
+        return sampled_clips(folder, _chosen(folder, where), limit)
     if not (folder / MANIFEST_NAME).is_file():
         raise ClipSetError(
             f"{folder} holds neither a finished dataset nor sampled clips; name a folder such as runs/NAME/clips or "
             "runs/NAME/samples"
         )
+    if where:
+        raise ClipSetError(f"{folder} holds a dataset, whose clips have no {', '.join(where)}: leave that out")
     manifest = read_manifest(folder)
     if manifest.kind != "clips":
         raise ClipSetError(f"{folder} holds {manifest.kind}, and clips are compared; name the folder runs/NAME/clips")
@@ -149,25 +158,77 @@ def open_clips(folder: Path, limit: int, split: Split | None, guidance_scale: fl
     return DatasetClips(folder, rows, manifest.fingerprint)
 
 
-def _of_scale(folder: Path, guidance_scale: float | None) -> list[SampledClip]:
-    clips = read_samples(folder)
-    scales = sorted({clip.request.guidance_scale for clip in clips})
-    known = ", ".join(f"{scale:g}" for scale in scales)
-    if guidance_scale is None and len(scales) > 1:
-        raise ClipSetError(f"{folder} holds clips of the guidance scales {known}; name one with --guidance-scale")
-    chosen = [clip for clip in clips if guidance_scale in (None, clip.request.guidance_scale)]
-    if not chosen:
-        wanted = f" of guidance scale {guidance_scale:g}, but of {known}" if scales else ""
-        raise ClipSetError(f"{folder} holds no clips{wanted}")
+def sampled_clips(folder: Path, clips: Iterable[SampledClip], limit: int) -> SampledClips:
+    """Some of the clips of a folder, in the order of `SampledClips`, at most `limit` of them."""
     found, repeats = [], Counter[str]()
-    for clip in sorted(chosen, key=lambda clip: (clip.request.prompt, clip.request.seed, clip.file)):
+    for clip in sorted(clips, key=lambda clip: (clip.request.prompt, clip.request.seed, clip.file)):
         found.append((repeats[clip.request.prompt], clip))
         repeats[clip.request.prompt] += 1
-    return [clip for _, clip in sorted(found, key=lambda each: each[0])]  # stable: by prompt within each round
+    ordered = [clip for _, clip in sorted(found, key=lambda each: each[0])]  # stable: by prompt within each round
+    return SampledClips(folder, [ordered[number] for number in _even_numbers(len(ordered), limit)])
 
 
-def _evenly(clips: list[SampledClip], limit: int) -> list[SampledClip]:
-    return [clips[number] for number in _even_numbers(len(clips), limit)]
+def settings_of(clip: SampledClip) -> dict[str, JsonValue]:
+    """What a clip was sampled with, by name: the settings, and its checkpoint as `model`."""
+    request = clip.request
+    settings = {} if request.settings is None else request.settings.model_dump(mode="json")
+    return settings | {"guidance_scale": request.guidance_scale, "bucket": request.bucket, "model": clip.model}
+
+
+def values_of(clips: Iterable[SampledClip]) -> dict[str, list[JsonValue]]:
+    """The values that clips have of each setting, each once, in their order."""
+    found: dict[str, list[JsonValue]] = {}
+    for settings in map(settings_of, clips):
+        for name, value in settings.items():
+            if value not in found.setdefault(name, []):
+                found[name].append(value)
+    return found
+
+
+def _chosen(folder: Path, where: Mapping[str, JsonValue]) -> list[SampledClip]:
+    """The clips that `where` names.
+
+    Raises:
+        ClipSetError: there is none, or several of one prompt and seed.
+    """
+    clips = read_samples(folder)
+    if not clips:
+        raise ClipSetError(f"{folder} holds no clips")
+    for name, value in where.items():
+        known = values_of(clips)
+        if name not in known:
+            raise ClipSetError(f"{folder} holds no clips that say their {name}; known are {', '.join(known)}")
+        if value not in known[name]:
+            raise ClipSetError(f"{folder} holds no clips of {name} {_told(value)}, but of {_all_told(known[name])}")
+        clips = [clip for clip in clips if settings_of(clip).get(name) == value]
+    groups: dict[str, list[SampledClip]] = {}
+    for clip in clips:
+        groups.setdefault(_pair(clip.request), []).append(clip)
+    differing: dict[str, list[JsonValue]] = {}
+    for group in groups.values():
+        for name, values in values_of(group).items() if len(group) > 1 else ():
+            if len(values) > 1:
+                known = differing.setdefault(name, [])
+                known += [value for value in values if value not in known]
+    if differing:
+        told = ", ".join(f"{name} ({_all_told(values)})" for name, values in differing.items())
+        raise ClipSetError(
+            f"{folder} holds several clips of one prompt and seed, which differ in {told}: name those to compare, with "
+            + " and ".join(f"--where {name}=VALUE" for name in differing)
+        )
+    return clips
+
+
+def _pair(request: PromptRequest) -> str:
+    return f"{request.prompt}\0{request.seed}\0{request.bucket}{start_of(request.image, request.given)}"
+
+
+def _told(value: JsonValue) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _all_told(values: Sequence[JsonValue]) -> str:
+    return ", ".join(sorted(map(_told, values)))
 
 
 def _even_numbers(length: int, limit: int) -> np.ndarray:

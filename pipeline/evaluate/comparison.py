@@ -11,9 +11,17 @@ from scipy.spatial.distance import cdist
 from data.records import Record
 from pipeline.evaluate.clip_sets import ClipName
 from pipeline.evaluate.distances import Gaussian, fit_gaussian, frechet_distance, kernel_distance
-from pipeline.evaluate.intervals import Estimate, jackknife
+from pipeline.evaluate.intervals import (
+    Difference,
+    Estimate,
+    jackknife,
+    paired_difference,
+    paired_share_difference,
+    share,
+)
 from pipeline.evaluate.measure import Measured
 from pipeline.evaluate.statistics import STATISTICS
+from pipeline.report.figures import ATTRIBUTES
 
 COPY_QUANTILE = 0.01
 MAX_PAIRS = 12
@@ -66,10 +74,12 @@ class Comparison(Record):
     """Mean distance of two samples of one prompt; None where no prompt has two."""
     similarity: Drift | None
     """To the text, in [-1, 1]; None where it was not measured."""
+    adherence: dict[str, Estimate]
+    """Share of the samples of which the judge of drawn shapes found each attribute; empty where it cannot tell."""
     copies: Copies
     num_pairs: int
     """Clips of equal prompt and seed in both sets."""
-    paired: dict[str, Estimate]
+    paired: dict[str, Difference]
     """Of these, the mean difference (samples minus reference) of each statistic; empty where there are too few."""
 
 
@@ -87,8 +97,7 @@ def compare(
     Raises:
         ValueError: a set has fewer than 4 clips.
     """
-    scale = reference.features.std(0)
-    scale = np.where(scale > 0, scale, 1)
+    scale = feature_scale(reference)
     ours, theirs = samples.features / scale, reference.features / scale
     our_names = [sample_names[number] for number in samples.numbers]
     their_names = [reference_names[number] for number in reference.numbers]
@@ -109,10 +118,22 @@ def compare(
         diversity=_diversity(ours, theirs),
         same_prompt_diversity=_same_prompt_diversity(ours, [name.text for name in our_names]),
         similarity=_drift(_mean, samples.similarity, reference.similarity) if is_similarity_known else None,
+        adherence=_adherence(samples),
         copies=find_copies(ours, [name.key for name in our_names], theirs, [name.key for name in their_names]),
         num_pairs=len(first),
         paired=_paired(samples, reference, first, second, has_similarity=is_similarity_known),
     )
+
+
+def feature_scale(reference: Measured) -> Float[np.ndarray, " d"]:
+    """What features are divided by for distances of clips: their standard deviation in the reference."""
+    deviations = reference.features.std(0)
+    return np.where(deviations > 0, deviations, 1)
+
+
+def _adherence(samples: Measured) -> dict[str, Estimate]:
+    judged = samples.right[~np.isnan(samples.right).any(1)]
+    return {name: share(judged[:, column]) for column, name in enumerate(ATTRIBUTES)} if len(judged) else {}
 
 
 def _fit_frames(features: Float[np.ndarray, "n f d"]) -> Gaussian:
@@ -203,11 +224,16 @@ def _paired(
     second: Int[np.ndarray, " k"],
     *,
     has_similarity: bool,
-) -> dict[str, Estimate]:
+) -> dict[str, Difference]:
     if len(first) < MIN_CLIPS:
         return {}
     differences = samples.statistics[first] - reference.statistics[second]
-    found = {name: jackknife(_mean, differences[:, column]) for column, name in enumerate(STATISTICS)}
+    found = {name: paired_difference(differences[:, column]) for column, name in enumerate(STATISTICS)}
     if has_similarity:
-        found["similarity"] = jackknife(_mean, samples.similarity[first] - reference.similarity[second])
+        found["similarity"] = paired_difference(samples.similarity[first] - reference.similarity[second])
+    ours, theirs = samples.right[first], reference.right[second]
+    is_judged = ~np.isnan(ours + theirs).any(1)
+    if is_judged.sum() >= MIN_CLIPS:
+        for column, name in enumerate(ATTRIBUTES):
+            found[f"right in {name}"] = paired_share_difference(ours[is_judged, column], theirs[is_judged, column])
     return found

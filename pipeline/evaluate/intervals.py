@@ -10,7 +10,8 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from scipy.stats import t
+from jaxtyping import Float
+from scipy.stats import binomtest, t
 
 from data.records import Record
 
@@ -31,6 +32,13 @@ class Estimate(Record):
 
     def __str__(self) -> str:
         return f"{self.corrected:.4g} [{self.low:.4g}, {self.high:.4g}]"
+
+
+class Difference(Estimate):
+    """The mean difference of pairs."""
+
+    p_value: float
+    """How probable a difference as large is if there is none, by a two-sided test."""
 
 
 def jackknife(
@@ -62,5 +70,36 @@ def jackknife(
         bias += (len(groups) - 1) * (without.mean() - value)
         variance += (len(groups) - 1) / len(groups) * np.square(without - without.mean()).sum()
         freedom += len(groups) - 1
-    corrected, half = value - bias, float(t.ppf((1 + LEVEL) / 2, freedom)) * float(np.sqrt(variance))
+    corrected, half = value - bias, _quantile(freedom) * float(np.sqrt(variance))
     return Estimate(value=value, corrected=corrected, low=corrected - half, high=corrected + half)
+
+
+def paired_difference(differences: Float[np.ndarray, " n"]) -> Difference:
+    """The mean of at least 4 differences, with the test that belongs to the interval of `jackknife`.
+
+    That is Student's paired t-test, of the means of groups where there are more differences than groups.
+    """
+    found = jackknife(lambda values: float(values.mean()), differences)
+    freedom = min(NUM_GROUPS, len(differences)) - 1
+    error = (found.high - found.corrected) / _quantile(freedom)
+    ratio = abs(found.corrected) / error if error > 0 else np.inf if found.corrected else 0.0
+    return Difference(**found.model_dump(), p_value=float(2 * t.sf(ratio, freedom)))
+
+
+def paired_share_difference(one: Float[np.ndarray, " n"], other: Float[np.ndarray, " n"]) -> Difference:
+    """The difference of two shares of the same pairs, each 1 or 0, with McNemar's exact test (McNemar 1947)."""
+    found = paired_difference(one - other)
+    gained, lost = int((one > other).sum()), int((one < other).sum())
+    p_value = float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
+    return found.model_copy(update={"p_value": p_value})
+
+
+def share(right: Float[np.ndarray, " n"]) -> Estimate:
+    """The mean of values 1 and 0, with Wilson's interval (Wilson 1927), which has a width where all are equal."""
+    found = binomtest(int(right.sum()), len(right)).proportion_ci(LEVEL, method="wilson")
+    value = float(right.mean())
+    return Estimate(value=value, corrected=value, low=float(found.low), high=float(found.high))
+
+
+def _quantile(freedom: int) -> float:
+    return float(t.ppf((1 + LEVEL) / 2, freedom))

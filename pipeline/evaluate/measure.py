@@ -6,7 +6,7 @@ compared with many others is measured once.
 
 import logging
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -21,20 +21,24 @@ from jaxtyping import Float, Int
 from data.errors import DatasetError, VideoError
 from data.files.publish import published
 from data.records import Frames
+from data.synthetic import Combination
 from pipeline.distributed.actor_pool import results_of_actors
 from pipeline.distributed.config import WorkersConfig
-from pipeline.evaluate.clip_sets import ClipSet
+from pipeline.evaluate.clip_sets import ClipName, ClipSet
 from pipeline.evaluate.features import FeatureNetwork, pixels_of, random_convolutions, read_features
+from pipeline.evaluate.judge import judge_clip
 from pipeline.evaluate.statistics import measure_clip
 from pipeline.evaluate.text_similarity import TextSimilarity, similarity_fingerprint
+from pipeline.report.figures import ATTRIBUTES
 from pipeline.run.fingerprints import fingerprint
 from pipeline.run.precision import prepare_to_compute
 from pipeline.run.progress import bar
 
 logger = logging.getLogger(__name__)
 
-VERSION = 1  # of what is measured; part of the fingerprint
+VERSION = 2  # of what is measured; part of the fingerprint
 CLIPS_PER_JOB = 8
+EXPECTED = {field.name for field in fields(Combination)}
 FRAMES_PER_CLIP = 4  # evenly spaced frames whose features are compared
 
 
@@ -97,6 +101,8 @@ class Measured:
     """In the order of `statistics.STATISTICS`."""
     similarity: Float[np.ndarray, " n"]
     """To the text; NaN where it was not measured."""
+    right: Float[np.ndarray, "n a"]
+    """Whether the judge of drawn shapes found each of `figures.ATTRIBUTES`, 1 or 0; NaN where it was not asked."""
 
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Self:
@@ -136,10 +142,10 @@ class Measurer:
             except (DatasetError, OSError, VideoError) as error:
                 problems.append(f"{names[number].key}: {error}")
                 continue
-            found.append(self._measure_clip(number, frames, names[number].text))
+            found.append(self._measure_clip(number, frames, names[number]))
         return found, problems
 
-    def _measure_clip(self, number: int, frames: Frames, text: str) -> Measured:
+    def _measure_clip(self, number: int, frames: Frames, name: ClipName) -> Measured:
         pixels = pixels_of(torch.from_numpy(np.ascontiguousarray(frames))).to(self._device)
         chosen = torch.linspace(0, len(frames) - 1, FRAMES_PER_CLIP).round().long()
         pictures = rearrange(pixels[0, :, chosen], "c f h w -> f c h w")
@@ -148,8 +154,17 @@ class Measurer:
             features=self._for_clips.compute(pixels).cpu().numpy(),
             frame_features=self._for_frames.compute(pictures).cpu().numpy()[None],
             statistics=np.array([astuple(measure_clip(frames))]),
-            similarity=np.array([float("nan") if self._similarity is None else self._similarity.score(frames, text)]),
+            similarity=np.array([np.nan if self._similarity is None else self._similarity.score(frames, name.text)]),
+            right=np.array([_verdicts(frames, name)]),
         )
+
+
+def _verdicts(frames: Frames, name: ClipName) -> list[float]:
+    """What the judge of drawn shapes says of a clip whose text it can check."""
+    if name.expect is None or set(name.expect) != EXPECTED:
+        return [np.nan] * len(ATTRIBUTES)
+    agrees = judge_clip(frames).agrees(Combination(**name.expect))
+    return [float(agrees[attribute]) for attribute in ATTRIBUTES]
 
 
 def measure_sets(

@@ -4,6 +4,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import matplotlib as mpl
 import numpy as np
@@ -17,6 +18,8 @@ INK, FADED, ALARM = "#1a202c", "#e2e8f0", "#c53030"
 THUMB_PIXELS, LINE_PIXELS, GAP_PIXELS, SEAM_PIXELS = 120, 17, 12, 2
 CAPTION_LINES = 2
 MAX_SHEET_CHARACTERS = 400  # of a caption: more do not fit, however narrow
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,11 @@ def contact_sheet(clips: Sequence[SheetClip], layout: SheetLayout) -> bytes:
     buffer = io.BytesIO()
     sheet.save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
+
+
+def evenly(items: Sequence[Item], count: int) -> list[Item]:
+    """At most `count` evenly spaced items, with the first and the last."""
+    return [items[number] for number in np.linspace(0, len(items) - 1, min(count, len(items))).astype(int)]
 
 
 def pick_frames(frames: Frames, count: int) -> Frames:

@@ -1,9 +1,10 @@
 """What pages are made from: the figures, clips and verdicts that stages hand to a report."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Annotated
 
-from pydantic import AllowInfNan
+from pydantic import AllowInfNan, JsonValue
 
 from data.records import Frames, Record
 
@@ -50,6 +51,9 @@ class GalleryClip:
     guidance_scale: float
     right: bool | None  # whether it shows all that its prompt says; None where that is not known
     bucket: str  # name of its shape, such as 17x64x64@8
+    settings: Mapping[str, JsonValue] = field(default_factory=dict)  # of sampling; none of an older version's clip
+    provenance: Mapping[str, str] = field(default_factory=dict)  # what else it came from, by name
+    scores: Mapping[str, float] = field(default_factory=dict)  # by name, such as motion
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,13 @@
 """The manifest of a folder of sampled clips, and whether the files that it lists are whole."""
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, BinaryIO
 
-from pydantic import SerializerFunctionWrapHandler, model_serializer
+from pydantic import JsonValue, SerializerFunctionWrapHandler, model_serializer
 
 from data.errors import ReelflowError
 from data.files.checksums import file_sha256
@@ -13,6 +15,7 @@ from data.files.jsonl import JsonLineError, iterate_jsonl
 from data.records import FileName, Record
 from data.video.config import VideoConfig
 from pipeline.report.figures import GalleryClip
+from pipeline.run.fingerprints import output_settings
 from pipeline.sample.config import OutputFormat, OutputsConfig
 from pipeline.sample.requests import PromptRequest
 
@@ -85,16 +88,31 @@ class SampledClip(Record):
         """The file with its latent, if there is one."""
         return next((other for other in self.others if other.kind == "webdataset"), None)
 
-    def shown(self, right: bool | None = None) -> GalleryClip:
+    def shown(self, right: bool | None = None, scores: Mapping[str, float] = MappingProxyType({})) -> GalleryClip:
         """The clip as pages show it.
 
         Args:
             right: the judge's verdict, where there is one.
+            scores: what was measured of it, by name.
         """
         request = self.request
+        given = request.model_dump(mode="json", include={"image", "given", "weaker", "metadata"})
+        known = {"checkpoint": self.model, "network calls": self.num_network_calls, "sha256": self.sha256, **given}
         return GalleryClip(
-            self.file, request.prompt, request.seed, request.guidance_scale, right=right, bucket=request.bucket
+            self.file,
+            request.prompt,
+            request.seed,
+            request.guidance_scale,
+            right=right,
+            bucket=request.bucket,
+            settings={} if request.settings is None else output_settings(request.settings),
+            provenance={name: _as_text(value) for name, value in known.items() if value is not None},
+            scores=scores,
         )
+
+
+def _as_text(value: JsonValue) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 class FailedClip(Record):

@@ -7,7 +7,9 @@ from scipy.spatial.distance import cdist
 from pipeline.evaluate.clip_sets import ClipName
 from pipeline.evaluate.comparison import compare, find_copies, mean_pair_distance, paired_rows
 from pipeline.evaluate.measure import Measured
+from pipeline.evaluate.scores import clip_scores
 from pipeline.evaluate.statistics import STATISTICS
+from pipeline.report.figures import ATTRIBUTES
 
 
 def measured(number: int, seed: int, shift: float = 0.0, similarity: float = float("nan")) -> Measured:
@@ -18,6 +20,7 @@ def measured(number: int, seed: int, shift: float = 0.0, similarity: float = flo
         frame_features=generator.normal(size=(number, 2, 3)) + shift,
         statistics=generator.normal(size=(number, len(STATISTICS))) + shift,
         similarity=np.full(number, similarity),
+        right=np.full((number, len(ATTRIBUTES)), np.nan),
     )
 
 
@@ -95,3 +98,30 @@ def test_copies_are_the_samples_nearer_than_clips_of_the_reference_are_to_each_o
     assert found.nearest[-1].distance == 5
     assert found.share_below == 1.0
     assert find_copies(samples + 1000, ["a", "b", "c"], reference, [f"{i}" for i in range(100)]).share_below == 0
+
+
+def test_adherence_is_a_share_of_the_judged_and_paired_by_mcnemar():
+    ours, theirs = measured(20, 0), measured(20, 1)
+    ours.right[:18], theirs.right[:18] = 1.0, 1.0
+    theirs.right[:6, -1] = 0.0
+    found = compare(ours, names(20, "p"), theirs, names(20, "p"))
+    assert {name: share.value for name, share in found.adherence.items()} == dict.fromkeys(ATTRIBUTES, 1.0)
+    assert 0.8 < found.adherence["all"].low < found.adherence["all"].high == 1.0
+    assert found.paired["right in all"].value == pytest.approx(6 / 18)
+    assert found.paired["right in all"].p_value == pytest.approx(2 * 0.5**6)
+    assert found.paired["right in colour"].p_value == 1.0
+    assert compare(measured(8, 0), names(8), measured(8, 1), names(8)).adherence == {}
+
+
+def test_scores_of_clips_are_what_was_measured_of_each():
+    ours, theirs = measured(6, 0, similarity=0.5), measured(8, 1)
+    ours.right[2], ours.right[3] = 1.0, [1.0, 1.0, 0.0, 0.0]
+    found = clip_scores(ours, names(6), theirs)
+    assert list(found) == [f"{number}" for number in range(6)]
+    assert [each.right for each in found.values()] == [None, None, True, False, None, None]
+    scale = theirs.features.std(0)
+    assert found["4"].scores == dict(zip(STATISTICS, ours.statistics[4], strict=True)) | {
+        "similarity": 0.5,
+        "nearest": pytest.approx(np.sqrt(np.square((ours.features[4] - theirs.features) / scale).sum(1)).min()),
+    }
+    assert set(clip_scores(theirs, names(8))["0"].scores) == set(STATISTICS)

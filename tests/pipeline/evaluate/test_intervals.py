@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from scipy.stats import t
+from scipy.stats import t, ttest_1samp
 
 from pipeline.evaluate.distances import Gaussian, fit_gaussian, frechet_distance
-from pipeline.evaluate.intervals import Estimate, jackknife
+from pipeline.evaluate.intervals import Estimate, jackknife, paired_difference, share
 
 
 def mean(values: np.ndarray) -> float:
@@ -22,6 +22,23 @@ def test_interval_of_a_mean_is_that_of_student():
     half = t.ppf(0.975, 15) * values.std(ddof=1) / 4
     assert found.value == found.corrected == pytest.approx(mean(values))
     assert (found.low, found.high) == pytest.approx((mean(values) - half, mean(values) + half))
+
+
+def test_the_paired_test_is_that_of_student_and_agrees_with_its_interval():
+    values = np.random.default_rng(3).normal(0.4, size=16)
+    found = paired_difference(values)
+    assert found.p_value == pytest.approx(ttest_1samp(values, 0).pvalue, rel=1e-9)
+    shifted = paired_difference(values - found.low)  # the interval now begins at 0
+    assert shifted.p_value == pytest.approx(0.05, rel=1e-9)
+    assert paired_difference(np.zeros(8)).p_value == 1
+    assert paired_difference(np.ones(8)).p_value == 0
+
+
+def test_a_share_has_an_interval_of_some_width_even_where_all_are_right():
+    found = share(np.ones(20))
+    z = 1.959964
+    assert (found.value, found.high) == (1, 1)
+    assert found.low == pytest.approx(1 - z**2 / (20 + z**2), rel=1e-6)  # Wilson's closed form
 
 
 def test_bias_of_a_variance_with_n_in_the_denominator_is_removed():

@@ -25,7 +25,7 @@ def dataset(mixed_dataset, tmp_path):
 
 
 def test_every_clip_is_measured_alone_and_in_order(cluster, dataset, tmp_path):
-    clips = open_clips(dataset, 20, None, None)
+    clips = open_clips(dataset, 20, None)
     (found,) = measure_sets([clips], Networks(), tmp_path / "cache", WORKERS)
     assert found.numbers.tolist() == list(range(20))
     network = random_convolutions(3, torch.device("cpu"))
@@ -39,7 +39,7 @@ def test_every_clip_is_measured_alone_and_in_order(cluster, dataset, tmp_path):
 
 
 def test_a_set_is_measured_once_until_it_changes(cluster, dataset, tmp_path, monkeypatch):
-    clips = open_clips(dataset, 6, None, None)
+    clips = open_clips(dataset, 6, None)
     (first,) = measure_sets([clips], Networks(), tmp_path, ONE)
     (file,) = tmp_path.glob("*.npz")
     with monkeypatch.context() as without_actors:
@@ -49,12 +49,12 @@ def test_a_set_is_measured_once_until_it_changes(cluster, dataset, tmp_path, mon
     file.write_bytes(file.read_bytes()[:-50])  # a damaged file is measured again
     (again,) = measure_sets([clips], Networks(), tmp_path, ONE)
     assert len(again.numbers) == 6
-    measure_sets([open_clips(dataset, 7, None, None)], Networks(), tmp_path, ONE)
+    measure_sets([open_clips(dataset, 7, None)], Networks(), tmp_path, ONE)
     assert len(list(tmp_path.glob("*.npz"))) == 2
 
 
 def test_damaged_clips_are_left_out_and_counted(cluster, dataset, tmp_path, caplog):
-    clips = open_clips(dataset, 40, None, None)
+    clips = open_clips(dataset, 40, None)
     row = clips.rows[5]  # pyright: ignore[reportAttributeAccessIssue] - of a dataset
     with (dataset / row.shard).open("r+b") as shard:
         shard.seek(row.offset)
