@@ -2,6 +2,8 @@
 
 The words for colours, shapes and directions are those of the captions; verbs, remarks and the order of sentences are
 not. `UNSEEN_WORDS` has other words for colours, which a network that was trained on drawn captions alone cannot know.
+
+There are two lists: `HELD_OUT` for judging, and `DEVELOPMENT` for choosing what is judged afterwards.
 """
 
 from dataclasses import dataclass
@@ -11,7 +13,21 @@ import numpy as np
 from data.synthetic import Combination, held_out_combinations
 from data.synthetic_captions import COLOUR_WORDS, DIRECTION_WORDS, SHAPE_WORDS
 
-PLAIN = (
+
+@dataclass(frozen=True)
+class Forms:
+    """Sentences with places for the words of a colour, a shape and a direction."""
+
+    plain: tuple[str, ...]
+    long: tuple[str, ...]
+
+    def filler_words(self) -> set[str]:
+        """Their words that are not words for colours, shapes or directions."""
+        text = " ".join(self.plain + self.long).format(colour="", shape="", direction="")
+        return set("".join(letter if letter.isalpha() or letter == "'" else " " for letter in text).split())
+
+
+_PLAIN = (
     "please show me a {colour} {shape} that wanders {direction}",
     "could i get a {colour} {shape} sailing {direction}?",
     "a {shape}. its paint: {colour}. its course: {direction}",
@@ -25,11 +41,31 @@ PLAIN = (
     "{shape} ({colour}) sweeping {direction}",
     "generate: {colour} {shape} / course {direction}",
 )
-"""With the usual words."""
-LONG = (
+_LONG = (
     "i'd be glad if you could draw me some {colour} {shape} which, during these seconds, keeps creeping {direction}",
     "during all of it, without any pause or turn, this {colour} {shape} steadily makes its journey {direction}",
     "for my daughter's birthday i need footage where a {colour} {shape} hurries {direction} and does not rest",
+)
+HELD_OUT = Forms(_PLAIN, _LONG)
+"""Never to be tuned on."""
+DEVELOPMENT = Forms(
+    (
+        "kindly render one {colour} {shape} which strolls {direction}",
+        "produce some {colour} {shape} walking {direction} now",
+        "{shape}: {colour}. steering: {direction}",
+        "our {colour} {shape} rushes {direction}, as expected",
+        "{direction} jumps a bright {colour} {shape}",
+        "can your model display {colour} {shape} that races {direction}?",
+        "you will find a {shape} whose hue is {colour}; it gets {direction}",
+        "hello, {colour} {shape} needed, running {direction}",
+        "well then: something {colour}, namely a {shape}, hops {direction}",
+    ),
+    (
+        "good morning, today at school our teacher asked everyone to film a {colour} {shape} walking {direction} before"
+        " lunch",
+        "when you finish your work please also create another one with a {colour} {shape} running {direction} over and"
+        " over",
+    ),
 )
 UNSEEN_WORDS = {
     "red": ("vermilion", "cherry"),
@@ -51,7 +87,7 @@ class Wording:
     combination: Combination
 
 
-def wordings(per_form: int = 3, seed: int = 0) -> list[Wording]:
+def wordings(per_form: int = 3, seed: int = 0, forms: Forms = HELD_OUT) -> list[Wording]:
     """Prompts of every group, about combinations that were held out of training.
 
     Args:
@@ -74,7 +110,7 @@ def wordings(per_form: int = 3, seed: int = 0) -> list[Wording]:
         return Wording(group, text, combination)
 
     made = []
-    for form in PLAIN:
+    for form in forms.plain:
         for _ in range(per_form):
             made.append(draw("new sentences", form))
             made.append(draw("new sentences, other words", form, synonyms=True))
@@ -83,7 +119,7 @@ def wordings(per_form: int = 3, seed: int = 0) -> list[Wording]:
             mistyped = draw("new sentences, one typing error", form)
             made.append(Wording(mistyped.group, with_error(mistyped, random), mistyped.combination))
             made.append(draw("new sentences, unseen words for colours", form, unseen=True))
-    made += [draw("long new sentences", form) for form in LONG for _ in range(4 * per_form)]
+    made += [draw("long new sentences", form) for form in forms.long for _ in range(4 * per_form)]
     return made
 
 
@@ -101,9 +137,3 @@ def with_error(wording: Wording, random: np.random.Generator) -> str:
         word[:at] + word[at + 1] + word[at] + word[at + 2 :],
     )[int(random.integers(3))]
     return wording.prompt.replace(word, changed, 1)
-
-
-def filler_words() -> set[str]:
-    """The words of the forms that are not words for colours, shapes or directions."""
-    text = " ".join(PLAIN + LONG).format(colour="", shape="", direction="")
-    return set("".join(letter if letter.isalpha() or letter == "'" else " " for letter in text).split())

@@ -12,7 +12,7 @@ def build_network(config: NetworkConfig, channels: int, embedding_width: int | N
 
     Args:
         channels: of the latents.
-        embedding_width: channels of a pretrained text encoder's embeddings; None: captions are read as bytes.
+        embedding_width: channels of a pretrained text encoder's embeddings; None: captions are read as bytes or words.
 
     Raises:
         ValueError: the network cannot read captions as bytes.

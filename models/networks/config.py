@@ -168,7 +168,7 @@ class DiTConfig(Patched, Settings):
 
     @property
     def caption_text(self) -> TextConfig:
-        """How captions are read as bytes, where they are not embedded by a pretrained encoder."""
+        """How captions are read, where they are not embedded by a pretrained encoder."""
         return self.text
 
 
@@ -258,7 +258,7 @@ class UNetConfig(Patched, Settings):
 
     @property
     def caption_text(self) -> TextConfig:
-        """How captions are read as bytes, where they are not embedded by a pretrained encoder."""
+        """How captions are read, where they are not embedded by a pretrained encoder."""
         return self.text
 
 

@@ -10,6 +10,7 @@ from models.networks.config import DiTConfig
 from models.networks.dit_options import AttentionSpan
 from models.networks.known_frames import input_channels
 from models.text.bytes import NGRAM_LENGTHS, VOCABULARY
+from models.text.words import NUM_MARKS
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class ClipSize:
     latent_grid: tuple[int, int, int]
     """Positions of the latent in time, height and width."""
     caption_tokens: int | None = None
-    """Caption tokens that the network gets, padding included; None: bytes, as many as it reads, and the end."""
+    """Caption tokens that the network gets, padding included; None: as many as it reads, and the end."""
     num_times: int = 1
     """1, or the number of latent frames where each has a time of its own."""
 
@@ -97,7 +98,7 @@ def dit_cost(config: DiTConfig, channels: int, clip: ClipSize, embedding_width: 
 
     Args:
         channels: of the latents.
-        embedding_width: channels of a pretrained text encoder's embeddings; None: captions are read as bytes.
+        embedding_width: channels of a pretrained text encoder's embeddings; None: captions are read as bytes or words.
 
     Raises:
         ValueError: the latent does not split into patches.
@@ -105,7 +106,7 @@ def dit_cost(config: DiTConfig, channels: int, clip: ClipSize, embedding_width: 
     width, patch_area = config.width, config.patch_size**2
     patch_channels, patch_inputs = channels * patch_area, input_channels(channels, config.known_frames) * patch_area
     tokens, times = config.num_tokens(clip.latent_grid), clip.num_times
-    words = config.text.max_bytes + 1 if clip.caption_tokens is None else clip.caption_tokens
+    words = config.text.most + 1 if clip.caption_tokens is None else clip.caption_tokens
     parts = [
         linear(patch_inputs, width, tokens, bias=True, from_data=True),
         linear(width, width, times, bias=True, from_data=True) + linear(width, width, times, bias=True),  # the time
@@ -130,7 +131,9 @@ def _caption_encoder(config: DiTConfig, words: int, embedding_width: int | None)
     text = config.text
     block = _feed_forward(text.width, 4, words) + linear(text.width, 4 * text.width, words)  # qkv and out: 4 widths
     block += vector(2 * text.width) + attention(words, words, text.width)
-    if embedding_width is None:
+    if embedding_width is None and text.words is not None:
+        start = vector((NUM_MARKS + text.words.buckets) * text.width) + linear(text.width, text.width, words)
+    elif embedding_width is None:
         rows = VOCABULARY + text.max_bytes + 1 + len(NGRAM_LENGTHS) * text.ngram_buckets
         start = vector(rows * text.width)
     else:

@@ -32,9 +32,8 @@ from models.networks.modulation import (
 from models.networks.protocol import Conditions, NoisyClips, Velocity, VelocityNetwork
 from models.networks.rope import rope_angles, rotate
 from models.networks.token_layout import BatchLayout, TokenLayout
-from models.text.bytes import CaptionEncoder
 from models.text.caption import Caption, strongest
-from models.text.embeddings import EmbeddedCaptionEncoder
+from models.text.encoder import build_encoder
 from models.text.packing import CaptionPacking
 
 
@@ -113,7 +112,7 @@ class DiT(VelocityNetwork):
     """The diffusion transformer on latents of `channels` channels.
 
     Args:
-        embedding_width: channels of a pretrained text encoder's embeddings; None: captions are read as bytes.
+        embedding_width: channels of a pretrained text encoder's embeddings; None: captions are read as bytes or words.
     """
 
     def __init__(self, config: DiTConfig, channels: int, embedding_width: int | None = None) -> None:
@@ -124,11 +123,7 @@ class DiT(VelocityNetwork):
         self.absolute_rope = config.rope.model_copy(update={"axes": None})  # `axes` are channels of a head
         self.patch = nn.Linear(input_channels(channels, config.known_frames) * config.patch_size**2, config.width)
         self.time = TimeEmbedder(config.width)
-        self.text = (
-            CaptionEncoder(config.text)
-            if embedding_width is None
-            else EmbeddedCaptionEncoder(config.text, embedding_width)
-        )
+        self.text = build_encoder(config.text, embedding_width)
         self.text_pooled = nn.Linear(config.text.width, config.width)
         numbers = config.clip_conditions
         self.clip_condition = ClipCondition(numbers, config.width) if numbers else None

@@ -28,9 +28,8 @@ from models.networks.known_frames import input_channels, with_known_channels
 from models.networks.modulation import add_gated, normed_and_modulated
 from models.networks.protocol import Conditions, Velocity, VelocityNetwork
 from models.networks.rope import rope_angles, rotate
-from models.text.bytes import CaptionEncoder
 from models.text.caption import Caption, strongest
-from models.text.embeddings import EmbeddedCaptionEncoder
+from models.text.encoder import build_encoder
 
 HALF = (1, 2, 2)  # kernel and stride (t, h, w) of the changes of level
 
@@ -137,7 +136,7 @@ class UNet(VelocityNetwork):
     Low-rank adapters go on its linear layers, as on those of any network, and not on its convolutions.
 
     Args:
-        embedding_width: channels of a pretrained text encoder's embeddings; None: captions are read as bytes.
+        embedding_width: channels of a pretrained text encoder's embeddings; None: captions are read as bytes or words.
     """
 
     def __init__(self, config: UNetConfig, channels: int, embedding_width: int | None = None) -> None:
@@ -151,11 +150,7 @@ class UNet(VelocityNetwork):
 
         levels = list(zip(widths, config.widths[1:], strict=True))  # channels of each level and of the one below
         self.time = TimeEmbedder(deepest)
-        self.text = (
-            CaptionEncoder(config.text)
-            if embedding_width is None
-            else EmbeddedCaptionEncoder(config.text, embedding_width)
-        )
+        self.text = build_encoder(config.text, embedding_width)
         self.text_pooled = nn.Linear(config.text.width, deepest)
         self.conv_in = convolution(input_channels(channels, config.known_frames), config.width)
         self.encoders = nn.ModuleList(blocks(width) for width in widths)

@@ -91,7 +91,7 @@ def as_published(config: NetworkConfig, channels: int, embedding_width: int | No
 
     Args:
         channels: of the latents.
-        embedding_width: channels of a pretrained text encoder's embeddings; None: captions are read as bytes.
+        embedding_width: channels of a pretrained text encoder's embeddings; None: captions are read as bytes or words.
 
     Raises:
         ValueError: no network of this architecture is published.

@@ -1,4 +1,4 @@
-"""A batch of captions, as bytes or as embeddings."""
+"""A batch of captions, as bytes, as words or as embeddings."""
 
 from collections.abc import Callable, Sequence
 
@@ -8,8 +8,9 @@ from torch import Tensor
 
 from models.text.bytes import CaptionTokens
 from models.text.embeddings import CaptionEmbeddings
+from models.text.words import CaptionWords
 
-Caption = CaptionTokens | CaptionEmbeddings
+Caption = CaptionTokens | CaptionWords | CaptionEmbeddings
 CaptionReader = Callable[[Sequence[str]], Caption]
 
 
@@ -20,10 +21,13 @@ def joined(*captions: Caption) -> Caption:
         TypeError: the representations differ.
     """
     tokens = [caption for caption in captions if isinstance(caption, CaptionTokens)]
+    words = [caption for caption in captions if isinstance(caption, CaptionWords)]
     embeddings = [caption for caption in captions if isinstance(caption, CaptionEmbeddings)]
-    if tokens and embeddings:
-        raise TypeError("captions as bytes and captions as embeddings cannot share a batch")
-    return CaptionTokens.cat(tokens) if tokens else CaptionEmbeddings.cat(embeddings)
+    if sum(map(bool, (tokens, words, embeddings))) > 1:
+        raise TypeError("captions as bytes, as words and as embeddings cannot share a batch")
+    if tokens:
+        return CaptionTokens.cat(tokens)
+    return CaptionWords.cat(words) if words else CaptionEmbeddings.cat(embeddings)
 
 
 def strongest(text: Float[Tensor, "b m e"], mask: Bool[Tensor, "b m"]) -> Float[Tensor, "b e"]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import torch
@@ -14,10 +14,10 @@ from data.dataset.latents import TEXT_LENGTH_TENSOR, TEXT_TENSOR, read_tensors
 from data.dataset.manifest import TextEncoderRecord
 from data.dataset.reader import PayloadReader
 from data.files.publish import publish_bytes
-from models.text.bytes import CaptionTokens
 from models.text.caption import CaptionReader
 from models.text.config import TextConfig
 from models.text.embeddings import CaptionEmbeddings
+from models.text.encoder import read
 from models.text.pretrained import (
     STORED_DTYPE,
     PretrainedTextEncoder,
@@ -32,8 +32,8 @@ NULL_CAPTION_NAME = "null_caption.safetensors"
 
 
 def byte_captions(text: TextConfig) -> CaptionReader:
-    """A reader that represents captions by the first UTF-8 bytes of their normalised text."""
-    return lambda captions: CaptionTokens.encode([text.normalized(caption) for caption in captions], text.max_bytes)
+    """A reader that represents captions by the first bytes or words of their normalised text."""
+    return partial(read, text)
 
 
 def text_tensors(embeddings: CaptionEmbeddings) -> list[dict[str, Tensor]]:

@@ -14,6 +14,7 @@ from pipeline.sample.config import SampleConfig
 from pipeline.sample.model import SampledModel
 from pipeline.sample.prompts import PlacedPrompt
 
+Units = bytes | list[str]
 CHUNK = 1024  # prompts that a tokenizer takes at once
 
 
@@ -40,11 +41,11 @@ def truncation_warnings(model: SampledModel, config: SampleConfig, prompts: Iter
     """
     encoder = model.text_encoder
     measure: Callable[[Sequence[str]], Sequence[int]]
-    as_bytes: Callable[[str], bytes] | None = None
+    units: Callable[[str], Units] | None = None
     if encoder is None:
         text = model.network.caption_text
-        most, unit = text.max_bytes, "bytes"
-        measure, as_bytes = partial(_byte_lengths, text), partial(_bytes, text)
+        most, unit = text.most, text.unit
+        measure, units = partial(_lengths, text), text.units
     else:
         most, unit = encoder.max_tokens, "tokens"
         measure = partial(token_lengths, text_encoder_folder(model, config))
@@ -58,7 +59,7 @@ def truncation_warnings(model: SampledModel, config: SampleConfig, prompts: Iter
         ),
         ("negative prompts of rows", ((place, text) for place, text in own if isinstance(text, str))),
     ):
-        found = _measured(texts, most, measure, as_bytes)
+        found = _measured(texts, most, measure, units)
         if found.num_long:
             place, text = found.first
             same = len(found.whole) - len(found.read)
@@ -78,7 +79,7 @@ def _measured(
     texts: Iterable[tuple[str, str]],
     most: int,
     measure: Callable[[Sequence[str]], Sequence[int]],
-    as_bytes: Callable[[str], bytes] | None,
+    units: Callable[[str], Units] | None,
 ) -> _Texts:
     found, rest = _Texts(), iter(texts)
     while chunk := list(islice(rest, CHUNK)):
@@ -89,20 +90,16 @@ def _measured(
                 found.first = found.first if found.num_long else (place, text)
                 found.num_long += 1
             found.longest = max(found.longest, length)
-            if as_bytes is not None:
-                content = as_bytes(text)
+            if units is not None:
+                content = units(text)
                 found.whole.add(_digest(content))
                 found.read.add(_digest(content[:most]))
     return found
 
 
-def _bytes(config: TextConfig, text: str) -> bytes:
-    return config.normalized(text).encode()
+def _lengths(config: TextConfig, texts: Sequence[str]) -> list[int]:
+    return [len(config.units(text)) for text in texts]
 
 
-def _byte_lengths(config: TextConfig, texts: Sequence[str]) -> list[int]:
-    return [len(_bytes(config, text)) for text in texts]
-
-
-def _digest(content: bytes) -> bytes:
-    return blake2b(content, digest_size=8).digest()
+def _digest(content: Units) -> bytes:
+    return blake2b(content if isinstance(content, bytes) else " ".join(content).encode(), digest_size=8).digest()

@@ -144,14 +144,16 @@ def _warn_of_truncated_captions(latents_dir: Path, manifest: "Manifest", model: 
         return
     text, num_truncated, longest = model.caption_text, 0, 0
     for caption in read_index(latents_dir).each("caption"):
-        length = len(text.normalized(caption).encode())
-        num_truncated, longest = num_truncated + (length > text.max_bytes), max(longest, length)
+        length = len(text.units(caption))
+        num_truncated, longest = num_truncated + (length > text.most), max(longest, length)
     if num_truncated:
         logger.warning(
-            "  warning: %d of %d captions are longer than %d bytes and are cut there; the longest has %d: raise "
-            "dit.model.text.max_bytes to keep them whole",
+            "  warning: %d of %d captions are longer than %d %s and are cut there; the longest has %d: raise "
+            "dit.model.text.%s to keep them whole",
             num_truncated,
             manifest.num_samples,
-            text.max_bytes,
+            text.most,
+            text.unit,
             longest,
+            "max_bytes" if text.words is None else "words.max_words",
         )

@@ -38,7 +38,7 @@ def check_adapters(model: NetworkConfig, lora: LoraConfig, num_channels: int, em
 
     Args:
         num_channels: of the latents.
-        embedding_width: of a pretrained text encoder; None: captions are read as bytes.
+        embedding_width: of a pretrained text encoder; None: captions are read as bytes or words.
 
     Raises:
         LoraError: peft is missing, or a target names no linear layer.

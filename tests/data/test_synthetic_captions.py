@@ -15,7 +15,7 @@ from data.synthetic_captions import (
     SPEED_WORDS,
     varied_caption,
 )
-from testing.phrasings import LONG, PLAIN, UNSEEN_WORDS, filler_words, with_error, wordings
+from testing.phrasings import DEVELOPMENT, HELD_OUT, UNSEEN_WORDS, with_error, wordings
 
 FUNCTION_WORDS = {"a", "be", "if", "is", "it", "of", "that", "the", "to"}
 TABLES = (COLOUR_WORDS, SHAPE_WORDS, DIRECTION_WORDS, SIZE_WORDS, SPEED_WORDS)
@@ -91,9 +91,10 @@ def test_a_caption_depends_on_its_scene_and_number_alone():
 
 def test_the_held_out_wordings_share_no_words_with_the_captions(captions):
     vocabulary = {word for _, caption in captions for word in re.findall(r"[\w'-]+", caption.lower())}
-    assert filler_words() & vocabulary <= FUNCTION_WORDS
+    assert HELD_OUT.filler_words() & vocabulary <= FUNCTION_WORDS
     assert not {word for words in UNSEEN_WORDS.values() for word in words} & vocabulary
-    assert len(PLAIN) + len(LONG) == 15
+    assert len(HELD_OUT.plain) + len(HELD_OUT.long) == 15
+    assert not set(DEVELOPMENT.plain + DEVELOPMENT.long) & set(HELD_OUT.plain + HELD_OUT.long)
 
 
 def test_held_out_wordings_are_of_held_out_combinations_and_name_what_they_ask_for():

@@ -147,7 +147,7 @@ class FlowTask:
     autoencoder_path: Path  # exported weights, which are linked into every checkpoint
     seed: int
     weights: Weights = ()
-    text_encoder: TextEncoderRecord | None = None  # None: captions are read as bytes
+    text_encoder: TextEncoderRecord | None = None  # None: captions are read as bytes or words
     base_path: Path | None = None  # exported weights to start from
     base: str | None = None  # fingerprint of the checkpoint that they were exported from
     lora: LoraConfig | None = None

@@ -7,14 +7,16 @@ from torch.utils.flop_counter import FlopCounterMode
 from models.networks.config import DiTConfig
 from models.networks.counts import ClipSize, Cost, dit_cost
 from models.networks.dit import DiT
-from models.text.bytes import CaptionTokens
+from models.text.config import TextConfig, WordsConfig
 from models.text.embeddings import CaptionEmbeddings
+from models.text.encoder import read
 from testing.networks import combinations, small_dit
 
 CONFIGS = combinations() | {
     "large patches": small_dit(patch_size=4, mlp_ratio=3),
     "frame rate": small_dit(clip_conditions=("fps",)),
     "frame rate and size": small_dit(clip_conditions=("size", "fps")),
+    "captions as words": small_dit(text=TextConfig(width=16, depth=1, heads=2, words=WordsConfig(buckets=64))),
     "channels of known frames": small_dit(known_frames="channels"),
 }
 GRID, WORDS, EMBEDDING = (3, 4, 8), 5, 24
@@ -24,7 +26,7 @@ def torch_counts(config: DiTConfig, clip: ClipSize, embedding_width: int | None)
     """What torch counts on tensors without values."""
     with torch.device("meta"):
         network = DiT(config, 4, embedding_width)
-        caption = CaptionTokens.encode([""], config.text.max_bytes)
+        caption = read(config.text, [""])
         if embedding_width is not None:
             mask = torch.ones(1, WORDS, dtype=torch.bool)
             caption = CaptionEmbeddings(torch.zeros(1, WORDS, embedding_width), mask)

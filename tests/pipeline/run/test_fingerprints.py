@@ -169,6 +169,9 @@ DECIDED = {
         output="lora",
         runtime="start_from",
     ),
+    "WordsConfig": Decided(
+        output="max_words buckets",
+    ),
     "WorkersConfig": Decided(
         runtime="num_workers min_workers cpus_per_worker gpus_per_worker max_failures",
     ),
@@ -186,7 +189,7 @@ DECIDED = {
     ),
     "TextConfig": Decided(
         output="width depth heads max_bytes ngram_buckets",
-        later="normalization",
+        later="normalization words",
     ),
     "TimeLaw": Decided(
         output="law mean std mode_scale shift",

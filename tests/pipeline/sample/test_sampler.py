@@ -17,6 +17,7 @@ from models.attention.backends import AttentionBackendError
 from models.attention.config import AttentionBackend
 from models.flow.spec import FlowSpec
 from models.networks.config import DiTConfig, UNetConfig
+from models.text.config import TextConfig, WordsConfig
 from pipeline.checkpoint.record import CheckpointError
 from pipeline.encode.chunks import decode_clips
 from pipeline.encode.codec import to_pixels
@@ -46,6 +47,16 @@ def test_prompts_longer_than_what_the_network_reads_are_counted():
         "first is in row 1, 'a red circle'"
     )
     assert truncation_warnings(BYTES, SampleConfig(), placed("12345678", "é" * 4, "")) == []
+
+
+def test_prompts_are_counted_in_words_where_words_are_read():
+    text = TextConfig(width=16, depth=1, heads=2, words=WordsConfig(max_words=4))
+    words = model_of(model=NETWORK.model_copy(update={"text": text}).model_dump())
+    (warning,) = truncation_warnings(words, SampleConfig(), placed("a b c d e", "a, b, c (d)!", "a b c d f", "a b"))
+    assert warning == (
+        "2 of 4 prompts have more than the 4 words that the network reads and are cut there; the longest has 5; the "
+        "first is in row 1, 'a b c d e'; 2 of them become equal to another one"
+    )
 
 
 def test_prompts_that_become_equal_are_counted():
