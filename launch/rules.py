@@ -154,6 +154,20 @@ def check_given_frames(config: "RunConfig") -> None:
         )
 
 
+def check_coupling(config: "RunConfig") -> None:
+    """Clips that exchange noise are computed together, on any number of workers."""
+    train, size = config.dit.train, config.dit.flow.coupled_clips
+    num_parts = config.cluster.workers.num_workers // train.sequence_parallel * train.gradient_accumulation_steps
+    has_turns = train.mixed_buckets or config.known_buckets is None or len(config.known_buckets) > 1
+    for field in ("global_batch", "batch_multiple") if has_turns else ("global_batch",):
+        if size > 1 and (number := getattr(train, field)) % (num_parts * size):
+            raise ValueError(
+                f"dit.flow.coupled_clips is {size}, but dit.train.{field} {number}, in {num_parts} parts (workers "
+                "times gradient accumulation steps), does not split into so many clips: use a multiple of "
+                f"{num_parts * size}"
+            )
+
+
 def check_sampling(config: "RunConfig") -> None:
     """The training gives what sampling asks for."""
     known = [FIRST_AVERAGE, MASTER, *(profile.name for profile in config.dit.train.ema)]
@@ -173,5 +187,6 @@ RULES: "tuple[Callable[[RunConfig], None], ...]" = (
     check_mixed_buckets,
     check_captions,
     check_given_frames,
+    check_coupling,
     check_sampling,
 )

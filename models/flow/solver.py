@@ -19,7 +19,7 @@ from torch import Tensor
 
 from models.flow.field import Field
 from models.flow.grid import check_grid, starting_at
-from models.flow.path import Coefficients, Path, VariancePreservingPath, expand, nonzero, posterior
+from models.flow.path import Coefficients, Path, expand, nonzero, posterior
 from models.flow.spec import OdeSolver
 
 BLOCK_STEPS = 64
@@ -349,15 +349,10 @@ def solver_of(name: OdeSolver) -> Solver:
             return dopri5
 
 
-def constant_diffusion(sigma: float) -> Diffusion:
-    """The same sigma at every time. It is stable for steps of h < 4 variance / sigma² only: narrow data need many."""
-    return lambda t: torch.full_like(t, sigma)
-
-
 def falling_diffusion(path: Path, sigma: float) -> Diffusion:
     """sigma sqrt(b / (a + b)): it falls with the noise level, so that steps need not be shorter for narrower data.
 
-    On the straight path it is sigma sqrt(1 - t).
+    On the straight path it is sigma sqrt(1 - t). A constant one is stable for steps of h < 4 variance / sigma² only.
     """
 
     def diffusion(t: Tensor) -> Tensor:
@@ -365,11 +360,6 @@ def falling_diffusion(path: Path, sigma: float) -> Diffusion:
         return sigma * (at.b / nonzero(at.a + at.b)).sqrt()
 
     return diffusion
-
-
-def vp_diffusion(path: VariancePreservingPath) -> Diffusion:
-    """sigma² = beta: the reverse SDE of Song et al. 2021, eq. 6, as one of the family."""
-    return lambda t: path.rate(t).sqrt()
 
 
 def euler_maruyama(

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.files.checksums import file_sha256
+from models.flow.path import path_of
 from pipeline.checkpoint.record import CheckpointError
 from pipeline.encode.captions import check_same_encoder
 from pipeline.encode.codec import AUTOENCODER_NAME
@@ -54,7 +55,9 @@ def contradiction_in(config: SampleConfig, given: Collection[str] = ()) -> Contr
         return Contradiction("guidance_interval", f"{config.guidance_interval} ends before it begins")
     if config.ddim_eta > 0 and (config.solver != "ddim" or config.sde_sigma > 0):
         return Contradiction("ddim_eta", "only the solver ddim without sde_sigma reads it")
-    if config.sde_sigma > 0 and (config.solver == "dopri5" or "solver" in given):
+    if config.schedule != "pyramid" and is_set("pyramid_delay"):
+        return Contradiction("pyramid_delay", f"only the schedule pyramid reads it, and schedule is {config.schedule}")
+    if config.sde_sigma > 0 and is_set("solver"):
         return Contradiction("sde_sigma", "above 0 the Euler-Maruyama method takes the place of the solver; give one")
     if config.solver == "dopri5":
         if config.schedule != "full_sequence":
@@ -136,7 +139,7 @@ def open_weaker(model: SampledModel, folder: Path, *, verify: bool = False) -> T
     if not isinstance(model, TrainedModel) or not isinstance(weaker, TrainedModel):
         raise CheckpointError(f"{named} published pipelines have no weaker version of their own: leave it out")
     for what, one, other in (
-        ("path", model.flow.path, weaker.flow.path),
+        ("path", path_of(model.flow), path_of(weaker.flow)),
         ("prediction", model.flow.prediction, weaker.flow.prediction),
         ("times_per", model.flow.times_per, weaker.flow.times_per),
         ("latent statistics", model.stats, weaker.stats),

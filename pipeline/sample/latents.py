@@ -21,7 +21,7 @@ from models.flow.grid import (
     whole_thousandths,
 )
 from models.flow.guidance import Apg, Branches, CfgZeroStar, Guidance, Plain, Rescaled, batched, guided
-from models.flow.path import Path, path_of
+from models.flow.path import Path, path_of, sampled_path_of
 from models.flow.solver import (
     Noise,
     Solver,
@@ -82,7 +82,7 @@ def solver_with(config: SampleConfig, path: Path, noise: Noise) -> Solver:
     return partial(dopri5, tolerance=config.tolerance) if config.solver == "dopri5" else solver_of(config.solver)
 
 
-def schedule_of(name: Schedule, grid: Float[Tensor, " n"], num_frames: int) -> Tensor:
+def schedule_of(name: Schedule, grid: Float[Tensor, " n"], num_frames: int, delay: int = 1) -> Tensor:
     """The times of the steps, by the schedule of a configuration.
 
     Returns:
@@ -92,7 +92,7 @@ def schedule_of(name: Schedule, grid: Float[Tensor, " n"], num_frames: int) -> T
         case "full_sequence":
             return grid
         case "pyramid":
-            return pyramid(grid, num_frames)
+            return pyramid(grid, num_frames, delay)
         case "autoregressive":
             return autoregressive(grid, num_frames)
 
@@ -151,7 +151,7 @@ def sample_latents(
     noise = torch.cat([randomness.normal(clip.seed, "sample", [window], shape) for clip in clips])
     if config.grid == "diffusers_unipc":
         network = _at_thousandths(network)
-    prompts, path = [clip.prompt for clip in clips], path_of(flow.path)
+    prompts, path = [clip.prompt for clip in clips], path_of(flow)
     caption = read_captions(prompts)
     if weaker is None:
         negative = flow.null_caption if config.negative_prompt is None else config.negative_prompt
@@ -160,10 +160,15 @@ def sample_latents(
     else:
         branches = _two_networks(network, caption.to(device), weaker, weaker.read_captions(prompts).to(device))
     field = guided(branches, path, flow.prediction, guidance_of(config, guidance_scale))
-    grid = schedule_of(config.schedule, grid_of(config, path), shape[1])
-    start = noise.to(device)
-    if beginning is not None:
-        field, grid, start = beginning.field(field, start), beginning.grid(grid), beginning.state(path, start)
+    if config.flow_path is not None:
+        path = sampled_path_of(config.flow_path)
+        field = field.on(path)
+    grid = schedule_of(config.schedule, grid_of(config, path), shape[1], config.pyramid_delay)
+    noise = noise.to(device)
+    if beginning is None:
+        start = path.start(noise)
+    else:
+        field, grid, start = beginning.field(field, noise), beginning.grid(grid), beginning.state(path, noise)
 
     def fresh_noise(step: int) -> Tensor:
         address = step if window == 0 else f"window {window} {step}"

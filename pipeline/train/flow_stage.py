@@ -33,8 +33,7 @@ class TrainFlowStage(TrainStage):
     model: NetworkConfig
     flow: FlowSpec
     sampling: tuple[tuple[str, Any], ...] = ()
-    """Settings that the run samples it with, names and JSON values: checkpoints carry them, training does not use them.
-    """
+    """Settings that the run samples it with, names and JSON values: checkpoints carry them, previews are sampled so."""
     _bases: "dict[Path, Base | None]" = field(default_factory=dict, init=False, repr=False)
 
     name = "train dit"

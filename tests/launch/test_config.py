@@ -191,6 +191,7 @@ def test_a_mix_takes_the_place_of_the_source():
         ("autoencoder.model.deep_width=100", "deep_width is 100.*use 96"),
         ("sample.solver=rk5", "sample.solver: input should be 'euler', .*'rk5'"),
         ("dit.flow.prediction=noise", "dit.flow: prediction is 'noise'.*use path 'vp'"),
+        ("dit.flow.coupled_clips=5", "coupled_clips is 5, but dit.train.global_batch 32, in . parts .*a multiple of"),
         ("sample.schedule=pyramid", "sample.schedule is 'pyramid'.*set dit.flow.times_per to frame"),
         (
             "dit.model.known_frames=channels",

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from data.dataset.buckets import Bucket
@@ -16,7 +16,7 @@ from data.dataset.latents import read_latents
 from data.dataset.manifest import LatentStats, TextEncoderRecord
 from data.stream.loader import Sample, Subset
 from models.flow.given import drawn_frames
-from models.flow.objective import matching_loss, stratified, training_times
+from models.flow.objective import matching_loss, optimal_coupling, stratified, training_times
 from models.flow.path import path_of
 from models.flow.spec import FlowSpec
 from models.networks.build import build_network
@@ -27,6 +27,7 @@ from models.text.embeddings import CaptionEmbeddings
 from models.text.packing import CaptionPacking
 from pipeline.checkpoint.adapters import base_weights
 from pipeline.checkpoint.config import LoraConfig
+from pipeline.distributed.config import WorldSizeError
 from pipeline.encode.captions import StoredCaptions, byte_captions, read_embeddings
 from pipeline.encode.codec import load_autoencoder
 from pipeline.encode.statistics import normalize
@@ -34,6 +35,7 @@ from pipeline.engine.parameter_groups import ParameterGroup
 from pipeline.engine.placement import WHOLE, Placement
 from pipeline.run import randomness
 from pipeline.run.fingerprints import stored
+from pipeline.sample.config import SampleConfig
 from pipeline.train.config import TrainConfig
 from pipeline.train.lora import add_adapters
 from pipeline.train.stream import Weights, training_subsets
@@ -90,7 +92,7 @@ class FlowMatchingLoss(nn.Module):
         super().__init__()
         self.network = network
         self.spec = spec
-        self.path = path_of(spec.path)
+        self.path = path_of(spec)
 
     def forward(self, batch: FlowBatch | PackedFlowBatch | FlowQuery) -> dict[str, Tensor]:
         """The mean squared error of the prediction, also by time bin (see `binned`).
@@ -151,7 +153,9 @@ class FlowTask:
     base: str | None = None  # fingerprint of the checkpoint that they were exported from
     lora: LoraConfig | None = None
     compression: Compression = COMPRESSION  # of the autoencoder
-    sampling: tuple[tuple[str, Any], ...] = ()  # settings that the run samples it with, for those who sample it later
+    sampling: tuple[
+        tuple[str, Any], ...
+    ] = ()  # settings that the run samples it with: previews, and those who sample it later
     kind: str = "dit"
 
     def build(self, placement: Placement = WHOLE) -> nn.Module:
@@ -192,9 +196,11 @@ class FlowTask:
         latents = read_latents(payloads).float()
         dropped = randomness.uniform(self.seed, "caption-drop", positions) < self.flow.caption_dropout
         known, t = self._known(positions, latents.shape[2]), self._times(positions, num_frames=latents.shape[2])
+        x_1 = normalize(latents, self.latent_stats)
+        x_0 = randomness.normal(self.seed, "noise", positions, latents.shape[1:])
         return FlowBatch(
-            x_1=normalize(latents, self.latent_stats),
-            x_0=randomness.normal(self.seed, "noise", positions, latents.shape[1:]),
+            x_1=x_1,
+            x_0=x_0 if self.flow.coupled_clips == 1 else x_0[self._coupling(x_0, x_1, samples, dropped, known)],
             t=t if known is None else torch.where(known, 1.0, t.reshape(len(t), 1, -1)),
             caption=self._captions([sample.caption for sample in samples], payloads, dropped),
             fps=torch.tensor([sample.fps for sample in samples], dtype=torch.float32),
@@ -204,6 +210,38 @@ class FlowTask:
     def pack(self, batches: list[FlowBatch]) -> PackedFlowBatch:
         """Batches of several shapes, to be computed together."""
         return PackedFlowBatch.of(batches)
+
+    def _coupling(
+        self,
+        x_0: Float[Tensor, "b c t h w"],
+        x_1: Float[Tensor, "b c t h w"],
+        samples: Sequence[Sample],
+        dropped: Bool[Tensor, " b"],
+        known: Bool[Tensor, "b 1 t"] | None,
+    ) -> Int[Tensor, " b"]:
+        """Which noise each clip gets, by `optimal_coupling` among `coupled_clips` in turn.
+
+        Raises:
+            WorldSizeError: a worker's batch is not a multiple of these, so that the noise would depend on the workers.
+        """
+        size = self.flow.coupled_clips
+        if len(samples) % size:
+            raise WorldSizeError(
+                f"dit.flow.coupled_clips is {size}, but a worker computes {len(samples)} clips at once: choose a "
+                "divisor of that, or fewer workers or gradient accumulation steps"
+            )
+        conditions: list[tuple[int | str | None, ...]] = [
+            (position // size, None if drop else sample.caption, str(sample.fps))
+            for position, sample, drop in zip(range(len(samples)), samples, dropped.tolist(), strict=True)
+        ]
+        if known is not None:  # what is given tells of the clip, and noise must not
+            conditions = [
+                (number,) if given else condition
+                for number, (condition, given) in enumerate(
+                    zip(conditions, known.any(2).flatten().tolist(), strict=True)
+                )
+            ]
+        return optimal_coupling(x_0, x_1, conditions)
 
     def _known(self, positions: list[int], num_frames: int) -> Bool[Tensor, "b 1 t"] | None:
         """Which latent frames are given: a function of the positions."""
@@ -246,10 +284,17 @@ class FlowTask:
         )
 
     def previewer(self, device: torch.device) -> FlowPreviewer:
-        """Samples clips of the bucket with the most clips."""
+        """Samples clips as the run does, of its bucket if it was trained on, otherwise of the one with the most clips.
+
+        With a pretrained text encoder, which training does not load, there is no negative prompt.
+        """
+        config = SampleConfig.model_validate(dict(self.sampling))
+        if self.text_encoder is not None:
+            config = config.model_copy(update={"negative_prompt": None})
+        bucket = next((bucket for bucket in self.buckets if bucket.name == config.bucket), self.buckets[0])
         autoencoder = load_autoencoder(self.autoencoder_path).to(device)
         read = byte_captions(self.model.caption_text) if self.text_encoder is None else self._stored_captions()
-        return FlowPreviewer(self.flow, self.latent_stats, self.buckets[0], read, autoencoder, device)
+        return FlowPreviewer(config, self.flow, self.latent_stats, bucket, read, autoencoder, device)
 
     def num_tokens(self, bucket: Bucket) -> int:
         """Tokens of one clip."""

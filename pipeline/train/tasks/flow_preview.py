@@ -20,8 +20,6 @@ from pipeline.run.precision import autocast
 from pipeline.sample.config import SampleConfig
 from pipeline.sample.latents import PromptSeed, sample_latents
 
-PREVIEW = SampleConfig()
-
 
 @dataclass(frozen=True)
 class FlowQuery:
@@ -41,6 +39,7 @@ class FlowQuery:
 class FlowPreviewer:
     """Samples one clip at a time, so that a clip depends neither on the batch size nor on the rank."""
 
+    config: SampleConfig
     flow: FlowSpec
     stats: LatentStats
     bucket: Bucket
@@ -57,16 +56,16 @@ class FlowPreviewer:
             return evaluate(FlowQuery(x_t, t, caption, fps))["predicted"]
 
         size = (self.bucket.num_frames, self.bucket.height, self.bucket.width)
-        with autocast(PREVIEW.precision, self.device):
+        with autocast(self.config.precision, self.device):
             latents = sample_latents(
                 network,
                 self.flow,
-                PREVIEW,
+                self.config,
                 [PromptSeed(prompt, seed)],
-                guidance_scale=PREVIEW.guidance_scale,
+                guidance_scale=self.config.guidance_scale,
                 shape=self.autoencoder.config.latent_shape(*size),
                 read_captions=self.read_captions,
                 device=self.device,
             )
-            (frames,) = decode_clips(self.autoencoder, denormalize(latents, self.stats))
+            (frames,) = decode_clips(self.autoencoder, denormalize(latents, self.stats), tile=self.config.tile)
         return frames

@@ -57,7 +57,7 @@ DECIDED = {
         ),
         later=(
             "grid tolerance tile ddim_eta guidance_interval zero_until rescale apg_eta apg_momentum apg_threshold "
-            "guidance_weights window_overlap"
+            "guidance_weights window_overlap flow_path pyramid_delay"
         ),
         runtime="batch attention text_encoder guidance_checkpoint",  # addresses have what that checkpoint holds
     ),
@@ -156,7 +156,7 @@ DECIDED = {
     ),
     "FlowSpec": Decided(
         output="path prediction loss_weight times times_per caption_dropout null_caption",
-        later="first_frame_share given",
+        later="first_frame_share given sigma_min vp_betas power coupled_clips",
     ),
     "GivenFrames": Decided(
         output="prefix ends subset",
