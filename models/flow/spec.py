@@ -10,7 +10,7 @@ LossWeight = Literal["plain", "velocity"]
 Prediction = Literal["velocity", "data", "noise", "score"]
 PathName = Literal["straight", "cosine", "vp", "polynomial"]
 SampledPathName = Literal["straight", "cosine", "vp", "polynomial", "ve"]
-OdeSolver = Literal["euler", "midpoint", "heun", "rk4", "ab2", "dpmpp_2m", "unipc", "ddim", "dopri5"]
+OdeSolver = Literal["euler", "midpoint", "heun", "rk4", "ab2", "dpmpp_2m", "unipc", "ddim", "dopri5", "flow_map"]
 
 
 class TimeLaw(Settings):
@@ -49,6 +49,24 @@ class GivenFrames(Settings):
     """Share with k frames given at any places, k uniform between 1 and all but one: also the last frame alone."""
 
 
+class FlowMapSpec(Settings):
+    """How a network learns the flow's map from any time to any later one (`models/flow/flow_map.py`)."""
+
+    consistency_share: float = Field(default=0.5, gt=0, lt=1)
+    """Share of the training clips, in (0, 1), whose jumps learn from two shorter jumps; the others learn the velocity.
+    """
+    consistency: Literal["split", "lagrangian"] = "split"
+    """What a jump learns from: two jumps with a time between them that is equally likely anywhere (`split`), or a jump
+    and a last short step along the velocity (`lagrangian`).
+    """
+    lagrangian_step: float = Field(default=1 / 64, gt=0, lt=1)
+    """Length in time of that last step."""
+    max_guidance: float = Field(default=1.0, ge=1)
+    """Largest guidance scale that is distilled in: each clip is trained with a scale between 1 and it, which the
+    network is told, so that sampling needs no second call. Above 1 it needs a teacher, whose guided velocity it learns.
+    """
+
+
 class FlowSpec(Settings):
     """Every choice of the flow that training, validation and sampling have to share; saved in every checkpoint."""
 
@@ -81,6 +99,10 @@ class FlowSpec(Settings):
     """Consecutive training clips among which noise is exchanged so that it lies nearest to their latents (minibatch
     optimal transport, also called immiscible noise). Only clips of the same caption and frame rate, or without caption,
     exchange noise, and none with given frames: sampling starts from noise that knows nothing of them. 1: no exchange.
+    """
+    map: Annotated[FlowMapSpec | None, AddedLater(None)] = None
+    """Train a flow map, for clips in 1 to 8 network calls: the network is told a second time, and `dit.model.flow_map`
+    has to be true. With `dit.train.start_from` its network is the teacher, whose velocities are learned. None: a flow.
     """
     caption_dropout: float = Field(
         default=0.1,
@@ -122,6 +144,18 @@ class FlowSpec(Settings):
             raise ValueError(
                 "prediction is 'score', whose error grows without bound towards the data: set loss_weight to velocity"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_map(self) -> "FlowSpec":
+        if self.map is None:
+            return self
+        if self.prediction != "velocity":
+            raise ValueError(f"map is set, whose network predicts velocities, but prediction is {self.prediction!r}")
+        if self.path == "vp":
+            raise ValueError("map is set, but on the path vp the velocity at the end is infinite: use another path")
+        if self.times_per == "frame":
+            raise ValueError("map is set, and jumps are those of whole clips, but times_per is 'frame': set it to clip")
         return self
 
     @model_validator(mode="after")

@@ -104,6 +104,10 @@ class DiTConfig(Patched, Settings):
     """How the network is told which latent frames are given (`dit.flow.first_frame_share`, `dit.flow.given`): by
     their time alone, or also by further input `channels`, which hold the given frames and a mask."""
 
+    flow_map: Annotated[bool, AddedLater(False)] = False
+    """Whether the network is told where a jump ends, beside the time at which it begins, and its guidance scale: for
+    the few steps of a flow map (`dit.flow.map`). The section `distill` sets it by itself."""
+
     @model_validator(mode="before")
     @classmethod
     def _size_of_preset(cls, fields: Any) -> Any:  # noqa: ANN401 - whatever a configuration may hold

@@ -23,6 +23,8 @@ RULE_OF = {
     "apg_threshold": "apg",
 }
 """Settings that only one guidance rule reads."""
+OF_VELOCITIES = ("guidance", *RULE_OF, "negative_prompt", "guidance_checkpoint", "flow_path")
+"""Settings that the jumps of a flow map do not read."""
 OF_FIXED_STEPS = ("steps", "shift", "grid")
 """Settings that an adaptive solver does not read."""
 
@@ -59,6 +61,12 @@ def contradiction_in(config: SampleConfig, given: Collection[str] = ()) -> Contr
         return Contradiction("pyramid_delay", f"only the schedule pyramid reads it, and schedule is {config.schedule}")
     if config.sde_sigma > 0 and is_set("solver"):
         return Contradiction("sde_sigma", "above 0 the Euler-Maruyama method takes the place of the solver; give one")
+    if config.solver == "flow_map":
+        for name in OF_VELOCITIES:
+            if is_set(name):
+                return Contradiction(
+                    name, "the solver flow_map has its guidance in the network and follows no velocity"
+                )
     if config.solver == "dopri5":
         if config.schedule != "full_sequence":
             return Contradiction("schedule", "the solver dopri5 takes one time for all frames: use full_sequence")
@@ -118,6 +126,18 @@ def check_settings(model: SampledModel, config: SampleConfig) -> WeakerModel | N
             f"sample.schedule is {config.schedule!r}, but {model.folder} was trained with one time for all frames: use "
             "full_sequence, or train with dit.flow.times_per=frame"
         )
+    if config.solver == "flow_map":
+        spec = model.flow.map
+        if spec is None:
+            raise CheckpointError(
+                f"sample.solver is flow_map, but {model.folder} was not trained as a flow map: sample that of a run "
+                "with the section distill, or use another solver"
+            )
+        if not 1 <= config.guidance_scale <= spec.max_guidance:
+            raise CheckpointError(
+                f"sample.guidance_scale is {config.guidance_scale:g}, but the flow map of {model.folder} was trained "
+                f"with scales from 1 to {spec.max_guidance:g}: use one of them, or train with a larger max_guidance"
+            )
     if config.guidance_checkpoint is None:
         return None
     weaker = open_weaker(model, config.guidance_checkpoint)

@@ -1,9 +1,9 @@
 """Train a velocity network by conditional flow matching on latents."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -15,16 +15,16 @@ from data.dataset.index import IndexRow
 from data.dataset.latents import read_latents
 from data.dataset.manifest import LatentStats, TextEncoderRecord
 from data.stream.loader import Sample, Subset
+from models.flow.flow_map import drawn_jumps
 from models.flow.given import drawn_frames
 from models.flow.objective import matching_loss, optimal_coupling, stratified, training_times
 from models.flow.path import path_of
-from models.flow.spec import FlowSpec
+from models.flow.spec import FlowMapSpec, FlowSpec
 from models.networks.build import build_network
 from models.networks.config import NetworkConfig
 from models.networks.protocol import Conditions, NoisyClips, VelocityNetwork
 from models.text.caption import Caption, joined
 from models.text.embeddings import CaptionEmbeddings
-from models.text.packing import CaptionPacking
 from pipeline.checkpoint.adapters import base_weights
 from pipeline.checkpoint.config import LoraConfig
 from pipeline.distributed.config import WorldSizeError
@@ -40,49 +40,10 @@ from pipeline.train.config import TrainConfig
 from pipeline.train.lora import add_adapters
 from pipeline.train.stream import Weights, training_subsets
 from pipeline.train.task import single_group
-from pipeline.train.tasks.flow_preview import FlowPreviewer, FlowQuery
+from pipeline.train.tasks.flow_batch import FlowBatch, FlowQuery, PackedFlowBatch
+from pipeline.train.tasks.flow_map_loss import FlowMapLoss
+from pipeline.train.tasks.flow_preview import FlowPreviewer
 from pipeline.train.time_bins import NUM_TIME_BINS, binned
-
-
-@dataclass(frozen=True)
-class FlowBatch:
-    """Normalized latents x_1, noise x_0, times in [0, 1], captions, frame rates, and which frames are given."""
-
-    x_1: Float[Tensor, "b c t h w"]
-    x_0: Float[Tensor, "b c t h w"]
-    t: Float[Tensor, " b"] | Float[Tensor, "b 1 t"]
-    caption: Caption
-    fps: Float[Tensor, " b"]
-    known: Bool[Tensor, "b 1 t"] | None = None  # at time 1, without loss
-
-    def to(self, device: torch.device) -> Self:
-        """The same batch on another device."""
-        return type(self)(
-            self.x_1.to(device),
-            self.x_0.to(device),
-            self.t.to(device),
-            self.caption.to(device),
-            self.fps.to(device),
-            None if self.known is None else self.known.to(device),
-        )
-
-
-@dataclass(frozen=True)
-class PackedFlowBatch:
-    """Batches of several shapes, whose clips the network computes together (`VelocityNetwork.packed`)."""
-
-    parts: tuple[FlowBatch, ...]
-    packing: CaptionPacking
-    """Of the captions of all parts."""
-
-    @staticmethod
-    def of(parts: Sequence[FlowBatch]) -> "PackedFlowBatch":
-        """Pack batches on the CPU."""
-        return PackedFlowBatch(tuple(parts), CaptionPacking.of(torch.cat([part.caption.mask for part in parts])))
-
-    def to(self, device: torch.device) -> "PackedFlowBatch":
-        """The same batches on another device."""
-        return PackedFlowBatch(tuple(part.to(device) for part in self.parts), self.packing.to(device))
 
 
 class FlowMatchingLoss(nn.Module):
@@ -151,6 +112,7 @@ class FlowTask:
     text_encoder: TextEncoderRecord | None = None  # None: captions are read as bytes
     base_path: Path | None = None  # exported weights to start from
     base: str | None = None  # fingerprint of the checkpoint that they were exported from
+    base_model: NetworkConfig | None = None  # what they are of, where that is less than `model`; None: `model`
     lora: LoraConfig | None = None
     compression: Compression = COMPRESSION  # of the autoencoder
     sampling: tuple[
@@ -159,22 +121,28 @@ class FlowTask:
     kind: str = "dit"
 
     def build(self, placement: Placement = WHOLE) -> nn.Module:
-        """The network inside its loss, with the weights of `base_path` if it is given.
+        """The network inside its loss, with the weights of `base_path` if it is given; of a flow map also a teacher.
 
         Raises:
             CheckpointError: the file at `base_path` is damaged, or of another network.
         """
         if self.base_path is None:
-            network = self._network()
-        else:
-            with torch.device("meta"):
-                network = self._network()
+            network = self._network(self.model)
+            return FlowMatchingLoss(network, self.flow) if self.flow.map is None else FlowMapLoss(network, self.flow)
+        with torch.device("meta"):
+            network, teacher = self._network(self.model), self._network(self.base_model or self.model)
+        if self.flow.map is None:
             placement.place(network, base_weights(self.base_path, network))
-        return FlowMatchingLoss(self._adapted(network), self.flow)
+            return FlowMatchingLoss(self._adapted(network), self.flow)
+        WHOLE.place(teacher, base_weights(self.base_path, teacher))
+        weights = teacher.state_dict()
+        new = {} if self.base_model is None else self._network(self.model).state_dict()
+        placement.place(network, ((name, weights.get(name, new.get(name))) for name in network.state_dict()))
+        return FlowMapLoss(network, self.flow, teacher)
 
-    def _network(self) -> VelocityNetwork:
+    def _network(self, model: NetworkConfig) -> VelocityNetwork:
         width = None if self.text_encoder is None else self.text_encoder.width
-        return build_network(self.model, self.latent_stats.num_channels, width)
+        return build_network(model, self.latent_stats.num_channels, width)
 
     def _adapted(self, network: VelocityNetwork) -> VelocityNetwork:
         if self.lora is not None:
@@ -198,7 +166,7 @@ class FlowTask:
         known, t = self._known(positions, latents.shape[2]), self._times(positions, num_frames=latents.shape[2])
         x_1 = normalize(latents, self.latent_stats)
         x_0 = randomness.normal(self.seed, "noise", positions, latents.shape[1:])
-        return FlowBatch(
+        batch = FlowBatch(
             x_1=x_1,
             x_0=x_0 if self.flow.coupled_clips == 1 else x_0[self._coupling(x_0, x_1, samples, dropped, known)],
             t=t if known is None else torch.where(known, 1.0, t.reshape(len(t), 1, -1)),
@@ -206,6 +174,19 @@ class FlowTask:
             fps=torch.tensor([sample.fps for sample in samples], dtype=torch.float32),
             known=known,
         )
+        return batch if self.flow.map is None else replace(batch, **self._jumps(self.flow.map, positions, batch))
+
+    def _jumps(self, spec: FlowMapSpec, positions: list[int], batch: FlowBatch) -> dict[str, Any]:
+        """What a batch of a flow map has beside: functions of the positions."""
+        drawn = randomness.uniform(self.seed, "jumps", positions, (4,))
+        jump = drawn_jumps(spec, batch.t, drawn[:, :3])
+        guidance = (1 + (spec.max_guidance - 1) * drawn[:, 3]).float()
+        return {"jump": jump, "guidance": guidance, "null": self._null_caption()}
+
+    def _null_caption(self) -> Caption:
+        if self.text_encoder is not None:
+            return self._stored_captions().null()
+        return byte_captions(self.model.caption_text)([self.flow.null_caption])
 
     def pack(self, batches: list[FlowBatch]) -> PackedFlowBatch:
         """Batches of several shapes, to be computed together."""
@@ -305,7 +286,7 @@ class FlowTask:
         latent = torch.empty(1, self.latent_stats.num_channels, *bucket.latent_grid(self.compression))
         has_times = self.flow.times_per == "frame" or self.flow.given_share > 0
         t = torch.zeros((1, 1, latent.shape[2]) if has_times else 1)
-        return self._adapted(self._network()).flops_probe(latent, t, self._probe_caption().to(latent.device))
+        return self._adapted(self._network(self.model)).flops_probe(latent, t, self._probe_caption().to(latent.device))
 
     def _probe_caption(self) -> Caption:
         if self.text_encoder is None:

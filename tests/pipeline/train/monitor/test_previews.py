@@ -11,7 +11,7 @@ from models.flow.solver import Counted
 from pipeline.checkpoint.read import load_weights, open_checkpoint
 from pipeline.run.weight_names import WeightsName
 from pipeline.train.monitor.previews import fixed_prompts
-from pipeline.train.tasks.flow_preview import FlowQuery
+from pipeline.train.tasks.flow_batch import FlowQuery
 from testing.watched import STAGES, STILL, task_of
 
 

@@ -30,8 +30,8 @@ from pipeline.sample.model import open_model
 from pipeline.sample.requests import ImageFile, PromptRequest
 from pipeline.sample.sampler import ClipSampler
 from pipeline.train.loop import train
-from pipeline.train.tasks.flow import FlowBatch, FlowMatchingLoss
-from pipeline.train.tasks.flow_preview import FlowQuery
+from pipeline.train.tasks.flow import FlowMatchingLoss
+from pipeline.train.tasks.flow_batch import FlowBatch, FlowQuery
 from testing.networks import with_open_gates
 from testing.records import SMALL
 from testing.tiny import CONFIG, SHAPE, losses, make_task, write_latents
