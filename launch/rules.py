@@ -5,7 +5,6 @@ from math import lcm
 from typing import TYPE_CHECKING
 
 from data.dataset.compression import Compression
-from models.networks.config import DiTConfig
 from pipeline.engine.config import check_can_share, check_tokens
 from pipeline.run.weight_names import FIRST_AVERAGE, MASTER
 from pipeline.train.batches import check_mixed
@@ -174,11 +173,11 @@ def check_coupling(config: "RunConfig") -> None:
 def check_flow_map(config: "RunConfig") -> None:
     """A flow map has a network that is told where jumps end, and what teaches it guidance."""
     model, flow = config.dit.model, config.dit.flow
-    is_told = isinstance(model, DiTConfig) and model.flow_map
-    if is_told != (flow.map is not None):
+    if model.is_flow_map != (flow.map is not None):
         raise ValueError(
-            f"dit.model.flow_map is {str(is_told).lower()}, but dit.flow.map is {'' if flow.map is None else 'not '}"
-            "null: set both to train a flow map, which an architecture dit can be, or neither"
+            f"dit.model.flow_map is {str(model.is_flow_map).lower()}, but dit.flow.map is "
+            f"{'' if flow.map is None else 'not '}null: set both to train a flow map, which an architecture dit can be, or "
+            "neither"
         )
     if flow.map is not None:
         _check_map_training("dit", config.dit.train)
@@ -189,7 +188,7 @@ def check_flow_map(config: "RunConfig") -> None:
             )
     if config.distill is None:
         return
-    if flow.map is not None or not isinstance(model, DiTConfig):
+    if flow.map is not None or not model.learns_maps:
         reason = "dit.flow.map makes dit one" if flow.map is not None else f"dit is a {model.architecture}"
         raise ValueError(f"distill trains a flow map of a network of architecture dit, but {reason}: leave distill out")
     _check_map_training("distill", config.distill.train)

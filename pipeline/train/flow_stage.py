@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from models.flow.spec import FlowSpec
-from models.networks.config import DiTConfig, NetworkConfig
+from models.networks.config import NetworkConfig
 from pipeline.run.chain import Need
 from pipeline.run.context import RunContext
 from pipeline.run.fingerprints import stored
@@ -96,7 +96,7 @@ class TrainFlowStage(TrainStage):
 
     def _base_model(self, base: "Base") -> NetworkConfig | None:
         """What a flow map starts from, where that is no flow map itself; None: a network like its own."""
-        if isinstance(self.model, DiTConfig) and self.model.flow_map and "flow_map" not in base.settings["model"]:
+        if self.model.is_flow_map and "flow_map" not in base.settings["model"]:
             return self.model.model_copy(update={"flow_map": False})
         return None
 
