@@ -289,7 +289,8 @@ def engine(at: Setting) -> Iterator[Row]:
     from pipeline.engine.parameter_groups import ParameterGroup
     from pipeline.train.config import TrainConfig
     from pipeline.train.task import single_group
-    from pipeline.train.tasks.flow import FlowBatch, FlowMatchingLoss
+    from pipeline.train.tasks.flow import FlowMatchingLoss
+    from pipeline.train.tasks.flow_batch import FlowBatch
 
     preset, num_clips, latent = ("tiny", 2, (2, 4, 4)) if at.is_tiny else ("L", 32, SHORT)
     config, caption = DiTConfig.model_validate({"preset": preset}), captions(at, num_clips)

@@ -14,7 +14,8 @@ import torch
 from benchmarks.checkerboard import exact_field, reference, start
 from models.flow.field import Field
 from models.flow.path import CosinePath, StraightPath, VariancePreservingPath
-from models.flow.solver import constant_diffusion, euler, euler_maruyama
+from models.flow.solver import euler, euler_maruyama
+from testing.gaussians import constant_diffusion
 
 OUTPUT = Path(__file__).resolve().parent.parent / "docs" / "images"
 GENERATOR = torch.Generator().manual_seed(0)

@@ -9,12 +9,12 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from data.dataset.buckets import Bucket
-from data.records import Runtime, Settings
+from data.records import AddedLater, Runtime, Settings
 from launch.overrides import ConfigError, Override, apply_override, explain
 from launch.plain_yaml import MAX_CHARACTERS, YamlError, read_plain_yaml
 from launch.rules import RULES
 from models.autoencoder.config import DEFAULT_LOSS, KL_NAME, AutoencoderConfig, AutoencoderLossConfig
-from models.flow.spec import FlowSpec
+from models.flow.spec import FlowMapSpec, FlowSpec
 from models.networks.config import DEFAULT_NETWORK, NetworkConfig
 from pipeline.distributed.config import WorkersConfig
 from pipeline.encode.config import EncodeConfig
@@ -92,6 +92,15 @@ class FlowSection(Settings):
     """How the network is trained."""
 
 
+class DistillSection(Settings):
+    """A student of the network in `dit`, which makes clips in 1 to 8 network calls."""
+
+    map: FlowMapSpec = FlowMapSpec()
+    """How it learns the map of the flow."""
+    train: FlowTrainConfig = FlowTrainConfig()
+    """How it is trained, from the weights of its teacher: `start_from` and `lora` are not for it."""
+
+
 class ClusterConfig(Settings):
     """Where Ray runs."""
 
@@ -120,6 +129,10 @@ class RunConfig(Settings):
     """How clips are encoded into latents."""
     dit: FlowSection = FlowSection()
     """The diffusion transformer and its training."""
+    distill: Annotated[DistillSection | None, AddedLater(None)] = None
+    """A student of the diffusion transformer that needs few steps, which is then sampled in place of it with
+    `sample.solver: flow_map`. None: there is none.
+    """
     sample: SampleSection = SampleSection()
     """How clips are sampled, and of which prompts."""
     evaluate: EvaluateConfig = EvaluateConfig()
@@ -131,6 +144,17 @@ class RunConfig(Settings):
     def run_dir(self) -> Path:
         """The folder everything of this run is in."""
         return self.runs_dir / self.name
+
+    @property
+    def student_flow(self) -> FlowSpec | None:
+        """The flow of `distill`: that of `dit`, as a map.
+
+        Raises:
+            ValueError: no map can be learned of it.
+        """
+        if self.distill is None:
+            return None
+        return FlowSpec.model_validate(self.dit.flow.model_dump() | {"map": self.distill.map})
 
     @property
     def known_buckets(self) -> tuple[Bucket, ...] | None:

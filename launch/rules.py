@@ -8,7 +8,7 @@ from data.dataset.compression import Compression
 from pipeline.engine.config import check_can_share, check_tokens
 from pipeline.run.weight_names import FIRST_AVERAGE, MASTER
 from pipeline.train.batches import check_mixed
-from pipeline.train.config import TrainConfig
+from pipeline.train.config import FlowTrainConfig, TrainConfig
 from pipeline.train.world_size import fitting_worlds
 
 if TYPE_CHECKING:
@@ -16,10 +16,12 @@ if TYPE_CHECKING:
 
 
 def check_workers(config: "RunConfig") -> None:
-    """The workers can share every batch of both trainings."""
-    trainings = {"autoencoder": config.autoencoder.train, "dit": config.dit.train}
+    """The workers can share every batch of all trainings."""
+    trainings: dict[str, TrainConfig] = {"autoencoder": config.autoencoder.train, "dit": config.dit.train}
     if config.autoencoder.published is not None:
         del trainings["autoencoder"]
+    if config.distill is not None:
+        trainings["distill"] = config.distill.train
     for name, train in trainings.items():
         check_shares(config, name, train)
         workers = config.cluster.workers
@@ -154,11 +156,75 @@ def check_given_frames(config: "RunConfig") -> None:
         )
 
 
+def check_coupling(config: "RunConfig") -> None:
+    """Clips that exchange noise are computed together, on any number of workers."""
+    train, size = config.dit.train, config.dit.flow.coupled_clips
+    num_parts = config.cluster.workers.num_workers // train.sequence_parallel * train.gradient_accumulation_steps
+    has_turns = train.mixed_buckets or config.known_buckets is None or len(config.known_buckets) > 1
+    for field in ("global_batch", "batch_multiple") if has_turns else ("global_batch",):
+        if size > 1 and (number := getattr(train, field)) % (num_parts * size):
+            raise ValueError(
+                f"dit.flow.coupled_clips is {size}, but dit.train.{field} {number}, in {num_parts} parts (workers "
+                "times gradient accumulation steps), does not split into so many clips: use a multiple of "
+                f"{num_parts * size}"
+            )
+
+
+def check_flow_map(config: "RunConfig") -> None:
+    """A flow map has a network that is told where jumps end, and what teaches it guidance."""
+    model, flow = config.dit.model, config.dit.flow
+    if model.is_flow_map != (flow.map is not None):
+        raise ValueError(
+            f"dit.model.flow_map is {str(model.is_flow_map).lower()}, but dit.flow.map is "
+            f"{'' if flow.map is None else 'not '}null: set both to train a flow map, which an architecture dit can be, or "
+            "neither"
+        )
+    if flow.map is not None:
+        _check_map_training("dit", config.dit.train)
+        if flow.map.max_guidance > 1 and config.dit.train.start_from is None:
+            raise ValueError(
+                f"dit.flow.map.max_guidance is {flow.map.max_guidance:g}, which needs a teacher: name it in "
+                "dit.train.start_from, or use the section distill"
+            )
+    if config.distill is None:
+        return
+    if flow.map is not None or not model.learns_maps:
+        reason = "dit.flow.map makes dit one" if flow.map is not None else f"dit is a {model.architecture}"
+        raise ValueError(f"distill trains a flow map of a network of architecture dit, but {reason}: leave distill out")
+    _check_map_training("distill", config.distill.train)
+    for name in ("start_from", "lora"):
+        if getattr(config.distill.train, name) is not None:
+            raise ValueError(f"distill.train.{name} is set, but a student starts from the network in dit: leave it out")
+    try:
+        assert config.student_flow is not None
+    except ValueError as error:
+        raise ValueError(f"distill: {error}") from error
+
+
+def _check_map_training(section: str, train: FlowTrainConfig) -> None:
+    for name in ("mixed_buckets", "lora"):
+        if getattr(train, name):
+            raise ValueError(f"{section}.train.{name} is set, which a flow map cannot be trained with: leave it out")
+
+
 def check_sampling(config: "RunConfig") -> None:
     """The training gives what sampling asks for."""
-    known = [FIRST_AVERAGE, MASTER, *(profile.name for profile in config.dit.train.ema)]
+    section, train = ("dit", config.dit.train) if config.distill is None else ("distill", config.distill.train)
+    known = [FIRST_AVERAGE, MASTER, *(profile.name for profile in train.ema)]
     if config.sample.weights not in known:
-        raise ValueError(f"sample.weights is {config.sample.weights!r}, but dit.train.ema gives {', '.join(known)}")
+        raise ValueError(
+            f"sample.weights is {config.sample.weights!r}, but {section}.train.ema gives {', '.join(known)}"
+        )
+    spec = config.dit.flow.map if config.distill is None else config.distill.map
+    if config.sample.solver == "flow_map" and spec is None:
+        raise ValueError("sample.solver is flow_map, but no flow map is trained: set distill, or use another solver")
+    if config.sample.solver == "flow_map" and spec is not None:
+        largest = spec.max_guidance
+        if not 1 <= config.sample.guidance_scale <= largest:
+            raise ValueError(
+                f"sample.guidance_scale is {config.sample.guidance_scale:g}, but the flow map is trained with scales "
+                f"from 1 to {largest:g}: set {section if section == 'distill' else 'dit.flow'}.map.max_guidance to it"
+            )
     if config.sample.schedule != "full_sequence" and config.dit.flow.times_per != "frame":
         raise ValueError(
             f"sample.schedule is {config.sample.schedule!r}, but dit.flow.times_per is 'clip': a network that is "
@@ -173,5 +239,7 @@ RULES: "tuple[Callable[[RunConfig], None], ...]" = (
     check_mixed_buckets,
     check_captions,
     check_given_frames,
+    check_coupling,
+    check_flow_map,
     check_sampling,
 )

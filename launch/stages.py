@@ -17,7 +17,7 @@ from pipeline.ingest.stage import DrawStage, ShardStage
 from pipeline.run.fingerprints import output_settings
 from pipeline.run.stage import Stage
 from pipeline.sample.stage import SampleStage
-from pipeline.train.flow_stage import TrainFlowStage
+from pipeline.train.flow_stage import TrainDistillStage, TrainFlowStage
 from pipeline.train.stage import TrainAutoencoderStage
 
 Options = Literal["plain", "retry", "training"]
@@ -114,9 +114,26 @@ def _train_dit(config: RunConfig) -> Stage:
     )
 
 
+def _train_distill(config: RunConfig) -> Stage:
+    flow = config.student_flow
+    return TrainDistillStage(
+        train=config.dit.train if config.distill is None else config.distill.train,
+        seed=config.seed,
+        mix_weights=config.data.weights,
+        buckets=config.known_buckets,
+        patch_size=config.dit.model.patch_size,
+        compression=_compression(config),
+        workers=config.cluster.workers,
+        model=config.dit.model if flow is None else config.dit.model.model_copy(update={"flow_map": True}),
+        flow=config.dit.flow.model_copy(update={"map": None}) if flow is None else flow,
+        sampling=tuple(output_settings(config.sample.sampler()).items()),
+    )
+
+
 def _sample(config: RunConfig) -> Stage:
     combinations = config.evaluate.prompts_per_combination
-    return SampleStage(config.sample, config.data, config.seed, combinations, config.cluster.workers)
+    network = TrainFlowStage.folder if config.distill is None else TrainDistillStage.folder
+    return SampleStage(config.sample, config.data, config.seed, combinations, config.cluster.workers, network)
 
 
 def _evaluate(config: RunConfig) -> Stage:
@@ -129,6 +146,7 @@ STAGES = (
     Entry(TrainAutoencoderStage, _train_autoencoder, options="training"),
     Entry(EncodeStage, _encode),
     Entry(TrainFlowStage, _train_dit, options="training"),
+    Entry(TrainDistillStage, _train_distill, options="training"),
     Entry(SampleStage, _sample, options=None),
     Entry(EvaluateStage, _evaluate),
 )

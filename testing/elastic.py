@@ -28,7 +28,8 @@ from pipeline.train.build import build
 from pipeline.train.config import TrainConfig
 from pipeline.train.loop import train
 from pipeline.train.monitor.metrics import read_metrics
-from pipeline.train.tasks.flow import FlowBatch, FlowTask
+from pipeline.train.tasks.flow import FlowTask
+from pipeline.train.tasks.flow_batch import FlowBatch
 from testing.groups import Job, run_jobs
 from testing.tiny import CONFIG, WEIGHTS, make_task, write_latents
 

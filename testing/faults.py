@@ -47,8 +47,8 @@ from pipeline.run import randomness
 from pipeline.run.stage_record import STAGE_RECORD_NAME, StageRecord
 from pipeline.train.monitor.events import read_events
 from pipeline.train.monitor.metrics import read_metrics
-from pipeline.train.tasks.flow import FlowBatch, FlowMatchingLoss, FlowTask, PackedFlowBatch
-from pipeline.train.tasks.flow_preview import FlowQuery
+from pipeline.train.tasks.flow import FlowMatchingLoss, FlowTask
+from pipeline.train.tasks.flow_batch import FlowBatch, FlowQuery, PackedFlowBatch
 from testing.paths import ROOT
 from testing.processes import children_of, kill_all
 from testing.records import SMALL, write_random_latents

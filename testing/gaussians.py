@@ -10,16 +10,34 @@ from torch import Tensor
 
 from models.flow.field import Field
 from models.flow.path import (
-    AffinePath,
+    Coefficients,
     CosinePath,
     Path,
     PolynomialPath,
     StraightPath,
     VarianceExplodingPath,
     VariancePreservingPath,
+    derivative_along,
 )
-from models.flow.solver import Noise
+from models.flow.solver import Diffusion, Noise
 from models.flow.spec import Prediction
+
+
+@dataclass(frozen=True)
+class AffinePath(Path):
+    """Any two functions of time, differentiated by autograd; both derivatives must be finite on [0, 1]."""
+
+    alpha: Callable[[Tensor], Tensor]
+    beta: Callable[[Tensor], Tensor]
+
+    def coefficients(self, t: Tensor) -> Coefficients:
+        """Forward-mode derivatives of the two functions."""
+        t = t.contiguous()  # forward-mode derivatives do not take expanded tensors
+        one = torch.ones_like(t)
+        a, a_prime = derivative_along(self.alpha, t, one)
+        b, b_prime = derivative_along(self.beta, t, one)
+        return Coefficients(a=a, a_prime=a_prime, b=b, scale=one, scaled_b_prime=b_prime)
+
 
 PATHS = [
     StraightPath(),
@@ -34,6 +52,16 @@ PATHS = [
 PREDICTIONS: list[Prediction] = ["velocity", "data", "noise", "score"]
 
 each_path = pytest.mark.parametrize("path", PATHS, ids=lambda path: type(path).__name__)
+
+
+def constant_diffusion(sigma: float) -> Diffusion:
+    """The same sigma at every time."""
+    return lambda t: torch.full_like(t, sigma)
+
+
+def vp_diffusion(path: VariancePreservingPath) -> Diffusion:
+    """sigma² = beta: the reverse SDE of Song et al. 2021, eq. 6, as one of the family."""
+    return lambda t: path.rate(t).sqrt()
 
 
 def numbers(*shape: int, seed: int = 0) -> Tensor:

@@ -10,7 +10,8 @@ from data.stream.loader import Sample
 from pipeline.distributed.torchrun import train_here
 from pipeline.train.config import TrainConfig
 from pipeline.train.loop import train
-from pipeline.train.tasks.flow import FlowBatch, FlowTask
+from pipeline.train.tasks.flow import FlowTask
+from pipeline.train.tasks.flow_batch import FlowBatch
 from testing.tiny import CONFIG, make_task
 
 OFTEN = CONFIG.model_copy(update={"checkpoint_every_steps": 2, "keep_checkpoints": 3})  # steps 4, 6 and 8 stay

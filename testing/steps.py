@@ -11,7 +11,8 @@ from data.stream.loader import Sample, Stream
 from pipeline.distributed.process_group import Worker
 from pipeline.train.build import build
 from pipeline.train.loop import train
-from pipeline.train.tasks.flow import FlowBatch, FlowTask
+from pipeline.train.tasks.flow import FlowTask
+from pipeline.train.tasks.flow_batch import FlowBatch
 from testing.records import SMALL
 from testing.tiny import CONFIG, make_task
 

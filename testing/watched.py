@@ -20,11 +20,9 @@ from pipeline.distributed.process_group import Worker
 from pipeline.engine.ema import ShardedEma, averaged_weights
 from pipeline.engine.zero import ZeroTrainer
 from pipeline.run import randomness
-from pipeline.sample.config import SampleConfig
 from pipeline.train.build import build
 from pipeline.train.config import TrainConfig
 from pipeline.train.loop import train
-from pipeline.train.tasks import flow_preview
 from pipeline.train.tasks.flow import FlowTask
 from testing.records import SMALL, made_up_clip
 from testing.tiny import CONFIG, make_task
@@ -42,9 +40,6 @@ WATCHED = CONFIG.model_copy(
         "sample_weights": "power-0.10",
     }
 )
-
-SOONER = SampleConfig(steps=4)
-"""How the previews are sampled in place of `flow_preview.PREVIEW`, which has five times as many steps."""
 
 
 def write_two_splits(folder: Path) -> None:
@@ -67,13 +62,12 @@ def write_two_splits(folder: Path) -> None:
 
 def task_of(folder: Path) -> FlowTask:
     """The small task on latents of two shapes."""
-    return replace(make_task(folder), buckets=(SMALL, STILL))
+    return replace(make_task(folder), buckets=(SMALL, STILL), sampling=(("steps", 4),))
 
 
 def train_watched(worker: Worker, data: Path, run_dir: Path, stage: int, config: TrainConfig) -> None:
     """Run the training loop; ZeRO-3 partitions every parameter, however small."""
     pipeline.engine.zero.PERSISTENT_PARAMETERS = 0
-    flow_preview.PREVIEW = SOONER
     train(task_of(data), config.model_copy(update={"zero_stage": stage}), run_dir, worker)
 
 

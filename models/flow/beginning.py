@@ -36,11 +36,11 @@ class Beginning:
         return is_known[None, None] if bool(is_known.any()) else None
 
     def state(self, path: Path, noise: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b c t h w"]:
-        """The state to start a solver from; given frames are `latents` bit for bit, and frames at 0 are `noise`."""
+        """The state to start a solver from; given frames are `latents` bit for bit, and frames at 0 are noise."""
         times = self.times.to(noise)[None, None]
         latents, axis = self.latents.to(noise), times[..., None, None]
         between = path.at(times, noise).point(noise, latents)
-        return torch.where(axis == 1, latents, torch.where(axis == 0, noise, between))
+        return torch.where(axis == 1, latents, torch.where(axis == 0, path.start(noise), between))
 
     def grid(self, grid: Tensor) -> Tensor:
         """The part that is left to integrate of a grid (n) or a schedule (n, frames), as one or the other.

@@ -44,15 +44,25 @@ def to_velocity(at: Coefficients, prediction: Prediction, x_t: Tensor, predicted
     return at.velocity_of_score(x_t, predicted) if prediction == "score" else predicted
 
 
+SMALLEST_NOISE = 0.05
+"""Noise level b below which no loss weighs an error more than there (as Li & He 2025, section 4.3, for 1 - t)."""
+
+
 def velocity_weight(at: Coefficients, prediction: Prediction) -> Tensor:
-    """(dv / d prediction)²: a squared error of this prediction, times the weight, is the velocity's squared error."""
+    """(dv / d prediction)²: a squared error of this prediction, times the weight, is the velocity's squared error.
+
+    Near the data factors of 1 / b are bounded by those at `SMALLEST_NOISE`, also for a velocity whose b' is infinite:
+    without a bound the loss has no mean where training times come near 1.
+    """
     check_prediction(prediction)
-    determinant = at.scaled_determinant / nonzero(at.scale)
+    b = at.b.clamp(min=SMALLEST_NOISE)
+    scale = torch.where(at.scale == at.b, b, at.scale)
+    determinant = at.scaled_determinant / scale
     if prediction == "data":
-        return (determinant / nonzero(at.b)) ** 2
+        return (determinant / b) ** 2
     if prediction == "noise":
         return (determinant / nonzero(at.a)) ** 2
-    return (determinant * at.b / nonzero(at.a)) ** 2 if prediction == "score" else torch.ones_like(at.a)
+    return (determinant * at.b / nonzero(at.a)) ** 2 if prediction == "score" else (at.scale / scale) ** 2
 
 
 def _ignore(_: Tensor | None) -> None:

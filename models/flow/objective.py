@@ -9,6 +9,8 @@ eq. 2; Holderrieth & Erives algorithm 4), noise (Ho et al. 2020, eq. 14) or data
 """
 
 import math
+from collections import defaultdict
+from collections.abc import Hashable, Sequence
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -77,7 +79,7 @@ def matching_loss(
     if known is not None:
         t = torch.where(known, 0.5, t)  # any time at which the error that is left out is finite
     error = (predicted.to(x_1) - target(path, prediction, x_0, x_1, t)).square()
-    if weight == "velocity":
+    if weight == "velocity" or prediction == "velocity":
         error = error * velocity_weight(path.at(t, x_1), prediction)
     if known is None:
         return error.flatten(1).mean(1)
@@ -85,13 +87,24 @@ def matching_loss(
     return torch.where(expand(known, error), 0.0, error).flatten(1).mean(1) / share
 
 
-def optimal_coupling(x_0: Float[Tensor, "b ..."], x_1: Float[Tensor, "b ..."]) -> Int[Tensor, " b"]:
+def optimal_coupling(
+    x_0: Float[Tensor, "b ..."], x_1: Float[Tensor, "b ..."], conditions: Sequence[Hashable] | None = None
+) -> Int[Tensor, " b"]:
     """The permutation of the noises that minimises the sum of squared distances to the data of the batch.
 
     Minibatch optimal transport (Tong et al. 2023, section 3.2): train on x_0[permutation], x_1; paths cross less.
+
+    Args:
+        conditions: of each sample; noise is exchanged among equal ones alone, so that it stays independent of them, as
+            it is in sampling (Cheng & Schwing 2025, arXiv 2503.10636, section 3.2). None: there are none.
     """
     from scipy.optimize import linear_sum_assignment
 
-    cost = torch.cdist(x_1.flatten(1).double(), x_0.flatten(1).double()).square()
-    _, columns = linear_sum_assignment(cost.cpu().numpy())
-    return torch.as_tensor(columns, device=x_0.device)
+    permutation, samples = torch.arange(len(x_0)), defaultdict(list)
+    for number, condition in enumerate([None] * len(x_0) if conditions is None else conditions):
+        samples[condition].append(number)
+    for group in (torch.tensor(group) for group in samples.values() if len(group) > 1):
+        cost = torch.cdist(x_1[group].flatten(1).double(), x_0[group].flatten(1).double()).square()
+        _, columns = linear_sum_assignment(cost.cpu().numpy())
+        permutation[group] = group[torch.as_tensor(columns)]
+    return permutation.to(x_0.device)

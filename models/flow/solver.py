@@ -19,7 +19,7 @@ from torch import Tensor
 
 from models.flow.field import Field
 from models.flow.grid import check_grid, starting_at
-from models.flow.path import Coefficients, Path, VariancePreservingPath, expand, nonzero, posterior
+from models.flow.path import Coefficients, Path, expand, nonzero, posterior
 from models.flow.spec import OdeSolver
 
 BLOCK_STEPS = 64
@@ -36,10 +36,10 @@ class Counted:
         self._function = function
         self.calls = 0
 
-    def __call__(self, *inputs: Any) -> Tensor:  # noqa: ANN401 - whatever the function takes
+    def __call__(self, *inputs: Any, **named: Any) -> Tensor:  # noqa: ANN401 - whatever the function takes
         """Call and count."""
         self.calls += 1
-        return self._function(*inputs)
+        return self._function(*inputs, **named)
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def _steps(grid: Tensor, x: Tensor) -> Iterator[Step]:
             yield Step(number, t, t_next, h, is_per_frame=grid.ndim > 1)
 
 
-def _integrate(advance: Advance, field: Field, x: Tensor, grid: Tensor) -> Tensor:
+def integrate(advance: Advance, field: Field, x: Tensor, grid: Tensor) -> Tensor:
     """Take every step of the grid; a frame whose step has no length keeps its state."""
     for step in _steps(grid, x):
         moving = step.h > 0 if step.is_per_frame else None
@@ -94,7 +94,7 @@ def euler(field: Field, x: Float[Tensor, "b ..."], grid: Tensor) -> Float[Tensor
     def advance(x: Tensor, step: Step) -> Tensor:
         return x + step.h * field.velocity(x, step.t)
 
-    return _integrate(advance, field, x, grid)
+    return integrate(advance, field, x, grid)
 
 
 def midpoint(field: Field, x: Float[Tensor, "b ..."], grid: Tensor) -> Float[Tensor, "b ..."]:
@@ -104,7 +104,7 @@ def midpoint(field: Field, x: Float[Tensor, "b ..."], grid: Tensor) -> Float[Ten
         half = x + step.h / 2 * field.velocity(x, step.t)
         return x + step.h * field.velocity(half, (step.t + step.t_next) / 2)
 
-    return _integrate(advance, field, x, grid)
+    return integrate(advance, field, x, grid)
 
 
 def heun(field: Field, x: Float[Tensor, "b ..."], grid: Tensor) -> Float[Tensor, "b ..."]:
@@ -123,7 +123,7 @@ def heun(field: Field, x: Float[Tensor, "b ..."], grid: Tensor) -> Float[Tensor,
             at_end = torch.where(expand(undefined, x), slope, at_end)
         return x + step.h / 2 * (slope + at_end)
 
-    return _integrate(advance, field, x, grid)
+    return integrate(advance, field, x, grid)
 
 
 def rk4(field: Field, x: Float[Tensor, "b ..."], grid: Tensor) -> Float[Tensor, "b ..."]:
@@ -144,7 +144,7 @@ def rk4(field: Field, x: Float[Tensor, "b ..."], grid: Tensor) -> Float[Tensor, 
         moved = x + h / 6 * (k_1 + 2 * k_2 + 2 * k_3 + k_4)
         return moved if undefined is None else torch.where(expand(undefined, x), x + h * k_2, moved)
 
-    return _integrate(advance, field, x, grid)
+    return integrate(advance, field, x, grid)
 
 
 def ab2(field: Field, x: Float[Tensor, "b ..."], grid: Tensor) -> Float[Tensor, "b ..."]:
@@ -172,7 +172,7 @@ def ab2(field: Field, x: Float[Tensor, "b ..."], grid: Tensor) -> Float[Tensor, 
             before = (step.h, slope)
         return x + step.h * (slope + change)
 
-    return _integrate(advance, field, x, grid)
+    return integrate(advance, field, x, grid)
 
 
 def _where_moving(step: Step, new: Tensor, old: Tensor) -> Tensor:
@@ -202,7 +202,7 @@ def ddim_eta(field: Field, x: Float[Tensor, "b ..."], grid: Tensor, eta: float, 
         kept = (to.b**2 - variance).clamp_min(0).sqrt() * old_noise
         return to.a * data + kept + variance.sqrt() * noise(step.number).to(x)
 
-    return _integrate(advance, field, x, grid)
+    return integrate(advance, field, x, grid)
 
 
 def _log_ratio(at: Coefficients) -> Tensor:
@@ -237,7 +237,7 @@ def dpmpp_2m(field: Field, x: Float[Tensor, "b ..."], grid: Tensor) -> Float[Ten
             before = (_where_moving(step, length, before[0]), _where_moving(step, data, before[1]))
         return _data_step(x, at, to, mean)
 
-    return _integrate(advance, field, x, grid)
+    return integrate(advance, field, x, grid)
 
 
 @dataclass(frozen=True)
@@ -297,7 +297,7 @@ def unipc(field: Field, x: Float[Tensor, "b ..."], grid: Tensor) -> Float[Tensor
         last = _DataStep(x, at, to, data, data_before, length_before)
         return torch.where(to.b > 0, last.taken(), _data_step(x, at, to, data))
 
-    return _integrate(advance, field, x, grid)
+    return integrate(advance, field, x, grid)
 
 
 def dopri5(field: Field, x: Float[Tensor, "b ..."], grid: Tensor, tolerance: float = 1e-6) -> Float[Tensor, "b ..."]:
@@ -347,17 +347,14 @@ def solver_of(name: OdeSolver) -> Solver:
             return ddim
         case "dopri5":
             return dopri5
-
-
-def constant_diffusion(sigma: float) -> Diffusion:
-    """The same sigma at every time. It is stable for steps of h < 4 variance / sigma² only: narrow data need many."""
-    return lambda t: torch.full_like(t, sigma)
+        case "flow_map":
+            raise ValueError("the jumps of a flow map are those of its network: see flow_map.flow_map_solver")
 
 
 def falling_diffusion(path: Path, sigma: float) -> Diffusion:
     """sigma sqrt(b / (a + b)): it falls with the noise level, so that steps need not be shorter for narrower data.
 
-    On the straight path it is sigma sqrt(1 - t).
+    On the straight path it is sigma sqrt(1 - t). A constant one is stable for steps of h < 4 variance / sigma² only.
     """
 
     def diffusion(t: Tensor) -> Tensor:
@@ -365,11 +362,6 @@ def falling_diffusion(path: Path, sigma: float) -> Diffusion:
         return sigma * (at.b / nonzero(at.a + at.b)).sqrt()
 
     return diffusion
-
-
-def vp_diffusion(path: VariancePreservingPath) -> Diffusion:
-    """sigma² = beta: the reverse SDE of Song et al. 2021, eq. 6, as one of the family."""
-    return lambda t: path.rate(t).sqrt()
 
 
 def euler_maruyama(
@@ -393,7 +385,7 @@ def euler_maruyama(
             return moved
         return torch.where(expand(step.t_next == last, x), x + step.h * velocity, moved)
 
-    return _integrate(advance, field, x, grid)
+    return integrate(advance, field, x, grid)
 
 
 def clamped(field: Field, known: Float[Tensor, "b ..."], mask: Tensor, x_0: Float[Tensor, "b ..."]) -> Field:

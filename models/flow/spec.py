@@ -8,8 +8,9 @@ from data.records import AddedLater, Settings, Text
 
 LossWeight = Literal["plain", "velocity"]
 Prediction = Literal["velocity", "data", "noise", "score"]
-PathName = Literal["straight", "cosine", "vp"]
-OdeSolver = Literal["euler", "midpoint", "heun", "rk4", "ab2", "dpmpp_2m", "unipc", "ddim", "dopri5"]
+PathName = Literal["straight", "cosine", "vp", "polynomial"]
+SampledPathName = Literal["straight", "cosine", "vp", "polynomial", "ve"]
+OdeSolver = Literal["euler", "midpoint", "heun", "rk4", "ab2", "dpmpp_2m", "unipc", "ddim", "dopri5", "flow_map"]
 
 
 class TimeLaw(Settings):
@@ -48,15 +49,43 @@ class GivenFrames(Settings):
     """Share with k frames given at any places, k uniform between 1 and all but one: also the last frame alone."""
 
 
+class FlowMapSpec(Settings):
+    """How a network learns the flow's map from any time to any later one (`models/flow/flow_map.py`)."""
+
+    consistency_share: float = Field(default=0.5, gt=0, lt=1)
+    """Share of the training clips, in (0, 1), whose jumps learn from two shorter jumps; the others learn the velocity.
+    """
+    consistency: Literal["split", "lagrangian"] = "split"
+    """What a jump learns from: two jumps with a time between them that is equally likely anywhere (`split`), or a jump
+    and a last short step along the velocity (`lagrangian`).
+    """
+    lagrangian_step: float = Field(default=1 / 64, gt=0, lt=1)
+    """Length in time of that last step."""
+    max_guidance: float = Field(default=1.0, ge=1)
+    """Largest guidance scale that is distilled in: each clip is trained with a scale between 1 and it, which the
+    network is told, so that sampling needs no second call. Above 1 it needs a teacher, whose guided velocity it learns.
+    """
+
+
 class FlowSpec(Settings):
     """Every choice of the flow that training, validation and sampling have to share; saved in every checkpoint."""
 
     path: PathName = "straight"
-    """Probability path from noise to data: `straight` (alpha = t), `cosine`, or `vp` (variance preserving)."""
-    prediction: Literal["velocity", "data", "noise"] = "velocity"
-    """What the network predicts; `noise` needs the path `vp`."""
+    """Probability path from noise to data: `straight` (alpha = t), `cosine`, `vp` (variance preserving), or
+    `polynomial` (alpha = t^`power`).
+    """
+    sigma_min: Annotated[float, AddedLater(0.0)] = Field(default=0.0, ge=0, lt=1)
+    """Standard deviation of the noise that is left at the end of the path `straight` (Lipman et al. 2022, eq. 20)."""
+    vp_betas: Annotated[tuple[float, float], AddedLater((0.1, 20.0))] = (0.1, 20.0)
+    """Rates of noise of the path `vp` at the data and at the noise, which rise linearly (Song et al. 2021, eq. 32)."""
+    power: Annotated[float, AddedLater(2.0)] = Field(default=2.0, ge=1)
+    """Power of time of the path `polynomial`: above 1 it leaves the noise slowly."""
+    prediction: Prediction = "velocity"
+    """What the network predicts: `noise` and `score` need the path `vp`, and `score` the loss weight `velocity`."""
     loss_weight: LossWeight = "plain"
-    """Weight of the squared error: `plain` (1), or `velocity` (as if the velocity were predicted)."""
+    """Weight of the squared error: `plain` (1), or `velocity` (as if the velocity were predicted). Near the data, where
+    a weight or a target grows without bound, it is what it is at a noise level of 0.05.
+    """
     times: TimeLaw = TimeLaw()
     """Distribution of the training times."""
     times_per: Literal["clip", "frame"] = "clip"
@@ -66,6 +95,15 @@ class FlowSpec(Settings):
     for image to video. Images, which have one frame, are never given."""
     given: Annotated[GivenFrames, AddedLater(GivenFrames())] = GivenFrames()
     """Training clips with other frames given: to extend clips, to interpolate, and for windows of long clips."""
+    coupled_clips: Annotated[int, AddedLater(1)] = Field(default=1, ge=1)
+    """Consecutive training clips among which noise is exchanged so that it lies nearest to their latents (minibatch
+    optimal transport, also called immiscible noise). Only clips of the same caption and frame rate, or without caption,
+    exchange noise, and none with given frames: sampling starts from noise that knows nothing of them. 1: no exchange.
+    """
+    map: Annotated[FlowMapSpec | None, AddedLater(None)] = None
+    """Train a flow map, for clips in 1 to 8 network calls: the network is told a second time, and `dit.model.flow_map`
+    has to be true. With `dit.train.start_from` its network is the teacher, whose velocities are learned. None: a flow.
+    """
     caption_dropout: float = Field(
         default=0.1,
         ge=0,
@@ -96,9 +134,36 @@ class FlowSpec(Settings):
                 f"first_frame_share and the shares of given add up to {self.given_share:g}: at most all clips can have "
                 "given frames, so lower them to 1 together"
             )
-        if self.prediction == "noise" and self.path != "vp":
+        if self.prediction in ("noise", "score") and self.path != "vp":
             raise ValueError(
-                f"prediction is 'noise', but on the {self.path} path sampling starts where x is nothing but noise, "
-                "and its prediction says nothing of the data: use path 'vp', or prediction 'velocity' or 'data'"
+                f"prediction is {self.prediction!r}, but on the {self.path} path sampling starts where x is nothing "
+                "but noise, and its prediction says nothing of the data: use path 'vp', or prediction 'velocity' or "
+                "'data'"
             )
+        if self.prediction == "score" and self.loss_weight != "velocity":
+            raise ValueError(
+                "prediction is 'score', whose error grows without bound towards the data: set loss_weight to velocity"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_map(self) -> "FlowSpec":
+        if self.map is None:
+            return self
+        if self.prediction != "velocity":
+            raise ValueError(f"map is set, whose network predicts velocities, but prediction is {self.prediction!r}")
+        if self.path == "vp":
+            raise ValueError("map is set, but on the path vp the velocity at the end is infinite: use another path")
+        if self.times_per == "frame":
+            raise ValueError("map is set, and jumps are those of whole clips, but times_per is 'frame': set it to clip")
+        return self
+
+    @model_validator(mode="after")
+    def _check_path(self) -> "FlowSpec":
+        for name, path in (("sigma_min", "straight"), ("vp_betas", "vp"), ("power", "polynomial")):
+            if self.path != path and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} is of the path {path}, and path is {self.path}: leave {name} out")
+        low, high = self.vp_betas
+        if not 0 < low <= high:
+            raise ValueError(f"vp_betas is {low:g} to {high:g}: expected two rates above 0, the smaller one first")
         return self

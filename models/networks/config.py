@@ -32,6 +32,13 @@ class Patched:
     """Whether several processes can compute one sample together, each with a part of its tokens."""
     packs_clips: ClassVar[bool] = False
     """Whether clips of several shapes can be computed together, see `VelocityNetwork.packed`."""
+    learns_maps: ClassVar[bool] = False
+    """Whether the network can be one of a flow map, by its field `flow_map`."""
+
+    @property
+    def is_flow_map(self) -> bool:
+        """Whether the network is told where a jump ends."""
+        return False
 
     def token_grid(self, latent_grid: tuple[int, int, int]) -> tuple[int, int, int]:
         """Tokens (t, h, w) of a latent of that many positions (t, h, w).
@@ -104,6 +111,10 @@ class DiTConfig(Patched, Settings):
     """How the network is told which latent frames are given (`dit.flow.first_frame_share`, `dit.flow.given`): by
     their time alone, or also by further input `channels`, which hold the given frames and a mask."""
 
+    flow_map: Annotated[bool, AddedLater(False)] = False
+    """Whether the network is told where a jump ends, beside the time at which it begins, and its guidance scale: for
+    the few steps of a flow map (`dit.flow.map`). The section `distill` sets it by itself."""
+
     @model_validator(mode="before")
     @classmethod
     def _size_of_preset(cls, fields: Any) -> Any:  # noqa: ANN401 - whatever a configuration may hold
@@ -122,12 +133,18 @@ class DiTConfig(Patched, Settings):
         return self
 
     packs_clips: ClassVar[bool] = True
+    learns_maps: ClassVar[bool] = True
     needs_embeddings: ClassVar[bool] = False
     """Whether captions have to be embedded by a pretrained encoder."""
     needs_image: ClassVar[bool] = False
     """Whether the network takes no clip but those that start from an image."""
     max_text_tokens: ClassVar[int | None] = None
     """Longest embedding of a caption that the network takes; None: any."""
+
+    @property
+    def is_flow_map(self) -> bool:
+        """As of `Patched`."""
+        return self.flow_map
 
     @model_validator(mode="after")
     def _check_options(self) -> "DiTConfig":

@@ -116,6 +116,8 @@ def dit_cost(config: DiTConfig, channels: int, clip: ClipSize, embedding_width: 
     ]
     num_embedded = sum({"fps": 1, "size": 3}[number] for number in config.clip_conditions)
     parts += [linear(width, width, 1, bias=True, from_data=True), linear(width, width, 1, bias=True)] * num_embedded
+    for rows in (times, 1) if config.flow_map else ():  # the length of a jump, and its guidance scale
+        parts += [linear(width, width, rows, bias=True, from_data=True), linear(width, width, rows, bias=True)]
     if config.modulation != "per_block":
         parts.append(linear(width, 6 * width, times, bias=True))
     if config.joint_blocks:

@@ -20,6 +20,7 @@ from models.networks.clip_condition import ClipCondition
 from models.networks.config import DiTConfig
 from models.networks.dit_options import AttentionSpan
 from models.networks.joint import JointBlock
+from models.networks.jump_condition import JumpCondition
 from models.networks.known_frames import input_channels, with_known_channels
 from models.networks.modulation import (
     add_gated,
@@ -29,7 +30,7 @@ from models.networks.modulation import (
     shared_modulation,
     zero,
 )
-from models.networks.protocol import Conditions, NoisyClips, Velocity, VelocityNetwork
+from models.networks.protocol import Conditions, JumpEnd, NoisyClips, Velocity, VelocityNetwork
 from models.networks.rope import rope_angles, rotate
 from models.networks.token_layout import BatchLayout, TokenLayout
 from models.text.caption import Caption, strongest
@@ -127,6 +128,7 @@ class DiT(VelocityNetwork):
         self.text_pooled = nn.Linear(config.text.width, config.width)
         numbers = config.clip_conditions
         self.clip_condition = ClipCondition(numbers, config.width) if numbers else None
+        self.jump = JumpCondition(config.width) if config.flow_map else None
         self.caption_tokens = nn.Linear(config.text.width, config.width) if config.joint_blocks else None
         self.joint = BlockStack(
             JointBlock(config, is_last=number == config.joint_blocks - 1) for number in range(config.joint_blocks)
@@ -140,7 +142,7 @@ class DiT(VelocityNetwork):
 
     def given(self, conditions: Conditions) -> Velocity:
         """As `VelocityNetwork.given`."""
-        return partial(self, fps=conditions.fps, known=conditions.known)
+        return partial(self, fps=conditions.fps, known=conditions.known, jump=conditions.jump)
 
     def forward(
         self,
@@ -149,13 +151,15 @@ class DiT(VelocityNetwork):
         caption: Caption,
         fps: Float[Tensor, " clips"] | None = None,
         known: Bool[Tensor, "given 1 t"] | None = None,
+        jump: JumpEnd | None = None,
     ) -> Float[Tensor, "b c t h w"]:
-        """Predict the velocity at x_t = `x`.
+        """Predict the velocity at x_t = `x`, or for a flow map the mean velocity of a jump from there.
 
         Args:
             t: times in [0, 1], one per sample or one per latent frame.
             fps: frames per second, of each clip or one for all; see `given`.
             known: the latent frames that are given, of each clip or one for all; None: there are none.
+            jump: where jumps end; None: the velocity is asked for.
 
         Raises:
             ValueError: the latent's height or width does not split into patches, or the frame rate is missing.
@@ -172,6 +176,8 @@ class DiT(VelocityNetwork):
         embedded = self.time(times) + rearrange(self.text_pooled(pooled), "b d -> b 1 d")  # b f d
         if self.clip_condition is not None:
             embedded = embedded + self.clip_condition(fps, (num_frames, height, width), x.device)
+        if self.jump is not None:
+            embedded = embedded + self.jump(times, jump)
         patches = patchify(self._told(x, known), self.config.patch_size)
         angles, positions, patches = (plan.shard(each, grid[0]) for each in (angles, positions, patches))
         words, keys = None, None

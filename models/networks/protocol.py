@@ -97,6 +97,16 @@ class ImageCondition:
 
 
 @dataclass(frozen=True)
+class JumpEnd:
+    """Where the jumps of a flow map end (`models/flow/flow_map.py`), and the guidance that they are to have."""
+
+    times: Float[Tensor, " b"] | Float[Tensor, "b 1 t"]
+    """In [0, 1], not before those at which the jumps begin, and of their shape."""
+    guidance: Float[Tensor, " scales"]
+    """Scales of each clip, or one for all; 1 is no guidance."""
+
+
+@dataclass(frozen=True)
 class Conditions:
     """What networks are told of clips beside time and caption. Each part has an entry for each clip, or one for all."""
 
@@ -106,6 +116,8 @@ class Conditions:
     """Latent frames that are given: x_t holds them as they are, at time 1. None: there are none."""
     image: ImageCondition | None = None
     """For the networks that need one; None: there is none."""
+    jump: JumpEnd | None = None
+    """For the networks of flow maps. None: the network is asked for the velocity."""
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.files.checksums import file_sha256
+from models.flow.path import path_of
 from pipeline.checkpoint.record import CheckpointError
 from pipeline.encode.captions import check_same_encoder
 from pipeline.encode.codec import AUTOENCODER_NAME
@@ -22,6 +23,8 @@ RULE_OF = {
     "apg_threshold": "apg",
 }
 """Settings that only one guidance rule reads."""
+OF_VELOCITIES = ("guidance", *RULE_OF, "negative_prompt", "guidance_checkpoint", "flow_path")
+"""Settings that the jumps of a flow map do not read."""
 OF_FIXED_STEPS = ("steps", "shift", "grid")
 """Settings that an adaptive solver does not read."""
 
@@ -54,8 +57,16 @@ def contradiction_in(config: SampleConfig, given: Collection[str] = ()) -> Contr
         return Contradiction("guidance_interval", f"{config.guidance_interval} ends before it begins")
     if config.ddim_eta > 0 and (config.solver != "ddim" or config.sde_sigma > 0):
         return Contradiction("ddim_eta", "only the solver ddim without sde_sigma reads it")
-    if config.sde_sigma > 0 and (config.solver == "dopri5" or "solver" in given):
+    if config.schedule != "pyramid" and is_set("pyramid_delay"):
+        return Contradiction("pyramid_delay", f"only the schedule pyramid reads it, and schedule is {config.schedule}")
+    if config.sde_sigma > 0 and is_set("solver"):
         return Contradiction("sde_sigma", "above 0 the Euler-Maruyama method takes the place of the solver; give one")
+    if config.solver == "flow_map":
+        for name in OF_VELOCITIES:
+            if is_set(name):
+                return Contradiction(
+                    name, "the solver flow_map has its guidance in the network and follows no velocity"
+                )
     if config.solver == "dopri5":
         if config.schedule != "full_sequence":
             return Contradiction("schedule", "the solver dopri5 takes one time for all frames: use full_sequence")
@@ -115,6 +126,18 @@ def check_settings(model: SampledModel, config: SampleConfig) -> WeakerModel | N
             f"sample.schedule is {config.schedule!r}, but {model.folder} was trained with one time for all frames: use "
             "full_sequence, or train with dit.flow.times_per=frame"
         )
+    if config.solver == "flow_map":
+        spec = model.flow.map
+        if spec is None:
+            raise CheckpointError(
+                f"sample.solver is flow_map, but {model.folder} was not trained as a flow map: sample that of a run "
+                "with the section distill, or use another solver"
+            )
+        if not 1 <= config.guidance_scale <= spec.max_guidance:
+            raise CheckpointError(
+                f"sample.guidance_scale is {config.guidance_scale:g}, but the flow map of {model.folder} was trained "
+                f"with scales from 1 to {spec.max_guidance:g}: use one of them, or train with a larger max_guidance"
+            )
     if config.guidance_checkpoint is None:
         return None
     weaker = open_weaker(model, config.guidance_checkpoint)
@@ -136,7 +159,7 @@ def open_weaker(model: SampledModel, folder: Path, *, verify: bool = False) -> T
     if not isinstance(model, TrainedModel) or not isinstance(weaker, TrainedModel):
         raise CheckpointError(f"{named} published pipelines have no weaker version of their own: leave it out")
     for what, one, other in (
-        ("path", model.flow.path, weaker.flow.path),
+        ("path", path_of(model.flow), path_of(weaker.flow)),
         ("prediction", model.flow.prediction, weaker.flow.prediction),
         ("times_per", model.flow.times_per, weaker.flow.times_per),
         ("latent statistics", model.stats, weaker.stats),

@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field, field_validator
 from data.records import AddedLater, Runtime, Settings, Text, expand_home
 from data.video.config import VideoConfig
 from models.attention.config import AttentionBackend
-from models.flow.spec import OdeSolver
+from models.flow.spec import OdeSolver, SampledPathName
 from pipeline.encode.config import MIN_TILE, TILE_MULTIPLE
 from pipeline.run.config import Precision
 from pipeline.run.weight_names import FIRST_AVERAGE, WeightsName
@@ -29,8 +29,9 @@ class SampleConfig(Settings):
 
     solver: OdeSolver = "heun"
     """Method that integrates the flow from noise (time 0) to data (time 1). Midpoint and heun evaluate the network
-    twice per step, rk4 four times, all others once. dopri5 chooses its own steps by `tolerance` instead of `steps`,
-    `shift` and `grid`, and computes clips one by one.
+    twice per step, rk4 four times, all others once. flow_map jumps from time to time in one call each, with guidance in
+    it, and needs a network that was trained as a flow map (`dit.flow.map`, `distill`). dopri5 chooses its own steps by
+    `tolerance` instead of `steps`, `shift` and `grid`, and computes clips one by one.
     """
     steps: int = Field(default=20, ge=1)
     """Number of steps of the solver."""
@@ -42,6 +43,10 @@ class SampleConfig(Settings):
     `karras` spaces ratios of noise to data by their seventh root (Karras et al. 2022, eq. 5); `linear_quadratic` takes
     half of the steps up to time 0.025, and then steps that grow (Polyak et al. 2024, section 3.4.2).
     """
+    flow_path: Annotated[SampledPathName | None, AddedLater(None)] = None
+    """Another path than that of the training, on which the same network is integrated (Karras et al. 2022, section 4):
+    where it bends less, fewer steps do. `ve` is variance exploding. None: the path of the training.
+    """
     tolerance: Annotated[float, AddedLater(1e-5)] = Field(default=1e-5, gt=0, le=0.1)
     """Largest error of a step of the solver dopri5, relative and absolute."""
     bucket: str | None = None
@@ -49,10 +54,12 @@ class SampleConfig(Settings):
     network was not trained on is sampled with a warning. None takes the one with most training clips.
     """
     schedule: Schedule = "full_sequence"
-    """Order in which latent frames are denoised: full_sequence all together, pyramid each frame one step after the
-    frame before it, autoregressive each frame after the frame before it is finished. The last two need a network that
-    was trained with `flow.times_per: frame`.
+    """Order in which latent frames are denoised: full_sequence all together, pyramid each frame `pyramid_delay` steps
+    after the frame before it, autoregressive each frame after the frame before it is finished. The last two need a
+    network that was trained with `flow.times_per: frame`.
     """
+    pyramid_delay: Annotated[int, AddedLater(1)] = Field(default=1, ge=1)
+    """Steps by which each latent frame starts after the one before it in the schedule `pyramid`."""
     window_overlap: Annotated[int | None, AddedLater(None)] = Field(default=None, ge=1)
     """Frames that a window of a clip longer than its bucket shares with the window before, 4k + 1, such as 5. None:
     about half a window, or one frame where the network was trained with the first frame alone given.

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from models.flow.beginning import Beginning
+from models.flow.flow_map import MeanVelocity, flow_map_solver
 from models.flow.grid import (
     autoregressive,
     euler_scheduler_grid,
@@ -21,7 +22,7 @@ from models.flow.grid import (
     whole_thousandths,
 )
 from models.flow.guidance import Apg, Branches, CfgZeroStar, Guidance, Plain, Rescaled, batched, guided
-from models.flow.path import Path, path_of
+from models.flow.path import Path, path_of, sampled_path_of
 from models.flow.solver import (
     Noise,
     Solver,
@@ -32,11 +33,13 @@ from models.flow.solver import (
     solver_of,
 )
 from models.flow.spec import FlowSpec
+from models.networks.protocol import JumpEnd
 from models.text.caption import Caption, CaptionReader, joined
 from pipeline.run import randomness
 from pipeline.sample.config import SampleConfig, Schedule
 
-Network = Callable[[Tensor, Tensor, Caption], Tensor]
+Network = Callable[..., Tensor]
+"""Maps (x_t, t, caption) to its prediction, and that of a flow map also (x_t, t, caption, JumpEnd)."""
 
 
 def guidance_of(config: SampleConfig, scale: float) -> Guidance:
@@ -82,7 +85,7 @@ def solver_with(config: SampleConfig, path: Path, noise: Noise) -> Solver:
     return partial(dopri5, tolerance=config.tolerance) if config.solver == "dopri5" else solver_of(config.solver)
 
 
-def schedule_of(name: Schedule, grid: Float[Tensor, " n"], num_frames: int) -> Tensor:
+def schedule_of(name: Schedule, grid: Float[Tensor, " n"], num_frames: int, delay: int = 1) -> Tensor:
     """The times of the steps, by the schedule of a configuration.
 
     Returns:
@@ -92,7 +95,7 @@ def schedule_of(name: Schedule, grid: Float[Tensor, " n"], num_frames: int) -> T
         case "full_sequence":
             return grid
         case "pyramid":
-            return pyramid(grid, num_frames)
+            return pyramid(grid, num_frames, delay)
         case "autoregressive":
             return autoregressive(grid, num_frames)
 
@@ -119,7 +122,7 @@ def _two_networks(network: Network, caption: Caption, weaker: Weaker, its_captio
 
 def _at_thousandths(network: Network) -> Network:
     """The network at times that are rounded as those of `unipc_scheduler_grid`."""
-    return lambda x_t, t, caption: network(x_t, whole_thousandths(t), caption)
+    return lambda x_t, t, caption, *end: network(x_t, whole_thousandths(t), caption, *end)
 
 
 def sample_latents(
@@ -139,7 +142,7 @@ def sample_latents(
     """Sample normalised latents. The noise of each clip depends on its own seed only, not on the other clips.
 
     Args:
-        network: maps (x_t, t, caption) to its prediction; x_t is (b c t h w), t broadcasts from the left over x_t.
+        network: x_t is (b c t h w), and t broadcasts from the left over it.
         shape: of one latent, (c t h w).
         read_captions: maps captions to what the network was trained with, tokens or embeddings.
         beginning: what the clips begin with, other than noise alone: frames at time 1 from the start, which no solver
@@ -151,7 +154,7 @@ def sample_latents(
     noise = torch.cat([randomness.normal(clip.seed, "sample", [window], shape) for clip in clips])
     if config.grid == "diffusers_unipc":
         network = _at_thousandths(network)
-    prompts, path = [clip.prompt for clip in clips], path_of(flow.path)
+    prompts, path = [clip.prompt for clip in clips], path_of(flow)
     caption = read_captions(prompts)
     if weaker is None:
         negative = flow.null_caption if config.negative_prompt is None else config.negative_prompt
@@ -160,13 +163,27 @@ def sample_latents(
     else:
         branches = _two_networks(network, caption.to(device), weaker, weaker.read_captions(prompts).to(device))
     field = guided(branches, path, flow.prediction, guidance_of(config, guidance_scale))
-    grid = schedule_of(config.schedule, grid_of(config, path), shape[1])
-    start = noise.to(device)
-    if beginning is not None:
-        field, grid, start = beginning.field(field, start), beginning.grid(grid), beginning.state(path, start)
+    if config.flow_path is not None:
+        path = sampled_path_of(config.flow_path)
+        field = field.on(path)
+    grid = schedule_of(config.schedule, grid_of(config, path), shape[1], config.pyramid_delay)
+    noise = noise.to(device)
+    if beginning is None:
+        start = path.start(noise)
+    else:
+        field, grid, start = beginning.field(field, noise), beginning.grid(grid), beginning.state(path, noise)
 
     def fresh_noise(step: int) -> Tensor:
         address = step if window == 0 else f"window {window} {step}"
         return torch.cat([randomness.normal(clip.seed, "sde", [address], shape) for clip in clips])
 
-    return solver_with(config, path, fresh_noise)(field, start, grid)
+    if config.solver == "flow_map":
+        solver = flow_map_solver(_jumps(network, caption.to(device), guidance_scale))
+    else:
+        solver = solver_with(config, path, fresh_noise)
+    return solver(field, start, grid)
+
+
+def _jumps(network: Network, caption: Caption, scale: float) -> MeanVelocity:
+    """The mean velocity of a flow map that is told the guidance scale."""
+    return lambda x_t, t, s: network(x_t, t, caption, JumpEnd(s, torch.full((1,), scale, device=x_t.device)))

@@ -1,7 +1,7 @@
 """A model that is loaded for sampling."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,8 +17,8 @@ from models.image.pretrained import PretrainedImageEncoder
 from models.layers import BlockStack
 from models.meta import on_meta_device
 from models.networks.build import build_network
-from models.networks.protocol import Conditions, VelocityNetwork
-from models.text.caption import CaptionReader
+from models.networks.protocol import Conditions, JumpEnd, VelocityNetwork
+from models.text.caption import Caption, CaptionReader
 from models.text.pretrained import PretrainedTextEncoder
 from pipeline.checkpoint.record import CheckpointError
 from pipeline.encode.captions import byte_captions
@@ -240,7 +240,11 @@ class ClipSampler:
         loaded = self._network(self.model, settings.weights)
         with autocast(self.config.precision, self.device):
             conditions, beginning = self.conditions.read(requests, shape, window, shared)
-            network = Counted(loaded.network.given(conditions))
+
+            def predict(x_t: Tensor, t: Tensor, caption: Caption, jump: JumpEnd | None = None) -> Tensor:
+                return loaded.network.given(replace(conditions, jump=jump))(x_t, t, caption)
+
+            network = Counted(loaded.network.given(conditions) if self.model.flow.map is None else predict)
             latents = sample_latents(
                 network,
                 self.model.flow,

@@ -1,6 +1,7 @@
 """Stage sample: prompts become clips."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,10 +42,19 @@ class SampleStage(DriverStage):
     seed: int
     prompts_per_combination: int
     workers: WorkersConfig
+    network: str = "dit"
+    """The folder of the network, one of those it `needs`."""
 
     name = "sample"
     folder = "samples"
-    needs = {"dit": Need("train dit", "weights")}  # noqa: RUF012 - constant
+    needs = {  # noqa: RUF012 - constant
+        "dit": Need("train dit", "weights"),
+        "distill": Need("train distill", "weights"),
+    }
+
+    def required_folders(self) -> Mapping[str, Need]:
+        """That of the network."""
+        return {self.network: self.needs[self.network]}
 
     def describe(self) -> str:
         """Its line in the plan."""
@@ -70,7 +80,7 @@ class SampleStage(DriverStage):
         from pipeline.sample.requests import prompt_settings
         from pipeline.sample.truncation import truncation_warnings
 
-        model, sampler = open_model(run.run_dir / "dit", verify=False), self.config.sampler()
+        model, sampler = open_model(run.run_dir / self.network, verify=False), self.config.sampler()
         check_can_sample(model, sampler)
         check_encoder(self.config.video)
         bad_rows = BadRows(self.config.bad_rows == "set_aside")
@@ -112,7 +122,7 @@ class SampleStage(DriverStage):
         prompts = self._prompts(run, bad_rows)
         with published(opened.folder / "prompts.jsonl") as path, path.open("w", encoding="utf-8") as file:
             file.writelines(format_prompts(placed.prompt for placed in prompts))
-        model, sampler = open_model(run.run_dir / "dit"), self.config.sampler()
+        model, sampler = open_model(run.run_dir / self.network), self.config.sampler()
         plan = self._plan(model, prompts, bad_rows)
         with held_folder(opened.folder):
             samples = sample_clips(

@@ -97,7 +97,7 @@ def _settings(model: dict[str, Any], flow: FlowSpec, num_channels: int, encoder:
     """What has to be equal, by the names of the configuration where it has them."""
     return {
         "model": model,
-        "flow": flow.model_dump(include={"path", "prediction"}),
+        "flow": flow.model_dump(include={"path", "sigma_min", "vp_betas", "power", "prediction"}),
         "latent_channels": num_channels,
         **encoder,
     }

@@ -32,7 +32,8 @@ class MonitorConfig(Settings):
     validation_clips: Annotated[int, Runtime] = Field(default=64, ge=0)
     """The largest number of held-out clips to validate on; 0 turns validation off."""
     sample_every_steps: Annotated[int | None, Runtime] = Field(default=None, ge=1)
-    """Steps between two previews, which are clips sampled for four fixed prompts; None makes no previews."""
+    """Steps between two previews, which are clips of four fixed prompts, sampled as section `sample` says; None
+    makes no previews."""
     sample_weights: Annotated[str, Runtime] = FIRST_AVERAGE
     """The averaged weights that previews are sampled with: "ema" for the first average, or an average's name."""
     wandb_project: Annotated[str | None, Runtime] = Field(default=None, min_length=1)

@@ -1,4 +1,4 @@
-"""Stage train dit: the flow, and the weights that it may start from."""
+"""Stages train dit and train distill: the flow, and the weights that it may start from."""
 
 import logging
 from dataclasses import dataclass, field
@@ -33,8 +33,7 @@ class TrainFlowStage(TrainStage):
     model: NetworkConfig
     flow: FlowSpec
     sampling: tuple[tuple[str, Any], ...] = ()
-    """Settings that the run samples it with, names and JSON values: checkpoints carry them, training does not use them.
-    """
+    """Settings that the run samples it with, names and JSON values: checkpoints carry them, previews are sampled so."""
     _bases: "dict[Path, Base | None]" = field(default_factory=dict, init=False, repr=False)
 
     name = "train dit"
@@ -70,6 +69,7 @@ class TrainFlowStage(TrainStage):
             text_encoder=manifest.text_encoder,
             base_path=None if base is None else (run.folder_of(self) / BASE_NAME).resolve(),
             base=None if base is None else base.fingerprint,
+            base_model=None if base is None else self._base_model(base),
             lora=self.train.lora,
             compression=self.compression,
             sampling=self.sampling,
@@ -86,10 +86,21 @@ class TrainFlowStage(TrainStage):
     def _base(self, run: RunContext) -> "Base | None":
         """The network that `start_from` names, if any; opened and checked once."""
         if run.run_dir not in self._bases:
-            self._bases[run.run_dir] = None if self.train.start_from is None else self._open_base(run)
+            start_from = self.start_from(run)
+            self._bases[run.run_dir] = None if start_from is None else self._open_base(run, start_from)
         return self._bases[run.run_dir]
 
-    def _open_base(self, run: RunContext) -> "Base":
+    def start_from(self, run: RunContext) -> Path | None:  # noqa: ARG002 - for the stage that overrides it
+        """The folder of the network to start from."""
+        return self.train.start_from
+
+    def _base_model(self, base: "Base") -> NetworkConfig | None:
+        """What a flow map starts from, where that is no flow map itself; None: a network like its own."""
+        if self.model.is_flow_map and "flow_map" not in base.settings["model"]:
+            return self.model.model_copy(update={"flow_map": False})
+        return None
+
+    def _open_base(self, run: RunContext, start_from: Path) -> "Base":
         """Open the network to start from.
 
         Raises:
@@ -104,8 +115,6 @@ class TrainFlowStage(TrainStage):
         from pipeline.train.base import check_base, open_base
         from pipeline.train.lora import check_adapters
 
-        start_from = self.train.start_from
-        assert start_from is not None
         if start_from.resolve().is_relative_to(run.folder_of(self).resolve()):
             raise CheckpointError(
                 f"dit.train.start_from is {start_from}, a folder that this training would archive: give the run "
@@ -115,7 +124,7 @@ class TrainFlowStage(TrainStage):
         manifest = read_manifest(run.run_dir / "latents")
         assert manifest.latent_stats is not None
         num_channels, encoder = manifest.latent_stats.num_channels, manifest.text_encoder
-        check_base(base, self.model, self.flow, num_channels, encoder)
+        check_base(base, self._base_model(base) or self.model, self.flow, num_channels, encoder)
         if self.train.lora is not None:
             check_adapters(self.model, self.train.lora, num_channels, None if encoder is None else encoder.width)
         known = base.autoencoder_sha256
@@ -126,6 +135,30 @@ class TrainFlowStage(TrainStage):
                 base.folder,
             )
         return base
+
+
+@dataclass(frozen=True)
+class TrainDistillStage(TrainFlowStage):
+    """Train a flow map from the diffusion transformer of the run: a student that makes clips in 1 to 8 network calls.
+
+    Example: `reelflow train distill demo --set distill.map.max_guidance=4 --resume`
+    """
+
+    name = "train distill"
+    folder = "distill"
+    needs = {"latents": Need("encode", "latents"), "dit": Need("train dit", "weights")}  # noqa: RUF012 - constant
+
+    def is_needed(self) -> bool:
+        """Whether the configuration has the section `distill`."""
+        return self.flow.map is not None
+
+    def describe(self) -> str:
+        """Its line in the plan."""
+        return super().describe() if self.is_needed() else "nothing: the section distill is not set"
+
+    def start_from(self, run: RunContext) -> Path | None:
+        """The teacher."""
+        return run.run_dir / TrainFlowStage.folder
 
 
 def _warn_of_truncated_captions(latents_dir: Path, manifest: "Manifest", model: NetworkConfig) -> None:

@@ -191,6 +191,13 @@ def test_a_mix_takes_the_place_of_the_source():
         ("autoencoder.model.deep_width=100", "deep_width is 100.*use 96"),
         ("sample.solver=rk5", "sample.solver: input should be 'euler', .*'rk5'"),
         ("dit.flow.prediction=noise", "dit.flow: prediction is 'noise'.*use path 'vp'"),
+        ("sample.solver=flow_map", "sample.solver is flow_map, but no flow map is trained: set distill"),
+        ("dit.flow.map={}", "dit.model.flow_map is false, but dit.flow.map is not null: set both"),
+        ("dit.model.flow_map=true", "dit.model.flow_map is true, but dit.flow.map is null: set both"),
+        ("distill={train: {start_from: x}}", "distill.train.start_from is set, but a student starts from"),
+        ("distill={train: {mixed_buckets: true}}", "distill.train.mixed_buckets is set"),
+        ("distill={train: {global_batch: 33}}", "distill.train.global_batch is 33.*use 32"),
+        ("dit.flow.coupled_clips=5", "coupled_clips is 5, but dit.train.global_batch 32, in . parts .*a multiple of"),
         ("sample.schedule=pyramid", "sample.schedule is 'pyramid'.*set dit.flow.times_per to frame"),
         (
             "dit.model.known_frames=channels",

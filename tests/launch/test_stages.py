@@ -15,8 +15,8 @@ CONFIG = load_config(Path("demo"))
 
 
 def test_names_and_folders_are_those_on_disk_and_on_the_command_line():
-    assert NAMES == ("draw", "shard", "train autoencoder", "encode", "train dit", "sample", "evaluate")
-    assert tuple(FOLDERS) == ("videos", "clips", "autoencoder", "latents", "dit", "samples", "evaluation")
+    assert NAMES == ("draw", "shard", "train autoencoder", "encode", "train dit", "train distill", "sample", "evaluate")
+    assert tuple(FOLDERS) == ("videos", "clips", "autoencoder", "latents", "dit", "distill", "samples", "evaluation")
 
 
 def test_a_stage_needs_only_folders_of_stages_before_it():

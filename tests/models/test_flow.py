@@ -13,7 +13,6 @@ from models.flow.path import CosinePath, Path, StraightPath, VariancePreservingP
 from models.flow.solver import (
     ab2,
     clamped,
-    constant_diffusion,
     ddim,
     dpmpp_2m,
     euler,
@@ -26,7 +25,7 @@ from models.flow.solver import (
     with_known_frames,
 )
 from models.flow.spec import Prediction
-from testing.gaussians import VideoData, affine_moments, ar1, numbers, steps
+from testing.gaussians import VideoData, affine_moments, ar1, constant_diffusion, numbers, steps
 
 PATHS: list[Path] = [StraightPath(), CosinePath(), VariancePreservingPath()]
 RULES = [Plain(3.0), Plain(3.0, 0.2, 0.7), CfgZeroStar(3.0), Apg(3.0), Rescaled(3.0)]

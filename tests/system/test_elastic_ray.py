@@ -20,7 +20,7 @@ from pipeline.distributed.workers import train_on_ray
 from pipeline.train.loop import train
 from pipeline.train.monitor.events import read_events
 from pipeline.train.monitor.metrics import read_metrics
-from pipeline.train.tasks.flow import FlowBatch
+from pipeline.train.tasks.flow_batch import FlowBatch
 from pipeline.train.world_size import fitting_worlds
 from testing.elastic import WatchedTask
 from testing.paths import ROOT

@@ -1,12 +1,12 @@
 """Train a velocity network by conditional flow matching on latents."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from data.dataset.buckets import Bucket
@@ -15,19 +15,20 @@ from data.dataset.index import IndexRow
 from data.dataset.latents import read_latents
 from data.dataset.manifest import LatentStats, TextEncoderRecord
 from data.stream.loader import Sample, Subset
+from models.flow.flow_map import drawn_jumps
 from models.flow.given import drawn_frames
-from models.flow.objective import matching_loss, stratified, training_times
+from models.flow.objective import matching_loss, optimal_coupling, stratified, training_times
 from models.flow.path import path_of
-from models.flow.spec import FlowSpec
+from models.flow.spec import FlowMapSpec, FlowSpec
 from models.meta import on_meta_device
 from models.networks.build import build_network
 from models.networks.config import NetworkConfig
 from models.networks.protocol import Conditions, NoisyClips, VelocityNetwork
 from models.text.caption import Caption, joined
 from models.text.embeddings import CaptionEmbeddings
-from models.text.packing import CaptionPacking
 from pipeline.checkpoint.adapters import base_weights
 from pipeline.checkpoint.config import LoraConfig
+from pipeline.distributed.config import WorldSizeError
 from pipeline.encode.captions import StoredCaptions, byte_captions, read_embeddings
 from pipeline.encode.codec import load_autoencoder
 from pipeline.encode.statistics import normalize
@@ -35,53 +36,15 @@ from pipeline.engine.parameter_groups import ParameterGroup
 from pipeline.engine.placement import WHOLE, Placement
 from pipeline.run import randomness
 from pipeline.run.fingerprints import stored
+from pipeline.sample.config import SampleConfig
 from pipeline.train.config import TrainConfig
 from pipeline.train.lora import add_adapters
 from pipeline.train.stream import Weights, training_subsets
 from pipeline.train.task import single_group
-from pipeline.train.tasks.flow_preview import FlowPreviewer, FlowQuery
+from pipeline.train.tasks.flow_batch import FlowBatch, FlowQuery, PackedFlowBatch
+from pipeline.train.tasks.flow_map_loss import FlowMapLoss
+from pipeline.train.tasks.flow_preview import FlowPreviewer
 from pipeline.train.time_bins import NUM_TIME_BINS, binned
-
-
-@dataclass(frozen=True)
-class FlowBatch:
-    """Normalized latents x_1, noise x_0, times in [0, 1], captions, frame rates, and which frames are given."""
-
-    x_1: Float[Tensor, "b c t h w"]
-    x_0: Float[Tensor, "b c t h w"]
-    t: Float[Tensor, " b"] | Float[Tensor, "b 1 t"]
-    caption: Caption
-    fps: Float[Tensor, " b"]
-    known: Bool[Tensor, "b 1 t"] | None = None  # at time 1, without loss
-
-    def to(self, device: torch.device) -> Self:
-        """The same batch on another device."""
-        return type(self)(
-            self.x_1.to(device),
-            self.x_0.to(device),
-            self.t.to(device),
-            self.caption.to(device),
-            self.fps.to(device),
-            None if self.known is None else self.known.to(device),
-        )
-
-
-@dataclass(frozen=True)
-class PackedFlowBatch:
-    """Batches of several shapes, whose clips the network computes together (`VelocityNetwork.packed`)."""
-
-    parts: tuple[FlowBatch, ...]
-    packing: CaptionPacking
-    """Of the captions of all parts."""
-
-    @staticmethod
-    def of(parts: Sequence[FlowBatch]) -> "PackedFlowBatch":
-        """Pack batches on the CPU."""
-        return PackedFlowBatch(tuple(parts), CaptionPacking.of(torch.cat([part.caption.mask for part in parts])))
-
-    def to(self, device: torch.device) -> "PackedFlowBatch":
-        """The same batches on another device."""
-        return PackedFlowBatch(tuple(part.to(device) for part in self.parts), self.packing.to(device))
 
 
 class FlowMatchingLoss(nn.Module):
@@ -91,7 +54,7 @@ class FlowMatchingLoss(nn.Module):
         super().__init__()
         self.network = network
         self.spec = spec
-        self.path = path_of(spec.path)
+        self.path = path_of(spec)
 
     def forward(self, batch: FlowBatch | PackedFlowBatch | FlowQuery) -> dict[str, Tensor]:
         """The mean squared error of the prediction, also by time bin (see `binned`).
@@ -150,28 +113,37 @@ class FlowTask:
     text_encoder: TextEncoderRecord | None = None  # None: captions are read as bytes or words
     base_path: Path | None = None  # exported weights to start from
     base: str | None = None  # fingerprint of the checkpoint that they were exported from
+    base_model: NetworkConfig | None = None  # what they are of, where that is less than `model`; None: `model`
     lora: LoraConfig | None = None
     compression: Compression = COMPRESSION  # of the autoencoder
-    sampling: tuple[tuple[str, Any], ...] = ()  # settings that the run samples it with, for those who sample it later
+    sampling: tuple[
+        tuple[str, Any], ...
+    ] = ()  # settings that the run samples it with: previews, and those who sample it later
     kind: str = "dit"
 
     def build(self, placement: Placement = WHOLE) -> nn.Module:
-        """The network inside its loss, with the weights of `base_path` if it is given.
+        """The network inside its loss, with the weights of `base_path` if it is given; of a flow map also a teacher.
 
         Raises:
             CheckpointError: the file at `base_path` is damaged, or of another network.
         """
         if self.base_path is None:
-            network = self._network()
-        else:
-            with on_meta_device():
-                network = self._network()
+            network = self._network(self.model)
+            return FlowMatchingLoss(network, self.flow) if self.flow.map is None else FlowMapLoss(network, self.flow)
+        with on_meta_device():
+            network, teacher = self._network(self.model), self._network(self.base_model or self.model)
+        if self.flow.map is None:
             placement.place(network, base_weights(self.base_path, network))
-        return FlowMatchingLoss(self._adapted(network), self.flow)
+            return FlowMatchingLoss(self._adapted(network), self.flow)
+        WHOLE.place(teacher, base_weights(self.base_path, teacher))
+        weights = teacher.state_dict()
+        new = {} if self.base_model is None else self._network(self.model).state_dict()
+        placement.place(network, ((name, weights.get(name, new.get(name))) for name in network.state_dict()))
+        return FlowMapLoss(network, self.flow, teacher)
 
-    def _network(self) -> VelocityNetwork:
+    def _network(self, model: NetworkConfig) -> VelocityNetwork:
         width = None if self.text_encoder is None else self.text_encoder.width
-        return build_network(self.model, self.latent_stats.num_channels, width)
+        return build_network(model, self.latent_stats.num_channels, width)
 
     def _adapted(self, network: VelocityNetwork) -> VelocityNetwork:
         if self.lora is not None:
@@ -193,18 +165,65 @@ class FlowTask:
         latents = read_latents(payloads).float()
         dropped = randomness.uniform(self.seed, "caption-drop", positions) < self.flow.caption_dropout
         known, t = self._known(positions, latents.shape[2]), self._times(positions, num_frames=latents.shape[2])
-        return FlowBatch(
-            x_1=normalize(latents, self.latent_stats),
-            x_0=randomness.normal(self.seed, "noise", positions, latents.shape[1:]),
+        x_1 = normalize(latents, self.latent_stats)
+        x_0 = randomness.normal(self.seed, "noise", positions, latents.shape[1:])
+        batch = FlowBatch(
+            x_1=x_1,
+            x_0=x_0 if self.flow.coupled_clips == 1 else x_0[self._coupling(x_0, x_1, samples, dropped, known)],
             t=t if known is None else torch.where(known, 1.0, t.reshape(len(t), 1, -1)),
             caption=self._captions([sample.caption for sample in samples], payloads, dropped),
             fps=torch.tensor([sample.fps for sample in samples], dtype=torch.float32),
             known=known,
         )
+        return batch if self.flow.map is None else replace(batch, **self._jumps(self.flow.map, positions, batch))
+
+    def _jumps(self, spec: FlowMapSpec, positions: list[int], batch: FlowBatch) -> dict[str, Any]:
+        """What a batch of a flow map has beside: functions of the positions."""
+        drawn = randomness.uniform(self.seed, "jumps", positions, (4,))
+        jump = drawn_jumps(spec, batch.t, drawn[:, :3])
+        guidance = (1 + (spec.max_guidance - 1) * drawn[:, 3]).float()
+        return {"jump": jump, "guidance": guidance, "null": self._null_caption()}
+
+    def _null_caption(self) -> Caption:
+        if self.text_encoder is not None:
+            return self._stored_captions().null()
+        return byte_captions(self.model.caption_text)([self.flow.null_caption])
 
     def pack(self, batches: list[FlowBatch]) -> PackedFlowBatch:
         """Batches of several shapes, to be computed together."""
         return PackedFlowBatch.of(batches)
+
+    def _coupling(
+        self,
+        x_0: Float[Tensor, "b c t h w"],
+        x_1: Float[Tensor, "b c t h w"],
+        samples: Sequence[Sample],
+        dropped: Bool[Tensor, " b"],
+        known: Bool[Tensor, "b 1 t"] | None,
+    ) -> Int[Tensor, " b"]:
+        """Which noise each clip gets, by `optimal_coupling` among `coupled_clips` in turn.
+
+        Raises:
+            WorldSizeError: a worker's batch is not a multiple of these, so that the noise would depend on the workers.
+        """
+        size = self.flow.coupled_clips
+        if len(samples) % size:
+            raise WorldSizeError(
+                f"dit.flow.coupled_clips is {size}, but a worker computes {len(samples)} clips at once: choose a "
+                "divisor of that, or fewer workers or gradient accumulation steps"
+            )
+        conditions: list[tuple[int | str | None, ...]] = [
+            (position // size, None if drop else sample.caption, str(sample.fps))
+            for position, sample, drop in zip(range(len(samples)), samples, dropped.tolist(), strict=True)
+        ]
+        if known is not None:  # what is given tells of the clip, and noise must not
+            conditions = [
+                (number,) if given else condition
+                for number, (condition, given) in enumerate(
+                    zip(conditions, known.any(2).flatten().tolist(), strict=True)
+                )
+            ]
+        return optimal_coupling(x_0, x_1, conditions)
 
     def _known(self, positions: list[int], num_frames: int) -> Bool[Tensor, "b 1 t"] | None:
         """Which latent frames are given: a function of the positions."""
@@ -247,10 +266,17 @@ class FlowTask:
         )
 
     def previewer(self, device: torch.device) -> FlowPreviewer:
-        """Samples clips of the bucket with the most clips."""
+        """Samples clips as the run does, of its bucket if it was trained on, otherwise of the one with the most clips.
+
+        With a pretrained text encoder, which training does not load, there is no negative prompt.
+        """
+        config = SampleConfig.model_validate(dict(self.sampling))
+        if self.text_encoder is not None:
+            config = config.model_copy(update={"negative_prompt": None})
+        bucket = next((bucket for bucket in self.buckets if bucket.name == config.bucket), self.buckets[0])
         autoencoder = load_autoencoder(self.autoencoder_path).to(device)
         read = byte_captions(self.model.caption_text) if self.text_encoder is None else self._stored_captions()
-        return FlowPreviewer(self.flow, self.latent_stats, self.buckets[0], read, autoencoder, device)
+        return FlowPreviewer(config, self.flow, self.latent_stats, bucket, read, autoencoder, device)
 
     def num_tokens(self, bucket: Bucket) -> int:
         """Tokens of one clip."""
@@ -261,7 +287,7 @@ class FlowTask:
         latent = torch.empty(1, self.latent_stats.num_channels, *bucket.latent_grid(self.compression))
         has_times = self.flow.times_per == "frame" or self.flow.given_share > 0
         t = torch.zeros((1, 1, latent.shape[2]) if has_times else 1)
-        return self._adapted(self._network()).flops_probe(latent, t, self._probe_caption().to(latent.device))
+        return self._adapted(self._network(self.model)).flops_probe(latent, t, self._probe_caption().to(latent.device))
 
     def _probe_caption(self) -> Caption:
         if self.text_encoder is None:

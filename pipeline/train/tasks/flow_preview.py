@@ -2,10 +2,9 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from data.dataset.buckets import Bucket
@@ -13,34 +12,21 @@ from data.dataset.manifest import LatentStats
 from data.records import Frames
 from models.autoencoder.protocol import VideoAutoencoder
 from models.flow.spec import FlowSpec
+from models.networks.protocol import JumpEnd
 from models.text.caption import Caption, CaptionReader
 from pipeline.encode.chunks import decode_clips
 from pipeline.encode.statistics import denormalize
 from pipeline.run.precision import autocast
 from pipeline.sample.config import SampleConfig
 from pipeline.sample.latents import PromptSeed, sample_latents
-
-PREVIEW = SampleConfig()
-
-
-@dataclass(frozen=True)
-class FlowQuery:
-    """The inputs of a network, passed to the engine like a batch, because ZeRO-3 gathers parameters in its forward."""
-
-    x_t: Float[Tensor, "b c t h w"]
-    t: Tensor
-    caption: Caption
-    fps: Float[Tensor, " 1"]
-
-    def to(self, device: torch.device) -> Self:
-        """The same query on another device."""
-        return type(self)(self.x_t.to(device), self.t.to(device), self.caption.to(device), self.fps.to(device))
+from pipeline.train.tasks.flow_batch import FlowQuery
 
 
 @dataclass(frozen=True)
 class FlowPreviewer:
     """Samples one clip at a time, so that a clip depends neither on the batch size nor on the rank."""
 
+    config: SampleConfig
     flow: FlowSpec
     stats: LatentStats
     bucket: Bucket
@@ -53,20 +39,20 @@ class FlowPreviewer:
         """The clip of a prompt and a seed, uint8 (t h w 3); `evaluate` answers a `FlowQuery`."""
         fps = torch.tensor([self.bucket.fps], dtype=torch.float32)
 
-        def network(x_t: Tensor, t: Tensor, caption: Caption) -> Tensor:
-            return evaluate(FlowQuery(x_t, t, caption, fps))["predicted"]
+        def network(x_t: Tensor, t: Tensor, caption: Caption, jump: JumpEnd | None = None) -> Tensor:
+            return evaluate(FlowQuery(x_t, t, caption, fps, jump))["predicted"]
 
         size = (self.bucket.num_frames, self.bucket.height, self.bucket.width)
-        with autocast(PREVIEW.precision, self.device):
+        with autocast(self.config.precision, self.device):
             latents = sample_latents(
                 network,
                 self.flow,
-                PREVIEW,
+                self.config,
                 [PromptSeed(prompt, seed)],
-                guidance_scale=PREVIEW.guidance_scale,
+                guidance_scale=self.config.guidance_scale,
                 shape=self.autoencoder.config.latent_shape(*size),
                 read_captions=self.read_captions,
                 device=self.device,
             )
-            (frames,) = decode_clips(self.autoencoder, denormalize(latents, self.stats))
+            (frames,) = decode_clips(self.autoencoder, denormalize(latents, self.stats), tile=self.config.tile)
         return frames

@@ -14,6 +14,7 @@ from models.flow.likelihood import (
     log_likelihood,
     probed_divergence,
     rademacher,
+    variational_bound,
 )
 from models.flow.path import (
     CosinePath,
@@ -55,3 +56,20 @@ def test_bits_per_dimension():
     x = numbers(100)
     spread = dequantize(x, level, torch.rand(100, dtype=torch.float64)) - x
     assert bool((spread.abs() <= level / 2).all())
+
+
+@pytest.mark.parametrize("path", [StraightPath(), CosinePath(), PATHS[2]], ids=lambda path: type(path).__name__)
+def test_the_variational_bound_comes_down_to_the_likelihood(path):
+    """Noises of -1 and 1 give the mean over a standard normal exactly: the error is quadratic in them."""
+    data, x = GaussianData(path, 0.7, 0.6), 0.7 + 0.6 * numbers(4, 1)
+    exact = -torch.distributions.Normal(times(0.7), times(0.6)).log_prob(x).sum(1)
+    gaps = []
+    for count in (60, 120, 240):
+        ratios = torch.linspace(-6, 7, count + 1, dtype=torch.float64)  # log a / b, to which steps are even
+        grid = path.time_of_log_ratio(ratios[(ratios > path.log_ratio(times(1e-6)))])
+        signs = (torch.full_like(x, sign) for sign in (-1.0, 1.0))
+        bounds = [variational_bound(data.field, x, grid, lambda _, s=sign: s) for sign in signs]
+        gaps.append(((bounds[0] + bounds[1]) / 2 - exact).mean().item())
+    assert 0 < gaps[2] < gaps[1] < gaps[0]
+    assert gaps[2] < 0.55 * gaps[1]
+    assert abs(8 * gaps[2] - 6 * gaps[1] + gaps[0]) / 3 < 0.01  # the limit, by Richardson's extrapolation

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from models.flow.path import (
-    AffinePath,
     Path,
     PolynomialPath,
     StraightPath,
@@ -15,7 +14,7 @@ from models.flow.path import (
     VariancePreservingPath,
     posterior,
 )
-from testing.gaussians import GaussianData, each_path, numbers, steps, times
+from testing.gaussians import AffinePath, GaussianData, each_path, numbers, steps, times
 
 
 @each_path

@@ -23,7 +23,6 @@ from models.flow.solver import (
     Counted,
     Noise,
     ab2,
-    constant_diffusion,
     ddim,
     ddim_eta,
     dopri5,
@@ -36,10 +35,9 @@ from models.flow.solver import (
     midpoint,
     rk4,
     unipc,
-    vp_diffusion,
 )
 from testing.checkerboard import exact_field, share_inside
-from testing.gaussians import GaussianData, affine_moments, numbers, steps, times
+from testing.gaussians import GaussianData, affine_moments, constant_diffusion, numbers, steps, times, vp_diffusion
 
 
 @pytest.mark.parametrize("grid", [times(0, 0.5, 0.5), times(1, 0), times(0.5), times(0, 1.5)])

@@ -15,6 +15,7 @@ from testing.networks import combinations, small_dit
 CONFIGS = combinations() | {
     "large patches": small_dit(patch_size=4, mlp_ratio=3),
     "frame rate": small_dit(clip_conditions=("fps",)),
+    "flow map": small_dit(flow_map=True),
     "frame rate and size": small_dit(clip_conditions=("size", "fps")),
     "captions as words": small_dit(text=TextConfig(width=16, depth=1, heads=2, words=WordsConfig(buckets=64))),
     "channels of known frames": small_dit(known_frames="channels"),

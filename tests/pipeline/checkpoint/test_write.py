@@ -21,7 +21,8 @@ from pipeline.checkpoint.tensor_files import write_tensors
 from pipeline.checkpoint.write import SaveError
 from pipeline.distributed.torchrun import train_here
 from pipeline.train.loop import train
-from pipeline.train.tasks.flow import FlowBatch, FlowTask
+from pipeline.train.tasks.flow import FlowTask
+from pipeline.train.tasks.flow_batch import FlowBatch
 from testing.often_saved import OFTEN, resume, step_folder
 from testing.tiny import CONFIG, WEIGHTS, losses, make_task
 

@@ -29,6 +29,10 @@ DECIDED = {
     "RunConfig": Decided(
         output="seed data autoencoder encode dit sample evaluate",
         runtime="name runs_dir cluster",
+        later="distill",
+    ),
+    "DistillSection": Decided(
+        output="map train",
     ),
     "DataConfig": Decided(
         output="source mix synthetic",
@@ -57,7 +61,7 @@ DECIDED = {
         ),
         later=(
             "grid tolerance tile ddim_eta guidance_interval zero_until rescale apg_eta apg_momentum apg_threshold "
-            "guidance_weights window_overlap"
+            "guidance_weights window_overlap flow_path pyramid_delay"
         ),
         runtime="batch attention text_encoder guidance_checkpoint",  # addresses have what that checkpoint holds
     ),
@@ -142,7 +146,7 @@ DECIDED = {
         output="width depth heads mlp_ratio patch_size text",
         later=(
             "architecture attention_pattern rope modulation modulation_rank joint_blocks preset clip_conditions "
-            "known_frames"
+            "known_frames flow_map"
         ),
     ),
     "RopeConfig": Decided(
@@ -160,7 +164,10 @@ DECIDED = {
     ),
     "FlowSpec": Decided(
         output="path prediction loss_weight times times_per caption_dropout null_caption",
-        later="first_frame_share given",
+        later="first_frame_share given sigma_min vp_betas power coupled_clips map",
+    ),
+    "FlowMapSpec": Decided(
+        output="consistency_share consistency lagrangian_step max_guidance",
     ),
     "GivenFrames": Decided(
         output="prefix ends subset",

@@ -10,12 +10,15 @@ import torch
 from torch import Tensor
 
 from models.flow.beginning import Beginning
+from models.flow.path import path_of
 from models.flow.spec import FlowSpec, OdeSolver
 from models.text.caption import Caption
 from models.text.config import TextConfig
 from pipeline.encode.captions import byte_captions
+from pipeline.run import randomness
 from pipeline.sample.config import GridName, GuidanceRule, SampleConfig, Schedule
 from pipeline.sample.latents import PromptSeed, Weaker, sample_latents
+from testing.gaussians import GaussianData
 
 
 @pytest.mark.parametrize(
@@ -29,6 +32,11 @@ from pipeline.sample.latents import PromptSeed, Weaker, sample_latents
         {"shift": 3.0},
         {"grid": "diffusers_euler"},
         {"grid": "diffusers_unipc"},
+        {"flow_path": "straight"},  # by data predictions: it differs in the last digits
+        {"flow_path": "cosine"},
+        {"flow_path": "vp"},
+        {"flow_path": "polynomial"},
+        {"flow_path": "ve"},
     ],
     ids=str,
 )
@@ -50,6 +58,26 @@ def test_no_option_of_sampling_is_passed_over(options):
 
     assert torch.equal(latents(), latents())
     assert not torch.equal(latents(**options), latents())
+
+
+@pytest.mark.parametrize("trained", ["straight", "cosine"])
+@pytest.mark.parametrize("sampled", ["straight", "cosine", "vp", "polynomial", "ve"])
+def test_every_path_leads_from_the_same_noise_to_the_same_clip(trained, sampled):
+    """All Gaussian paths have one flow map (Karras et al. 2022, section 4), here that to N(0, 0.3²)."""
+    path = path_of(FlowSpec(path=trained))
+    data = GaussianData(path, 0.0, 0.3)
+    latents = sample_latents(
+        lambda x, t, caption: data.velocity(x.double(), t),
+        FlowSpec(path=trained),
+        SampleConfig(solver="unipc", grid="karras", steps=60, flow_path=sampled),
+        [PromptSeed("a red circle", 3)],
+        guidance_scale=1.0,
+        shape=SHAPE,
+        read_captions=byte_captions(TextConfig(max_bytes=63)),
+        device=torch.device("cpu"),
+    )
+    exact = 0.3 * randomness.normal(3, "sample", [0], SHAPE)
+    torch.testing.assert_close(latents, exact.to(latents), rtol=0, atol=0.02)
 
 
 def test_noise_while_sampling_suits_data_that_are_narrow():
@@ -184,6 +212,17 @@ def test_every_setting_of_a_rule_and_a_solver_reaches_it():
         assert before.isfinite().all()
         assert after.isfinite().all()
         assert not torch.equal(before, after), (base, change)
+
+
+def test_the_delay_of_a_pyramid_reaches_it():
+    asked: list[list[float]] = []
+
+    def network(x: Tensor, t: Tensor, caption: Caption) -> Tensor:
+        asked.append(t[0].flatten().tolist())
+        return torch.zeros_like(x)
+
+    latents_of(network, None, {"times_per": "frame"}, solver="euler", schedule="pyramid", pyramid_delay=2)
+    assert asked == [[0, 0, 0], [0.5, 0, 0], [1, 0, 0], [1, 0.5, 0], [1, 1, 0], [1, 1, 0.5]]
 
 
 def test_autoguidance_moves_away_from_a_weaker_network():

@@ -147,6 +147,7 @@ def test_shapes_beside_the_trained_ones_are_sampled_with_a_warning(tmp_path):
         ({"zero_until": 0.1}, "zero_until: only the rule cfg-zero-star reads it, and guidance is plain"),
         ({"ddim_eta": 0.5}, "ddim_eta: only the solver ddim"),
         ({"solver": "euler", "sde_sigma": 0.5}, "sde_sigma: above 0 the Euler-Maruyama method takes the place"),
+        ({"pyramid_delay": 2}, "pyramid_delay: only the schedule pyramid reads it, and schedule is full_sequence"),
         ({"solver": "dopri5", "steps": 20}, "steps: the solver dopri5 chooses its own steps"),
         ({"solver": "dopri5", "schedule": "pyramid"}, "schedule: the solver dopri5 takes one time"),
         ({"tolerance": 0.01}, "tolerance: only the solver dopri5 reads it"),
@@ -178,6 +179,8 @@ def test_what_a_row_cannot_have_is_refused_by_row_and_field_or_set_aside(tmp_pat
 def test_settings_of_the_job_that_contradict_each_other_are_refused():
     with pytest.raises(CheckpointError, match=r"sample\.ddim_eta: only the solver ddim"):
         check_can_sample(MODEL, SampleConfig(ddim_eta=0.5))
+    with pytest.raises(CheckpointError, match=r"sample\.sde_sigma: above 0 the Euler-Maruyama method takes the place"):
+        check_can_sample(MODEL, SampleConfig(sde_sigma=0.5, solver="unipc"))
     check_can_sample(MODEL, SampleConfig(ddim_eta=0.5, solver="ddim"))
 
 

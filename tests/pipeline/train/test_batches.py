@@ -22,7 +22,8 @@ from pipeline.train.batches import check_mixed, token_budget, turn_sizes
 from pipeline.train.config import FlowTrainConfig, TrainConfig
 from pipeline.train.loop import train
 from pipeline.train.stream import micro_batches
-from pipeline.train.tasks.flow import FlowTask, PackedFlowBatch
+from pipeline.train.tasks.flow import FlowTask
+from pipeline.train.tasks.flow_batch import PackedFlowBatch
 from pipeline.train.time_bins import NUM_TIME_BINS
 from pipeline.train.world_size import check_world, fitting_worlds
 from testing.groups import Job, run_jobs

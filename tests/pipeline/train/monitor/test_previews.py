@@ -1,17 +1,18 @@
 """Previews are sampled with the chosen weights, alike on any number of workers."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from data.video.codec import decode_clip, encode_clip
+from models.flow.solver import Counted
 from pipeline.checkpoint.read import load_weights, open_checkpoint
 from pipeline.run.weight_names import WeightsName
 from pipeline.train.monitor.previews import fixed_prompts
-from pipeline.train.tasks import flow_preview
-from pipeline.train.tasks.flow_preview import FlowQuery
-from testing.watched import SOONER, STAGES, task_of
+from pipeline.train.tasks.flow_batch import FlowQuery
+from testing.watched import STAGES, STILL, task_of
 
 
 def sampling_module(task, run_dir: Path, which: WeightsName):
@@ -26,9 +27,8 @@ def sampling_module(task, run_dir: Path, which: WeightsName):
     return answer
 
 
-def test_clips_are_sampled_with_the_chosen_average(watched_runs, monkeypatch):
+def test_clips_are_sampled_with_the_chosen_average(watched_runs):
     """Those after the last step, made again by a plain module from the checkpoint."""
-    monkeypatch.setattr(flow_preview, "PREVIEW", SOONER)
     task = task_of(watched_runs / "data")
     average, other = (sampling_module(task, watched_runs / "alone", which) for which in ("power-0.10", "ema"))
     previewer = task.previewer(torch.device("cpu"))
@@ -44,6 +44,14 @@ def test_clips_are_sampled_with_the_chosen_average(watched_runs, monkeypatch):
         written = (watched_runs / "alone" / "samples" / "step_0000008" / name).read_bytes()
         assert abs(decode_clip(written).astype(int) - decode_clip(encode_clip(frames, 8))).max() <= 1
         assert (frames != previewer.clip(other, prompt, number)).any()
+
+
+def test_clips_are_sampled_as_the_run_samples(watched_runs):
+    sampling = {"solver": "rk4", "steps": 3, "guidance_scale": 1.0, "bucket": STILL.name}
+    previewer = replace(task_of(watched_runs / "data"), sampling=tuple(sampling.items())).previewer(torch.device("cpu"))
+    network = Counted(lambda query: {"predicted": -query.x_t})
+    assert previewer.clip(network, "clip 0", 0).shape[0] == STILL.num_frames
+    assert network.calls == 12
 
 
 @pytest.mark.parametrize("run", ["together", *(f"watched-{stage}" for stage in STAGES)])

@@ -22,6 +22,7 @@ from models.text.config import TextConfig
 from models.text.embeddings import CaptionEmbeddings
 from pipeline.checkpoint.config import LoraConfig
 from pipeline.checkpoint.read import open_checkpoint
+from pipeline.distributed.config import WorldSizeError
 from pipeline.distributed.torchrun import train_here
 from pipeline.encode.codec import AUTOENCODER_NAME
 from pipeline.sample.config import SampleConfig
@@ -29,8 +30,8 @@ from pipeline.sample.model import open_model
 from pipeline.sample.requests import ImageFile, PromptRequest
 from pipeline.sample.sampler import ClipSampler
 from pipeline.train.loop import train
-from pipeline.train.tasks.flow import FlowBatch, FlowMatchingLoss
-from pipeline.train.tasks.flow_preview import FlowQuery
+from pipeline.train.tasks.flow import FlowMatchingLoss
+from pipeline.train.tasks.flow_batch import FlowBatch, FlowQuery
 from testing.networks import with_open_gates
 from testing.records import SMALL
 from testing.tiny import CONFIG, SHAPE, losses, make_task, write_latents
@@ -43,6 +44,30 @@ def test_caption_drop_is_per_sample_and_at_the_configured_rate(straight):
     batch = task.collate([Sample(position, rows, 0, content) for position in range(400)])
     dropped = (batch.caption.mask.sum(1) == 1).float().mean()
     assert abs(float(dropped) - 0.3) < 0.07
+
+
+def test_clips_exchange_noise_among_those_of_their_caption(straight):
+    """However many a worker computes at once; and a clip with given frames keeps its own noise."""
+    task, folder, _ = straight
+    rows = task.subsets()[0].rows
+    reader = PayloadReader(folder)
+    samples = [Sample(position, rows, position % 2, reader.read(rows[position % 2])) for position in range(16)]
+    plain = replace(task, flow=FlowSpec(caption_dropout=0.3)).collate(samples)
+    coupled = replace(task, flow=FlowSpec(caption_dropout=0.3, coupled_clips=8))
+    batch = coupled.collate(samples)
+    halves = [coupled.collate(part).x_0 for part in (samples[:8], samples[8:])]
+    assert torch.equal(torch.cat(halves), batch.x_0)
+    dropped = plain.caption.mask.sum(1) == 1
+    keys = [(p // 8, None if dropped[p] else p % 2) for p in range(16)]
+    came_from = [next(j for j in range(16) if torch.equal(plain.x_0[j], noise)) for noise in batch.x_0]
+    assert sorted(came_from) == list(range(16))
+    assert came_from != list(range(16))
+    assert all(keys[j] == key for j, key in zip(came_from, keys, strict=True))
+    assert (batch.x_0 - batch.x_1).square().sum() < (plain.x_0 - plain.x_1).square().sum()
+    given = replace(task, flow=FlowSpec(coupled_clips=8, first_frame_share=1.0)).collate(samples)
+    assert torch.equal(given.x_0, plain.x_0)
+    with pytest.raises(WorldSizeError, match="coupled_clips is 8, but a worker computes 12 clips at once"):
+        coupled.collate(samples[:12])
 
 
 def test_times_per_frame_belong_to_their_position(straight):

@@ -1,0 +1,166 @@
+"""Quality against network calls on the checkerboard: a trained flow by solvers, and flow maps learned from it.
+
+    python -m benchmarks.few_steps
+
+Data are uniform on the eight dark squares of a 4 x 4 board. The teacher is a small network trained by flow matching;
+each student starts from its weights and has as many steps. All have the same noise. Three seeds of training.
+"""
+
+import argparse
+import json
+import math
+from copy import deepcopy
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import silu
+
+from models.flow.field import Field
+from models.flow.flow_map import drawn_jumps, flow_map_solver, jump_target
+from models.flow.grid import uniform_grid
+from models.flow.objective import training_times
+from models.flow.path import StraightPath
+from models.flow.solver import ab2, euler, heun, unipc
+from models.flow.spec import FlowMapSpec, TimeLaw
+from testing.checkerboard import SQUARES, share_inside
+
+PATH, WIDTH, BATCH, NUM_SAMPLES = StraightPath(), 128, 1024, 20_000
+CALLS = (1, 2, 4, 8, 16, 32, 64)
+RESULT = Path(__file__).parent / "results" / "few_steps.json"
+
+
+class Network(nn.Module):
+    """The velocity of points at a time; with a third input, which is zero at first, the mean velocity until another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.point, self.time = nn.Linear(2, WIDTH), nn.Linear(32, WIDTH)
+        self.length = nn.Linear(32, WIDTH)
+        nn.init.zeros_(self.length.weight)
+        nn.init.zeros_(self.length.bias)
+        self.layers = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(4))
+        self.out = nn.Linear(WIDTH, 2)
+
+    def forward(self, x: Float[Tensor, "b 2"], t: Float[Tensor, " b"], s: Float[Tensor, " b"]) -> Float[Tensor, "b 2"]:
+        """u(x, t, s)."""
+        h = self.point(x) + self.time(waves(t)) + self.length(waves(s - t))
+        for layer in self.layers:
+            h = h + silu(layer(silu(h)))
+        return self.out(h)
+
+
+def waves(t: Float[Tensor, " b"]) -> Float[Tensor, "b 32"]:
+    """Sinusoids of a time."""
+    angles = t[:, None] * 2 ** torch.linspace(0, 6, 16)
+    return torch.cat([angles.sin(), angles.cos()], 1)
+
+
+def board(count: int, generator: torch.Generator) -> Float[Tensor, "n 2"]:
+    """Points of the data."""
+    which = torch.randint(0, len(SQUARES), (count,), generator=generator)
+    return SQUARES[which].float() + torch.rand(count, 2, generator=generator)
+
+
+def trained(network: Network, num_steps: int, seed: int, spec: FlowMapSpec | None = None) -> Network:
+    """An average of the weights over a training: of the velocity by the data, or of jumps by itself as a teacher."""
+    teacher, generator = deepcopy(network).eval(), torch.Generator().manual_seed(seed)
+    average = deepcopy(network)
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
+    for step in range(num_steps):
+        x_1 = board(BATCH, generator)
+        x_0 = torch.randn(BATCH, 2, generator=generator)
+        drawn = torch.rand(BATCH, 4, generator=generator)
+        t = training_times(TimeLaw(law="uniform"), drawn[:, 0])
+        point = PATH.sample(x_0, x_1, t)
+        if spec is None:
+            predicted, target = network(point.x_t, t, t), point.velocity
+        else:
+            jump = drawn_jumps(spec, t, drawn[:, 1:])
+            with torch.no_grad():
+                taught = teacher(point.x_t, t, t)
+            by_jumps = jump_target(spec, average, point.x_t, jump)
+            target = torch.where((jump.s > t)[:, None], by_jumps, taught)
+            predicted = network(point.x_t, t, jump.s)
+        loss = (predicted - target).square().mean()
+        optimizer.param_groups[0]["lr"] = 1e-3 * 0.5 * (1 + math.cos(math.pi * step / num_steps))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        with torch.no_grad():
+            for kept, new in zip(average.parameters(), network.parameters(), strict=True):
+                kept.lerp_(new, 0.01)
+    return average
+
+
+def energy_distance(x: Float[Tensor, "n 2"], y: Float[Tensor, "n 2"]) -> float:
+    """Between two sets of points: 0 for equal distributions, up to the noise of the sets."""
+    x, y = x[:4000], y[:4000]
+    return float(2 * torch.cdist(x, y).mean() - torch.cdist(x, x).mean() - torch.cdist(y, y).mean())
+
+
+@dataclass(frozen=True)
+class Row:
+    """One sampler at one price."""
+
+    seed: int
+    sampler: str
+    network_calls: int
+    share_inside: float
+    energy_distance: float
+
+
+@torch.no_grad()
+def measured(seed: int, teacher: Network, students: dict[str, Network]) -> list[Row]:
+    """All samplers of a seed, from the same noise."""
+    generator = torch.Generator().manual_seed(1000)
+    noise, data = torch.randn(NUM_SAMPLES, 2, generator=generator), board(NUM_SAMPLES, generator)
+    field = Field(lambda x, t: teacher(x, t, t), PATH)
+    rows = []
+    solvers = {
+        "teacher, euler": (euler, field, 1),
+        "teacher, heun": (heun, field, 2),
+        "teacher, heun with an Euler end": (heun, Field(field.function, PATH, open_end=True), 2),
+        "teacher, ab2": (ab2, field, 1),
+        "teacher, unipc": (unipc, field, 1),
+    } | {f"student, {name}": (flow_map_solver(student), field, 1) for name, student in students.items()}
+    for name, (solver, on, per_step) in solvers.items():
+        for calls in CALLS:
+            if calls % per_step or (name.startswith("student") and calls > 16):
+                continue
+            end = solver(on, noise, uniform_grid(calls // per_step))
+            rows.append(Row(seed, name, calls, share_inside(end.double()), energy_distance(end, data)))
+    return rows
+
+
+def main() -> None:
+    """Train, measure, print, and write beside this file."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, default=5000)
+    arguments = parser.parse_args()
+    rows = (
+        []
+        if not RESULT.is_file()
+        else [row for row in json.loads(RESULT.read_text()) if row["seed"] not in arguments.seeds]
+    )
+    for seed in arguments.seeds:
+        torch.manual_seed(seed)
+        teacher = trained(Network(), arguments.steps, seed)
+        learn = partial(trained, num_steps=arguments.steps, seed=seed + 100)
+        students = {
+            consistency: learn(deepcopy(teacher), spec=FlowMapSpec(consistency=consistency, consistency_share=0.75))
+            for consistency in ("split", "lagrangian")
+        }
+        rows += [asdict(row) for row in measured(seed, teacher, students)]
+    for row in rows:
+        quality = f"inside {row['share_inside']:6.1%}  energy {row['energy_distance']:.5f}"
+        print(f"{row['seed']} {row['sampler']:32s} {row['network_calls']:3d} calls  {quality}")
+    RESULT.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""Flow maps against the closed form of Gaussian data, in float64."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from models.flow.field import Field
+from models.flow.flow_map import Jump, MeanVelocity, drawn_jumps, flow_map, flow_map_solver, jump_target
+from models.flow.path import CosinePath, Path, PolynomialPath, StraightPath
+from models.flow.solver import Counted, rk4
+from models.flow.spec import FlowMapSpec
+from testing.gaussians import GaussianData, numbers, steps, times
+
+PATHS = [StraightPath(), CosinePath(), PolynomialPath(2.0)]
+each_of_these = pytest.mark.parametrize("path", PATHS, ids=lambda path: type(path).__name__)
+SPLIT = FlowMapSpec()
+
+
+def mean_and_deviation(path: Path, mean: float, std: float, t: Tensor) -> tuple[Tensor, Tensor]:
+    at = path.coefficients(t)
+    return at.a * mean, ((at.a * std) ** 2 + at.b**2).sqrt()
+
+
+def exact(path: Path, mean: float, std: float) -> MeanVelocity:
+    """The mean velocity of N(mean, std²): quantiles stay what they are (arXiv 2505.18825, section 2)."""
+
+    def u(x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        (m_t, d_t), (m_s, d_s) = (mean_and_deviation(path, mean, std, time) for time in (t, s))
+        jumped = m_s[:, None] + (d_s / d_t)[:, None] * (x - m_t[:, None])
+        velocity = GaussianData(path, mean, std).velocity(x, t)
+        length = (s - t)[:, None]
+        return torch.where(length > 0, (jumped - x) / length.clamp(min=1e-12), velocity)
+
+    return u
+
+
+@each_of_these
+def test_the_exact_map_is_where_a_solver_goes(path):
+    u, x, t, s = exact(path, 0.7, 0.4), numbers(5, 1), times(0, 0.1, 0.3, 0.5, 0), times(1, 0.4, 0.9, 0.5, 0.2)
+    data = GaussianData(path, 0.7, 0.4)
+    for row in range(5):
+        one = slice(row, row + 1)
+        ends = flow_map(u, x[one], t[one], s[one])
+        if s[row] > t[row]:
+            solved = rk4(data.field, x[one], steps(200, t[row].item(), s[row].item()))
+            torch.testing.assert_close(ends, solved, rtol=0, atol=1e-8)
+        else:
+            torch.testing.assert_close(u(x[one], t[one], s[one]), data.velocity(x[one], t[one]))
+    at_once = flow_map(u, x, times(0).expand(5), times(1).expand(5))
+    torch.testing.assert_close(at_once, 0.7 + 0.4 * x, rtol=0, atol=1e-12)
+
+
+@each_of_these
+@pytest.mark.parametrize("consistency", ["split", "lagrangian"])
+def test_the_exact_map_is_its_own_target(path, consistency):
+    """Split jumps to rounding (the semigroup identity), the last short step to first order in its length."""
+    u, x = exact(path, 0.7, 0.4), numbers(64, 1)
+    t = torch.rand(64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    uniform = torch.rand(64, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    errors = []
+    for length in (1 / 32, 1 / 64):
+        spec = FlowMapSpec(consistency=consistency, consistency_share=0.9, lagrangian_step=length)
+        jump = drawn_jumps(spec, t, uniform)
+        errors.append((jump_target(spec, u, x, jump) - u(x, t, jump.s)).abs().max().item())
+    if consistency == "split":
+        assert max(errors) < 1e-11
+    else:
+        assert 0.25 < errors[1] / errors[0] < 0.6, errors
+
+
+@each_of_these
+@pytest.mark.parametrize("num_steps", [1, 2, 4, 8])
+def test_every_number_of_jumps_has_the_same_end_at_one_call_each(path, num_steps):
+    u = Counted(exact(path, 0.7, 0.4))
+    x = numbers(6, 1)
+    end = flow_map_solver(u)(Field(lambda x, t: x, path), x, steps(num_steps))
+    torch.testing.assert_close(end, 0.7 + 0.4 * x, rtol=0, atol=1e-12)
+    assert u.calls == num_steps
+
+
+def test_jumps_begin_at_the_training_times():
+    num = 4000
+    uniform = torch.rand(num, 3, generator=torch.Generator().manual_seed(0))
+    t = torch.linspace(0, 1, num)
+    jump = drawn_jumps(FlowMapSpec(consistency_share=0.25), t, uniform)
+    assert torch.equal(jump.t, t)
+    assert bool(((jump.t <= jump.q) & (jump.q <= jump.s) & (jump.s <= 1)).all())
+    assert (jump.s > t).float().mean().item() == pytest.approx(0.25, abs=0.03)
+    known = torch.tensor([True, False, False]).reshape(1, 1, 3)
+    framed = drawn_jumps(FlowMapSpec(consistency_share=0.99), torch.where(known, 1.0, t[:3, None, None]), uniform[:3])
+    assert framed.s.shape == (3, 1, 3)
+    assert bool((framed.s[..., 0] == 1).all())  # frames that are given stay
+    assert bool(torch.equal(framed.s[..., 1], framed.s[..., 2]))
+    assert bool((jump.share >= 0).all())
+    assert bool((Jump(t, t, t).share == 0).all())
+
+
+class Affine(nn.Module):
+    """u(x, t, s) = alpha(t, s) x + beta(t, s), as the mean velocity of Gaussian data is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers = [nn.Linear(2, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 2)]
+        self.layers = nn.Sequential(*layers).double()
+
+    def forward(self, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        alpha, beta = self.layers(torch.stack([t, s], 1)).chunk(2, 1)
+        return alpha * x + beta
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("consistency", ["split", "lagrangian"])
+def test_a_network_learns_the_map_of_gaussian_data(consistency):
+    """From the velocities of a teacher, as in distillation. One jump and the identity of jumps hold to 1e-3."""
+    path, mean, std, num = StraightPath(), 0.7, 0.6, 256
+    spec = FlowMapSpec(consistency=consistency, consistency_share=0.75, lagrangian_step=1 / 256)
+    data, u = GaussianData(path, mean, std), exact(path, mean, std)
+    torch.manual_seed(0)
+    network, generator = Affine(), torch.Generator().manual_seed(0)
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
+    num_steps = 6000
+    for step in range(num_steps):
+        uniform = torch.rand(num, 5, generator=generator, dtype=torch.float64)
+        t = uniform[:, 3]
+        jump = drawn_jumps(spec, t, uniform[:, :3])
+        noise = torch.randn(num, 2, generator=generator, dtype=torch.float64)
+        x_t = path.sample(noise[:, :1], mean + std * noise[:, 1:], t).x_t
+        is_jump = (jump.s > t)[:, None]
+        target = torch.where(is_jump, jump_target(spec, network, x_t, jump), data.velocity(x_t, t))
+        loss = (network(x_t, t, jump.s) - target).square().mean()
+        optimizer.param_groups[0]["lr"] = 1e-2 * 0.5 * (1 + math.cos(math.pi * step / num_steps))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    quantiles, zero, one = steps(8, -2, 2)[:, None], times(0).expand(9), times(1).expand(9)
+    with torch.no_grad():
+        for num_jumps in (1, 2, 4, 8):
+            end = flow_map_solver(network)(Field(lambda x, t: x, path), quantiles, steps(num_jumps))
+            torch.testing.assert_close(
+                end, mean + std * quantiles, rtol=0, atol=1e-3 if consistency == "split" else 5e-3
+            )
+        jump = Jump(zero, times(0.4).expand(9), one)
+        residual = jump_target(SPLIT, network, quantiles, jump) - network(quantiles, zero, one)
+        assert residual.abs().max() < 2e-3
+        assert (network(quantiles, zero, one) - u(quantiles, zero, one)).abs().max() < 5e-3
