@@ -110,6 +110,11 @@ def check_room(address: str, workers: WorkersConfig, entry: EntryResources) -> N
             )
 
 
+def num_nodes(address: str) -> int:
+    """How many machines have joined the cluster; errors as `connect`."""
+    return len(_nodes(address))
+
+
 def _nodes(address: str) -> list[Mapping[str, float]]:
     """The resources of each machine that is alive."""
     answer = _answer(address, "/api/v0/nodes?detail=1&limit=10000", authorization(address))

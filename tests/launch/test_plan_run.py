@@ -23,7 +23,9 @@ GIB = 2**30
 NO_DATA = DataPlan((), None, "unknown", None, {}, {}, "")
 H100 = Hardware(num_gpus=4, memory_bytes=80 * GIB, peak_flops=989e12, utilisation=0.4, price=2.5)
 LARGE = {
-    "dit.model.width": 768, "dit.model.heads": 12, "dit.model.depth": 2,
+    "dit.model.width": 768,
+    "dit.model.heads": 12,
+    "dit.model.depth": 2,
     "data.buckets": "[{num_frames: 33, height: 480, width: 832, fps: 16}]",
     "autoencoder.train.global_batch": 4,
     "dit.train.global_batch": "8",
