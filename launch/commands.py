@@ -7,15 +7,18 @@ import inspect as introspection
 import logging
 import os
 import warnings
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Collection, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from data.records import expand_home
+from launch.command_options import Config, Debug, Overrides
+from launch.command_options import expand_home_option as _expand_home
+from launch.command_options import readable_errors as _readable_errors
+from launch.job_commands import job_app, submit
 from launch.overrides import Given, Override
 from launch.stages import NAMES, STAGES, Entry, Options, stages_of
 
@@ -27,29 +30,9 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 train_app = typer.Typer(help="Train the autoencoder or the diffusion transformer.", no_args_is_help=True)
-job_app = typer.Typer(help="Watch and stop jobs submitted with `submit`.", no_args_is_help=True)
 app.add_typer(train_app, name="train")
-app.add_typer(job_app, name="job")
 
 
-def _expand_home(path: Path | None) -> Path | None:
-    """The path with the home folder for `~`, which a shell does not replace in `--output=~/clips`."""
-    try:
-        return None if path is None else Path(expand_home(str(path)))
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
-
-
-Config = Annotated[
-    Path,
-    typer.Argument(
-        metavar="CONFIG", help="A YAML file, or the name of a preset: demo, real-tiny.", callback=_expand_home
-    ),
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Override a field; may be repeated."),
-]
 Where = Annotated[
     list[str] | None,
     typer.Option("--where", metavar="SETTING=VALUE", help="Take the sampled clips with this setting; may be repeated."),
@@ -83,30 +66,6 @@ Local = Annotated[bool, typer.Option("--local", help="Train in this process, wit
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved config and the plan; do nothing.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show debugging messages too.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show warnings and errors only.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
-Address = Annotated[str, typer.Option(help="Where the cluster's dashboard answers.")]
-
-
-@contextmanager
-def _readable_errors(debug: bool) -> Iterator[None]:
-    """Turn errors for the user into one message and an exit code; --debug shows tracebacks."""
-    from launch.errors import describe
-    from pipeline.run.context import StoppedError
-
-    try:
-        yield
-    except KeyboardInterrupt:
-        typer.echo("\nstopped; nothing is half-written, and the same command continues from here", err=True)
-        raise typer.Exit(130) from None
-    except StoppedError as stop:
-        typer.echo(f"{stop}; the same command continues from here", err=True)
-        raise typer.Exit(130) from None
-    except Exception as error:
-        message = describe(error)
-        if debug or message is None:
-            raise
-        typer.secho(f"error: {message}", fg="red", err=True)
-        raise typer.Exit(1) from None
 
 
 @dataclass(frozen=True)
@@ -493,6 +452,44 @@ def compare(
 
 
 @app.command()
+def plan(
+    config: Config,
+    gpus: Annotated[int, typer.Option(min=1, help="How many GPUs train together.")],
+    gpu_memory: Annotated[str, typer.Option(metavar="SIZE", help="Of one GPU, such as 80GiB.")],
+    gpu: Annotated[
+        str, typer.Option(metavar="NAME", help="A100, H100, H200 or B200, or the teraflops in bf16 of its data sheet.")
+    ] = "H100",
+    utilisation: Annotated[
+        float | None,
+        typer.Option(
+            min=0.01, max=1, help="Share of these that training reaches; as measured in the run if not given."
+        ),
+    ] = None,
+    price: Annotated[float | None, typer.Option(min=0, help="Of one GPU for an hour.")] = None,
+    clips: Annotated[int | None, typer.Option(min=1, help="How many clips the data will give.")] = None,
+    overrides: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON, for scripts.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Say whether a run fits on GPUs, how long it takes and what it costs, before any is taken.
+
+    Exit code 0: it fits; 3: it does not.
+
+    Example: `reelflow plan my.yaml --gpus 64 --gpu-memory 80GiB --price 2.5`
+    """
+    with _readable_errors(debug):
+        from launch.config import load_config
+        from launch.plan_hardware import Hardware, parse_peak, parse_size
+        from launch.plan_run import describe_run_plan, plan_run
+
+        hardware = Hardware(gpus, parse_size(gpu_memory), parse_peak(gpu), utilisation, price)
+        planned = plan_run(load_config(config, overrides or []), hardware, clips)
+        typer.echo(planned.as_json() if as_json else describe_run_plan(planned))
+    if not planned.fits:
+        raise typer.Exit(3)
+
+
+@app.command()
 def inspect(
     path: Annotated[
         Path, typer.Argument(help="A run, a dataset, a checkpoint, or a samples folder.", callback=_expand_home)
@@ -564,66 +561,5 @@ def export(
         typer.echo(f"wrote {output} and {description} from {found.folder}")
 
 
-@app.command()
-def submit(
-    stage: Annotated[
-        str, typer.Argument(help='run, demo, shard, encode, sample, evaluate, "train autoencoder" or "train dit".')
-    ],
-    config: Config,
-    address: Address = "http://127.0.0.1:8265",
-    overrides: Overrides = None,
-    follow: Annotated[bool, typer.Option(help="Print the job's log until it ends.")] = True,
-    allow_no_token: Annotated[
-        bool,
-        typer.Option("--allow-no-token", help="Also to a cluster on which anybody who reaches it can run commands."),
-    ] = False,
-    debug: Debug = False,
-) -> None:
-    """Run a stage as a Ray job on a cluster.
-
-    Example: `reelflow submit "train dit" my.yaml --address http://127.0.0.1:8265`
-    """
-    with _readable_errors(debug):
-        from launch import jobs
-
-        job_id = jobs.submit(stage, config, overrides or [], address, allow_no_token=allow_no_token)
-        typer.echo(f"submitted {job_id}")
-        if follow:
-            _follow(job_id, address)
-
-
-@job_app.command("follow")
-def job_follow(job_id: str, address: Address = "http://127.0.0.1:8265", debug: Debug = False) -> None:
-    """Print a job's log until it ends."""
-    with _readable_errors(debug):
-        _follow(job_id, address)
-
-
-def _follow(job_id: str, address: str) -> None:
-    from launch import jobs
-
-    for text in jobs.follow(job_id, address):
-        typer.echo(text, nl=False)
-    status = jobs.status(job_id, address)
-    typer.echo(f"{job_id}: {status}")
-    if status != "SUCCEEDED":
-        raise typer.Exit(1)
-
-
-@job_app.command("status")
-def job_status(job_id: str, address: Address = "http://127.0.0.1:8265", debug: Debug = False) -> None:
-    """Say how a job is doing."""
-    with _readable_errors(debug):
-        from launch import jobs
-
-        typer.echo(f"{job_id}: {jobs.status(job_id, address)}")
-
-
-@job_app.command("stop")
-def job_stop(job_id: str, address: Address = "http://127.0.0.1:8265", debug: Debug = False) -> None:
-    """Stop a job once it has saved; submitting it again continues."""
-    with _readable_errors(debug):
-        from launch import jobs
-
-        typer.echo(f"{job_id}: asked to stop, which may take until it has saved")
-        typer.echo(f"{job_id}: {jobs.stop(job_id, address)}")
+app.command()(submit)
+app.add_typer(job_app, name="job")

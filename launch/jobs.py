@@ -1,194 +1,341 @@
-"""Stages as Ray jobs: submit, follow, status and stop, through the Job Submission API of a running cluster."""
+"""Runs as Ray jobs, through the Job Submission API of a running cluster: submit, list, follow, stop, resume."""
 
 import asyncio
-import os
-import re
 import shlex
 import time
-import uuid
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import requests
 from pydantic import BaseModel
-from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from data.errors import first_line
-from launch.cluster import PROJECT_DIR, ClusterError
+from launch.cluster import ClusterError
 from launch.config import RunConfig, dump_config, load_config
-from launch.overrides import ConfigError
+from launch.job_client import NOT_OF_RAY, EntryResources, TokenError, asks_for_token, check_room, connect
+from launch.job_environment import FILE_VARIABLE, check_is_name
+from launch.job_package import CONFIG_NAME, packed
+from launch.overrides import ConfigError, Override
 from launch.stages import NAMES
 from pipeline.ingest.config import SYNTHETIC
 
 COMMANDS = ("run", "demo", *NAMES[1:])
 NO_AGENT = "No available agent"  # the answer, after 10 s, of a cluster whose nodes are still starting
+ALREADY_USED = "already"  # in Ray's answer where a job has that id
 SUBMISSIONS = 3
-PACKAGES = ("data", "models", "pipeline", "launch")
-_SOURCE = re.compile(r"[A-Za-z0-9_]+\.py|py\.typed")
-_READ_AT_RUN_TIME = {
-    "launch/presets": re.compile(r"[A-Za-z0-9_-]+\.yaml"),
-    "pipeline/report/templates": re.compile(r"[A-Za-z0-9_-]+\.(html|css|js)"),
-}
-"""Files of the program that are not Python, by folder."""
-STOP_SECONDS = 600
+POLL_SECONDS = 0.5
+STOP_MINUTES = 60.0
 """How long a job that is stopped may take to save before Ray kills it; Ray's default is 3 s."""
-_ON_THE_HEAD = "`ray get-auth-token` prints it on the head node; set RAY_AUTH_TOKEN to it"
-ANSWER_SECONDS, POLL_SECONDS = 30, 0.5
-_NOT_OF_RAY = (requests.RequestException, ConnectionError, LookupError, TypeError, ValueError)
-"""What Ray's client raises where an answer is missing or lacks the fields of Ray's."""
+RUN_DIR, SETTINGS, STAGE, RUN = "run_dir", "settings", "stage", "run"
+"""What a job's metadata holds."""
 
 
-class TokenError(ClusterError):
-    """The cluster asks for a token that is not here, or for none at all."""
+@dataclass(frozen=True)
+class JobOptions:
+    """How a job runs. Nothing of it changes what the run makes."""
+
+    insecure: bool = False
+    """Submit to a cluster that asks for no token, too."""
+    entry: EntryResources = field(default_factory=EntryResources)
+    image: str | None = None
+    """Container image that driver and workers run in; None: the cluster's own environment."""
+    pip: Path | None = None
+    """Requirements file of packages to install beside the cluster's own."""
+    env: tuple[str, ...] = ()
+    """Names of variables that have to be set on the cluster."""
+    env_file: str | None = None
+    """File on the cluster's machines with variables."""
+    restarts: int = 3
+    """How often a driver that dies is started again."""
+    stop_minutes: float = STOP_MINUTES
+    """How long it may take to save where it is stopped."""
+    wait_for_nodes: bool = False
+    """Submit although the cluster has no room yet."""
 
 
-def _client(address: str) -> JobSubmissionClient:
-    if not re.match(r"^https?://", address):
-        raise ConfigError(f"--address {address}: the job API is an http address, such as http://127.0.0.1:8265")
-    headers = {"Authorization": f"Bearer {_token(address)}"} if asks_for_token(address) else None
-    try:
-        return JobSubmissionClient(address, headers=headers)
-    except AuthenticationError as error:
-        raise TokenError(f"the cluster at {address} refuses the token that was found here: {_ON_THE_HEAD}") from error
-    except (*_NOT_OF_RAY, RuntimeError) as error:
-        raise _no_dashboard(address, first_line(error)) from error
+@dataclass(frozen=True)
+class Job:
+    """A job of reelflow on a cluster."""
+
+    id: str
+    status: str
+    """PENDING, RUNNING, STOPPED, SUCCEEDED or FAILED."""
+    run: str
+    stage: str
+    run_dir: str
+    settings: str
+    """Fingerprint of the configuration."""
+    started: str | None
+    """ISO 8601, in UTC."""
+    seconds: float | None
+    """Until its end, or now."""
+    message: str
+    exit_code: int | None
+    """Of the entry point; None: it has not ended, or the machine it ran on was lost."""
+
+    @property
+    def was_lost(self) -> bool:
+        """Whether it ended with the machine that its driver ran on."""
+        return self.status == "FAILED" and self.exit_code is None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has ended."""
+        return JobStatus(self.status).is_terminal()
 
 
-def _no_dashboard(address: str, reason: str) -> ClusterError:
-    return ClusterError(
-        f"no Ray dashboard answers at {address} ({reason}); on the cluster's head node run "
-        "`ray start --head`, and forward port 8265 if it is another machine"
-    )
+@dataclass(frozen=True)
+class Submitted:
+    """The job that does what was asked for."""
 
-
-def asks_for_token(address: str) -> bool:
-    """Whether the cluster refuses requests without a token.
-
-    Raises:
-        ClusterError: nothing answers at the address, or another program than Ray.
-    """
-    answer = _answer(address, "/api/jobs/")
-    if answer.status_code in (401, 403):
-        return True
-    if answer.status_code == 200 and _is_ray(_answer(address, "/api/version")):
-        return False
-    raise _no_dashboard(address, f"what answers there, with status {answer.status_code}, is another program")
-
-
-def _answer(address: str, path: str) -> requests.Response:
-    try:
-        return requests.get(address.rstrip("/") + path, timeout=ANSWER_SECONDS, allow_redirects=False)
-    except (requests.RequestException, ValueError) as error:  # the latter of an address such as http://[::1
-        raise _no_dashboard(address, first_line(error)) from error
-
-
-def _is_ray(answer: requests.Response) -> bool:
-    """Whether an answer to the question for the version is one of Ray."""
-    try:
-        fields = answer.json()
-    except ValueError:
-        return False
-    return isinstance(fields, dict) and isinstance(fields.get("ray_version"), str)
-
-
-def _token(address: str) -> str:
-    """The token that Ray's own commands would use: of RAY_AUTH_TOKEN, of a file, or of this user."""
-    place, token = "RAY_AUTH_TOKEN", os.environ.get("RAY_AUTH_TOKEN", "").strip()
-    if not token:
-        path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
-        place, token = str(path), _token_of_file(address, path)
-    if not token.isascii() or not token.isprintable() or " " in token:  # the message must not show it
-        raise TokenError(
-            f"what {place} holds is no token, with white space or a special character in it: {_ON_THE_HEAD}"
-        )
-    return token
-
-
-def _token_of_file(address: str, path: Path) -> str:
-    try:
-        token = path.read_text(encoding="utf-8").strip()
-    except UnicodeDecodeError as error:
-        raise TokenError(f"{path} holds no token, since it is not UTF-8 text: {_ON_THE_HEAD}") from error
-    except OSError:
-        token = ""
-    if not token:
-        raise TokenError(
-            f"the cluster at {address} asks for a token, and there is none in RAY_AUTH_TOKEN or {path}: {_ON_THE_HEAD}"
-        )
-    return token
+    job_id: str
+    is_new: bool
+    """False: it was running already."""
 
 
 def submit(
-    stage: str, config_path: Path, overrides: Sequence[str], address: str, *, allow_no_token: bool = False
-) -> str:
-    """Check the configuration here, ship the code with it, and start the stage there; returns the job's id.
+    stage: str, config_path: Path, overrides: Sequence[Override], address: str, options: JobOptions | None = None
+) -> Submitted:
+    """Check the configuration here, ship the code with it, and start the stage there, unless it is running already.
 
-    The job's id is new each time; the run's name decides which folder the job continues in.
-
-    Args:
-        allow_no_token: submit to a cluster that asks for no token, too.
+    Jobs of a run are numbered, and Ray gives a number once: of two submissions at the same time one starts the job, and
+    the other attaches to it.
 
     Raises:
-        ConfigError: an unknown stage, or a configuration that cannot be used.
+        ConfigError: an unknown stage, a configuration that cannot be used, or a job of this run with another stage or
+            other settings is running.
         TokenError: the cluster asks for no token, or for one that is not here.
-        ClusterError: no cluster answers.
+        ClusterError: no cluster answers, one of another version, or one without room for the workers.
+        ShippedError: the program is too large.
     """
+    options = options or JobOptions()
     if stage not in COMMANDS:
         raise ConfigError(f"there is no stage {stage!r}; stages are {', '.join(COMMANDS)}")
     config = absolute_paths(load_config(config_path, overrides))
-    job_id = f"{config.name}-{stage.replace(' ', '-')}-{uuid.uuid4().hex[:6]}"
-    if not (allow_no_token or asks_for_token(address)):
+    text = dump_config(config)
+    wanted = {
+        RUN: config.name,
+        STAGE: "run" if stage == "demo" else stage,
+        RUN_DIR: str(config.run_dir),
+        SETTINGS: sha256(text.encode()).hexdigest()[:12],
+    }
+    client = _safe_client(address, options)
+    if (running := _running(client, wanted)) is not None:
+        return Submitted(running.id, is_new=False)
+    if not options.wait_for_nodes:
+        check_room(address, config.cluster.workers, options.entry)
+    return _start(client, address, wanted, text, options)
+
+
+def resume(job_id: str, address: str, options: JobOptions | None = None) -> Submitted:
+    """Continue the run of a job that has ended, with the configuration that its folder holds, and today's code.
+
+    Raises:
+        ConfigError: there is no such job.
+        TokenError, ClusterError, ShippedError: as `submit`.
+    """
+    options = options or JobOptions()
+    client = _safe_client(address, options)
+    job = find_job(client, job_id)
+    wanted = {RUN: job.run, STAGE: job.stage, RUN_DIR: job.run_dir, SETTINGS: job.settings}
+    if (running := _running(client, wanted)) is not None:
+        return Submitted(running.id, is_new=False)
+    return _start(client, address, wanted, None, options)
+
+
+def _safe_client(address: str, options: JobOptions) -> JobSubmissionClient:
+    for name in options.env:
+        check_is_name(name)
+    client = connect(address)
+    if not (options.insecure or asks_for_token(address)):
         raise TokenError(
             f"the cluster at {address} asks for no token: whoever reaches that port can run commands on its machines. "
-            "Start it with RAY_AUTH_MODE=token (`ray get-auth-token --generate` makes one), or give --allow-no-token "
-            "if nobody else can reach it"
+            "Start it with RAY_AUTH_MODE=token (`ray get-auth-token --generate` makes one), or give --insecure if "
+            "nobody else can reach it"
         )
-    client = _client(address)
-    # The resolved configuration is part of the command: the job needs no file of this machine. Its file has the name of
-    # the job, because jobs of the same code share the folder they run in.
-    command, file = "run" if stage == "demo" else stage, f"{job_id}.yaml"
-    script = f"printf %s {shlex.quote(dump_config(config))} > {file} && python -m launch {command} {file}"
-    for attempts_left in reversed(range(SUBMISSIONS)):
-        try:
-            return client.submit_job(
-                entrypoint=script,
-                submission_id=job_id,
-                runtime_env={
-                    "working_dir": str(PROJECT_DIR),
-                    "excludes": not_shipped(PROJECT_DIR),
-                    "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)},
-                },
-                metadata={"run": config.name, "stage": stage},
-            )
-        except RuntimeError as error:
-            if NO_AGENT not in str(error) or not attempts_left:
-                reason = " ".join(str(error).split())[:1000]
-                raise ClusterError(f"the cluster at {address} refused the job: {reason}") from error
-    raise AssertionError("the last attempt returns or raises")
+    return client
 
 
-def not_shipped(folder: Path) -> list[str]:
-    """Patterns, as in .gitignore, that leave out everything but the program: what is not named here is not shipped.
+def _running(client: JobSubmissionClient, wanted: dict[str, str]) -> Job | None:
+    """The job of the same run that has not ended, if there is one.
 
-    The names in them are those of the program alone, so that no other name in the checkout has to be written as a
-    pattern; a later pattern counts more than an earlier one.
+    Raises:
+        ConfigError: it does something else.
     """
-    files = [file for package in PACKAGES for file in _program_files(folder, package)]
-    patterns = ["*", "!/."]  # Ray asks for the folder itself too, as "."
-    for place in sorted({parent for file in files for parent in file.parents} - {Path()}):
-        patterns += [f"!/{place}", f"/{place}/*"]
-    return patterns + [f"!/{file}" for file in files]
+    for job in _jobs(client):
+        if job.run_dir != wanted[RUN_DIR] or job.is_over:
+            continue
+        ways_out = f"follow it with `reelflow job logs -f {job.id}`, or stop it with `reelflow job stop {job.id}`"
+        if job.stage != wanted[STAGE]:
+            raise ConfigError(f"the run {job.run} is busy: {job.id} runs its stage {job.stage}; {ways_out}")
+        if job.settings != wanted[SETTINGS]:
+            raise ConfigError(f"{job.id} runs {job.run} with other settings; {ways_out}, or give this run another name")
+        return job
+    return None
 
 
-def _program_files(folder: Path, package: str) -> Iterator[Path]:
-    """The files of a package that the program needs, relative to `folder`; links to folders are not followed."""
-    for place, subfolders, names in os.walk(folder / package):
-        subfolders[:] = [name for name in subfolders if name.isascii() and name.isidentifier()]
-        inside = Path(place).relative_to(folder)
-        patterns = [_SOURCE, _READ_AT_RUN_TIME.get(inside.as_posix(), _SOURCE)]
-        yield from (inside / name for name in sorted(names) if any(pattern.fullmatch(name) for pattern in patterns))
+def _start(
+    client: JobSubmissionClient, address: str, wanted: dict[str, str], config: str | None, options: JobOptions
+) -> Submitted:
+    failure: Exception = RuntimeError("it was not asked")
+    with packed(config) as folder:
+        for _ in range(SUBMISSIONS):
+            number = 1 + max((_number(job.id) for job in _jobs(client) if job.run_dir == wanted[RUN_DIR]), default=0)
+            job_id = f"{wanted[RUN]}-{sha256(wanted[RUN_DIR].encode()).hexdigest()[:6]}-{number}"
+            try:
+                client.submit_job(
+                    entrypoint=_entrypoint(wanted, is_shipped=config is not None, options=options),
+                    submission_id=job_id,
+                    runtime_env=_runtime_env(folder, job_id, options),
+                    metadata=dict(wanted),
+                    entrypoint_num_cpus=options.entry.cpus or None,
+                    entrypoint_num_gpus=options.entry.gpus or None,
+                    entrypoint_memory=options.entry.memory_bytes or None,
+                )
+            except (*NOT_OF_RAY, RuntimeError) as error:
+                if (running := _running(client, wanted)) is not None:  # another submission was faster, or ours came in
+                    return Submitted(running.id, is_new=running.id == job_id and ALREADY_USED not in str(error))
+                if NO_AGENT not in str(error) and ALREADY_USED not in str(error):
+                    raise _refused(address, error) from error
+                failure = error
+            else:
+                return Submitted(job_id, is_new=True)
+    raise _refused(address, failure) from failure
+
+
+def _refused(address: str, error: Exception) -> ClusterError:
+    return ClusterError(f"the cluster at {address} refused the job: {' '.join(str(error).split())[:1000]}")
+
+
+def _number(job_id: str) -> int:
+    last = job_id.rpartition("-")[2]
+    return int(last) if last.isdecimal() else 0
+
+
+def _entrypoint(wanted: dict[str, str], *, is_shipped: bool, options: JobOptions) -> str:
+    """The command of the job. `exec`: the shell that Ray starts would end at SIGTERM, before a training has saved."""
+    config = CONFIG_NAME if is_shipped else str(Path(wanted[RUN_DIR]) / "config.yaml")
+    command = ["python", "-m", "launch.supervise", "--command", wanted[STAGE], "--config", config]
+    command += ["--restarts", str(options.restarts), *(part for name in options.env for part in ("--env", name))]
+    command += [] if options.env_file is None else ["--env-file", options.env_file]
+    return f"exec {shlex.join(command)}"
+
+
+def _runtime_env(folder: Path, job_id: str, options: JobOptions) -> dict[str, Any]:
+    variables = {"RAY_JOB_STOP_WAIT_TIME_S": str(round(60 * options.stop_minutes)), "REELFLOW_JOB": job_id}
+    environment: dict[str, Any] = {"working_dir": str(folder), "env_vars": variables}
+    if options.env_file is not None:
+        variables[FILE_VARIABLE] = options.env_file
+        environment["worker_process_setup_hook"] = "launch.job_environment.load_in_worker"
+    if options.image is not None:
+        environment["image_uri"] = options.image
+    if options.pip is not None:
+        environment["pip"] = str(options.pip)
+    return environment
+
+
+def list_jobs(address: str) -> list[Job]:
+    """All jobs of reelflow that the cluster knows, the newest last. Errors as `status`."""
+    return _jobs(connect(address))
+
+
+def status(job_id: str, address: str) -> Job:
+    """A job.
+
+    Raises:
+        ConfigError: there is none of that id.
+        ClusterError: the cluster gives no answer.
+    """
+    return find_job(connect(address), job_id)
+
+
+def find_job(client: JobSubmissionClient, job_id: str) -> Job:
+    """As `status`."""
+    try:
+        return _job(client.get_job_info(job_id))
+    except RuntimeError as error:
+        raise ConfigError(f"there is no job {job_id!r} on that cluster ({first_line(error)})") from error
+    except NOT_OF_RAY as error:
+        raise ClusterError(f"the cluster gave no answer about the job {job_id!r} ({first_line(error)})") from error
+
+
+def _jobs(client: JobSubmissionClient) -> list[Job]:
+    try:
+        details = [each for each in client.list_jobs() if RUN_DIR in (each.metadata or {})]
+    except (*NOT_OF_RAY, RuntimeError) as error:
+        raise ClusterError(f"the cluster gave no list of its jobs ({first_line(error)})") from error
+    return [_job(each) for each in sorted(details, key=lambda each: each.start_time or 0)]
+
+
+def _job(details: Any) -> Job:  # noqa: ANN401 - Ray has no class of it where pydantic is missing
+    metadata, start, end = details.metadata or {}, details.start_time, details.end_time
+    return Job(
+        id=details.submission_id or "",
+        status=JobStatus(details.status).value,
+        run=metadata.get(RUN, ""),
+        stage=metadata.get(STAGE, ""),
+        run_dir=metadata.get(RUN_DIR, ""),
+        settings=metadata.get(SETTINGS, ""),
+        started=None if not start else datetime.fromtimestamp(start / 1000, UTC).isoformat(timespec="seconds"),
+        seconds=None if not start else (end or 1000 * time.time()) / 1000 - start / 1000,
+        message=" ".join((details.message or "").split()),
+        exit_code=details.driver_exit_code,
+    )
+
+
+def follow(job_id: str, address: str) -> Iterator[str]:
+    """The job's log, from its start to its end, as it is written."""
+    client = connect(address)
+    find_job(client, job_id)
+    lines = client.tail_job_logs(job_id)
+    loop = asyncio.new_event_loop()
+    try:
+        while True:
+            try:
+                yield loop.run_until_complete(anext(lines))
+            except StopAsyncIteration:
+                return
+            except Exception as error:  # of aiohttp, or RuntimeError
+                raise ClusterError(
+                    f"the log of {job_id} ended early ({first_line(error)}); the job goes on: follow it again with "
+                    f"`reelflow job logs -f {job_id}`"
+                ) from error
+    finally:
+        loop.close()
+
+
+def logs(job_id: str, address: str) -> str:
+    """The job's log so far. Errors as `status`."""
+    client = connect(address)
+    find_job(client, job_id)
+    try:
+        return client.get_job_logs(job_id)
+    except (*NOT_OF_RAY, RuntimeError) as error:
+        raise ClusterError(f"the cluster gave no log of {job_id} ({first_line(error)})") from error
+
+
+def stop(job_id: str, address: str) -> Iterator[Job]:
+    """Ask a job to stop: Ray sends SIGTERM, on which a training saves, and SIGKILL after the job's `stop_minutes`.
+
+    Yields:
+        the job, about every half second, until it has ended; the last one is its status in the end.
+    """
+    client = connect(address)
+    job = find_job(client, job_id)
+    if not job.is_over:
+        try:
+            client.stop_job(job_id)
+        except (*NOT_OF_RAY, RuntimeError) as error:
+            raise ClusterError(f"{job_id} could not be asked to stop ({first_line(error)}); try again") from error
+    while not job.is_over:
+        yield job
+        time.sleep(POLL_SECONDS)
+        job = find_job(client, job_id)
+    yield job
 
 
 def _absolute(place: str) -> str:
@@ -215,61 +362,3 @@ def _resolved(value: Any) -> Any:  # noqa: ANN401 - whatever a configuration may
     if isinstance(value, BaseModel):
         return value.model_copy(update={name: _resolved(field) for name, field in value})
     return value
-
-
-def follow(job_id: str, address: str) -> Iterator[str]:
-    """The job's log, from its start to its end, as it is written."""
-    client = _client(address)
-    _known(client, job_id)
-    lines = client.tail_job_logs(job_id)
-    loop = asyncio.new_event_loop()
-    try:
-        while True:
-            try:
-                yield loop.run_until_complete(anext(lines))
-            except StopAsyncIteration:
-                return
-            except Exception as error:  # of aiohttp, or RuntimeError
-                raise ClusterError(
-                    f"the log of {job_id} ended early ({first_line(error)}); the job goes on: follow it again with "
-                    f"`reelflow job follow {job_id}`"
-                ) from error
-    finally:
-        loop.close()
-
-
-def status(job_id: str, address: str) -> str:
-    """PENDING, RUNNING, STOPPED, SUCCEEDED or FAILED."""
-    return _known(_client(address), job_id)
-
-
-def stop(job_id: str, address: str) -> str:
-    """Ask a job to stop, and wait until it has: Ray sends SIGTERM, on which a training saves, and SIGKILL much later.
-
-    Returns:
-        Its status in the end: STOPPED, or SUCCEEDED or FAILED where it had ended before.
-
-    Raises:
-        ClusterError: it has not ended in `STOP_SECONDS`.
-    """
-    client = _client(address)
-    _known(client, job_id)
-    try:
-        client.stop_job(job_id)
-    except (*_NOT_OF_RAY, RuntimeError) as error:
-        raise ClusterError(f"{job_id} could not be asked to stop ({first_line(error)}); try again") from error
-    deadline = time.monotonic() + STOP_SECONDS + ANSWER_SECONDS
-    while not JobStatus(state := _known(client, job_id)).is_terminal():
-        if time.monotonic() > deadline:
-            raise ClusterError(f"{job_id} is still {state} {STOP_SECONDS} s after it was asked to stop")
-        time.sleep(POLL_SECONDS)
-    return state
-
-
-def _known(client: JobSubmissionClient, job_id: str) -> str:
-    try:
-        return client.get_job_status(job_id).value
-    except RuntimeError as error:
-        raise ConfigError(f"there is no job {job_id!r} on that cluster ({first_line(error)})") from error
-    except _NOT_OF_RAY as error:
-        raise ClusterError(f"the cluster gave no answer about the job {job_id!r} ({first_line(error)})") from error

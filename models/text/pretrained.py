@@ -73,6 +73,22 @@ def token_lengths(folder: Path, captions: Sequence[str]) -> list[int]:
     return _lengths(_load_tokenizer(folder), captions)
 
 
+def read_embedding_width(folder: Path) -> int:
+    """Channels of the embeddings; the weights are not loaded.
+
+    Raises:
+        TextEncoderError: the folder cannot be loaded.
+    """
+    check_text_encoder(folder)
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        return int(config.get_text_config().hidden_size)
+    except Exception as error:  # of any class, as for the tokenizer
+        raise _refusal(folder, error) from error
+
+
 def _lengths(tokenizer: Any, captions: Sequence[str]) -> list[int]:  # noqa: ANN401 - of transformers
     return [len(ids) for ids in tokenizer(list(captions))["input_ids"]] if captions else []
 

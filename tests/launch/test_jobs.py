@@ -1,43 +1,54 @@
 """Jobs on a real Ray cluster with a real dashboard: submit, follow, status, stop."""
 
+import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
-from zipfile import ZipFile
 
 import psutil
 import pytest
-from ray._private.runtime_env.packaging import _get_excludes, create_package
+import ray
 from ray.job_submission import JobSubmissionClient
 
 from data.dataset.manifest import read_manifest
+from data.files.jsonl import read_jsonl
 from launch.cluster import ClusterError
 from launch.config import load_config
+from launch.job_client import EntryResources, TokenError, asks_for_token, connect
+from launch.job_environment import JobEnvironmentError
+from launch.job_package import MAX_BYTES, PACKAGES, ShippedError, packed, shipped_files
 from launch.jobs import (
     NO_AGENT,
-    PACKAGES,
-    TokenError,
+    Job,
+    JobOptions,
+    Submitted,
+    _runtime_env,
     absolute_paths,
-    asks_for_token,
-    not_shipped,
+    list_jobs,
+    logs,
+    resume,
     status,
     stop,
     submit,
 )
 from launch.overrides import ConfigError
+from launch.supervise import RESTARTS_NAME, Restart
 from pipeline.checkpoint.read import open_checkpoint
-from pipeline.train.monitor.metrics import read_metrics
-from testing.commands import TINY, launch
+from pipeline.run.lock import Holder
+from pipeline.train.monitor.events import last_saved_step, read_events
+from testing.commands import TINY, launch, launch_here
 from testing.paths import ROOT
 from testing.processes import children_of, kill_all
 
@@ -127,7 +138,27 @@ def web_server(answers: Mapping[str, tuple[int, bytes]]) -> Iterator[str]:
         server.shutdown()
 
 
-VERSION = {"/api/version": (200, b'{"version": "4", "ray_version": "2.49.0", "ray_commit": "x"}')}
+def version(number: str) -> dict[str, tuple[int, bytes]]:
+    """What a dashboard answers to the question for Ray's version."""
+    return {"/api/version": (200, f'{{"version": "4", "ray_version": "{number}", "ray_commit": "x"}}'.encode())}
+
+
+RAY_VERSION = ray.__version__
+VERSION = version(RAY_VERSION)
+
+
+def ended(job_id: str, address: str) -> str:
+    """The status in the end of a job that is asked to stop."""
+    return [job.status for job in stop(job_id, address)][-1]
+
+
+def wait_for(job_id: str, address: str, seconds: float = 240) -> str:
+    """The status of a job once it has ended by itself."""
+    deadline = time.monotonic() + seconds
+    while not (job := status(job_id, address)).is_over:
+        assert time.monotonic() < deadline, logs(job_id, address)
+        time.sleep(0.5)
+    return job.status
 
 
 def test_a_cluster_that_asks_for_no_token_is_refused(tmp_path):
@@ -142,7 +173,7 @@ def test_a_cluster_that_asks_for_no_token_is_refused(tmp_path):
 def test_another_web_server_is_no_cluster(answer):
     told = rf"no Ray dashboard answers at http://127\S+ \(what answers there, with status {answer[0]}, is another"
     with web_server({"": answer}) as address:
-        for command in (asks_for_token, lambda place: status("job", place), lambda place: stop("job", place)):
+        for command in (asks_for_token, lambda place: status("job", place), lambda place: list(stop("job", place))):
             with pytest.raises(ClusterError, match=told):
                 command(address)
 
@@ -150,7 +181,7 @@ def test_another_web_server_is_no_cluster(answer):
 def test_an_answer_without_the_fields_of_ray_is_refused():
     for body in (b"{}", b"no", b"[]"):
         with web_server({**VERSION, "": (200, body)}) as address:
-            for command in (status, stop):
+            for command in (status, ended):
                 with pytest.raises(ClusterError, match="the cluster gave no answer about the job 'job'"):
                     command("job", address)
         answers = {"/api/version": (200, body), "": (401, b"")}
@@ -202,14 +233,6 @@ def test_a_cluster_that_asks_for_a_token_says_where_to_find_it(address, tmp_path
         status("nothing", address)
 
 
-def shipped_files(folder: Path) -> set[str]:
-    """What Ray packs of a folder."""
-    archive = folder.with_suffix(".zip")
-    create_package(str(folder), archive, include_gitignore=True, excludes=not_shipped(folder))
-    with ZipFile(archive) as package:
-        return {name for name in package.namelist() if not name.endswith("/")}
-
-
 NO_PROGRAM = [
     *(".env", "my/videos/a.mp4", "runs/x/config.yaml", "data/.env", "pipeline/clip.webm", "models/weights", "q?/a.py"),
     *("videos [2024]/a.mp4", "trail /a.mp4", "my\\back/a.mp4", "#x/a.mp4", "!data/a.py", "clips*/a.mp4", "a\nb/c.py"),
@@ -220,27 +243,36 @@ PROGRAM = {"data/clip.py", "data/files/a.py", "data/py.typed", "launch/presets/d
 
 
 def test_only_the_program_is_shipped(tmp_path):
+    folder = tmp_path / "checkout"
     for name in (*NO_PROGRAM, *PROGRAM):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text("x")
-    outside = tmp_path.with_name(f"{tmp_path.name}-videos")
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("x")
+    outside = tmp_path / "videos"
     outside.mkdir()
     (outside / "a.py").write_text("x")
-    (tmp_path / "data" / "linked").symlink_to(outside)
-    assert shipped_files(tmp_path) == PROGRAM
-    is_left_out = _get_excludes(tmp_path, not_shipped(tmp_path))  # of each file alone, too, not of its folder only
-    assert [name for name in NO_PROGRAM if not is_left_out(tmp_path / name)] == ["a\nb/c.py"]  # its folder is
+    (folder / "data" / "linked").symlink_to(outside)
+    (folder / "data" / "linked.py").symlink_to(outside / "a.py")
+    assert {file.name for file in shipped_files(folder)} == PROGRAM
+    with packed("name: x\n", folder) as package:
+        held = {path.relative_to(package).as_posix() for path in package.rglob("*") if path.is_file()}
+        assert held == PROGRAM | {"job.yaml"}
+    assert not package.exists()
 
 
 def test_the_whole_program_is_shipped():
     listed = subprocess.run(["git", "ls-files", *PACKAGES], cwd=ROOT, capture_output=True, text=True, check=True)
-    is_left_out = _get_excludes(ROOT, not_shipped(ROOT))
-    names = [name for name in listed.stdout.splitlines() if (ROOT / name).exists()]
-    places = {place for name in names for place in (ROOT / name, *(ROOT / name).parents) if place.is_relative_to(ROOT)}
+    names = {name for name in listed.stdout.splitlines() if (ROOT / name).exists()}
     assert len(names) > 100
-    assert [place for place in places if is_left_out(place)] == []
-    # Ray takes 512 MiB at most; all that is shipped is far below, whatever else lies in the checkout.
-    assert sum((ROOT / name).stat().st_size for name in names) < 8 * 2**20
+    assert names <= {file.name for file in shipped_files()}
+    assert sum(file.size for file in shipped_files()) < MAX_BYTES / 8
+
+
+def test_too_much_to_ship_is_refused_by_name(tmp_path):
+    (tmp_path / "data").mkdir()
+    with (tmp_path / "data" / "large.py").open("wb") as file:
+        file.truncate(MAX_BYTES + 1)
+    with pytest.raises(ShippedError, match=r"has 64.0 MiB, more than the 64 MiB .* are data/large.py \(64.0 MiB\)"):
+        shipped_files(tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -256,10 +288,62 @@ def sharded(address, tmp_path_factory):
 
 def test_submit_and_follow_a_stage(sharded):
     _, run_dir, done = sharded
-    assert "submitted tiny-shard-" in done.stdout
+    assert "submitted tiny-" in done.stdout
     assert "shard: done" in done.stdout  # the job's own log
     assert "SUCCEEDED" in done.stdout
     assert read_manifest(run_dir / "clips").num_samples == 26
+
+
+def test_the_dashboard_shows_no_configuration(sharded, address):
+    """Ray shows the entry point, the runtime environment and the metadata of a job to whoever may look."""
+    (job,) = [job for job in list_jobs(address) if job.run == "tiny"]
+    details = connect(address).get_job_info(job.id)
+    shown = f"{details.entrypoint} {details.runtime_env} {details.metadata}"
+    assert "launch.supervise --command shard --config job.yaml" in shown
+    for setting in ("synthetic", "num_videos", "latent_channels", "checkpoint_every_steps"):
+        assert setting not in shown
+
+
+def test_a_job_is_listed_and_its_log_is_kept(sharded, address):
+    _, run_dir, _ = sharded
+    (job,) = json.loads(launch_here("job", "list", "--address", address, "--json").stdout)
+    assert job["id"].startswith("tiny-")
+    assert (job["status"], job["stage"], job["run_dir"]) == ("SUCCEEDED", "shard", str(run_dir))
+    table = launch_here("job", "list", "--address", address).stdout.splitlines()
+    assert table[0].split() == ["JOB", "STATUS", "STAGE", "STARTED", "(UTC)", "TIME"]
+    assert table[1].split()[:3] == [job["id"], "SUCCEEDED", "shard"]
+    assert "shard: done" in launch_here("job", "logs", job["id"], "--address", address).stdout
+    done = launch_here("job", "status", job["id"], "--address", address, "--json")
+    assert (done.returncode, json.loads(done.stdout)["exit_code"]) == (0, 0)
+
+
+def test_what_cannot_work_is_refused_before_anything_starts(sharded, address, tmp_path, monkeypatch):
+    before = list_jobs(address)
+    config, _, _ = sharded
+
+    def refused(error: type[Exception], told: str, *overrides: str, **options: Any) -> None:
+        with pytest.raises(error, match=told):
+            submit("shard", config, overrides, address, JobOptions(**options))
+
+    refused(
+        ClusterError, "1000 workers and the driver need 1000 CPU, but the .* has 2;", "cluster.workers.num_workers=1000"
+    )
+    refused(
+        ClusterError,
+        "the driver asks for 1 GPU, but no machine .* more than 0; lower --entry-gpus",
+        entry=EntryResources(gpus=1),
+    )
+    refused(JobEnvironmentError, r"--env API_KEY=\.\.\.: give the name of a variable alone", env=("API_KEY=secret",))
+    monkeypatch.setattr("launch.job_package.MAX_BYTES", 2**20)
+    refused(ShippedError, "more than the 1 MiB that a job ships; the largest files are")
+    monkeypatch.setattr(ray, "__version__", "2.1.0")
+    refused(ClusterError, f"runs Ray {RAY_VERSION}, and this is Ray 2.1.0, .*install ray=={RAY_VERSION} here")
+    assert list_jobs_of_any_version(address, monkeypatch) == before
+
+
+def list_jobs_of_any_version(address: str, monkeypatch: pytest.MonkeyPatch) -> list[Job]:
+    monkeypatch.setattr(ray, "__version__", RAY_VERSION)
+    return list_jobs(address)
 
 
 def test_a_cluster_that_still_starts_is_asked_again(address, tmp_path, monkeypatch):
@@ -277,9 +361,9 @@ def test_a_cluster_that_still_starts_is_asked_again(address, tmp_path, monkeypat
     with pytest.raises(ClusterError, match=r"refused the job: .* something else"):
         submit("shard", config, (), address)
     answers += [NO_AGENT]
-    job = submit("shard", config, (), address)
-    assert status(job, address) in ("PENDING", "RUNNING")
-    stop(job, address)
+    job = submit("shard", config, (), address).job_id
+    assert status(job, address).status in ("PENDING", "RUNNING")
+    assert ended(job, address) == "STOPPED"
     answers += [NO_AGENT] * 99
     with pytest.raises(ClusterError, match=NO_AGENT):
         submit("shard", config, (), address)
@@ -291,27 +375,77 @@ def test_jobs_that_are_submitted_together_keep_their_configurations(address, tmp
     for name in ("one", "two"):
         config = tmp_path / f"{name}.yaml"
         config.write_text(TINY.format(runs=tmp_path / "runs").replace("name: tiny", f"name: {name}"), encoding="utf-8")
-        jobs.append(submit("shard", config, (f"seed={len(jobs)}",), address))
-    deadline = time.monotonic() + 180
-    while {status(job, address) for job in jobs} & {"PENDING", "RUNNING"}:
-        assert time.monotonic() < deadline
-        time.sleep(0.5)
+        jobs.append(submit("shard", config, (f"seed={len(jobs)}",), address).job_id)
+    assert [wait_for(job, address) for job in jobs] == ["SUCCEEDED"] * 2
     for seed, name in enumerate(("one", "two")):
-        assert status(jobs[seed], address) == "SUCCEEDED"
         assert load_config(tmp_path / "runs" / name / "config.yaml").seed == seed
 
 
-@pytest.mark.slow
-def test_a_training_that_is_stopped_has_saved(address, sharded):
-    config, run_dir, _ = sharded
-    endless = ["autoencoder.train.steps=100000", "autoencoder.train.checkpoint_every_steps=100000"]
-    job = submit("run", config, endless, address)
+def wait_until(condition: Callable[[], bool], job_id: str, address: str) -> None:
     deadline = time.monotonic() + 240
-    while not read_metrics(run_dir / "autoencoder"):
-        assert time.monotonic() < deadline
+    while not condition():
+        assert time.monotonic() < deadline, logs(job_id, address)
+        assert not status(job_id, address).is_over, logs(job_id, address)
         time.sleep(0.5)
-    assert stop(job, address) == "STOPPED"
-    assert open_checkpoint(run_dir / "autoencoder").record.step >= 1
+
+
+@pytest.mark.slow
+def test_a_run_has_one_job_which_outlives_its_driver_and_is_resumed(address, sharded):
+    config, run_dir, _ = sharded
+    stage_dir, endless = run_dir / "autoencoder", ["autoencoder.train.steps=100000"]
+    with ThreadPoolExecutor(2) as pool:
+        both = list(pool.map(lambda _: submit("run", config, endless, address), range(2)))
+    assert sorted(each.is_new for each in both) == [False, True]
+    (job,) = {each.job_id for each in both}
+    assert submit("run", config, endless, address) == Submitted(job, is_new=False)
+    with pytest.raises(ConfigError, match=rf"the run tiny is busy: {job} runs its stage run; follow it with"):
+        submit("shard", config, endless, address)
+    with pytest.raises(ConfigError, match=rf"{job} runs tiny with other settings; .* give this run another name"):
+        submit("run", config, [*endless, "seed=5"], address)
+
+    wait_until(lambda: last_saved_step(stage_dir) > 0, job, address)
+    os.kill(Holder.model_validate_json((run_dir / "run.lock").read_bytes()).pid, signal.SIGKILL)
+    wait_until(lambda: [event.event for event in read_events(stage_dir)].count("started") == 2, job, address)
+    (restart,) = read_jsonl(run_dir / "logs" / RESTARTS_NAME, Restart)
+    assert (restart.job, restart.number, restart.ended_by) == (job, 1, "SIGKILL")
+    assert "resuming from step" in read_events(stage_dir)[-1].note
+
+    assert ended(job, address) == "STOPPED"
+    stopped = open_checkpoint(stage_dir).record.step
+    assert launch_here("job", "status", job, "--address", address).returncode == 130
+    again = resume(job, address)
+    assert (again.is_new, again.job_id) == (True, f"{job.rpartition('-')[0]}-{int(job.rpartition('-')[2]) + 1}")
+    wait_until(lambda: last_saved_step(stage_dir) > stopped, again.job_id, address)
+    assert ended(again.job_id, address) == "STOPPED"
+    assert [each.id for each in list_jobs(address)][-2:] == [job, again.job_id]
+
+
+SLOW_TO_SAVE = """
+import signal, sys, time
+from pathlib import Path
+
+def save(*_):
+    time.sleep(30)
+    Path(sys.argv[1], "saved").touch()
+    sys.exit(130)
+
+signal.signal(signal.SIGTERM, save)
+Path(sys.argv[1], "ready").touch()
+time.sleep(600)
+"""
+
+
+@pytest.mark.slow
+def test_a_save_of_half_a_minute_is_not_cut_off(address, tmp_path):
+    package = tmp_path / "package"
+    package.mkdir()
+    (package / "slow.py").write_text(SLOW_TO_SAVE, encoding="utf-8")
+    job = connect(address).submit_job(
+        entrypoint=f"exec python slow.py {tmp_path}", runtime_env=_runtime_env(package, "slow", JobOptions())
+    )
+    wait_until((tmp_path / "ready").exists, job, address)
+    assert ended(job, address) == "STOPPED"
+    assert (tmp_path / "saved").exists()
 
 
 @pytest.mark.slow
@@ -322,10 +456,7 @@ def test_stop_a_job(address, tmp_path):
     done = launch("submit", "shard", str(config), "--set", many, "--address", address, "--no-follow")
     assert done.returncode == 0, done.stderr
     job = done.stdout.split()[-1]
-    deadline = time.monotonic() + 90
-    while not (tmp_path / "runs" / "tiny" / "videos" / "000").is_dir():
-        assert time.monotonic() < deadline
-        time.sleep(0.5)
+    wait_until((tmp_path / "runs" / "tiny" / "videos" / "000").is_dir, job, address)
     assert "RUNNING" in launch("job", "status", job, "--address", address).stdout
     stopped = launch("job", "stop", job, "--address", address)
     assert stopped.returncode == 0

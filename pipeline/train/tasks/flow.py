@@ -287,12 +287,13 @@ class FlowTask:
         latent = torch.empty(1, self.latent_stats.num_channels, *bucket.latent_grid(self.compression))
         has_times = self.flow.times_per == "frame" or self.flow.given_share > 0
         t = torch.zeros((1, 1, latent.shape[2]) if has_times else 1)
-        return self._adapted(self._network(self.model)).flops_probe(latent, t, self._probe_caption().to(latent.device))
+        return self._adapted(self._network(self.model)).flops_probe(latent, t, self.probe_caption().to(latent.device))
 
-    def _probe_caption(self) -> Caption:
+    def probe_caption(self, num_clips: int = 1) -> Caption:
+        """Captions of the length that training computes with."""
         if self.text_encoder is None:
-            return byte_captions(self.model.caption_text)([""])
-        shape = (1, self.text_encoder.max_tokens)
+            return byte_captions(self.model.caption_text)([""] * num_clips)
+        shape = (num_clips, self.text_encoder.max_tokens)
         return CaptionEmbeddings(torch.zeros(*shape, self.text_encoder.width), torch.ones(shape, dtype=torch.bool))
 
     def _times(self, positions: list[int], num_frames: int) -> Tensor:

@@ -1,0 +1,120 @@
+"""`plan`: memory, time and cost of a run before any GPU is taken."""
+
+import json
+from dataclasses import replace
+from math import prod
+from pathlib import Path
+
+import pytest
+
+from data.dataset.buckets import Bucket
+from data.dataset.compression import COMPRESSION
+from launch.config import load_config
+from launch.overrides import ConfigError
+from launch.plan_data import TOO_SHORT, DataPlan, plan_data
+from launch.plan_hardware import Hardware, parse_peak, parse_size
+from launch.plan_run import RunPlan, describe_run_plan, plan_run
+from models.networks.counts import ClipSize, dit_cost
+from pipeline.distributed.config import WorldSizeError
+from testing.commands import launch_here
+from testing.shapes import write_two_videos
+
+GIB = 2**30
+NO_DATA = DataPlan((), None, "unknown", None, {}, {}, "")
+H100 = Hardware(num_gpus=4, memory_bytes=80 * GIB, peak_flops=989e12, utilisation=0.4, price=2.5)
+LARGE = {
+    "dit.model.width": 768,
+    "dit.model.heads": 12,
+    "dit.model.depth": 2,
+    "data.buckets": "[{num_frames: 33, height: 480, width: 832, fps: 16}]",
+    "autoencoder.train.global_batch": 4,
+    "dit.train.global_batch": "8",
+}
+
+
+def config(tmp_path: Path, **fields: object):
+    return load_config(Path("demo"), [f"runs_dir={tmp_path}", *(f"{name}={value}" for name, value in fields.items())])
+
+
+def test_figures_follow_from_the_closed_forms(tmp_path):
+    given = config(tmp_path)
+    planned = plan_run(given, H100)
+    dit = planned.trainings[1]
+    cost = dit_cost(given.dit.model, 8, ClipSize((5, 8, 8)))
+    assert dit.parameters == cost.parameters
+    assert dit.flops_per_step == 32 * cost.training_flops
+    assert dit.tokens_per_step == 32 * 80
+    seconds = 1500 * dit.flops_per_step / (4 * 989e12 * 0.4)
+    assert dit.hours == pytest.approx(seconds / 3600)
+    assert dit.cost == pytest.approx(4 * 2.5 * seconds / 3600)
+    assert dit.checkpoint_bytes == 4 * 4 * cost.parameters  # master weights, two moments, one average, in float32
+    assert planned.data.latent_bytes == 1440 * 4 * 8 * prod((5, 8, 8))
+    assert planned.fits
+    assert not any(training.ways_out for training in planned.trainings)
+
+
+def test_what_does_not_fit_names_the_nearest_settings_that_do(tmp_path):
+    given = config(tmp_path, **LARGE)
+    small = replace(H100, memory_bytes=8 * GIB)
+    planned = plan_run(given, small).trainings[1]
+    assert not planned.fits
+    assert planned.ways_out
+    again = config(tmp_path, **{**LARGE, **dict(way.split("=") for way in planned.ways_out)})
+    assert plan_run(again, small).trainings[1].fits
+    assert "DOES NOT FIT" in describe_run_plan(RunPlan("x", small, NO_DATA, (planned,)))
+
+
+def test_sequence_parallelism_and_checkpointing_lower_activations_alone(tmp_path):
+    def memory(**fields: object):
+        return plan_run(config(tmp_path, **LARGE, **fields), H100).trainings[1].memory
+
+    plain, shared = memory(), memory(**{"dit.train.sequence_parallel": 4, "dit.train.gradient_accumulation_steps": 4})
+    assert shared.weights == plain.weights
+    assert shared.activations < plain.activations
+    all_again = memory(**{"dit.train.activation_checkpointing": "true"})
+    selective = memory(**{"dit.train.activation_checkpointing": "selective"})
+    assert all_again.activations < selective.activations < plain.activations
+
+
+def test_workers_that_cannot_share_a_batch_are_refused_by_stage(tmp_path):
+    with pytest.raises(WorldSizeError, match=r"train autoencoder: train.global_batch is 4, but 3 workers must divide"):
+        plan_run(config(tmp_path), replace(H100, num_gpus=3))
+
+
+def test_buckets_say_what_they_keep_and_drop(tmp_path):
+    write_two_videos(tmp_path / "videos")
+    (tmp_path / "videos" / "broken.mp4").write_bytes(b"no video")
+    given = config(tmp_path, **{"data.source": tmp_path / "videos"})
+    short = Bucket(num_frames=1, height=32, width=32, fps=8)
+    sizes = {"channels": 8, "compression": COMPRESSION, "text_width": None}
+    data = plan_data(given, [short], **sizes)
+    assert data.kept == {short.name: 2}
+    assert data.dropped == {"unreadable": 1}
+    assert data.num_clips is None
+    assert data.latent_bytes is None
+    long = Bucket(num_frames=401, height=32, width=32, fps=1)
+    data = plan_data(given, [long], **sizes, num_clips=10)
+    assert data.dropped == {"unreadable": 1, TOO_SHORT: 2}
+    assert data.latent_bytes == 10 * 4 * 8 * 101 * 16
+
+
+def test_sizes_and_gpus_are_read_or_refused_by_name():
+    assert parse_size("80GiB") == 80 * GIB
+    assert parse_size("1.5 tb") == 1.5e12
+    assert parse_peak("H100") == 989e12
+    assert parse_peak("312") == 312e12
+    with pytest.raises(ConfigError, match="--gpu-memory 80: write a number and a unit"):
+        parse_size("80")
+    with pytest.raises(ConfigError, match="--gpu RTX: give one of A100"):
+        parse_peak("RTX")
+
+
+def test_the_command_prints_json_and_exits_with_3_where_it_does_not_fit(tmp_path):
+    arguments = ["plan", "demo", "--set", f"runs_dir={tmp_path}", "--gpus", "1", "--gpu-memory"]
+    done = launch_here(*arguments, "1GiB", "--json")
+    assert done.returncode == 3, done.stderr
+    figures = json.loads(done.stdout)
+    parts = figures["trainings"][1]["memory"]
+    assert parts["total"] == sum(value for name, value in parts.items() if name not in ("total", "host"))
+    assert figures["data"]["buckets"][0]["tokens"] == 80
+    assert not list(tmp_path.iterdir())
