@@ -3,6 +3,7 @@
 Imports are inside the fixtures: a test file loads only what it needs.
 """
 
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -41,7 +42,13 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 def pytest_collection_finish() -> None:
-    """Compute from the first test on as each process of the product does, which tests compare with this one."""
+    """Compute from the first test on as each process of the product does, which tests compare with this one.
+
+    What has been imported is never garbage: looking through it takes most of a second whenever DeepSpeed, or a test,
+    asks for a collection.
+    """
+    gc.collect()
+    gc.freeze()
     if torch := sys.modules.get("torch"):
         from pipeline.run.precision import prepare_to_compute
 

@@ -133,7 +133,8 @@ def web_server(answers: Mapping[str, tuple[int, bytes]]) -> Iterator[str]:
             pass
 
     with HTTPServer(("127.0.0.1", 0), Server) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        poll_seconds = 0.01  # until the end is noticed
+        threading.Thread(target=server.serve_forever, args=(poll_seconds,), daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
 

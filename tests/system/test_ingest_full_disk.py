@@ -24,8 +24,9 @@ def test_a_full_disk_ends_the_run_at_once(cluster, tmp_path, monkeypatch):
     videos = tmp_path / "videos"
     videos.mkdir()
     noise = np.random.default_rng(0).integers(0, 255, (5, 64, 64, 3), np.uint8)
+    content = encode_clip(noise, 8)
     for number in range(NUM_VIDEOS):
-        (videos / f"{number:03d}.mp4").write_bytes(encode_clip(noise, 8))
+        (videos / f"{number:03d}.mp4").write_bytes(content)
     bucket = Bucket(num_frames=5, height=64, width=64, fps=8)
     config = ShardConfig(buckets=(bucket,), max_clips_per_video=1, videos_per_shard=PER_SHARD)
     done = []
