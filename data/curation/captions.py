@@ -35,10 +35,11 @@ def caption_of(
     Raises:
         CaptionError: a sidecar exists but cannot be read, or as `clean_caption`.
     """
-    row = find_in_table(source_dir, source, table, shared_names, path)
+    row = find_in_table(source_dir, source, table, shared_names, path) if table else None
     caption = None if row is None else table[row]
     if caption is None and not (path and "://" in path):
-        caption = _from_sidecar(source_dir / source if path is None else Path(path))
+        video = os.fspath(source_dir / source) if path is None else path
+        caption = _from_sidecar(Path(video)) if has_sidecar(video) else None
     if caption is None:
         folder = Path(source).parent.name or source_dir.resolve().name
         caption = folder.replace("_", " ").replace("-", " ")
@@ -50,12 +51,20 @@ def sidecars(video: Path) -> tuple[Path, Path]:
 
     The suffix is in upper case where only such a file exists.
     """
+    text, record = map(Path, _sidecar_names(os.fspath(video)))
+    return text, record
+
+
+def has_sidecar(video: str) -> bool:
+    """Whether anything lies at the place of a sidecar file of the video at this path."""
+    return any(map(os.path.lexists, _sidecar_names(video)))
+
+
+def _sidecar_names(video: str) -> tuple[str, str]:
+    stem = os.path.splitext(video)[0]  # noqa: PTH122 - once for each video, and a Path takes ten times as long
     text, record = (
         upper if os.path.lexists(upper) and not os.path.lexists(lower) else lower
-        for lower, upper in (
-            (video.parent / f"{video.stem}{suffix}", video.parent / f"{video.stem}{suffix.upper()}")
-            for suffix in SIDECAR_SUFFIXES
-        )
+        for lower, upper in ((stem + suffix, stem + suffix.upper()) for suffix in SIDECAR_SUFFIXES)
     )
     return text, record
 

@@ -28,7 +28,7 @@ import fsspec
 
 from data.curation.caption_names import video_keys
 from data.curation.caption_text import CaptionError, check_caption_value
-from data.curation.captions import SIDECAR_SUFFIXES, sidecars
+from data.curation.captions import SIDECAR_SUFFIXES, has_sidecar, sidecars
 from data.curation.folders import FoundFiles, find_files
 from data.curation.listing import ListingCounts, count_listing, log_listing
 from data.errors import ReelflowError, VideoError, printable, quoted
@@ -466,9 +466,9 @@ def _stamp(path: str) -> str:
     A file that is missing or cannot be reached is no error here: it is reported when it is prepared.
     """
     stats = []
-    for file in (Path(path), *sidecars(Path(path))):
+    for file in (path, *(sidecars(Path(path)) if has_sidecar(path) else ("", ""))):
         try:
-            stat = file.stat()
+            stat = os.stat(file)  # noqa: PTH116 - once for each video
         except (OSError, ValueError):
             stats.append("")
         else:

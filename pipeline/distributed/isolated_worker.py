@@ -112,7 +112,7 @@ class Runner:
         """Answered once the process has started, so that deadlines do not include its start."""
         return Location(ray.get_runtime_context().get_node_id(), os.getpid(), self._note.descriptor)
 
-    def run(self, *jobs: object) -> tuple[BatchReport, list[Any]]:
+    def run(self, jobs: tuple[Any, ...]) -> tuple[BatchReport, list[Any]]:
         """Do jobs, of which none begins after `BATCH_SECONDS`; returns their reports and their payloads."""
         started = time.monotonic()
         reports, payloads = [], []
@@ -172,7 +172,7 @@ class Worker(Generic[Job]):
         """Start jobs, of which each may take `timeout_seconds`."""
         self.jobs, self.started = jobs, time.monotonic()
         self.deadline = self.started + timeout_seconds + (BATCH_SECONDS if len(jobs) > 1 else 0)
-        self.pending, self.payloads = self.handle.run.options(num_returns=2).remote(*jobs)
+        self.pending, self.payloads = self.handle.run.options(num_returns=2).remote(jobs)
 
     def give_work(self, work: Call) -> None:
         """Start work that has no deadline."""

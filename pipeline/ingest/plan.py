@@ -5,7 +5,7 @@ Some shards stand, some are written from clips that are there, and some sources 
 Each commit says what every source of its shard was made from (`Origin`). A source is not cut again while its name, its
 span, the settings and the content of its file are the same: if its modification time changed, the file is compared by
 its checksum. Its clips are then taken from the shard that holds them, wherever they belong now, and with its present
-caption.
+caption. Other thresholds of filters are compared with what was measured (`pipeline/ingest/redecide.py`).
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,6 +22,7 @@ from pipeline.ingest.commit import ShardCommit, ShardRecipe
 from pipeline.ingest.duplicates import Dropped, find_duplicates, kept_clips
 from pipeline.ingest.layout import NUMBERED, grouped, keeps_numbers, numbered
 from pipeline.ingest.prepare import Origin, PrepareConfig, SourceReport, present_caption
+from pipeline.ingest.redecide import redecided
 from pipeline.run.commits import SHARD_PATTERN, publish_commit, read_commit
 from pipeline.run.fingerprints import fingerprint
 
@@ -263,7 +264,12 @@ def _contents(
 
 
 def _may_be_touched(before: Origin | None, now: Origin) -> bool:
-    return before is not None and before.content is not None and before.cut == now.cut and before.stamp != now.stamp
+    return before is not None and before.content is not None and before.stamp != now.stamp and _agree(before, now)
+
+
+def _agree(before: Origin, now: Origin) -> bool:
+    """Whether two origins are of the same source and the same settings, but for the values of thresholds."""
+    return before.cut == now.cut or (before.basis is not None and before.basis == now.basis)
 
 
 _content_of = lru_cache(maxsize=100_000)(content_of)  # a start plans several times; a stamp is part of a source
@@ -271,19 +277,21 @@ _content_of = lru_cache(maxsize=100_000)(content_of)  # a start plans several ti
 
 def _current(source: Source, held: _Held, contents: dict[str, str | None], config: PrepareConfig) -> _Held | None:
     """What a shard holds of a source, with its present stamp; None if it was made from something else."""
-    origin, present = held.report.origin, config.origin(source)
-    if origin is not None:
+    report, present = held.report, config.origin(source)
+    if (origin := report.origin) is not None:
         is_same = origin.stamp == present.stamp
         if not is_same:
             is_same = origin.content is not None and contents.get(source.name) == origin.content
-        if origin.cut != present.cut or not is_same:
+        if not (is_same and _agree(origin, present)):
+            return None
+        if origin.cut != present.cut and (report := redecided(report, config.settings)) is None:
             return None
         present = present.model_copy(update={"content": origin.content})
     if config.settings.filters.duplicate_bits is not None:
-        hashed = {clip.start_seconds for clip in held.report.clips if clip.perceptual_hash is not None}
-        if any(clip.start_seconds not in hashed for clip in held.report.clips):
+        hashed = {clip.start_seconds for clip in report.clips if clip.perceptual_hash is not None}
+        if any(clip.start_seconds not in hashed for clip in report.clips):
             return None
-    return replace(held, report=held.report.model_copy(update={"origin": present}))
+    return replace(held, report=report.model_copy(update={"origin": present}))
 
 
 def _check_caption(source: Source, report: SourceReport, config: PrepareConfig) -> tuple[bool, str]:

@@ -5,20 +5,19 @@ The result is a report, which is small and returned to the driver, and the clips
 store, or in a file if they are many, until their shard is written (`pipeline/ingest/shard.py`).
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from errno import ENOSPC
 from functools import cached_property, partial
 from pathlib import Path
 from time import monotonic
-from typing import get_args
+from typing import Any, get_args
 
 from pydantic import Field
 
 from data.curation.caption_text import CaptionError, clean_caption
 from data.curation.captions import caption_of
-from data.curation.config import FilterConfig, Measure
-from data.curation.filters import failed_filter, perceptual_hash
+from data.curation.config import FilterConfig
+from data.curation.filters import perceptual_hash
 from data.curation.ledger import Filter, Rejection, reject
 from data.curation.lookalikes import describe
 from data.curation.measures import measure_clip
@@ -34,8 +33,9 @@ from data.video.codec import encode_clip
 from data.video.extract import CutConfig, Progress, Span, cut_file, measure_source
 from pipeline.distributed.isolated_worker import allow_until
 from pipeline.ingest.config import PIXELS_VERSION, ShardConfig
-from pipeline.ingest.judge import Judge, failed_judgement, model_fingerprints
+from pipeline.ingest.judge import Judge, model_fingerprints
 from pipeline.ingest.spool import Clips, ClipSpool, SpoolError
+from pipeline.ingest.thresholds import THRESHOLD_SETTINGS, MeasuredSpan, failed_threshold, what_is_measured
 from pipeline.run.fingerprints import fingerprint, output_json
 
 
@@ -52,6 +52,7 @@ class Origin(Record):
     """What a report was made from; it stands while the present source, settings and file are the same."""
 
     cut: str  # fingerprint of the source's name and span, and of the settings that decide its clips
+    basis: str | None = None  # the same without the values of thresholds; None: made by an older version
     stamp: str  # size and modification time of the file when it was listed
     content: str | None = None  # SHA-256 of the file; None: not known
 
@@ -64,6 +65,7 @@ class SourceReport(Record):
     clips: list[PreparedClip] = Field(default=[])  # for the shard
     filtered: list[Rejection] = Field(default=[])  # clips, or the whole source, that were left out on purpose
     quarantined: Rejection | None = None
+    measured: list[MeasuredSpan] = Field(default=[])  # of every span of which something was, kept or left out
 
 
 @dataclass(frozen=True)
@@ -80,18 +82,28 @@ class PrepareConfig:
     @cached_property
     def cut(self) -> str:
         """Changes with every setting that decides the clips of a source; not with captions, nor with duplicates."""
-        excluded = ("buckets", "choose_buckets", "captions", "filters.duplicate_bits")
+        return fingerprint(self._cutting())
+
+    @cached_property
+    def basis(self) -> str:
+        """`cut` without the values of thresholds, but with what they have measured."""
+        return fingerprint([what_is_measured(self.settings.filters), *self._cutting(*THRESHOLD_SETTINGS)])
+
+    def _cutting(self, *excluded: str) -> list[Any]:
+        """What decides the clips of a source, without the settings that are named."""
+        excluded = ("buckets", "choose_buckets", "captions", "filters.duplicate_bits", *excluded)
         settings = output_json(self.settings, layout=False, exclude=excluded)
         models = model_fingerprints(self.settings.models)
-        return fingerprint([sorted(bucket.name for bucket in self.buckets), settings, PIXELS_VERSION, *models])
+        return [sorted(bucket.name for bucket in self.buckets), settings, PIXELS_VERSION, *models]
 
     def origin(self, source: Source) -> Origin:
         """What a report of this source would be made from now, but for the content of its file."""
         stretch = [source.stretch.start_seconds, source.stretch.end_seconds]
-        inputs = [self.cut, source.name, source.file, source.dataset, *stretch]
+        inputs = [source.name, source.file, source.dataset, *stretch]
         if self.settings.models.paths:  # which are shown the caption
             inputs.append(_caption_or_problem(self, source))
-        return Origin(cut=fingerprint(inputs), stamp=source.file_stamp)
+        cut, basis = fingerprint([self.cut, *inputs]), fingerprint([self.basis, *inputs])
+        return Origin(cut=cut, basis=basis, stamp=source.file_stamp)
 
     def fingerprint(self) -> str:
         """As older versions stored it, of everything that changes a clip: captions too."""
@@ -150,7 +162,8 @@ def prepare_source(config: PrepareConfig, source: Source) -> tuple[SourceReport,
     else:
         clips = [clip for report in reports for clip in report.clips]
         filtered = [rejection for report in reports for rejection in report.filtered]
-        return SourceReport(source=source.name, clips=clips, filtered=filtered), spool.close()
+        measured = [span for report in reports for span in report.measured]
+        return SourceReport(source=source.name, clips=clips, filtered=filtered, measured=measured), spool.close()
     spool.clear()
     return failed, spool.close()
 
@@ -209,28 +222,26 @@ def _make_clips(
     """Filter and encode the clips of one span: augmented ones are kept or left out together with what they copy."""
     filters = config.settings.filters
     (original,) = (span for span in spans if not span.variant)
-    measured = measure_clip(original.frames, original.bucket.fps, filters, original.text_fraction)
-    failed = failed_filter(measured, filters, is_still=len(original.frames) == 1)
-    if failed is not None:
-        rejected = reject(source.name, "filter", *failed, start_seconds=original.start_seconds)
-        return SourceReport(source=source.name, filtered=[rejected])
-    scores, caption_by = {}, None
-    if config.judge is not None:
+    measures = measure_clip(original.frames, original.bucket.fps, filters, original.text_fraction)
+    seen = MeasuredSpan(start_seconds=original.start_seconds, is_still=len(original.frames) == 1, measures=measures)
+    failed, caption_by = failed_threshold(seen, config.settings), None
+    if failed is None and config.judge is not None:
         judgement = config.judge(original.frames[[0, len(original.frames) // 2, -1]], caption)
-        failed = failed_judgement(judgement, config.settings.models)
-        if failed is not None:
-            rejected = reject(source.name, "filter", *failed, start_seconds=original.start_seconds)
-            return SourceReport(source=source.name, filtered=[rejected])
-        scores = judgement.scores
+        seen = seen.model_copy(update={"scores": judgement.scores})
+        failed = failed_threshold(seen, config.settings)
         if judgement.caption:
             caption, caption_by = judgement.caption, "captioner"
+    measured = [seen] if seen.measures or seen.scores else []
+    if failed is not None:
+        rejected = reject(source.name, "filter", *failed, start_seconds=original.start_seconds)
+        return SourceReport(source=source.name, filtered=[rejected], measured=measured)
     prepared = []
     for span in spans:
-        record = _clip_record(config, source, span, caption, measured, scores, caption_by)
+        record = _clip_record(config, source, span, caption, seen, caption_by)
         spool.add(record, encode_clip(span.frames, span.bucket.fps))
         signature = _signature(span, filters)
         prepared.append(PreparedClip(key=record.key, start_seconds=span.start_seconds, perceptual_hash=signature))
-    return SourceReport(source=source.name, clips=prepared)
+    return SourceReport(source=source.name, clips=prepared, measured=measured)
 
 
 class Allowance:
@@ -255,12 +266,12 @@ def _clip_record(
     source: Source,
     span: Span,
     caption: str,
-    measured: Mapping[Measure, float],
-    scores: Mapping[str, float],
+    seen: MeasuredSpan,
     caption_by: str | None,
 ) -> ClipRecord:
     recorded = config.settings.filters.recorded
-    stored = {name: value for name, value in measured.items() if name in recorded} | dict(scores)
+    stored: dict[str, float] = {name: value for name, value in seen.measures.items() if name in recorded}
+    stored |= seen.scores
     return ClipRecord(
         key=clip_key(source.name, span.start_seconds, span.bucket, span.variant),
         source=source.name,

@@ -1,4 +1,4 @@
-"""The page of a dataset: playing clips, histograms, buckets, and what was left out. A contact sheet is beside it.
+"""The page of a dataset: playing clips, histograms, buckets, measures, what was left out. A contact sheet is beside it.
 
 The page is one file. Captions and names of sources are untrusted: they are always escaped.
 """
@@ -21,6 +21,7 @@ from data.files.publish import publish_bytes, publish_text
 from data.records import Frames
 from data.video.codec import decode_clip
 from pipeline.report.contact_sheet import INK, SHEET_NAME, SheetClip, SheetLayout, contact_sheet
+from pipeline.report.measured import MeasuredSpans, measured_spans
 from pipeline.report.pages import LINE_COLOUR, TEMPLATES, svg_of, video_uri
 
 PAGE_NAME = "index.html"
@@ -66,6 +67,7 @@ def write_dataset_page(survey: Survey, folder: Path, num_clips: int) -> list[Pat
     clips = [_read_clip(reader, row) for row in rows] if manifest.kind == "clips" else []
     channels = measure_channels(dataset_dir, rows, stats) if stats is not None else []
     clips_dir = clips_dir_of(dataset_dir)
+    measured = measured_spans(dataset_dir) if manifest.kind == "clips" else MeasuredSpans((), 0, 0)
     page = TEMPLATES.get_template("dataset.html").render(
         name=_short(dataset_dir),
         survey=survey,
@@ -76,6 +78,8 @@ def write_dataset_page(survey: Survey, folder: Path, num_clips: int) -> list[Pat
         num_looked_at=len(rows),
         clips_dir=_short(clips_dir) if clips_dir is not None else None,
         plots=[(histogram, bar_plot(histogram)) for histogram in survey.histograms if histogram.bars],
+        measured=measured,
+        measured_plots=[(found, bar_plot(found.histogram)) for found in measured.measures],
         sheet_name=SHEET_NAME,
     )
     publish_text(folder / PAGE_NAME, page)

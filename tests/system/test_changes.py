@@ -145,6 +145,13 @@ def remove(folder: Path) -> None:
     (folder / "videos" / "03.mp4").unlink()
 
 
+def leave_out(folder: Path) -> None:
+    """Cut with a threshold that leaves one clip out, which the start that follows takes back."""
+    done = launch_here("shard", str(folder / "config.yaml"), "--set", "data.filters.black_luma=20")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert read_manifest(folder / "runs" / "run" / "clips").num_samples == ALL - 1
+
+
 ALL = NUM_VIDEOS
 NONE = Work()
 
@@ -158,8 +165,9 @@ NONE = Work()
         (add_first, (), Work(1, 1, STEPS, ALL + 1, -1, STEPS, 2, 1)),
         (add_last, (), Work(1, 1, STEPS, ALL + 1, -1, STEPS, 2, 1)),
         (remove, (), Work(0, 1, STEPS, ALL - 1, -1, STEPS, 2, 1)),
-        (nothing, ("data.filters.black_luma=2",), Work(videos_cut=ALL, clip_shards=-1)),
-        (nothing, ("data.filters.black_luma=20",), Work(ALL, -1, STEPS, ALL - 1, -1, STEPS, 2, 1)),
+        (nothing, ("data.filters.black_luma=2",), NONE),
+        (nothing, ("data.filters.black_luma=20",), Work(0, 1, STEPS, ALL - 1, -1, STEPS, 2, 1)),
+        (leave_out, (), Work(videos_cut=1, clip_shards=1)),
         (nothing, ("data.videos_per_shard=64",), Work(0, 1, STEPS, ALL, 1, STEPS, 2, 1)),
         (nothing, ("autoencoder.model.width=16",), Work(0, 0, STEPS, ALL, -1, STEPS, 2, 1)),
         (nothing, ("dit.train.learning_rate=0.002",), Work(0, 0, 0, 0, 0, STEPS, 2, 1)),
@@ -173,6 +181,7 @@ NONE = Work()
         "removed",
         "filter-without-effect",
         "filter",
+        "filter-back",
         "shards",
         "width",
         "dit",

@@ -20,7 +20,7 @@ from pipeline.ingest.captions import read_captions
 from pipeline.ingest.commit import ShardCommit, commit_shard
 from pipeline.ingest.config import ShardConfig
 from pipeline.ingest.plan import plan_shards
-from pipeline.ingest.prepare import Clips, PrepareConfig, prepare_with_origin
+from pipeline.ingest.prepare import Clips, PrepareConfig, SourceReport, prepare_with_origin
 from pipeline.run.commits import publish_commit, read_commit, remove_other_shards
 from pipeline.run.fingerprints import fingerprint
 
@@ -173,6 +173,50 @@ def test_a_video_with_a_bad_caption_comes_back_with_a_good_one(videos, tmp_path)
     assert make(videos, tmp_path / "clips").cut == []
     sidecar.unlink()
     assert make(videos, tmp_path / "clips").shards == first.shards
+
+
+def reports_of(folder: Path) -> dict[str, SourceReport]:
+    commits = [read_commit(ShardCommit, path) for path in sorted(folder.glob("shard-*.tar"))]
+    return {report.source: report for commit in commits if commit is not None for report in commit.reports}
+
+
+@pytest.mark.parametrize("bits", [None, pytest.param(4, marks=pytest.mark.slow)])
+def test_another_threshold_cuts_only_the_videos_of_which_a_clip_comes_back(videos, tmp_path, bits):
+    def darker_than(limit: float) -> ShardConfig:
+        return SMALL.model_copy(update={"filters": FilterConfig(black_luma=limit, duplicate_bits=bits)})
+
+    folder = tmp_path / "clips"
+    first = make(videos, folder, darker_than(0))
+    spans = [span for report in reports_of(folder).values() for span in report.measured]
+    assert len(spans) == 28
+    levels = sorted({span.measures["brightness"] for span in spans})
+    high, low = (levels[7] + levels[8]) / 2, (levels[3] + levels[4]) / 2
+
+    def outside(limit: float) -> set[tuple[str, float]]:
+        return {
+            (name, span.start_seconds)
+            for name, report in reports_of(folder).items()
+            for span in report.measured
+            if span.measures["brightness"] <= limit
+        }
+
+    for limit, back in ((high, set()), (high + 1e-9, set()), (low, outside(high) - outside(low))):
+        made = make(videos, folder, darker_than(limit))
+        expected = {name for name, _ in back}
+        if bits is None:
+            assert {*made.cut} == expected
+        else:  # nor are there pixels of what was a duplicate of a clip that is left out now
+            assert expected <= {*made.cut} <= expected | {*first.duplicates}
+        found = reports_of(folder)
+        left_out = {(name, clip.start_seconds) for name, report in found.items() for clip in report.filtered}
+        assert left_out == outside(limit)
+        check_like_fresh(videos, folder, darker_than(limit), made)
+        make(videos, tmp_path / "fresh", darker_than(limit))
+        assert found == reports_of(tmp_path / "fresh")
+        shutil.rmtree(tmp_path / "fresh")
+    assert make(videos, folder, darker_than(low + 1e-9)).written == []
+    other = FilterConfig(black_luma=low, static_difference=0.1, duplicate_bits=bits)  # which nothing has measured
+    assert len(make(videos, folder, SMALL.model_copy(update={"filters": other})).cut) == 14
 
 
 @pytest.mark.slow

@@ -13,14 +13,20 @@ from safetensors.torch import save
 
 from data.curation.ledger import Rejection, reject
 from data.dataset.index import read_index
-from data.dataset.manifest import LatentStats
+from data.dataset.manifest import LatentStats, read_manifest
 from data.dataset.reader import PayloadReader
 from data.dataset.survey import pick_rows, survey_dataset
 from data.errors import DatasetError
 from launch.inspect import describe_folder, show_folder
+from pipeline.ingest.commit import ShardCommit
+from pipeline.ingest.prepare import SourceReport
+from pipeline.ingest.thresholds import MeasuredSpan
 from pipeline.report.contact_sheet import CAPTION_LINES, THUMB_PIXELS
 from pipeline.report.dataset_page import measure_channels
+from pipeline.report.measured import MeasuredSpans, measured_spans
 from pipeline.report.pages import visible
+from pipeline.run.commits import publish_commit
+from pipeline.run.stage_record import StageRecord
 from testing.datasets import SMALL, WIDE, colour_clip, record, write_dataset
 from testing.html_page import Page
 
@@ -145,6 +151,45 @@ def test_latents_have_channels_and_say_where_the_clips_are(tmp_path):
     wrong = stats.model_copy(update={"mean": [0.0] * 5, "std": [1.0] * 5})
     with pytest.raises(DatasetError, match="is no latent of 5 channels"):
         measure_channels(folder, pick_rows(folder, 1), wrong)
+
+
+def test_measures_and_their_thresholds_are_shown(tmp_path):
+    """Of clips that are kept and of those that a threshold left out; models' scores too."""
+    samples = [(record(number), colour_clip(SMALL, (99, 99, 99))) for number in range(3)]
+    folder = write_dataset(tmp_path / "clips", samples)
+    assert measured_spans(folder) == MeasuredSpans((), 0, 0)
+    assert "Measures" not in Page(show_folder(folder, tmp_path / "look", 2)[0]).text_in("h2")
+    spans = [
+        MeasuredSpan(start_seconds=n, measures={"sharpness": 0.1 * n}, scores={"aesthetic": n} if n > 1 else {})
+        for n in range(5)
+    ]
+    left_out = [reject("a.mp4", "filter", "blurred", "it is blurred", n) for n in range(2)]
+    commit = ShardCommit(
+        input_fingerprint="",
+        shard=read_manifest(folder).shards[0],
+        rows=[],
+        reports=[SourceReport(source="a.mp4", filtered=left_out, measured=spans)],
+    )
+    publish_commit(folder / "shard-00000.tar", commit)
+    settings = {"filters": {"min_sharpness": 0.15}, "models": {"min_aesthetic": 1.5}}
+    record_of_stage = StageRecord(stage="shard", build="x", inputs={"config": settings})
+    (folder / "stage.json").write_text(record_of_stage.model_dump_json())
+    found = measured_spans(folder)
+    assert (found.num_spans, found.num_shards) == (5, 1)
+    assert [(measured.histogram.name, measured.median) for measured in found.measures] == [
+        ("sharpness", 0.2),
+        ("aesthetic", 3),
+    ]
+    page = Page(show_folder(folder, tmp_path / "look", 2)[0])
+    assert "Measures" in page.text_in("h2")
+    cells = page.text_in("td")
+    at = cells.index("sharpness")
+    assert cells[at : at + 5] == ["sharpness", "0.004", "0.2", "0.396", "filters.min_sharpness 0.15 left 2 out"]
+    assert cells[at + 5] == "aesthetic"
+    assert cells[at + 9] == "models.min_aesthetic 1.5 left 0 out"
+    (folder / "stage.json").unlink()
+    cells = Page(show_folder(folder, tmp_path / "look", 2)[0]).text_in("td")
+    assert cells[cells.index("sharpness") + 4] == "none"
 
 
 def test_nothing_left_out_is_said(tmp_path):

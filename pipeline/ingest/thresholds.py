@@ -1,0 +1,44 @@
+"""Which clips the thresholds leave out, decided from what was measured of them; also anew, with other thresholds.
+
+A report keeps what was measured of every span, also of those that were left out. So with another threshold a video is
+cut again only if a clip passes that was left out before, whose pixels were not kept.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import Field
+
+from data.curation.config import THRESHOLDS, FilterConfig, Measure
+from data.curation.filters import RULES, failed_filter
+from data.curation.ledger import Filter
+from data.records import Record
+from pipeline.ingest.config import ShardConfig
+from pipeline.ingest.judge import Judgement, failed_judgement
+
+THRESHOLD_SETTINGS = (*(f"filters.{rule.setting}" for rule in RULES), "models.min_aesthetic", "models.min_similarity")
+"""What only decides which of the measured clips are kept."""
+
+
+class MeasuredSpan(Record):
+    """What was measured of a span, before a threshold was asked."""
+
+    start_seconds: float
+    is_still: bool = False  # it has one frame
+    measures: Mapping[Measure, float] = Field(default={})
+    scores: Mapping[str, float] = Field(default={})  # of the models, which see only what passes the filters
+
+
+def what_is_measured(filters: FilterConfig) -> dict[str, Any]:
+    """What the thresholds have measured and stored of each clip, whatever their values are."""
+    return {
+        "measured": [measure for measure in THRESHOLDS if filters.needs(measure)],
+        "stored": sorted(filters.recorded),
+    }
+
+
+def failed_threshold(span: MeasuredSpan, config: ShardConfig) -> tuple[Filter, str] | None:
+    """The first threshold that leaves a span out, with the reason as a sentence; None if it passes all."""
+    return failed_filter(span.measures, config.filters, span.is_still) or failed_judgement(
+        Judgement("", dict(span.scores)), config.models
+    )
