@@ -7,7 +7,7 @@ from pydantic import Field, field_validator, model_validator
 from data.records import Settings
 
 Codec = Literal["h264", "hevc", "av1"]
-PixelFormat = Literal["yuv420p", "yuv444p", "yuv420p10le"]
+PixelFormat = Literal["yuv420p", "yuv444p"]
 X264_PRESETS = (
     *("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow", "placebo"),
 )
@@ -37,7 +37,7 @@ class VideoConfig(Settings):
     """
     pixel_format: PixelFormat = "yuv420p"
     """How pixels are stored: yuv420p has a quarter of the colours' resolution, and is what browsers show; yuv444p keeps
-    all of it (not with av1); yuv420p10le has ten bits.
+    all of it (not with av1).
     """
     preset: str | None = None
     """Effort of the encoder: slower ones make smaller files. For h264 and hevc ultrafast to placebo, for av1 13 (fast)
@@ -56,7 +56,7 @@ class VideoConfig(Settings):
         if self.preset is not None and self.preset not in (known := PRESETS[self.codec]):
             raise ValueError(f"preset is {self.preset!r}, but {self.codec} takes {', '.join(known)}")
         if self.codec == "av1" and self.pixel_format == "yuv444p":
-            raise ValueError("pixel_format is yuv444p, which the encoder of av1 does not take: use yuv420p10le")
+            raise ValueError("pixel_format is yuv444p, which the encoder of av1 does not take: use yuv420p, or hevc")
         return self
 
     def resolved(self) -> "VideoConfig":

@@ -10,7 +10,7 @@ from data.files.jsonl import parse_line
 from data.video.config import VideoConfig
 from pipeline.sample.given import CLIPS, IMAGES, Given, ImageFile
 from pipeline.sample.outputs import CLIP_SUFFIX, SampledClip, refused_lines, segments
-from pipeline.sample.provenance import read_provenance
+from pipeline.sample.provenance import read_provenance, without_places
 from pipeline.sample.requests import PromptRequest
 from pipeline.sample.reuse import id_in
 
@@ -46,6 +46,7 @@ def read_clip(path: Path) -> RecordedClip:
         SamplesError: the line of the manifest is damaged.
     """
     made = read_provenance(path)
+    made = made.model_copy(update={"request": without_places(made.request)})  # whatever somebody wrote into the file
     clip = RecordedClip(path, made.request, made.checkpoint.fingerprint, made.checkpoint.name, made.video, None, None)
     for line in _lines_with(path.parent, made.request.id):
         if line.request.id == made.request.id and line.model == made.checkpoint.fingerprint:

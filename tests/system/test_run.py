@@ -128,6 +128,31 @@ def test_a_changed_setting_is_said_and_the_old_output_is_kept(run, tmp_path):
     assert back.returncode == 0, back.stderr
 
 
+@pytest.mark.slow
+def test_other_files_are_added_to_finished_samples_and_leave_what_depends_on_them(run, tmp_path):
+    _, run_dir, _ = run
+    shutil.copytree(run_dir, tmp_path / "tiny")
+    config = str(tmp_path / "tiny" / "config.yaml")
+    samples, option = tmp_path / "tiny" / "samples", ["--set", f"runs_dir={tmp_path}"]
+    before = {path.name: path.read_bytes() for path in samples.glob("*.mp4")}
+    more = [*option, "--set", "sample.outputs=[mp4,gif,webdataset]"]
+    done = launch_here("sample", config, *more)
+    assert done.returncode == 0, done.stderr
+    assert "sample: continues" in done.stdout
+    assert {path.name: path.read_bytes() for path in samples.glob("*.mp4")} == before
+    assert {path.stem for path in samples.glob("*.gif")} == {name.removesuffix(".mp4") for name in before}
+    assert read_manifest(samples / "dataset" / "latents").num_samples == len(before)
+    assert "evaluate: nothing to do" in launch_here("evaluate", config, *more).stdout
+    assert "sample: nothing to do" in launch_here("sample", config, *more).stdout
+    next(samples.glob("*.gif")).unlink()
+    assert ".gif is missing" in launch_here("sample", config, *more).stdout
+    assert len(list(samples.glob("*.gif"))) == len(before)
+    fewer = launch_here("sample", config, *option)  # what is there stays
+    assert "sample: continues" in fewer.stdout
+    assert "made again" not in fewer.stdout
+    assert not (tmp_path / "tiny" / "samples.superseded-1").exists()
+
+
 def test_more_steps_go_on_from_the_checkpoint(run):
     config, run_dir, _ = run
     more = launch_here("train", "dit", str(config), "--set", "dit.train.steps=8", "--resume", "--local")
@@ -303,6 +328,11 @@ def test_every_way_to_condition_is_trained_and_sampled_by_the_commands(run, tmp_
     assert [len(decode_clip((output / clip.file).read_bytes())) for clip in clips] == [9, 9, 9, 9, 17, 9, 9, 33]
     contents = {path.name: path.read_bytes() for path in output.glob("*.mp4")}
     assert len(contents) == len(rows)
+    for name, content in contents.items():
+        again = tmp_path / "again" / name
+        done = launch_here("remake", str(output / name), "--output", str(again))
+        assert done.returncode == 0, done.stderr
+        assert again.read_bytes() == content
     assert launch_here(*command).returncode == 0  # nothing is left to do
     prompts.write_text("".join(json.dumps(row) + "\n" for row in named[:0:-1]), encoding="utf-8")
     other = tmp_path / "other"

@@ -9,7 +9,17 @@ from PIL import Image
 from data.dataset.compression import COMPRESSION
 from data.errors import VideoError
 from data.synthetic import combinations, random_scene, render
-from data.video.codec import ClipEncoder, decode_chunks, decode_clip, encode_clip
+from data.video import codec
+from data.video.codec import (
+    ClipEncoder,
+    EncoderError,
+    check_encoder,
+    decode_chunks,
+    decode_clip,
+    encode_clip,
+    read_tags,
+)
+from data.video.config import VideoConfig
 from data.video.previews import encode_gif
 from testing.clips import moving_shapes
 
@@ -65,3 +75,66 @@ def test_a_clip_that_comes_in_parts_has_the_bytes_of_the_whole():
     for part in (frames[:4], frames[4:5], frames[5:]):
         encoder.add(part)
     assert encoder.finish() == encode_clip(frames, 8)
+
+
+@pytest.mark.parametrize(
+    ("config", "error"),
+    [
+        (VideoConfig(crf=1), 1.4),  # of colours that have a quarter of the resolution
+        (VideoConfig(crf=1, pixel_format="yuv444p"), 0.3),
+        (VideoConfig(codec="hevc", crf=1, preset="medium"), 1.4),
+        (VideoConfig(codec="hevc", crf=1, pixel_format="yuv444p"), 0.3),
+        (VideoConfig(codec="av1", crf=1), 1.4),
+    ],
+)
+def test_every_codec_gives_equal_bytes_for_equal_frames_and_is_decoded(config, error):
+    frames = moving_shapes(9, 64)
+
+    def encoded() -> bytes:
+        encoder = ClipEncoder(8, config, {"title": "é", "comment": "\u6f22" * 40_000})
+        for part in (frames[:4], frames[4:]):
+            encoder.add(part)
+        return encoder.finish()
+
+    contents = {encoded() for _ in range(4)}
+    assert len(contents) == 1
+    (content,) = contents
+    decoded = decode_clip(content)
+    assert decoded.shape == frames.shape
+    assert np.abs(decoded.astype(int) - frames).mean() < error
+    assert abs((decoded.astype(int) - frames).mean()) < 0.3
+
+
+def test_tags_of_any_length_and_text_are_read_back(tmp_path):
+    tags = {"title": 'a "b" \n c', "comment": "\u6f22\U0001f534\u2028" * 40_000}
+    encoder = ClipEncoder(8, metadata=tags)
+    encoder.add(moving_shapes(2, 32))
+    (tmp_path / "a.mp4").write_bytes(encoder.finish())
+    assert tags.items() <= read_tags(tmp_path / "a.mp4").items()
+    (tmp_path / "b.mp4").write_text("ffconcat version 1.0\nfile a.mp4\n")
+    with pytest.raises(VideoError, match="it is not an MP4 file"):
+        read_tags(tmp_path / "b.mp4")
+
+
+def test_an_encoder_that_is_not_installed_is_refused_by_name(monkeypatch):
+    monkeypatch.setitem(codec.ENCODERS, "av1", ("libnone",))
+    with pytest.raises(EncoderError, match=r"codec av1: .* lacks the encoder libnone; it has those of h264, hevc"):
+        check_encoder(VideoConfig(codec="av1"))
+    small = ClipEncoder(8, VideoConfig(codec="hevc"))
+    with pytest.raises(EncoderError, match="hevc takes frames of at least 32 pixels a side, not 16 x 16"):
+        small.add(moving_shapes(1, 16))
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"crf": 52}, "crf is 52, but h264 takes 0 to 51"),
+        ({"codec": "av1", "preset": "fast"}, "preset is 'fast', but av1 takes 0, 1"),
+        ({"codec": "av1", "pixel_format": "yuv444p"}, "the encoder of av1 does not take"),
+        ({"codec": "vp9"}, "Input should be 'h264', 'hevc' or 'av1'"),
+    ],
+)
+def test_settings_that_an_encoder_does_not_take_are_refused(fields, told):
+    with pytest.raises(ValueError, match=told):
+        VideoConfig(**fields)
+    assert VideoConfig(codec="av1", crf=60, preset=5).resolved().preset == "5"

@@ -68,6 +68,8 @@ DECIDED = {
     "SampleSection": Decided(
         output="compare_unguided",
         runtime="prompts bad_rows",
+    ),
+    "OutputsConfig": Decided(
         later="outputs video preview_side clips_per_shard",
     ),
     "VideoConfig": Decided(

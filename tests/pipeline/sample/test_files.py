@@ -25,6 +25,7 @@ from data.video.picture_zip import read_picture_zip
 from data.video.previews import PreviewEncoder
 from pipeline.encode.chunks import decode_clips
 from pipeline.encode.codec import load_autoencoder
+from pipeline.run.stage_record import read_stage_record
 from pipeline.sample.config import OutputsConfig
 from pipeline.sample.manifest import Manifest
 from pipeline.sample.model import open_model
@@ -122,6 +123,9 @@ def test_a_stream_of_training_reads_the_latents_that_were_sampled(sampled, made_
     found = dict(zip((each.caption for each in batch), read_latents([each.payload for each in batch]), strict=True))
     assert found.keys() == wanted.keys()
     assert all(torch.equal(found[caption], wanted[caption]) for caption in wanted)
+    record = read_stage_record(folder)
+    assert record is not None
+    assert (record.stage, record.complete, record.content("latents")) == ("encode", True, record.build)
     autoencoder = load_file(folder / "autoencoder.safetensors")
     assert autoencoder.keys() == load_file(sampled.model.folder / "autoencoder.safetensors").keys()
     load_autoencoder(folder / "autoencoder.safetensors")

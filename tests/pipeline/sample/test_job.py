@@ -339,7 +339,8 @@ def test_other_settings_keep_the_lines_of_the_first_ones(tmp_path, whole, monkey
     samples = run.run(second)
     assert (samples.clips, samples.earlier) == ([line_of(second[0])], [line_of(request) for request in first])
     assert read_samples(tmp_path) == list(samples.all_clips)
-    assert run.run(first).clips == [line_of(request, whole) for request in first]
+    here = {"model_folder": str(tmp_path)}
+    assert run.run(first).clips == [line_of(request, whole).model_copy(update=here) for request in first]
     assert run.batches == [[1, 2], [3]]
 
 
