@@ -61,7 +61,7 @@ def judge_file(path: Path, expected: Combination) -> dict[str, bool]:
 def adherence_of(measured: Measured) -> Share | None:
     """How often each attribute was right, of the clips that were judged; None where none was."""
     judged = measured.right[~np.isnan(measured.right).any(1)]
-    verdicts = [dict(zip(ATTRIBUTES, map(bool, row), strict=True)) for row in judged]
+    verdicts = [{str(name): bool(right) for name, right in zip(ATTRIBUTES, row, strict=True)} for row in judged]
     return count(verdicts) if verdicts else None
 
 
