@@ -137,7 +137,9 @@ def _sample(config: RunConfig) -> Stage:
 
 
 def _evaluate(config: RunConfig) -> Stage:
-    return EvaluateStage(config.evaluate, config.data, config.seed, config.sample.guidance_scale)
+    return EvaluateStage(
+        config.evaluate, config.data, config.seed, config.sample.guidance_scale, config.cluster.workers
+    )
 
 
 STAGES = (

@@ -136,7 +136,7 @@ def _config_of(base: SampleConfig, settings: Mapping[str, JsonValue]) -> SampleC
         ConfigError: a value is wrong, or has no effect beside the others.
     """
     try:
-        config = SampleConfig.model_validate(base.model_dump() | settings)
+        config = SampleConfig.model_validate({**base.model_dump(), **settings})
     except ValidationError as error:
         raise ConfigError(" ".join(explain(error, "it", SampleConfig).split())) from error
     if (found := contradiction_in(config, settings)) is not None:

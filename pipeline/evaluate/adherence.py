@@ -1,9 +1,10 @@
 """Prompt adherence: whether sampled clips show what their prompts say, for prompts of the synthetic world."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
 
 from data.dataset.buckets import Bucket
@@ -12,10 +13,10 @@ from data.video.codec import decode_clip, encode_clip
 from data.video.extract import read_spans
 from pipeline.distributed.actor_pool import results_of_tasks
 from pipeline.evaluate.judge import judge_clip
+from pipeline.evaluate.measure import Measured
 from pipeline.ingest.config import SyntheticConfig
-from pipeline.report.figures import Share, count
+from pipeline.report.figures import ATTRIBUTES, Share, count
 from pipeline.run.progress import bar
-from pipeline.sample.outputs import SampledClip
 
 VALIDATION_SEED_OFFSET = 1_000_003  # so that the judge's clips are other scenes than the training videos
 
@@ -57,25 +58,11 @@ def judge_file(path: Path, expected: Combination) -> dict[str, bool]:
     return judge_clip(decode_clip(path.read_bytes())).agrees(expected)
 
 
-def measure_adherence(samples_dir: Path, clips: Sequence[SampledClip]) -> tuple[dict[float, Share], dict[str, bool]]:
-    """Judge the sampled clips whose prompts say what to expect, on the connected Ray cluster.
-
-    Returns:
-        Adherence by guidance scale, and for each judged file whether all attributes are right.
-    """
-    judged = [(clip, Combination(**clip.request.expect)) for clip in clips if clip.request.expect]
-    task = ray.remote(judge_file).options(num_cpus=1)
-
-    def submit(index: int) -> Any:  # noqa: ANN401 - Ray's reference
-        clip, expected = judged[index]
-        return task.remote((samples_dir / clip.file).resolve(), expected)
-
-    verdicts = _judge_all("judge", submit, len(judged))
-    by_scale: dict[float, list[dict[str, bool]]] = {}
-    for (clip, _), verdict in zip(judged, verdicts, strict=True):
-        by_scale.setdefault(clip.request.guidance_scale, []).append(verdict)
-    right = {clip.file: verdict["all"] for (clip, _), verdict in zip(judged, verdicts, strict=True)}
-    return {scale: count(verdicts) for scale, verdicts in by_scale.items()}, right
+def adherence_of(measured: Measured) -> Share | None:
+    """How often each attribute was right, of the clips that were judged; None where none was."""
+    judged = measured.right[~np.isnan(measured.right).any(1)]
+    verdicts = [{str(name): bool(right) for name, right in zip(ATTRIBUTES, row, strict=True)} for row in judged]
+    return count(verdicts) if verdicts else None
 
 
 def _judge_all(name: str, submit: Callable[[int], Any], num_clips: int) -> list[dict[str, bool]]:

@@ -1,8 +1,11 @@
 """Settings of the evaluate stage."""
 
+from pathlib import Path
+from typing import Annotated
+
 from pydantic import Field
 
-from data.records import Settings
+from data.records import AddedLater, Runtime, Settings
 
 
 class EvaluateConfig(Settings):
@@ -16,3 +19,16 @@ class EvaluateConfig(Settings):
     """Number of clips sampled for each combination of colour, shape and direction that is held out of training; only
     for synthetic videos, and without a prompts file.
     """
+    compared_clips: Annotated[int, AddedLater(512)] = Field(default=512, ge=4)
+    """Samples are compared with at most this many clips of the training split; of real videos, also at most this many
+    samples of each guidance scale are.
+    """
+    clip_features: Annotated[Path | None, Runtime] = None
+    """TorchScript file of a network for clips, such as I3D, for distances of samples from training clips. None takes
+    random convolutions, whose distances cannot be compared with those of publications. Figures depend on what the file
+    holds, not on where it is.
+    """
+    frame_features: Annotated[Path | None, Runtime] = None
+    """TorchScript file of a network for frames, such as Inception, likewise."""
+    text_similarity: Annotated[Path | None, Runtime] = None
+    """Folder of a CLIP model, for the similarity of samples to their prompts. None: it is not measured."""

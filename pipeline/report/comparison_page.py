@@ -58,14 +58,16 @@ class ComparisonPage:
 
 def write_comparison_page(page: ComparisonPage, folder: Path) -> Path:
     """Write index.html, which holds its videos."""
-    pairs = [
-        {
-            "sample": video_uri(encode_clip(pair.sample, SHOWN_FPS)),
-            "reference": video_uri(encode_clip(pair.reference, SHOWN_FPS)),
-            "caption": pair.caption,
-        }
-        for pair in page.pairs
-    ]
+    pairs = [pair_uris(pair) for pair in page.pairs]
     path = folder / PAGE_NAME
     publish_text(path, TEMPLATES.get_template("comparison.html").render(page=page, pairs=pairs))
     return path
+
+
+def pair_uris(pair: NearestPair) -> dict[str, str]:
+    """A pair as templates show it."""
+    return {
+        "sample": video_uri(encode_clip(pair.sample, SHOWN_FPS)),
+        "reference": video_uri(encode_clip(pair.reference, SHOWN_FPS)),
+        "caption": pair.caption,
+    }

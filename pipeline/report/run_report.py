@@ -12,13 +12,29 @@ from matplotlib.figure import Figure
 from data.dataset.manifest import Manifest
 from data.files.publish import publish_bytes, publish_text
 from data.video.codec import decode_clip, encode_clip
-from pipeline.report.contact_sheet import SHEET_NAME, SheetClip, SheetLayout, contact_sheet
+from pipeline.report.comparison_page import FigureRow, NearestPair, Tile, pair_uris
+from pipeline.report.contact_sheet import SHEET_NAME, SheetClip, SheetLayout, contact_sheet, evenly
 from pipeline.report.figures import ATTRIBUTES, GalleryClip, ReconstructedClip, Reconstructions, Share
 from pipeline.report.pages import LINE_COLOUR, TEMPLATES, svg_of, video_uri
 from pipeline.run.stage_record import StageRecord
 
 MAX_CLIPS_SHOWN = 24
 SHEET_ROWS, SHEET_FRAMES = 8, 9
+
+
+@dataclass(frozen=True)
+class ComparedSamples:
+    """The samples of one guidance scale beside training clips."""
+
+    guidance_scale: float
+    tiles: list[Tile]
+    rows: list[FigureRow]
+    notes: list[str]
+    copies: str
+    pairs: list[NearestPair]
+    """Samples that are most like a training clip."""
+    figures: dict[str, Any]
+    """All of them, for report.json."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +50,10 @@ class Report:
     adherence: dict[float, Share]  # by guidance scale
     guidance_scale: float  # of the clips that are shown
     clips: list[GalleryClip]
+    compared: list[ComparedSamples]  # by guidance scale, the highest first
     losses: dict[str, list[dict[str, float]]]  # lines of metrics.jsonl, by training
     latents: Manifest  # of the latent dataset
+    links: dict[str, str]  # what other pages show -> their paths from the run's folder
     peak_rss_bytes: int = 0
 
     def with_stage(self, record: StageRecord, peak_rss_bytes: int) -> "Report":
@@ -49,7 +67,13 @@ class Report:
         if self.guidance_scale in self.adherence:
             share = self.adherence[self.guidance_scale]
             figures |= {name: f"{100 * share.share(name):.1f} %" for name in ATTRIBUTES}
+        elif (compared := self.compared_at(self.guidance_scale)) is not None:
+            figures["frechet_video"] = round(compared.figures["frechet_video"]["corrected"], 3)
         return figures
+
+    def compared_at(self, scale: float) -> ComparedSamples | None:
+        """The comparison at a guidance scale."""
+        return next((each for each in self.compared if each.guidance_scale == scale), None)
 
     def figures(self) -> dict[str, Any]:
         """The content of report.json."""
@@ -62,6 +86,8 @@ class Report:
             "latents": self.latents.model_dump(mode="json", include={"buckets", "latent_stats", "num_samples"}),
             "final_loss": {name: rows[-1]["total"] for name, rows in self.losses.items() if rows},
         }
+        if self.compared:
+            figures["compared"] = {f"{each.guidance_scale:g}": each.figures for each in self.compared}
         if self.judge is not None:
             figures["judge"] = _share_json(self.judge)
         if self.adherence:
@@ -88,7 +114,8 @@ def write_report(report: Report) -> list[Path]:
     sheet_path = report.run_dir / SHEET_NAME
     publish_text(json_path, json.dumps(figures, indent=1) + "\n")
     guided = [clip for clip in report.clips if clip.guidance_scale == report.guidance_scale]
-    picked = [guided[i] for i in np.linspace(0, len(guided) - 1, min(len(guided), MAX_CLIPS_SHOWN)).astype(int)]
+    picked = evenly(guided, MAX_CLIPS_SHOWN)
+    compared = report.compared_at(report.guidance_scale)
     samples_dir = report.run_dir / "samples"
     publish_bytes(sheet_path, _sheet(samples_dir, picked))
     page = TEMPLATES.get_template("report.html").render(
@@ -117,6 +144,10 @@ def write_report(report: Report) -> list[Path]:
             for clip in picked
         ],
         num_clips=len(guided),
+        compared=report.compared,
+        main=compared,
+        pairs=[] if compared is None else [pair_uris(pair) for pair in compared.pairs],
+        links=report.links,
         config=report.config_yaml,
     )
     publish_text(html_path, page)

@@ -12,7 +12,8 @@ from testing.html_page import Page
 
 
 def clip(file: str, prompt: str, seed: int = 3, scale: float = 2.5, **more: Any) -> GalleryClip:
-    return GalleryClip(file, prompt, seed, scale, **({"right": None} | more), bucket="9x32x48@8")
+    fields: dict[str, Any] = {"right": None, "bucket": "9x32x48@8"} | more
+    return GalleryClip(file, prompt, seed, scale, **fields)
 
 
 def data_of(path: Path) -> dict[str, Any]:

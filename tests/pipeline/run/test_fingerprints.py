@@ -77,6 +77,8 @@ DECIDED = {
     ),
     "EvaluateConfig": Decided(
         output="max_reconstructions judge_clips prompts_per_combination",
+        later="compared_clips",
+        runtime="clip_features frame_features text_similarity",  # the stage's inputs have what these files hold
     ),
     "ClusterConfig": Decided(
         output="workers",
