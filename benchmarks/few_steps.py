@@ -28,7 +28,7 @@ from models.flow.solver import ab2, euler, heun, unipc
 from models.flow.spec import FlowMapSpec, TimeLaw
 from testing.checkerboard import SQUARES, share_inside
 
-PATH, WIDTH, BATCH, NUM_SAMPLES = StraightPath(), 128, 1024, 20_000
+PATH, WIDTH, BATCH, NUM_SAMPLES = StraightPath(), 128, 512, 20_000
 CALLS = (1, 2, 4, 8, 16, 32, 64)
 RESULT = Path(__file__).parent / "results" / "few_steps.json"
 
@@ -140,7 +140,8 @@ def main() -> None:
     """Train, measure, print, and write beside this file."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--consistency", choices=("split", "lagrangian"), nargs="+", default=["split", "lagrangian"])
     arguments = parser.parse_args()
     rows = (
         []
@@ -153,7 +154,7 @@ def main() -> None:
         learn = partial(trained, num_steps=arguments.steps, seed=seed + 100)
         students = {
             consistency: learn(deepcopy(teacher), spec=FlowMapSpec(consistency=consistency, consistency_share=0.75))
-            for consistency in ("split", "lagrangian")
+            for consistency in arguments.consistency
         }
         rows += [asdict(row) for row in measured(seed, teacher, students)]
     for row in rows:

@@ -176,8 +176,8 @@ def check_flow_map(config: "RunConfig") -> None:
     if model.is_flow_map != (flow.map is not None):
         raise ValueError(
             f"dit.model.flow_map is {str(model.is_flow_map).lower()}, but dit.flow.map is "
-            f"{'' if flow.map is None else 'not '}null: set both to train a flow map, which an architecture dit can be, or "
-            "neither"
+            f"{'' if flow.map is None else 'not '}null: set both to train a flow map, which an architecture dit can "
+            "be, or neither"
         )
     if flow.map is not None:
         _check_map_training("dit", config.dit.train)

@@ -49,3 +49,13 @@ def test_drawing_is_no_part_of_a_run_on_real_videos():
     assert not draw.is_needed()
     draw.execute(RunContext(run_dir=Path("nowhere"), config_yaml=""))
     assert not Path("nowhere").exists()
+
+
+def test_a_run_with_a_student_samples_that():
+    assert stages_of(CONFIG, ("sample",))[0].required_folders().keys() == {"dit"}
+    assert not stages_of(CONFIG, ("train distill",))[0].is_needed()
+    config = load_config(Path("demo"), ["distill={}"])
+    stages = {stage.name: stage for stage in stages_of(config)}
+    assert stages["sample"].required_folders().keys() == {"distill"}
+    assert stages["train distill"].is_needed()
+    assert "1000 steps" in stages["train distill"].describe()

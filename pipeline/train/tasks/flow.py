@@ -136,9 +136,9 @@ class FlowTask:
             placement.place(network, base_weights(self.base_path, network))
             return FlowMatchingLoss(self._adapted(network), self.flow)
         WHOLE.place(teacher, base_weights(self.base_path, teacher))
-        weights = teacher.state_dict()
         new = {} if self.base_model is None else self._network(self.model).state_dict()
-        placement.place(network, ((name, weights.get(name, new.get(name))) for name in network.state_dict()))
+        values = new | teacher.state_dict()
+        placement.place(network, ((name, values[name]) for name in network.state_dict()))
         return FlowMapLoss(network, self.flow, teacher)
 
     def _network(self, model: NetworkConfig) -> VelocityNetwork:
