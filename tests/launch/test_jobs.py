@@ -462,11 +462,11 @@ def test_stop_a_job(address, tmp_path):
 def test_errors_of_submission(address, tmp_path):
     config = tmp_path / "tiny.yaml"
     config.write_text(TINY.format(runs=tmp_path / "runs"), encoding="utf-8")
-    said = launch("submit", "dance", str(config), "--address", address)
+    said = launch_here("submit", "dance", str(config), "--address", address)
     assert said.returncode == 1
     assert "there is no stage 'dance'; stages are run, demo, shard" in said.stderr
-    said = launch("submit", "shard", str(config), "--address", f"http://127.0.0.1:{free_port()}")
+    said = launch_here("submit", "shard", str(config), "--address", f"http://127.0.0.1:{free_port()}")
     assert "no Ray dashboard answers" in said.stderr
-    said = launch("submit", "shard", str(config), "--set", "dit.typo=1", "--address", address)
+    said = launch_here("submit", "shard", str(config), "--set", "dit.typo=1", "--address", address)
     assert "dit.typo: there is no such field" in said.stderr
-    assert "there is no job 'nothing'" in launch("job", "status", "nothing", "--address", address).stderr
+    assert "there is no job 'nothing'" in launch_here("job", "status", "nothing", "--address", address).stderr
