@@ -1,7 +1,8 @@
 """The memory that `reelflow plan` predicts for a training on CPU, and what such a training takes.
 
     python -m benchmarks.plan
-    python -m benchmarks.plan --sizes small --stages 2 --workers 1
+    python -m benchmarks.plan --sizes small --stages 2 --workers 1      # adds to the results that are there
+    python -m benchmarks.plan --predict
 
 A grid of sizes, ZeRO stages, kinds of activation checkpointing and numbers of workers. Each training makes three steps
 in processes of its own. Measured is the most resident memory of the first worker above what it had before the network
@@ -140,12 +141,12 @@ def train(worker: Worker, case: Case, name: str) -> None:
     assert torch.isfinite(next(iter(ema.of().values()))).all()
 
 
-def measure_here(case: Case, prediction_rank: int = 0) -> None:
+def measure_here(case: Case) -> None:
     """As one of the processes of a case: print what the first took."""
     with local_worker(num_threads=1) as worker:
         train(worker, case, "tiny")
         peak = above_base(lambda: train(worker, case, case.size))
-        if worker.rank == prediction_rank:
+        if worker.rank == 0:
             print(f"\nPEAK {peak}", flush=True)
 
 
@@ -171,10 +172,16 @@ def measure(case: Case) -> int:
     return next(int(line.split()[1]) for line in text.splitlines() if line.startswith("PEAK"))
 
 
-def compare(case: Case) -> Row:
-    """Predict and measure."""
-    predicted, measured = predict(case), measure(case)
+def row(case: Case, measured: int) -> Row:
+    """What was measured beside what is predicted today."""
+    predicted = predict(case)
     return Row(case, predicted, predicted.total, measured, predicted.total / measured - 1)
+
+
+def earlier(path: Path) -> dict[Case, int]:
+    """What a file of results holds: peaks in bytes."""
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else []
+    return {Case(**each["case"]): each["measured_bytes"] for each in rows}
 
 
 def cases(arguments: argparse.Namespace) -> Iterator[Case]:
@@ -192,26 +199,35 @@ def main() -> None:
     parser.add_argument("--stages", nargs="+", type=int, default=[0, 1, 2, 3])
     parser.add_argument("--checkpointing", nargs="+", default=["none", "all"], choices=list(MODES))
     parser.add_argument("--workers", nargs="+", type=int, default=[1, 2])
+    parser.add_argument("--predict", action="store_true", help="measure nothing, predict again what was measured")
     parser.add_argument("--output", type=Path, default=RESULT)
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
         measure_here(Case(**json.loads(arguments.measure)))
         return
-    rows = []
-    for case in cases(arguments):
-        rows.append(row := compare(case))
-        parts = {name: round(value / 2**20) for name, value in asdict(row.predicted).items()}
+    measured = earlier(arguments.output)
+    for case in () if arguments.predict else cases(arguments):
+        measured[case] = measure(case)
+        print(f"{case}: {measured[case] / 2**20:.1f} MiB", flush=True)
+        write(arguments.output, [row(each, peak) for each, peak in measured.items()])
+    rows = [row(case, peak) for case, peak in measured.items()]
+    write(arguments.output, rows)
+    for each in rows:
+        case, parts = each.case, {name: round(value / 2**20) for name, value in asdict(each.predicted).items()}
         print(
             f"{case.size:6} stage {case.stage} {case.checkpointing:9} {case.workers} workers: predicted "
-            f"{row.predicted_bytes / 2**20:7.1f} MiB, measured {row.measured_bytes / 2**20:7.1f}, {row.error:+.1%} "
-            f"{parts}",
-            flush=True,
+            f"{each.predicted_bytes / 2**20:7.1f} MiB, measured {each.measured_bytes / 2**20:7.1f}, {each.error:+.1%} "
+            f"{parts}"
         )
-        worst = max(abs(each.error) for each in rows)
-        figures = {"goal": GOAL, "worst": worst, "torch": torch.__version__, "rows": [asdict(each) for each in rows]}
-        publish_text(arguments.output, json.dumps(figures, indent=1) + "\n")
-    print(f"worst error {worst:.1%}, goal {GOAL:.0%}")
+    print(f"worst error {max(abs(each.error) for each in rows):.1%}, goal {GOAL:.0%}")
+
+
+def write(path: Path, rows: list[Row]) -> None:
+    """The results, with the worst error."""
+    worst = max(abs(each.error) for each in rows)
+    figures = {"goal": GOAL, "worst": worst, "torch": torch.__version__, "rows": [asdict(each) for each in rows]}
+    publish_text(path, json.dumps(figures, indent=1) + "\n")
 
 
 if __name__ == "__main__":

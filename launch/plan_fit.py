@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -73,7 +74,7 @@ def _candidates(trained: Trained, world: int) -> Iterator[Candidate]:
     )
     names = ("zero_stage", "activation_checkpointing", "offload", "gradient_accumulation_steps", "sequence_parallel")
     for values in grid:
-        chosen = dict(zip(names, values, strict=True))
+        chosen: dict[str, Any] = dict(zip(names, values, strict=True))
         slower = PER_ACCUMULATION ** (values[3] / accumulation[0]) * PER_SPLIT ** (values[4].bit_length() - 1)
         for name, prices in SLOWER.items():
             slower *= prices[chosen[name]]

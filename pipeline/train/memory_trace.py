@@ -188,7 +188,8 @@ class _OneOfSeveral:
         value: Float[Tensor, "b k heads d"],
         mask: Bool[Tensor, "b keys"] | None = None,
     ) -> Float[Tensor, "b m heads d"]:
-        attended = attention(*(self._every_token(x) for x in (query, key, value)), mask)
+        every_token = self._every_token
+        attended = attention(every_token(query), every_token(key), every_token(value), mask)
         return torch.cat(attended.chunk(self._size, dim=1), dim=2)
 
     def _every_token(self, x: Float[Tensor, "b m heads d"]) -> Float[Tensor, "b n few d"]:

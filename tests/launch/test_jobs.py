@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -50,7 +49,7 @@ from pipeline.run.lock import Holder
 from pipeline.train.monitor.events import last_saved_step, read_events
 from testing.commands import TINY, launch, launch_here
 from testing.paths import ROOT
-from testing.processes import children_of, kill_all
+from testing.processes import children_of, free_port, kill_all
 
 
 def test_a_job_is_told_places_that_do_not_depend_on_where_it_was_submitted():
@@ -68,12 +67,6 @@ def test_a_job_is_told_places_that_do_not_depend_on_where_it_was_submitted():
 
 RAY = str(Path(sys.executable).with_name("ray"))
 TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
@@ -327,7 +320,9 @@ def test_what_cannot_work_is_refused_before_anything_starts(sharded, address, tm
             submit("shard", config, overrides, address, JobOptions(**options))
 
     refused(
-        ClusterError, "1000 workers and the driver need 1000 CPU, but the .* has 2;", "cluster.workers.num_workers=1000"
+        ClusterError,
+        "2 workers and the driver need 2000 CPU, but the .* has 2;",
+        "cluster.workers.cpus_per_worker=1000",
     )
     refused(
         ClusterError,
@@ -468,11 +463,11 @@ def test_stop_a_job(address, tmp_path):
 def test_errors_of_submission(address, tmp_path):
     config = tmp_path / "tiny.yaml"
     config.write_text(TINY.format(runs=tmp_path / "runs"), encoding="utf-8")
-    said = launch("submit", "dance", str(config), "--address", address)
+    said = launch_here("submit", "dance", str(config), "--address", address)
     assert said.returncode == 1
     assert "there is no stage 'dance'; stages are run, demo, shard" in said.stderr
-    said = launch("submit", "shard", str(config), "--address", f"http://127.0.0.1:{free_port()}")
+    said = launch_here("submit", "shard", str(config), "--address", f"http://127.0.0.1:{free_port()}")
     assert "no Ray dashboard answers" in said.stderr
-    said = launch("submit", "shard", str(config), "--set", "dit.typo=1", "--address", address)
+    said = launch_here("submit", "shard", str(config), "--set", "dit.typo=1", "--address", address)
     assert "dit.typo: there is no such field" in said.stderr
-    assert "there is no job 'nothing'" in launch("job", "status", "nothing", "--address", address).stderr
+    assert "there is no job 'nothing'" in launch_here("job", "status", "nothing", "--address", address).stderr

@@ -14,6 +14,7 @@ from launch.overrides import ConfigError
 from launch.plan_data import TOO_SHORT, DataPlan, plan_data
 from launch.plan_hardware import Hardware, parse_peak, parse_size
 from launch.plan_run import RunPlan, describe_run_plan, plan_run
+from models.networks.config import DiTConfig
 from models.networks.counts import ClipSize, dit_cost
 from pipeline.distributed.config import WorldSizeError
 from testing.commands import launch_here
@@ -40,6 +41,7 @@ def test_figures_follow_from_the_closed_forms(tmp_path):
     given = config(tmp_path)
     planned = plan_run(given, H100)
     dit = planned.trainings[1]
+    assert isinstance(given.dit.model, DiTConfig)
     cost = dit_cost(given.dit.model, 8, ClipSize((5, 8, 8)))
     assert dit.parameters == cost.parameters
     assert dit.flops_per_step == 32 * cost.training_flops
