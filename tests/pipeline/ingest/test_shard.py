@@ -169,7 +169,7 @@ def test_what_is_filtered_does_not_depend_on_who_was_quicker(cluster, tmp_path):
     assert manifests[0] == manifests[1]
     assert manifests[0].filtered == {"black": 1, "duplicate": 2, "too_short": 1}
     names = [made.name for made in manifests[0].shards]
-    assert len(names) >= 4
+    assert len(names) > 2
     for lost in (names[::2], names[1::2]):  # made again, each comes out as it was, whatever is there
         for name in lost:
             (output / name).with_suffix(".commit.json").unlink()
