@@ -2,6 +2,7 @@
 
 import math
 
+import jaxtyping
 import pytest
 import torch
 from torch import Tensor
@@ -44,6 +45,12 @@ TOLERANCES = {  # of the covariance after 24 steps a frame
 name_of = lambda value: getattr(value, "__name__", None) or type(value).__name__  # noqa: E731
 
 
+@pytest.fixture
+def unchecked(monkeypatch):
+    """Without the checks of shapes, which double the time of small calls; other tests here make the same with them."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
 def predictions_of(path: Path) -> list[Prediction]:
     """Those that a network can be trained for: the noise says nothing of the data where a = 0."""
     return ["velocity", "data", "noise"] if isinstance(path, VariancePreservingPath) else ["velocity", "data"]
@@ -61,7 +68,7 @@ def as_guided(field: Field, rule: Guidance) -> Field:
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=name_of)
 @pytest.mark.parametrize("path", PATHS, ids=name_of)
-def test_every_combination_reaches_the_videos_covariance(path, schedule):
+def test_every_combination_reaches_the_videos_covariance(unchecked, path, schedule):
     """Solver x prediction. With times per frame, any way from noise to data has the same end (Chen et al. 2024)."""
     covariance = ar1(3, 0.8)
     data, basis = VideoData(path, covariance), torch.eye(3, dtype=torch.float64)[:, None]  # b 1 frames
@@ -75,7 +82,7 @@ def test_every_combination_reaches_the_videos_covariance(path, schedule):
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=name_of)
 @pytest.mark.parametrize("path", PATHS, ids=name_of)
-def test_every_guidance_rule_keeps_what_both_branches_agree_on(path, schedule):
+def test_every_guidance_rule_keeps_what_both_branches_agree_on(unchecked, path, schedule):
     """Schedule x solver x prediction x guidance rule: with the test above, every combination reaches the covariance."""
     data, basis = VideoData(path, ar1(2, 0.8)), torch.eye(2, dtype=torch.float64)[:, None]
     times = schedule(steps(3), 2)  # enough for every solver's history
@@ -93,7 +100,7 @@ def test_every_guidance_rule_keeps_what_both_branches_agree_on(path, schedule):
 @pytest.mark.parametrize("prediction", ["velocity", "data"])
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=name_of)
 @pytest.mark.parametrize(("solver", "order"), [(heun, 2), (ab2, 2), (unipc, 2)], ids=name_of)
-def test_the_order_is_kept_while_some_frames_have_ended(solver, order, schedule, prediction):
+def test_the_order_is_kept_while_some_frames_have_ended(unchecked, solver, order, schedule, prediction):
     covariance, errors = ar1(4, 0.8), []
     field = predicting(VideoData(StraightPath(), covariance), prediction)
     basis = torch.eye(4, dtype=torch.float64)[:, None]
@@ -122,7 +129,7 @@ def test_a_frame_that_pauses_keeps_its_state(solver):
 
 @pytest.mark.parametrize("path", PATHS, ids=name_of)
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=name_of)
-def test_diffusion_ends_in_the_videos_covariance_on_every_schedule(path, schedule):
+def test_diffusion_ends_in_the_videos_covariance_on_every_schedule(unchecked, path, schedule):
     covariance, errors = ar1(3, 0.8), []
     data = VideoData(path, covariance)
     for num_steps in (60, 120):

