@@ -15,6 +15,7 @@ from pipeline.checkpoint.published import is_published
 from pipeline.checkpoint.published_networks import open_transformer, transformer_shapes
 from pipeline.checkpoint.read import open_checkpoint
 from pipeline.checkpoint.record import CHECKPOINT_RECORD_NAME, LATEST_NAME
+from pipeline.ingest.measured import measured_spans
 from pipeline.report.dataset_page import clips_dir_of, write_dataset_page
 from pipeline.report.gallery import GALLERY_NAME
 from pipeline.report.pages import visible
@@ -72,7 +73,7 @@ def show_folder(path: Path, page_dir: Path, num_clips: int) -> list[Path]:
         raise ConfigError(
             f"{path} is no dataset, and a page shows only datasets; name a folder such as runs/NAME/clips"
         )
-    return write_dataset_page(survey_dataset(path), page_dir, num_clips)
+    return write_dataset_page(survey_dataset(path), page_dir, num_clips, measured_spans(path))
 
 
 def _is_dataset(path: Path) -> bool:

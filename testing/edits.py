@@ -11,7 +11,8 @@ from data.video.resize import resize_and_crop
 
 HEIGHT, WIDTH = 144, 256
 Motion = Literal["still", "drift", "shake", "pan", "zoom"]
-Edit = Literal["cut", "black", "dissolve"]
+Edit = Literal["cut", "black", "red", "dissolve"]
+THROUGH: dict[Edit, tuple[int, int, int]] = {"black": (0, 0, 0), "red": (190, 30, 40)}  # what a fade leads through
 MOTIONS: tuple[Motion, ...] = ("still", "drift", "shake", "pan", "zoom")
 
 
@@ -102,21 +103,22 @@ def join(shots: Sequence[Frames], edits: Sequence[Edit], lengths: Sequence[int])
 
     Args:
         edits: what leads from each shot to the next.
-        lengths: of each edit in frames; a cut has none. A fade takes half of them to black and half from it, a
-            cross-fade takes them from the end of one shot and the start of the next.
+        lengths: of each edit in frames; a cut has none. A fade takes half of them to one colour and half from it,
+            a cross-fade takes them from the end of one shot and the start of the next.
     """
     frames, known = list(shots[0].astype(np.float32)), []
     for kind, length, shot in zip(edits, lengths, shots[1:], strict=True):
         incoming = list(shot.astype(np.float32))
         if kind == "cut":
             known.append(KnownEdit("cut", len(frames), len(frames)))
-        elif kind == "black":
-            half = length // 2
-            known.append(KnownEdit("black", len(frames) - half, len(frames) + length - half))
+        elif kind in THROUGH:
+            half, colour = length // 2, np.array(THROUGH[kind], np.float32)
+            known.append(KnownEdit(kind, len(frames) - half, len(frames) + length - half))
             for step in range(half):
-                frames[len(frames) - half + step] = frames[len(frames) - half + step] * (1 - (step + 1) / half)
+                at = len(frames) - half + step
+                frames[at] = colour + (frames[at] - colour) * (1 - (step + 1) / half)
             for step in range(length - half):
-                incoming[step] = incoming[step] * (step / (length - half))
+                incoming[step] = colour + (incoming[step] - colour) * (step / (length - half))
         else:
             start = len(frames) - length
             known.append(KnownEdit("dissolve", start, len(frames)))

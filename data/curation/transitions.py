@@ -1,4 +1,4 @@
-"""Cuts, fades through black and cross-fades between scenes, told apart from flashes, fast pans and zooms.
+"""Cuts, fades through one colour and cross-fades between scenes, told apart from flashes, fast pans and zooms.
 
 Each frame is averaged to 12 x 16 blocks of RGB, so that small motion changes little. Then:
 
@@ -123,7 +123,7 @@ def _correlation(one: np.ndarray, other: np.ndarray) -> float:
 
 def _fades(film: _Film) -> list[Transition]:
     """Runs of frames without contrast, with the frames that lead there and back."""
-    contrast = film.pictures.std(1)
+    contrast = _contrast(film.pictures)
     reach = film.frames(FADE_SECONDS)
     fades = []
     for start, end in _runs(contrast < FLAT_CONTRAST):
@@ -141,6 +141,11 @@ def _fades(film: _Film) -> list[Transition]:
         if (first, last) != (0, len(contrast)) and not is_flash:
             fades.append(Transition(first, last))
     return fades
+
+
+def _contrast(pictures: Pictures) -> Float[np.ndarray, " t"]:
+    """Standard deviation over the blocks, as the root mean square of the three channels: 0 of any one colour."""
+    return np.sqrt(pictures.reshape(len(pictures), -1, 3).var(1).mean(1))
 
 
 def _runs(mask: Bool[np.ndarray, " t"]) -> list[tuple[int, int]]:

@@ -51,8 +51,8 @@ class ShardConfig(Settings):
     scene_detection: SceneDetection = "off"
     """How scenes are told apart, so that no clip spans two: `transitions`, `content` or `off`.
 
-    `transitions` finds hard cuts, fades through black or white, and cross-fades, and ignores flashes; `content` finds
-    hard cuts with PySceneDetect (the extra `scenes`); `off` does not look for scenes.
+    `transitions` finds hard cuts, fades through one colour such as black, and cross-fades, and ignores flashes;
+    `content` finds hard cuts with PySceneDetect (the extra `scenes`); `off` does not look for scenes.
     """
     hdr: Annotated[HdrHandling, AddedLater("as_sdr")] = "as_sdr"
     """Videos of high dynamic range (PQ, HLG): `tone_map` shows them as BT.709, `drop` leaves them out.

@@ -35,7 +35,7 @@ from pipeline.distributed.isolated_worker import allow_until
 from pipeline.ingest.config import PIXELS_VERSION, ShardConfig
 from pipeline.ingest.judge import Judge, model_fingerprints
 from pipeline.ingest.spool import Clips, ClipSpool, SpoolError
-from pipeline.ingest.thresholds import THRESHOLD_SETTINGS, MeasuredSpan, failed_threshold, what_is_measured
+from pipeline.ingest.thresholds import ALL_THRESHOLDS, MeasuredSpan, failed_threshold, what_is_measured
 from pipeline.run.fingerprints import fingerprint, output_json
 
 
@@ -87,7 +87,8 @@ class PrepareConfig:
     @cached_property
     def basis(self) -> str:
         """`cut` without the values of thresholds, but with what they have measured."""
-        return fingerprint([what_is_measured(self.settings.filters), *self._cutting(*THRESHOLD_SETTINGS)])
+        cutting = self._cutting(*(threshold.setting for threshold in ALL_THRESHOLDS))
+        return fingerprint([what_is_measured(self.settings.filters), *cutting])
 
     def _cutting(self, *excluded: str) -> list[Any]:
         """What decides the clips of a source, without the settings that are named."""

@@ -5,6 +5,7 @@ cut again only if a clip passes that was left out before, whose pixels were not 
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import Field
@@ -16,8 +17,21 @@ from data.records import Record
 from pipeline.ingest.config import ShardConfig
 from pipeline.ingest.judge import Judgement, failed_judgement
 
-THRESHOLD_SETTINGS = (*(f"filters.{rule.setting}" for rule in RULES), "models.min_aesthetic", "models.min_similarity")
-"""What only decides which of the measured clips are kept."""
+
+@dataclass(frozen=True)
+class Threshold:
+    """A setting that only decides which of the measured clips are kept."""
+
+    setting: str  # `part.field` of `ShardConfig`
+    compared: str  # measure, or score of a model
+    reason: Filter
+
+
+ALL_THRESHOLDS = (
+    *(Threshold(f"filters.{rule.setting}", rule.measure, rule.reason) for rule in RULES),
+    Threshold("models.min_aesthetic", "aesthetic", "unaesthetic"),
+    Threshold("models.min_similarity", "similarity", "caption_mismatch"),
+)
 
 
 class MeasuredSpan(Record):

@@ -21,7 +21,6 @@ from data.files.publish import publish_bytes, publish_text
 from data.records import Frames
 from data.video.codec import decode_clip
 from pipeline.report.contact_sheet import INK, SHEET_NAME, SheetClip, SheetLayout, contact_sheet
-from pipeline.report.measured import MeasuredSpans, measured_spans
 from pipeline.report.pages import LINE_COLOUR, TEMPLATES, svg_of, video_uri
 
 PAGE_NAME = "index.html"
@@ -48,11 +47,37 @@ class Channel:
     high: float  # as the lowest value
 
 
-def write_dataset_page(survey: Survey, folder: Path, num_clips: int) -> list[Path]:
+@dataclass(frozen=True)
+class Measured:
+    """One measure: the distribution of its values, and what its thresholds left out."""
+
+    histogram: Histogram
+    thresholds: tuple[str, ...]  # as sentences
+    median: float
+    low: float  # of every hundred spans, one is below it
+    high: float  # and one above it
+
+
+@dataclass(frozen=True)
+class MeasuredSpans:
+    """What was measured of a dataset."""
+
+    measures: tuple[Measured, ...]  # empty: nothing was, or the commits are not there
+    num_spans: int
+    num_shards: int  # that were read
+
+
+NOTHING_MEASURED = MeasuredSpans((), 0, 0)
+
+
+def write_dataset_page(
+    survey: Survey, folder: Path, num_clips: int, measured: MeasuredSpans = NOTHING_MEASURED
+) -> list[Path]:
     """Write the page and, for a dataset of clips, the contact sheet.
 
     Args:
         num_clips: number of samples to show, evenly spaced in the index.
+        measured: what was measured of the clips (`pipeline/ingest/measured.py`).
 
     Returns:
         The files that were written.
@@ -67,7 +92,6 @@ def write_dataset_page(survey: Survey, folder: Path, num_clips: int) -> list[Pat
     clips = [_read_clip(reader, row) for row in rows] if manifest.kind == "clips" else []
     channels = measure_channels(dataset_dir, rows, stats) if stats is not None else []
     clips_dir = clips_dir_of(dataset_dir)
-    measured = measured_spans(dataset_dir) if manifest.kind == "clips" else MeasuredSpans((), 0, 0)
     page = TEMPLATES.get_template("dataset.html").render(
         name=_short(dataset_dir),
         survey=survey,

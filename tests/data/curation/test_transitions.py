@@ -32,8 +32,9 @@ def test_a_cut_is_found_at_its_frame(shots, motion):
     assert transitions_of(frames) == [Transition(known[0].start, known[0].end)]
 
 
-def test_a_fade_through_black_is_found_with_all_its_frames(shots):
-    frames, (edit,) = join(shots["drift"], ["black"], [24])
+@pytest.mark.parametrize("colour", ["black", "red"])
+def test_a_fade_through_one_colour_is_found_with_all_its_frames(shots, colour):
+    frames, (edit,) = join(shots["drift"], [colour], [24])
     (found,) = transitions_of(frames)
     assert abs(found.start - edit.start) <= 2
     assert abs(found.end - edit.end) <= 2

@@ -19,11 +19,11 @@ from data.dataset.survey import pick_rows, survey_dataset
 from data.errors import DatasetError
 from launch.inspect import describe_folder, show_folder
 from pipeline.ingest.commit import ShardCommit
+from pipeline.ingest.measured import measured_spans
 from pipeline.ingest.prepare import SourceReport
 from pipeline.ingest.thresholds import MeasuredSpan
 from pipeline.report.contact_sheet import CAPTION_LINES, THUMB_PIXELS
-from pipeline.report.dataset_page import measure_channels
-from pipeline.report.measured import MeasuredSpans, measured_spans
+from pipeline.report.dataset_page import NOTHING_MEASURED, measure_channels
 from pipeline.report.pages import visible
 from pipeline.run.commits import publish_commit
 from pipeline.run.stage_record import StageRecord
@@ -157,7 +157,7 @@ def test_measures_and_their_thresholds_are_shown(tmp_path):
     """Of clips that are kept and of those that a threshold left out; models' scores too."""
     samples = [(record(number), colour_clip(SMALL, (99, 99, 99))) for number in range(3)]
     folder = write_dataset(tmp_path / "clips", samples)
-    assert measured_spans(folder) == MeasuredSpans((), 0, 0)
+    assert measured_spans(folder) == NOTHING_MEASURED
     assert "Measures" not in Page(show_folder(folder, tmp_path / "look", 2)[0]).text_in("h2")
     spans = [
         MeasuredSpan(start_seconds=n, measures={"sharpness": 0.1 * n}, scores={"aesthetic": n} if n > 1 else {})

@@ -4,17 +4,16 @@ Spans that a threshold left out are among them. At most `MAX_COMMITS` shards are
 """
 
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from pydantic import ValidationError
 
 from data.curation.config import FilterConfig, ModelsConfig
-from data.curation.filters import RULES
-from data.curation.ledger import Filter
 from data.dataset.survey import Histogram, numeric_bars
 from pipeline.ingest.commit import ShardCommit
+from pipeline.ingest.thresholds import ALL_THRESHOLDS
+from pipeline.report.dataset_page import Measured, MeasuredSpans
 from pipeline.run.commits import SHARD_PATTERN, read_commit
 from pipeline.run.stage_record import read_stage_record
 
@@ -31,33 +30,6 @@ UNITS = {
     "aesthetic": "score",
     "similarity": "to the caption, from -1 to 1",
 }
-Threshold = tuple[str, str, Filter]
-"""The setting, what it compares, and the reason in the ledger."""
-THRESHOLDS: tuple[Threshold, ...] = (
-    *((f"filters.{rule.setting}", rule.measure, rule.reason) for rule in RULES),
-    ("models.min_aesthetic", "aesthetic", "unaesthetic"),
-    ("models.min_similarity", "similarity", "caption_mismatch"),
-)
-
-
-@dataclass(frozen=True)
-class Measured:
-    """One measure: the distribution of its values, and what its thresholds left out."""
-
-    histogram: Histogram
-    thresholds: tuple[str, ...]  # as sentences
-    median: float
-    low: float  # of every hundred spans, one is below it
-    high: float  # and one above it
-
-
-@dataclass(frozen=True)
-class MeasuredSpans:
-    """What was measured of a dataset."""
-
-    measures: tuple[Measured, ...]  # empty: nothing was, or the commits are not there
-    num_spans: int
-    num_shards: int  # that were read
 
 
 def measured_spans(dataset_dir: Path) -> MeasuredSpans:
@@ -84,9 +56,9 @@ def measured_spans(dataset_dir: Path) -> MeasuredSpans:
 
 def _measured(name: str, values: np.ndarray, limits: dict[str, float], reasons: Counter[str]) -> Measured:
     told = tuple(
-        f"{setting} {limits[setting]:g} left {reasons[reason]:,} out"
-        for setting, measure, reason in THRESHOLDS
-        if measure == name and setting in limits
+        f"{threshold.setting} {limits[threshold.setting]:g} left {reasons[threshold.reason]:,} out"
+        for threshold in ALL_THRESHOLDS
+        if threshold.compared == name and threshold.setting in limits
     )
     low, median, high = np.percentile(values, (1, 50, 99)).tolist()
     return Measured(Histogram(name, UNITS[name], numeric_bars(values)), told, median, low, high)
@@ -106,9 +78,9 @@ def _limits(dataset_dir: Path) -> dict[str, float]:
     except (ValidationError, TypeError):
         return {}
     found = {}
-    for setting, _, _ in THRESHOLDS:
-        part, name = setting.split(".")
+    for threshold in ALL_THRESHOLDS:
+        part, name = threshold.setting.split(".")
         value = getattr(parts[part], name)
         if isinstance(value, int | float):
-            found[setting] = float(value)
+            found[threshold.setting] = float(value)
     return found
