@@ -61,6 +61,9 @@ def reused_clips(
                 manifest.forget(request.id)
                 continue
             clip = _listed_anew(path, request) if line is None else _with_request(line, path, request)
+            if clip is None:
+                found.num_damaged += 1
+                continue
             clip = clip.model_copy(update={"model": model, "model_folder": model_folder})
             if clip.lacks(manifest.folder, outputs):
                 found.num_incomplete += 1
@@ -107,12 +110,20 @@ def _with_request(line: SampledClip, path: Path, request: PromptRequest) -> Samp
     return line.model_copy(update={"file": path.name, "request": request, "sha256": digest})
 
 
-def _listed_anew(path: Path, request: PromptRequest) -> SampledClip:
-    """The line of a whole clip that has none. Of the files beside it there is no checksum: they count as missing."""
+def _listed_anew(path: Path, request: PromptRequest) -> SampledClip | None:
+    """The line of a whole clip that has none; None: the file says that it is another clip.
+
+    Of the files beside it there is no checksum: they count as missing.
+    """
+    video = None
     try:
-        video = read_provenance(path).video
-    except ProvenanceError:
-        video = None
+        made = read_provenance(path)
+    except ProvenanceError:  # of an older version
+        pass
+    else:
+        if made.request.id != request.id:
+            return None
+        video = made.video
     return SampledClip(
         file=path.name,
         request=request,

@@ -54,8 +54,14 @@ HOSTILE = {
     "fifo": (lambda tar: add(tar, "b.mp4", b"", type=tarfile.FIFOTYPE), "not a regular file"),
     "twice": (lambda tar: (add_sample(tar, "b"), add_sample(tar, RECORD.key)), "occurs twice"),
     "member twice": (lambda tar: (add(tar, "b.mp4"), add(tar, "b.mp4")), "occurs twice"),
-    "pickle": (lambda tar: add(tar, "b.pkl", pickle.dumps(Bomb())), "is not one of the members json, mp4, txt"),
-    "torch": (lambda tar: add(tar, "b.pth", pickle.dumps(Bomb())), "is not one of the members json, mp4, txt"),
+    "pickle": (
+        lambda tar: add(tar, "b.pkl", pickle.dumps(Bomb())),
+        "is not one of the members json, latent.safetensors, mp4, settings.json, txt",
+    ),
+    "torch": (
+        lambda tar: add(tar, "b.pth", pickle.dumps(Bomb())),
+        "is not one of the members json, latent.safetensors, mp4, settings.json, txt",
+    ),
     "incomplete": (lambda tar: add(tar, "b.mp4"), "lacks json, txt"),
     "bomb": (lambda tar: add(tar, "b.mp4", b"", size=2**40), "has 1099511627776 bytes, more than"),
     "other key": (

@@ -21,6 +21,7 @@ from data.dataset.webdataset_pipeline import open_as_webdataset
 from data.files.checksums import file_sha256
 from data.stream.loader import Stream, subsets_of
 from data.video.codec import decode_clip, encode_clip
+from data.video.config import VideoConfig
 from data.video.picture_zip import read_picture_zip
 from data.video.previews import PreviewEncoder
 from pipeline.encode.chunks import decode_clips
@@ -239,6 +240,16 @@ def test_a_damaged_or_missing_file_makes_its_clip_anew(sampled, model_dir, tmp_p
     cut.write_bytes(cut.read_bytes()[:-1])
     gone.unlink()
     assert reused(made, ALL) == [clip.file for clip in made.clips[3:]]
+
+
+def test_clips_without_lines_are_known_by_what_they_say(model_dir, tmp_path):
+    made = sample(tmp_path, model_dir, PROMPTS[:3], OutputsConfig(video=VideoConfig(crf=20)))
+    one, two, three = made.clips
+    (tmp_path / "manifest.jsonl").unlink()
+    (tmp_path / three.file).write_bytes((tmp_path / two.file).read_bytes())
+    assert reused(made, OutputsConfig(video=VideoConfig(crf=20))) == [one.file, two.file]
+    (tmp_path / "manifest.jsonl").unlink()
+    assert reused(made, OutputsConfig()) == []  # they are compressed otherwise
 
 
 def test_a_folder_of_an_older_version_is_complete(model_dir, tmp_path):
