@@ -18,10 +18,14 @@ from data.dataset.manifest import MANIFEST_NAME, read_manifest
 from data.dataset.reader import PayloadReader
 from data.errors import ReelflowError
 from data.files.checksums import file_sha256
-from data.records import Frames
+from data.records import Frames, Runtime
 from data.video.codec import decode_clip
+from pipeline.sample.config import SampleConfig
 from pipeline.sample.outputs import SAMPLES_NAME, SampledClip, read_samples
 from pipeline.sample.requests import PromptRequest, start_of
+
+SETTINGS = {name for name, field in SampleConfig.model_fields.items() if Runtime not in field.metadata}
+"""Of sampling, those that decide the pixels."""
 
 
 class ClipSetError(ReelflowError, ValueError):
@@ -169,10 +173,11 @@ def sampled_clips(folder: Path, clips: Iterable[SampledClip], limit: int) -> Sam
 
 
 def settings_of(clip: SampledClip) -> dict[str, JsonValue]:
-    """What a clip was sampled with, by name: the settings, and its checkpoint as `model`."""
+    """What a clip was sampled with, by name: settings that decide pixels, and fingerprints of its checkpoints."""
     request = clip.request
-    settings = {} if request.settings is None else request.settings.model_dump(mode="json")
-    return settings | {"guidance_scale": request.guidance_scale, "bucket": request.bucket, "model": clip.model}
+    settings = {} if request.settings is None else request.settings.model_dump(mode="json", include=SETTINGS)
+    weaker = {} if request.weaker is None else {"guidance_model": request.weaker.fingerprint}
+    return settings | weaker | {"guidance_scale": request.guidance_scale, "bucket": request.bucket, "model": clip.model}
 
 
 def values_of(clips: Iterable[SampledClip]) -> dict[str, list[JsonValue]]:

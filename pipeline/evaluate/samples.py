@@ -1,5 +1,6 @@
 """The samples of a run, measured and compared with the clips that it was trained on, by guidance scale."""
 
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from pipeline.evaluate.scores import clip_scores, shown_clips
 from pipeline.report.figures import GalleryClip
 from pipeline.report.run_report import ComparedSamples
 from pipeline.sample.outputs import SampledClip
+
+logger = logging.getLogger(__name__)
 
 MAX_PAIRS = 8  # of samples and training clips that the report shows
 
@@ -102,6 +105,14 @@ def measure_samples(
     found = {}
     for scale, samples, each in zip(scales, sets, measured, strict=True):
         is_enough = min(len(each.numbers), len(real.numbers)) >= MIN_CLIPS
+        if not is_enough:
+            logger.info(
+                "  guidance %g: %d samples are not compared with %d training clips: at least %d of both are needed",
+                scale,
+                len(each.numbers),
+                len(real.numbers),
+                MIN_CLIPS,
+            )
         comparison = compare(each, samples.names, real, reference.names) if is_enough else None
         found[scale] = MeasuredScale(samples, each, comparison)
     return MeasuredSamples(reference, real, found)

@@ -106,9 +106,20 @@ class SampledClip(Record):
             right=right,
             bucket=request.bucket,
             settings={} if request.settings is None else output_settings(request.settings),
-            provenance={name: _as_text(value) for name, value in known.items() if value is not None},
+            provenance={name: _as_text(_without_folders(value)) for name, value in known.items() if value is not None},
             scores=scores,
         )
+
+
+def _without_folders(value: JsonValue) -> JsonValue:
+    """The value with names of files in place of their paths: pages are shared, and must not show a machine's."""
+    if isinstance(value, dict):
+        known = {name: inner for name, inner in value.items() if name != "folder"}
+        return {
+            name: Path(inner).name if name == "path" and isinstance(inner, str) else _without_folders(inner)
+            for name, inner in known.items()
+        }
+    return [_without_folders(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _as_text(value: JsonValue) -> str:

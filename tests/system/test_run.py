@@ -30,6 +30,7 @@ from pipeline.sample.requests import PromptRequest
 from pipeline.sample.sampler import ClipSampler
 from pipeline.train.monitor.metrics import read_metrics
 from testing.commands import TINY, launch, launch_here
+from testing.html_page import Page
 from testing.paths import ROOT
 
 ONE_WORKER = ("--set", "cluster.workers.num_workers=1")  # starts in half the time, and changes nothing of what is made
@@ -93,8 +94,17 @@ def test_report_holds_every_figure(run):
     for section in (figures["judge"], figures["adherence"], figures["adherence"]["without_guidance"]):
         assert {"colour", "direction", "shape", "all", "num_clips", "num_right"} <= set(section)
     assert figures["adherence"]["num_clips"] == 24
+    assert set(figures["compared"]) == {"3", "1"}
+    compared = figures["compared"]["3"]
+    assert compared["num_samples"] == 24
+    assert compared["adherence"]["all"]["value"] == pytest.approx(figures["adherence"]["all"], abs=1e-4)
+    assert {"brightness", "contrast", "coloured_area", "motion", "flicker"} <= set(compared["drifts"])
+    assert compared["frechet_video"]["low"] < compared["frechet_video"]["corrected"]
     page = (run_dir / "report.html").read_text(encoding="utf-8")
-    assert page.count("data:video/mp4;base64,") == 24 + 2 * 2
+    assert page.count("data:video/mp4;base64,") == 24 + 2 * 2 + 2 * 8  # samples, reconstructions, nearest clips
+    links = [link["href"] or "" for link in Page(run_dir / "report.html").all("a")]
+    assert links == ["evaluation/gallery.html", "evaluation/dataset/index.html"]
+    assert all((run_dir / link).is_file() for link in links)
     assert "http://" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
         "http://creativecommons.org", ""
     )  # self-contained: nothing is fetched

@@ -28,10 +28,12 @@ function compare(a, b) {
 }
 
 function fill(select, name, values) {
-  for (const value of [...new Set(values)].sort(compare).slice(0, MOST_CHOICES)) {
+  const different = [...new Set(values)].sort(compare);
+  for (const value of different.slice(0, MOST_CHOICES)) {
     const option = make("option", select, `${name} ${told(value)}`);
     option.value = told(value);
   }
+  if (different.length > MOST_CHOICES) make("option", select, `and ${different.length - MOST_CHOICES} more`).disabled = true;
   select.hidden = select.options.length < 3; // one value is no choice
 }
 

@@ -1,13 +1,16 @@
 """The manifest of sampled clips, and which files are whole."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from data.files.jsonl import publish_jsonl
 from data.video.codec import encode_clip
+from pipeline.sample.config import SampleConfig
+from pipeline.sample.given import ImageFile
 from pipeline.sample.outputs import SAMPLES_NAME, SampledClip, SamplesError, is_whole_clip, read_samples
-from pipeline.sample.requests import PromptRequest
+from pipeline.sample.requests import PromptRequest, WeakerModel
 from testing.clips import moving_shapes
 
 REQUEST = PromptRequest(id="00", prompt="a\u2028b", seed=1, guidance_scale=3.0, bucket="9x32x32@8")
@@ -72,3 +75,28 @@ def test_only_a_clip_of_full_length_is_whole(tmp_path):
         assert not is_whole_clip(path), length
     path.write_bytes(content + b"more")
     assert not is_whole_clip(path)
+
+
+def test_pages_show_what_a_clip_came_from_without_paths_of_the_machine():
+    request = PromptRequest(
+        id="0" * 12,
+        prompt="a",
+        seed=0,
+        guidance_scale=1.0,
+        bucket="5x32x32@8",
+        image=ImageFile(path="/home/me/first.png", sha256="ab"),
+        weaker=WeakerModel(folder="/home/me/runs/dit", fingerprint="cd"),
+        settings=SampleConfig(steps=4, guidance_checkpoint=Path("/home/me/runs/dit")),
+        metadata={"source": ["x", 1]},
+    )
+    shown = SampledClip(file="a.mp4", request=request, num_network_calls=8, sha256="ef", model="12").shown()
+    assert shown.settings["steps"] == 4
+    assert shown.provenance == {
+        "checkpoint": "12",
+        "network calls": "8",
+        "sha256": "ef",
+        "image": '{"path": "first.png", "sha256": "ab"}',
+        "weaker": '{"fingerprint": "cd"}',
+        "metadata": '{"source": ["x", 1]}',
+    }
+    assert "/home/me" not in f"{shown}"

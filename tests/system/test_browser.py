@@ -1,4 +1,4 @@
-"""The gallery in a browser, from files: with clicks and keys, and without errors in the console."""
+"""Pages in a browser, from files: with clicks and keys, and without errors in the console."""
 
 import json
 import time
@@ -7,10 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from data.video.codec import encode_clip
 from launch.gallery import show_samples, show_side_by_side
+from pipeline.report.comparison_page import ComparisonPage, FigureRow, NearestPair, Tile, write_comparison_page
 from pipeline.report.gallery import write_gallery
+from pipeline.report.sweep_page import Front, Point, SweepClip, SweepPage, SweepRow, write_sweep_page
 from pipeline.sample.outputs import read_samples
 from testing.browser import BrowserPage, browser_page
+from testing.clips import moving_shapes
 from testing.galleries import write_many_samples
 
 pytestmark = pytest.mark.browser
@@ -175,3 +179,28 @@ def test_a_hostile_prompt_is_text(browser, tmp_path):
     assert page.evaluate("document.images.length") == 0
     assert page.inner_text("#details p") == text
     assert browser.problems == []
+
+
+def test_pages_of_comparisons_and_sweeps_play_what_they_hold(browser, tmp_path):
+    frames = moving_shapes(5, 32)
+    row = FigureRow("motion", "meaning", "1", "2", "-1", is_different=True)
+    pair = NearestPair(frames, frames, "<b>like</b>")
+    tiles = [Tile("1.5", "distance")]
+    comparison = ComparisonPage("a/samples", "b/clips", tiles, ["note"], [row], [row], "few", [pair])
+    content = encode_clip(frames, 8)
+    combinations = [
+        SweepRow(f"steps {cost}", cost, cost, 4, 0, ["0.5"], is_on_front=True, clips=[SweepClip(content, "a")])
+        for cost in (4.0, 8.0)
+    ]
+    front = Front("share", "higher", [Point(4, 0.5, 0.4, 0.6), Point(8, 0.7, 0.6, 0.8)], [0, 1])
+    sweep = SweepPage("a/sweep", ["note"], [front], ["share"], has_reference=True, rows=combinations)
+    for path, number in (
+        (write_comparison_page(comparison, tmp_path / "compared"), 2),
+        (write_sweep_page(sweep, tmp_path / "sweep"), 2),
+    ):
+        page = browser.open(path)
+        browser.wait_until(
+            f"[...document.querySelectorAll('video')].filter((v) => v.readyState >= 2).length === {number}"
+        )
+        assert page.query_selector("figcaption b") is None or path.parent.name == "sweep"
+        assert browser.problems == []
