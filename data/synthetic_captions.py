@@ -16,7 +16,7 @@ from data.synthetic import Scene
 
 T = TypeVar("T")
 
-# The usual word comes first.
+# The usual word comes first and is drawn as often as all the others together.
 COLOUR_WORDS: Mapping[str, tuple[str, ...]] = {
     "red": ("red", "crimson", "scarlet", "ruby"),
     "green": ("green", "emerald", "grass-green", "forest-green"),
@@ -79,8 +79,7 @@ REMARKS = (
 )
 SURROUNDINGS = ("on {}", "on a {} background", "against a {} backdrop", "in front of {}", "over a {} ground")
 
-SHARE_OF_USUAL_WORD = 0.65
-SHARE_WITHOUT_COLOUR, SHARE_WITHOUT_SHAPE, SHARE_WITHOUT_MOVEMENT = 0.04, 0.04, 0.04
+SHARE_WITHOUT_COLOUR, SHARE_WITHOUT_SHAPE, SHARE_WITHOUT_MOVEMENT = 0.06, 0.06, 0.06
 SHARE_WITH_TYPING_ERROR, SHARE_WITH_REMARK = 0.12, 0.2
 SHARE_IN_CAPITALS, SHARE_CAPITALISED = 0.05, 0.2
 SHORTEST_WITH_ERROR = 4  # letters of a word that may have a typing error
@@ -125,7 +124,7 @@ class _Writer:
 
     def _word(self, words: Sequence[str]) -> str:
         """The usual word, or one of the others."""
-        return words[0] if len(words) == 1 or self._chance(SHARE_OF_USUAL_WORD) else self._choose(words[1:])
+        return words[0] if len(words) == 1 or self._chance(0.5) else self._choose(words[1:])
 
     def _subject(self) -> str:
         """Size, colour and shape; a colour or a shape that is left out leaves the other."""
