@@ -23,7 +23,6 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 import torch
 
-from benchmarks.peaks import above_base, output_of_new_process
 from data.files.publish import publish_text
 from models.autoencoder.config import AutoencoderConfig
 from models.networks.build import build_network
@@ -32,6 +31,7 @@ from models.networks.dit_options import AttentionSpan
 from models.text.bytes import CaptionTokens
 from models.text.config import TextConfig
 from testing.clips import make_network
+from testing.peaks import above_base, output_of_new_process
 
 RESULT = Path(__file__).parent / "results" / "growth.json"
 IMAGE = Path(__file__).parents[1] / "docs" / "images" / "growth.png"

@@ -31,13 +31,13 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from benchmarks.peaks import above_base, output_of_new_process
 from models.networks.build import build_network
 from models.networks.config import DiTConfig
 from models.networks.protocol import VelocityNetwork
 from models.text.config import TextConfig
 from models.text.embeddings import CaptionEmbeddings
 from pipeline.engine.compilation import compile_network
+from testing.peaks import above_base, output_of_new_process
 from testing.published import make_transformer
 from testing.wan import copy_transformer, make_pair
 

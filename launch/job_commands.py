@@ -218,8 +218,12 @@ def _follow_to_the_end(job_id: str, address: str, again: _Again | None = None) -
 
     left = 0 if again is None else again.options.restarts
     while True:
-        for text in jobs.follow(job_id, address):
-            typer.echo(text, nl=False)
+        try:
+            for text in jobs.follow(job_id, address):
+                typer.echo(text, nl=False)
+        except KeyboardInterrupt:
+            typer.echo(f"\n{job_id} goes on; `reelflow job logs -f {job_id}` follows it, `job stop` stops it", err=True)
+            raise typer.Exit(130) from None
         job = jobs.status(job_id, address)
         typer.echo(f"{job_id}: {job.status}" + ("" if job.status == "SUCCEEDED" else f"  {job.message}").rstrip())
         if again is None or not left or not job.was_lost:

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks.plan import Case, Size, batch, build, predict
 from pipeline.train.memory_plan import MemorySettings, worker_memory
 from pipeline.train.memory_trace import Moment, StepTrace, TraceOptions, trace_step
+from testing.memory import Case, Size, batch, build, measure, predict
 
 
 class Layer(nn.Module):
@@ -76,7 +76,5 @@ def test_offload_moves_the_state_to_the_host():
     ("stage", "checkpointing"), [(0, "all"), (1, "none"), (2, "none"), (2, "all"), (3, "none")], ids=str
 )
 def test_the_predicted_peak_is_the_measured_one(stage, checkpointing):
-    from benchmarks.plan import GOAL, measure
-
     case = Case("small", stage, checkpointing, 1)
-    assert predict(case).total == pytest.approx(measure(case), rel=GOAL)
+    assert predict(case).total == pytest.approx(measure(case), rel=0.1)
