@@ -59,7 +59,8 @@ def contradiction_in(config: SampleConfig, given: Collection[str] = ()) -> Contr
         return Contradiction("ddim_eta", "only the solver ddim without sde_sigma reads it")
     if config.schedule != "pyramid" and is_set("pyramid_delay"):
         return Contradiction("pyramid_delay", f"only the schedule pyramid reads it, and schedule is {config.schedule}")
-    if config.sde_sigma > 0 and is_set("solver"):
+    # a row may take sde_sigma in a job that has a solver for the others
+    if config.sde_sigma > 0 and (is_set("solver") if "sde_sigma" not in given else "solver" in given):
         return Contradiction("sde_sigma", "above 0 the Euler-Maruyama method takes the place of the solver; give one")
     if config.solver == "flow_map":
         for name in OF_VELOCITIES:
