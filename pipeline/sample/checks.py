@@ -24,8 +24,6 @@ RULE_OF = {
 """Settings that only one guidance rule reads."""
 LARGEST_SCALES = {"plain": 8.0, "cfg-zero-star": 5.0, "rescaled": 8.0, "apg": 8.0}
 """Scales up to which pictures stayed whole, by rule (`benchmarks.guidance`, docs/guides/sampling.md)."""
-LONG_INTERVAL = 0.6
-"""Of the times: guidance in a shorter interval bears larger scales."""
 OF_FIXED_STEPS = ("steps", "shift", "grid")
 """Settings that an adaptive solver does not read."""
 
@@ -86,10 +84,7 @@ def contradiction_in(config: SampleConfig, given: Collection[str] = ()) -> Contr
 
 def is_beyond_rule(config: SampleConfig) -> bool:
     """Whether the guidance scale is larger than pictures bear under the rule."""
-    if config.guidance == "apg" and config.apg_threshold > 0:
-        return False  # what it adds is limited
-    begin, end = config.guidance_interval
-    return end - begin > LONG_INTERVAL and config.guidance_scale > LARGEST_SCALES[config.guidance]
+    return config.guidance_scale > LARGEST_SCALES[config.guidance]
 
 
 def text_encoder_folder(model: SampledModel, config: SampleConfig) -> Path:

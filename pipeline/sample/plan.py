@@ -145,9 +145,8 @@ class Plan:
         if beyond.count:
             limits = ", ".join(f"{rule} {LARGEST_SCALES[rule]:g}" for rule in sorted(rules))
             summary.warnings.append(
-                f"{beyond.count} of {summary.num_rows} rows have a guidance scale beyond what pictures bear under their "
-                f"rule ({limits}), the first in {beyond.first}: stripes and wrong colours are likely; lower "
-                "guidance_scale, or guide in a shorter guidance_interval"
+                f"{beyond.count} of {summary.num_rows} rows have a guidance scale beyond what pictures bear with its "
+                f"rule ({limits}), the first in {beyond.first}: stripes and wrong colours are likely; lower it"
             )
         if masked.count:
             summary.warnings.append(f"{masked.count} rows have a mask, the first in {masked.first}: {BIASED}")
