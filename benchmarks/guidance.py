@@ -97,17 +97,18 @@ def figures(clips: Sequence[Frames], like: np.ndarray) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure the rows whose names contain one of the words given, or all."""
+    """Measure the rows whose names are given or contain one of the words given, or all."""
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="of the training")
     parser.add_argument("--sheets", type=Path, help="folder for a contact sheet")
     parser.add_argument("--only", nargs="*", default=[""], help="words of the names of rows")
+    parser.add_argument("--exact", nargs="*", help="names of rows")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     sampler = ClipSampler(open_model(asked.folder), BASE, torch.device("cpu"))
-    like, cells = drawn(sampler, 96), []
+    like, cells = drawn(sampler, 32), []
     for name, settings in rows().items():
-        if not any(word in name for word in asked.only):
+        if (name not in asked.exact) if asked.exact else not any(word in name for word in asked.only):
             continue
         clips, calls = sampled(sampler, settings)
         found = {"network_calls": calls, **figures(clips, like)}
@@ -119,7 +120,7 @@ def main() -> None:
         cells += [SheetClip(clips[number], name) for number in SHOWN]
         if asked.sheets is not None:
             asked.sheets.mkdir(parents=True, exist_ok=True)
-            label = "_".join(word for word in asked.only if word) or "all"
+            label = "_".join(asked.exact or [word for word in asked.only if word]) or "all"
             (asked.sheets / f"{label}.png").write_bytes(contact_sheet(cells, SheetLayout(2, len(SHOWN))))
 
 

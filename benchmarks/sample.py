@@ -311,7 +311,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=2, help="of the comparison with diffusers")
     asked = parser.parse_args()
     measures: dict[str, Callable[[], dict[str, Any]]] = {
-        "jobs": lambda: jobs(asked.folder, asked.rounds, asked.clips),
+        "jobs": lambda: jobs(asked.folder, asked.rounds, min(72, asked.clips)),
         "peer": lambda: peer(asked.minutes),
         "memory": lambda: memory(asked.folder),
     }

@@ -25,6 +25,8 @@ RULE_OF = {
 """Settings that only one guidance rule reads."""
 OF_VELOCITIES = ("guidance", *RULE_OF, "negative_prompt", "guidance_checkpoint", "flow_path")
 """Settings that the jumps of a flow map do not read."""
+LARGEST_SCALES = {"plain": 8.0, "cfg-zero-star": 5.0, "rescaled": 8.0, "apg": 8.0}
+"""Scales up to which pictures stayed whole, by rule (`benchmarks.guidance`, docs/guides/sampling.md)."""
 OF_FIXED_STEPS = ("steps", "shift", "grid")
 """Settings that an adaptive solver does not read."""
 
@@ -92,6 +94,11 @@ def contradiction_in(config: SampleConfig, given: Collection[str] = ()) -> Contr
     return None
 
 
+def is_beyond_rule(config: SampleConfig) -> bool:
+    """Whether the guidance scale is larger than pictures bear under the rule."""
+    return config.guidance_scale > LARGEST_SCALES[config.guidance]
+
+
 def text_encoder_folder(model: SampledModel, config: SampleConfig) -> Path:
     """The folder to load the model's text encoder from; it has one."""
     assert model.text_encoder is not None
@@ -109,6 +116,17 @@ def check_can_sample(model: SampledModel, config: SampleConfig) -> None:
     """
     if (found := contradiction_in(config)) is not None:
         raise CheckpointError(f"sample.{found}")
+    check_model(model, config)
+
+
+def check_model(model: SampledModel, config: SampleConfig) -> None:
+    """The part of `check_can_sample` that depends on the model.
+
+    Raises:
+        CheckpointError: as `check_can_sample`.
+        PublishedError: likewise.
+        TextEncoderError: likewise.
+    """
     check_settings(model, config)
     if model.text_encoder is not None:
         check_same_encoder(model.text_encoder, text_encoder_folder(model, config))

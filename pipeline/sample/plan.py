@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from data.dataset.buckets import Bucket
 from data.errors import ReelflowError, shorten
 from pipeline.run.fingerprints import output_json
-from pipeline.sample.checks import check_settings, contradiction_in
+from pipeline.sample.checks import LARGEST_SCALES, check_settings, contradiction_in, is_beyond_rule
 from pipeline.sample.conditions import BIASED, check_given
 from pipeline.sample.config import MP4_ALONE, OutputsConfig, SampleConfig
 from pipeline.sample.given import NOTHING, Given, ImageFile, given_of
@@ -112,9 +112,9 @@ class Plan:
 
     def check(self) -> PlanSummary:
         """Plan everything once, so that what cannot be sampled is refused before anything starts."""
-        summary, repeated, untrained, masked = PlanSummary(), _Rows(), _Rows(), _Rows()
+        summary, repeated, untrained, masked, beyond = PlanSummary(), _Rows(), _Rows(), _Rows(), _Rows()
         trained = {bucket.name for bucket in self.model.trained_buckets}
-        place, shapes = "", set[str]()
+        place, shapes, rules = "", set[str](), set[str]()
         for placed, request, is_first in self._walk():
             is_new_row, place = placed.place != place, placed.place
             summary.num_rows += is_new_row
@@ -123,6 +123,10 @@ class Plan:
                 repeated.add(place)
             if is_new_row and placed.prompt.mask is not None:
                 masked.add(place)
+            config = request.settings or self.config
+            if is_new_row and request.weaker is None and is_beyond_rule(config):
+                beyond.add(place)
+                rules.add(config.guidance)
             if request.weaker is not None:
                 summary.weaker.add(request.weaker.fingerprint)
             if is_new_row and trained and request.bucket not in trained:
@@ -139,6 +143,12 @@ class Plan:
                 f"{untrained.count} of {summary.num_rows} rows ask for shapes that the network was not trained on, "
                 f"such as {', '.join(sorted(shapes))}, the first in {untrained.first}; it was trained on "
                 f"{', '.join(sorted(trained))}, and others may look worse"
+            )
+        if beyond.count:
+            limits = ", ".join(f"{rule} {LARGEST_SCALES[rule]:g}" for rule in sorted(rules))
+            summary.warnings.append(
+                f"{beyond.count} of {summary.num_rows} rows have a guidance scale beyond what pictures bear with its "
+                f"rule ({limits}), the first in {beyond.first}: stripes and wrong colours are likely; lower it"
             )
         if masked.count:
             summary.warnings.append(f"{masked.count} rows have a mask, the first in {masked.first}: {BIASED}")

@@ -17,7 +17,7 @@ from data.video.codec import check_encoder
 from pipeline.checkpoint.record import CheckpointError
 from pipeline.run.fingerprints import output_json
 from pipeline.run.precision import prepare_to_compute
-from pipeline.sample.checks import check_can_sample, open_weaker
+from pipeline.sample.checks import check_model, open_weaker
 from pipeline.sample.config import MP4_ALONE, OutputFormat, OutputsConfig, SampleConfig
 from pipeline.sample.model import SampledModel, open_model
 from pipeline.sample.outputs import CLIP_SUFFIX
@@ -122,7 +122,7 @@ def remake(clip: RecordedClip, places: Places, output: Path, num_threads: int) -
     model = find_model(clip, places.checkpoint)
     clip = _with_weaker(clip, model, places.guidance_checkpoint)
     settings = _settings(clip, places)
-    check_can_sample(model, settings)
+    check_model(model, settings)
     if _address(clip, model, settings) != clip.request.id:
         notes.append(f"the id {clip.request.id} is not that of the settings in its record: they were changed")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -116,6 +116,21 @@ def test_metadata_of_the_user_changes_no_clip(tmp_path):
     assert tagged.metadata == {"x": [1, None], "y": "z"}
 
 
+def test_a_scale_beyond_its_rule_is_warned_of_once_with_the_first_row(tmp_path):
+    strong = {"guidance": "cfg-zero-star", "guidance_scale": 6}
+    rows = [
+        {"prompt": "a", "guidance_scale": 8},
+        {"prompt": "b", **strong},
+        {"prompt": "c", "guidance_scale": 5, "guidance": "cfg-zero-star"},
+        {"prompt": "d", **strong, "num_seeds": 3},
+        {"prompt": "e", "guidance_scale": 12},
+    ]
+    (warning,) = plan(write(tmp_path, *rows)).check().warnings
+    assert warning.startswith("3 of 5 rows have a guidance scale beyond what pictures bear with its rule")
+    assert "(cfg-zero-star 5, plain 8), the first in " in warning
+    assert "line 2: stripes" in warning
+
+
 def test_shapes_beside_the_trained_ones_are_sampled_with_a_warning(tmp_path):
     rows = [{"prompt": "a"}, {"prompt": "a", "height": 48}, {"prompt": "a", "num_frames": 17, "fps": 12.5}]
     asked = plan(write(tmp_path, *rows), ANY_SHAPE)
