@@ -13,7 +13,9 @@ CAPTION_MEMBER = "txt"
 RECORD_MEMBER = "json"
 LATENT_MEMBER = "latent.safetensors"
 Split = Literal["train", "validation"]
-Decoder = Literal["decord", "torchcodec", "pyav", "pillow"]  # the library that read the source; pillow reads images
+Decoder = Literal[
+    "decord", "torchcodec", "pyav", "pillow"
+]  # the library that read the source; pillow reads images, and torchcodec did in older versions
 
 
 class ClipRecord(Record):
