@@ -19,7 +19,7 @@ test-slow: setup  # the demo alone: it uses two cores
 	@$(RUN) -m pytest -m demo
 
 test-all: setup  # both of these at once, which share what takes minutes to make
-	@$(PYTEST) -m 'not (gpu or demo or campaign or torchcodec or wandb)'
+	@$(PYTEST) -m 'not (gpu or demo or campaign or wandb)'
 	@$(RUN) -m pytest -m demo
 
 lint: setup

@@ -31,7 +31,7 @@ ORDER = (  # of the packages of `pipeline`: each imports only from those in the 
     ("evaluate",),
 )
 ROW = {room: number for number, rooms in enumerate(ORDER) for room in rooms}
-DECODERS = ("av", "decord", "torchcodec")
+DECODERS = ("av", "decord")
 HEAVY = ("torch", "torch._dynamo", "ray", "deepspeed", "transformers", *DECODERS)  # _dynamo: of torch.compile
 
 

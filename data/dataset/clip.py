@@ -16,7 +16,7 @@ SETTINGS_MEMBER = "settings.json"  # of sampled clips: how each was made
 OPTIONAL_MEMBERS = frozenset({VIDEO_MEMBER, LATENT_MEMBER, SETTINGS_MEMBER})
 """Of a sample beside its payload: shards of sampled clips hold both the clip and its latent."""
 Split = Literal["train", "validation"]
-# The library that read the source; pillow reads images, and sampled clips were never read.
+# The library that read the source: pillow reads images, torchcodec did in older versions; sampled clips were not read.
 Decoder = Literal["decord", "torchcodec", "pyav", "pillow", "sampled"]
 
 

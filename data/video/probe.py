@@ -1,7 +1,7 @@
 """Properties of a video file, read from its packets and one decoded frame, and which decoders read it correctly.
 
 Decoders make different errors: decord ignores edit lists, inserts frames into AVI files with B-frames, and is off by a
-frame where groups of pictures are open; neither decord nor torchcodec nor PyAV applies mirroring.
+frame where groups of pictures are open; neither decord nor PyAV applies mirroring.
 """
 
 from collections.abc import Mapping
@@ -151,12 +151,6 @@ class Probe:
             and not (self.has_edit_list or self.is_interlaced or self.is_damaged or self.matrix.is_mirrored)
             and not (self.may_be_transparent or self.is_untagged_hd or self.is_tone_mapped)
         )
-
-    @property
-    def suits_torchcodec(self) -> bool:
-        """Whether torchcodec, which applies edit lists and seeks exactly, reads exactly the frames that are shown."""
-        is_plain = not (self.is_interlaced or self.is_damaged or self.matrix.is_mirrored or self.may_be_transparent)
-        return len(self.ticks) > 0 and is_plain and not (self.is_untagged_hd or self.is_tone_mapped)
 
 
 def probe_video(path: Path, max_pixels: int | None = None) -> Probe:

@@ -6,13 +6,11 @@ from pathlib import Path
 from data.video.decoders.decord_reader import decord_timeline
 from data.video.decoders.pyav_reader import measured_timeline, packet_timeline
 from data.video.decoders.timeline import Timeline
-from data.video.decoders.torchcodec_reader import torchcodec_timeline
 from data.video.probe import Probe
 
 TIMELINES = (  # in order of preference; each returns None for a file that it may read wrongly
     packet_timeline,  # PyAV, with the time stamps of the packets: fastest, as it scales frames while it converts them
     decord_timeline,  # where PyAV lacks a frame, for files that the probe shows to be free of what decord gets wrong
-    torchcodec_timeline,  # likewise, in exact mode, if it is installed
     measured_timeline,  # PyAV, with the time stamps of the decoded frames: for every file
 )
 

@@ -13,13 +13,12 @@ from data.video.decoders.decord_reader import decord_timeline
 from data.video.decoders.pyav_reader import SCALED_LAYOUT, SCALING
 from data.video.decoders.pyav_stream import decode_frames
 from data.video.decoders.selection import timelines
-from data.video.decoders.timeline import Timeline, UnfitDecoderError
-from data.video.decoders.torchcodec_reader import has_torchcodec
+from data.video.decoders.timeline import Timeline
 from data.video.probe import probe_video
 from data.video.resize import reading_size
 from data.video.spans import TIE_SECONDS
 
-# (file, its next decoder without torchcodec): each codec, container, rotation, variable frame rate and edit list
+# (file, its next decoder): each codec, container, rotation, variable frame rate and edit list
 FILES = [
     ("fixtures/bikes.mp4", "decord"),
     ("fixtures/sync_test.mkv", "decord"),  # variable frame rate
@@ -160,23 +159,6 @@ def test_frames_decoded_to_the_size_of_a_clip_show_the_same(clips_dir, name):
         )
         resized = Image.fromarray(np.ascontiguousarray(whole)).resize((size[1], size[0]), Image.Resampling.BICUBIC)
         assert np.abs(small.astype(int) - np.asarray(resized)).mean() < MEAN_DIFFERENCE
-
-
-@pytest.mark.torchcodec
-@pytest.mark.parametrize("name", [name for name, decoder in FILES if decoder == "pyav"])
-def test_torchcodec_gives_the_same_frames_or_says_that_it_cannot(clips_dir, name):
-    assert has_torchcodec()
-    path = clips_dir / name
-    timeline = next(timelines(path, probe_video(path)))
-    if timeline.decoder == "torchcodec":
-        times, frames = reference(path)
-        chosen = sorted({0, len(times) // 3, len(times) // 2, len(times) - 1})
-        try:
-            read = list(timeline.read(chosen))
-        except UnfitDecoderError:
-            return
-        for index, pixels in zip(chosen, read, strict=True):  # colours of 10 bits differ at sharp edges
-            assert np.abs(pixels.astype(int) - upright(frames[index], name)).mean() < 3
 
 
 def test_interlaced_frames_are_made_whole(clips_dir):

@@ -185,7 +185,6 @@ READERS = [
     *(("decord_timeline", name) for name in TIMED),
     *(("packet_timeline", name) for name in TIMED),
     *(("measured_timeline", name) for name in (*TIMED, "sar_mpeg2.mpg")),
-    *(pytest.param("torchcodec_timeline", name, marks=pytest.mark.torchcodec) for name in TIMED),
 ]
 
 
