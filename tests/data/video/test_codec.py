@@ -137,4 +137,4 @@ def test_an_encoder_that_is_not_installed_is_refused_by_name(monkeypatch):
 def test_settings_that_an_encoder_does_not_take_are_refused(fields, told):
     with pytest.raises(ValueError, match=told):
         VideoConfig(**fields)
-    assert VideoConfig(codec="av1", crf=60, preset=5).resolved().preset == "5"
+    assert VideoConfig.model_validate({"codec": "av1", "crf": 60, "preset": 5}).resolved().preset == "5"
