@@ -85,9 +85,9 @@ def test_search_filters_and_order(gallery):
     assert not page.is_visible("[data-setting=solver]")  # all are of one
     page.select_option("[data-setting=steps]", "")
     page.select_option("#order", "seed")
-    assert page.inner_text("figure[data-number='0'] small") == "seed 0, guidance 1"
+    assert page.inner_text("figure[data-number='0'] small").strip() == "seed 0, guidance 1"
     page.click("#direction")
-    assert page.inner_text("figure[data-number='0'] small").startswith("seed 10006")
+    assert page.inner_text("figure[data-number='0'] small").strip().startswith("seed 10006")
 
 
 def test_a_click_tells_what_the_clip_came_from_and_how_it_is_made_again(gallery, samples):
