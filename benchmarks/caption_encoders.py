@@ -29,7 +29,7 @@ from testing.phrasings import DEVELOPMENT, Wording, wordings
 RESULT = Path(__file__).parent / "results" / "caption_encoders.json"
 NAMES = (tuple(COLOURS), SHAPES, tuple(DIRECTIONS))
 NUM_CAPTIONS, BATCH, LEARNING_RATE, WARMUP, SEED = 1440, 32, 3e-3, 50, 0
-JUDGED_AFTER = (50, 100, 200)
+JUDGED_AFTER = (50, 100)
 ENCODERS = {
     "bytes": TextConfig(width=128, depth=1, heads=2, max_bytes=128, normalization="nfkc_casefold"),
     "words": TextConfig(width=128, depth=1, heads=2, words=WordsConfig(max_words=32), normalization="nfkc_casefold"),
