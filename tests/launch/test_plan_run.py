@@ -57,7 +57,7 @@ def test_figures_follow_from_the_closed_forms(tmp_path):
 
 def test_what_does_not_fit_names_the_nearest_settings_that_do(tmp_path):
     given = config(tmp_path, **LARGE)
-    small = replace(H100, memory_bytes=8 * GIB)
+    small = replace(H100, memory_bytes=5 * GIB // 2)
     planned = plan_run(given, small).trainings[1]
     assert not planned.fits
     assert planned.ways_out
@@ -70,7 +70,8 @@ def test_sequence_parallelism_and_checkpointing_lower_activations_alone(tmp_path
     def memory(**fields: object):
         return plan_run(config(tmp_path, **LARGE, **fields), H100).trainings[1].memory
 
-    plain, shared = memory(), memory(**{"dit.train.sequence_parallel": 4, "dit.train.gradient_accumulation_steps": 4})
+    groups = {"dit.train.sequence_parallel": 4, "dit.train.gradient_accumulation_steps": 4}
+    plain, shared = memory(), memory(**groups, **{"cluster.workers.num_workers": 4})
     assert shared.weights == plain.weights
     assert shared.activations < plain.activations
     all_again = memory(**{"dit.train.activation_checkpointing": "true"})

@@ -128,7 +128,7 @@ class FlowTask:
             CheckpointError: the file at `base_path` is damaged, or of another network.
         """
         if self.base_path is None:
-            network = self._network(self.model)
+            network = self._adapted(self._network(self.model))
             return FlowMatchingLoss(network, self.flow) if self.flow.map is None else FlowMapLoss(network, self.flow)
         with on_meta_device():
             network, teacher = self._network(self.model), self._network(self.base_model or self.model)
