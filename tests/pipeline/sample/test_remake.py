@@ -70,7 +70,9 @@ def sampled(model_dir, files, tmp_path_factory) -> Sampled:
     return sample(tmp_path_factory.mktemp("sampled") / "clips", model_dir, [Prompt(**row) for row in rows])
 
 
-@pytest.mark.parametrize("number", range(7))
+@pytest.mark.parametrize(
+    "number", [0, 1, 3, *(pytest.param(number, marks=pytest.mark.slow) for number in (2, 4, 5, 6))]
+)
 def test_each_clip_is_made_again_with_the_same_bytes(sampled, tmp_path, number):
     clip = sampled.clips[number]
     (said, told) = remade(sampled.folder / clip.file, tmp_path / "again.mp4")
@@ -169,6 +171,7 @@ def test_what_was_edited_is_told(sampled, tmp_path):
         remade(path, tmp_path / "b.mp4")
 
 
+@pytest.mark.slow
 def test_clips_of_older_versions_are_made_again_as_they_were(sampled, tmp_path):
     """Their files say nothing, and their lines not how they are compressed."""
     clip = sampled.clips[0]
@@ -192,6 +195,7 @@ def decode_of(sampled: Sampled, clip: SampledClip, folder: Path) -> np.ndarray:
     return read_picture_zip((folder / "frames.zip").read_bytes())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("video", [VideoConfig(codec="hevc", pixel_format="yuv444p"), VideoConfig(codec="av1")])
 def test_other_codecs_are_made_again(model_dir, tmp_path, video):
     made = sample(tmp_path / "clips", model_dir, [Prompt(prompt="a")], OutputsConfig(video=video))
