@@ -83,8 +83,8 @@ def trained(config: TextConfig) -> dict[str, object]:
     seconds = 0.0
     for step in range(1, max(JUDGED_AFTER) + 1):
         start = time.process_time()
-        batch = random.integers(NUM_CAPTIONS, size=BATCH)
-        scores = reader([captions[number] for number in batch])
+        batch = torch.from_numpy(random.integers(NUM_CAPTIONS, size=BATCH))
+        scores = reader([captions[number] for number in batch.tolist()])
         loss = torch.stack([cross_entropy(each, labels[batch, part]) for part, each in enumerate(scores)]).sum()
         optimizer.param_groups[0]["lr"] = LEARNING_RATE * min(1.0, step / WARMUP)
         optimizer.zero_grad()
