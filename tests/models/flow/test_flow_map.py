@@ -1,7 +1,5 @@
 """Flow maps against the closed form of Gaussian data, in float64."""
 
-import math
-
 import pytest
 import torch
 from torch import Tensor
@@ -15,7 +13,6 @@ from testing.gaussians import GaussianData, numbers, steps, times
 
 PATHS = [StraightPath(), CosinePath(), PolynomialPath(2.0)]
 each_of_these = pytest.mark.parametrize("path", PATHS, ids=lambda path: type(path).__name__)
-SPLIT = FlowMapSpec()
 
 
 def mean_and_deviation(path: Path, mean: float, std: float, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -95,48 +92,3 @@ def test_jumps_begin_at_the_training_times():
     assert bool(torch.equal(framed.s[..., 1], framed.s[..., 2]))
     assert bool((jump.share >= 0).all())
     assert bool((Jump(t, t, t).share == 0).all())
-
-
-class Learner:
-    """u(x, t, s) = alpha(t, s) x + beta(t, s), as the mean velocity of Gaussian data is, with polynomials of the times.
-
-    It learns as a network does, from targets at random points, but finds the best weights of a batch at once.
-    """
-
-    def __init__(self, degree: int) -> None:
-        self.powers = [(i, j) for i in range(degree + 1) for j in range(degree + 1 - i)]
-        self.weights = torch.zeros(2 * len(self.powers), 1, dtype=torch.float64)
-
-    def features(self, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        angles = [(2 * time - 1).clamp(-1, 1).acos() for time in (t, s)]  # Chebyshev polynomials
-        both = torch.stack([(i * angles[0]).cos() * (j * angles[1]).cos() for i, j in self.powers], 1)
-        return torch.cat([both * x, both], 1)
-
-    def __call__(self, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        return self.features(x, t, s) @ self.weights
-
-    def learn(self, x: Tensor, t: Tensor, s: Tensor, target: Tensor) -> None:
-        self.weights = torch.linalg.lstsq(self.features(x, t, s), target).solution
-
-
-def test_a_learner_comes_to_the_map_of_gaussian_data():
-    """By velocities of a teacher and by itself, as in distillation: one jump, and many, end where the flow does."""
-    path, mean, std, num = StraightPath(), 0.7, 0.6, 3000
-    data, learner, generator = GaussianData(path, mean, std), Learner(12), torch.Generator().manual_seed(0)
-    for _ in range(30):
-        uniform = torch.rand(num, 4, generator=generator, dtype=torch.float64)
-        uniform[:, [1, 3]] = (1 - (math.pi * uniform[:, [1, 3]]).cos()) / 2  # denser at both ends, as polynomials need
-        t, jump = uniform[:, 3], drawn_jumps(FlowMapSpec(consistency_share=0.7), uniform[:, 3], uniform[:, :3])
-        noise = torch.randn(num, 2, generator=generator, dtype=torch.float64)
-        x_t = path.sample(noise[:, :1], mean + std * noise[:, 1:], t).x_t
-        is_jump = (jump.s > t)[:, None]
-        target = torch.where(is_jump, jump_target(SPLIT, learner, x_t, jump), data.velocity(x_t, t))
-        learner.learn(x_t, t, jump.s, target)
-    quantiles, zero, one = steps(8, -2, 2)[:, None], times(0).expand(9), times(1).expand(9)
-    for num_jumps in (1, 2, 4, 8):
-        end = flow_map_solver(learner)(Field(lambda x, t: x, path), quantiles, steps(num_jumps))
-        torch.testing.assert_close(end, mean + std * quantiles, rtol=0, atol=1e-3)
-    residual = jump_target(SPLIT, learner, quantiles, Jump(zero, times(0.4).expand(9), one)) - learner(
-        quantiles, zero, one
-    )
-    assert residual.abs().max() < 1e-3
