@@ -89,7 +89,7 @@ def address(tmp_path_factory):
         ) as head,
     ):
         try:
-            deadline = time.monotonic() + 120
+            deadline = time.monotonic() + 400
             while "Ray runtime started" not in log.read_text():
                 assert head.poll() is None, log.read_text()
                 assert time.monotonic() < deadline, log.read_text()
@@ -380,7 +380,7 @@ def test_jobs_that_are_submitted_together_keep_their_configurations(address, tmp
 
 
 def wait_until(condition: Callable[[], bool], job_id: str, address: str) -> None:
-    deadline, client = time.monotonic() + 240, connect(address)
+    deadline, client = time.monotonic() + 900, connect(address)
     while not condition():
         assert time.monotonic() < deadline, logs(job_id, address)
         assert not find_job(client, job_id).is_over, logs(job_id, address)
