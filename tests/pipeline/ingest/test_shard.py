@@ -108,6 +108,8 @@ def signal_readers(path: Path, number: signal.Signals, stopped: threading.Event)
                     with suppress(psutil.NoSuchProcess):
                         worker.send_signal(number)
                     signalled.add(worker.pid)
+            if signalled and number == signal.SIGSTOP:
+                return  # past its deadline, the job is not tried again
             stopped.wait(0.002)
 
 
