@@ -307,11 +307,11 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="of a training of the DiT")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--rounds", type=int, default=2, help="of jobs")
-    parser.add_argument("--clips", type=int, default=120, help="of a job, for each actor")
+    parser.add_argument("--clips", type=int, default=72, help="of a job, for each actor")
     parser.add_argument("--minutes", type=float, default=2, help="of the comparison with diffusers")
     asked = parser.parse_args()
     measures: dict[str, Callable[[], dict[str, Any]]] = {
-        "jobs": lambda: jobs(asked.folder, asked.rounds, min(72, asked.clips)),
+        "jobs": lambda: jobs(asked.folder, asked.rounds, asked.clips),
         "peer": lambda: peer(asked.minutes),
         "memory": lambda: memory(asked.folder),
     }
