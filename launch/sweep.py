@@ -161,7 +161,8 @@ def _sample(model: SampledModel, combinations: Sequence[Combination], folder: Pa
         for _ in iterate_samples(folder):  # a damaged manifest is refused before anything is sampled
             pass
         requests = Requests([each.plan for each in combinations])
-        return sample_clips(model, requests, folder, section.sampler(), config.cluster.workers, bad_rows=bad_rows)
+        workers, outputs = config.cluster.workers, section.files()
+        return sample_clips(model, requests, folder, section.sampler(), workers, outputs=outputs, bad_rows=bad_rows)
 
 
 def _check_numbers(combinations: Sequence[Combination], numbers: Iterable[int], where: Path) -> None:

@@ -8,6 +8,7 @@ from itertools import chain
 from pydantic import JsonValue, ValidationError
 
 from data.errors import ReelflowError, shorten
+from data.video.codec import check_encoder
 from launch.overrides import ConfigError, explain
 from launch.plain_yaml import YamlError, read_plain_yaml
 from launch.sample import SamplingConfig
@@ -93,10 +94,16 @@ def plan_sweep(
     Raises:
         ConfigError: a combination cannot be sampled, or has too few clips.
         PromptError: the prompts file cannot be used.
+        EncoderError: the encoder of sample.video is missing.
     """
     section = config.sample
     if section.prompts is None:
         raise ConfigError("sample.prompts is not set; give a prompts file")
+    if "webdataset" in section.outputs:
+        raise ConfigError(
+            "sample.outputs: webdataset has no place in a sweep, whose clips differ in their settings; use sample"
+        )
+    check_encoder(section.video)
     if section.compare_unguided:
         raise ConfigError(
             "sample.compare_unguided has no place in a sweep: vary guidance_scale, with 1 among its values"
@@ -111,7 +118,7 @@ def plan_sweep(
         try:
             swept = _config_of(base, settings)
             check_can_sample(model, swept)
-            plan = Plan(model, swept, prompts, config.seed, bad_rows=bad_rows)
+            plan = Plan(model, swept, prompts, config.seed, bad_rows=bad_rows, outputs=section.files())
             summary = plan.check()
         except ReelflowError as error:
             refused.append(f"{name_of(settings)}: {error}")

@@ -89,6 +89,8 @@ def test_rows_that_set_what_is_varied_and_too_few_are_refused(tmp_path):
         plan_sweep(model_of(), config(tmp_path, ROWS[:3]), {"solver": ["heun"]})
     with pytest.raises(ConfigError, match="vary guidance_scale"):
         plan_sweep(model_of(), config(tmp_path, ROWS, compare_unguided=True), {"steps": [4]})
+    with pytest.raises(ConfigError, match=r"sample\.outputs: webdataset has no place in a sweep"):
+        plan_sweep(model_of(), config(tmp_path, ROWS, outputs=["mp4", "webdataset"]), {"steps": [4]})
 
 
 @pytest.mark.slow
