@@ -41,6 +41,7 @@ def folder(monkeypatch) -> Iterator[Path]:
         yield records_dir()
 
 
+@pytest.mark.slow
 def test_what_a_killed_command_leaves_is_ended_before_the_next_cluster(folder):
     with subprocess.Popen([sys.executable, "-c", COMMAND], cwd=ROOT, stdout=subprocess.PIPE, text=True) as command:
         assert command.stdout is not None

@@ -152,6 +152,7 @@ def test_every_stage_has_nothing_to_do(config, tmp_path):
     assert changed - made == {"config.yaml", "run.lock"}  # which every start writes
 
 
+@pytest.mark.slow
 def test_samples_keep_their_names(tmp_path):
     """They are fingerprints of the prompt, the checkpoint and the settings; only the page that is lost is written."""
     run_dir = copied(tmp_path)

@@ -29,6 +29,7 @@ def check(pairs: list[tuple[Layout, Layout]], folder: Path) -> None:
         assert result.largest_relative_difference < 1e-4, result
 
 
+@pytest.mark.slow
 def test_a_checkpoint_goes_on_at_other_workers_and_stages(tmp_path):
     check(CUT, tmp_path)
 

@@ -14,7 +14,7 @@ from testing.ingest_faults import (
     worker_in_mid_tar,
 )
 
-QUICK, SLOW = (worker_in_mid_tar,), (driver,)
+SLOW = (worker_in_mid_tar, driver)
 
 
 @pytest.fixture(scope="module")
@@ -29,19 +29,14 @@ def check(outcome):
     assert (outcome.sources, outcome.shards, outcome.quarantine) == (NUM_VIDEOS, NUM_VIDEOS - 1, 1)
 
 
-@pytest.mark.parametrize("fault", QUICK, ids=lambda fault: fault.__name__)
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", SLOW, ids=lambda fault: fault.__name__)
 def test_a_killed_run_ends_with_the_same_bytes(calm, fault):
     check(strike(fault, *calm))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("fault", SLOW, ids=lambda fault: fault.__name__)
-def test_a_killed_command_ends_with_the_same_bytes(calm, fault):
-    check(strike(fault, *calm))
-
-
 @pytest.mark.campaign
-@pytest.mark.parametrize("fault", [f for f in FAULTS if f not in QUICK + SLOW], ids=lambda fault: fault.__name__)
+@pytest.mark.parametrize("fault", [f for f in FAULTS if f not in SLOW], ids=lambda fault: fault.__name__)
 def test_other_faults_end_with_the_same_bytes(calm, fault):
     check(strike(fault, *calm))
 

@@ -242,6 +242,7 @@ class MortalStore:
                 end.close()
 
 
+@pytest.mark.slow
 def test_a_store_that_dies_in_the_middle_costs_what_it_still_held(store, tmp_path):
     """It goes in the middle of the third video; the first two are in the shards, the others say why they are not."""
     script = """

@@ -60,6 +60,7 @@ def run(cluster, pipeline_dir, tmp_path_factory) -> tuple[list[str], Path]:
     return arguments, folder / "runs" / "tiny"
 
 
+@pytest.mark.slow
 def test_a_prompts_file_is_sampled_straight_from_the_folder(cluster, pipeline_dir, tmp_path):
     prompts, out = tmp_path / "prompts.txt", tmp_path / "clips"
     prompts.write_text("a red circle moves left\na blue star\n", encoding="utf-8")
@@ -87,6 +88,7 @@ def test_a_prompts_file_is_sampled_straight_from_the_folder(cluster, pipeline_di
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_clips_start_from_the_images_of_a_prompts_file(cluster, tmp_path):
     """Started again, the job makes nothing; where an image has changed, its clip alone is another one."""
     folder, prompts, out = tmp_path / "pipeline", tmp_path / "prompts.jsonl", tmp_path / "clips"

@@ -128,6 +128,7 @@ def test_a_second_run_has_nothing_to_do_and_a_lost_stage_is_made_again(run):
     assert before == {name: (run_dir / name).stat().st_mtime_ns for name in before}
 
 
+@pytest.mark.slow
 def test_a_changed_setting_is_said_and_the_old_output_is_kept(run, tmp_path):
     config, run_dir, _ = run
     changed = launch_here("sample", str(config), "--set", "sample.steps=1", *ONE_WORKER)
@@ -201,6 +202,7 @@ def test_a_changed_setting_is_shown_and_refused_unless_allowed_by_name(run, tmp_
     assert not (tmp_path / "tiny" / "dit.superseded-1").exists()
 
 
+@pytest.mark.slow
 def test_a_checkpoint_alone_is_enough_to_sample(run, tmp_path):
     _, run_dir, _ = run
     moved = tmp_path / "elsewhere"
@@ -221,6 +223,7 @@ def test_a_checkpoint_alone_is_enough_to_sample(run, tmp_path):
     assert {path.name: path.read_bytes() for path in output.glob("*.mp4")} == first  # order changes nothing
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_sampled_as_its_run_samples_it(run, tmp_path):
     """Its settings and seed are those of the run: the same prompts give the same clips, without any option."""
     _, run_dir, _ = run
@@ -392,6 +395,7 @@ def test_captions_that_are_cut_are_said(run, tmp_path):
     assert "raise dit.model.text.max_bytes" in done.stdout
 
 
+@pytest.mark.slow
 def test_training_without_ray(run, tmp_path):
     config, run_dir, _ = run
     shutil.copytree(run_dir / "clips", tmp_path / "tiny" / "clips")

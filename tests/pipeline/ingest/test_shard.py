@@ -38,6 +38,7 @@ def link(target: Path, source: Path) -> None:
     target.symlink_to(source)
 
 
+@pytest.mark.slow
 def test_every_test_video_ends_in_exactly_one_place(cluster, clips_dir, tmp_path, capsys):
     """Good, odd and broken files together: nothing hangs, nothing is lost, every reason is a sentence."""
     bucket = Bucket(num_frames=5, height=32, width=32, fps=8)
@@ -115,8 +116,10 @@ def signal_readers(path: Path, number: signal.Signals, stopped: threading.Event)
 
 @pytest.mark.parametrize(
     ("number", "timeout", "reason", "detail"),
-    [(signal.SIGSTOP, 20, "timed_out", "longer than 20 s"), (signal.SIGSEGV, 120, "crashed", "crashed 3 workers")],
-    ids=["hangs", "crashes"],
+    [
+        pytest.param(signal.SIGSTOP, 20, "timed_out", "longer than 20 s", marks=pytest.mark.slow, id="hangs"),
+        pytest.param(signal.SIGSEGV, 120, "crashed", "crashed 3 workers", id="crashes"),
+    ],
 )
 def test_a_file_that_hangs_or_crashes_its_decoder_costs_only_itself(
     cluster, clips_dir, tmp_path, number, timeout, reason, detail
@@ -147,6 +150,7 @@ def test_a_file_that_hangs_or_crashes_its_decoder_costs_only_itself(
     assert not [p for p in psutil.Process().children(recursive=True) if p.status() == psutil.STATUS_STOPPED]
 
 
+@pytest.mark.slow
 def test_what_is_filtered_does_not_depend_on_who_was_quicker(cluster, tmp_path):
     """Duplicates in other shards than their originals: the first in order stays, on one worker and on two."""
     videos = tmp_path / "videos"
