@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
-from models.text.pretrained import PretrainedTextEncoder
 from pipeline.encode.captions import text_tensors
 from pipeline.run.precision import prepare_to_compute
+from pipeline.sample.captions import RememberedCaptions
 from pipeline.sample.config import MP4_ALONE, OutputsConfig, SampleConfig
 from pipeline.sample.model import open_model
 from pipeline.sample.outputs import SampledClip
@@ -63,7 +63,7 @@ class SamplerActor:
 
     def _publish(self, writers: Sequence[ClipWriter], calls: int) -> list[SampledClip]:
         read, texts = self._sampler.read_captions, [{} for _ in writers]
-        if "webdataset" in self._outputs.outputs and isinstance(read, PretrainedTextEncoder):
+        if "webdataset" in self._outputs.outputs and isinstance(read, RememberedCaptions):
             with torch.inference_mode():
                 texts = [text_tensors(read([each.request.prompt]))[0] for each in writers]
         return [each.publish(self._output_dir, calls, text) for each, text in zip(writers, texts, strict=True)]

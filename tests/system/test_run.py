@@ -158,7 +158,7 @@ def test_other_files_are_added_to_finished_samples_and_leave_what_depends_on_the
     next(samples.glob("*.gif")).unlink()
     assert ".gif is missing" in launch_here("sample", config, *more).stdout
     assert len(list(samples.glob("*.gif"))) == len(before)
-    fewer = launch_here("sample", config, *option)  # what is there stays
+    fewer = launch_here("sample", config, *option, "--set", "sample.outputs=[mp4]")  # what is there stays
     assert "sample: continues" in fewer.stdout
     assert "made again" not in fewer.stdout
     assert not (tmp_path / "tiny" / "samples.superseded-1").exists()
