@@ -142,7 +142,7 @@ def test_a_changed_setting_is_said_and_the_old_output_is_kept(run, tmp_path):
 @pytest.mark.slow
 def test_other_files_are_added_to_finished_samples_and_leave_what_depends_on_them(run, tmp_path):
     _, run_dir, _ = run
-    shutil.copytree(run_dir, tmp_path / "tiny")
+    shutil.copytree(run_dir, tmp_path / "tiny", ignore=shutil.ignore_patterns("*.superseded-*"))
     config = str(tmp_path / "tiny" / "config.yaml")
     samples, option = tmp_path / "tiny" / "samples", ["--set", f"runs_dir={tmp_path}"]
     before = {path.name: path.read_bytes() for path in samples.glob("*.mp4")}

@@ -110,7 +110,7 @@ def write_hdr(path: Path, transfer: int) -> None:
     """Grey of 203 cd/m2 in PQ; in HLG the same code value."""
     code = round(float(light_to_pq(np.array(203.0))) * 65535)
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx265", rate=8, options={"x265-params": "log-level=none"})
+        stream = container.add_stream("libx264", rate=8)
         stream.height, stream.width, stream.pix_fmt = 96, 112, "yuv420p10le"
         stream.codec_context.colorspace, stream.codec_context.color_primaries = 9, 9
         stream.codec_context.color_trc = transfer
