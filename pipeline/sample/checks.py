@@ -11,7 +11,7 @@ from pipeline.encode.captions import check_same_encoder
 from pipeline.encode.codec import AUTOENCODER_NAME
 from pipeline.sample.config import SampleConfig
 from pipeline.sample.model import SampledModel, TrainedModel, open_model
-from pipeline.sample.requests import WeakerModel
+from pipeline.sample.requests import PlacedModel
 
 DEFAULTS = SampleConfig()
 RULE_OF = {
@@ -132,7 +132,7 @@ def check_model(model: SampledModel, config: SampleConfig) -> None:
         check_same_encoder(model.text_encoder, text_encoder_folder(model, config))
 
 
-def check_settings(model: SampledModel, config: SampleConfig) -> WeakerModel | None:
+def check_settings(model: SampledModel, config: SampleConfig) -> PlacedModel | None:
     """The part of `check_can_sample` that differs between clips; returns the weaker checkpoint, if there is one.
 
     Raises:
@@ -161,7 +161,7 @@ def check_settings(model: SampledModel, config: SampleConfig) -> WeakerModel | N
         return None
     weaker = open_weaker(model, config.guidance_checkpoint)
     weaker.check_weights(config.guidance_weights)
-    return WeakerModel(folder=str(weaker.folder.resolve()), fingerprint=weaker.fingerprint)
+    return PlacedModel(folder=str(weaker.folder.resolve()), fingerprint=weaker.fingerprint)
 
 
 def open_weaker(model: SampledModel, folder: Path, *, verify: bool = False) -> TrainedModel:

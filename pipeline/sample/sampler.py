@@ -34,7 +34,7 @@ from pipeline.sample.config import SampleConfig
 from pipeline.sample.given import NOTHING
 from pipeline.sample.latents import PromptSeed, Weaker, sample_latents
 from pipeline.sample.model import SampledModel
-from pipeline.sample.requests import PromptRequest, WeakerModel
+from pipeline.sample.requests import PlacedModel, PromptRequest
 from pipeline.sample.windows import WHOLE, Window, blended
 
 TOKENS_TOGETHER = {"cpu": 512, "cuda": 16384}
@@ -260,7 +260,7 @@ class ClipSampler:
             )
         return latents, network.calls
 
-    def _weaker(self, which: WeakerModel, settings: SampleConfig, conditions: Conditions) -> Weaker:
+    def _weaker(self, which: PlacedModel, settings: SampleConfig, conditions: Conditions) -> Weaker:
         """The network that guidance moves away from."""
         if which.folder not in self._weaker_models:
             self._weaker_models[which.folder] = open_weaker(self.model, Path(which.folder), verify=True)

@@ -479,7 +479,7 @@ def test_ctrl_c_leaves_nothing_half_written_and_the_next_start_goes_on(run, tmp_
 
 
 @pytest.mark.slow
-def test_a_copied_run_is_tuned_with_adapters_on_the_first_ones_network(run):
+def test_a_copied_run_is_tuned_with_adapters_on_the_first_ones_network(run, tmp_path):
     config, run_dir, _ = run
     tuned = run_dir.with_name("tuned")
     shutil.copytree(run_dir, tuned)
@@ -506,3 +506,16 @@ def test_a_copied_run_is_tuned_with_adapters_on_the_first_ones_network(run):
     assert {f"network.{name}": list(weight.shape) for name, weight in load_file(merged).items()} == whole
     sampler = ClipSampler(open_model(tuned / "dit"), SampleConfig(steps=1), torch.device("cpu"))
     assert all(torch.equal(sampler.network.state_dict()[name], weight) for name, weight in load_file(merged).items())
+
+    row = {"prompt": "a red circle moves left", "seed": 1}
+    rows, one = tmp_path / "rows.jsonl", tmp_path / "one.jsonl"
+    rows.write_text(f"{json.dumps(row)}\n{json.dumps(row | {'checkpoint': str(tuned / 'dit')})}\n", encoding="utf-8")
+    one.write_text(json.dumps(row) + "\n", encoding="utf-8")
+    made = {}
+    for prompts, model, folder in ((rows, run_dir, "both"), (one, tuned, "alone")):
+        command = ["sample", str(model / "dit"), "--prompts", str(prompts), "--output", str(tmp_path / folder)]
+        sampled = launch_here(*command, "--set", "sample.steps=2", *ONE_WORKER)
+        assert sampled.returncode == 0, sampled.stderr
+        made[folder] = {path.name: path.read_bytes() for path in (tmp_path / folder).glob("*.mp4")}
+    assert len(made["both"]) == 2
+    assert made["alone"].items() < made["both"].items()
