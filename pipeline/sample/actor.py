@@ -6,24 +6,23 @@ from pathlib import Path
 
 import torch
 
-from pipeline.checkpoint.record import CheckpointError
 from pipeline.encode.captions import text_tensors
-from pipeline.run.precision import prepare_to_compute
 from pipeline.sample.captions import RememberedCaptions
 from pipeline.sample.config import MP4_ALONE, OutputsConfig, SampleConfig
 from pipeline.sample.model import SampledModel, open_model
 from pipeline.sample.outputs import SampledClip
 from pipeline.sample.requests import PromptRequest
 from pipeline.sample.sampler import ClipSampler
+from pipeline.sample.samplers import SamplingProcess
 from pipeline.sample.writers import ClipWriter, add_all
 
 
 class SamplerActor:
-    """A Ray actor that holds a `ClipSampler`.
+    """A Ray actor that makes clips.
 
     Args:
         model_dir, output_dir: absolute.
-        num_threads: that compute.
+        num_threads: that compute, in each process that shares the clips.
         outputs: the files to write of each clip.
     """
 
@@ -35,11 +34,7 @@ class SamplerActor:
         num_threads: int,
         outputs: OutputsConfig = MP4_ALONE,
     ) -> None:
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        prepare_to_compute(device, num_threads)
-        self._config, self._device = config, device
-        self._sampler = ClipSampler(open_model(model_dir), config, device)
-        self._other: ClipSampler | None = None
+        self._process = SamplingProcess(open_model(model_dir), config, num_threads)
         self._output_dir, self._outputs = output_dir, outputs
 
     def make(self, requests: list[PromptRequest]) -> list[SampledClip]:
@@ -47,9 +42,8 @@ class SamplerActor:
 
         Clips are compressed and written while the network computes the next ones, or the next windows of long ones.
         """
-        sampler = self._sampler_of(requests[0])
         clips: list[Future[list[SampledClip]]] = []
-        with ThreadPoolExecutor(max_workers=1) as writer:
+        with self._process.batch(requests) as sampler, ThreadPoolExecutor(max_workers=1) as writer:
             added: Future[None] | None = None
             for group in sampler.groups(requests):
                 writers, total = [self._writer(sampler.model, request) for request in group], 0
@@ -58,24 +52,7 @@ class SamplerActor:
                         added.result()  # the memory of one group waits, and an error ends the work
                     added, total = writer.submit(add_all, writers, part.frames, part.latents), total + part.calls
                 clips.append(writer.submit(self._publish, sampler, writers, total))
-        return [clip for published in clips for clip in published.result()]
-
-    def _sampler_of(self, request: PromptRequest) -> ClipSampler:
-        """The model's, or that of the checkpoint that the request names. Of the latter, the last one is kept.
-
-        Raises:
-            CheckpointError: the checkpoint is not what it was when the job was planned.
-        """
-        if (named := request.checkpoint) is None:
-            return self._sampler
-        if self._other is None or self._other.model.fingerprint != named.fingerprint:
-            self._other = None  # so that never more than two are in memory
-            model = open_model(Path(named.folder))
-            if model.fingerprint != named.fingerprint:
-                raise CheckpointError(f"{named.folder} has changed since the job began; start it again")
-            weights = (request.settings or self._config).weights
-            self._other = ClipSampler(model, self._config.model_copy(update={"weights": weights}), self._device)
-        return self._other
+            return [clip for published in clips for clip in published.result()]
 
     def _writer(self, model: SampledModel, request: PromptRequest) -> ClipWriter:
         fps = model.bucket(request.bucket).fps

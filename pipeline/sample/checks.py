@@ -9,6 +9,7 @@ from models.flow.path import path_of
 from pipeline.checkpoint.record import CheckpointError
 from pipeline.encode.captions import check_same_encoder
 from pipeline.encode.codec import AUTOENCODER_NAME
+from pipeline.engine.config import SplitError, check_can_share
 from pipeline.sample.config import SampleConfig
 from pipeline.sample.model import SampledModel, TrainedModel, open_model
 from pipeline.sample.requests import PlacedModel
@@ -27,6 +28,7 @@ OF_VELOCITIES = ("guidance", *RULE_OF, "negative_prompt", "guidance_checkpoint",
 """Settings that the jumps of a flow map do not read."""
 LARGEST_SCALES = {"plain": 8.0, "cfg-zero-star": 5.0, "rescaled": 8.0, "apg": 8.0}
 """Scales up to which pictures stayed whole, by rule (`benchmarks.guidance`, docs/guides/sampling.md)."""
+SHARED = "sample.sequence_parallel"
 OF_FIXED_STEPS = ("steps", "shift", "grid")
 """Settings that an adaptive solver does not read."""
 
@@ -140,6 +142,10 @@ def check_settings(model: SampledModel, config: SampleConfig) -> PlacedModel | N
         PublishedError: likewise.
     """
     model.check_weights(config.weights)
+    try:
+        check_can_share(model.network, config.sequence_parallel, SHARED)
+    except SplitError as error:
+        raise CheckpointError(str(error)) from error
     if config.schedule != "full_sequence" and model.flow.times_per != "frame":
         raise CheckpointError(
             f"sample.schedule is {config.schedule!r}, but {model.folder} was trained with one time for all frames: use "

@@ -13,8 +13,9 @@ from pydantic import ValidationError
 from data.dataset.buckets import Bucket
 from data.errors import ReelflowError, shorten
 from data.records import expand_home
+from pipeline.engine.config import SplitError, check_tokens
 from pipeline.run.fingerprints import output_json
-from pipeline.sample.checks import LARGEST_SCALES, check_model, check_settings, contradiction_in, is_beyond_rule
+from pipeline.sample.checks import LARGEST_SCALES, SHARED, check_model, check_settings, contradiction_in, is_beyond_rule
 from pipeline.sample.conditions import BIASED, check_given
 from pipeline.sample.config import MP4_ALONE, OutputsConfig, SampleConfig
 from pipeline.sample.given import NOTHING, Given, ImageFile, given_of
@@ -222,6 +223,7 @@ class Plan:
             image = None if prompt.image is None else self._image(prompt.image)
             given = given_of(prompt, self._image)
             self._check_outputs(bucket, given)
+            self._check_shared(model, bucket)
         except PromptError as error:
             raise PromptError(f"{place}: {error}") from error
         scale, start = row.config.guidance_scale, start_of(image, given)
@@ -252,6 +254,15 @@ class Plan:
                         metadata=prompt.metadata,
                     ),
                 )
+
+    def _check_shared(self, model: SampledModel, bucket: Bucket) -> None:
+        if (size := self.config.sequence_parallel) == 1:
+            return
+        grid = model.compression.latent_grid(bucket.num_frames, bucket.height, bucket.width)
+        try:
+            check_tokens(bucket.name, model.network.num_tokens(grid) // model.network.token_grid(grid)[0], size, SHARED)
+        except SplitError as error:
+            raise PromptError(str(error)) from error
 
     def _check_outputs(self, bucket: Bucket, given: Given | None) -> None:
         if (refusal := self.outputs.video.size_refusal(bucket.height, bucket.width)) is not None:

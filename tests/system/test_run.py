@@ -238,6 +238,25 @@ def test_a_checkpoint_is_sampled_as_its_run_samples_it(run, tmp_path):
     assert clips.items() <= of_run.items()
 
 
+@pytest.mark.slow
+def test_clips_that_two_workers_share_are_made_again_with_the_same_bytes(run, tmp_path):
+    _, run_dir, _ = run
+    prompts, output = tmp_path / "prompts.txt", tmp_path / "clips"
+    prompts.write_text("a red circle moves left\na blue square moves up\n", encoding="utf-8")
+    command = ["sample", str(run_dir / "dit"), "--prompts", str(prompts), "--output", str(output)]
+    command += ["--set", "sample.sequence_parallel=2"]
+    refused = launch_here(*command, *ONE_WORKER)
+    assert "no machine has room for 2 of the 1 workers" in refused.stderr
+    done = launch_here(*command)
+    assert done.returncode == 0, done.stderr
+    clips = read_samples(output)
+    assert len(clips) == 2
+    for clip in clips:
+        again = launch("remake", str(output / clip.file))
+        assert "the clip made again has the bytes of" in again.stdout, again.stderr
+        assert decode_clip((output / clip.file).read_bytes()).shape == (9, 32, 32, 3)
+
+
 @pytest.mark.parametrize(
     ("options", "calls"),
     [
