@@ -26,7 +26,7 @@ RULE_OF = {
 """Settings that only one guidance rule reads."""
 OF_VELOCITIES = ("guidance", *RULE_OF, "negative_prompt", "guidance_checkpoint", "flow_path")
 """Settings that the jumps of a flow map do not read."""
-LARGEST_SCALES = {"plain": 8.0, "cfg-zero-star": 5.0, "rescaled": 8.0, "apg": 8.0}
+LARGEST_SCALES = {"plain": 8.0, "cfg-zero-star": 5.0, "rescaled": 8.0, "apg": 5.0}
 """Scales up to which pictures stayed whole, by rule (`benchmarks.guidance`, docs/guides/sampling.md)."""
 SHARED = "sample.sequence_parallel"
 OF_FIXED_STEPS = ("steps", "shift", "grid")
