@@ -30,7 +30,7 @@ from scenedetect.detectors import ThresholdDetector
 from data.curation.filters import Duplicates, perceptual_hash
 from data.curation.lookalikes import Lookalikes, describe
 from data.curation.measures import clipped_share, logo_share, motion, sharpness
-from data.curation.transitions import block_means, find_transitions
+from data.curation.transitions import block_means, edge_energy, find_transitions
 from data.dataset.buckets import Bucket
 from data.errors import VideoError
 from data.files.publish import publish_text
@@ -71,7 +71,8 @@ def by_library(make: Callable[[], SceneDetector]) -> Finder:
 
 def ours(frames: Frames) -> list[Transition]:
     """The setting `transitions`."""
-    return find_transitions(np.stack([block_means(frame) for frame in frames]), FPS)
+    edges = np.array([edge_energy(frame) for frame in frames])
+    return find_transitions(np.stack([block_means(frame) for frame in frames]), edges, FPS)
 
 
 FINDERS: dict[str, Finder] = {

@@ -32,7 +32,7 @@ from data.video.augment import AS_IT_IS
 from data.video.codec import encode_clip
 from data.video.extract import CutConfig, Progress, Span, cut_file, measure_source
 from pipeline.distributed.isolated_worker import allow_until
-from pipeline.ingest.config import PIXELS_VERSION, ShardConfig
+from pipeline.ingest.config import PIXELS_VERSION, TRANSITIONS_VERSION, ShardConfig
 from pipeline.ingest.judge import Judge, model_fingerprints
 from pipeline.ingest.spool import Clips, ClipSpool, SpoolError
 from pipeline.ingest.thresholds import (
@@ -108,7 +108,8 @@ class PrepareConfig:
         excluded = ("buckets", "choose_buckets", "captions", "filters.duplicate_bits", *excluded)
         settings = output_json(self.settings, layout=False, exclude=excluded)
         models = model_fingerprints(self.settings.models)
-        return [sorted(bucket.name for bucket in self.buckets), settings, PIXELS_VERSION, *models]
+        found_by = [TRANSITIONS_VERSION] if self.settings.scene_detection == "transitions" else []
+        return [sorted(bucket.name for bucket in self.buckets), settings, PIXELS_VERSION, *found_by, *models]
 
     @cached_property
     def stored(self) -> str:
