@@ -128,7 +128,7 @@ def test_presets_are_valid_and_survive_a_round_trip(preset, tmp_path):
     saved = tmp_path / "config.yaml"
     for overrides in (
         [],
-        ["data.choose_buckets={num_frames: [1, 17]}"],
+        ["data.buckets=[{}]", "data.choose_buckets={num_frames: [1, 17]}"],
         ["data.source=synthetic", "data.mix={a: {source: x}}"],
     ):
         config = load_config(preset, overrides)
