@@ -138,6 +138,24 @@ def test_the_linter_has_nothing_to_say_of_the_images(tmp_path):
     assert "DL3006" in found.stdout
 
 
+def test_recipes_start_no_cluster_without_a_token():
+    """Nor a dashboard that other machines reach."""
+    starts = 0
+    for path in sorted(RECIPES.rglob("*")):
+        if path.is_dir():
+            continue
+        text = path.read_text(encoding="utf-8")
+        for line in text.replace("\\\n", " ").splitlines():
+            if "ray start --head" in line and not line.lstrip().startswith("#"):
+                starts += 1
+                assert "RAY_AUTH_MODE=token" in text, path
+                assert "--dashboard-host=127.0.0.1" in line or "--dashboard-host" not in line, line
+        if path.parent.name == "kuberay":
+            assert "mode: token" in text
+        assert "0.0.0.0" not in text, path
+    assert starts == 3
+
+
 SCHEDULER = {
     "srun": '#!/bin/bash\nwhile [[ $1 == --* ]]; do shift; done\nexec "$@"\n',
     "scontrol": '#!/bin/bash\nif [ "$1" = show ]; then tr , "\\n" <<<"$3"; else echo "$2" >"$FAKE_REQUEUED"; fi\n',
