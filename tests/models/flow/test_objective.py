@@ -44,15 +44,18 @@ def test_loss_floor_of_gaussian_data_and_a_network_that_comes_down_to_it():
     assert best < reached < 1.03 * floor
 
 
-def test_the_conditional_loss_has_the_marginal_losss_gradient():
-    """On a finite data set, by quadrature (Lipman et al. 2022, theorem 2)."""
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_the_conditional_loss_has_the_marginal_losss_gradient(prediction):
+    """On a finite data set, by quadrature, of velocities (Lipman et al. 2022, theorem 2) and of all that are linear in
+    them, the score among them (Holderrieth & Erives 2025, denoising score matching).
+    """
     data, x, path = times(-1.0, 0.2, 1.3), steps(400, -6, 6), StraightPath()
     weight = torch.ones((), dtype=torch.float64, requires_grad=True)
     losses = []
     for t in (0.2, 0.6):
         at = path.coefficients(times(t))
         likelihood = (-((x[:, None] - at.a * data) ** 2) / (2 * at.b**2)).exp()
-        conditional = at.velocity_of_data(x[:, None], data)
+        conditional = from_velocity(at, prediction, x[:, None], at.velocity_of_data(x[:, None], data))
         marginal = (likelihood * conditional).sum(1) / likelihood.sum(1)
         predicted = (weight * x).sin()
         losses.append(
