@@ -86,6 +86,7 @@ def test_a_network_that_moves_nothing_holds_latents_as_noise(still, latents_dir,
     assert f"{result['num_clips']} clips: {result['bits_per_dimension']:.3f} ±" in done.stdout
 
 
+@pytest.mark.slow
 def test_noises_lead_back_to_the_clips_and_figures_do_not_depend_on_the_other_clips(often_saved, latents_dir, tmp_path):
     for name, most in (("four", "4"), ("one", "1")):
         options = (*FEW[:-1], most, "--probes", "2", "--weights", "master")
