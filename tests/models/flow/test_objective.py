@@ -72,6 +72,23 @@ def test_the_conditional_loss_has_the_marginal_losss_gradient(prediction):
         assert conditional_loss > marginal_loss  # they differ by a constant
 
 
+def test_pairs_of_a_flow_have_straight_paths_that_do_not_cross():
+    """Reflow (Liu et al. 2022, theorem 3.3): the loss of the exact velocity is 0, and one step of Euler is the map.
+
+    Noise that knows nothing of its data leaves a loss of at least std pi / 2 in the mean over times.
+    """
+    mean, std, path, x_0 = 0.7, 0.4, StraightPath(), numbers(500, 1)
+    x_1 = mean + std * x_0  # where the flow of N(mean, std²) takes it
+    t = steps(499, 0.0, 0.998)
+    noise = (path.sample(x_0, x_1, t).x_t - t[:, None] * mean) / (1 - t + t * std)[:, None]
+    paired = mean + (std - 1) * noise
+    assert matching_loss(path, "velocity", paired, x_0, x_1, t).max() < 1e-25
+    torch.testing.assert_close(x_0 + mean + (std - 1) * x_0, x_1, rtol=0, atol=1e-15)
+    drawn = mean + std * numbers(500, 1, seed=1)
+    best = GaussianData(path, mean, std).velocity(path.sample(x_0, drawn, t).x_t, t)
+    assert matching_loss(path, "velocity", best, x_0, drawn, t).mean() > 0.8 * std * math.pi / 2
+
+
 @each_path
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_the_weight_turns_each_loss_into_the_velocitys(path, prediction):
