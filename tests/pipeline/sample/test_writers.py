@@ -4,6 +4,7 @@ import io
 import json
 import logging
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from data.video.config import VideoConfig
 from data.video.picture_zip import read_picture_zip
 from data.video.previews import PreviewEncoder
 from models.flow.spec import FlowSpec
+from pipeline.distributed.torchrun import train_here
 from pipeline.encode.captions import byte_captions
 from pipeline.encode.chunks import decode_clips
 from pipeline.encode.codec import load_autoencoder
@@ -45,11 +47,12 @@ from pipeline.sample.reuse import reused_clips
 from pipeline.sample.sampler import ClipSampler
 from pipeline.sample.shards import Shard
 from pipeline.sample.training_set import write_training_set
+from pipeline.train.loop import train
 from pipeline.train.tasks.flow import FlowTask
 from pipeline.train.tasks.flow_batch import FlowBatch
 from testing.clips import moving_shapes
 from testing.in_process import SETTINGS, Sampled, sample
-from testing.tiny import make_task
+from testing.tiny import CONFIG, losses, make_task
 
 ALL = OutputsConfig(outputs=("mp4", "frames", "gif", "webp", "webdataset"), clips_per_shard=2)
 PROMPTS = [Prompt(prompt=f"dot {number}", seed=number) for number in range(5)]
@@ -175,6 +178,14 @@ def test_training_pairs_a_sampled_clip_with_the_noise_that_it_was_made_from(samp
     assert torch.equal(batch.x_0, start)
     latents = torch.stack([made_alone[1][known[row.caption]] for row in rows])
     torch.testing.assert_close(batch.x_1, (latents - 0.5) / 2)
+
+
+@pytest.mark.slow
+def test_a_flow_is_trained_on_pairs(sampled, tmp_path):
+    task = task_of_pairs(sampled.folder / "dataset" / "latents")
+    train_here(partial(train, task, CONFIG, tmp_path), 1)
+    assert losses(tmp_path)[-1] < losses(tmp_path)[0]
+    assert open_model(tmp_path).flow.noise == "paired"
 
 
 def test_only_clips_of_noise_alone_are_pairs(sampled, model_dir):
