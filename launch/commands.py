@@ -460,6 +460,7 @@ def likelihood(
     output: Annotated[Path, typer.Option(help="Where figures and noises go.", callback=_expand_home)],
     split: Annotated[Literal["train", "validation"], typer.Option(help="Of the latents.")] = "validation",
     max_clips: Annotated[int, typer.Option(min=1, help="The most clips to measure.")] = 64,
+    batch: Annotated[int, typer.Option(min=1, help="Clips that are computed together; fewer take less memory.")] = 8,
     weights: Annotated[str, typer.Option(metavar="NAME", help="As sample.weights.")] = "ema",
     steps: Annotated[int, typer.Option(min=1, help="Of the Runge-Kutta method.")] = 20,
     probes: Annotated[int, typer.Option(min=1, help="Random directions of the estimated divergence.")] = 1,
@@ -481,6 +482,7 @@ def likelihood(
             output,
             split=split,
             max_clips=max_clips,
+            batch=batch,
             weights=weights,
             accuracy=Accuracy(steps, probes, bound_steps),
         )

@@ -44,7 +44,6 @@ from pipeline.run.weight_names import WeightsName
 from pipeline.sample.model import TrainedModel, open_model
 
 RESULT_NAME, ROWS_NAME, NOISE_NAME = "likelihood.json", "likelihood.jsonl", "noise.safetensors"
-TOGETHER = 8  # clips, whose activations are kept for one backward pass
 BOUND_RATIOS = (-5.0, 4.0)
 """log(a / b) at the first and the last time of the variational bound."""
 
@@ -110,13 +109,17 @@ def measure_likelihoods(
     *,
     split: Split = "validation",
     max_clips: int = 64,
+    batch: int = 8,
     weights: WeightsName,
     accuracy: Accuracy,
 ) -> Likelihoods:
     """Measure clips under the network without guidance, and write likelihood.json, likelihood.jsonl and their noises.
 
     Noises are tensors (c t h w) by the key of the clip, in noise.safetensors. A clip's figures are functions of the
-    checkpoint, the clip and the accuracy; clips are measured shape by shape.
+    checkpoint, the clip and the accuracy, up to rounding; clips are measured shape by shape.
+
+    Args:
+        batch: number of clips of one shape that are computed together, whose activations take memory.
 
     Raises:
         LikelihoodError: the network has no velocity at the data, or latents of another autoencoder are given.
@@ -137,7 +140,7 @@ def measure_likelihoods(
     read = _captions(model, latents_dir)
     reader, found, noises = PayloadReader(latents_dir), [], {}
     with bar("likelihood", len(chosen), "clips") as progress, torch.no_grad():
-        for clips in _batches(chosen):
+        for clips in _batches(chosen, batch):
             x_1 = normalize(read_latents([reader.read(row) for row in clips]).float(), model.stats).to(device)
             measured, x_0 = _measure(network, model, read, clips, x_1, accuracy)
             found += measured
@@ -198,10 +201,10 @@ def _captions(model: TrainedModel, latents_dir: Path) -> CaptionReader:
     return StoredCaptions(latents_dir, model.flow.null_caption)
 
 
-def _batches(rows: Sequence[IndexRow]) -> Iterator[list[IndexRow]]:
+def _batches(rows: Sequence[IndexRow], size: int) -> Iterator[list[IndexRow]]:
     for _, run in groupby(rows, lambda row: row.bucket):
         same = list(run)
-        yield from (same[at : at + TOGETHER] for at in range(0, len(same), TOGETHER))
+        yield from (same[at : at + size] for at in range(0, len(same), size))
 
 
 def _measure(

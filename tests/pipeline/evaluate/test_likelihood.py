@@ -89,7 +89,7 @@ def test_a_network_that_moves_nothing_holds_latents_as_noise(still, latents_dir,
 @pytest.mark.slow
 def test_noises_lead_back_to_the_clips_and_figures_do_not_depend_on_the_other_clips(often_saved, latents_dir, tmp_path):
     for name, most in (("four", "4"), ("one", "1")):
-        options = (*FEW[:-1], most, "--probes", "2", "--weights", "master")
+        options = (*FEW[:-1], most, "--batch", "3", "--probes", "2", "--weights", "master")
         done = launch_here("likelihood", str(often_saved), str(latents_dir), "--output", str(tmp_path / name), *options)
         assert done.returncode == 0, done.stdout + done.stderr
     rows = rows_of(tmp_path / "four")
