@@ -61,23 +61,10 @@ class FlowMapSpec(Settings):
     """
     lagrangian_step: float = Field(default=1 / 64, gt=0, lt=1)
     """Length in time of that last step."""
-    velocity: Annotated[Literal["teacher", "data"], AddedLater("teacher")] = "teacher"
-    """What a student learns the velocity from: `teacher`, with guidance, or `data`, as its teacher did, without. With
-    the data it can become better than its teacher. Without a teacher it is the data.
-    """
     max_guidance: float = Field(default=1.0, ge=1)
     """Largest guidance scale that is distilled in: each clip is trained with a scale between 1 and it, which the
     network is told, so that sampling needs no second call. Above 1 it needs a teacher, whose guided velocity it learns.
     """
-
-    @model_validator(mode="after")
-    def _check_guidance(self) -> "FlowMapSpec":
-        if self.velocity == "data" and self.max_guidance > 1:
-            raise ValueError(
-                f"max_guidance is {self.max_guidance:g}, which only a teacher can teach, but velocity is 'data': "
-                "set velocity to teacher, or max_guidance to 1"
-            )
-        return self
 
 
 class FlowSpec(Settings):

@@ -49,7 +49,7 @@ class FlowMapLoss(nn.Module):
         if jump is None:
             predicted = mean_velocity(x_t, batch.t, batch.t)
         else:
-            if self._teacher and self.map.velocity == "teacher":
+            if self._teacher:
                 target = self._taught(batch, x_t)
             by_jumps = jump_target(self.map, mean_velocity, x_t, jump)
             target = torch.where(expand(jump.s > jump.t, x_t), by_jumps, target)

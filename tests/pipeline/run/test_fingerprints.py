@@ -172,7 +172,6 @@ DECIDED = {
     ),
     "FlowMapSpec": Decided(
         output="consistency_share consistency lagrangian_step max_guidance",
-        later="velocity",
     ),
     "GivenFrames": Decided(
         output="prefix ends subset",

@@ -113,18 +113,6 @@ def test_jumps_without_length_learn_the_guided_velocity_of_the_teacher(student):
     )
 
 
-def test_jumps_without_length_can_learn_the_velocity_of_the_data_instead(student):
-    task, _ = student
-    of_data = replace(task, flow=FlowSpec(caption_dropout=0.3, map=FlowMapSpec(velocity="data")))
-    batch = batch_of(of_data, range(16))
-    still = replace(batch, jump=replace(batch.jump, q=batch.t, s=batch.t))
-    loss, taught = (each.build().eval()(still)["total"] for each in (of_data, task))
-    assert torch.equal(loss, of_data.build().eval()(replace(batch, jump=None))["total"])
-    assert loss != taught
-    with pytest.raises(ValueError, match="max_guidance is 4, which only a teacher can teach, but velocity is 'data'"):
-        FlowMapSpec(velocity="data", max_guidance=4.0)
-
-
 def test_a_student_learns_and_resumes_bit_for_bit(student, tmp_path):
     task, run_dir = student
     module, start = task.build(), task.build().state_dict()
