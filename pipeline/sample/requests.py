@@ -57,6 +57,13 @@ class PromptRequest(Record):
         """What requests have in common that are computed together, beside shape and settings."""
         return (self.image is not None, *(self.given or NOTHING).layout)
 
+    @property
+    def is_of_noise_alone(self) -> bool:
+        """Whether the clip is a function of its noise and its prompt, by a flow: then the two are a pair (reflow)."""
+        settings = self.settings
+        adds_noise = settings is None or settings.sde_sigma > 0 or settings.ddim_eta > 0
+        return not (adds_noise or self.image is not None or self.given is not None)
+
     def prompt_at(self, seconds: float) -> str:
         """The prompt of the window whose first new frame is shown at that time."""
         later = (self.given or NOTHING).later_prompts or ()

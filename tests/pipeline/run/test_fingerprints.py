@@ -168,7 +168,7 @@ DECIDED = {
     ),
     "FlowSpec": Decided(
         output="path prediction loss_weight times times_per caption_dropout null_caption",
-        later="first_frame_share given sigma_min vp_betas power coupled_clips map",
+        later="first_frame_share given sigma_min vp_betas power coupled_clips map noise",
     ),
     "FlowMapSpec": Decided(
         output="consistency_share consistency lagrangian_step max_guidance",
