@@ -20,11 +20,11 @@ import psutil
 from testing.paths import ROOT
 
 NETWORK = "10.77.0"
-HEALTH = {  # a host that does not answer is lost after about ten seconds
+HEALTH = {  # a host that does not answer is lost after about half a minute
     "RAY_health_check_initial_delay_ms": "1000",
     "RAY_health_check_period_ms": "1000",
-    "RAY_health_check_timeout_ms": "3000",
-    "RAY_health_check_failure_threshold": "3",
+    "RAY_health_check_timeout_ms": "5000",
+    "RAY_health_check_failure_threshold": "4",
     "RAY_grpc_client_keepalive_time_ms": "2000",
     "RAY_grpc_client_keepalive_timeout_ms": "4000",
     "RAY_gcs_rpc_server_reconnect_timeout_s": "10",  # after which what runs on it ends by itself
