@@ -1,4 +1,7 @@
-"""The whole run over three hosts, of which one is cut off in training and killed in sampling."""
+"""The whole run over three hosts, of which one is cut off in training and killed in sampling.
+
+A campaign, since Ray tells a lost host from a slow one by time: it needs a machine that is not busy.
+"""
 
 import json
 
@@ -12,7 +15,7 @@ from testing.hosts import can_make_hosts
 from testing.struck_hosts import STEPS, strike
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.campaign,
     pytest.mark.skipif(not can_make_hosts(), reason="network namespaces are not allowed here"),
 ]
 
