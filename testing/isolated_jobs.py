@@ -37,6 +37,15 @@ def write_down(path: Path, *payloads: list[str]) -> None:
     path.write_text("\n".join(name for payload in payloads for name in payload))
 
 
+def note_call(path: Path, *, is_fatal: bool = False) -> None:
+    """Add the process to a file; end it if it is fatal and the first call of that file."""
+    is_first = not path.exists()
+    with path.open("a") as file:
+        file.write(f"{os.getpid()}\n")
+    if is_fatal and is_first:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
 def fill_disk(path: Path) -> None:
     """Write to a device that is always full."""
     path.write_bytes(b"x")

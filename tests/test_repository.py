@@ -272,7 +272,7 @@ def test_names_that_do_not_exist_are_found():
     assert [is_field(name) for name in ("dit.train.ema", "train.start_from", "data.gone")] == [True, True, False]
 
 
-@pytest.mark.parametrize("name", GUIDES)
+@pytest.mark.parametrize("name", [*GUIDES, "SECURITY.md"])
 def test_every_test_in_backticks_exists(name):
     codes = {code for code in codes_of((ROOT / name).read_text(encoding="utf-8")) if re.fullmatch(r"test_\w+", code)}
     assert codes - names_of_tests() == set()

@@ -13,6 +13,9 @@ from data.curation.config import FilterConfig, Measure
 from data.errors import ReelflowError
 from data.records import Frames
 
+ALWAYS_MEASURED: frozenset[Measure] = frozenset({"brightness", "change", "bars", "sharpness", "clipped"})
+"""What takes about a hundredth of the time that a clip takes. Text, motion and logos are measured where they are asked
+for."""
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # weights of R, G and B (BT.601)
 BAR_LUMA = 24.0  # rows and columns with a lower mean in every frame are part of a bar; video black is 16
 CLIPPED = 4.0  # of 255: so near to black or to white, no detail is left
@@ -43,7 +46,9 @@ def check_motion() -> None:
 
 
 def measure_clip(frames: Frames, fps: float, config: FilterConfig, text: float | None) -> dict[Measure, float]:
-    """Everything about a clip that the filters need, or that is to be recorded.
+    """Everything about a clip that the filters need, or that is to be recorded, and what is cheap in any case.
+
+    So a filter that is turned on later need not decode the videos again (`ALWAYS_MEASURED`).
 
     Args:
         text: share of its picture that is text (`text_area.text_fraction`); None: not measured.
@@ -53,16 +58,25 @@ def measure_clip(frames: Frames, fps: float, config: FilterConfig, text: float |
         found["motion"] = motion(frames, fps)
     of_luma: dict[Measure, Callable[[np.ndarray], float]] = {
         "brightness": lambda luma: float(luma.mean()),
-        "change": lambda luma: float(np.abs(np.diff(luma, axis=0)).mean()) if len(luma) > 1 else 0.0,
+        "change": mean_change,
         "bars": bar_share,
         "sharpness": sharpness,
         "clipped": clipped_share,
         "logo": logo_share,
     }
-    if any(config.needs(name) for name in of_luma):
-        luma = frames.astype(np.float32) @ LUMA  # (t, h, w)
-        found.update((name, measure(luma)) for name, measure in of_luma.items() if config.needs(name))
+    luma = frames.astype(np.float32) @ LUMA  # (t, h, w)
+    found.update(
+        (name, measure(luma)) for name, measure in of_luma.items() if name in ALWAYS_MEASURED or config.needs(name)
+    )
     return found
+
+
+def mean_change(luma: Float[np.ndarray, "t h w"]) -> float:
+    """Mean difference of consecutive frames, from 0 to 255; 0 for one frame."""
+    if len(luma) < 2:
+        return 0.0
+    change = np.diff(luma, axis=0)
+    return float(np.abs(change, out=change).mean())
 
 
 def bar_share(luma: Float[np.ndarray, "t h w"]) -> float:
@@ -114,7 +128,7 @@ def sharpness(luma: Float[np.ndarray, "t h w"]) -> float:
 
 def clipped_share(luma: Float[np.ndarray, "t h w"]) -> float:
     """Share of the pixels that are black or white without detail, in [0, 1]: under- or overexposed."""
-    return float(((luma <= CLIPPED) | (luma >= 255 - CLIPPED)).mean())
+    return (np.count_nonzero(luma <= CLIPPED) + np.count_nonzero(luma >= 255 - CLIPPED)) / luma.size
 
 
 def logo_share(luma: Float[np.ndarray, "t h w"]) -> float:

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from data.curation.config import SceneDetection
-from data.curation.transitions import block_means, find_transitions
+from data.curation.transitions import block_means, edge_energy, find_transitions
 from data.errors import ReelflowError
 from data.video.decoders.timeline import Timeline
 from data.video.extract import FindCuts
@@ -57,9 +57,14 @@ def find_cuts(timeline: Timeline, shown: Size | None = None) -> list[Transition]
 
 def find_scene_transitions(timeline: Timeline, shown: Size | None = None) -> list[Transition]:
     """Hard cuts, fades and cross-fades (`data/curation/transitions.py`); the arguments are those of `find_cuts`."""
-    pictures = [block_means(frame) for frame in _small_frames(timeline, shown)]
+    pictures, edges = [], []
+    for frame in _small_frames(timeline, shown):
+        pictures.append(block_means(frame))
+        edges.append(edge_energy(frame))
     steps = np.diff(timeline.times_seconds)
-    return find_transitions(np.stack(pictures), 1 / float(np.median(steps))) if len(steps) else []
+    if not len(steps):
+        return []
+    return find_transitions(np.stack(pictures), np.array(edges), 1 / float(np.median(steps)))
 
 
 def _small_frames(timeline: Timeline, shown: Size | None) -> Iterator[UInt8[np.ndarray, "h w 3"]]:

@@ -8,6 +8,10 @@ Each frame is averaged to 12 x 16 blocks of RGB, so that small motion changes li
 - A *cross-fade* of two scenes A and B shows (1 - s) A + s B with s rising from 0 to 1. So the frames between are
   explained by the ones at both ends, which differ in structure, and have less contrast, since two unrelated pictures
   level out. The frames of a pan or a zoom do not: what comes into the picture is in neither, at full contrast.
+- Where a scene moves fast, its frames at the end say nothing about those between. But its edges are as strong in one
+  frame as in the next, and fine edges of two scenes are uncorrelated, so that the mean square of the gradient of a
+  mixture is (1 - s)^2 times A's plus s^2 times B's: it falls to half and rises again, along a parabola that motion does
+  not change (Lienhart 1999, https://doi.org/10.1117/12.333848, of the contrast of edges).
 
 The thresholds were chosen on drawn edits (`benchmarks/curation.py`), with other seeds and other footage than those it
 judges by.
@@ -16,7 +20,8 @@ judges by.
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
+from numpy.lib.stride_tricks import sliding_window_view
 
 from data.video.spans import Transition
 
@@ -36,6 +41,8 @@ DISSOLVE_CORRELATION = 0.6  # of the structure of its ends, at most
 DISSOLVE_RESIDUAL = 0.25  # largest share of the contrast of a frame between that the ends do not explain
 DISSOLVE_SHARE = 0.25  # how far the share of the new scene may be from that of a cross-fade at constant speed
 DISSOLVE_DIP = 0.8  # contrast (variance) in the middle, by the mean of the ends', at most; a pan keeps it
+EDGE_SECONDS = 0.25  # before and after a cross-fade, in which the edges of one scene alone are measured
+EDGE_DEVIATION = 0.2  # of the edges from the parabola: largest root mean square of the logarithm of the ratio
 ALONE = 0.05  # share of the other scene up to which a frame counts as of one alone
 CHUNK = 1024  # frames that are compared at a time
 
@@ -52,11 +59,19 @@ def block_means(frame: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, " d"]:
     return (sums / areas[..., None]).round().astype(np.uint8).ravel()
 
 
+def edge_energy(frame: UInt8[np.ndarray, "h w 3"]) -> float:
+    """Mean square difference of neighbouring pixels, down plus across, of the mean of R, G and B."""
+    grey = frame.astype(np.float32) @ np.full(3, 1 / 3, np.float32)
+    down, across = np.diff(grey, axis=0).ravel(), np.diff(grey, axis=1).ravel()
+    return float(down @ down / max(1, down.size) + across @ across / max(1, across.size))
+
+
 @dataclass(frozen=True)
 class _Film:
-    """The pictures of a video, without their means, and what is often asked about them."""
+    """The pictures of a video, its edges, and what is often asked about them."""
 
     pictures: Pictures
+    edges: Float[np.ndarray, " t"]
     fps: float
 
     def frames(self, seconds: float) -> int:
@@ -64,18 +79,21 @@ class _Film:
         return max(1, round(seconds * self.fps))
 
 
-def find_transitions(pictures: UInt8[np.ndarray, "t d"], fps: float) -> list[Transition]:
+def find_transitions(
+    pictures: UInt8[np.ndarray, "t d"], edges: Float[np.ndarray, " t"], fps: float
+) -> list[Transition]:
     """The transitions of a video, in order; those that overlap are one.
 
     Args:
         pictures: `block_means` of every frame.
+        edges: `edge_energy` of every frame.
         fps: frames per second.
     """
     if len(pictures) < 3:
         return []
-    film = _Film(pictures.astype(np.float32), fps)
-    fades = _fades(film)
-    found = [*fades, *_dissolves(film), *(Transition(cut, cut) for cut in _cuts(film))]
+    film = _Film(pictures.astype(np.float32), edges.astype(np.float32), fps)
+    cuts = [Transition(cut, cut) for cut in _cuts(film)]
+    found = [*_fades(film), *_dissolves(film), *_dissolves_by_edges(film), *cuts]
     return merged(found)
 
 
@@ -145,7 +163,7 @@ def _fades(film: _Film) -> list[Transition]:
 
 def _contrast(pictures: Pictures) -> Float[np.ndarray, " t"]:
     """Standard deviation over the blocks, as the root mean square of the three channels: 0 of any one colour."""
-    return np.sqrt(pictures.reshape(len(pictures), -1, 3).var(1).mean(1))
+    return np.sqrt(pictures.reshape(len(pictures), pictures.shape[1] // 3, 3).var(1).mean(1))
 
 
 def _runs(mask: Bool[np.ndarray, " t"]) -> list[tuple[int, int]]:
@@ -166,6 +184,53 @@ def _dissolves(film: _Film) -> list[Transition]:
             starts = np.flatnonzero(_are_dissolves(part, quarter)) + begin
             found += [Transition(int(start) + 1, int(start) + 4 * quarter) for start in starts]
     return [_trimmed(film.pictures, transition) for transition in merged(found)]
+
+
+def _dissolves_by_edges(film: _Film) -> list[Transition]:
+    """Windows in which the strength of edges follows the parabola of a cross-fade; of those that overlap, the best."""
+    found: list[tuple[float, int, int]] = []  # deviation, start, end
+    around = film.frames(EDGE_SECONDS)
+    for seconds in DISSOLVE_SECONDS:
+        length = film.frames(seconds)
+        if length < 4:
+            continue
+        for begin in range(around, len(film.edges) - length - around + 1, CHUNK):
+            starts = np.arange(begin, min(begin + CHUNK, len(film.edges) - length - around + 1))
+            deviation = _deviation_of_edges(film.edges, starts, length, around)
+            starts, deviation = starts[deviation <= EDGE_DEVIATION], deviation[deviation <= EDGE_DEVIATION]
+            differ = _are_other_scenes(film.pictures[starts - 1], film.pictures[starts + length])
+            found += [
+                (float(value), int(start), int(start) + length)
+                for value, start in zip(deviation[differ], starts[differ], strict=True)
+            ]
+    chosen: list[Transition] = []
+    for _, start, end in sorted(found):
+        if all(end <= other.start or start >= other.end for other in chosen):
+            chosen.append(Transition(start, end))
+    return chosen
+
+
+def _deviation_of_edges(
+    edges: Float[np.ndarray, " t"], starts: Int[np.ndarray, " n"], length: int, around: int
+) -> Float[np.ndarray, " n"]:
+    """How far the edges of the windows that begin at `starts` are from those of a cross-fade: 0 is exact."""
+    share = (np.arange(length) + 1) / (length + 1)  # of the new scene
+    medians = np.median(sliding_window_view(edges, around), axis=1)
+    before, after = medians[starts - around, None], medians[starts + length, None]
+    expected = before * (1 - share) ** 2 + after * share**2
+    ratio = (sliding_window_view(edges, length)[starts] + 1e-3) / (expected + 1e-3)
+    return np.sqrt((np.log(ratio) ** 2).mean(1))
+
+
+def _are_other_scenes(one: Pictures, other: Pictures) -> Bool[np.ndarray, " t"]:
+    """Whether two frames show something, and not the same: in levels and in structure."""
+    difference = np.sqrt(((one - other) ** 2).mean(1))
+    contrast = np.minimum(_contrast(one), _contrast(other))
+    one, other = one - one.mean(1, keepdims=True), other - other.mean(1, keepdims=True)
+    aa, bb, ab = (np.einsum("td,td->t", x, y) for x, y in ((one, one), (other, other), (one, other)))
+    correlation = ab / np.sqrt(np.maximum(aa * bb, 1e-6))
+    good: np.ndarray = (difference >= DISSOLVE_CHANGE) & (correlation <= DISSOLVE_CORRELATION)
+    return good & (contrast > FLAT_CONTRAST)
 
 
 def _trimmed(pictures: Pictures, transition: Transition) -> Transition:

@@ -65,6 +65,7 @@ def write_members(
     """
     records: list[ClipRecord] = []
     checksums: dict[str, list[int]] = {name: [] for name in payload_members}
+    places: dict[str, tuple[int, int]] = {}
     with published(path) as temporary:
         with (
             temporary.open("wb", buffering=WRITE_BUFFER_BYTES) as file,
@@ -77,12 +78,11 @@ def write_members(
                     RECORD_MEMBER: record.model_dump_json().encode(),
                 }
                 for member in sorted(contents):
-                    _add_member(tar, f"{record.key}.{member}", contents[member])
+                    name = f"{record.key}.{member}"
+                    places[name] = _add_member(tar, name, contents[member]), len(contents[member])
                 records.append(record)
-                for name in payload_members:
-                    checksums[name].append(crc32(members[name]))
-        with tarfile.open(temporary) as tar:
-            places = {member.name: (member.offset_data, member.size) for member in tar}
+                for member in payload_members:
+                    checksums[member].append(crc32(members[member]))
         shard = ShardRecord(
             name=path.name,
             num_samples=len(records),
@@ -100,12 +100,17 @@ def write_members(
     return shard, rows
 
 
-def _add_member(tar: tarfile.TarFile, name: str, content: bytes) -> None:
-    """Add a file, as WebDataset's `TarWriter` does, which would import torch into every process that writes."""
+def _add_member(tar: tarfile.TarFile, name: str, content: bytes) -> int:
+    """Add a file, as WebDataset's `TarWriter` does, which would import torch into every process that writes.
+
+    Returns:
+        Offset of the content in bytes.
+    """
     entry = tarfile.TarInfo(name)
     entry.size, entry.mtime, entry.mode = len(content), 0, 0o444
     entry.uname = entry.gname = "reelflow"
     tar.addfile(entry, BytesIO(content))
+    return tar.offset - -(-len(content) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE  # blocks are padded with zeros
 
 
 def _index_row(

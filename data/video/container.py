@@ -36,7 +36,7 @@ def open_video(path: Path, options: Mapping[str, str] | None = None) -> av.conta
     allowed = {"format_whitelist": ",".join(FORMATS), "protocol_whitelist": "file"}
     try:
         # Titles and the like, which are not used, may be in any encoding.
-        return av.open(str(path.resolve()), options={**(options or {}), **allowed}, metadata_errors="replace")
+        return av.open(str(path.absolute()), options={**(options or {}), **allowed}, metadata_errors="replace")
     except av.ArgumentError as error:  # how FFmpeg refuses a format that is not in the list
         raise VideoError(
             "no_video", "it is not a video file: its content is of no video format, or a list of other files"

@@ -26,9 +26,11 @@ from pipeline.distributed.isolated_worker import (
 )
 
 Job = TypeVar("Job")
+T = TypeVar("T")
 MAX_ATTEMPTS = 3  # one crash may be the machine's fault, such as a lack of memory; three are the job's
 MAX_FAILED_STARTS = 3
 MAX_BATCH = 256  # jobs
+MAX_CALLS = 16  # without payloads, that a worker is given at once
 POLL_SECONDS = 0.5
 
 
@@ -74,8 +76,11 @@ class IsolatedPool(Generic[Job]):
     ) -> None:
         self._waiting, self._work, self._workers = deque(jobs), deque[Call](), list[Worker[Job]]()
         self._num_workers, self._timeout = num_workers, timeout_seconds
-        self._function, self._actor = ray.put(function), ray.remote(Runner).options(num_cpus=1)
+        # Ray's record of every task, which nothing reads, would cost all its processes time.
+        self._actor = ray.remote(Runner).options(num_cpus=1, enable_task_events=False)
+        self._function = ray.put(function)
         self._alone = set[Job]()  # jobs whose batch was lost
+        self._called_alone = set[Call]()
         self._crashes, self._work_crashes, self._failed_starts = Counter[Job](), Counter[Call](), 0
         self._seconds_per_job = float("inf")  # in the last batch
 
@@ -91,7 +96,8 @@ class IsolatedPool(Generic[Job]):
         """Let the next idle worker call a function that is trusted to return, before any job that waits.
 
         A `Payload` among the arguments is replaced by the payload itself. It is called between two outcomes; `outcomes`
-        ends when all calls have returned, and raises their errors.
+        ends when all calls have returned, and raises their errors. A call is repeated if its worker dies; so is one
+        without payloads that a worker was given together with the call that it died of.
         """
         self._work.append(Call(function, arguments))
 
@@ -112,10 +118,13 @@ class IsolatedPool(Generic[Job]):
 
     def _start_workers(self) -> None:
         """Start workers up to their number, but no more than there is to do."""
-        num_busy = sum(bool(worker.jobs or worker.work) for worker in self._workers)
-        num_wanted = min(self._num_workers, num_busy + len(self._waiting) + len(self._work))
+        num_wanted = min(self._num_workers, self._num_busy + len(self._waiting) + len(self._work))
         while len(self._workers) < num_wanted:
             self._workers.append(Worker(self._actor.remote(self._function)))
+
+    @property
+    def _num_busy(self) -> int:
+        return sum(bool(worker.jobs or worker.works) for worker in self._workers)
 
     def _ready(self) -> list[Worker[Job]]:
         """Workers that have started, have done their work, or have died; waits at most `POLL_SECONDS` for one."""
@@ -146,9 +155,10 @@ class IsolatedPool(Generic[Job]):
         if isinstance(result, Location):
             worker.location = result
         elif isinstance(result, BatchReport):
-            self._seconds_per_job = result.seconds / len(result.reports)
-            self._waiting.extendleft(reversed(jobs[len(result.reports) :]))
-            for number, report in enumerate(result.reports):
+            reports = result.reports
+            self._seconds_per_job = result.seconds / len(reports)
+            self._waiting.extendleft(reversed(jobs[len(reports) :]))
+            for number, report in enumerate(reports):
                 yield Done(jobs[number], report, Payload(payloads, number))
 
     def _after_death(self, worker: Worker[Job]) -> Iterator[Lost[Job]]:
@@ -157,11 +167,13 @@ class IsolatedPool(Generic[Job]):
         Raises:
             RayActorError: `MAX_FAILED_STARTS` workers in a row died while they started, or too many of one call.
         """
-        if worker.work is not None:
-            self._work_crashes[worker.work] += 1
-            if self._work_crashes[worker.work] == MAX_ATTEMPTS:
-                ray.get(worker.pending)
-            self._work.appendleft(worker.work)
+        if worker.works:
+            self._work.extendleft(reversed(worker.works))
+            self._called_alone.update(worker.works)
+            if len(worker.works) == 1:
+                self._work_crashes.update(worker.works)
+                if self._work_crashes[worker.works[0]] == MAX_ATTEMPTS:
+                    ray.get(worker.pending)
         elif len(worker.jobs) == 1:
             job = worker.jobs[0]
             self._crashes[job] += 1
@@ -185,7 +197,7 @@ class IsolatedPool(Generic[Job]):
         if worker not in self._workers:
             return
         if self._work:
-            worker.give_work(self._work.popleft())
+            worker.give_work(self._next_works())
         elif self._waiting:
             worker.give(self._next_jobs(), self._timeout)
         else:
@@ -195,10 +207,13 @@ class IsolatedPool(Generic[Job]):
     def _next_jobs(self) -> tuple[Job, ...]:
         """As many jobs as take `BATCH_SECONDS`, as long as enough are left for every worker."""
         size = min(MAX_BATCH, BATCH_SECONDS / self._seconds_per_job, len(self._waiting) / self._num_workers)
-        jobs = [self._waiting.popleft()]
-        while len(jobs) < int(size) and jobs[0] not in self._alone and self._waiting[0] not in self._alone:
-            jobs.append(self._waiting.popleft())
-        return tuple(jobs)
+        return _first(self._waiting, int(size), lambda job: bool(self._alone) and job in self._alone)
+
+    def _next_works(self) -> tuple[Call, ...]:
+        """The next call, and further ones if none of them needs payloads, which take memory and may be used up."""
+        num_idle = self._num_workers - self._num_busy
+        size = min(MAX_CALLS, -(-len(self._work) // max(1, num_idle)))
+        return _first(self._work, size, lambda work: work.has_payloads or work in self._called_alone)
 
     def _after_deadline(self, worker: Worker[Job]) -> Iterator[Lost[Job]]:
         """End a worker, unless its job may go on; the jobs that it was not at are done by another one."""
@@ -213,3 +228,12 @@ class IsolatedPool(Generic[Job]):
         self._waiting.extendleft(reversed(jobs[:number] + jobs[number + 1 :]))
         allowed = max(self._timeout, worker.deadline - worker.started - BATCH_SECONDS)
         yield Lost(jobs[number], "timed_out", f"decoding it took longer than {allowed:.4g} s")
+
+
+def _first(waiting: deque[T], size: int, is_alone: Callable[[T], bool]) -> tuple[T, ...]:
+    """Take the first ones that wait, at most `size` but at least one; one that is to be alone is taken alone."""
+    taken = [waiting.popleft()]
+    if not is_alone(taken[0]):
+        while len(taken) < size and not is_alone(waiting[0]):
+            taken.append(waiting.popleft())
+    return tuple(taken)

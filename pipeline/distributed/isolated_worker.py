@@ -7,6 +7,7 @@ when it hangs: then the job that hangs is known, and the others are not lost.
 
 import mmap
 import os
+import pickle
 import signal
 import struct
 import time
@@ -76,8 +77,13 @@ class Location:
 class BatchReport:
     """The first results of the jobs that a worker did, from the first job of the batch on."""
 
-    reports: list[Any]
+    content: bytes  # of a list, pickled in C: Ray's pickling in Python costs as much as the probe of a small file
     seconds: float  # that they took
+
+    @property
+    def reports(self) -> list[Any]:
+        """The results, in the order of the jobs."""
+        return pickle.loads(self.content)  # noqa: S301 - of an actor of this run
 
 
 @dataclass(frozen=True)
@@ -94,6 +100,11 @@ class Call:
 
     function: Callable[..., None]
     arguments: tuple[Any, ...]  # each `Payload` is replaced by the payload itself
+
+    @property
+    def has_payloads(self) -> bool:
+        """Whether it is called with payloads."""
+        return any(isinstance(argument, Payload) for argument in self.arguments)
 
 
 class Runner:
@@ -112,11 +123,15 @@ class Runner:
         """Answered once the process has started, so that deadlines do not include its start."""
         return Location(ray.get_runtime_context().get_node_id(), os.getpid(), self._note.descriptor)
 
-    def run(self, jobs: tuple[Any, ...]) -> tuple[BatchReport, list[Any]]:
-        """Do jobs, of which none begins after `BATCH_SECONDS`; returns their reports and their payloads."""
+    def run(self, jobs: bytes) -> tuple[BatchReport, list[Any]]:
+        """Do jobs, of which none begins after `BATCH_SECONDS`; returns their reports and their payloads.
+
+        Args:
+            jobs: a tuple, pickled.
+        """
         started = time.monotonic()
         reports, payloads = [], []
-        for number, job in enumerate(jobs):
+        for number, job in enumerate(pickle.loads(jobs)):  # noqa: S301 - of the driver
             self._note.begin(number)
             report, payload = self._function(job)
             reports.append(report)
@@ -124,11 +139,12 @@ class Runner:
             if time.monotonic() - started > BATCH_SECONDS:
                 break
         self._note.begin(BETWEEN_JOBS)
-        return BatchReport(reports, time.monotonic() - started), payloads
+        return BatchReport(pickle.dumps(reports), time.monotonic() - started), payloads
 
-    def call(self, work: Call, *batches: list[Any]) -> None:
+    def call(self, works: tuple[Call, ...], *batches: list[Any]) -> None:
         """Do work that is trusted to return; the batch of each `Payload` is its number among `batches`."""
-        work.function(*(batches[a.batch][a.number] if isinstance(a, Payload) else a for a in work.arguments))
+        for work in works:
+            work.function(*(batches[a.batch][a.number] if isinstance(a, Payload) else a for a in work.arguments))
 
 
 @dataclass(frozen=True)
@@ -161,7 +177,7 @@ class Worker(Generic[Job]):
     location: Location | None = None  # None while it starts
     jobs: tuple[Job, ...] = ()
     payloads: Any = None  # reference to a list, of the jobs
-    work: Call | None = None
+    works: tuple[Call, ...] = ()
     started: float = 0.0
     deadline: float = float("inf")
 
@@ -172,18 +188,26 @@ class Worker(Generic[Job]):
         """Start jobs, of which each may take `timeout_seconds`."""
         self.jobs, self.started = jobs, time.monotonic()
         self.deadline = self.started + timeout_seconds + (BATCH_SECONDS if len(jobs) > 1 else 0)
-        self.pending, self.payloads = self.handle.run.options(num_returns=2).remote(jobs)
+        self.pending, self.payloads = self.handle.run.options(num_returns=2).remote(pickle.dumps(jobs))
 
-    def give_work(self, work: Call) -> None:
+    def give_work(self, works: tuple[Call, ...]) -> None:
         """Start work that has no deadline."""
-        batches = dict.fromkeys(a.batch for a in work.arguments if isinstance(a, Payload))
+        batches = dict.fromkeys(a.batch for work in works for a in work.arguments if isinstance(a, Payload))
         numbers = {batch: number for number, batch in enumerate(batches)}
-        arguments = tuple(replace(a, batch=numbers[a.batch]) if isinstance(a, Payload) else a for a in work.arguments)
-        self.work, self.pending = work, self.handle.call.remote(Call(work.function, arguments), *batches)
+        sent = tuple(
+            replace(
+                work,
+                arguments=tuple(
+                    replace(a, batch=numbers[a.batch]) if isinstance(a, Payload) else a for a in work.arguments
+                ),
+            )
+            for work in works
+        )
+        self.works, self.pending = works, self.handle.call.remote(sent, *batches)
 
     def rest(self) -> None:
         """Forget what it was given."""
-        self.jobs, self.payloads, self.work, self.deadline = (), None, None, float("inf")
+        self.jobs, self.payloads, self.works, self.deadline = (), None, (), float("inf")
 
     def end_if_overdue(self) -> Overdue:
         """End the process on its own node, even if it no longer answers Ray, unless its job may go on."""

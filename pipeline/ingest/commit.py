@@ -5,15 +5,18 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
+from data.curation.config import FilterConfig
 from data.dataset.clip import VIDEO_MEMBER, ClipRecord
 from data.dataset.reader import PayloadReader
 from data.dataset.shards import write_shard
 from data.errors import DatasetError
 from pipeline.ingest.prepare import SourceReport
 from pipeline.ingest.spool import Clips
+from pipeline.ingest.thresholds import stored_measures
 from pipeline.run.commits import Commit, publish_commit, read_commit, remove_commit, writing
 from pipeline.run.fingerprints import fingerprint
 
@@ -39,6 +42,8 @@ class ShardRecipe:
     """Source whose clips are not cut again -> the shard that holds them."""
     captions: Mapping[str, str]
     """Of the sources that are taken."""
+    filters: FilterConfig
+    """Which say what the records of clips store."""
 
 
 class _TakenShardError(Exception):
@@ -84,9 +89,14 @@ def _samples(recipe: ShardRecipe, new: Mapping[str, Clips]) -> Iterator[tuple[Cl
         if path is None:
             yield from (clip for clip in new.get(report.source, ()) if clip[0].key in recipe.kept)
             continue
+        measured = {span.start_seconds: stored_measures(span, recipe.filters) for span in report.measured}
         for clip in report.clips:
             if clip.key in recipe.kept:
-                yield held[path].clip(clip.key, recipe.captions[report.source])
+                record, payload = held[path].clip(clip.key)
+                present: dict[str, Any] = {"caption": recipe.captions[report.source]}
+                if clip.start_seconds in measured:  # otherwise an older version made it, with the same filters
+                    present["measures"] = measured[clip.start_seconds]
+                yield record.model_copy(update=present), payload
 
 
 class _HeldShard:
@@ -99,8 +109,8 @@ class _HeldShard:
         self._path, self._rows = path, {row.key: row for row in commit.rows}
         self._payloads, self._records = PayloadReader(path.parent, verify=True), PayloadReader(path.parent)
 
-    def clip(self, key: str, caption: str) -> tuple[ClipRecord, bytes]:
-        """A clip with its present caption.
+    def clip(self, key: str) -> tuple[ClipRecord, bytes]:
+        """A clip as it is there.
 
         The payload is compared with its checksum, the record with what the commit says of the clip.
         """
@@ -113,4 +123,4 @@ class _HeldShard:
             raise _TakenShardError(self._path, f"{self._path}: {key} cannot be read ({error})") from error
         if any(getattr(record, name) != getattr(row, name) for name in ClipRecord.model_fields if hasattr(row, name)):
             raise _TakenShardError(self._path, f"{self._path}: the record of {key} is damaged")
-        return record.model_copy(update={"caption": caption}), payload
+        return record, payload

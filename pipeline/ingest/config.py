@@ -16,6 +16,8 @@ from data.video.spans import Placement
 # has clips of both kinds. A stage that is finished stays so. 2: frames are scaled while they are converted to RGB
 # (before, by Pillow afterwards), and PyAV comes before decord; HD without a tag is BT.709.
 PIXELS_VERSION = 2
+# The same of shards with `scene_detection: transitions`. 2: cross-fades between scenes that move fast are found.
+TRANSITIONS_VERSION = 2
 
 
 class ShardConfig(Settings):

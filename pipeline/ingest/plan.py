@@ -5,24 +5,26 @@ Some shards stand, some are written from clips that are there, and some sources 
 Each commit says what every source of its shard was made from (`Origin`). A source is not cut again while its name, its
 span, the settings and the content of its file are the same: if its modification time changed, the file is compared by
 its checksum. Its clips are then taken from the shard that holds them, wherever they belong now, and with its present
-caption. Other thresholds of filters are compared with what was measured (`pipeline/ingest/redecide.py`).
+caption. Other thresholds of filters, and filters that are turned on or off, are compared with what was measured
+(`pipeline/ingest/redecide.py`).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 from data.curation.caption_text import CaptionError
+from data.curation.config import FilterConfig, Measure
 from data.curation.sources import Source, content_of, listing_fingerprint
 from data.errors import printable
 from pipeline.ingest.commit import ShardCommit, ShardRecipe
 from pipeline.ingest.duplicates import Dropped, find_duplicates, kept_clips
 from pipeline.ingest.layout import NUMBERED, grouped, keeps_numbers, numbered
 from pipeline.ingest.prepare import Origin, PrepareConfig, SourceReport, present_caption
-from pipeline.ingest.redecide import redecided
+from pipeline.ingest.redecide import redecided, unmeasured
 from pipeline.run.commits import SHARD_PATTERN, publish_commit, read_commit
 from pipeline.run.fingerprints import fingerprint
 
@@ -39,6 +41,8 @@ class _Held:
     """None: the shard holds no clip of it."""
     keys: frozenset[str]
     """Of its clips in the shard."""
+    stores_measures: bool = True
+    """Whether the records of its clips have the measures that they should have."""
 
 
 @dataclass(frozen=True)
@@ -62,10 +66,11 @@ class PlannedShard:
     _held: dict[str, _Held]  # sources that need not be cut, by name
     _captions: dict[str, str]  # of these
     _dropped: Dropped
+    _filters: FilterConfig
     _new: dict[str, SourceReport] = field(default_factory=dict)
     _clips: dict[str, Any] = field(default_factory=dict)  # Ray reference to the clips, by source
 
-    @property
+    @cached_property
     def to_cut(self) -> list[Source]:
         """The sources whose clips are nowhere."""
         return [] if self.stands else [source for source in self.sources if source.name not in self._held]
@@ -98,6 +103,7 @@ class PlannedShard:
             kept=frozenset(clip.key for report in reports for clip in kept_clips(report, self._dropped)),
             taken={name: held.shard for name, held in self._held.items() if held.keys},
             captions=self._captions,
+            filters=self._filters,
         )
 
     def give_clips(self) -> list[Any]:
@@ -116,6 +122,8 @@ class Plan:
     """Shards that stand, but whose commits name older stamps of files -> the reports to replace, by source."""
     dropped: Dropped
     """Clips that look like an earlier one, of the sources that are known."""
+    unmeasured: Mapping[str, set[Measure]]
+    """Sources that are cut only because something has to be measured -> what that is."""
     config: PrepareConfig
 
     @property
@@ -139,6 +147,9 @@ class Plan:
         text = f"{standing} of {len(self.shards)} shards stay as they are"
         if standing < len(self.shards):
             text += f", the clips of {taken} videos are taken from earlier shards, {cut} videos are cut"
+        if self.unmeasured:
+            names = ", ".join(sorted(set[str]().union(*self.unmeasured.values())))
+            text += f" ({len(self.unmeasured)} of them because these were not measured: {names})"
         return text
 
     def origin(self, source: Source) -> Origin:
@@ -168,15 +179,20 @@ def plan_shards(sources: Sequence[Source], folder: Path, config: PrepareConfig) 
         groups = grouped(sources, lambda source: source.name, size)
     place = {source.name: group.shard for group in groups for source in group.sources}
     candidates = _candidates(found, {source.name: source for source in sources}, config)
-    contents = _contents(sources, candidates, config)
+    origins = {source.name: config.origin(source) for source in sources if source.name in candidates}
+    contents = _contents(sources, candidates, origins, config)
     known: dict[str, _Held] = {}
     captions: dict[str, str] = {}
+    unmeasured_of: dict[str, set[Measure]] = {}
     for source in sources:
         # The one in its own shard first: an interrupted start may have left an older one elsewhere.
         here = sorted(candidates.get(source.name, ()), key=lambda held: held.shard.name != place[source.name])
         for held in here:
-            current = _current(source, held, contents, config)
+            current = _current(source, held, origins[source.name], contents.get(source.name), config)
             if current is None:
+                continue
+            if isinstance(current, set):
+                unmeasured_of[source.name] = current
                 continue
             is_usable, caption = _check_caption(source, held.report, config)
             if is_usable:
@@ -199,14 +215,16 @@ def plan_shards(sources: Sequence[Source], folder: Path, config: PrepareConfig) 
             list(in_folder[path].held) == list(here) == [source.name for source in group.sources]
             and all(held.shard == path and held.keys == wanted[name] for name, held in here.items())
             and all(not held.keys or held.caption == captions[name] for name, held in here.items())
+            and all(not held.keys or held.stores_measures for held in here.values())
             if path in in_folder
             else False
         )
-        shards.append(PlannedShard(path, group.sources, stands, here, own_captions, dropped))
+        shards.append(PlannedShard(path, group.sources, stands, here, own_captions, dropped, config.settings.filters))
         if stands:
             new = {name: h.report for name, h in here.items() if h.report != in_folder[path].held[name].report}
             touched |= {path: new} if new else {}
-    return Plan(shards, touched, dropped, config)
+    only_unmeasured = {name: missing for name, missing in unmeasured_of.items() if name not in usable}
+    return Plan(shards, touched, dropped, only_unmeasured, config)
 
 
 def _read_shards(folder: Path) -> Iterator[_Found]:
@@ -251,47 +269,75 @@ def _was_compared(report: SourceReport) -> bool:
 
 
 def _contents(
-    sources: Sequence[Source], candidates: dict[str, list[_Held]], config: PrepareConfig
+    sources: Sequence[Source], candidates: dict[str, list[_Held]], origins: dict[str, Origin], config: PrepareConfig
 ) -> dict[str, str | None]:
     """The checksums of the files that were touched since they were cut, by source."""
     touched = [
         source
         for source in sources
-        if any(_may_be_touched(held.report.origin, config.origin(source)) for held in candidates.get(source.name, ()))
+        if any(_may_be_touched(source, held.report.origin, origins, config) for held in candidates.get(source.name, ()))
     ]
     with ThreadPoolExecutor(HASHING_THREADS) as pool:
         return dict(zip((source.name for source in touched), pool.map(_content_of, touched), strict=True))
 
 
-def _may_be_touched(before: Origin | None, now: Origin) -> bool:
-    return before is not None and before.content is not None and before.stamp != now.stamp and _agree(before, now)
+def _may_be_touched(source: Source, before: Origin | None, origins: dict[str, Origin], config: PrepareConfig) -> bool:
+    now = origins[source.name]
+    return (
+        before is not None
+        and before.content is not None
+        and before.stamp != now.stamp
+        and _agree(source, before, now, config)
+    )
 
 
-def _agree(before: Origin, now: Origin) -> bool:
-    """Whether two origins are of the same source and the same settings, but for the values of thresholds."""
-    return before.cut == now.cut or (before.basis is not None and before.basis == now.basis)
+def _agree(source: Source, before: Origin, now: Origin, config: PrepareConfig) -> bool:
+    """Whether two origins are of the same source and the same settings, but for filters by measures."""
+    if before.cut == now.cut:
+        return True
+    if before.spans is not None:
+        return before.spans == now.spans
+    return before.basis is not None and before.basis == config.basis_of(source)
 
 
 _content_of = lru_cache(maxsize=100_000)(content_of)  # a start plans several times; a stamp is part of a source
 
 
-def _current(source: Source, held: _Held, contents: dict[str, str | None], config: PrepareConfig) -> _Held | None:
-    """What a shard holds of a source, with its present stamp; None if it was made from something else."""
-    report, present = held.report, config.origin(source)
+def _current(
+    source: Source, held: _Held, present: Origin, content: str | None, config: PrepareConfig
+) -> _Held | set[Measure] | None:
+    """What a shard holds of a source, with its present stamp.
+
+    Args:
+        present: what the source would be made from now.
+        content: the checksum of its file, if that was touched.
+
+    Returns:
+        None if it was made from something else; what is missing, if only something was not measured.
+    """
+    report, stores_measures = held.report, True
     if (origin := report.origin) is not None:
         is_same = origin.stamp == present.stamp
         if not is_same:
-            is_same = origin.content is not None and contents.get(source.name) == origin.content
-        if not (is_same and _agree(origin, present)):
+            is_same = origin.content is not None and content == origin.content
+        if not (is_same and _agree(source, origin, present, config)):
             return None
-        if origin.cut != present.cut and (report := redecided(report, config.settings)) is None:
-            return None
-        present = present.model_copy(update={"content": origin.content})
+        if origin.cut != present.cut:
+            if missing := unmeasured(report, config.settings):
+                return missing
+            if (report := redecided(report, config.settings)) is None:
+                return None
+            stores_measures = origin.stored is None or origin.stored == present.stored
+        if origin.content is not None:
+            present = present.model_copy(update={"content": origin.content})
     if config.settings.filters.duplicate_bits is not None:
         hashed = {clip.start_seconds for clip in report.clips if clip.perceptual_hash is not None}
         if any(clip.start_seconds not in hashed for clip in report.clips):
             return None
-    return replace(held, report=report.model_copy(update={"origin": present}))
+    if present == origin:
+        return held
+    report = report.model_copy(update={"origin": present})
+    return replace(held, report=report, stores_measures=stores_measures)
 
 
 def _check_caption(source: Source, report: SourceReport, config: PrepareConfig) -> tuple[bool, str]:

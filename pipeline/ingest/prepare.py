@@ -32,10 +32,16 @@ from data.video.augment import AS_IT_IS
 from data.video.codec import encode_clip
 from data.video.extract import CutConfig, Progress, Span, cut_file, measure_source
 from pipeline.distributed.isolated_worker import allow_until
-from pipeline.ingest.config import PIXELS_VERSION, ShardConfig
+from pipeline.ingest.config import PIXELS_VERSION, TRANSITIONS_VERSION, ShardConfig
 from pipeline.ingest.judge import Judge, model_fingerprints
 from pipeline.ingest.spool import Clips, ClipSpool, SpoolError
-from pipeline.ingest.thresholds import ALL_THRESHOLDS, MeasuredSpan, failed_threshold, what_is_measured
+from pipeline.ingest.thresholds import (
+    ALL_THRESHOLDS,
+    MeasuredSpan,
+    failed_threshold,
+    stored_measures,
+    what_is_measured,
+)
 from pipeline.run.fingerprints import fingerprint, output_json
 
 
@@ -44,7 +50,7 @@ class PreparedClip(Record):
 
     key: str
     start_seconds: float
-    # Hexadecimal, or by `lookalikes.describe`; None if duplicates are not looked for, or the clip is augmented.
+    # Hexadecimal, or by `lookalikes.describe`; None if the clip is augmented, or was made by an older version.
     perceptual_hash: str | None = None
 
 
@@ -52,7 +58,9 @@ class Origin(Record):
     """What a report was made from; it stands while the present source, settings and file are the same."""
 
     cut: str  # fingerprint of the source's name and span, and of the settings that decide its clips
-    basis: str | None = None  # the same without the values of thresholds; None: made by an older version
+    basis: str | None = None  # the same without the values of thresholds; only of some older versions
+    spans: str | None = None  # the same without filters by measures, and what they store; None: of an older version
+    stored: str | None = None  # names of the measures in the records of its clips; None: of an older version
     stamp: str  # size and modification time of the file when it was listed
     content: str | None = None  # SHA-256 of the file; None: not known
 
@@ -62,10 +70,10 @@ class SourceReport(Record):
 
     source: str
     origin: Origin | None = None  # None: made by an older version
-    clips: list[PreparedClip] = Field(default=[])  # for the shard
-    filtered: list[Rejection] = Field(default=[])  # clips, or the whole source, that were left out on purpose
+    clips: list[PreparedClip] = Field(default_factory=list)  # for the shard
+    filtered: list[Rejection] = Field(default_factory=list)  # clips, or the whole source, that were left out on purpose
     quarantined: Rejection | None = None
-    measured: list[MeasuredSpan] = Field(default=[])  # of every span of which something was, kept or left out
+    measured: list[MeasuredSpan] = Field(default_factory=list)  # of every span of which something was, kept or left out
 
 
 @dataclass(frozen=True)
@@ -86,25 +94,43 @@ class PrepareConfig:
 
     @cached_property
     def basis(self) -> str:
-        """`cut` without the values of thresholds, but with what they have measured."""
+        """`cut` without the values of thresholds, but with what they have measured: in reports of older versions."""
         cutting = self._cutting(*(threshold.setting for threshold in ALL_THRESHOLDS))
         return fingerprint([what_is_measured(self.settings.filters), *cutting])
+
+    @cached_property
+    def spans(self) -> str:
+        """`cut` without the thresholds and without what is measured: it decides which spans there are."""
+        return fingerprint(self._cutting(*(threshold.setting for threshold in ALL_THRESHOLDS), "filters.measures"))
 
     def _cutting(self, *excluded: str) -> list[Any]:
         """What decides the clips of a source, without the settings that are named."""
         excluded = ("buckets", "choose_buckets", "captions", "filters.duplicate_bits", *excluded)
         settings = output_json(self.settings, layout=False, exclude=excluded)
         models = model_fingerprints(self.settings.models)
-        return [sorted(bucket.name for bucket in self.buckets), settings, PIXELS_VERSION, *models]
+        found_by = [TRANSITIONS_VERSION] if self.settings.scene_detection == "transitions" else []
+        return [sorted(bucket.name for bucket in self.buckets), settings, PIXELS_VERSION, *found_by, *models]
+
+    @cached_property
+    def stored(self) -> str:
+        """The names of the measures that the records of clips have."""
+        return " ".join(sorted(self.settings.filters.recorded))
 
     def origin(self, source: Source) -> Origin:
         """What a report of this source would be made from now, but for the content of its file."""
+        inputs = self._inputs(source)
+        cut, spans = fingerprint([self.cut, *inputs]), fingerprint([self.spans, *inputs])
+        return Origin(cut=cut, spans=spans, stored=self.stored, stamp=source.file_stamp)
+
+    def basis_of(self, source: Source) -> str:
+        """What an older version's `Origin.basis` would be now."""
+        return fingerprint([self.basis, *self._inputs(source)])
+
+    def _inputs(self, source: Source) -> list[Any]:
         stretch = [source.stretch.start_seconds, source.stretch.end_seconds]
         inputs = [source.name, source.file, source.dataset, *stretch]
-        if self.settings.models.paths:  # which are shown the caption
-            inputs.append(_caption_or_problem(self, source))
-        cut, basis = fingerprint([self.cut, *inputs]), fingerprint([self.basis, *inputs])
-        return Origin(cut=cut, basis=basis, stamp=source.file_stamp)
+        # Models are shown the caption.
+        return [*inputs, _caption_or_problem(self, source)] if self.settings.models.paths else inputs
 
     def fingerprint(self) -> str:
         """As older versions stored it, of everything that changes a clip: captions too."""
@@ -270,9 +296,6 @@ def _clip_record(
     seen: MeasuredSpan,
     caption_by: str | None,
 ) -> ClipRecord:
-    recorded = config.settings.filters.recorded
-    stored: dict[str, float] = {name: value for name, value in seen.measures.items() if name in recorded}
-    stored |= seen.scores
     return ClipRecord(
         key=clip_key(source.name, span.start_seconds, span.bucket, span.variant),
         source=source.name,
@@ -288,14 +311,14 @@ def _clip_record(
         fps=span.bucket.fps,
         source_height=span.source_height,
         source_width=span.source_width,
-        measures={name: round(value, 6) for name, value in stored.items()} or None,
+        measures=stored_measures(seen, config.settings.filters),
         caption_by=caption_by,
     )
 
 
 def _signature(span: Span, filters: FilterConfig) -> str | None:
-    """What duplicates of a clip are found by; None: it is not compared."""
-    if filters.duplicate_bits is None or span.variant:
+    """What duplicates of a clip are found by, once they are looked for; None: it is not compared."""
+    if span.variant:
         return None
     return f"{perceptual_hash(span.frames):x}" if filters.duplicate_views == "same" else describe(span.frames)
 

@@ -47,6 +47,10 @@ class Clips(Sequence[tuple[ClipRecord, bytes]]):
             self.content.unlink(missing_ok=True)
 
 
+NO_CLIPS = Clips((), (0,), b"")
+"""One object for all sources without clips, so that it is pickled once for many of them."""
+
+
 class SpoolError(OSError):
     """The file cannot be written; the message names the folder and the way out."""
 
@@ -105,6 +109,8 @@ class ClipSpool:
         Raises:
             SpoolError: the file cannot be written.
         """
+        if not self._records:
+            return NO_CLIPS
         if self._path is None:
             content: bytes | Path = bytes(self._held)
         else:

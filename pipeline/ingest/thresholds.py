@@ -1,7 +1,8 @@
 """Which clips the thresholds leave out, decided from what was measured of them; also anew, with other thresholds.
 
-A report keeps what was measured of every span, also of those that were left out. So with another threshold a video is
-cut again only if a clip passes that was left out before, whose pixels were not kept.
+A report keeps what was measured of every span, also of those that were left out. So with another threshold, or with a
+filter more or less, a video is cut again only if a clip passes that was left out before, whose pixels were not kept, or
+if something is asked for that was not measured.
 """
 
 from collections.abc import Mapping
@@ -44,11 +45,24 @@ class MeasuredSpan(Record):
 
 
 def what_is_measured(filters: FilterConfig) -> dict[str, Any]:
-    """What the thresholds have measured and stored of each clip, whatever their values are."""
+    """What the thresholds have stored of each clip, and older versions measured, whatever their values are."""
     return {
         "measured": [measure for measure in THRESHOLDS if filters.needs(measure)],
         "stored": sorted(filters.recorded),
     }
+
+
+def needed(filters: FilterConfig) -> set[Measure]:
+    """What has to be known of a span: for the thresholds, and to be stored in the record of its clips."""
+    return {measure for measure in THRESHOLDS if filters.needs(measure)}
+
+
+def stored_measures(span: MeasuredSpan, filters: FilterConfig) -> dict[str, float] | None:
+    """What the record of a clip of a span stores; None if nothing."""
+    recorded = filters.recorded
+    stored: dict[str, float] = {name: value for name, value in span.measures.items() if name in recorded}
+    stored |= span.scores
+    return {name: round(value, 6) for name, value in stored.items()} or None
 
 
 def failed_threshold(span: MeasuredSpan, config: ShardConfig) -> tuple[Filter, str] | None:

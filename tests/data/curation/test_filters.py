@@ -6,7 +6,15 @@ from scipy.ndimage import gaussian_filter
 
 from data.curation.config import FilterConfig, Measure
 from data.curation.filters import Duplicates, failed_filter, perceptual_hash
-from data.curation.measures import bar_share, clipped_share, logo_share, measure_clip, motion, sharpness
+from data.curation.measures import (
+    ALWAYS_MEASURED,
+    bar_share,
+    clipped_share,
+    logo_share,
+    measure_clip,
+    motion,
+    sharpness,
+)
 from data.synthetic import combinations, random_scene, render
 from data.video.codec import decode_clip, encode_clip
 from testing.edits import draw_picture, draw_shot
@@ -114,7 +122,7 @@ def test_new_thresholds_name_their_reason():
         found = failed_filter(values, config)
         assert found is not None
         assert found[0] == reason
-        assert set(measure_clip(clip, 8, config, None)) == config.recorded
+        assert set(measure_clip(clip, 8, config, None)) == config.recorded | ALWAYS_MEASURED
     still: dict[Measure, float] = {"motion": 0.0}
     assert failed_filter(still, cases["too_still"], is_still=True) is None
     passing = FilterConfig(
@@ -126,4 +134,5 @@ def test_new_thresholds_name_their_reason():
 def test_what_is_recorded_is_asked_for_or_newly_compared():
     assert FilterConfig(black_luma=8).recorded == set()
     assert FilterConfig(measures=("brightness",), max_motion=1).recorded == {"brightness", "motion"}
-    assert set(measure_clip(moving(), 8, FilterConfig(measures=("bars", "change")), 0.1)) == {"bars", "change", "text"}
+    found = measure_clip(moving(), 8, FilterConfig(measures=("bars", "change")), 0.1)
+    assert set(found) == {"brightness", "change", "bars", "sharpness", "clipped", "text"}

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from data.curation.transitions import block_means, find_transitions, merged
+from data.curation.transitions import block_means, edge_energy, find_transitions, merged
 from data.video.spans import Transition
 from testing.edits import MOTIONS, add_flash, draw_shot, join
 
@@ -11,7 +11,8 @@ FPS = 24
 
 
 def transitions_of(frames):
-    return find_transitions(np.stack([block_means(frame) for frame in frames]), FPS)
+    edges = np.array([edge_energy(frame) for frame in frames])
+    return find_transitions(np.stack([block_means(frame) for frame in frames]), edges, FPS)
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +47,22 @@ def test_a_cross_fade_is_found_with_its_middle(shots, length):
     (found,) = transitions_of(frames)
     assert abs(found.start - edit.start) <= length / 4
     assert abs(found.end - edit.end) <= length / 4
+
+
+@pytest.mark.parametrize("length", [12, 24, 48])
+@pytest.mark.parametrize("motion", ["pan", "zoom"])
+def test_a_cross_fade_between_fast_shots_is_found(shots, motion, length):
+    frames, (edit,) = join(shots[motion], ["dissolve"], [length])
+    (found,) = transitions_of(frames)
+    assert abs(found.start - edit.start) <= length / 3
+    assert abs(found.end - edit.end) <= length / 3
+
+
+def test_edge_energy_is_the_mean_square_of_differences():
+    frame = np.random.default_rng(0).integers(0, 256, (24, 48, 3), np.uint8)
+    grey = frame.mean(2)
+    expected = np.square(np.diff(grey, axis=0)).mean() + np.square(np.diff(grey, axis=1)).mean()
+    assert edge_energy(frame) == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("motion", MOTIONS)

@@ -246,3 +246,16 @@ def test_a_damaged_index_is_named(tmp_path, rows, name, cache):
         read_index(tmp_path)
     assert str(tmp_path) in str(caught.value)
     assert not list(cache.rglob("*")), "no other folder is tried"
+
+
+def test_row_groups_do_not_change_a_byte(tmp_path, rows):
+    """Each is read by a reader of its own; what is written is that of one pass over all rows."""
+    table, sections = pq.read_table(tmp_path / INDEX_NAME), []
+    for size in (NUMBER, 7, 1):
+        (tmp_path / MAPPED_NAME).unlink()
+        pq.write_table(table, tmp_path / INDEX_NAME, row_group_size=size)
+        assert pq.read_metadata(tmp_path / INDEX_NAME).num_row_groups == -(-NUMBER // size)
+        assert list(read_index(tmp_path)) == rows
+        content = (tmp_path / MAPPED_NAME).read_bytes()
+        sections.append(content[: content.rindex(b'{"made_from')])
+    assert sections[0] == sections[1] == sections[2]

@@ -8,7 +8,7 @@ import pytest
 from ray.exceptions import RayTaskError
 
 from pipeline.distributed.isolated_pool import Done, IsolatedPool, Lost
-from testing.isolated_jobs import fill_disk, misbehave, write_down
+from testing.isolated_jobs import fill_disk, misbehave, note_call, write_down
 
 
 def attempts(folder: Path) -> Counter[str]:
@@ -62,3 +62,16 @@ def test_an_error_of_a_call_is_raised_before_the_next_jobs(cluster, tmp_path):
         run()
     assert isinstance(caught.value.cause, OSError)
     assert len(attempts(tmp_path)) < len(jobs)
+
+
+def test_calls_without_payloads_are_made_together_and_repeated_alone(cluster, tmp_path):
+    """The fourth one ends its worker at its first attempt."""
+    with IsolatedPool(partial(misbehave, tmp_path), [], num_workers=1, timeout_seconds=60) as pool:
+        for number in range(12):
+            pool.call(partial(note_call, is_fatal=number == 3), tmp_path / f"call {number}")
+        assert list(pool.outcomes()) == []
+    made = {number: (tmp_path / f"call {number}").read_text().split() for number in range(12)}
+    first, second = made[3]
+    assert first != second
+    assert [made[number] for number in range(3)] == 3 * [[first, second]]  # made before it, in the same batch
+    assert [made[number] for number in range(4, 12)] == 8 * [[second]]

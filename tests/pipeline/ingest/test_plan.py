@@ -5,6 +5,7 @@ import random
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from data.video.codec import encode_clip
 from pipeline.ingest.captions import read_captions
 from pipeline.ingest.commit import ShardCommit, commit_shard
 from pipeline.ingest.config import ShardConfig
-from pipeline.ingest.plan import plan_shards
+from pipeline.ingest.plan import Plan, plan_shards
 from pipeline.ingest.prepare import Clips, PrepareConfig, SourceReport, prepare_with_origin
 from pipeline.run.commits import publish_commit, read_commit, remove_other_shards
 from pipeline.run.fingerprints import fingerprint
@@ -68,6 +69,11 @@ def make(videos: Path, folder: Path, config: ShardConfig = SMALL) -> Made:
     made.shards = {path.name: path.read_bytes() for path in sorted(folder.glob("shard-*.tar"))}
     made.duplicates = sorted(plan.dropped)
     return made
+
+
+def plan_of(videos: Path, folder: Path, config: ShardConfig) -> Plan:
+    sources, prepare = prepared(videos, config)
+    return plan_shards(sources, folder, prepare)
 
 
 def draw(path: Path, scene: int, crf: int = 14) -> None:
@@ -215,8 +221,74 @@ def test_another_threshold_cuts_only_the_videos_of_which_a_clip_comes_back(video
         assert found == reports_of(tmp_path / "fresh")
         shutil.rmtree(tmp_path / "fresh")
     assert make(videos, folder, darker_than(low + 1e-9)).written == []
-    other = FilterConfig(black_luma=low, static_difference=0.1, duplicate_bits=bits)  # which nothing has measured
-    assert len(make(videos, folder, SMALL.model_copy(update={"filters": other})).cut) == 14
+    other = FilterConfig(black_luma=low, static_difference=0.1, duplicate_bits=bits)  # which is measured in any case
+    assert make(videos, folder, SMALL.model_copy(update={"filters": other})).cut == []
+
+
+def filtered(**filters: Any) -> ShardConfig:
+    return SMALL.model_copy(update={"filters": FilterConfig(**filters)})
+
+
+def test_a_filter_turned_on_cuts_nothing_and_turned_off_only_what_it_left_out(videos, tmp_path):
+    folder = tmp_path / "clips"
+    first = make(videos, folder)
+    values = sorted(span.measures["sharpness"] for report in reports_of(folder).values() for span in report.measured)
+    some = filtered(min_sharpness=(values[5] + values[6]) / 2, static_difference=0.001)
+    on = make(videos, folder, some)
+    assert on.cut == []
+    assert {*on.shards.items()}.isdisjoint(first.shards.items())  # the records of all clips store their sharpness
+    check_like_fresh(videos, folder, some, on)
+    left_out = {report.source for report in reports_of(folder).values() if report.filtered}
+    assert 3 <= len(left_out) <= 6
+    assert make(videos, folder, some).written == []
+    off = make(videos, folder)
+    assert {*off.cut} == left_out
+    assert off.shards == first.shards
+    alike = filtered(duplicate_bits=32)
+    compared = make(videos, folder, alike)
+    assert compared.cut == []
+    check_like_fresh(videos, folder, alike, compared)
+
+
+def test_a_measure_that_is_not_cheap_is_measured_once_and_the_plan_says_why(videos, tmp_path):
+    folder, on = tmp_path / "clips", filtered(max_logo_share=0.9)
+    first = make(videos, folder)
+    assert str(plan_of(videos, folder, on)).endswith(
+        "14 videos are cut (14 of them because these were not measured: logo)"
+    )
+    assert len(make(videos, folder, on).cut) == 14
+    off = make(videos, folder)
+    assert (off.cut, off.shards) == ([], first.shards)
+    assert "not measured" not in str(plan_of(videos, folder, on))
+    again = make(videos, folder, on)
+    assert again.cut == []
+    check_like_fresh(videos, folder, on, again)
+
+
+def test_a_commit_of_an_older_version_stands_until_something_is_not_measured(videos, tmp_path):
+    """It knows a basis, of which the filters that measure are a part, and measured what they needed."""
+    folder, dark = tmp_path / "clips", filtered(black_luma=1)
+    first = make(videos, folder, dark)
+    sources, prepare = prepared(videos, dark)
+    of_name = {source.name: source for source in sources}
+    for path in folder.glob("shard-*.tar"):
+        commit = read_commit(ShardCommit, path)
+        assert commit is not None
+        reports = []
+        for report in commit.reports:
+            assert report.origin is not None
+            basis = prepare.basis_of(of_name[report.source])
+            older = report.origin.model_copy(update={"basis": basis, "spans": None, "stored": None})
+            spans = [
+                span.model_copy(update={"measures": {"brightness": span.measures["brightness"]}})
+                for span in report.measured
+            ]
+            reports.append(report.model_copy(update={"origin": older, "measured": spans}))
+        publish_commit(path, commit.model_copy(update={"reports": reports}))
+    for config in (dark, filtered(black_luma=2)):
+        made = make(videos, folder, config)
+        assert (made.cut, made.written, made.shards) == ([], [], first.shards)
+    assert len(make(videos, folder, filtered(black_luma=2, min_sharpness=0.01)).cut) == 14
 
 
 @pytest.mark.slow

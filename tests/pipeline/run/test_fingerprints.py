@@ -61,7 +61,7 @@ DECIDED = {
         ),
         later=(
             "grid tolerance tile ddim_eta guidance_interval zero_until rescale apg_eta apg_momentum apg_threshold "
-            "guidance_weights window_overlap flow_path pyramid_delay"
+            "guidance_weights window_overlap flow_path pyramid_delay sequence_parallel"
         ),
         runtime="batch attention text_encoder guidance_checkpoint",  # addresses have what that checkpoint holds
     ),
