@@ -29,7 +29,7 @@ from models.flow.solver import Solver, ab2, euler, heun, unipc
 from models.flow.spec import FlowMapSpec, TimeLaw
 from testing.checkerboard import SQUARES, share_inside
 
-PATH, WIDTH, BATCH, NUM_SAMPLES = StraightPath(), 128, 512, 20_000
+PATH, WIDTH, NUM_SAMPLES = StraightPath(), 128, 20_000
 CALLS = (1, 2, 4, 8, 16, 32, 64)
 FREQUENCIES = math.pi / 2 * torch.tensor([0.5, 1.0, 2.0, 4.0])
 """Of the sinusoids of a coordinate that the networks see: squares have sides of 1, and edges that are sharp."""
@@ -69,15 +69,15 @@ def board(count: int, generator: torch.Generator) -> Float[Tensor, "n 2"]:
     return SQUARES[which].float() + torch.rand(count, 2, generator=generator)
 
 
-def trained(network: Network, num_steps: int, seed: int, spec: FlowMapSpec | None = None) -> Network:
+def trained(network: Network, num_steps: int, batch: int, seed: int, spec: FlowMapSpec | None = None) -> Network:
     """An average of the weights over a training: of the velocity by the data, or of jumps by itself as a teacher."""
     teacher, generator = deepcopy(network).eval(), torch.Generator().manual_seed(seed)
     average = deepcopy(network)
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
     for step in range(num_steps):
-        x_1 = board(BATCH, generator)
-        x_0 = torch.randn(BATCH, 2, generator=generator)
-        drawn = torch.rand(BATCH, 4, generator=generator)
+        x_1 = board(batch, generator)
+        x_0 = torch.randn(batch, 2, generator=generator)
+        drawn = torch.rand(batch, 4, generator=generator)
         t = training_times(TimeLaw(law="uniform"), drawn[:, 0])
         point = PATH.sample(x_0, x_1, t)
         if spec is None:
@@ -160,7 +160,9 @@ def main() -> None:
     """Train, measure, print, and write beside this file."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[3, 4, 5])
-    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--steps", type=int, default=6000, help="of the teacher, and of the student")
+    parser.add_argument("--batch", type=int, default=512)
+    parser.add_argument("--share", type=float, default=0.75, help="of the batch that learns jumps")
     arguments = parser.parse_args()
     rows = (
         []
@@ -169,9 +171,9 @@ def main() -> None:
     )
     for seed in arguments.seeds:
         torch.manual_seed(seed)
-        teacher = trained(Network(), arguments.steps, seed)
-        learn = partial(trained, num_steps=arguments.steps, seed=seed + 100)
-        students = {"split": learn(deepcopy(teacher), spec=FlowMapSpec(consistency_share=0.75))}
+        teacher = trained(Network(), arguments.steps, arguments.batch, seed)
+        learn = partial(trained, num_steps=arguments.steps, batch=arguments.batch, seed=seed + 100)
+        students = {"split": learn(deepcopy(teacher), spec=FlowMapSpec(consistency_share=arguments.share))}
         rows += [asdict(row) for row in measured(seed, teacher, students)]
     for row in rows:
         quality = f"inside {row['share_inside']:6.1%}  energy {row['energy_distance']:.5f}"
