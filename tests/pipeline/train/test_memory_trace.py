@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pipeline.engine.config import ZeroStage
 from pipeline.train.memory_plan import GATHERED_AT_ONCE, MemorySettings, worker_memory
 from pipeline.train.memory_trace import Moment, StepTrace, TraceOptions, trace_step
 from testing.memory import Case, Size, batch, build, measure, predict
@@ -67,7 +68,7 @@ def test_what_zero_partitions_is_shared_by_the_workers(stage):
 def test_gloo_gathers_parameters_into_a_buffer_beside_them():
     trace = StepTrace(1000, 0, 500, (500, 500), (Moment(10**6, 0),))
 
-    def buffers(stage: int, world: int, *, is_gpu: bool) -> int:
+    def buffers(stage: ZeroStage, world: int, *, is_gpu: bool) -> int:
         settings = MemorySettings(stage, world, weight_bytes=4, num_averages=1, is_gpu=is_gpu)
         return worker_memory(trace, settings).buffers
 
