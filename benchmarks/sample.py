@@ -30,7 +30,7 @@ from data.records import Frames
 from data.synthetic import held_out_combinations
 from pipeline.distributed.config import WorkersConfig
 from pipeline.run.precision import prepare_to_compute
-from pipeline.sample.config import SampleConfig
+from pipeline.sample.config import MP4_ALONE, OutputsConfig, SampleConfig
 from pipeline.sample.job import SamplerActor, sample_clips
 from pipeline.sample.model import SampledModel, open_model
 from pipeline.sample.outputs import SampledClip
@@ -77,13 +77,22 @@ class Batch:
 class TimedActor(SamplerActor):
     """A `SamplerActor` that writes down what its batches took, beside the folder of the clips."""
 
-    def __init__(self, model_dir: Path, output_dir: Path, config: SampleConfig, num_threads: int) -> None:
-        super().__init__(model_dir, output_dir, config, num_threads)
+    def __init__(
+        self,
+        model_dir: Path,
+        output_dir: Path,
+        config: SampleConfig,
+        num_threads: int,
+        outputs: OutputsConfig = MP4_ALONE,
+    ) -> None:
+        super().__init__(model_dir, output_dir, config, num_threads, outputs)
         self._computing = 0.0
         self._notes = output_dir.with_suffix(".notes")
         self._notes.mkdir(exist_ok=True)
+        samplers = self._process._samplers
+        assert samplers is not None
         for name in ("_latents", "_decoded"):
-            setattr(self._sampler, name, self._timed(getattr(self._sampler, name)))
+            setattr(samplers.own, name, self._timed(getattr(samplers.own, name)))
 
     def _timed(self, call: Callable[..., Any]) -> Callable[..., Any]:
         def timed(*args: Any) -> Any:  # noqa: ANN401 - whatever the sampler's method takes

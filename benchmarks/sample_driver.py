@@ -150,7 +150,7 @@ def main() -> None:
     costs = []
     for number in asked.rows:
         command = [sys.executable, "-m", "benchmarks.sample_driver", "--one", str(number)]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
         costs += json.loads(done.stdout.splitlines()[-1])
         print(costs[-2:], flush=True)
     publish_text(RESULTS, json.dumps(costs, indent=1) + "\n")

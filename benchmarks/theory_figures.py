@@ -3,6 +3,8 @@
 python -m benchmarks.theory_figures
 """
 
+import json
+import statistics
 from pathlib import Path
 
 import matplotlib as mpl
@@ -18,6 +20,7 @@ from models.flow.solver import euler, euler_maruyama
 from testing.gaussians import constant_diffusion
 
 OUTPUT = Path(__file__).resolve().parent.parent / "docs" / "images"
+FEW_STEPS = Path(__file__).resolve().parent / "results" / "few_steps.json"
 GENERATOR = torch.Generator().manual_seed(0)
 
 
@@ -114,12 +117,32 @@ def draw_checkerboard() -> None:
     figure.savefig(OUTPUT / "checkerboard.png", dpi=80)
 
 
+def draw_few_steps() -> None:
+    """Quality against network calls on the checkerboard, of what `benchmarks/few_steps.py` measured."""
+    figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), sharex=True)
+    rows = [row for row in json.loads(FEW_STEPS.read_text(encoding="utf-8")) if "Karras" not in row["sampler"]]
+    for name in dict.fromkeys(row["sampler"] for row in rows):
+        mine = [row for row in rows if row["sampler"] == name]
+        calls = sorted({row["network_calls"] for row in mine})
+        for axis, figure_of in zip(axes, ("share_inside", "energy_distance"), strict=True):
+            means = [statistics.mean(row[figure_of] for row in mine if row["network_calls"] == each) for each in calls]
+            style = "o-" if name.startswith("student") else ".--"
+            axis.plot(calls, means, style, label=name, linewidth=1.6 if name.startswith("student") else 0.9)
+    axes[0].set(ylabel="share in the right squares", xscale="log", xlabel="network calls")
+    axes[1].set(ylabel="energy distance", xscale="log", yscale="log", xlabel="network calls")
+    axes[0].set_xticks([1, 2, 4, 8, 16, 32, 64], [1, 2, 4, 8, 16, 32, 64])
+    axes[1].legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(OUTPUT / "few_steps.png", dpi=80)
+
+
 def main() -> None:
     """Draw all of them."""
     OUTPUT.mkdir(parents=True, exist_ok=True)
     draw_paths()
     draw_sdes()
     draw_checkerboard()
+    draw_few_steps()
 
 
 if __name__ == "__main__":

@@ -21,7 +21,9 @@ def expand_home_option(path: Path | None) -> Path | None:
 Config = Annotated[
     Path,
     typer.Argument(
-        metavar="CONFIG", help="A YAML file, or the name of a preset: demo, real-tiny.", callback=expand_home_option
+        metavar="CONFIG",
+        help="A YAML file, or the name of a preset: demo, real-tiny, gpu-1, gpu-8, gpu-64.",
+        callback=expand_home_option,
     ),
 ]
 Overrides = Annotated[

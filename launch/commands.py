@@ -452,6 +452,49 @@ def compare(
 
 
 @app.command()
+def likelihood(
+    checkpoint: Annotated[
+        Path, typer.Argument(help="A training of a DiT, or one of its checkpoints.", callback=_expand_home)
+    ],
+    latents: Annotated[Path, typer.Argument(help="Latents of the same run.", callback=_expand_home)],
+    output: Annotated[Path, typer.Option(help="Where figures and noises go.", callback=_expand_home)],
+    split: Annotated[Literal["train", "validation"], typer.Option(help="Of the latents.")] = "validation",
+    max_clips: Annotated[int, typer.Option(min=1, help="The most clips to measure.")] = 64,
+    batch: Annotated[int, typer.Option(min=1, help="Clips that are computed together; fewer take less memory.")] = 8,
+    weights: Annotated[str, typer.Option(metavar="NAME", help="As sample.weights.")] = "ema",
+    steps: Annotated[int, typer.Option(min=1, help="Of the Runge-Kutta method.")] = 20,
+    probes: Annotated[int, typer.Option(min=1, help="Random directions of the estimated divergence.")] = 1,
+    bound_steps: Annotated[int, typer.Option(min=1, help="Of the variational bound.")] = 100,
+    debug: Debug = False,
+) -> None:
+    """Measure how likely a network holds clips, in bits per dimension, and the noises that it makes them from.
+
+    Example: `reelflow likelihood runs/demo/dit runs/demo/latents --output likelihood`
+    """
+    with _readable_errors(debug):
+        from launch.config import check_writable
+        from pipeline.evaluate.likelihood import RESULT_NAME, Accuracy, measure_likelihoods
+
+        check_writable(output)
+        found = measure_likelihoods(
+            checkpoint,
+            latents,
+            output,
+            split=split,
+            max_clips=max_clips,
+            batch=batch,
+            weights=weights,
+            accuracy=Accuracy(steps, probes, bound_steps),
+        )
+        error = "" if found.standard_error is None else f" ± {found.standard_error:.3f}"
+        typer.echo(f"{found.num_clips} clips: {found.bits_per_dimension:.3f}{error} bits per dimension of the latents")
+        typer.echo(f"  variational bound   {found.bound_bits_per_dimension:.3f}")
+        typer.echo(f"  noise               {found.noise_rms:.3f} root mean square, 1 in the mean of sampling")
+        typer.echo(f"  sampled from it     {found.round_trip_rms:.2g} away from the latents, root mean square")
+        typer.echo(f"wrote {output / RESULT_NAME}")
+
+
+@app.command()
 def plan(
     config: Config,
     gpus: Annotated[int, typer.Option(min=1, help="How many GPUs train together.")],

@@ -17,7 +17,7 @@ from launch.cluster import ClusterError
 from launch.overrides import ConfigError
 from pipeline.distributed.config import WorkersConfig
 
-CONNECT_SECONDS, ANSWER_SECONDS = 3, 8
+CONNECT_SECONDS, ANSWER_SECONDS = 3, 6
 NOT_OF_RAY = (requests.RequestException, ConnectionError, LookupError, TypeError, ValueError)
 """What Ray's client raises where an answer is missing or lacks the fields of Ray's."""
 _ON_THE_HEAD = "`ray get-auth-token` prints it on the head node; set RAY_AUTH_TOKEN to it"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
-from data.curation.sources import list_sources
+from data.curation.sources import SourceError, list_sources
 from data.dataset.buckets import Bucket, SourceShape, bucket_for
 from data.dataset.compression import Compression
 from data.dataset.manifest import MANIFEST_NAME, Manifest, read_manifest
@@ -70,6 +70,9 @@ def plan_data(
         channels: of the latents.
         text_width: of a caption's embeddings; None: there are none.
         num_clips: as the user expects it; None: as counted.
+
+    Raises:
+        SourceError: the videos cannot be listed here, and no number of clips is given.
     """
     buckets, manifest, text = list(buckets), finished_clips(config), config.encode.text
     text_bytes = 0 if text is None or text_width is None else 2 * text.max_tokens * text_width
@@ -83,16 +86,22 @@ def plan_data(
         )
         for bucket in buckets
     )
+    unseen = ""
     if manifest is not None:
         kept, dropped = by_name, {str(reason): number for reason, number in manifest.filtered.items()}
         examined, counted, total = "clips of the run", "the run's clips", manifest.num_samples
         if manifest.ledger is not None and (failed := manifest.ledger.quarantine):
             dropped |= {"videos in quarantine": failed}
     else:
-        kept, dropped, examined = _look(config, buckets)
+        try:
+            kept, dropped, examined = _look(config, buckets)
+        except SourceError as error:  # the cluster may have what this machine has not
+            if num_clips is None:
+                raise
+            kept, dropped, examined, unseen = {}, {}, "", f"; no video was looked at: {error}"
         counted, total = _expected(config)
     if num_clips is not None:
-        counted, total = "given", num_clips
+        counted, total = f"given{unseen}", num_clips
     return DataPlan(rows, total, counted, _all_latents(rows, total, kept), kept, dropped, examined)
 
 

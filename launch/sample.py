@@ -81,7 +81,7 @@ def sample_checkpoint(
     prompts = PromptsFile(section.prompts, bad_rows.add)
     plan = Plan(model, sampler, prompts, config.seed, section.compare_unguided, bad_rows, outputs)
     summary = plan.check()
-    warnings += prompts.notes + summary.warnings + truncation_warnings(model, sampler, prompts)
+    warnings += prompts.notes + summary.warnings + truncation_warnings(model, sampler, prompts, summary.models)
     yield from (f"warning: {warning}" for warning in warnings)
     if dry_run:
         yield yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)

@@ -113,7 +113,7 @@ def plan_sweep(
     for placed in prompts:
         if both := [name for name in varied if name in placed.prompt.settings]:
             raise PromptError(f"{placed.place}: {', '.join(both)} is varied by the sweep; leave the column out")
-    found, refused, warnings = list[Combination](), list[str](), list[str]()
+    found, refused, warnings, models = list[Combination](), list[str](), list[str](), dict[str, SampledModel]()
     for settings in combinations_of(varied):
         try:
             swept = _config_of(base, settings)
@@ -124,6 +124,7 @@ def plan_sweep(
             refused.append(f"{name_of(settings)}: {error}")
             continue
         found.append(Combination(settings, plan, summary.num_requests))
+        models |= summary.models
         warnings += [warning for warning in summary.warnings if warning not in warnings]
     if refused:
         more = f"\n  and {len(refused) - MAX_REFUSED} more" if len(refused) > MAX_REFUSED else ""
@@ -133,7 +134,7 @@ def plan_sweep(
         )
     if (fewest := min(each.num_requests for each in found)) < MIN_CLIPS:
         raise ConfigError(f"{section.prompts} asks for {fewest} clips, and a combination needs at least {MIN_CLIPS}")
-    return found, prompts.notes + warnings + truncation_warnings(model, base, prompts)
+    return found, prompts.notes + warnings + truncation_warnings(model, base, prompts, models)
 
 
 def _config_of(base: SampleConfig, settings: Mapping[str, JsonValue]) -> SampleConfig:

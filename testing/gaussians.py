@@ -17,7 +17,6 @@ from models.flow.path import (
     StraightPath,
     VarianceExplodingPath,
     VariancePreservingPath,
-    derivative_along,
 )
 from models.flow.solver import Diffusion, Noise
 from models.flow.spec import Prediction
@@ -34,8 +33,8 @@ class AffinePath(Path):
         """Forward-mode derivatives of the two functions."""
         t = t.contiguous()  # forward-mode derivatives do not take expanded tensors
         one = torch.ones_like(t)
-        a, a_prime = derivative_along(self.alpha, t, one)
-        b, b_prime = derivative_along(self.beta, t, one)
+        a, a_prime = torch.func.jvp(self.alpha, (t,), (one,))
+        b, b_prime = torch.func.jvp(self.beta, (t,), (one,))
         return Coefficients(a=a, a_prime=a_prime, b=b, scale=one, scaled_b_prime=b_prime)
 
 

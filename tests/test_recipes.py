@@ -1,8 +1,9 @@
-"""Recipes for clusters: against Ray's own schema where there is one, and run under a scheduler that is none."""
+"""Recipes for clusters: against published schemas and a linter, and run under a scheduler that is none."""
 
+import json
 import os
-import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,14 +12,17 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import kubernetes_validate
 import pytest
 import yaml
+from jsonschema import Draft202012Validator, ValidationError
 
 from testing.commands import TINY
 from testing.paths import ROOT
 from testing.processes import children_of, free_port, kill_all
 
-RECIPES = ROOT / "recipes"
+RECIPES, SCHEMAS = ROOT / "recipes", ROOT / "tests" / "golden"
+KUBERNETES = "1.33"
 
 
 def read(name: str) -> dict[str, Any]:
@@ -29,6 +33,57 @@ def test_rays_launcher_takes_its_recipe():
     from ray.autoscaler._private.util import prepare_config, validate_config
 
     validate_config(prepare_config(read("ray/cluster.yaml")))
+
+
+def check_resource(document: dict[str, Any], kind: str) -> None:
+    """As KubeRay and Kubernetes check it.
+
+    Raises:
+        ValidationError: it has a field that they do not know, or one of another type.
+    """
+    schema = json.loads((SCHEMAS / "kuberay.json").read_text(encoding="utf-8"))
+    Draft202012Validator({"$ref": f"#/$defs/{kind}", "$defs": schema["$defs"]}).validate(document)
+    spec = document["spec"].get("rayClusterSpec", document["spec"])
+    for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod"}, "spec": group["template"]["spec"]}
+        kubernetes_validate.validate(pod, KUBERNETES, strict=True)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("cluster.yaml", "RayCluster"), ("job.yaml", "RayJob")])
+def test_kuberay_takes_its_recipes_and_nothing_misspelt(name, kind):
+    check_resource(read(f"kuberay/{name}"), kind)
+    for place, field, told in (
+        ([], "specs", "'specs' was unexpected"),
+        (["spec"], "submissionMod", "'submissionMod' was unexpected"),
+        (["cluster", "workerGroupSpecs", 0], "minReplica", "'minReplica' was unexpected"),
+        (["cluster", "headGroupSpec", "template", "spec"], "nodeSelectors", "'nodeSelectors' was unexpected"),
+        (["cluster", "headGroupSpec", "template", "spec", "containers", 0], "volumeMount", "'volumeMount' was unexp"),
+    ):
+        document = read(f"kuberay/{name}")
+        part: Any = document
+        for key in place:
+            part = part["spec"].get("rayClusterSpec", part["spec"]) if key == "cluster" else part[key]
+        part[field] = "x"
+        with pytest.raises(ValidationError, match=told):
+            check_resource(document, kind)
+    document = read(f"kuberay/{name}")
+    cluster = document["spec"].get("rayClusterSpec", document["spec"])
+    cluster["headGroupSpec"]["rayStartParams"] = {"num-cpus": 0}
+    with pytest.raises(ValidationError, match="0 is not of type 'string'"):
+        check_resource(document, kind)
+
+
+def test_skypilot_takes_its_recipe_and_nothing_misspelt():
+    task = Draft202012Validator(json.loads((SCHEMAS / "skypilot.json").read_text(encoding="utf-8")))
+    task.validate(read("skypilot/run.yaml"))
+    for wrong, told in (
+        ({"num_node": 2}, "'num_node' was unexpected"),
+        ({"resources": {"spot": True}}, "'spot' was unexpected"),
+        ({"file_mounts": {"/shared": {"mode": "CACHED"}}}, "is not valid under any of the given schemas"),
+        ({"envs": {"A-B": "x"}}, "'A-B' does not match"),
+    ):
+        with pytest.raises(ValidationError, match=told):
+            task.validate(read("skypilot/run.yaml") | wrong)
 
 
 @pytest.mark.parametrize("name", ["cluster.yaml", "job.yaml"])
@@ -66,9 +121,39 @@ def test_images_copy_what_exists_and_run_as_a_user(name):
         if line.startswith("COPY ") and "--from" not in line:
             *sources, _ = line.removeprefix("COPY ").split()
             assert all((ROOT / source).exists() for source in sources), line
-    users = [line.split()[1] for line in lines if line.startswith("USER ")]
-    assert users == ["ray"]
-    assert all(re.search(r":[\w.${}-]+", line) for line in lines if line.startswith("FROM "))
+    (user,) = [line.split()[1] for line in lines if line.startswith("USER ")]
+    assert f"useradd --create-home --uid {user} ray" in "\n".join(lines)
+
+
+def test_the_linter_has_nothing_to_say_of_the_images(tmp_path):
+    linter = shutil.which("hadolint", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    assert linter, "hadolint is missing; it is part of the extra `dev`"
+    files = sorted(RECIPES.glob("docker/Dockerfile.*"))
+    done = subprocess.run([linter, "--no-color", *files], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "")
+    unpinned = tmp_path / "Dockerfile"
+    unpinned.write_text("FROM python\nRUN apt-get install g++\n", encoding="utf-8")
+    found = subprocess.run([linter, "--no-color", unpinned], capture_output=True, text=True)
+    assert found.returncode == 1
+    assert "DL3006" in found.stdout
+
+
+def test_recipes_start_no_cluster_without_a_token():
+    """Nor a dashboard that other machines reach."""
+    starts = 0
+    for path in sorted(RECIPES.rglob("*")):
+        if path.is_dir():
+            continue
+        text = path.read_text(encoding="utf-8")
+        for line in text.replace("\\\n", " ").splitlines():
+            if "ray start --head" in line and not line.lstrip().startswith("#"):
+                starts += 1
+                assert "RAY_AUTH_MODE=token" in text, path
+                assert "--dashboard-host=127.0.0.1" in line or "--dashboard-host" not in line, line
+        if path.parent.name == "kuberay":
+            assert "mode: token" in text
+        assert "0.0.0.0" not in text, path
+    assert starts == 3
 
 
 SCHEDULER = {

@@ -225,6 +225,46 @@ def test_tables_of_the_theory_name_code_and_tests_that_exist():
     assert all(codes_of(cell) or cell.startswith("the same test") for cell in cells_of(theory, "test"))
 
 
+def numbers_in(text: str) -> set[int]:
+    """Equations of the text called L in a cell such as "L 4, 27-33 and 37; H algorithm 3"."""
+    lists = re.findall(r"\bL ((?:\d+(?:-\d+)?(?:, and |, | and )?)+)", text)
+    ranges = re.findall(r"(\d+)(?:-(\d+))?", " ".join(lists))
+    return {number for first, last in ranges for number in range(int(first), int(last or first) + 1)}
+
+
+# Statements of the text called H that have a name, as the page calls them.
+STATEMENTS = (
+    "flows and ODEs",
+    "existence and uniqueness of flows",
+    "algorithm 1",
+    "existence and uniqueness of SDE solutions",
+    "algorithm 2",
+    "Uhlenbeck process",
+    "marginalisation trick",
+    "continuity equation",
+    "SDE extension trick",
+    "Planck equation",
+    "Langevin dynamics",
+    "flow matching loss",
+    "algorithm 3",
+    "score matching loss",
+    "algorithm 4",
+    "conversion formulas",
+    "forward process",
+    "time reversal",
+    "algorithm of classifier-free guidance",
+    "U-Nets",
+)
+
+
+def test_every_numbered_equation_and_every_named_statement_of_the_texts_has_a_row():
+    rows = cells_of(THEORY.read_text(encoding="utf-8"), "equation")
+    assert numbers_in("L 4, 27-29 and 37; H algorithm 3; Chen et al. 2023, 5") == {4, 27, 28, 29, 37}
+    assert set().union(*map(numbers_in, rows)) == set(range(1, 48))
+    of_h = [row[row.index("H ") :] for row in rows if "H " in row]
+    assert [name for name in STATEMENTS if not any(name in row for row in of_h)] == []
+
+
 def test_names_that_do_not_exist_are_found():
     assert cells_of("| a | b |\n|---|---|\n| 1 | `2` |\n\n| b |\n|---|\n| 3 |\n", "b") == ["`2`", "3"]
     assert [is_code(name) for name in ("solver.heun", "path.Path.sample", "spec.FlowSpec.path")] == [True] * 3
@@ -232,7 +272,7 @@ def test_names_that_do_not_exist_are_found():
     assert [is_field(name) for name in ("dit.train.ema", "train.start_from", "data.gone")] == [True, True, False]
 
 
-@pytest.mark.parametrize("name", GUIDES)
+@pytest.mark.parametrize("name", [*GUIDES, "SECURITY.md"])
 def test_every_test_in_backticks_exists(name):
     codes = {code for code in codes_of((ROOT / name).read_text(encoding="utf-8")) if re.fullmatch(r"test_\w+", code)}
     assert codes - names_of_tests() == set()

@@ -21,6 +21,7 @@ from data.errors import DatasetError
 LATENT_TENSOR = "mean"
 TEXT_TENSOR = "text"  # text embedding (max_tokens, width), zero after the last token of the caption
 TEXT_LENGTH_TENSOR = "text_length"  # (1,): number of tokens of the caption
+NOISE_SEED_TENSOR = "noise_seed"  # (1,) of a sampled clip: the seed of the noise that alone it was made from
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64}
 
 

@@ -42,7 +42,7 @@ def flow_map_steps(u: MeanVelocity, field: Field, x: Float[Tensor, "b ..."], gri
     """
 
     def advance(x: Tensor, step: Step) -> Tensor:
-        return x + step.h * u(x, step.t, step.t_next).to(x)
+        return flow_map(u, x, step.t, step.t_next)
 
     return integrate(advance, field, x, grid)
 

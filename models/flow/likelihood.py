@@ -4,41 +4,44 @@
 
 The divergence is exact (one derivative per dimension) or estimated with one Rademacher probe, drawn once and kept
 for the whole path: with a new probe at every call the integrand is noisy, and an adaptive solver does not finish.
+Derivatives are taken backwards, e^T J, which attention kernels and recomputed layers support; forwards they do not.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from models.flow.field import Field
-from models.flow.path import derivative_along
 from models.flow.solver import Solver, check_defined_at_end, check_velocity_solver, reversed_in_time, rk4
 
 Divergence = Callable[[Field, Tensor, Tensor], tuple[Tensor, Tensor]]  # -> velocity, divergence (b)
 
 
 def exact_divergence(field: Field, x: Float[Tensor, "b ..."], t: Tensor) -> tuple[Tensor, Tensor]:
-    """The velocity and the trace of its Jacobian, one forward derivative per dimension of a sample."""
-    velocity, total = None, torch.zeros(len(x), dtype=x.dtype, device=x.device)
-    for basis in torch.eye(x[0].numel(), dtype=x.dtype, device=x.device):
-        direction = basis.reshape(1, *x.shape[1:]).expand_as(x)
-        velocity, derivative = derivative_along(lambda y: field.velocity(y, t), x, direction)
-        total = total + (derivative * direction).flatten(1).sum(1)
-    assert velocity is not None
-    return velocity, total
+    """The velocity and the trace of its Jacobian, by a backward pass per dimension of a sample."""
+    basis = torch.eye(x[0].numel(), dtype=x.dtype, device=x.device)
+    return _along(field, x, t, [direction.reshape(1, *x.shape[1:]).expand_as(x) for direction in basis])
 
 
 def probed_divergence(probe: Float[Tensor, "b ..."]) -> Divergence:
     """Hutchinson's estimate e^T J e with one fixed probe: unbiased, and exact where the Jacobian is diagonal."""
+    return lambda field, x, t: _along(field, x, t, [probe.to(x)])
 
-    def divergence(field: Field, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        velocity, derivative = derivative_along(lambda y: field.velocity(y, t), x, probe.to(x))
-        return velocity, (derivative * probe).flatten(1).sum(1)
 
-    return divergence
+def _along(field: Field, x: Tensor, t: Tensor, directions: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """The velocity v, and the sum of e^T (dv / dx) e over the directions e."""
+    with torch.inference_mode(False), torch.enable_grad():
+        state = x.detach().clone().requires_grad_()
+        velocity = field.velocity(state, t.clone())
+        total = torch.zeros(len(x), dtype=x.dtype, device=x.device)
+        for number, direction in enumerate(directions, 1):
+            is_last = number == len(directions)
+            (row,) = torch.autograd.grad(velocity, state, direction, retain_graph=not is_last)
+            total = total + (row * direction).flatten(1).sum(1)
+    return velocity.detach(), total
 
 
 def rademacher(like: Tensor, generator: torch.Generator) -> Tensor:
@@ -77,17 +80,9 @@ def log_likelihood(
     return normal.sum(1) - integral
 
 
-def bits_per_dimension(log_density: Float[Tensor, " b"], num_dimensions: int, level: float = 1.0) -> Tensor:
-    """-log2 p per dimension, of data whose quantisation step is `level` and was filled by uniform noise.
-
-    Pixels scaled from 0..255 to [-1, 1] have a level of 2 / 255 (Theis et al. 2016, section 3.1).
-    """
-    return -(log_density / num_dimensions + math.log(level)) / math.log(2)
-
-
-def dequantize(x: Float[Tensor, "b ..."], level: float, uniform: Float[Tensor, "b ..."]) -> Float[Tensor, "b ..."]:
-    """Spread every value evenly over its quantisation step; `uniform` holds numbers in [0, 1)."""
-    return x + (uniform - 0.5) * level
+def bits_per_dimension(log_density: Float[Tensor, " b"], num_dimensions: int) -> Float[Tensor, " b"]:
+    """-log2 p per dimension: of continuous values, such as latents, it may be below 0 (Theis et al. 2016, 3.1)."""
+    return -log_density / (num_dimensions * math.log(2))
 
 
 def variational_bound(

@@ -12,7 +12,6 @@ alpha and beta.) Times broadcast from the left: one per sample (b) or one per fr
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -34,12 +33,6 @@ def nonzero(x: Tensor) -> Tensor:
     """`x` with its magnitude clamped from below, so that a division by it is finite at the ends of a path."""
     smallest = torch.finfo(x.dtype).eps ** 2
     return torch.where(x.abs() < smallest, torch.where(x < 0, -smallest, smallest).to(x.dtype), x)
-
-
-def derivative_along(function: Callable[[Tensor], Tensor], x: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
-    """A function's value at x and its derivative along a direction, by forward-mode differentiation."""
-    result = torch.func.jvp(function, (x,), (direction,))
-    return result[0], result[1]
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from models.flow.field import Field
-from models.flow.grid import check_grid, starting_at
+from models.flow.grid import check_grid
 from models.flow.path import Coefficients, Path, expand, nonzero, posterior
 from models.flow.spec import OdeSolver
 
@@ -394,7 +394,7 @@ def clamped(field: Field, known: Float[Tensor, "b ..."], mask: Tensor, x_0: Floa
     After every step the known part is replaced by its point on the path, whatever the solver made of it, so that it
     ends at `known`. The other part is not a sample of the conditional distribution: it sees the known part with as
     much noise as itself, and is biased towards the unconditional one. A network with times per frame conditions
-    exactly: see `with_known_frames`.
+    exactly: see `grid.starting_at`.
 
     Args:
         mask: 1 where the data are known, 0 elsewhere; broadcasts to the state. x_0: the noise the state starts from.
@@ -409,21 +409,6 @@ def clamped(field: Field, known: Float[Tensor, "b ..."], mask: Tensor, x_0: Floa
         return torch.where(is_known, 0.0, field.velocity(held, t))
 
     return replace(field, function=velocity, prediction="velocity", open_end=field.has_open_end, settle=settle)
-
-
-def with_known_frames(schedule: Float[Tensor, "n frames"], is_known: Tensor) -> Float[Tensor, "m frames"]:
-    """A schedule in which the known frames are at t = 1 from the start: the others are sampled given them.
-
-    The state starts with the data in the known frames and noise in the others. Exact for a network with times per
-    frame: there, known frames are a state of the flow like any other (Chen et al. 2024, section 3.2).
-
-    Args:
-        is_known: (frames), bool.
-
-    Raises:
-        ValueError: all frames are known.
-    """
-    return starting_at(schedule, is_known.to(schedule))
 
 
 def reversed_in_time(field: Field) -> Field:

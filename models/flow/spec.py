@@ -95,6 +95,10 @@ class FlowSpec(Settings):
     for image to video. Images, which have one frame, are never given."""
     given: Annotated[GivenFrames, AddedLater(GivenFrames())] = GivenFrames()
     """Training clips with other frames given: to extend clips, to interpolate, and for windows of long clips."""
+    noise: Annotated[Literal["drawn", "paired"], AddedLater("drawn")] = "drawn"
+    """Noise of the training clips: `drawn` for each, or `paired`: what each clip, a sampled one, was made from (reflow,
+    Liu et al. 2022, algorithm 1). Between the pairs of a flow paths hardly cross, and few steps follow them.
+    """
     coupled_clips: Annotated[int, AddedLater(1)] = Field(default=1, ge=1)
     """Consecutive training clips among which noise is exchanged so that it lies nearest to their latents (minibatch
     optimal transport, also called immiscible noise). Only clips of the same caption and frame rate, or without caption,
@@ -143,6 +147,20 @@ class FlowSpec(Settings):
         if self.prediction == "score" and self.loss_weight != "velocity":
             raise ValueError(
                 "prediction is 'score', whose error grows without bound towards the data: set loss_weight to velocity"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_noise(self) -> "FlowSpec":
+        if self.noise == "paired" and self.coupled_clips > 1:
+            raise ValueError(
+                f"noise is 'paired', so that every clip has its own, but coupled_clips is {self.coupled_clips}: set it "
+                "to 1"
+            )
+        if self.noise == "paired" and self.given_share > 0:
+            raise ValueError(
+                "noise is 'paired', with clips that are made of noise alone, but frames are given: set "
+                "first_frame_share and the shares of given to 0"
             )
         return self
 

@@ -134,42 +134,87 @@ def _outcomes(
     num_to_replace = 0  # actors that died
     again: deque[tuple[Job, int]] = deque()  # jobs whose actor died, and how many actors died of each
     running: dict[Any, tuple[Job, int, Any]] = {}  # reference -> job, deaths and worker
+    # Actors in the place of dead ones, by a reference that is ready once they are there. Before that they get no job:
+    # where a host is lost there may be no room for them, while other actors are idle.
+    starting: dict[Any, Any] = {}
+
+    def next_job() -> tuple[Job, int]:
+        return again.popleft() if again else (jobs.popleft(), 0)
+
     while jobs or again or running:
         while (jobs or again) and (idle or num_to_replace):
-            job, deaths = again.popleft() if again else (jobs.popleft(), 0)
+            if not idle:
+                num_to_replace -= 1
+                if (worker := start()) is None:
+                    idle.append(worker)  # tasks need no actor
+                else:
+                    starting[_readiness(worker)] = worker
+                continue
+            job, deaths = next_job()
             if deaths:  # others may have died while they were idle, with their node: no attempt is lost to them
                 alive = [worker for worker in idle if _is_alive(worker)]
                 num_to_replace += len(idle) - len(alive)
                 idle = alive
             if not idle:
-                idle.append(start())
-                num_to_replace -= 1
+                again.appendleft((job, deaths))
+                continue
             worker = idle.pop()
             running[submit(worker, job)] = job, deaths, worker
-        reference = _first_done(list(running))
-        job, deaths, worker = running.pop(reference)
-        try:
-            outcome = ray.get(reference)
-        except RayTaskError as error:
-            if worker is not None and _is_of_the_device(error):
-                ray.kill(worker)  # which frees its GPU for the one that replaces it
-                num_to_replace += 1
-            else:
+        reference = _first_done([*running, *starting])
+        outcome = _outcome(reference)
+        if (worker := starting.pop(reference, None)) is not None:
+            if not isinstance(outcome, _Death):
                 idle.append(worker)
-            yield job, JobFailure(error)
-        except (RayActorError, OutOfMemoryError) as error:
-            if isinstance(error, RayActorError) and error.actor_init_failed:
-                raise WorkerStartError(f"a worker process cannot be set up: {_last_error(str(error))}") from error
+                continue
+            if not (jobs or again):
+                num_to_replace += 1
+                continue
+            job, deaths = next_job()  # which the death counts for, as if it had been given to that actor
+        else:
+            job, deaths, worker = running.pop(reference)
+        if isinstance(outcome, _Death):
             num_to_replace += 1
             if deaths + 1 < max_attempts:
-                reason = str(error).partition("\n")[0]
+                reason = str(outcome.error).partition("\n")[0]
                 logger.warning("  a worker process died, and another one does its work again: %s", reason)
                 again.append((job, deaths + 1))
             else:
-                yield job, JobFailure(error)
+                yield job, JobFailure(outcome.error)
+            continue
+        if worker is not None and isinstance(outcome, JobFailure) and _is_of_the_device(outcome.error):
+            ray.kill(worker)  # which frees its GPU for the one that replaces it
+            num_to_replace += 1
         else:
             idle.append(worker)
-            yield job, outcome
+        yield job, outcome
+
+
+@dataclass(frozen=True)
+class _Death:
+    """In place of the result of a job whose actor died."""
+
+    error: RayError
+
+
+def _outcome(reference: Any) -> Any:  # noqa: ANN401 - of any class, as the job returns it
+    """The result of a job, `JobFailure` where it raised, or `_Death`.
+
+    Raises:
+        WorkerStartError: the constructor of its actor raised.
+    """
+    try:
+        return ray.get(reference)
+    except RayTaskError as error:
+        return JobFailure(error)
+    except (RayActorError, OutOfMemoryError) as error:
+        if isinstance(error, RayActorError) and error.actor_init_failed:
+            raise WorkerStartError(f"a worker process cannot be set up: {_last_error(str(error))}") from error
+        return _Death(error)
+
+
+def _readiness(actor: Any) -> Any:  # noqa: ANN401 - Ray's
+    """A reference that is ready once an actor is there, or has died."""
+    return actor.__ray_ready__.remote()
 
 
 def _first_done(references: list[Any]) -> Any:  # noqa: ANN401 - Ray's reference
@@ -193,15 +238,15 @@ def _first_done(references: list[Any]) -> Any:  # noqa: ANN401 - Ray's reference
 def _is_alive(worker: Any) -> bool:  # noqa: ANN401 - Ray's handle
     """Whether an idle actor still answers."""
     try:
-        ray.get(worker.__ray_ready__.remote())
+        ray.get(_readiness(worker))
     except RayActorError:
         return False
     return True
 
 
-def _is_of_the_device(error: RayTaskError) -> bool:
+def _is_of_the_device(error: RayError) -> bool:
     """Whether a job met an error of CUDA, after which every later job of its process would fail."""
-    text = f"{error} {error.cause!r}"
+    text = f"{error} {getattr(error, 'cause', None)!r}"
     return any(name in text for name in DEVICE_ERRORS)
 
 

@@ -1,6 +1,6 @@
 """Settings of the worker processes."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Annotated, Self
 
 from pydantic import Field, model_validator
@@ -46,10 +46,19 @@ class WorkersConfig(Settings):
         """Number of workers that the connected cluster has room for, at least 1 and at most `num_workers`."""
         import ray
 
-        resources = ray.cluster_resources()
+        return max(1, min(self.num_workers, self._room(ray.cluster_resources())))
+
+    def num_groups(self, size: int) -> int:
+        """Number of groups of `size` workers on one node each that the connected cluster has room for."""
+        import ray
+
+        room = (self._room(node["Resources"]) // size for node in ray.nodes() if node["Alive"])
+        return min(self.num_workers // size, sum(room))
+
+    def _room(self, resources: Mapping[str, float]) -> int:
         room = [resources.get("CPU", 0) // self.cpus_per_worker]
         room += [resources.get("GPU", 0) // self.gpus_per_worker] if self.gpus_per_worker else []
-        return max(1, min(self.num_workers, *map(int, room)))
+        return int(min(room))
 
 
 def num_participating(num_workers: int, fitting: Collection[int]) -> int:

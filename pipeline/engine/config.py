@@ -23,11 +23,15 @@ class LossScaling(Settings):
     """Number of overflows after which the scale is halved; the count restarts whenever the scale is doubled."""
 
 
+TRAINING = "train.sequence_parallel"
+"""The setting that messages name, where it is that of a training."""
+
+
 class SplitError(ReelflowError, ValueError):
     """A network or a clip that a sequence-parallel group of ranks cannot share; the message names what would fit."""
 
 
-def check_heads(heads: int, width: int, size: int) -> None:
+def check_heads(heads: int, width: int, size: int, setting: str = TRAINING) -> None:
     """Refuse attention heads that `size` ranks cannot share evenly.
 
     Raises:
@@ -37,14 +41,15 @@ def check_heads(heads: int, width: int, size: int) -> None:
         fitting = nearest_heads(width, heads, multiple=size)
         sizes = [number for number in range(1, min(heads, 2 * size) + 1) if heads % number == 0]
         nearest = min(sizes, key=lambda number: abs(number - size))
-        way_out = f"train.sequence_parallel={nearest}" if fitting is None else f"{fitting} heads"
+        is_trained = setting != TRAINING
+        way_out = f"{setting}={nearest}" if fitting is None or is_trained else f"{fitting} heads"
         raise SplitError(
-            f"dit.model.heads is {heads}, but {size} workers share each sample (train.sequence_parallel) and must "
+            f"dit.model.heads is {heads}, but {size} workers share each sample ({setting}) and must "
             f"divide the heads: use {way_out}"
         )
 
 
-def check_can_share(network: NetworkConfig, size: int) -> None:
+def check_can_share(network: NetworkConfig, size: int, setting: str = TRAINING) -> None:
     """Refuse a network that `size` ranks cannot share evenly.
 
     Raises:
@@ -52,13 +57,13 @@ def check_can_share(network: NetworkConfig, size: int) -> None:
     """
     if size > 1 and not network.shares_tokens:
         raise SplitError(
-            f"train.sequence_parallel is {size}, but dit.model.architecture is {network.architecture}, which has no "
+            f"{setting} is {size}, but dit.model.architecture is {network.architecture}, which has no "
             "tokens to share: leave it at 1, or use a transformer"
         )
-    check_heads(network.heads, network.width, size)
+    check_heads(network.heads, network.width, size, setting)
 
 
-def check_tokens(bucket: str, tokens_per_frame: int, size: int) -> None:
+def check_tokens(bucket: str, tokens_per_frame: int, size: int, setting: str = TRAINING) -> None:
     """Refuse frames whose tokens `size` ranks cannot share evenly.
 
     Raises:
@@ -69,7 +74,7 @@ def check_tokens(bucket: str, tokens_per_frame: int, size: int) -> None:
         nearest = min(sizes, key=lambda number: abs(number - size))
         raise SplitError(
             f"a frame of bucket {bucket} has {tokens_per_frame} tokens, but {size} workers share each sample "
-            f"(train.sequence_parallel) and must divide them: use train.sequence_parallel={nearest}"
+            f"({setting}) and must divide them: use {setting}={nearest}"
         )
 
 

@@ -62,14 +62,14 @@ def jackknife(
     if (smallest := min(map(len, samples))) < 4:
         raise ValueError(f"an interval needs at least 4 clips, and there are {smallest}")
     whole = [summarize(sample) for sample in samples]
-    value, bias, variance, freedom = statistic(*whole), 0.0, 0.0, 0
+    value, bias, variance, freedom = statistic(*whole), 0.0, 0.0, NUM_GROUPS
     for number, sample in enumerate(samples):
         groups = np.array_split(np.arange(len(sample)), min(NUM_GROUPS, len(sample)))
         parts = (summarize(np.delete(sample, group, axis=0)) for group in groups)
         without = np.array([statistic(*whole[:number], part, *whole[number + 1 :]) for part in parts])
         bias += (len(groups) - 1) * (without.mean() - value)
         variance += (len(groups) - 1) / len(groups) * np.square(without - without.mean()).sum()
-        freedom += len(groups) - 1
+        freedom = min(freedom, len(groups) - 1)  # of the smaller one, as variances differ
     corrected, half = value - bias, _quantile(freedom) * float(np.sqrt(variance))
     return Estimate(value=value, corrected=corrected, low=corrected - half, high=corrected + half)
 

@@ -7,19 +7,21 @@ import json
 import math
 import os
 from base64 import b64encode
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import TextIO
 from urllib.parse import quote
 
 from data.dataset.buckets import Bucket
-from data.files.publish import publish_text
+from data.files.publish import published
 from pipeline.report.figures import GalleryClip
 from pipeline.report.pages import TEMPLATES, visible
 
 GALLERY_NAME = "index.html"
+ROWS = "\0"  # where they stand in the template; in no name of a folder
 SCORE_DIGITS = 5
 OF_THE_CLIP = ("guidance_scale", "bucket")  # settings of a job that each clip has for itself
 
@@ -39,11 +41,10 @@ def write_gallery(samples_dir: Path, clips: Iterable[GalleryClip], path: Path | 
         path: of the page; None: index.html beside the clips.
     """
     path = samples_dir / GALLERY_NAME if path is None else path
-    rows = _Rows(path, [samples_dir])
-    for clip in clips:
-        rows.add([clip])
-    rows.write()
-    return len(rows.clips)
+    with _page(path, [samples_dir]) as rows:
+        for clip in clips:
+            rows.add([clip])
+    return rows.count
 
 
 def write_comparison(path: Path, one: GallerySide, other: GallerySide, *, match_settings: bool = True) -> int:
@@ -54,29 +55,52 @@ def write_comparison(path: Path, one: GallerySide, other: GallerySide, *, match_
         match_settings: pair only clips of equal guidance scale and shape.
     """
     there = {_address(clip, match_settings): clip for clip in other.clips}
-    rows = _Rows(path, [one.folder, other.folder])
-    for clip in one.clips:
-        if (partner := there.get(_address(clip, match_settings))) is not None:
-            rows.add([clip, partner])
-    rows.write()
-    return len(rows.clips)
+    with _page(path, [one.folder, other.folder]) as rows:
+        for clip in one.clips:
+            if (partner := there.get(_address(clip, match_settings))) is not None:
+                rows.add([clip, partner])
+    return rows.count
 
 
 def _address(clip: GalleryClip, match_settings: bool) -> tuple[object, ...]:
     return clip.prompt, clip.seed, *((clip.guidance_scale, clip.bucket) if match_settings else ())
 
 
-class _Rows:
-    """What a page holds of its clips: a row for a clip, or for one of each of two folders."""
+@contextmanager
+def _page(path: Path, folders: Sequence[Path]) -> "Iterator[_Rows]":
+    """A page whose rows are written as they are added, so that memory does not grow with their number."""
+    script = (Path(__file__).parent / "templates" / "gallery.js").read_text(encoding="utf-8")
+    places = [os.path.relpath(folder.resolve(), path.parent.resolve()) for folder in folders]
+    sides = [_name(folder) for folder in folders]
+    page = TEMPLATES.get_template("gallery.html").render(
+        sides=sides, script=script, script_hash=b64encode(sha256(script.encode()).digest()).decode(), data=ROWS
+    )
+    before, after = page.split(ROWS)
+    with published(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        file.write(before + '{"clips": [')
+        rows = _Rows(file, ["" if place == "." else f"{quote(place)}/" for place in places])
+        yield rows
+        settings = f"[{', '.join(rows.settings)}]"
+        file.write(
+            _inside(f'], "sides": {_json(sides)}, "settings": {settings}, "scores": {_json(list(rows.scores))}}}')
+        )
+        file.write(after)
 
-    def __init__(self, path: Path, folders: Sequence[Path]) -> None:
-        self._path = path
-        self._sides = [_name(folder) for folder in folders]
-        places = [os.path.relpath(folder.resolve(), path.parent.resolve()) for folder in folders]
-        self._prefixes = ["" if place == "." else f"{quote(place)}/" for place in places]
-        self._settings: dict[str, int] = {}  # as JSON -> its number: many clips share few of them
-        self._scores: dict[str, int] = {}
-        self.clips: list[dict[str, Any]] = []
+
+class _Rows:
+    """What a page holds of its clips: a row for a clip, or for one of each of two folders.
+
+    Args:
+        prefixes: of the paths of each folder's files.
+    """
+
+    def __init__(self, file: TextIO, prefixes: Sequence[str]) -> None:
+        self._file, self._prefixes = file, prefixes
+        self.count = 0
+        self.settings: dict[str, int] = {}
+        """As JSON, with their numbers: many clips share few of them."""
+        self.scores: dict[str, int] = {}
+        """Names, with their places in the values of each row."""
 
     def add(self, clips: Sequence[GalleryClip]) -> None:
         """Add a row, with a clip of each folder."""
@@ -94,32 +118,28 @@ class _Rows:
             "provenance": [{name: visible(value) for name, value in clip.provenance.items()} for clip in clips],
             "scores": self._values(_scores_of(clips)),
         }
-        self.clips.append(row)
+        self._file.write((", " if self.count else "") + _inside(_json(row)))
+        self.count += 1
 
     def _number_of_settings(self, clip: GalleryClip) -> int:
         settings = {name: value for name, value in clip.settings.items() if name not in OF_THE_CLIP}
-        return self._settings.setdefault(json.dumps(settings, ensure_ascii=False), len(self._settings))
+        return self.settings.setdefault(_json(settings), len(self.settings))
 
     def _values(self, scores: dict[str, float]) -> list[float | None]:
         """The scores in the order in which their names were first seen."""
         for name in scores:
-            self._scores.setdefault(name, len(self._scores))
-        values = (scores.get(name, math.nan) for name in self._scores)
+            self.scores.setdefault(name, len(self.scores))
+        values = (scores.get(name, math.nan) for name in self.scores)
         return [float(f"{value:.{SCORE_DIGITS}g}") if math.isfinite(value) else None for value in values]
 
-    def write(self) -> None:
-        """Write the page."""
-        script = (Path(__file__).parent / "templates" / "gallery.js").read_text(encoding="utf-8")
-        settings = [json.loads(text) for text in self._settings]
-        data = {"clips": self.clips, "sides": self._sides, "settings": settings, "scores": list(self._scores)}
-        page = TEMPLATES.get_template("gallery.html").render(
-            sides=self._sides,
-            script=script,
-            script_hash=b64encode(sha256(script.encode()).digest()).decode(),
-            # a prompt must not end the element
-            data=json.dumps(data, ensure_ascii=False).replace("<", "\\u003c"),
-        )
-        publish_text(self._path, page)
+
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _inside(text: str) -> str:
+    """JSON as an element of a page may hold it: a prompt must not end the element."""
+    return text.replace("<", "\\u003c")
 
 
 def _scores_of(clips: Sequence[GalleryClip]) -> dict[str, float]:

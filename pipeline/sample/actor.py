@@ -7,22 +7,22 @@ from pathlib import Path
 import torch
 
 from pipeline.encode.captions import text_tensors
-from pipeline.run.precision import prepare_to_compute
 from pipeline.sample.captions import RememberedCaptions
 from pipeline.sample.config import MP4_ALONE, OutputsConfig, SampleConfig
-from pipeline.sample.model import open_model
+from pipeline.sample.model import SampledModel, open_model
 from pipeline.sample.outputs import SampledClip
 from pipeline.sample.requests import PromptRequest
 from pipeline.sample.sampler import ClipSampler
+from pipeline.sample.samplers import SamplingProcess
 from pipeline.sample.writers import ClipWriter, add_all
 
 
 class SamplerActor:
-    """A Ray actor that holds a `ClipSampler`.
+    """A Ray actor that makes clips.
 
     Args:
         model_dir, output_dir: absolute.
-        num_threads: that compute.
+        num_threads: that compute, in each process that shares the clips.
         outputs: the files to write of each clip.
     """
 
@@ -34,9 +34,7 @@ class SamplerActor:
         num_threads: int,
         outputs: OutputsConfig = MP4_ALONE,
     ) -> None:
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        prepare_to_compute(device, num_threads)
-        self._sampler = ClipSampler(open_model(model_dir), config, device)
+        self._process = SamplingProcess(open_model(model_dir), config, num_threads)
         self._output_dir, self._outputs = output_dir, outputs
 
     def make(self, requests: list[PromptRequest]) -> list[SampledClip]:
@@ -45,24 +43,23 @@ class SamplerActor:
         Clips are compressed and written while the network computes the next ones, or the next windows of long ones.
         """
         clips: list[Future[list[SampledClip]]] = []
-        with ThreadPoolExecutor(max_workers=1) as writer:
+        with self._process.batch(requests) as sampler, ThreadPoolExecutor(max_workers=1) as writer:
             added: Future[None] | None = None
-            for group in self._sampler.groups(requests):
-                writers, total = [self._writer(request) for request in group], 0
-                for part in self._sampler.stream_group(group):
+            for group in sampler.groups(requests):
+                writers, total = [self._writer(sampler.model, request) for request in group], 0
+                for part in sampler.stream_group(group):
                     if added is not None:
                         added.result()  # the memory of one group waits, and an error ends the work
                     added, total = writer.submit(add_all, writers, part.frames, part.latents), total + part.calls
-                clips.append(writer.submit(self._publish, writers, total))
-        return [clip for published in clips for clip in published.result()]
+                clips.append(writer.submit(self._publish, sampler, writers, total))
+            return [clip for published in clips for clip in published.result()]
 
-    def _writer(self, request: PromptRequest) -> ClipWriter:
-        model = self._sampler.model
+    def _writer(self, model: SampledModel, request: PromptRequest) -> ClipWriter:
         fps = model.bucket(request.bucket).fps
         return ClipWriter(request, self._outputs, model.named, model.folder, fps)
 
-    def _publish(self, writers: Sequence[ClipWriter], calls: int) -> list[SampledClip]:
-        read, texts = self._sampler.read_captions, [{} for _ in writers]
+    def _publish(self, sampler: ClipSampler, writers: Sequence[ClipWriter], calls: int) -> list[SampledClip]:
+        read, texts = sampler.read_captions, [{} for _ in writers]
         if "webdataset" in self._outputs.outputs and isinstance(read, RememberedCaptions):
             with torch.inference_mode():
                 texts = [text_tensors(read([each.request.prompt]))[0] for each in writers]

@@ -19,7 +19,8 @@ def batches_of(
     groups: dict[object, list[PromptRequest]] = {}
     num_waiting = 0
     for request in requests:
-        kind = request.settings, request.weaker, request.guidance_scale, request.bucket, request.layout
+        networks = request.checkpoint, request.weaker
+        kind = networks, request.settings, request.guidance_scale, request.bucket, request.layout
         group = groups.setdefault(kind, [])
         group.append(request)
         num_waiting += 1

@@ -9,9 +9,10 @@ from models.flow.path import path_of
 from pipeline.checkpoint.record import CheckpointError
 from pipeline.encode.captions import check_same_encoder
 from pipeline.encode.codec import AUTOENCODER_NAME
+from pipeline.engine.config import SplitError, check_can_share
 from pipeline.sample.config import SampleConfig
 from pipeline.sample.model import SampledModel, TrainedModel, open_model
-from pipeline.sample.requests import WeakerModel
+from pipeline.sample.requests import PlacedModel
 
 DEFAULTS = SampleConfig()
 RULE_OF = {
@@ -25,8 +26,9 @@ RULE_OF = {
 """Settings that only one guidance rule reads."""
 OF_VELOCITIES = ("guidance", *RULE_OF, "negative_prompt", "guidance_checkpoint", "flow_path")
 """Settings that the jumps of a flow map do not read."""
-LARGEST_SCALES = {"plain": 8.0, "cfg-zero-star": 5.0, "rescaled": 8.0, "apg": 8.0}
+LARGEST_SCALES = {"plain": 8.0, "cfg-zero-star": 5.0, "rescaled": 8.0, "apg": 5.0}
 """Scales up to which pictures stayed whole, by rule (`benchmarks.guidance`, docs/guides/sampling.md)."""
+SHARED = "sample.sequence_parallel"
 OF_FIXED_STEPS = ("steps", "shift", "grid")
 """Settings that an adaptive solver does not read."""
 
@@ -132,7 +134,7 @@ def check_model(model: SampledModel, config: SampleConfig) -> None:
         check_same_encoder(model.text_encoder, text_encoder_folder(model, config))
 
 
-def check_settings(model: SampledModel, config: SampleConfig) -> WeakerModel | None:
+def check_settings(model: SampledModel, config: SampleConfig) -> PlacedModel | None:
     """The part of `check_can_sample` that differs between clips; returns the weaker checkpoint, if there is one.
 
     Raises:
@@ -140,6 +142,10 @@ def check_settings(model: SampledModel, config: SampleConfig) -> WeakerModel | N
         PublishedError: likewise.
     """
     model.check_weights(config.weights)
+    try:
+        check_can_share(model.network, config.sequence_parallel, SHARED)
+    except SplitError as error:
+        raise CheckpointError(str(error)) from error
     if config.schedule != "full_sequence" and model.flow.times_per != "frame":
         raise CheckpointError(
             f"sample.schedule is {config.schedule!r}, but {model.folder} was trained with one time for all frames: use "
@@ -161,7 +167,7 @@ def check_settings(model: SampledModel, config: SampleConfig) -> WeakerModel | N
         return None
     weaker = open_weaker(model, config.guidance_checkpoint)
     weaker.check_weights(config.guidance_weights)
-    return WeakerModel(folder=str(weaker.folder.resolve()), fingerprint=weaker.fingerprint)
+    return PlacedModel(folder=str(weaker.folder.resolve()), fingerprint=weaker.fingerprint)
 
 
 def open_weaker(model: SampledModel, folder: Path, *, verify: bool = False) -> TrainedModel:

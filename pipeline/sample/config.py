@@ -101,6 +101,11 @@ class SampleConfig(Settings):
     """Number of clips that a worker takes at once. It changes no clip: how many of them the network computes together
     follows from their size alone.
     """
+    sequence_parallel: Annotated[int, AddedLater(1)] = Field(default=1, ge=1)
+    """Number of workers that make each clip together, for clips that are too large or too slow for one: they share its
+    tokens, and must divide the network's heads and the tokens of a frame. They are processes of one machine, each with
+    the resources of a worker. Clips differ in their last bits from those of one worker.
+    """
     tile: Annotated[int | None, AddedLater(None)] = Field(default=None, ge=MIN_TILE, multiple_of=TILE_MULTIPLE)
     """Side in pixels of the tiles in which larger frames are decoded, one after another, which saves memory. Tiles
     overlap by a quarter and are blended; results differ slightly from those of whole frames. None: whole frames.

@@ -173,7 +173,10 @@ def _outcomes(
     num_missing: int,
 ) -> Iterator[list[SampledClip] | FailedClip]:
     """The lines of clips as they are made, and requests that cannot be made."""
-    actor: Any = ray.remote(SamplerActor).options(num_cpus=workers.cpus_per_worker, num_gpus=workers.gpus_per_worker)
+    size = config.sequence_parallel
+    actor: Any = ray.remote(SamplerActor).options(
+        num_cpus=size * workers.cpus_per_worker, num_gpus=size * workers.gpus_per_worker
+    )
 
     def start() -> Any:  # noqa: ANN401 - Ray's handle
         return actor.remote(model.folder.resolve(), output_dir.resolve(), config, workers.cpus_per_worker, outputs)
@@ -181,7 +184,7 @@ def _outcomes(
     def submit(sampler: Any, batch: list[PromptRequest]) -> Any:  # noqa: ANN401 - Ray's handles
         return sampler.make.remote(batch)
 
-    num_actors = min(workers.num_startable(), num_missing)
+    num_actors = min(workers.num_startable() if size == 1 else _num_groups(workers, size), num_missing)
     has_sampled, num_deadly = False, 0
     with outcomes_of_actors(start, submit, batches, num_actors, MAX_ATTEMPTS) as outcomes:
         for batch, outcome in outcomes:
@@ -206,6 +209,21 @@ def _outcomes(
                 if num_deadly == MAX_DEADLY and not has_sampled:
                     raise SamplingError(f"no clip could be made: {reason}") from outcome.error
                 yield FailedClip(request=batch[0], reason=reason)
+
+
+def _num_groups(workers: WorkersConfig, size: int) -> int:
+    """How many groups of workers sample.
+
+    Raises:
+        SamplingError: not one.
+    """
+    if num_groups := workers.num_groups(size):
+        return num_groups
+    raise SamplingError(
+        f"sample.sequence_parallel is {size}, but no machine has room for {size} of the {workers.num_workers} workers "
+        f"(cluster.workers) with {workers.cpus_per_worker} CPUs and {workers.gpus_per_worker:g} GPUs each: lower it, "
+        "or give other resources"
+    )
 
 
 def _raise_unless_of_a_request(error: RayTaskError) -> None:

@@ -125,6 +125,11 @@ def _at_thousandths(network: Network) -> Network:
     return lambda x_t, t, caption, *end: network(x_t, whole_thousandths(t), caption, *end)
 
 
+def first_noise(seeds: Sequence[int], shape: tuple[int, ...], window: int = 0) -> Float[Tensor, "b c t h w"]:
+    """The noise that clips begin with: a function of each clip's own seed."""
+    return torch.cat([randomness.normal(seed, "sample", [window], shape) for seed in seeds])
+
+
 def sample_latents(
     network: Network,
     flow: FlowSpec,
@@ -151,7 +156,7 @@ def sample_latents(
         weaker: guidance moves away from its prediction with the prompt (autoguidance); None: from the network's own
             without the prompt.
     """
-    noise = torch.cat([randomness.normal(clip.seed, "sample", [window], shape) for clip in clips])
+    noise = first_noise([clip.seed for clip in clips], shape, window)
     if config.grid == "diffusers_unipc":
         network = _at_thousandths(network)
     prompts, path = [clip.prompt for clip in clips], path_of(flow)

@@ -2,26 +2,29 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from hashlib import blake2b
+from pathlib import Path
 
 from pydantic import ValidationError
 
 from data.dataset.buckets import Bucket
 from data.errors import ReelflowError, shorten
+from data.records import expand_home
+from pipeline.engine.config import SplitError, check_tokens
 from pipeline.run.fingerprints import output_json
-from pipeline.sample.checks import LARGEST_SCALES, check_settings, contradiction_in, is_beyond_rule
+from pipeline.sample.checks import LARGEST_SCALES, SHARED, check_model, check_settings, contradiction_in, is_beyond_rule
 from pipeline.sample.conditions import BIASED, check_given
 from pipeline.sample.config import MP4_ALONE, OutputsConfig, SampleConfig
 from pipeline.sample.given import NOTHING, Given, ImageFile, given_of
 from pipeline.sample.images import check_image
-from pipeline.sample.model import SampledModel
+from pipeline.sample.model import SampledModel, open_model
 from pipeline.sample.prompts import SHAPE_FIELDS, PlacedPrompt, Prompt, PromptError, refusal
 from pipeline.sample.requests import (
+    PlacedModel,
     PromptRequest,
-    WeakerModel,
     address_of,
     derived_seed,
     id_of,
@@ -52,11 +55,38 @@ class BadRows:
 
 
 @dataclass(frozen=True)
+class RowModel:
+    """The model that samples a row, and what is remembered of it."""
+
+    model: SampledModel
+    wanted: str | None
+    """`sample.bucket`."""
+    placed: PlacedModel | None = None
+    """How requests name it; None: it is that of the job."""
+
+    @cached_property
+    def trained(self) -> frozenset[str]:
+        """Names of the shapes that it was trained on."""
+        return frozenset(bucket.name for bucket in self.model.trained_buckets)
+
+    @cached_property
+    def default_bucket(self) -> Bucket | None:
+        """As `SampledModel.default_bucket`."""
+        return self.model.default_bucket(self.wanted)
+
+    @cached_property
+    def bucket(self) -> Callable[[str], Bucket]:
+        """As `SampledModel.bucket`."""
+        return lru_cache(maxsize=MAX_REMEMBERED)(self.model.bucket)
+
+
+@dataclass(frozen=True)
 class RowSettings:
     """The settings of a row, and what follows from them."""
 
+    of: RowModel
     config: SampleConfig
-    weaker: WeakerModel | None
+    weaker: PlacedModel | None
     address: str
     """The model and the settings that decide the pixels, as text; a part of the content address of each clip."""
 
@@ -69,6 +99,8 @@ class PlanSummary:
     num_requests: int = 0
     weaker: set[str] = field(default_factory=set)
     """Fingerprints of the checkpoints that guidance moves away from."""
+    models: dict[str, SampledModel] = field(default_factory=dict)
+    """Of the checkpoints that rows name, by what the rows call them."""
     warnings: list[str] = field(default_factory=list)
 
 
@@ -113,7 +145,7 @@ class Plan:
     def check(self) -> PlanSummary:
         """Plan everything once, so that what cannot be sampled is refused before anything starts."""
         summary, repeated, untrained, masked, beyond = PlanSummary(), _Rows(), _Rows(), _Rows(), _Rows()
-        trained = {bucket.name for bucket in self.model.trained_buckets}
+        trained = frozenset[str]()  # of the model of the first such row
         place, shapes, rules = "", set[str](), set[str]()
         for placed, request, is_first in self._walk():
             is_new_row, place = placed.place != place, placed.place
@@ -129,7 +161,11 @@ class Plan:
                 rules.add(config.guidance)
             if request.weaker is not None:
                 summary.weaker.add(request.weaker.fingerprint)
-            if is_new_row and trained and request.bucket not in trained:
+            of = self._model_of(placed.prompt)
+            if placed.prompt.checkpoint is not None:
+                summary.models[placed.prompt.checkpoint] = of.model
+            if is_new_row and of.trained and request.bucket not in of.trained:
+                trained = trained or of.trained
                 untrained.add(place)
                 if len(shapes) < 3:
                     shapes.add(request.bucket)
@@ -179,13 +215,15 @@ class Plan:
 
     def _requests(self, placed: PlacedPrompt, repeats: Counter[bytes]) -> Iterator[tuple[str, PromptRequest]]:
         place, prompt = placed.place, placed.prompt
-        bucket, row = self._bucket(place, prompt), self._row_settings(place, prompt)
+        row = self._row_settings(place, prompt)
+        bucket, model = self._bucket(place, prompt, row.of), row.of.model
         try:
-            check_image(self.model, prompt, bucket, row.config.solver)
-            check_given(self.model, prompt, bucket, row.config)
+            check_image(model, prompt, bucket, row.config.solver)
+            check_given(model, prompt, bucket, row.config)
             image = None if prompt.image is None else self._image(prompt.image)
             given = given_of(prompt, self._image)
             self._check_outputs(bucket, given)
+            self._check_shared(model, bucket)
         except PromptError as error:
             raise PromptError(f"{place}: {error}") from error
         scale, start = row.config.guidance_scale, start_of(image, given)
@@ -210,11 +248,21 @@ class Plan:
                         expect=prompt.expect,
                         image=image,
                         given=given,
+                        checkpoint=row.of.placed,
                         weaker=row.weaker,
                         settings=row.config,
                         metadata=prompt.metadata,
                     ),
                 )
+
+    def _check_shared(self, model: SampledModel, bucket: Bucket) -> None:
+        if (size := self.config.sequence_parallel) == 1:
+            return
+        grid = model.compression.latent_grid(bucket.num_frames, bucket.height, bucket.width)
+        try:
+            check_tokens(bucket.name, model.network.num_tokens(grid) // model.network.token_grid(grid)[0], size, SHARED)
+        except SplitError as error:
+            raise PromptError(str(error)) from error
 
     def _check_outputs(self, bucket: Bucket, given: Given | None) -> None:
         if (refusal := self.outputs.video.size_refusal(bucket.height, bucket.width)) is not None:
@@ -226,14 +274,14 @@ class Plan:
                 "stores; leave one of them out"
             )
 
-    def _bucket(self, place: str, prompt: Prompt) -> Bucket:
+    def _bucket(self, place: str, prompt: Prompt, of: RowModel) -> Bucket:
         given = {name: value for name in SHAPE_FIELDS if (value := getattr(prompt, name)) is not None}
         if given and prompt.bucket is not None:
             raise PromptError(f"{place}: it has bucket and {', '.join(given)}, which say the same: give one of them")
-        base = self._default_bucket
+        base = of.default_bucket
         if prompt.bucket is None and base is None and len(given) < len(SHAPE_FIELDS):
             raise PromptError(
-                f"{place}: {self.model.folder} samples clips of any shape: name one in sample.bucket or in the column "
+                f"{place}: {of.model.folder} samples clips of any shape: name one in sample.bucket or in the column "
                 "bucket, frames x height x width @ frames per second, such as 81x480x832@16"
             )
         if given:
@@ -245,51 +293,69 @@ class Plan:
             assert base is not None
             return base
         try:
-            return self._bucket_of(name)
+            return of.bucket(name)
         except PromptError as error:
             raise PromptError(f"{place}: {error}") from error
 
     def _row_settings(self, place: str, prompt: Prompt) -> RowSettings:
-        given = prompt.settings
-        if not given:
+        if not prompt.settings and prompt.checkpoint is None:
             return self._job_settings
         try:
-            return self._settings_of(json.dumps(given, sort_keys=True))
+            return self._settings_of(json.dumps(prompt.settings, sort_keys=True), prompt.checkpoint)
         except ValidationError as error:
             raise refusal(place, error) from error
         except ReelflowError as error:
             raise PromptError(f"{place}: {error}") from error
 
+    def _model_of(self, prompt: Prompt) -> RowModel:
+        return self._own if prompt.checkpoint is None else self._model_at(prompt.checkpoint)
+
     @cached_property
-    def _default_bucket(self) -> Bucket | None:
-        return self.model.default_bucket(self.config.bucket)
+    def _own(self) -> RowModel:
+        return RowModel(self.model, self.config.bucket)
+
+    @cached_property
+    def _model_at(self) -> Callable[[str], RowModel]:
+        known: dict[str, RowModel] = {}
+
+        def model_at(folder: str) -> RowModel:
+            if folder not in known:
+                model = open_model(Path(expand_home(folder)))
+                check_model(model, self.config)
+                placed = PlacedModel(folder=str(model.folder.resolve()), fingerprint=model.fingerprint)
+                is_own = model.fingerprint == self.model.fingerprint
+                known[folder] = self._own if is_own else RowModel(model, self.config.bucket, placed)
+            return known[folder]
+
+        return model_at
 
     @cached_property
     def _job_settings(self) -> RowSettings:
-        return self._checked(self.config)
+        return self._checked(self._own, self.config)
 
     @cached_property
     def _settings_of(self):  # noqa: ANN202 - a function that remembers
         fields = self.config.model_dump()
 
         @lru_cache(maxsize=MAX_REMEMBERED)
-        def settings_of(text: str) -> RowSettings:
-            given = json.loads(text)
+        def settings_of(text: str, checkpoint: str | None) -> RowSettings:
+            given, of = json.loads(text), self._own
+            if checkpoint is not None:
+                try:
+                    of = self._model_at(checkpoint)
+                except (ReelflowError, OSError, ValueError) as error:
+                    raise PromptError(f"checkpoint {shorten(checkpoint)}: {error}") from error
             config = SampleConfig.model_validate(fields | given)
             if (found := contradiction_in(config, given)) is not None:
                 raise PromptError(str(found))
-            return self._checked(config)
+            return self._checked(of, config)
 
         return settings_of
 
-    def _checked(self, config: SampleConfig) -> RowSettings:
-        weaker = check_settings(self.model, config)
-        address = f"{self.model.fingerprint} {output_json(config)}"
-        return RowSettings(config, weaker, address if weaker is None else f"{address} {weaker.fingerprint}")
-
-    @cached_property
-    def _bucket_of(self):  # noqa: ANN202 - a function that remembers
-        return lru_cache(maxsize=MAX_REMEMBERED)(self.model.bucket)
+    def _checked(self, of: RowModel, config: SampleConfig) -> RowSettings:
+        weaker = check_settings(of.model, config)
+        address = f"{of.model.fingerprint} {output_json(config)}"
+        return RowSettings(of, config, weaker, address if weaker is None else f"{address} {weaker.fingerprint}")
 
     @cached_property
     def _image(self):  # noqa: ANN202 - a function that remembers

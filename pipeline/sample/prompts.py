@@ -41,6 +41,8 @@ class Prompt(GivenColumns):
     width: Annotated[int | None, AddedLater(None)] = None
     fps: Annotated[float | None, AddedLater(None)] = None
     expect: dict[Text, Text] | None = None  # attribute -> value that the judge should find, where it is known
+    # Folder of a checkpoint that samples this row in place of the job's, such as one with adapters (LoRA)
+    checkpoint: Annotated[Text | None, AddedLater(None)] = None
     # Of the user's own: passed on to the clip's line in manifest.jsonl, and of no influence on the clip
     metadata: Annotated[dict[Text, JsonValue] | None, AddedLater(None)] = None
     # Fields of `SampleConfig` in place of those of the job; in a file they are columns of their own

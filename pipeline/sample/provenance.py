@@ -66,6 +66,7 @@ def without_places(request: PromptRequest) -> PromptRequest:
         update={
             "image": placeless(request.image),
             "given": given,
+            "checkpoint": None,  # which the record names itself
             "weaker": None if request.weaker is None else request.weaker.model_copy(update={"folder": ""}),
             "expect": None,
             "metadata": None,

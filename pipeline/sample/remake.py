@@ -8,22 +8,19 @@ from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 
-import torch
-
 from data.errors import ReelflowError
 from data.files.checksums import file_sha256
 from data.files.publish import publish_bytes
 from data.video.codec import check_encoder
 from pipeline.checkpoint.record import CheckpointError
 from pipeline.run.fingerprints import output_json
-from pipeline.run.precision import prepare_to_compute
 from pipeline.sample.checks import check_model, open_weaker
 from pipeline.sample.config import MP4_ALONE, OutputFormat, OutputsConfig, SampleConfig
 from pipeline.sample.model import SampledModel, open_model
 from pipeline.sample.outputs import CLIP_SUFFIX
 from pipeline.sample.recorded import RecordedClip, RemakeError
 from pipeline.sample.requests import address_of, id_of, start_of
-from pipeline.sample.sampler import ClipSampler
+from pipeline.sample.samplers import SamplingProcess
 from pipeline.sample.writers import encoder_of, provenance_of
 
 KINDS: dict[str, OutputFormat] = {CLIP_SUFFIX: "mp4", ".zip": "frames", ".gif": "gif", ".webp": "webp"}
@@ -125,9 +122,6 @@ def remake(clip: RecordedClip, places: Places, output: Path, num_threads: int) -
     check_model(model, settings)
     if _address(clip, model, settings) != clip.request.id:
         notes.append(f"the id {clip.request.id} is not that of the settings in its record: they were changed")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    prepare_to_compute(device, num_threads)
-    sampler = ClipSampler(model, settings, device)
     request = clip.request.model_copy(update={"settings": settings})
     outputs = MP4_ALONE if clip.video is None else OutputsConfig(video=clip.video)
     sides = [
@@ -137,10 +131,13 @@ def remake(clip: RecordedClip, places: Places, output: Path, num_threads: int) -
     provenance = None if clip.video is None else provenance_of(clip.request, model.named, clip.video)
     fps = model.bucket(request.bucket).fps
     encoders = {each: encoder_of(each, outputs, fps, provenance) for each in dict.fromkeys(("mp4", kind))}
-    for part in sampler.stream_group([request]):
-        for encoder in encoders.values():
-            assert encoder is not None
-            encoder.add(part.frames[0])
+    process = SamplingProcess(model, settings, num_threads)
+    with process.batch([request]) as sampler:
+        for part in sampler.stream_group([request]):
+            for encoder in encoders.values():
+                assert encoder is not None
+                encoder.add(part.frames[0])
+    process.close()
     contents = {each: encoder.finish() for each, encoder in encoders.items() if encoder is not None}
     publish_bytes(output, contents[kind])
     return Remade(

@@ -1,8 +1,9 @@
 """Requests: the clips that prompts ask for, with all options decided, and their content addresses."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from hashlib import blake2b
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from pydantic import JsonValue, SerializerFunctionWrapHandler, field_serializer, model_serializer
@@ -16,11 +17,11 @@ from pipeline.sample.given import NOTHING, Given, ImageFile, files_named_by
 from pipeline.sample.prompts import PlacedPrompt, PromptError
 
 ID_DIGITS = 12
-ONLY_WHERE_GIVEN = ("image", "given", "weaker", "settings", "metadata")
+ONLY_WHERE_GIVEN = ("image", "given", "checkpoint", "weaker", "settings", "metadata")
 
 
-class WeakerModel(Record):
-    """The checkpoint that guidance moves away from, and what it holds."""
+class PlacedModel(Record):
+    """A checkpoint that a request names, and what it holds."""
 
     folder: str
     fingerprint: str
@@ -37,7 +38,8 @@ class PromptRequest(Record):
     expect: dict[str, str] | None = None
     image: ImageFile | None = None  # that the clip starts from; left out where there is none
     given: Given | None = None  # what else is given; left out where there is nothing
-    weaker: WeakerModel | None = None  # for autoguidance; left out where there is none
+    checkpoint: PlacedModel | None = None  # that makes the clip; left out where it is that of the job
+    weaker: PlacedModel | None = None  # for autoguidance; left out where there is none
     settings: SampleConfig | None = None  # of sampling, those that decide the pixels; None: of an older version's line
     metadata: dict[str, JsonValue] | None = None  # the user's own
 
@@ -54,6 +56,13 @@ class PromptRequest(Record):
     def layout(self) -> tuple[object, ...]:
         """What requests have in common that are computed together, beside shape and settings."""
         return (self.image is not None, *(self.given or NOTHING).layout)
+
+    @property
+    def is_of_noise_alone(self) -> bool:
+        """Whether the clip is a function of its noise and its prompt, by a flow: then the two are a pair (reflow)."""
+        settings = self.settings
+        adds_noise = settings is None or settings.sde_sigma > 0 or settings.ddim_eta > 0
+        return not (adds_noise or self.image is not None or self.given is not None)
 
     def prompt_at(self, seconds: float) -> str:
         """The prompt of the window whose first new frame is shown at that time."""
@@ -79,11 +88,19 @@ def image_file(path: str) -> ImageFile:
         raise PromptError(f"file {shorten(path)} cannot be read ({error.strerror}); copy it back") from error
 
 
-def prompt_settings(prompts: Iterable[PlacedPrompt]) -> Iterator[dict[str, Any]]:
-    """What a stage's output depends on of its prompts: of images and clips what they hold, wherever they are."""
+def prompt_settings(
+    prompts: Iterable[PlacedPrompt], fingerprints: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[dict[str, Any]]:
+    """What a stage's output depends on of its prompts: of files and checkpoints what they hold, wherever they are.
+
+    Args:
+        fingerprints: of the checkpoints that rows name, by what the rows call them.
+    """
     for placed in prompts:
-        files = {name: image_file(path).sha256 for name, path in files_named_by(placed.prompt).items()}
-        yield stored(placed.prompt) | files
+        held = {name: image_file(path).sha256 for name, path in files_named_by(placed.prompt).items()}
+        if (named := placed.prompt.checkpoint) is not None:
+            held["checkpoint"] = fingerprints[named]
+        yield stored(placed.prompt) | held
 
 
 def derived_seed(run_seed: int, prompt: str, start: str, repeat: int) -> int:

@@ -45,7 +45,7 @@ def reused_clips(
 
     Args:
         requests: gives them anew each time.
-        model: fingerprint of the checkpoint that they are sampled with.
+        model: fingerprint of the checkpoint that they are sampled with, where they name none.
         model_folder: where that is.
         outputs: which files each clip has to have.
     """
@@ -64,7 +64,8 @@ def reused_clips(
             if clip is None:
                 found.num_damaged += 1
                 continue
-            clip = clip.model_copy(update={"model": model, "model_folder": model_folder})
+            made_by = (model, model_folder) if (own := request.checkpoint) is None else (own.fingerprint, own.folder)
+            clip = clip.model_copy(update=dict(zip(("model", "model_folder"), made_by, strict=True)))
             if clip.lacks(manifest.folder, outputs):
                 found.num_incomplete += 1
                 manifest.forget(request.id)

@@ -34,7 +34,7 @@ from pipeline.sample.config import SampleConfig
 from pipeline.sample.given import NOTHING
 from pipeline.sample.latents import PromptSeed, Weaker, sample_latents
 from pipeline.sample.model import SampledModel
-from pipeline.sample.requests import PromptRequest, WeakerModel
+from pipeline.sample.requests import PlacedModel, PromptRequest
 from pipeline.sample.windows import WHOLE, Window, blended
 
 TOKENS_TOGETHER = {"cpu": 512, "cuda": 16384}
@@ -67,10 +67,16 @@ class Part(NamedTuple):
 
 
 class ClipSampler:
-    """Makes clips from requests, with the network and the autoencoder of a model."""
+    """Makes clips from requests, with the network and the autoencoder of a model.
 
-    def __init__(self, model: SampledModel, config: SampleConfig, device: torch.device) -> None:
-        self.model, self.config, self.device = model, config, device
+    With `sample.sequence_parallel` above 1, the processes of the present process group do so together.
+
+    Args:
+        rank: of this process among them.
+    """
+
+    def __init__(self, model: SampledModel, config: SampleConfig, device: torch.device, rank: int = 0) -> None:
+        self.model, self.config, self.device, self._rank = model, config, device, rank
         self._rows: dict[tuple[str, str, str | None], int] = {}
         self._loaded: dict[tuple[str, str], LoadedNetwork] = {}
         self._weaker_models: dict[str, SampledModel] = {}
@@ -102,6 +108,10 @@ class ClipSampler:
             network = network.to_empty(device=self.device).eval().requires_grad_(False)
             for name, weight in weights:
                 network.get_parameter(name).copy_(weight)
+            if (size := self.config.sequence_parallel) > 1:
+                from pipeline.engine.sequence_parallel import parallelize_sequence
+
+                parallelize_sequence(network, self._rank, size, size)
             for stack in (part for part in network.modules() if isinstance(part, BlockStack)):
                 stack.attention = self.config.attention
             is_own = model is self.model or model.text_encoder is not None  # which is the same for both
@@ -176,10 +186,11 @@ class ClipSampler:
         The rounding of a row depends on the number of rows, because kernels are chosen by it: that number is the same
         for all requests. Where it also depends on the place of the row among them, as it does on some processors, clips
         are computed one by one. That is tried out once for each shape and network. An adaptive solver chooses its steps
-        by the error of all rows together, so its clips are computed one by one too.
+        by the error of all rows together, so its clips are computed one by one too, as are those that several processes
+        share.
         """
         settings = self._settings(request)
-        if settings.solver == "dopri5" and settings.sde_sigma == 0:
+        if self.config.sequence_parallel > 1 or (settings.solver == "dopri5" and settings.sde_sigma == 0):
             return 1
         key = (
             request.bucket,
@@ -260,7 +271,7 @@ class ClipSampler:
             )
         return latents, network.calls
 
-    def _weaker(self, which: WeakerModel, settings: SampleConfig, conditions: Conditions) -> Weaker:
+    def _weaker(self, which: PlacedModel, settings: SampleConfig, conditions: Conditions) -> Weaker:
         """The network that guidance moves away from."""
         if which.folder not in self._weaker_models:
             self._weaker_models[which.folder] = open_weaker(self.model, Path(which.folder), verify=True)

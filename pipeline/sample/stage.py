@@ -87,11 +87,12 @@ class SampleStage(DriverStage):
         prompts = self._prompts(run, bad_rows)
         summary = self._plan(model, prompts, bad_rows).check()
         notes = [] if isinstance(prompts, list) else prompts.notes
-        for warning in notes + summary.warnings + truncation_warnings(model, sampler, prompts):
+        for warning in notes + summary.warnings + truncation_warnings(model, sampler, prompts, summary.models):
             logger.warning("  warning: %s", warning)
+        fingerprints = {name: other.fingerprint for name, other in summary.models.items()}
         settings = {
             "sampler": output_settings(sampler),
-            "prompts": fingerprint_of_items(prompt_settings(prompts)),
+            "prompts": fingerprint_of_items(prompt_settings(prompts, fingerprints)),
             "scales": self.config.guidance_scales,
             "seed": self.seed,
         }

@@ -1,10 +1,11 @@
 """How much of the prompts a network reads."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from hashlib import blake2b
 from itertools import islice
+from types import MappingProxyType
 
 from data.errors import shorten
 from models.text.config import TextConfig
@@ -30,15 +31,39 @@ class _Texts:
     read: set[bytes] = field(default_factory=set)
 
 
-def truncation_warnings(model: SampledModel, config: SampleConfig, prompts: Iterable[PlacedPrompt]) -> list[str]:
-    """What the network does not read of the prompts, with counts, one line of each kind.
+def truncation_warnings(
+    model: SampledModel,
+    config: SampleConfig,
+    prompts: Iterable[PlacedPrompt],
+    others: Mapping[str, SampledModel] = MappingProxyType({}),
+) -> list[str]:
+    """What the networks do not read of the prompts, with counts, one line of each kind.
 
     Args:
-        prompts: read twice, a chunk at a time.
+        prompts: read several times, a chunk at a time.
+        others: the checkpoints that rows name, by what they call them.
 
     Raises:
-        TextEncoderError: the tokenizer of its text encoder cannot be loaded.
+        TextEncoderError: the tokenizer of a text encoder cannot be loaded.
     """
+    own = config.model_copy(update={"negative_prompt": None})  # that of the job is told of once
+    return _of_one(model, config, _Rows(prompts, None)) + [
+        f"{name}: {warning}" for name, other in others.items() for warning in _of_one(other, own, _Rows(prompts, name))
+    ]
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The prompts that name a checkpoint, or none."""
+
+    prompts: Iterable[PlacedPrompt]
+    checkpoint: str | None
+
+    def __iter__(self) -> Iterator[PlacedPrompt]:
+        return (placed for placed in self.prompts if placed.prompt.checkpoint == self.checkpoint)
+
+
+def _of_one(model: SampledModel, config: SampleConfig, prompts: Iterable[PlacedPrompt]) -> list[str]:
     encoder = model.text_encoder
     measure: Callable[[Sequence[str]], Sequence[int]]
     units: Callable[[str], Units] | None = None

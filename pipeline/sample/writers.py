@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
+import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from data.dataset.latents import LATENT_TENSOR
+from data.dataset.latents import LATENT_TENSOR, NOISE_SEED_TENSOR
 from data.files.publish import publish_bytes
 from data.records import Frames
 from data.video.codec import ClipEncoder
@@ -84,7 +85,8 @@ class ClipWriter:
                 continue
             if kind == "webdataset":
                 assert self._latent is not None
-                content = save({LATENT_TENSOR: self._latent.contiguous(), **text})
+                seed = {NOISE_SEED_TENSOR: torch.tensor([self.request.seed])} if self.request.is_of_noise_alone else {}
+                content = save({LATENT_TENSOR: self._latent.contiguous(), **seed, **text})
             else:
                 content = self._encoders[kind].finish()
             name = other_name(self.request.file_name, kind)

@@ -13,6 +13,8 @@ from pipeline.train.memory_trace import Moment, StepTrace
 MASTER = MOMENT = 4  # bytes a value
 LIVE_PARAMETERS = 1_000_000_000
 """Values of gathered parameters that stage 3 keeps between their uses, at most (DeepSpeed's default)."""
+GATHERED_AT_ONCE = 50_000_000
+"""Values that stage 3 gathers in one collective, at most, ahead of their use (DeepSpeed's default)."""
 ALL_REDUCED = 500_000_000
 """Values that DeepSpeed copies into one buffer to reduce them at stage 0."""
 
@@ -107,7 +109,8 @@ class _Zero:
     def backward(self, moment: Moment) -> tuple[int, int, int]:
         """Gradients, buffers and activations while the backward pass runs."""
         width, done = self.settings.weight_bytes, moment.num_finished
-        return width * self._kept(done) + self._partition, self._standing_buffers, moment.tensor_bytes
+        buffers = self._standing_buffers + self._gathering
+        return width * self._kept(done) + self._partition, buffers, moment.tensor_bytes
 
     def _kept(self, done: int) -> int:
         """Values of gradients that wait to be reduced, or that all stay."""
@@ -130,6 +133,13 @@ class _Zero:
         if not self.settings.is_gpu or self.stage == 0:
             return 0
         return self.settings.weight_bytes * self.bucket * (1 if self.stage == 3 else 2)
+
+    @property
+    def _gathering(self) -> int:
+        """Bytes of what Gloo, which there is on a CPU, gathers into before it is copied to the parameters."""
+        if self.settings.is_gpu or self.stage < 3 or self.settings.world_size == 1:
+            return 0
+        return self.settings.weight_bytes * min(self.values, GATHERED_AT_ONCE)
 
     @property
     def after_backward(self) -> list[tuple[int, int, int]]:

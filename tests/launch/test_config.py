@@ -128,7 +128,7 @@ def test_presets_are_valid_and_survive_a_round_trip(preset, tmp_path):
     saved = tmp_path / "config.yaml"
     for overrides in (
         [],
-        ["data.choose_buckets={num_frames: [1, 17]}"],
+        ["data.buckets=[{}]", "data.choose_buckets={num_frames: [1, 17]}"],
         ["data.source=synthetic", "data.mix={a: {source: x}}"],
     ):
         config = load_config(preset, overrides)
@@ -213,7 +213,7 @@ def test_refusals_name_field_value_and_way_out(override, said):
 
 
 def test_missing_and_malformed_files(tmp_path):
-    with pytest.raises(ConfigError, match="presets are demo, real-tiny"):
+    with pytest.raises(ConfigError, match="presets are demo, gpu-1, gpu-64, gpu-8, real-tiny"):
         load_config(tmp_path / "none.yaml")
     bad = tmp_path / "bad.yaml"
     bad.write_text("a: [1", encoding="utf-8")

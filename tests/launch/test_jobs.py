@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -19,10 +20,11 @@ from typing import Any
 import psutil
 import pytest
 import ray
-from ray.job_submission import JobSubmissionClient
+from ray.job_submission import JobStatus, JobSubmissionClient
 
 from data.dataset.manifest import read_manifest
 from data.files.jsonl import read_jsonl
+from launch import job_client
 from launch.cluster import ClusterError
 from launch.config import load_config
 from launch.job_client import EntryResources, TokenError, asks_for_token, connect
@@ -66,6 +68,7 @@ def test_a_job_is_told_places_that_do_not_depend_on_where_it_was_submitted():
         assert Path(attrgetter(name)(told)) == Path(f"x/{name}").absolute()
 
 
+SILENT_SECONDS = job_client.ANSWER_SECONDS  # the product's, which the tests below raise
 RAY = str(Path(sys.executable).with_name("ray"))
 TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4}
 
@@ -96,7 +99,8 @@ def address(tmp_path_factory):
                 time.sleep(0.2)
             yield f"http://127.0.0.1:{dashboard}"
         finally:  # asked to end, it may wait half a minute for the workers of jobs that were stopped
-            processes = [*children_of(head.pid), psutil.Process(head.pid)]
+            processes = children_of(head.pid)
+            head.kill()
             kill_all(processes)
             psutil.wait_procs(processes, 30)
 
@@ -460,6 +464,52 @@ def test_stop_a_job(address, tmp_path):
     assert stopped.returncode == 0
     assert stopped.stdout.endswith(f"{job}: STOPPED\n")
     assert not list((tmp_path / "runs").rglob("*.tar"))
+
+
+ASK_A_WORKER = """
+import os
+import ray
+
+ray.init(log_to_driver=False)
+print("worker has", len(ray.get(ray.remote(lambda: os.environ.get("STORE_KEY", "")).remote())), "letters")
+"""
+SECRET = "not-to-be-seen-" * 2
+
+
+@pytest.mark.slow
+def test_variables_of_a_file_reach_driver_and_workers_and_are_shown_nowhere(address, tmp_path):
+    keys, config = tmp_path / "keys.env", tmp_path / "tiny.yaml"
+    keys.write_text(f"# of the store\nexport STORE_KEY='{SECRET}'\n", encoding="utf-8")
+    config.write_text(TINY.format(runs=tmp_path / "runs"), encoding="utf-8")
+    options = JobOptions(env=("STORE_KEY",), env_file=str(keys))
+    job = submit("shard", config, (), address, options).job_id
+    assert wait_for(job, address) == "SUCCEEDED", logs(job, address)
+    missing = submit("shard", config, ("name=other",), address, JobOptions(env=("STORE_KEY",))).job_id
+    assert wait_for(missing, address) == "FAILED"
+    assert "STORE_KEY must be set on the cluster's machines" in logs(missing, address)
+    with packed(None) as package:
+        (package / "ask.py").write_text(ASK_A_WORKER, encoding="utf-8")
+        ask = connect(address).submit_job(entrypoint="python ask.py", runtime_env=_runtime_env(package, "ask", options))
+    client = connect(address)
+    while not JobStatus(client.get_job_status(ask)).is_terminal():
+        time.sleep(0.5)
+    assert f"worker has {len(SECRET)} letters" in client.get_job_logs(ask)
+    for number in (job, missing, ask):
+        details = client.get_job_info(number)
+        shown = f"{details.entrypoint} {details.runtime_env} {details.metadata} {details.message}"
+        assert SECRET not in shown + client.get_job_logs(number)
+    files = [path for path in (tmp_path / "runs").rglob("*") if path.is_file()]
+    assert len(files) > 5
+    assert not [path for path in files if SECRET.encode() in path.read_bytes()]
+
+
+def test_a_cluster_that_is_silent_is_given_up_within_ten_seconds(monkeypatch):
+    assert job_client.CONNECT_SECONDS + SILENT_SECONDS <= 10
+    monkeypatch.setattr(job_client, "ANSWER_SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(ClusterError, match=rf"no Ray dashboard answers at {address} .*Read timed out"):
+            submit("shard", Path("demo"), (), address)
 
 
 def test_errors_of_submission(address, tmp_path):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from data.curation.sources import SourceError
 from data.dataset.buckets import Bucket
 from data.dataset.compression import COMPRESSION
 from launch.config import load_config
@@ -99,6 +100,17 @@ def test_buckets_say_what_they_keep_and_drop(tmp_path):
     data = plan_data(given, [long], **sizes, num_clips=10)
     assert data.dropped == {"unreadable": 1, TOO_SHORT: 2}
     assert data.latent_bytes == 10 * 4 * 8 * 101 * 16
+
+
+def test_videos_that_are_elsewhere_need_a_number_of_clips(tmp_path):
+    given = config(tmp_path, **{"data.source": tmp_path / "videos"})
+    sizes = {"channels": 8, "compression": COMPRESSION, "text_width": None}
+    with pytest.raises(SourceError, match="videos is not a folder"):
+        plan_data(given, given.data.buckets, **sizes)
+    data = plan_data(given, given.data.buckets, **sizes, num_clips=10)
+    assert (data.num_clips, data.kept, data.dropped, data.examined) == (10, {}, {}, "")
+    assert data.latent_bytes == 10 * 4 * 8 * 5 * 8 * 8
+    assert "no video was looked at" in data.counted
 
 
 def test_sizes_and_gpus_are_read_or_refused_by_name():

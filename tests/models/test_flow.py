@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from models.flow.field import Field, from_velocity
-from models.flow.grid import autoregressive, full_sequence, pyramid
+from models.flow.grid import autoregressive, full_sequence, pyramid, starting_at
 from models.flow.guidance import Apg, Branches, CfgZeroStar, Guidance, Plain, Rescaled, guided
 from models.flow.path import CosinePath, Path, StraightPath, VariancePreservingPath
 from models.flow.solver import (
@@ -23,7 +23,6 @@ from models.flow.solver import (
     midpoint,
     rk4,
     unipc,
-    with_known_frames,
 )
 from models.flow.spec import Prediction
 from testing.gaussians import VideoData, affine_moments, ar1, constant_diffusion, numbers, steps
@@ -171,7 +170,7 @@ def test_known_frames_give_the_conditional_of_the_rest(solver):
     field = Field(VideoData(StraightPath(), covariance).velocity, StraightPath())
     probes = torch.tensor([[known, 0, 0], [known, 1, 0], [known, 0, 1]], dtype=torch.float64)[:, None]
     for schedule in (full_sequence, pyramid, autoregressive):
-        times = with_known_frames(schedule(steps(100), 3), torch.tensor([True, False, False]))
+        times = starting_at(schedule(steps(100), 3), torch.tensor([1.0, 0.0, 0.0]))
         end = solver(field, probes, times)[:, 0]
         assert torch.equal(end[:, 0], torch.full((3,), known, dtype=torch.float64))
         rest, given = covariance[1:, 1:], covariance[1:, :1]
@@ -182,7 +181,7 @@ def test_known_frames_give_the_conditional_of_the_rest(solver):
 
 def test_a_schedule_needs_a_frame_to_sample():
     with pytest.raises(ValueError, match="all frames are known"):
-        with_known_frames(full_sequence(steps(3), 2), torch.tensor([True, True]))
+        starting_at(full_sequence(steps(3), 2), torch.ones(2))
 
 
 @pytest.mark.parametrize("path", PATHS, ids=name_of)

@@ -238,6 +238,25 @@ def test_a_checkpoint_is_sampled_as_its_run_samples_it(run, tmp_path):
     assert clips.items() <= of_run.items()
 
 
+@pytest.mark.slow
+def test_clips_that_two_workers_share_are_made_again_with_the_same_bytes(run, tmp_path):
+    _, run_dir, _ = run
+    prompts, output = tmp_path / "prompts.txt", tmp_path / "clips"
+    prompts.write_text("a red circle moves left\na blue square moves up\n", encoding="utf-8")
+    command = ["sample", str(run_dir / "dit"), "--prompts", str(prompts), "--output", str(output)]
+    command += ["--set", "sample.sequence_parallel=2"]
+    refused = launch_here(*command, *ONE_WORKER)
+    assert "no machine has room for 2 of the 1 workers" in refused.stderr
+    done = launch_here(*command)
+    assert done.returncode == 0, done.stderr
+    clips = read_samples(output)
+    assert len(clips) == 2
+    for clip in clips:
+        again = launch("remake", str(output / clip.file))
+        assert "the clip made again has the bytes of" in again.stdout, again.stderr
+        assert decode_clip((output / clip.file).read_bytes()).shape == (9, 32, 32, 3)
+
+
 @pytest.mark.parametrize(
     ("options", "calls"),
     [
@@ -479,7 +498,7 @@ def test_ctrl_c_leaves_nothing_half_written_and_the_next_start_goes_on(run, tmp_
 
 
 @pytest.mark.slow
-def test_a_copied_run_is_tuned_with_adapters_on_the_first_ones_network(run):
+def test_a_copied_run_is_tuned_with_adapters_on_the_first_ones_network(run, tmp_path):
     config, run_dir, _ = run
     tuned = run_dir.with_name("tuned")
     shutil.copytree(run_dir, tuned)
@@ -506,3 +525,16 @@ def test_a_copied_run_is_tuned_with_adapters_on_the_first_ones_network(run):
     assert {f"network.{name}": list(weight.shape) for name, weight in load_file(merged).items()} == whole
     sampler = ClipSampler(open_model(tuned / "dit"), SampleConfig(steps=1), torch.device("cpu"))
     assert all(torch.equal(sampler.network.state_dict()[name], weight) for name, weight in load_file(merged).items())
+
+    row = {"prompt": "a red circle moves left", "seed": 1}
+    rows, one = tmp_path / "rows.jsonl", tmp_path / "one.jsonl"
+    rows.write_text(f"{json.dumps(row)}\n{json.dumps(row | {'checkpoint': str(tuned / 'dit')})}\n", encoding="utf-8")
+    one.write_text(json.dumps(row) + "\n", encoding="utf-8")
+    made = {}
+    for prompts, model, folder in ((rows, run_dir, "both"), (one, tuned, "alone")):
+        command = ["sample", str(model / "dit"), "--prompts", str(prompts), "--output", str(tmp_path / folder)]
+        sampled = launch_here(*command, "--set", "sample.steps=2", *ONE_WORKER)
+        assert sampled.returncode == 0, sampled.stderr
+        made[folder] = {path.name: path.read_bytes() for path in (tmp_path / folder).glob("*.mp4")}
+    assert len(made["both"]) == 2
+    assert made["alone"].items() < made["both"].items()

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from data.dataset.buckets import Bucket
 from data.dataset.compression import COMPRESSION, Compression
 from data.dataset.index import IndexRow
-from data.dataset.latents import read_latents
+from data.dataset.latents import NOISE_SEED_TENSOR, read_latents, read_tensors
 from data.dataset.manifest import LatentStats, TextEncoderRecord
+from data.errors import DatasetError
 from data.stream.loader import Sample, Subset
 from models.flow.flow_map import drawn_jumps
 from models.flow.given import drawn_frames
@@ -37,6 +38,7 @@ from pipeline.engine.placement import WHOLE, Placement
 from pipeline.run import randomness
 from pipeline.run.fingerprints import stored
 from pipeline.sample.config import SampleConfig
+from pipeline.sample.latents import first_noise
 from pipeline.train.config import TrainConfig
 from pipeline.train.lora import add_adapters
 from pipeline.train.stream import Weights, training_subsets
@@ -166,7 +168,7 @@ class FlowTask:
         dropped = randomness.uniform(self.seed, "caption-drop", positions) < self.flow.caption_dropout
         known, t = self._known(positions, latents.shape[2]), self._times(positions, num_frames=latents.shape[2])
         x_1 = normalize(latents, self.latent_stats)
-        x_0 = randomness.normal(self.seed, "noise", positions, latents.shape[1:])
+        x_0 = self._noise("noise", positions, payloads, latents.shape[1:])
         batch = FlowBatch(
             x_1=x_1,
             x_0=x_0 if self.flow.coupled_clips == 1 else x_0[self._coupling(x_0, x_1, samples, dropped, known)],
@@ -176,6 +178,30 @@ class FlowTask:
             known=known,
         )
         return batch if self.flow.map is None else replace(batch, **self._jumps(self.flow.map, positions, batch))
+
+    def _noise(
+        self,
+        purpose: str,
+        addresses: Sequence[int | str],
+        payloads: Sequence[bytes | memoryview],
+        shape: tuple[int, ...],
+    ) -> Float[Tensor, "b c t h w"]:
+        """x_0: drawn at these addresses, or what the clips were sampled from.
+
+        Raises:
+            DatasetError: it is to be what they were sampled from, and a clip does not say so.
+        """
+        if self.flow.noise == "drawn":
+            return randomness.normal(self.seed, purpose, addresses, shape)
+        try:
+            seeds = read_tensors(payloads, NOISE_SEED_TENSOR)
+        except DatasetError as error:
+            raise DatasetError(
+                f"dit.flow.noise is 'paired', but {self.dataset_dir} holds clips that were not sampled from noise "
+                "alone: use latents that `sample` wrote with sample.outputs webdataset, without given frames or fresh "
+                "noise"
+            ) from error
+        return first_noise(seeds[:, 0].tolist(), shape)
 
     def _jumps(self, spec: FlowMapSpec, positions: list[int], batch: FlowBatch) -> dict[str, Any]:
         """What a batch of a flow map has beside: functions of the positions."""
@@ -257,7 +283,7 @@ class FlowTask:
         start = torch.arange(NUM_TIME_BINS).reshape(-1, *(1 for _ in time_shape))
         return FlowBatch(
             x_1=normalize(latents, self.latent_stats),
-            x_0=randomness.normal(self.seed, "validation-noise", addresses, latents.shape[1:]),
+            x_0=self._noise("validation-noise", addresses, payloads, latents.shape[1:]),
             t=(start + randomness.uniform(self.seed, "validation-time", addresses, time_shape)) / NUM_TIME_BINS,
             caption=self._captions(
                 [row.caption] * NUM_TIME_BINS, payloads, torch.zeros(NUM_TIME_BINS, dtype=torch.bool)

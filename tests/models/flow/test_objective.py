@@ -44,15 +44,18 @@ def test_loss_floor_of_gaussian_data_and_a_network_that_comes_down_to_it():
     assert best < reached < 1.03 * floor
 
 
-def test_the_conditional_loss_has_the_marginal_losss_gradient():
-    """On a finite data set, by quadrature (Lipman et al. 2022, theorem 2)."""
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_the_conditional_loss_has_the_marginal_losss_gradient(prediction):
+    """On a finite data set, by quadrature, of velocities (Lipman et al. 2022, theorem 2) and of all that are linear in
+    them, the score among them (Holderrieth & Erives 2025, denoising score matching).
+    """
     data, x, path = times(-1.0, 0.2, 1.3), steps(400, -6, 6), StraightPath()
     weight = torch.ones((), dtype=torch.float64, requires_grad=True)
     losses = []
     for t in (0.2, 0.6):
         at = path.coefficients(times(t))
         likelihood = (-((x[:, None] - at.a * data) ** 2) / (2 * at.b**2)).exp()
-        conditional = at.velocity_of_data(x[:, None], data)
+        conditional = from_velocity(at, prediction, x[:, None], at.velocity_of_data(x[:, None], data))
         marginal = (likelihood * conditional).sum(1) / likelihood.sum(1)
         predicted = (weight * x).sin()
         losses.append(
@@ -67,6 +70,23 @@ def test_the_conditional_loss_has_the_marginal_losss_gradient():
         )
         torch.testing.assert_close(got, wanted, rtol=1e-11, atol=0)
         assert conditional_loss > marginal_loss  # they differ by a constant
+
+
+def test_pairs_of_a_flow_have_straight_paths_that_do_not_cross():
+    """Reflow (Liu et al. 2022, theorem 3.3): the loss of the exact velocity is 0, and one step of Euler is the map.
+
+    Noise that knows nothing of its data leaves a loss of at least std pi / 2 in the mean over times.
+    """
+    mean, std, path, x_0 = 0.7, 0.4, StraightPath(), numbers(500, 1)
+    x_1 = mean + std * x_0  # where the flow of N(mean, std²) takes it
+    t = steps(499, 0.0, 0.998)
+    noise = (path.sample(x_0, x_1, t).x_t - t[:, None] * mean) / (1 - t + t * std)[:, None]
+    paired = mean + (std - 1) * noise
+    assert matching_loss(path, "velocity", paired, x_0, x_1, t).max() < 1e-25
+    torch.testing.assert_close(x_0 + mean + (std - 1) * x_0, x_1, rtol=0, atol=1e-15)
+    drawn = mean + std * numbers(500, 1, seed=1)
+    best = GaussianData(path, mean, std).velocity(path.sample(x_0, drawn, t).x_t, t)
+    assert matching_loss(path, "velocity", best, x_0, drawn, t).mean() > 0.8 * std * math.pi / 2
 
 
 @each_path

@@ -27,6 +27,8 @@ class FakeRay:
         self.lost_with_their_node = set()
         self._running = []
         monkeypatch.setattr(actor_pool, "ray", self)
+        self.no_room_from = 10**9
+        monkeypatch.setattr(actor_pool, "_readiness", self.readiness)
         monkeypatch.setattr(actor_pool, "_is_alive", lambda actor: actor not in self.lost_with_their_node)
 
     def start_actor(self) -> str:
@@ -42,8 +44,14 @@ class FakeRay:
         assert actor is None or busy[actor] == 1
         return reference
 
+    def readiness(self, actor):
+        """Of an actor for which there is no room, it comes after all that runs."""
+        reference = (actor, "is there")
+        self._running.insert(0 if int(actor.split()[1]) >= self.no_room_from else len(self._running), reference)
+        return reference
+
     def wait(self, references, num_returns, timeout):
-        assert (list(references), num_returns) == (self._running, 1)
+        assert (set(references), num_returns) == (set(self._running), 1)
         if self.num_late:
             self.num_late -= 1
             return [], self._running
@@ -160,6 +168,18 @@ def test_an_actor_that_dies_is_replaced_and_its_job_is_done_again(ray):
     with outcomes_of_actors(ray.start_actor, ray.submit, jobs, 2, 3) as outcomes:
         assert sorted(outcomes) == [(job, f"result of {job}") for job in ("a", "b", "kills once")]
     assert (ray.started, len(ray.dead)) == (3, 1)
+    assert ray.killed == ["actor 1", "actor 2", "actor 3"]
+
+
+def test_an_actor_for_which_there_is_no_room_any_more_keeps_no_job_waiting(ray):
+    """As where a host is lost: what it had in hand goes to those that are left."""
+    ray.no_room_from = 3
+    jobs = deque(["a", "kills once", "b", "c"])
+    with outcomes_of_actors(ray.start_actor, ray.submit, jobs, 2, 3) as outcomes:
+        found = dict(outcomes)
+    assert found == {job: f"result of {job}" for job in ("a", "b", "c", "kills once")}
+    assert (ray.started, len(ray.dead)) == (3, 1)
+    assert {actor for actor, _ in ray.submitted} == {"actor 1", "actor 2"}
     assert ray.killed == ["actor 1", "actor 2", "actor 3"]
 
 

@@ -61,7 +61,7 @@ DECIDED = {
         ),
         later=(
             "grid tolerance tile ddim_eta guidance_interval zero_until rescale apg_eta apg_momentum apg_threshold "
-            "guidance_weights window_overlap flow_path pyramid_delay"
+            "guidance_weights window_overlap flow_path pyramid_delay sequence_parallel"
         ),
         runtime="batch attention text_encoder guidance_checkpoint",  # addresses have what that checkpoint holds
     ),
@@ -168,7 +168,7 @@ DECIDED = {
     ),
     "FlowSpec": Decided(
         output="path prediction loss_weight times times_per caption_dropout null_caption",
-        later="first_frame_share given sigma_min vp_betas power coupled_clips map",
+        later="first_frame_share given sigma_min vp_betas power coupled_clips map noise",
     ),
     "FlowMapSpec": Decided(
         output="consistency_share consistency lagrangian_step max_guidance",

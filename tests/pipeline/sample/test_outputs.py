@@ -10,7 +10,7 @@ from data.video.codec import encode_clip
 from pipeline.sample.config import SampleConfig
 from pipeline.sample.given import ImageFile
 from pipeline.sample.outputs import SAMPLES_NAME, SampledClip, SamplesError, is_whole_clip, read_samples
-from pipeline.sample.requests import PromptRequest, WeakerModel
+from pipeline.sample.requests import PlacedModel, PromptRequest
 from testing.clips import moving_shapes
 
 REQUEST = PromptRequest(id="00", prompt="a\u2028b", seed=1, guidance_scale=3.0, bucket="9x32x32@8")
@@ -85,7 +85,7 @@ def test_pages_show_what_a_clip_came_from_without_paths_of_the_machine():
         guidance_scale=1.0,
         bucket="5x32x32@8",
         image=ImageFile(path="/home/me/first.png", sha256="ab"),
-        weaker=WeakerModel(folder="/home/me/runs/dit", fingerprint="cd"),
+        weaker=PlacedModel(folder="/home/me/runs/dit", fingerprint="cd"),
         settings=SampleConfig(steps=4, guidance_checkpoint=Path("/home/me/runs/dit")),
         metadata={"source": ["x", 1]},
     )

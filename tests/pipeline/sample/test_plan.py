@@ -14,6 +14,7 @@ from models.autoencoder.config import AutoencoderConfig
 from models.flow.spec import FlowSpec
 from pipeline.checkpoint.record import CheckpointError
 from pipeline.sample import checks
+from pipeline.sample.batches import batches_of
 from pipeline.sample.checks import check_can_sample
 from pipeline.sample.config import SampleConfig
 from pipeline.sample.model import SampledModel, TrainedModel
@@ -230,6 +231,72 @@ def test_a_weaker_checkpoint_is_of_the_same_flow_and_known_by_what_it_holds(tmp_
     with pytest.raises(PromptError, match=r"its autoencoder differs"):
         plan(write(tmp_path, rows[0]), model).check()
     assert file_sha256(tmp_path / "same" / "autoencoder.safetensors")
+
+
+@pytest.fixture
+def others(tmp_path, monkeypatch) -> dict[str, SampledModel]:
+    """Checkpoints that rows may name, by their folders."""
+    shapes = [BUCKET.model_dump()], [BUCKET.model_dump() | {"num_frames": 5}]
+    frame_times = {"flow": FlowSpec(times_per="frame").model_dump()}
+    models: dict[str, SampledModel] = {}
+    for name, trained in (
+        ("adapted", {"buckets": shapes[0]}),
+        ("shorter", {"buckets": shapes[1]} | frame_times),
+        ("own", {"buckets": shapes[0]}),
+    ):
+        folder, fingerprint = tmp_path / name, MODEL.fingerprint if name == "own" else name
+        models[str(folder)] = TrainedModel(
+            **(vars(model_of(**trained)) | {"folder": folder, "fingerprint": fingerprint})
+        )
+
+    def opened(folder: Path) -> SampledModel:
+        if str(folder) not in models:
+            raise CheckpointError(f"{folder} is no checkpoint")
+        return models[str(folder)]
+
+    monkeypatch.setattr("pipeline.sample.plan.open_model", opened)
+    return models
+
+
+def test_a_row_with_a_checkpoint_of_its_own_is_the_clip_of_a_job_of_that_checkpoint(tmp_path, others):
+    row: dict[str, Any] = {"prompt": "a", "seed": 1, "steps": 7}
+    names = list(others)
+    path = write(tmp_path, row, *(row | {"checkpoint": name} for name in names))
+    plain, adapted, shorter = plan(path)  # the last one is that of the job
+    for made, name in ((adapted, names[0]), (shorter, names[1])):
+        (of_job,) = plan(write(tmp_path, row, name="one.jsonl"), others[name])
+        assert made.id == of_job.id != plain.id
+        assert made.checkpoint is not None
+        assert (made.checkpoint.folder, made.checkpoint.fingerprint) == (name, Path(name).name)
+        assert of_job.checkpoint is None
+    assert plain.checkpoint is None
+    assert shorter.bucket == "5x32x32@8"  # its own default
+    summary = plan(path).check()
+    assert summary.models.keys() == set(names)
+    assert len(summary.warnings) == 1
+    assert "1 clips are those of earlier rows" in summary.warnings[0]
+    batches = list(batches_of([plain, adapted, adapted, plain], 2))
+    assert [[each.checkpoint for each in batch] for batch in batches] == [[adapted.checkpoint] * 2, [None] * 2]
+
+
+def test_what_a_row_asks_for_is_checked_with_its_own_checkpoint(tmp_path, others):
+    adapted, shorter, _ = others
+    pyramid = {"prompt": "a", "schedule": "pyramid"}
+    assert requests(tmp_path, pyramid | {"checkpoint": shorter})
+    for row, message in (
+        (pyramid | {"checkpoint": adapted}, r"line 1: sample\.schedule is 'pyramid', but .*adapted was trained"),
+        ({"prompt": "a", "checkpoint": "/none"}, r"line 1: checkpoint /none: /none is no checkpoint"),
+        ({"prompt": "a", "checkpoint": 3}, r"line 1 is not a prompt: checkpoint: Input should be a valid string"),
+        ({"prompt": "a", "checkpoint": adapted, "weights": "x"}, r"line 1: .*holds no weights named 'x'"),
+    ):
+        with pytest.raises(PromptError, match=message):
+            requests(tmp_path, row)
+    bad = BadRows(are_set_aside=True)
+    path = write(
+        tmp_path, {"prompt": "a", "checkpoint": "/none"}, {"prompt": "a"}, {"prompt": "a", "checkpoint": adapted}
+    )
+    assert [each.checkpoint and each.checkpoint.folder for each in plan(path, bad_rows=bad)] == [None, adapted]
+    assert list(bad.reasons) == [f"{path}: line 1"]
 
 
 def test_rows_are_planned_one_at_a_time(tmp_path):

@@ -23,6 +23,7 @@ from models.text.pretrained import PretrainedTextEncoder
 from pipeline.encode.captions import StoredCaptions, read_embeddings
 from pipeline.encode.codec import load_autoencoder
 from pipeline.sample.config import OutputsConfig
+from pipeline.sample.manifest import Manifest
 from pipeline.sample.model import open_model
 from pipeline.sample.outputs import SAMPLES_NAME, SampledClip
 from pipeline.sample.plan import Plan
@@ -30,6 +31,7 @@ from pipeline.sample.prompts import PlacedPrompt, Prompt, PromptError
 from pipeline.sample.provenance import ProvenanceError, read_provenance
 from pipeline.sample.recorded import RemakeError
 from pipeline.sample.remake import Places
+from pipeline.sample.reuse import reused_clips
 from pipeline.sample.training_set import write_training_set
 from testing.clips import moving_shapes
 from testing.in_process import SETTINGS, Sampled, sample
@@ -66,12 +68,13 @@ def sampled(model_dir, files, tmp_path_factory) -> Sampled:
         {"prompt": "settings", "settings": {"steps": 3, "solver": "heun", "negative_prompt": "blue", "shift": 2.0}},
         {"prompt": "weights", "settings": {"weights": "power-0.10", "sde_sigma": 0.5}},
         {"prompt": "autoguidance", "settings": {"guidance_checkpoint": str(weaker), "guidance_weights": "master"}},
+        {"prompt": "another checkpoint", "checkpoint": str(weaker), "settings": {"weights": "master"}},
     ]
     return sample(tmp_path_factory.mktemp("sampled") / "clips", model_dir, [Prompt(**row) for row in rows])
 
 
 @pytest.mark.parametrize(
-    "number", [0, 1, 3, *(pytest.param(number, marks=pytest.mark.slow) for number in (2, 4, 5, 6))]
+    "number", [0, 1, 3, *(pytest.param(number, marks=pytest.mark.slow) for number in (2, 4, 5, 6, 7))]
 )
 def test_each_clip_is_made_again_with_the_same_bytes(sampled, tmp_path, number):
     clip = sampled.clips[number]
@@ -92,7 +95,24 @@ def test_a_file_says_what_it_was_made_from_and_nothing_of_places(sampled):
         text = json.dumps(read_tags(sampled.folder / each.file))
         assert str(sampled.folder.parent.parent) not in text  # of images, checkpoints and clips
         assert each.num_bytes == (sampled.folder / each.file).stat().st_size
-        assert each.model_folder == str(sampled.model.folder.resolve())
+        folder = sampled.model.folder if each.request.checkpoint is None else Path(each.request.checkpoint.folder)
+        assert each.model_folder == str(folder.resolve())
+
+
+def test_a_row_with_a_checkpoint_of_its_own_has_the_bytes_of_a_job_of_that_checkpoint(sampled, model_dir, tmp_path):
+    clip = sampled.clips[-1]
+    assert clip.request.checkpoint is not None
+    row = Prompt(prompt=clip.request.prompt, settings={"weights": "master"})
+    (alone,) = sample(tmp_path / "alone", Path(clip.request.checkpoint.folder), [row]).clips
+    assert (alone.file, alone.sha256) == (clip.file, clip.sha256)
+    assert alone.model == clip.model == clip.request.checkpoint.fingerprint != sampled.model.fingerprint
+    shutil.copytree(sampled.folder, tmp_path / "clips")
+    with Manifest(tmp_path / "clips") as manifest:
+        found = reused_clips(manifest, lambda: (each.request for each in sampled.clips), sampled.model.fingerprint)
+        line = manifest.line(clip.request.id)
+    assert (found.num_made, found.num_damaged) == (len(sampled.clips), 0)
+    assert line is not None
+    assert line.model == clip.model
 
 
 def test_places_and_the_users_own_metadata_change_no_byte(sampled, model_dir, files, tmp_path):

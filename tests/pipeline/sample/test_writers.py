@@ -3,6 +3,8 @@
 import io
 import json
 import logging
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +18,26 @@ from safetensors.torch import load_file
 from data.dataset.clip import LATENT_MEMBER, SETTINGS_MEMBER, VIDEO_MEMBER
 from data.dataset.index import read_index
 from data.dataset.latents import read_latents
-from data.dataset.manifest import read_manifest
+from data.dataset.manifest import LatentStats, read_manifest
+from data.dataset.reader import PayloadReader
 from data.dataset.shards import read_shard
 from data.dataset.webdataset_pipeline import open_as_webdataset
+from data.errors import DatasetError
 from data.files.checksums import file_sha256
-from data.stream.loader import Stream, subsets_of
+from data.stream.loader import Sample, Stream, subsets_of
 from data.video.codec import decode_clip, encode_clip
 from data.video.config import VideoConfig
 from data.video.picture_zip import read_picture_zip
 from data.video.previews import PreviewEncoder
+from models.flow.spec import FlowSpec
+from pipeline.distributed.torchrun import train_here
+from pipeline.encode.captions import byte_captions
 from pipeline.encode.chunks import decode_clips
 from pipeline.encode.codec import load_autoencoder
 from pipeline.run.stage_record import read_stage_record
 from pipeline.sample.config import OutputsConfig
+from pipeline.sample.given import ImageFile
+from pipeline.sample.latents import PromptSeed, sample_latents
 from pipeline.sample.manifest import Manifest
 from pipeline.sample.model import open_model
 from pipeline.sample.outputs import read_samples
@@ -38,8 +47,12 @@ from pipeline.sample.reuse import reused_clips
 from pipeline.sample.sampler import ClipSampler
 from pipeline.sample.shards import Shard
 from pipeline.sample.training_set import write_training_set
+from pipeline.train.loop import train
+from pipeline.train.tasks.flow import FlowTask
+from pipeline.train.tasks.flow_batch import FlowBatch
 from testing.clips import moving_shapes
 from testing.in_process import SETTINGS, Sampled, sample
+from testing.tiny import CONFIG, losses, make_task
 
 ALL = OutputsConfig(outputs=("mp4", "frames", "gif", "webp", "webdataset"), clips_per_shard=2)
 PROMPTS = [Prompt(prompt=f"dot {number}", seed=number) for number in range(5)]
@@ -131,6 +144,64 @@ def test_a_stream_of_training_reads_the_latents_that_were_sampled(sampled, made_
     autoencoder = load_file(folder / "autoencoder.safetensors")
     assert autoencoder.keys() == load_file(sampled.model.folder / "autoencoder.safetensors").keys()
     load_autoencoder(folder / "autoencoder.safetensors")
+
+
+def task_of_pairs(folder: Path) -> FlowTask:
+    task = make_task(folder)
+    return replace(task, flow=FlowSpec(noise="paired"), latent_stats=LatentStats(mean=[0.5] * 4, std=[2.0] * 4))
+
+
+def collated(task: FlowTask) -> FlowBatch:
+    rows = read_index(task.dataset_dir)
+    reader = PayloadReader(task.dataset_dir)
+    samples = [Sample(number, rows, number, reader.read(rows[number])) for number in range(len(rows))]
+    reader.close()
+    return task.collate(samples)
+
+
+def test_training_pairs_a_sampled_clip_with_the_noise_that_it_was_made_from(sampled, made_alone):
+    """A network whose velocity is zero leaves the sampler where it starts."""
+    folder = sampled.folder / "dataset" / "latents"
+    batch, rows = collated(task_of_pairs(folder)), list(read_index(folder))
+    known = {clip.request.prompt: number for number, clip in enumerate(sampled.clips)}
+    seeds = [sampled.clips[known[row.caption]].request.seed for row in rows]
+    start = sample_latents(
+        lambda x_t, t, caption: torch.zeros_like(x_t),
+        sampled.model.flow,
+        SETTINGS,
+        [PromptSeed("", seed) for seed in seeds],
+        guidance_scale=1.0,
+        shape=tuple(batch.x_1.shape[1:]),
+        read_captions=byte_captions(sampled.model.network.caption_text),
+        device=torch.device("cpu"),
+    )
+    assert torch.equal(batch.x_0, start)
+    latents = torch.stack([made_alone[1][known[row.caption]] for row in rows])
+    torch.testing.assert_close(batch.x_1, (latents - 0.5) / 2)
+
+
+@pytest.mark.slow
+def test_a_flow_is_trained_on_pairs(sampled, tmp_path):
+    task = task_of_pairs(sampled.folder / "dataset" / "latents")
+    train_here(partial(train, task, CONFIG, tmp_path), 1)
+    assert losses(tmp_path)[-1] < losses(tmp_path)[0]
+    assert open_model(tmp_path).flow.noise == "paired"
+
+
+def test_only_clips_of_noise_alone_are_pairs(sampled, model_dir):
+    request = sampled.clips[0].request
+    assert request.is_of_noise_alone
+    for update in ({"sde_sigma": 0.5}, {"solver": "ddim", "ddim_eta": 0.5}):
+        settings = request.settings.model_copy(update=update)
+        assert not request.model_copy(update={"settings": settings}).is_of_noise_alone
+    image = ImageFile(path="a.png", sha256="0" * 64)
+    assert not request.model_copy(update={"image": image}).is_of_noise_alone
+    with pytest.raises(DatasetError, match="holds clips that were not sampled from noise alone: use latents"):
+        collated(task_of_pairs(model_dir.parent / "latents"))
+    with pytest.raises(ValueError, match="noise is 'paired', so that every clip has its own, but coupled_clips is 4"):
+        FlowSpec(noise="paired", coupled_clips=4)
+    with pytest.raises(ValueError, match="made of noise alone, but frames are given"):
+        FlowSpec(noise="paired", first_frame_share=0.5)
 
 
 def test_shards_are_a_dataset_of_clips_too(sampled):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline.train.memory_plan import MemorySettings, worker_memory
+from pipeline.train.memory_plan import GATHERED_AT_ONCE, MemorySettings, worker_memory
 from pipeline.train.memory_trace import Moment, StepTrace, TraceOptions, trace_step
 from testing.memory import Case, Size, batch, build, measure, predict
 
@@ -62,6 +62,21 @@ def test_what_zero_partitions_is_shared_by_the_workers(stage):
     assert four.averages == 2 * 4 * 250
     assert (one.optimizer, four.optimizer) == ((8000, 8000) if stage == 0 else (12000, 3000))
     assert one.total >= four.total
+
+
+def test_gloo_gathers_parameters_into_a_buffer_beside_them():
+    trace = StepTrace(1000, 0, 500, (500, 500), (Moment(10**6, 0),))
+
+    def buffers(stage: int, world: int, *, is_gpu: bool) -> int:
+        settings = MemorySettings(stage, world, weight_bytes=4, num_averages=1, is_gpu=is_gpu)
+        return worker_memory(trace, settings).buffers
+
+    assert buffers(3, 2, is_gpu=False) == 4 * 1000
+    assert [buffers(3, 1, is_gpu=False), buffers(2, 2, is_gpu=False)] == [0, 0]
+    assert buffers(3, 2, is_gpu=True) == buffers(3, 1, is_gpu=True)  # NCCL gathers in place
+    many = StepTrace(10**8, 0, 500, (500, 500), (Moment(10**12, 0),))
+    settings = MemorySettings(3, 2, weight_bytes=4, num_averages=1, is_gpu=False)
+    assert worker_memory(many, settings).buffers == 4 * GATHERED_AT_ONCE
 
 
 def test_offload_moves_the_state_to_the_host():
