@@ -1,14 +1,15 @@
 """What x264's preset and constant rate factor cost and keep, on real clips as ingestion stores them.
 
-    python -m benchmarks.encoders [FOLDER]
+    python -m benchmarks.encoders [FOLDER] [--shapes 17x64x64@8 17x256x448@8] [--files N]
 
 The clips are those of the files of `benchmarks.ingest_real`, at most one of a file, in two shapes. Each is encoded with
 every setting in turn, in this process and on one thread, and decoded as a training decodes it. Quality compares the
 decoded RGB with the frames that were given to the encoder: PSNR of all pixels of a clip, at most 60 dB, and SSIM with a
 Gaussian window of 11 (Wang et al. 2004), the means over the clips. CPU times are the least of the rounds. Ratios are to
-the default setting, which is a row of the table.
+the default setting, which is a row of the table. Shapes that are not asked for keep their earlier figures.
 """
 
+import argparse
 import json
 import statistics
 import sys
@@ -116,25 +117,30 @@ def table(clips: Sequence[Frames], fps: float) -> list[dict[str, object]]:
 
 def main() -> None:
     """Measure, print, write down."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, nargs="?", default=CLIPS_DIR)
+    parser.add_argument("--shapes", nargs="*", default=[bucket.name for bucket in SHAPES])
+    parser.add_argument("--files", type=int, help="at most so many, evenly chosen")
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
     decord.logging.set_level(decord.logging.QUIET)
     av.logging.set_level(None)
-    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else CLIPS_DIR
-    sources = chosen(folder)
-    figures: dict[str, object] = {
-        "files": [str(Path(source.path).relative_to(folder)) for source in sources],
-        "av": version("av"),
-    }
+    sources = chosen(arguments.folder)
+    sources = sources[:: max(1, len(sources) // (arguments.files or len(sources)))]
     for bucket in SHAPES:
+        if bucket.name not in arguments.shapes:
+            continue
         clips = []
         for source in sources:
             cut = CutConfig(max_spans=1, placement="even", address=source.name)
             clips += [span.frames for spans in cut_file(Path(source.path), [bucket], list, cut) for span in spans]
         rows = table(clips, bucket.fps)
-        figures[bucket.name] = {"clips": len(clips), "settings": rows}
         for row in rows:
             sys.stdout.write(f"{bucket.name} {row}\n")
-    publish_text(RESULT, json.dumps(figures, indent=1) + "\n")
+        figures = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.is_file() else {}
+        files = [str(Path(source.path).relative_to(arguments.folder)) for source in sources]
+        figures[bucket.name] = {"clips": len(clips), "files": files, "av": version("av"), "settings": rows}
+        publish_text(RESULT, json.dumps(figures, indent=1) + "\n")
 
 
 if __name__ == "__main__":
