@@ -189,7 +189,7 @@ def test_only_one_function_sets_threads_and_the_library_of_products():
 
 
 def test_nothing_is_unpickled():
-    """Formats on disk hold tensors, JSON and video; torch.load appears nowhere, pickle where processes of a run talk."""
+    """Formats on disk hold tensors, JSON and video; torch.load is nowhere, pickle where processes of a run talk."""
     between_processes = {ROOT / "pipeline" / "distributed" / "isolated_worker.py"}
     found = set()
     for package in PACKAGES:
