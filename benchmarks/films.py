@@ -91,7 +91,7 @@ def cut(folder: Path, bucket: Bucket) -> None:
     seconds, prepared = time.process_time() - started, peak_mib()
     num_bytes = clips.edges[-1]
     kept = frozenset(clip.key for clip in report.clips)
-    recipe = ShardRecipe(folder / "shard-0.tar", (report,), kept, taken={}, captions={})
+    recipe = ShardRecipe(folder / "shard-0.tar", (report,), kept, taken={}, captions={}, filters=config.filters)
     commit_shard(recipe, clips)
     figures = {
         "clips": len(clips),

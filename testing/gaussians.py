@@ -33,8 +33,8 @@ class AffinePath(Path):
         """Forward-mode derivatives of the two functions."""
         t = t.contiguous()  # forward-mode derivatives do not take expanded tensors
         one = torch.ones_like(t)
-        a, a_prime = torch.func.jvp(self.alpha, (t,), (one,))
-        b, b_prime = torch.func.jvp(self.beta, (t,), (one,))
+        a, a_prime, *_ = torch.func.jvp(self.alpha, (t,), (one,))
+        b, b_prime, *_ = torch.func.jvp(self.beta, (t,), (one,))
         return Coefficients(a=a, a_prime=a_prime, b=b, scale=one, scaled_b_prime=b_prime)
 
 
