@@ -7,7 +7,9 @@
 Parts. `jobs`: whole jobs on Ray with one actor and with two, in turn; rates and shares are those of the steady state,
 from the end of an actor's first batch to the end of its last. `peer`: a pipeline of Wan with random weights, written by
 diffusers, through `WanPipeline` and through the sampler, with equal prompts, steps and guidance, from text to pixels in
-8 bits, in turn and in one process. `memory`: an actor that makes 1,000 clips; the folder's clips in two steps of Euler.
+8 bits, in turn and in one process. `machine`: the same on all cores: a job with an actor for each core, in its steady
+state, and `WanPipeline` with as many threads, in turn. `memory`: an actor that makes 1,000 clips; the folder's clips in
+two steps of Euler.
 """
 
 import argparse
@@ -18,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +44,7 @@ from pipeline.sample.sampler import ClipSampler
 from testing.paths import ROOT
 
 RESULTS = ROOT / "benchmarks" / "results" / "sample.json"
-PARTS = ("jobs", "peer", "memory")
+PARTS = ("jobs", "peer", "machine", "memory")
 PEER_BUCKET, PEER_SHAPE = "17x128x128@8", {"num_frames": 17, "height": 128, "width": 128}
 PEER_STEPS, PEER_SCALE, PEER_PROMPTS = 8, 4.0, 4
 PEER_TRANSFORMER: dict[str, Any] = {
@@ -159,8 +162,8 @@ def run_job(model: SampledModel, config: SampleConfig, folder: Path, actors: int
     return steady_state(Batch(**json.loads(line)) for line in notes)
 
 
-def jobs(model_dir: Path, rounds: int, clips: int) -> dict[str, Any]:
-    """Jobs of one actor and of two in turn, with the settings that the checkpoint carries."""
+def start_ray(num_cpus: int) -> None:
+    """A cluster on this machine, whose actors write down what their batches took."""
     import ray
 
     from launch.cluster import QUIET, worker_environment
@@ -169,13 +172,25 @@ def jobs(model_dir: Path, rounds: int, clips: int) -> dict[str, Any]:
     environment = {"env_vars": worker_environment(1)}
     ray.init(
         address="local",
-        num_cpus=2,
+        num_cpus=num_cpus,
         include_dashboard=False,
         object_store_memory=128 * 2**20,
         runtime_env=environment,
         **QUIET,
     )
     job.SamplerActor = TimedActor
+
+
+def stop_ray() -> None:
+    """End it."""
+    import ray
+
+    ray.shutdown()
+
+
+def jobs(model_dir: Path, rounds: int, clips: int) -> dict[str, Any]:
+    """Jobs of one actor and of two in turn, with the settings that the checkpoint carries."""
+    start_ray(2)
     model = open_model(model_dir)
     config = SampleConfig.model_validate(model.sampling_defaults[0])
     found: dict[int, list[Steady]] = {1: [], 2: []}
@@ -185,7 +200,7 @@ def jobs(model_dir: Path, rounds: int, clips: int) -> dict[str, Any]:
                 made = run_job(model, config, Path(name) / f"{number}-{actors}", actors, actors * clips)
                 found[actors].append(made)
                 print(made, flush=True)
-    ray.shutdown()
+    stop_ray()
     rates = {actors: statistics.median(made.clips_per_hour for made in found[actors]) for actors in found}
     return {
         "settings": {"solver": config.solver, "steps": config.steps, "guidance_scale": config.guidance_scale},
@@ -206,17 +221,9 @@ class Side:
 
 def peer(minutes: float) -> dict[str, Any]:
     """`WanPipeline` and the sampler in turn, with all prompts in one call and with one prompt in each."""
-    from testing.published import write_pipeline
-
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
-        theirs: Any = write_pipeline(
-            Path(name), scheduler="unipc", transformer=PEER_TRANSFORMER, autoencoder=PEER_AUTOENCODER
-        )
-        theirs.set_progress_bar_config(disable=True)
-        model = open_model(Path(name))
-        settings, _ = model.sampling_defaults
-        config = SampleConfig(**settings, steps=PEER_STEPS, guidance_scale=PEER_SCALE, precision="fp32")
+        theirs, model, config = write_peer(Path(name))
         prepare_to_compute(torch.device("cpu"), 1)
         ours = ClipSampler(model, config, torch.device("cpu"))
         prompts = [placed.prompt.prompt for placed in prompts_of(PEER_PROMPTS)]
@@ -225,19 +232,7 @@ def peer(minutes: float) -> dict[str, Any]:
             prepare_to_compute(torch.device("cpu"))
             return ours.sample(list(_requests(prompts, PEER_BUCKET)))[0]
 
-        def make_theirs(size: int, products: str) -> list[Frames]:
-            torch.set_float32_matmul_precision(products)
-            return [
-                np.asarray(clip) for at in range(0, len(prompts), size) for clip in _of_peer(theirs, prompts, at, size)
-            ]
-
-        sides: dict[str, Callable[[], list[Frames]]] = {"reelflow": make_ours}
-        for label, products in (("default", "highest"), ("by oneDNN", "medium")):
-            for size in (1, PEER_PROMPTS):
-                sides[f"diffusers {label}, {size} together"] = lambda size=size, products=products: make_theirs(
-                    size, products
-                )
-        found = in_turn(sides, 60 * minutes)
+        found = in_turn({"reelflow": make_ours, **sides_of_peer(theirs, prompts)}, 60 * minutes)
     best = min((name for name in found if name != "reelflow"), key=lambda name: found[name].processor_seconds_per_clip)
     mine, other = found["reelflow"], found[best]
     return {
@@ -248,6 +243,68 @@ def peer(minutes: float) -> dict[str, Any]:
         "fastest_of_peer": best,
         "clips_per_hour_by_processor": round(other.processor_seconds_per_clip / mine.processor_seconds_per_clip, 3),
         "clips_per_hour_by_wall": round(other.wall_seconds_per_clip / mine.wall_seconds_per_clip, 3),
+    }
+
+
+def write_peer(folder: Path) -> tuple[Any, SampledModel, SampleConfig]:
+    """The pipeline in a folder, as diffusers has it, as a model to sample, and the settings that are theirs."""
+    from testing.published import write_pipeline
+
+    pipeline: Any = write_pipeline(
+        folder, scheduler="unipc", transformer=PEER_TRANSFORMER, autoencoder=PEER_AUTOENCODER
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    model = open_model(folder)
+    settings, _ = model.sampling_defaults
+    config = SampleConfig(
+        **settings,
+        steps=PEER_STEPS,
+        guidance_scale=PEER_SCALE,
+        precision="fp32",
+        bucket=PEER_BUCKET,
+        batch=PEER_PROMPTS,
+    )
+    return pipeline, model, config
+
+
+def sides_of_peer(pipeline: Any, prompts: Sequence[str]) -> dict[str, Callable[[], list[Frames]]]:  # noqa: ANN401
+    """The ways to call it: prompts together or one by one, products as they come or by oneDNN."""
+
+    def make(size: int, products: str) -> list[Frames]:
+        torch.set_float32_matmul_precision(products)
+        return [
+            np.asarray(clip) for at in range(0, len(prompts), size) for clip in _of_peer(pipeline, prompts, at, size)
+        ]
+
+    return {
+        f"diffusers {label}, {size} together": partial(make, size, products)
+        for label, products in (("default", "highest"), ("by oneDNN", "medium"))
+        for size in (1, PEER_PROMPTS)
+    }
+
+
+def machine(rounds: int) -> dict[str, Any]:
+    """Clips per hour of all cores: actors of a job in their steady state, and `WanPipeline` with a thread for each."""
+    cores = os.cpu_count() or 1
+    with tempfile.TemporaryDirectory() as name:
+        theirs, model, config = write_peer(Path(name) / "pipeline")
+        prompts = [placed.prompt.prompt for placed in prompts_of(PEER_PROMPTS)]
+        rates: dict[str, list[float]] = {}
+        for number in range(rounds):
+            torch.set_num_threads(cores)
+            for side, found in in_turn(sides_of_peer(theirs, prompts), 0).items():
+                rates.setdefault(side, []).append(3600 / found.wall_seconds_per_clip)
+            start_ray(cores)
+            made = run_job(model, config, Path(name) / f"clips-{number}", cores, 3 * cores * PEER_PROMPTS)
+            stop_ray()
+            rates.setdefault("reelflow", []).append(made.clips_per_hour)
+            print({side: round(found[-1], 1) for side, found in rates.items()}, flush=True)
+    best = max((side for side in rates if side != "reelflow"), key=lambda side: max(rates[side]))
+    return {
+        "cores": cores,
+        "clips_per_hour": {side: [round(rate, 1) for rate in found] for side, found in rates.items()},
+        "fastest_of_peer": best,
+        "ratio": round(max(rates["reelflow"]) / max(rates[best]), 3),
     }
 
 
@@ -277,7 +334,7 @@ def in_turn(sides: dict[str, Callable[[], list[Frames]]], seconds: float) -> dic
     for make in sides.values():
         make()
     begin = time.perf_counter()
-    while len(times["reelflow"]) < 2 or time.perf_counter() - begin < seconds:
+    while min(map(len, times.values())) < 2 or time.perf_counter() - begin < seconds:
         for name, make in sides.items():
             used, wall = time.process_time(), time.perf_counter()
             clips = len(make())
@@ -322,6 +379,7 @@ def main() -> None:
     measures: dict[str, Callable[[], dict[str, Any]]] = {
         "jobs": lambda: jobs(asked.folder, asked.rounds, asked.clips),
         "peer": lambda: peer(asked.minutes),
+        "machine": lambda: machine(asked.rounds),
         "memory": lambda: memory(asked.folder),
     }
     for part in asked.parts:
