@@ -33,7 +33,7 @@ from data.records import Frames
 from data.synthetic import held_out_combinations
 from pipeline.distributed.config import WorkersConfig
 from pipeline.run.precision import prepare_to_compute
-from pipeline.sample.config import MP4_ALONE, OutputsConfig, SampleConfig
+from pipeline.sample.config import SampleConfig
 from pipeline.sample.job import SamplerActor, sample_clips
 from pipeline.sample.model import SampledModel, open_model
 from pipeline.sample.outputs import SampledClip
@@ -80,15 +80,8 @@ class Batch:
 class TimedActor(SamplerActor):
     """A `SamplerActor` that writes down what its batches took, beside the folder of the clips."""
 
-    def __init__(
-        self,
-        model_dir: Path,
-        output_dir: Path,
-        config: SampleConfig,
-        num_threads: int,
-        outputs: OutputsConfig = MP4_ALONE,
-    ) -> None:
-        super().__init__(model_dir, output_dir, config, num_threads, outputs)
+    def __init__(self, model_dir: Path, output_dir: Path, *rest: Any) -> None:  # noqa: ANN401 - as of `SamplerActor`
+        super().__init__(model_dir, output_dir, *rest)
         self._computing = 0.0
         self._notes = output_dir.with_suffix(".notes")
         self._notes.mkdir(exist_ok=True)

@@ -1,5 +1,6 @@
 """The Ray actor that makes clips: it loads the model once, and writes the files of a batch of requests at a time."""
 
+import os
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +15,7 @@ from pipeline.sample.outputs import SampledClip
 from pipeline.sample.requests import PromptRequest
 from pipeline.sample.sampler import ClipSampler
 from pipeline.sample.samplers import SamplingProcess
+from pipeline.sample.sharing import LostProcessError
 from pipeline.sample.writers import ClipWriter, add_all
 
 
@@ -42,6 +44,12 @@ class SamplerActor:
 
         Clips are compressed and written while the network computes the next ones, or the next windows of long ones.
         """
+        try:
+            return self._make(requests)
+        except LostProcessError:
+            os._exit(1)  # as if this process had been killed: the job gives the batch to another actor
+
+    def _make(self, requests: list[PromptRequest]) -> list[SampledClip]:
         clips: list[Future[list[SampledClip]]] = []
         with self._process.batch(requests) as sampler, ThreadPoolExecutor(max_workers=1) as writer:
             added: Future[None] | None = None

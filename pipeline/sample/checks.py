@@ -29,6 +29,7 @@ OF_VELOCITIES = ("guidance", *RULE_OF, "negative_prompt", "guidance_checkpoint",
 LARGEST_SCALES = {"plain": 8.0, "cfg-zero-star": 5.0, "rescaled": 8.0, "apg": 5.0}
 """Scales up to which pictures stayed whole, by rule (`benchmarks.guidance`, docs/guides/sampling.md)."""
 SHARED = "sample.sequence_parallel"
+"""The setting that messages name where processes cannot share a clip."""
 OF_FIXED_STEPS = ("steps", "shift", "grid")
 """Settings that an adaptive solver does not read."""
 

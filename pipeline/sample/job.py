@@ -218,6 +218,15 @@ def _num_groups(workers: WorkersConfig, size: int) -> int:
         SamplingError: not one.
     """
     if num_groups := workers.num_groups(size):
+        if (num_idle := workers.num_workers - size * num_groups) > 0:
+            logger.warning(
+                "  warning: %d groups of %d workers sample (sample.sequence_parallel); %d of the %d workers have no part "
+                "in it",
+                num_groups,
+                size,
+                num_idle,
+                workers.num_workers,
+            )
         return num_groups
     raise SamplingError(
         f"sample.sequence_parallel is {size}, but no machine has room for {size} of the {workers.num_workers} workers "

@@ -64,8 +64,10 @@ def reused_clips(
             if clip is None:
                 found.num_damaged += 1
                 continue
-            made_by = (model, model_folder) if (own := request.checkpoint) is None else (own.fingerprint, own.folder)
-            clip = clip.model_copy(update=dict(zip(("model", "model_folder"), made_by, strict=True)))
+            own = request.checkpoint
+            made_by = own.fingerprint if own is not None else model
+            folder = own.folder if own is not None else model_folder
+            clip = clip.model_copy(update={"model": made_by, "model_folder": folder})
             if clip.lacks(manifest.folder, outputs):
                 found.num_incomplete += 1
                 manifest.forget(request.id)

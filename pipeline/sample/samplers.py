@@ -78,14 +78,19 @@ class SamplingProcess:
 
         Raises:
             CheckpointError: a checkpoint that the requests name is not what it was when the job was planned.
+            LostProcessError: a process that shares the clips was killed.
         """
         samplers = self._samplers or self._start()
-        if self._sharing is not None:
-            self._sharing.send(requests)
         try:
+            if self._sharing is not None:
+                self._sharing.send(requests)
             yield samplers.of(requests[0])
         except BaseException:
-            self.close()  # processes that share a clip may be at different places in it; new ones start with the next
+            try:
+                if self._sharing is not None:
+                    self._sharing.check_alive()
+            finally:
+                self.close()  # they may be at different places in a clip: the next batch starts others
             raise
 
     def close(self) -> None:

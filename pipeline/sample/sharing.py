@@ -16,6 +16,7 @@ from threading import Event, Thread
 import torch
 import torch.distributed as dist
 
+from data.errors import ReelflowError
 from pipeline.checkpoint.record import CheckpointError
 from pipeline.distributed.collectives import COLLECTIVE_TIMEOUT
 from pipeline.run.precision import prepare_to_compute
@@ -24,8 +25,13 @@ from pipeline.sample.model import SampledModel, open_model
 from pipeline.sample.requests import PromptRequest
 from pipeline.sample.samplers import Samplers
 
+LOOK_SECONDS = 1.0  # after an error, for a process that was killed to be seen as ended
 GRACE_SECONDS = 20.0
 """After the end of another process, until this one ends too: an error that all of them meet is raised before that."""
+
+
+class LostProcessError(ReelflowError, RuntimeError):
+    """A process that shared the clips was killed; the batch can be made again."""
 
 
 class Sharing:
@@ -61,6 +67,20 @@ class Sharing:
         """Let the others make a batch, as this process does now."""
         for batches in self._batches:
             batches.send(list(requests))
+
+    def check_alive(self) -> None:
+        """After an error: whether it came from a process that was killed, often for want of memory.
+
+        Raises:
+            LostProcessError: it did.
+        """
+        wait([process.sentinel for process in self._processes], timeout=LOOK_SECONDS)
+        killed = [process.exitcode for process in self._processes if (process.exitcode or 0) < 0]
+        if killed:
+            raise LostProcessError(
+                f"a process that shared the clips was ended by signal {-killed[0]}; if memory ran out, lower "
+                "sample.sequence_parallel or ask for a smaller bucket, or make the clip again"
+            )
 
     def close(self) -> None:
         """End the others, and leave their process group."""

@@ -1,5 +1,6 @@
 """Processes that share the tokens of each clip make the clips of one process, up to rounding, and end together."""
 
+import multiprocessing
 import subprocess
 import sys
 import time
@@ -21,6 +22,7 @@ from pipeline.sample.prompts import PlacedPrompt, Prompt, PromptError
 from pipeline.sample.requests import PromptRequest
 from pipeline.sample.sampler import ClipSampler, NotFiniteError
 from pipeline.sample.samplers import SamplingProcess
+from pipeline.sample.sharing import LostProcessError
 from testing.paths import ROOT
 
 ONE = SampleConfig(solver="euler", steps=2, precision="fp32")
@@ -79,6 +81,21 @@ def test_after_an_error_other_processes_make_the_next_batch(model, shared, monke
         patch.setattr(ClipSampler, "_latents", lambda *_: (torch.full((1, 1, 1, 1, 1), torch.nan), 1))
         with pytest.raises(NotFiniteError):  # in this process; the other one waits for it
             made(shared, batch)
+    assert np.array_equal(made(shared, batch)[0], before[0])
+
+
+@pytest.mark.slow
+def test_a_killed_process_is_told_from_an_error_of_a_request(model, shared):
+    """So that a job makes the batch again, and does not set its request aside."""
+    batch = requests(model, Prompt(prompt="a red circle", seed=1), config=TWO)
+    before, others = made(shared, batch), multiprocessing.active_children()
+    assert len(others) == 1
+    for other in others:
+        other.kill()
+    with pytest.raises(
+        LostProcessError, match=r"ended by signal 9; if memory ran out, lower sample\.sequence_parallel"
+    ):
+        made(shared, batch)
     assert np.array_equal(made(shared, batch)[0], before[0])
 
 
