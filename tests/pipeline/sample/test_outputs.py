@@ -84,9 +84,9 @@ def test_pages_show_what_a_clip_came_from_without_paths_of_the_machine():
         seed=0,
         guidance_scale=1.0,
         bucket="5x32x32@8",
-        image=ImageFile(path="/somewhere/first.png", sha256="ab"),
-        weaker=PlacedModel(folder="/somewhere/runs/dit", fingerprint="cd"),
-        settings=SampleConfig(steps=4, guidance_checkpoint=Path("/somewhere/runs/dit")),
+        image=ImageFile(path="/home/me/first.png", sha256="ab"),
+        weaker=PlacedModel(folder="/home/me/runs/dit", fingerprint="cd"),
+        settings=SampleConfig(steps=4, guidance_checkpoint=Path("/home/me/runs/dit")),
         metadata={"source": ["x", 1]},
     )
     shown = SampledClip(file="a.mp4", request=request, num_network_calls=8, sha256="ef", model="12").shown()
