@@ -220,7 +220,7 @@ def _num_groups(workers: WorkersConfig, size: int) -> int:
     if num_groups := workers.num_groups(size):
         if (num_idle := workers.num_workers - size * num_groups) > 0:
             logger.warning(
-                "  warning: sample.sequence_parallel: %d groups of %d workers sample; %d of %d workers have no part in it",
+                "  warning: sample.sequence_parallel: %d groups of %d workers sample; %d of %d workers are idle",
                 num_groups,
                 size,
                 num_idle,
