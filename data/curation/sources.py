@@ -33,6 +33,7 @@ from data.curation.folders import FoundFiles, find_files
 from data.curation.listing import ListingCounts, count_listing, log_listing
 from data.errors import ReelflowError, VideoError, printable, quoted
 from data.files.checksums import file_sha256
+from data.files.locations import CredentialsError, check_no_credentials
 from data.files.tables import (
     CAPTION_COLUMNS,
     FILE_COLUMNS,
@@ -386,12 +387,12 @@ def _listing(uri: str) -> Iterator[tuple[fsspec.AbstractFileSystem, str]]:
         yield files, path
     except FileNotFoundError as error:
         raise SourceError(f"data.source: {uri} is not there ({error}); {ASK}") from error
-    except (OSError, *_client_errors(uri)) as error:
+    except (OSError, *client_errors(uri)) as error:
         raise SourceError(f"data.source: {uri} cannot be read ({error}); {ASK}") from error
 
 
-def _client_errors(uri: str) -> tuple[type[Exception], ...]:
-    """Exceptions other than OSError that the client of a store raises when it gets no answer."""
+def client_errors(uri: str) -> tuple[type[Exception], ...]:
+    """Exceptions other than OSError that the client of the store at a URI raises when it gets no answer."""
     if not uri.startswith("s3://"):
         return ()
     from aiohttp import ClientError
@@ -403,6 +404,10 @@ def _client_errors(uri: str) -> tuple[type[Exception], ...]:
 def _filesystem(uri: str, where: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The file system of a URI and the path in it."""
     scheme = uri.partition("://")[0]
+    try:
+        check_no_credentials(uri)
+    except CredentialsError as error:
+        raise SourceError(f"{where}: {error}") from error
     if scheme not in SCHEMES:
         raise SourceError(f"{where}: {uri} is of the kind {scheme!r}; allowed are {', '.join(SCHEMES)}")
     try:
@@ -440,7 +445,7 @@ def local_copy(source: Source) -> Iterator[Path]:
         except OSError as error:
             number = errno.ENOENT if isinstance(error, FileNotFoundError) else error.errno or errno.EIO
             raise OSError(number, f"{source.path}: {error.strerror or error}") from error
-        except _client_errors(source.path) as error:
+        except client_errors(source.path) as error:
             raise OSError(errno.EIO, f"{source.path}: {error}") from error
         yield copy
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import ray
 import torch
 from PIL import Image
 from safetensors.torch import load_file
@@ -29,6 +30,7 @@ from pipeline.sample.outputs import read_samples
 from pipeline.sample.requests import PromptRequest
 from pipeline.sample.sampler import ClipSampler
 from pipeline.train.monitor.metrics import read_metrics
+from testing.clusters import SECRET
 from testing.commands import TINY, launch, launch_here
 from testing.html_page import Page
 from testing.paths import ROOT
@@ -109,6 +111,19 @@ def test_report_holds_every_figure(run):
         "http://creativecommons.org", ""
     )  # self-contained: nothing is fetched
     assert str(run_dir / "report.html") in out
+
+
+def test_no_file_of_a_run_holds_what_is_secret_in_the_environment(run):
+    """Nor do the logs of the cluster."""
+    _, run_dir, out = run
+    told = ray.get(ray.remote(lambda: os.environ["REELFLOW_TEST_STORE_KEY"]).options(num_cpus=0).remote())
+    assert told == os.environ["REELFLOW_TEST_STORE_KEY"] == SECRET
+    logs = Path(ray._private.worker._global_node.get_logs_dir_path())
+    written = [path for folder in (run_dir, logs) for path in folder.rglob("*") if path.is_file()]
+    kinds = {path.suffix for path in written}
+    assert {".safetensors", ".json", ".jsonl", ".yaml", ".html", ".tar", ".parquet", ".mp4", ".log", ".out"} <= kinds
+    assert not [path for path in written if SECRET.encode() in path.read_bytes()]
+    assert SECRET not in out
 
 
 def test_a_second_run_has_nothing_to_do_and_a_lost_stage_is_made_again(run):
