@@ -15,6 +15,7 @@ from pathlib import Path
 
 import boto3
 import pytest
+import s3fs
 
 from data.curation.ledger import Rejection, read_rejections
 from data.curation.sources import SourceError, list_sources, listing_fingerprint
@@ -27,6 +28,8 @@ from launch.config import ClusterConfig
 from launch.errors import describe
 from pipeline.ingest.config import ShardConfig
 from pipeline.ingest.shard import make_shards
+from pipeline.sample.prompt_files import PromptsFile
+from pipeline.sample.prompts import PromptError
 from testing.clusters import leave_cluster
 
 REGION = {"AWS_DEFAULT_REGION": "us-east-1"}
@@ -152,6 +155,40 @@ def test_a_table_in_the_store_names_spans_of_objects(cluster, tmp_path):
     ]
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("p.txt", b"one\r\n\ntwo, and three\n"),
+        ("p.jsonl", b'{"prompt": "one"}\n{"prompt": "two, and three"}'),
+        ("p.csv", b'prompt,seed\none,3\n"two, and three",4\n'),
+        ("p.json", b'[{"prompt": "one"}, {"prompt": "two, and three"}]'),
+    ],
+)
+def test_prompts_in_the_store_are_those_of_a_file(name, content, tmp_path):
+    put(f"prompts/{name}", content)
+    (tmp_path / name).write_bytes(content)
+    stored, local = (
+        [placed.prompt for placed in PromptsFile(place)]
+        for place in (f"s3://videos/prompts/{name}", str(tmp_path / name))
+    )
+    assert [prompt.prompt for prompt in stored] == ["one", "two, and three"]
+    assert stored == local
+
+
+def test_prompts_that_cannot_be_read_are_named(monkeypatch):
+    for place, reason in (
+        ("s3://videos/none.txt", "there is no such prompts file"),
+        ("s3://secret/p.jsonl", r"cannot be read \((Forbidden|Access Denied)"),
+    ):
+        with pytest.raises(PromptError, match=f"^{place}:? {reason}"):
+            list(PromptsFile(place))
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    s3fs.S3FileSystem.clear_instance_cache()
+    with pytest.raises(PromptError, match=r"p.txt cannot be read \(Unable to locate credentials"):
+        list(PromptsFile("s3://videos/p.txt"))
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
 def test_an_object_that_changes_changes_the_fingerprint():
     put("changing/a.mp4", VIDEOS["c.mp4"])
     before = listing_fingerprint(list_sources("s3://videos/changing"))
@@ -179,8 +216,6 @@ def test_a_place_that_cannot_be_read_is_named(place, reason):
 
 
 def test_without_credentials_or_store_the_first_listing_says_so(monkeypatch):
-    import s3fs
-
     with socket.create_server(("127.0.0.1", 0)) as listener:
         free = listener.getsockname()[1]
     for changed, reason in (
