@@ -21,6 +21,7 @@ from launch.command_options import readable_errors as _readable_errors
 from launch.job_commands import job_app, submit
 from launch.overrides import Given, Override
 from launch.stages import NAMES, STAGES, Entry, Options, stages_of
+from launch.store_commands import pull, push
 
 CLIPS_SHOWN = 24
 app = typer.Typer(
@@ -604,5 +605,7 @@ def export(
         typer.echo(f"wrote {output} and {description} from {found.folder}")
 
 
+app.command()(push)
+app.command()(pull)
 app.command()(submit)
 app.add_typer(job_app, name="job")

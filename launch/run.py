@@ -9,11 +9,9 @@ from data.files.publish import publish_text
 from launch.config import RunConfig, check_writable, dump_config
 from launch.stages import FOLDERS, NAMES, stages_of
 from pipeline.run.context import RunContext
-from pipeline.run.lock import locked
+from pipeline.run.lock import RUN_LOCK_NAME, locked
 from pipeline.run.logs import DRIVER_LOG, LOGS_NAME, file_log
 from pipeline.run.memory import memory_monitor
-
-LOCK_NAME = "run.lock"
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,7 @@ def started(config: RunConfig, options: StartOptions) -> Iterator[RunContext]:
     with ExitStack() as resources:
         if is_first:
             check_writable(config.run_dir)
-            resources.enter_context(locked(config.run_dir / LOCK_NAME))
+            resources.enter_context(locked(config.run_dir / RUN_LOCK_NAME))
             publish_text(config.run_dir / "config.yaml", text)
             resources.enter_context(file_log(config.run_dir / LOGS_NAME / DRIVER_LOG))
         yield RunContext(

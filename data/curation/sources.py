@@ -33,7 +33,7 @@ from data.curation.folders import FoundFiles, find_files
 from data.curation.listing import ListingCounts, count_listing, log_listing
 from data.errors import ReelflowError, VideoError, printable, quoted
 from data.files.checksums import file_sha256
-from data.files.locations import CredentialsError, check_no_credentials
+from data.files.locations import ASK, LocationError, client_errors, filesystem_of
 from data.files.tables import (
     CAPTION_COLUMNS,
     FILE_COLUMNS,
@@ -48,8 +48,6 @@ from data.files.tables import (
 from data.video.formats import VIDEO_SUFFIXES
 from data.video.spans import WHOLE, Stretch
 
-SCHEMES = ("file", "memory", "s3", "gs", "az")  # not pipe or http: a table must not run commands or send requests
-ASK = "check the address, the credentials and the endpoint (docs/guides/cluster.md, Object stores)"
 # Here `path` comes first, in caption tables `file`: a table with both columns may serve as both.
 PATH_COLUMNS = ("path", *(name for name in FILE_COLUMNS if name != "path"))
 LOCAL_SCHEME = "file://"
@@ -391,32 +389,12 @@ def _listing(uri: str) -> Iterator[tuple[fsspec.AbstractFileSystem, str]]:
         raise SourceError(f"data.source: {uri} cannot be read ({error}); {ASK}") from error
 
 
-def client_errors(uri: str) -> tuple[type[Exception], ...]:
-    """Exceptions other than OSError that the client of the store at a URI raises when it gets no answer."""
-    if not uri.startswith("s3://"):
-        return ()
-    from aiohttp import ClientError
-    from botocore.exceptions import BotoCoreError
-
-    return ClientError, BotoCoreError
-
-
 def _filesystem(uri: str, where: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The file system of a URI and the path in it."""
-    scheme = uri.partition("://")[0]
     try:
-        check_no_credentials(uri)
-    except CredentialsError as error:
+        return filesystem_of(uri)
+    except LocationError as error:
         raise SourceError(f"{where}: {error}") from error
-    if scheme not in SCHEMES:
-        raise SourceError(f"{where}: {uri} is of the kind {scheme!r}; allowed are {', '.join(SCHEMES)}")
-    try:
-        files, path = fsspec.url_to_fs(uri)
-    except ImportError as error:
-        raise SourceError(f"{where}: {uri} needs a package that is not installed: {error}") from error
-    if not path:
-        raise SourceError(f"{where}: {uri} names no bucket")
-    return files, str(path)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ import http.client
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -28,9 +29,11 @@ from launch.config import ClusterConfig
 from launch.errors import describe
 from pipeline.ingest.config import ShardConfig
 from pipeline.ingest.shard import make_shards
+from pipeline.run.stored_run import StoredRunError, pull_run, push_run
 from pipeline.sample.prompt_files import PromptsFile
 from pipeline.sample.prompts import PromptError
 from testing.clusters import leave_cluster
+from testing.paths import ROOT
 
 REGION = {"AWS_DEFAULT_REGION": "us-east-1"}
 
@@ -187,6 +190,58 @@ def test_prompts_that_cannot_be_read_are_named(monkeypatch):
     with pytest.raises(PromptError, match=r"p.txt cannot be read \(Unable to locate credentials"):
         list(PromptsFile("s3://videos/p.txt"))
     s3fs.S3FileSystem.clear_instance_cache()
+
+
+def write_run(folder: Path, num_files: int, text: str) -> dict[str, bytes]:
+    """A folder that passes for a run; returns the content of each file."""
+    contents = {f"clips/{number:03d}.tar": f"{text} {number} ".encode() * 5000 for number in range(num_files)}
+    contents |= {"config.yaml": b"name: tiny", "clips/stage.json": text.encode()}
+    for name, content in contents.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    return contents
+
+
+def contents_of(folder: Path) -> dict[str, bytes]:
+    """What the files of a run hold, without its lock."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def test_a_run_is_pushed_and_pulled(tmp_path):
+    written = write_run(tmp_path / "tiny", 5, "first")
+    for at, num_copied in (("bucket", 7), ("again", 0)):
+        assert push_run(tmp_path / "tiny", "s3://videos/runs/tiny").num_copied == num_copied, at
+    pull_run("s3://videos/runs/tiny", tmp_path / "other" / "tiny")
+    assert contents_of(tmp_path / "other" / "tiny") == written
+    with pytest.raises(StoredRunError, match=r"^s3://secret/tiny cannot be used \((Forbidden|Access Denied)"):
+        push_run(tmp_path / "tiny", "s3://secret/tiny")
+    with pytest.raises(StoredRunError, match=r"^s3://secret/tiny cannot be used \((Forbidden|Access Denied)"):
+        pull_run("s3://secret/tiny", tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.slow
+def test_a_push_that_is_killed_leaves_the_run_before_it(tmp_path):
+    place, run_dir = "s3://videos/killed/tiny", tmp_path / "tiny"
+    before = write_run(run_dir, 3, "before")
+    push_run(run_dir, place)
+    after = write_run(run_dir, 120, "after")
+    client = boto3.client("s3", region_name="us-east-1")
+
+    def num_objects() -> int:
+        return client.list_objects_v2(Bucket="videos", Prefix="killed/tiny/objects/")["KeyCount"]
+
+    process = subprocess.Popen([sys.executable, "-m", "launch", "push", str(run_dir), place], cwd=ROOT)
+    while num_objects() < 20:
+        assert process.poll() is None
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    pull_run(place, tmp_path / "pulled" / "tiny")
+    assert contents_of(tmp_path / "pulled" / "tiny") == before
+    assert 0 < push_run(run_dir, place).num_copied <= 120 - 10
+    pull_run(place, tmp_path / "anew" / "tiny")
+    assert contents_of(tmp_path / "anew" / "tiny") == after
 
 
 def test_an_object_that_changes_changes_the_fingerprint():

@@ -143,6 +143,21 @@ def test_a_second_run_has_nothing_to_do_and_a_lost_stage_is_made_again(run):
     assert before == {name: (run_dir / name).stat().st_mtime_ns for name in before}
 
 
+def test_a_run_that_was_pushed_to_a_store_and_pulled_elsewhere_has_nothing_to_do(run, tmp_path):
+    config, run_dir, _ = run
+    place = f"file://{tmp_path}/store/tiny"
+    assert launch_here("push", str(run_dir), place).returncode == 0
+    pulled = launch_here("pull", place, str(tmp_path / "runs" / "tiny"))
+    assert pulled.returncode == 0, pulled.stderr
+    again = launch_here("run", str(config), "--set", f"runs_dir={tmp_path / 'runs'}")
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.count("nothing to do") == 7
+    alone = launch_here("pull", place, str(tmp_path / "model" / "tiny"), "--only", "dit")
+    assert alone.returncode == 0, alone.stderr
+    assert {path.name for path in (tmp_path / "model" / "tiny").iterdir() if path.is_dir()} == {"dit"}
+    assert open_checkpoint(tmp_path / "model" / "tiny" / "dit").record == open_checkpoint(run_dir / "dit").record
+
+
 @pytest.mark.slow
 def test_a_changed_setting_is_said_and_the_old_output_is_kept(run, tmp_path):
     config, run_dir, _ = run

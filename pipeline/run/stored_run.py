@@ -1,0 +1,235 @@
+"""A whole run in an object store: pushed from its folder, and pulled into one that continues where it stopped.
+
+    objects/SHA256    the content of each file, once
+    run.json          name, size, time and checksum of every file; written last
+
+Objects never change and `run.json` is replaced by a single request. So a push that is interrupted leaves the run of the
+push before it, and a reader never finds files of two.
+"""
+
+import errno
+import os
+from collections.abc import Callable, Collection, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field, ValidationError
+
+from data.errors import ReelflowError, quoted
+from data.files.checksums import file_sha256
+from data.files.locations import ASK, client_errors, filesystem_of
+from data.files.publish import TEMPORARY_PREFIX, published
+from data.records import Record
+from pipeline.run.lock import RUN_LOCK_NAME, locked
+from pipeline.run.progress import bar
+from pipeline.run.stage_record import STAGE_RECORD_NAME
+
+RECORD_NAME, OBJECTS_NAME = "run.json", "objects"
+CONFIG_NAME, LOCK_SUFFIX = "config.yaml", ".lock"
+LEFT_OUT = ("ray", "compiled")  # folders of a training that the next start makes anew
+# They say that what lies beside them is whole, so they are pulled last.
+RECORDS = ("manifest.json", "checkpoint.json", "latest", "last_save.json", STAGE_RECORD_NAME)
+TRANSFERS = 8  # at a time
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+
+class StoredRunError(ReelflowError, RuntimeError):
+    """A run cannot be pushed or pulled; the message says why, and the way out."""
+
+
+def _check_name(name: str) -> str:
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or str(path) != name or name == "." or "\0" in name or "\\" in name:
+        raise ValueError(f"{quoted(name)} is no file of a run's folder")
+    return name
+
+
+class StoredFile(Record):
+    """A file of a stored run."""
+
+    num_bytes: int = Field(ge=0)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    modified_ns: int = Field(ge=0)
+    """Nanoseconds since 1970; kept, since a source that has another time counts as another one."""
+
+
+class StoredRun(Record):
+    """run.json."""
+
+    schema_version: int = 1
+    name: str
+    files: dict[Annotated[str, AfterValidator(_check_name)], StoredFile]
+    """By their paths in the run's folder."""
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """What was copied, of what there is."""
+
+    num_files: int
+    num_copied: int
+    bytes_copied: int
+
+
+def push_run(run_dir: Path, place: str) -> Transfer:
+    """Copy a run's folder to a place in a store; what is there already is not sent again.
+
+    Args:
+        place: URI of this run alone; an earlier push of it is replaced.
+
+    Raises:
+        StoredRunError: it is no run, another run is stored there, or the store does not take it.
+        LockedError: the run is running.
+    """
+    if not (run_dir / CONFIG_NAME).is_file():
+        raise StoredRunError(f"{run_dir} is not the folder of a run: it holds no {CONFIG_NAME}")
+    with locked(run_dir / RUN_LOCK_NAME), _store(place) as (files, root):
+        earlier = _read(files, root, place)
+        if earlier is not None and earlier.name != run_dir.name:
+            raise StoredRunError(f"{place} holds the run {earlier.name}, not {run_dir.name}; name another place")
+        run = StoredRun(name=run_dir.name, files=dict(_listed(run_dir)))
+        there = _objects(files, root)
+        missing = {
+            file.sha256: (name, file) for name, file in run.files.items() if there.get(file.sha256) != file.num_bytes
+        }
+
+        def upload(name: str, file: StoredFile) -> None:
+            path = run_dir / name
+            files.put_file(str(path), f"{root}/{OBJECTS_NAME}/{file.sha256}")
+            if (path.stat().st_size, path.stat().st_mtime_ns) != (file.num_bytes, file.modified_ns):
+                raise StoredRunError(f"{path} has changed while it was sent; does something else write there?")
+
+        _each("push", upload, missing.values())
+        files.pipe_file(f"{root}/{RECORD_NAME}", run.model_dump_json().encode())
+        stale = {file.sha256 for file in earlier.files.values()} if earlier is not None else set()
+        for digest in stale - {file.sha256 for file in run.files.values()}:
+            with suppress(FileNotFoundError):
+                files.rm_file(f"{root}/{OBJECTS_NAME}/{digest}")
+    return Transfer(len(run.files), len(missing), sum(file.num_bytes for _, file in missing.values()))
+
+
+def pull_run(place: str, run_dir: Path, only: Collection[str] = ()) -> Transfer:
+    """Copy a stored run into a folder; files that are there already are not fetched again.
+
+    Args:
+        only: folders of the run to fetch, such as `dit`, with the files that lie in none; empty: all.
+
+    Raises:
+        StoredRunError: no run is stored there, it is damaged, or the folder has files that differ from its own.
+        LockedError: a run is running in the folder.
+    """
+    with _store(place) as (files, root):
+        run = _read(files, root, place)
+        if run is None:
+            raise StoredRunError(f"{place} holds no run: there is no {RECORD_NAME}")
+        wanted = _chosen(run, only, place)
+        run_dir.mkdir(parents=True, exist_ok=True)
+        with locked(run_dir / RUN_LOCK_NAME):
+            missing = dict(_missing(wanted, run_dir))
+
+            def download(name: str, file: StoredFile) -> None:
+                with published(run_dir / name) as temporary:
+                    files.get_file(f"{root}/{OBJECTS_NAME}/{file.sha256}", str(temporary))
+                    if file_sha256(temporary) != file.sha256:
+                        raise StoredRunError(f"{place}: what is stored of {name} is damaged; push the run again")
+                    os.utime(temporary, ns=(file.modified_ns, file.modified_ns))
+
+            records = {name: file for name, file in missing.items() if PurePosixPath(name).name in RECORDS}
+            _each("pull", download, [item for item in missing.items() if item[0] not in records])
+            for name in sorted(records, key=lambda name: RECORDS.index(PurePosixPath(name).name)):
+                download(name, records[name])
+    return Transfer(len(wanted), len(missing), sum(file.num_bytes for file in missing.values()))
+
+
+def _listed(run_dir: Path) -> Iterator[tuple[str, StoredFile]]:
+    """The files of a run, through links, without locks and what interrupted writers left."""
+    for folder, folders, names in os.walk(run_dir, followlinks=True):
+        folders[:] = sorted(each for each in folders if each not in LEFT_OUT and not each.startswith(TEMPORARY_PREFIX))
+        for name in sorted(names):
+            path = Path(folder) / name
+            if name.startswith(TEMPORARY_PREFIX) or name.endswith(LOCK_SUFFIX) or not path.is_file():
+                continue
+            found = path.stat()
+            file = StoredFile(num_bytes=found.st_size, sha256=file_sha256(path), modified_ns=found.st_mtime_ns)
+            yield path.relative_to(run_dir).as_posix(), file
+
+
+def _chosen(run: StoredRun, only: Collection[str], place: str) -> dict[str, StoredFile]:
+    """The files of a run in some of its folders, and those in none."""
+    folders = {name.partition("/")[0] for name in run.files if "/" in name}
+    if unknown := sorted(set(only) - folders):
+        raise StoredRunError(f"{place} has no folder {', '.join(unknown)}; it has {', '.join(sorted(folders))}")
+    chosen = set(only) or folders
+    return {name: file for name, file in run.files.items() if "/" not in name or name.partition("/")[0] in chosen}
+
+
+def _missing(wanted: dict[str, StoredFile], run_dir: Path) -> Iterator[tuple[str, StoredFile]]:
+    """The files that are not there.
+
+    Raises:
+        StoredRunError: others are there under their names.
+    """
+    different = []
+    for name, file in wanted.items():
+        path = run_dir / name
+        if not path.exists():
+            yield name, file
+        elif not path.is_file() or path.stat().st_size != file.num_bytes or file_sha256(path) != file.sha256:
+            different.append(name)
+    if different:
+        raise StoredRunError(
+            f"{run_dir} has {len(different)} files that differ from those stored, such as {different[0]}: pull into "
+            "another folder, or remove it"
+        )
+
+
+def _each(doing: str, copy: Callable[[str, StoredFile], None], items: Collection[tuple[str, StoredFile]]) -> None:
+    """Copy files, several at a time; the first error ends it."""
+    with ThreadPoolExecutor(TRANSFERS) as executor, bar(doing, len(items), "files") as progress:
+        copies = [executor.submit(copy, name, file) for name, file in items]
+        try:
+            for number, done in enumerate(as_completed(copies), 1):
+                done.result()
+                progress.update(number)
+        except BaseException:
+            executor.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+@contextmanager
+def _store(place: str) -> Iterator[tuple[Any, str]]:
+    """The file system of a store, and the path in it; its errors within the block become `StoredRunError`."""
+    files, root = filesystem_of(place)
+    files.invalidate_cache()  # listings of earlier calls
+    try:
+        yield files, root.rstrip("/")
+    except (OSError, *client_errors(place)) as error:
+        if isinstance(error, OSError) and error.errno in NO_ROOM:  # here, not there
+            raise
+        raise StoredRunError(f"{place} cannot be used ({error}); {ASK}") from error
+
+
+def _read(files: Any, root: str, place: str) -> StoredRun | None:  # noqa: ANN401 - fsspec's
+    """The run that is stored at a place, if there is one."""
+    try:
+        content = files.cat_file(f"{root}/{RECORD_NAME}")
+    except FileNotFoundError:
+        return None
+    try:
+        return StoredRun.model_validate_json(content)
+    except ValidationError as error:
+        raise StoredRunError(
+            f"{place}/{RECORD_NAME} is damaged: {error.errors()[0]['msg']}; name another place"
+        ) from error
+
+
+def _objects(files: Any, root: str) -> dict[str, int]:  # noqa: ANN401 - fsspec's
+    """The bytes of each object, by its checksum."""
+    try:
+        found: Iterable[dict[str, Any]] = files.ls(f"{root}/{OBJECTS_NAME}", detail=True)
+    except FileNotFoundError:
+        return {}
+    return {PurePosixPath(each["name"]).name: each["size"] for each in found}
