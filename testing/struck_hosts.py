@@ -26,7 +26,7 @@ RUN = {
     "sample.steps": 8,
     "cluster.workers.min_workers": 1,
 }
-QUICK = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15"}
+QUICK = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "6"}
 """Ray may count a lost host for a moment, and waits so long for workers on it before it starts with what is there."""
 SECONDS = 300.0
 """The longest that anything is waited for."""
