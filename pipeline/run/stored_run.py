@@ -86,20 +86,22 @@ def push_run(run_dir: Path, place: str) -> Transfer:
     """
     if not (run_dir / CONFIG_NAME).is_file():
         raise StoredRunError(f"{run_dir} is not the folder of a run: it holds no {CONFIG_NAME}")
+    name = run_dir.resolve().name
     with locked(run_dir / RUN_LOCK_NAME), _store(place) as (files, root):
         earlier = _read(files, root, place)
-        if earlier is not None and earlier.name != run_dir.name:
-            raise StoredRunError(f"{place} holds the run {earlier.name}, not {run_dir.name}; name another place")
-        run = StoredRun(name=run_dir.name, files=dict(_listed(run_dir)))
+        if earlier is not None and earlier.name != name:
+            raise StoredRunError(f"{place} holds the run {earlier.name}, not {name}; name another place")
+        run = StoredRun(name=name, files=dict(_listed(run_dir)))
         there = _objects(files, root)
         missing = {
             file.sha256: (name, file) for name, file in run.files.items() if there.get(file.sha256) != file.num_bytes
         }
 
         def upload(name: str, file: StoredFile) -> None:
-            path = run_dir / name
-            files.put_file(str(path), f"{root}/{OBJECTS_NAME}/{file.sha256}")
+            path, stored = run_dir / name, f"{root}/{OBJECTS_NAME}/{file.sha256}"
+            files.put_file(str(path), stored)
             if (path.stat().st_size, path.stat().st_mtime_ns) != (file.num_bytes, file.modified_ns):
+                files.rm_file(stored)  # it may hold what its name does not say
                 raise StoredRunError(f"{path} has changed while it was sent; does something else write there?")
 
         _each("push", upload, missing.values())

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from hashlib import sha256
 from pathlib import Path
 
 import fsspec
@@ -130,6 +131,22 @@ def test_an_interrupted_pull_goes_on_and_writes_what_calls_others_whole_last(run
     assert not list(there.rglob(".tmp-*"))
     assert pull_run(place, there).num_copied == 2
     assert set(contents(there)) == set(FILES)
+
+
+def test_a_file_that_changes_while_it_is_sent_ends_the_push(run_dir, place, monkeypatch):
+    files = fsspec.url_to_fs(place)[0]
+
+    def put_file(source, target):
+        if Path(source).name == "latest":
+            Path(source).write_text("step_0000004\n", encoding="utf-8")
+        files.pipe_file(target, Path(source).read_bytes())
+
+    monkeypatch.setattr(files, "put_file", put_file)
+    with pytest.raises(StoredRunError, match=r"dit/latest has changed while it was sent"):
+        push_run(run_dir, place)
+    sent = objects(place)
+    assert all(name == sha256(files.cat_file(f"{place}/objects/{name}")).hexdigest() for name in sent)
+    assert not files.exists(f"{place}/run.json")
 
 
 def test_what_is_no_run_or_another_one_is_refused(run_dir, place, tmp_path):
