@@ -283,6 +283,16 @@ def windows(scenes: Scenes, overlap: int, *, turning: bool = False) -> Measured:
     return {"windows": len(plan), "seams": figures_of_seams(clips, bounds), "drift": drift(clips, scenes)}, clips
 
 
+def drawn_turns(scenes: Scenes) -> Measured:
+    """Drawn clips that turn where those of `windows_turning` should: the flicker that a turn has without a seam."""
+    last, new, place = scenes.bucket.num_frames - 1, scenes.bucket.num_frames - 5, np.arange(LONG)
+    beyond = (place - last) % (2 * new)  # there and back
+    path = np.where(place <= last, place, last - np.minimum(beyond, 2 * new - beyond))
+    clips = [clip[path] for clip in scenes.clips[:NUM_LONG]]
+    bounds = [(begin, begin + 5) for begin in range(new, LONG - 5, new)]
+    return {"windows": len(bounds) + 1, "seams": figures_of_seams(clips, bounds)}, clips
+
+
 @torch.inference_mode()
 def windows_in_place(scenes: Scenes, overlap: int) -> Measured:
     """As `windows`, where latents stay as they are and one decoder goes through all of them, with its cache."""
@@ -367,6 +377,7 @@ def parts(scenes: Scenes, folder: str) -> Iterator[tuple[str, Callable[[], tuple
     for overlap in (1, 5, 9):
         yield f"windows_sharing_{overlap}_frames", partial(windows, scenes, overlap)
     yield "turning_windows_sharing_5_frames", partial(windows, scenes, 5, turning=True)
+    yield "drawn_turning", partial(drawn_turns, scenes)
     yield "windows_of_latents_in_place_sharing_5_frames", partial(windows_in_place, scenes, 5)
     yield "memory", lambda: (memory(folder), [])
 
