@@ -221,10 +221,17 @@ def seams(num_frames: int, bounds: Sequence[tuple[int, int]]) -> dict[str, np.nd
 
 
 def figures_of_seams(clips: Sequence[Frames], bounds: Sequence[tuple[int, int]]) -> dict[str, float]:
-    """Flicker near seams and elsewhere, and the worst frame near one, in levels of 8 bits."""
+    """Flicker near seams and elsewhere, and the worst frame near one, in levels of 8 bits.
+
+    Four frames are decoded from a latent frame, and the last and first of them differ most, at a seam and elsewhere:
+    the ratio of equal places compares each frame near a seam with those elsewhere that have its place among the four.
+    """
     found, where = jumps(clips), seams(len(clips[0]), bounds)
     near, elsewhere = found[where["near"]], found[where["elsewhere"]]
+    place = np.arange(len(found)) % 4
+    of_place = np.array([found[where["elsewhere"] & (place == each)].mean() for each in range(4)])
     return {
+        "ratio_of_equal_places": round(float(near.mean() / of_place[place[where["near"]]].mean()), 3),
         "near": round(float(near.mean()), 4),
         "elsewhere": round(float(elsewhere.mean()), 4),
         "ratio": round(float(near.mean() / elsewhere.mean()), 3),
