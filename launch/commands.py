@@ -118,10 +118,12 @@ def _run(config: Path, stages: Collection[str], start: _Start) -> None:
             return
         warnings.filterwarnings("ignore", category=FutureWarning)  # of libraries; ours are errors in the tests
         from launch.run import StartOptions, run_stages
+        from launch.stored import fetch
         from pipeline.run.logs import console_log
 
         is_first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun starts
         with console_log(level) if is_first else nullcontext():
+            fetch(resolved)
             if start.allowed_changes is not None:
                 from pipeline.checkpoint.read import require_checkpoint
                 from pipeline.train.monitor.events import last_saved_step

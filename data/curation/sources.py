@@ -33,7 +33,7 @@ from data.curation.folders import FoundFiles, find_files
 from data.curation.listing import ListingCounts, count_listing, log_listing
 from data.errors import ReelflowError, VideoError, printable, quoted
 from data.files.checksums import file_sha256
-from data.files.locations import ASK, LocationError, client_errors, filesystem_of
+from data.files.locations import ASK, LOCAL_SCHEME, LocationError, client_errors, filesystem_of
 from data.files.tables import (
     CAPTION_COLUMNS,
     FILE_COLUMNS,
@@ -50,7 +50,6 @@ from data.video.spans import WHOLE, Stretch
 
 # Here `path` comes first, in caption tables `file`: a table with both columns may serve as both.
 PATH_COLUMNS = ("path", *(name for name in FILE_COLUMNS if name != "path"))
-LOCAL_SCHEME = "file://"
 ANY_FOLDERS = "**"
 
 logger = logging.getLogger(__name__)

@@ -12,6 +12,7 @@ from data.records import HIDDEN, expand_home
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
+LOCAL_SCHEME = "file://"
 SCHEMES = ("file", "memory", "s3", "gs", "az")  # not pipe or http: a table must not run commands or send requests
 ASK = "check the address, the credentials and the endpoint (docs/guides/cluster.md, Object stores)"
 WAY_OUT = "give credentials in the environment or in a profile of each machine (docs/guides/cluster.md, Object stores)"

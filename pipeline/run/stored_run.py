@@ -9,9 +9,9 @@ push before it, and a reader never finds files of two.
 
 import errno
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
@@ -20,7 +20,7 @@ from pydantic import AfterValidator, Field, ValidationError
 
 from data.errors import ReelflowError, quoted
 from data.files.checksums import file_sha256
-from data.files.locations import ASK, client_errors, filesystem_of
+from data.files.locations import ASK, LOCAL_SCHEME, client_errors, filesystem_of
 from data.files.publish import TEMPORARY_PREFIX, published
 from data.records import Record
 from pipeline.run.lock import RUN_LOCK_NAME, locked
@@ -31,7 +31,7 @@ RECORD_NAME, OBJECTS_NAME = "run.json", "objects"
 CONFIG_NAME, LOCK_SUFFIX = "config.yaml", ".lock"
 LEFT_OUT = ("ray", "compiled")  # folders of a training that the next start makes anew
 # They say that what lies beside them is whole, so they are pulled last.
-RECORDS = ("manifest.json", "checkpoint.json", "latest", "last_save.json", STAGE_RECORD_NAME)
+RECORDS = ("manifest.json", "checkpoint.json", "latest", "last_save.json", STAGE_RECORD_NAME, CONFIG_NAME)
 TRANSFERS = 8  # at a time
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
@@ -84,14 +84,22 @@ def push_run(run_dir: Path, place: str) -> Transfer:
         StoredRunError: it is no run, another run is stored there, or the store does not take it.
         LockedError: the run is running.
     """
+    with locked(run_dir / RUN_LOCK_NAME) if run_dir.is_dir() else nullcontext():
+        return push_held_run(run_dir, place)
+
+
+def push_held_run(run_dir: Path, place: str) -> Transfer:
+    """As `push_run`, where the caller holds the lock of the run."""
     if not (run_dir / CONFIG_NAME).is_file():
         raise StoredRunError(f"{run_dir} is not the folder of a run: it holds no {CONFIG_NAME}")
     name = run_dir.resolve().name
-    with locked(run_dir / RUN_LOCK_NAME), _store(place) as (files, root):
+    with _store(place) as (files, root):
         earlier = _read(files, root, place)
         if earlier is not None and earlier.name != name:
             raise StoredRunError(f"{place} holds the run {earlier.name}, not {name}; name another place")
-        run = StoredRun(name=name, files=dict(_listed(run_dir)))
+        run = StoredRun(name=name, files=dict(_listed(run_dir, {} if earlier is None else earlier.files)))
+        if run == earlier:
+            return Transfer(len(run.files), 0, 0)
         there = _objects(files, root)
         missing = {
             file.sha256: (name, file) for name, file in run.files.items() if there.get(file.sha256) != file.num_bytes
@@ -146,17 +154,34 @@ def pull_run(place: str, run_dir: Path, only: Collection[str] = ()) -> Transfer:
     return Transfer(len(wanted), len(missing), sum(file.num_bytes for file in missing.values()))
 
 
-def _listed(run_dir: Path) -> Iterator[tuple[str, StoredFile]]:
-    """The files of a run, through links, without locks and what interrupted writers left."""
+def is_stored(place: str) -> bool:
+    """Whether a run is stored at a place.
+
+    Raises:
+        StoredRunError: the store cannot be read.
+    """
+    with _store(place) as (files, root):
+        return _read(files, root, place) is not None
+
+
+def _listed(run_dir: Path, earlier: Mapping[str, StoredFile]) -> Iterator[tuple[str, StoredFile]]:
+    """The files of a run, through links, without locks and what interrupted writers left.
+
+    Args:
+        earlier: a file of the same size and time as here is not read again.
+    """
     for folder, folders, names in os.walk(run_dir, followlinks=True):
         folders[:] = sorted(each for each in folders if each not in LEFT_OUT and not each.startswith(TEMPORARY_PREFIX))
         for name in sorted(names):
             path = Path(folder) / name
             if name.startswith(TEMPORARY_PREFIX) or name.endswith(LOCK_SUFFIX) or not path.is_file():
                 continue
-            found = path.stat()
-            file = StoredFile(num_bytes=found.st_size, sha256=file_sha256(path), modified_ns=found.st_mtime_ns)
-            yield path.relative_to(run_dir).as_posix(), file
+            found, relative = path.stat(), path.relative_to(run_dir).as_posix()
+            known = earlier.get(relative)
+            if known is None or (known.num_bytes, known.modified_ns) != (found.st_size, found.st_mtime_ns):
+                digest = file_sha256(path)
+                known = StoredFile(num_bytes=found.st_size, sha256=digest, modified_ns=found.st_mtime_ns)
+            yield relative, known
 
 
 def _chosen(run: StoredRun, only: Collection[str], place: str) -> dict[str, StoredFile]:
@@ -204,6 +229,8 @@ def _each(doing: str, copy: Callable[[str, StoredFile], None], items: Collection
 @contextmanager
 def _store(place: str) -> Iterator[tuple[Any, str]]:
     """The file system of a store, and the path in it; its errors within the block become `StoredRunError`."""
+    if place.startswith(LOCAL_SCHEME) or "://" not in place:
+        raise StoredRunError(f"{place} is no object store, where an object is replaced whole; copy the folder itself")
     files, root = filesystem_of(place)
     files.invalidate_cache()  # listings of earlier calls
     try:

@@ -11,10 +11,9 @@ from typing import Any, BinaryIO, cast
 
 import fsspec
 
-from data.curation.sources import LOCAL_SCHEME
 from data.errors import VideoError, shorten
 from data.files.jsonl import JsonLineError, parse_line
-from data.files.locations import ASK, SCHEMES, client_errors
+from data.files.locations import ASK, LOCAL_SCHEME, SCHEMES, client_errors
 from data.files.tables import TableError, iterate_table, read_table
 from data.records import expand_home
 from pipeline.sample.given import IMAGES, files_named_by

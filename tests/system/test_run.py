@@ -145,13 +145,16 @@ def test_a_second_run_has_nothing_to_do_and_a_lost_stage_is_made_again(run):
 
 def test_a_run_that_was_pushed_to_a_store_and_pulled_elsewhere_has_nothing_to_do(run, tmp_path):
     config, run_dir, _ = run
-    place = f"file://{tmp_path}/store/tiny"
+    place = "memory://runs/tiny"
     assert launch_here("push", str(run_dir), place).returncode == 0
-    pulled = launch_here("pull", place, str(tmp_path / "runs" / "tiny"))
+    pulled = launch_here("pull", place, str(tmp_path / "pulled" / "tiny"))
     assert pulled.returncode == 0, pulled.stderr
-    again = launch_here("run", str(config), "--set", f"runs_dir={tmp_path / 'runs'}")
-    assert again.returncode == 0, again.stderr
-    assert again.stdout.count("nothing to do") == 7
+    for folder in ("pulled", "fetched"):  # the second by the run itself
+        settings = ("--set", f"runs_dir={tmp_path / folder}", "--set", "store=memory://runs")
+        again = launch_here("run", str(config), *settings)
+        assert again.returncode == 0, again.stderr
+        assert again.stdout.count("nothing to do") == 7
+        assert ("fetched" in again.stdout) == (folder == "fetched")
     alone = launch_here("pull", place, str(tmp_path / "model" / "tiny"), "--only", "dit")
     assert alone.returncode == 0, alone.stderr
     assert {path.name for path in (tmp_path / "model" / "tiny").iterdir() if path.is_dir()} == {"dit"}
