@@ -9,6 +9,7 @@ push before it, and a reader never finds files of two.
 
 import errno
 import os
+import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, nullcontext, suppress
@@ -140,18 +141,31 @@ def pull_run(place: str, run_dir: Path, only: Collection[str] = ()) -> Transfer:
         with locked(run_dir / RUN_LOCK_NAME):
             missing = dict(_missing(wanted, run_dir))
 
-            def download(name: str, file: StoredFile) -> None:
+            fetched: dict[str, Path] = {}
+
+            def fetch(name: str, file: StoredFile) -> None:
                 with published(run_dir / name) as temporary:
-                    files.get_file(f"{root}/{OBJECTS_NAME}/{file.sha256}", str(temporary))
+                    if (same := fetched.get(file.sha256)) is not None:
+                        shutil.copyfile(same, temporary)
+                    else:
+                        files.get_file(f"{root}/{OBJECTS_NAME}/{file.sha256}", str(temporary))
                     if file_sha256(temporary) != file.sha256:
                         raise StoredRunError(f"{place}: what is stored of {name} is damaged; push the run again")
                     os.utime(temporary, ns=(file.modified_ns, file.modified_ns))
+                fetched[file.sha256] = run_dir / name
 
-            records = {name: file for name, file in missing.items() if PurePosixPath(name).name in RECORDS}
-            _each("pull", download, [item for item in missing.items() if item[0] not in records])
-            for name in sorted(records, key=lambda name: RECORDS.index(PurePosixPath(name).name)):
-                download(name, records[name])
+            contents = {file.sha256: (name, file) for name, file in missing.items() if not _rank(name)}
+            _each("pull", fetch, contents.values())
+            rest = [name for name, file in missing.items() if contents.get(file.sha256) != (name, file)]
+            for name in sorted(rest, key=_rank):
+                fetch(name, missing[name])
     return Transfer(len(wanted), len(missing), sum(file.num_bytes for file in missing.values()))
+
+
+def _rank(name: str) -> int:
+    """0 for a file that says nothing of others, otherwise its place in the order in which such files are pulled."""
+    last = PurePosixPath(name).name
+    return RECORDS.index(last) + 1 if last in RECORDS else 0
 
 
 def is_stored(place: str) -> bool:
