@@ -8,12 +8,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import ray
 import torch
 from PIL import Image
+from ray._private import worker
 from safetensors.torch import load_file
 
 from data.dataset.index import read_index
@@ -118,7 +120,8 @@ def test_no_file_of_a_run_holds_what_is_secret_in_the_environment(run):
     _, run_dir, out = run
     told = ray.get(ray.remote(lambda: os.environ["REELFLOW_TEST_STORE_KEY"]).options(num_cpus=0).remote())
     assert told == os.environ["REELFLOW_TEST_STORE_KEY"] == SECRET
-    logs = Path(ray._private.worker._global_node.get_logs_dir_path())
+    node: Any = worker._global_node
+    logs = Path(node.get_logs_dir_path())
     written = [path for folder in (run_dir, logs) for path in folder.rglob("*") if path.is_file()]
     kinds = {path.suffix for path in written}
     assert {".safetensors", ".json", ".jsonl", ".yaml", ".html", ".tar", ".parquet", ".mp4", ".log", ".out"} <= kinds
