@@ -7,7 +7,8 @@ from contextlib import contextmanager
 
 from launch.config import RunConfig
 from launch.overrides import ConfigError
-from pipeline.run.stored_run import CONFIG_NAME, StoredRunError, Transfer, is_stored, pull_run, push_held_run
+from pipeline.run.run_files import CONFIG_NAME
+from pipeline.run.stored_run import StoredRunError, Transfer, is_stored, pull_run, push_held_run
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ def renewed(config: RunConfig, *, is_last: bool = False) -> Iterator[None]:
     finally:
         if config.store is not None:
             try:
-                push_held_run(config.run_dir, place_of(config))
+                push_held_run(config.run_dir, place_of(config), logs_alone=False)
             except StoredRunError as error:
                 if is_last and not has_failed:
                     raise

@@ -10,60 +10,30 @@ push before it, and a reader never finds files of two.
 import errno
 import os
 import shutil
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import ValidationError
 
-from data.errors import ReelflowError, quoted
+from data.errors import ReelflowError
 from data.files.checksums import file_sha256
 from data.files.locations import ASK, LOCAL_SCHEME, client_errors, filesystem_of
-from data.files.publish import TEMPORARY_PREFIX, published
-from data.records import Record
+from data.files.publish import published
 from pipeline.run.lock import RUN_LOCK_NAME, locked
 from pipeline.run.progress import bar
-from pipeline.run.stage_record import STAGE_RECORD_NAME
+from pipeline.run.run_files import CONFIG_NAME, StoredFile, StoredRun, differ, list_run, record_rank
 
 RECORD_NAME, OBJECTS_NAME = "run.json", "objects"
-CONFIG_NAME, LOCK_SUFFIX = "config.yaml", ".lock"
-LEFT_OUT = ("ray", "compiled")  # folders of a training that the next start makes anew
-# They say that what lies beside them is whole, so they are pulled last.
-RECORDS = ("manifest.json", "checkpoint.json", "latest", "last_save.json", STAGE_RECORD_NAME, CONFIG_NAME)
 TRANSFERS = 8  # at a time
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 class StoredRunError(ReelflowError, RuntimeError):
     """A run cannot be pushed or pulled; the message says why, and the way out."""
-
-
-def _check_name(name: str) -> str:
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or str(path) != name or name == "." or "\0" in name or "\\" in name:
-        raise ValueError(f"{quoted(name)} is no file of a run's folder")
-    return name
-
-
-class StoredFile(Record):
-    """A file of a stored run."""
-
-    num_bytes: int = Field(ge=0)
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    modified_ns: int = Field(ge=0)
-    """Nanoseconds since 1970; kept, since a source that has another time counts as another one."""
-
-
-class StoredRun(Record):
-    """run.json."""
-
-    schema_version: int = 1
-    name: str
-    files: dict[Annotated[str, AfterValidator(_check_name)], StoredFile]
-    """By their paths in the run's folder."""
 
 
 @dataclass(frozen=True)
@@ -85,21 +55,25 @@ def push_run(run_dir: Path, place: str) -> Transfer:
         StoredRunError: it is no run, another run is stored there, or the store does not take it.
         LockedError: the run is running.
     """
-    with locked(run_dir / RUN_LOCK_NAME) if run_dir.is_dir() else nullcontext():
+    _check_is_run(run_dir)
+    with locked(run_dir / RUN_LOCK_NAME):
         return push_held_run(run_dir, place)
 
 
-def push_held_run(run_dir: Path, place: str) -> Transfer:
-    """As `push_run`, where the caller holds the lock of the run."""
-    if not (run_dir / CONFIG_NAME).is_file():
-        raise StoredRunError(f"{run_dir} is not the folder of a run: it holds no {CONFIG_NAME}")
+def push_held_run(run_dir: Path, place: str, *, logs_alone: bool = True) -> Transfer:
+    """As `push_run`, where the caller holds the lock of the run.
+
+    Args:
+        logs_alone: also where nothing but the logs has changed.
+    """
+    _check_is_run(run_dir)
     name = run_dir.resolve().name
     with _store(place) as (files, root):
         earlier = _read(files, root, place)
         if earlier is not None and earlier.name != name:
             raise StoredRunError(f"{place} holds the run {earlier.name}, not {name}; name another place")
-        run = StoredRun(name=name, files=dict(_listed(run_dir, {} if earlier is None else earlier.files)))
-        if run == earlier:
+        run = StoredRun(name=name, files=dict(list_run(run_dir, {} if earlier is None else earlier.files)))
+        if earlier is not None and not differ(run, earlier, logs_alone):
             return Transfer(len(run.files), 0, 0)
         there = _objects(files, root)
         missing = {
@@ -120,6 +94,11 @@ def push_held_run(run_dir: Path, place: str) -> Transfer:
             with suppress(FileNotFoundError):
                 files.rm_file(f"{root}/{OBJECTS_NAME}/{digest}")
     return Transfer(len(run.files), len(missing), sum(file.num_bytes for _, file in missing.values()))
+
+
+def _check_is_run(run_dir: Path) -> None:
+    if not (run_dir / CONFIG_NAME).is_file():
+        raise StoredRunError(f"{run_dir} is not the folder of a run: it holds no {CONFIG_NAME}")
 
 
 def pull_run(place: str, run_dir: Path, only: Collection[str] = ()) -> Transfer:
@@ -154,18 +133,12 @@ def pull_run(place: str, run_dir: Path, only: Collection[str] = ()) -> Transfer:
                     os.utime(temporary, ns=(file.modified_ns, file.modified_ns))
                 fetched[file.sha256] = run_dir / name
 
-            contents = {file.sha256: (name, file) for name, file in missing.items() if not _rank(name)}
+            contents = {file.sha256: (name, file) for name, file in missing.items() if not record_rank(name)}
             _each("pull", fetch, contents.values())
             rest = [name for name, file in missing.items() if contents.get(file.sha256) != (name, file)]
-            for name in sorted(rest, key=_rank):
+            for name in sorted(rest, key=record_rank):
                 fetch(name, missing[name])
     return Transfer(len(wanted), len(missing), sum(file.num_bytes for file in missing.values()))
-
-
-def _rank(name: str) -> int:
-    """0 for a file that says nothing of others, otherwise its place in the order in which such files are pulled."""
-    last = PurePosixPath(name).name
-    return RECORDS.index(last) + 1 if last in RECORDS else 0
 
 
 def is_stored(place: str) -> bool:
@@ -176,26 +149,6 @@ def is_stored(place: str) -> bool:
     """
     with _store(place) as (files, root):
         return _read(files, root, place) is not None
-
-
-def _listed(run_dir: Path, earlier: Mapping[str, StoredFile]) -> Iterator[tuple[str, StoredFile]]:
-    """The files of a run, through links, without locks and what interrupted writers left.
-
-    Args:
-        earlier: a file of the same size and time as here is not read again.
-    """
-    for folder, folders, names in os.walk(run_dir, followlinks=True):
-        folders[:] = sorted(each for each in folders if each not in LEFT_OUT and not each.startswith(TEMPORARY_PREFIX))
-        for name in sorted(names):
-            path = Path(folder) / name
-            if name.startswith(TEMPORARY_PREFIX) or name.endswith(LOCK_SUFFIX) or not path.is_file():
-                continue
-            found, relative = path.stat(), path.relative_to(run_dir).as_posix()
-            known = earlier.get(relative)
-            if known is None or (known.num_bytes, known.modified_ns) != (found.st_size, found.st_mtime_ns):
-                digest = file_sha256(path)
-                known = StoredFile(num_bytes=found.st_size, sha256=digest, modified_ns=found.st_mtime_ns)
-            yield relative, known
 
 
 def _chosen(run: StoredRun, only: Collection[str], place: str) -> dict[str, StoredFile]:

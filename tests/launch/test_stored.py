@@ -9,7 +9,7 @@ from launch import run
 from launch.config import RunConfig
 from launch.overrides import ConfigError
 from launch.stored import fetch, place_of
-from pipeline.run import stored_run
+from pipeline.run import run_files, stored_run
 from pipeline.run.context import RunContext, StoppedError
 from pipeline.run.stored_run import StoredRunError, pull_run
 
@@ -81,7 +81,7 @@ def test_a_fetch_that_was_interrupted_goes_on(config, tmp_path, monkeypatch):
     run.run_stages(config)
     elsewhere = config.model_copy(update={"runs_dir": tmp_path / "elsewhere"})
     with monkeypatch.context() as patch:
-        patch.setattr(stored_run, "RECORDS", ("none", stored_run.CONFIG_NAME))
+        patch.setattr(run_files, "RECORDS", ("none", run_files.CONFIG_NAME))
         patch.setattr(stored_run, "file_sha256", lambda path: "0" * 64 if "config" in Path(path).name else real(path))
         with pytest.raises(StoredRunError, match=r"what is stored of config\.yaml is damaged"):
             fetch(elsewhere)

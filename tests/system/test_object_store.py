@@ -33,6 +33,7 @@ from pipeline.run.stored_run import StoredRunError, pull_run, push_run
 from pipeline.sample.prompt_files import PromptsFile
 from pipeline.sample.prompts import PromptError
 from testing.clusters import leave_cluster
+from testing.commands import TINY, launch
 from testing.paths import ROOT
 
 REGION = {"AWS_DEFAULT_REGION": "us-east-1"}
@@ -242,6 +243,42 @@ def test_a_push_that_is_killed_leaves_the_run_before_it(tmp_path):
     assert 0 < push_run(run_dir, place).num_copied <= 120 - 10
     pull_run(place, tmp_path / "anew" / "tiny")
     assert contents_of(tmp_path / "anew" / "tiny") == after
+
+
+@pytest.mark.campaign
+def test_a_run_with_a_store_is_killed_and_goes_on_in_another_folder_with_the_same_bytes(tmp_path):
+    """Takes the time of two tiny runs. What is compared was made in the store's first folder, or in its second."""
+    config = tmp_path / "tiny.yaml"
+    config.write_text(TINY.format(runs=tmp_path / "disk"), encoding="utf-8")
+    command = ["-m", "launch", "run", str(config), "--set", "cluster.workers.num_workers=1"]
+    subprocess.run([sys.executable, *command], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    command += ["--set", "store=s3://videos/runs-with-a-store"]
+    with (tmp_path / "first.log").open("w") as log:
+        first = subprocess.Popen(
+            [sys.executable, *command, "--set", f"runs_dir={tmp_path / 'first'}"], cwd=ROOT, stdout=log, stderr=log
+        )
+        while not (tmp_path / "first" / "tiny" / "dit" / "latest").exists():
+            assert first.poll() is None, (tmp_path / "first.log").read_text()
+            time.sleep(0.05)
+        first.kill()
+        first.wait()
+    done = launch(*command[2:], "--set", f"runs_dir={tmp_path / 'second'}")
+    assert done.returncode == 0, done.stderr
+    said = [line for line in done.stdout.splitlines() if ": nothing to do" in line or ": new" in line]
+    assert [line.partition(" (")[0] for line in said] == [
+        "draw: nothing to do",
+        "shard: nothing to do",
+        "train autoencoder: nothing to do",
+        "encode: nothing to do",
+        "train dit: new",
+        "sample: new",
+        "evaluate: new",
+    ]
+    made = ("clips/*.tar", "latents/*.tar", "*/checkpoints/step_0000006/rank_*", "samples/*.mp4")
+    disk, second = (tmp_path / folder / "tiny" for folder in ("disk", "second"))
+    names = sorted(path.relative_to(disk) for pattern in made for path in disk.glob(pattern))
+    assert len(names) > 50
+    assert [name for name in names if (second / name).read_bytes() != (disk / name).read_bytes()] == []
 
 
 def test_an_object_that_changes_changes_the_fingerprint():

@@ -10,13 +10,13 @@ import pytest
 from filelock import FileLock
 
 from pipeline.run import stored_run
-from pipeline.run.stored_run import StoredRunError, pull_run, push_run
+from pipeline.run.stored_run import StoredRunError, pull_run, push_held_run, push_run
 
 FILES = {
     "config.yaml": "name: demo\n",
     "clips/manifest.json": "{}",
     "clips/part/shard.tar": "pixels",
-    "clips/part/same.tar": "pixels",
+    "clips/part/ray/same.tar": "pixels",
     "dit/checkpoints/step_0000003/checkpoint.json": '{"step": 3}',
     "dit/checkpoints/step_0000003/rank_00000.safetensors": "weights",
     "dit/latest": "step_0000003\n",
@@ -77,6 +77,16 @@ def test_a_run_comes_back_as_it_was_and_nothing_is_sent_twice(run_dir, place, tm
     anew = tmp_path / "anew" / "demo"
     pull_run(place, anew, ["dit"])
     assert set(contents(anew)) == {"config.yaml", "dit/latest", "dit/new", "dit/stage.json"}
+
+
+def test_logs_alone_need_not_be_sent(run_dir, place):
+    push_run(run_dir, place)
+    (run_dir / "logs").mkdir()
+    (run_dir / "logs" / "driver.log").write_text("nothing to do", encoding="utf-8")
+    assert push_held_run(run_dir, place, logs_alone=False).num_copied == 0
+    assert push_held_run(run_dir, place).num_copied == 1
+    (run_dir / "dit" / "latest").unlink()
+    assert push_held_run(run_dir, place, logs_alone=False).num_files == len(FILES)
 
 
 class Stopped(OSError):
