@@ -42,13 +42,14 @@ def probe_milliseconds(folder: Path, num_files: int = 400) -> float:
     return (time.process_time() - started) / num_files * 1e3
 
 
-def milliseconds_per_file(folder: Path, config: ShardConfig, *, is_good: bool) -> float:
-    """CPU time of all processes for one more file of a kind; that of Ray's daemons grows with the time alone."""
+def milliseconds_per_file(folder: Path, config: ShardConfig, *, is_good: bool) -> dict[str, float]:
+    """CPU time for one more file of a kind, by role and of all; that of Ray's daemons grows with the time alone."""
     small, large = (
-        sum(storm(folder / str(number), *((number, 0) if is_good else (1, number)), config).cpu_seconds.values())
+        storm(folder / str(number), *((number, 0) if is_good else (1, number)), config).cpu_seconds
         for number in (SMALL, LARGE)
     )
-    return round((large - small) / (LARGE - SMALL) * 1e3, 3)
+    by_role = {role: (large[role] - small[role]) / (LARGE - SMALL) * 1e3 for role in large}
+    return {name: round(value, 3) for name, value in (by_role | {"all": sum(by_role.values())}).items()}
 
 
 def main() -> None:
