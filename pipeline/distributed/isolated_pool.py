@@ -275,7 +275,8 @@ class IsolatedPool(Generic[Job]):
         self._workers.remove(worker)
         number = found.number
         if number == BETWEEN_JOBS:  # its host does not answer, or it has just done them
-            if len(jobs) > 1 or self._may_try_again(jobs[0]):
+            first, *others = jobs
+            if others or self._may_try_again(first):
                 self._try_alone(jobs)
                 return
             number = 0
