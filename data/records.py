@@ -23,6 +23,9 @@ MAX_CHANNELS = 2**16
 nearest one that fits search through all smaller ones.
 """
 
+HIDDEN = "hidden"
+"""Type of a pydantic error about a value that messages must not show."""
+
 
 def _check_text(text: str) -> str:
     bad = next((character for character in text if character == "\0" or "\ud800" <= character <= "\udfff"), None)

@@ -18,6 +18,10 @@ from launch.config import ClusterConfig
 PROJECT_DIR = Path(__file__).resolve().parent.parent
 HEALTH_CHECK_SECONDS = "0.5"
 """How often Ray Train looks after its workers."""
+ELASTIC_START_SECONDS = "25"
+"""How long an elastic training waits for all of its workers before it starts with fewer. Ray Train counts a host for up
+to 20 s after it was lost, and its own patience is 60 s.
+"""
 QUIET: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": False}
 """Arguments of `ray.init` that keep Ray's own messages off the console."""
 
@@ -62,6 +66,8 @@ def connected(config: ClusterConfig) -> Iterator[None]:
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
     # It tells training functions that ask for it that their node is to be drained. Ours do not ask, and start sooner.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    if config.workers.min_workers is not None:
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", ELASTIC_START_SECONDS)
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
         with _joined(address, config) if address else _started(config):

@@ -21,6 +21,7 @@ from launch.command_options import readable_errors as _readable_errors
 from launch.job_commands import job_app, submit
 from launch.overrides import Given, Override
 from launch.stages import NAMES, STAGES, Entry, Options, stages_of
+from launch.store_commands import pull, push
 
 CLIPS_SHOWN = 24
 app = typer.Typer(
@@ -117,10 +118,12 @@ def _run(config: Path, stages: Collection[str], start: _Start) -> None:
             return
         warnings.filterwarnings("ignore", category=FutureWarning)  # of libraries; ours are errors in the tests
         from launch.run import StartOptions, run_stages
+        from launch.stored import fetch
         from pipeline.run.logs import console_log
 
         is_first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun starts
         with console_log(level) if is_first else nullcontext():
+            fetch(resolved)
             if start.allowed_changes is not None:
                 from pipeline.checkpoint.read import require_checkpoint
                 from pipeline.train.monitor.events import last_saved_step
@@ -604,5 +607,7 @@ def export(
         typer.echo(f"wrote {output} and {description} from {found.folder}")
 
 
+app.command()(push)
+app.command()(pull)
 app.command()(submit)
 app.add_typer(job_app, name="job")

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Annotated, Any, Self
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from data.dataset.buckets import Bucket
+from data.files.locations import Place
 from data.records import AddedLater, Runtime, Settings
 from launch.overrides import ConfigError, Override, apply_override, explain
 from launch.plain_yaml import MAX_CHARACTERS, YamlError, read_plain_yaml
@@ -121,6 +122,10 @@ class RunConfig(Settings):
     """Every random number of the run is a function of this seed and of what it is for."""
     runs_dir: Annotated[Path, Runtime] = Path("runs")
     """The folder that holds the folders of all runs."""
+    store: Annotated[Place | None, Runtime] = None
+    """URI of a folder in an object store (s3, gs, az) for copies of runs. A run whose folder is missing is fetched from
+    there before it starts, and copied there after each stage, also one that was stopped (docs/guides/cluster.md).
+    """
     data: DataConfig = DataConfig()
     """The videos, and how they are cut into clips."""
     autoencoder: AutoencoderSection = AutoencoderSection()
@@ -139,6 +144,13 @@ class RunConfig(Settings):
     """What is measured."""
     cluster: Annotated[ClusterConfig, Runtime] = ClusterConfig()
     """Where the run computes, and with how many workers."""
+
+    @field_validator("store")
+    @classmethod
+    def _is_uri(cls, store: str | None) -> str | None:
+        if store is not None and "://" not in store:
+            raise ValueError("it is no URI; write one, such as s3://bucket/runs")
+        return store
 
     @property
     def run_dir(self) -> Path:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, TypeAlias, Union, get_args, get_origin
 from pydantic import AliasChoices, BaseModel, ValidationError
 
 from data.errors import ReelflowError, shorten
+from data.records import HIDDEN
 from launch.plain_yaml import YamlError, read_plain_yaml
 
 MAX_PROBLEMS = 20
@@ -150,7 +151,8 @@ def explain(error: ValidationError, source: str, root: type[BaseModel]) -> str:
             tags = problem.get("ctx", {})
             message, value = f"input should be {tags.get('expected_tags')}", tags.get("tag")
         message = shorten(message[:1].lower() + message[1:], 1000)
-        shown = "" if isinstance(value, dict | BaseModel) else f" (it is {shorten(_BRIEF.repr(value), 200)})"
+        hidden = isinstance(value, dict | BaseModel) or problem["type"] == HIDDEN
+        shown = "" if hidden else f" (it is {shorten(_BRIEF.repr(value), 200)})"
         lines.append(f"{location or 'config'}: {message}{shown}")
     if len(problems) > MAX_PROBLEMS:
         lines.append(f"and {len(problems) - MAX_PROBLEMS} more")

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from data.files.publish import publish_text
 from launch.config import RunConfig, check_writable, dump_config
 from launch.stages import FOLDERS, NAMES, stages_of
+from launch.stored import renewed
 from pipeline.run.context import RunContext
-from pipeline.run.lock import locked
+from pipeline.run.lock import RUN_LOCK_NAME, locked
 from pipeline.run.logs import DRIVER_LOG, LOGS_NAME, file_log
 from pipeline.run.memory import memory_monitor
-
-LOCK_NAME = "run.lock"
 
 
 @dataclass(frozen=True)
@@ -34,13 +33,15 @@ def run_stages(config: RunConfig, names: Collection[str] = NAMES, options: Start
     Raises:
         ReelflowError: an input or a setting of the user cannot be used.
         StoppedError: a training saved and stopped as requested.
+        StoredRunError: all stages are done, but the store does not take the run.
     """
     stages = stages_of(config, names)
     for stage in stages:
         stage.check()
     with started(config, options or StartOptions()) as run:
         for stage in stages:
-            stage.execute(run)
+            with renewed(config, is_last=stage is stages[-1]):
+                stage.execute(run)
 
 
 @contextmanager
@@ -58,7 +59,7 @@ def started(config: RunConfig, options: StartOptions) -> Iterator[RunContext]:
     with ExitStack() as resources:
         if is_first:
             check_writable(config.run_dir)
-            resources.enter_context(locked(config.run_dir / LOCK_NAME))
+            resources.enter_context(locked(config.run_dir / RUN_LOCK_NAME))
             publish_text(config.run_dir / "config.yaml", text)
             resources.enter_context(file_log(config.run_dir / LOGS_NAME / DRIVER_LOG))
         yield RunContext(

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO
 
 import psutil
@@ -62,25 +63,32 @@ class Host:
         return f"{self.network}-{self.number}"
 
     def start(
-        self, command: Sequence[str], log: IO[str], environment: Mapping[str, str] | None = None
+        self, command: Sequence[str], log: IO[str], environment: Mapping[str, str] = MappingProxyType({})
     ) -> "subprocess.Popen[str]":
         """Start a command on the host."""
         inside = ["ip", "netns", "exec", self.namespace, "unshare", "--uts", "sh", "-c", NAMED, "sh", self.name]
         return subprocess.Popen(
             [*inside, *command],
             cwd=ROOT,
-            env=os.environ | ENVIRONMENT | dict(environment or {}),
+            env=os.environ | ENVIRONMENT | dict(environment),
             stdout=log,
             stderr=log,
             text=True,
+            start_new_session=True,  # as on a machine of its own: Linux shares out processors by session
         )
 
-    def join(self, head: "Host", log: IO[str], num_cpus: int = 1) -> "subprocess.Popen[str]":
+    def join(
+        self,
+        head: "Host",
+        log: IO[str],
+        num_cpus: int = 1,
+        environment: Mapping[str, str] = MappingProxyType({}),
+    ) -> "subprocess.Popen[str]":
         """Start Ray on it: as the head, or as a worker of another host."""
         role = ["--head", "--port=6379", "--include-dashboard=false"] if head == self else [f"--address={head.gcs}"]
         ray = str(Path(sys.executable).parent / "ray")
         options = ["--num-cpus", str(num_cpus), "--object-store-memory=134217728", "--disable-usage-stats", "--block"]
-        return self.start([ray, "start", *role, f"--node-ip-address={self.address}", *options], log)
+        return self.start([ray, "start", *role, f"--node-ip-address={self.address}", *options], log, environment)
 
     @property
     def gcs(self) -> str:

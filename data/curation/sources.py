@@ -33,6 +33,7 @@ from data.curation.folders import FoundFiles, find_files
 from data.curation.listing import ListingCounts, count_listing, log_listing
 from data.errors import ReelflowError, VideoError, printable, quoted
 from data.files.checksums import file_sha256
+from data.files.locations import ASK, LOCAL_SCHEME, LocationError, client_errors, filesystem_of
 from data.files.tables import (
     CAPTION_COLUMNS,
     FILE_COLUMNS,
@@ -47,11 +48,8 @@ from data.files.tables import (
 from data.video.formats import VIDEO_SUFFIXES
 from data.video.spans import WHOLE, Stretch
 
-SCHEMES = ("file", "memory", "s3", "gs", "az")  # not pipe or http: a table must not run commands or send requests
-ASK = "check the address, the credentials and the endpoint (docs/guides/cluster.md, Object stores)"
 # Here `path` comes first, in caption tables `file`: a table with both columns may serve as both.
 PATH_COLUMNS = ("path", *(name for name in FILE_COLUMNS if name != "path"))
-LOCAL_SCHEME = "file://"
 ANY_FOLDERS = "**"
 
 logger = logging.getLogger(__name__)
@@ -386,32 +384,16 @@ def _listing(uri: str) -> Iterator[tuple[fsspec.AbstractFileSystem, str]]:
         yield files, path
     except FileNotFoundError as error:
         raise SourceError(f"data.source: {uri} is not there ({error}); {ASK}") from error
-    except (OSError, *_client_errors(uri)) as error:
+    except (OSError, *client_errors(uri)) as error:
         raise SourceError(f"data.source: {uri} cannot be read ({error}); {ASK}") from error
-
-
-def _client_errors(uri: str) -> tuple[type[Exception], ...]:
-    """Exceptions other than OSError that the client of a store raises when it gets no answer."""
-    if not uri.startswith("s3://"):
-        return ()
-    from aiohttp import ClientError
-    from botocore.exceptions import BotoCoreError
-
-    return ClientError, BotoCoreError
 
 
 def _filesystem(uri: str, where: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The file system of a URI and the path in it."""
-    scheme = uri.partition("://")[0]
-    if scheme not in SCHEMES:
-        raise SourceError(f"{where}: {uri} is of the kind {scheme!r}; allowed are {', '.join(SCHEMES)}")
     try:
-        files, path = fsspec.url_to_fs(uri)
-    except ImportError as error:
-        raise SourceError(f"{where}: {uri} needs a package that is not installed: {error}") from error
-    if not path:
-        raise SourceError(f"{where}: {uri} names no bucket")
-    return files, str(path)
+        return filesystem_of(uri)
+    except LocationError as error:
+        raise SourceError(f"{where}: {error}") from error
 
 
 @contextmanager
@@ -440,7 +422,7 @@ def local_copy(source: Source) -> Iterator[Path]:
         except OSError as error:
             number = errno.ENOENT if isinstance(error, FileNotFoundError) else error.errno or errno.EIO
             raise OSError(number, f"{source.path}: {error.strerror or error}") from error
-        except _client_errors(source.path) as error:
+        except client_errors(source.path) as error:
             raise OSError(errno.EIO, f"{source.path}: {error}") from error
         yield copy
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import ray
-from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
+from ray.exceptions import ActorUnavailableError, OutOfMemoryError, RayActorError, RayError, RayTaskError
 
 from data.errors import ReelflowError, shorten
 
@@ -132,6 +132,7 @@ def _outcomes(
     max_attempts: int,
 ) -> Iterator[tuple[Job, Any]]:
     num_to_replace = 0  # actors that died
+    num_failed_starts = 0  # actors in a row that died before they were there
     again: deque[tuple[Job, int]] = deque()  # jobs whose actor died, and how many actors died of each
     running: dict[Any, tuple[Job, int, Any]] = {}  # reference -> job, deaths and worker
     # Actors in the place of dead ones, by a reference that is ready once they are there. Before that they get no job:
@@ -165,15 +166,19 @@ def _outcomes(
         if (worker := starting.pop(reference, None)) is not None:
             if not isinstance(outcome, _Death):
                 idle.append(worker)
+                num_failed_starts = 0
                 continue
-            if not (jobs or again):
-                num_to_replace += 1
+            num_failed_starts += 1
+            if num_failed_starts < max_attempts or not (jobs or again):
+                num_to_replace += 1  # it had no job: its node may be the one that is being lost
                 continue
-            job, deaths = next_job()  # which the death counts for, as if it had been given to that actor
+            job, deaths = next_job()  # none can start: the death counts as if the job had been given to that actor
         else:
             job, deaths, worker = running.pop(reference)
         if isinstance(outcome, _Death):
             num_to_replace += 1
+            if isinstance(outcome.error, ActorUnavailableError):
+                ray.kill(worker)  # if it comes back, it must not keep the room of the one that replaces it
             if deaths + 1 < max_attempts:
                 reason = str(outcome.error).partition("\n")[0]
                 logger.warning("  a worker process died, and another one does its work again: %s", reason)

@@ -3,11 +3,12 @@
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field, StringConstraints, model_validator
+from pydantic import Field, StringConstraints, model_validator
 
 from data.curation.config import FilterConfig, ModelsConfig, SceneDetection
 from data.dataset.buckets import Bucket, BucketChoice
-from data.records import AddedLater, Layout, Runtime, Settings, expand_home
+from data.files.locations import Place
+from data.records import AddedLater, Layout, Runtime, Settings
 from data.video.augment import AugmentConfig
 from data.video.formats import IMAGE_SUFFIXES, VIDEO_SUFFIXES, HdrHandling
 from data.video.spans import Placement
@@ -124,7 +125,7 @@ DatasetName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]*$")
 class MixPart(Settings):
     """One dataset of a mix."""
 
-    source: Annotated[str, AfterValidator(expand_home)]
+    source: Place
     """`synthetic`, or a folder, glob, table or URI of videos."""
     weight: float = Field(default=1.0, gt=0, le=1000)
     """How often each clip of this dataset is seen, relative to a clip of a dataset of weight 1."""
@@ -133,7 +134,7 @@ class MixPart(Settings):
 class DataConfig(ShardConfig):
     """Where videos come from and how clips are cut from them."""
 
-    source: Annotated[str, AfterValidator(expand_home)] = SYNTHETIC
+    source: Place = SYNTHETIC
     """`synthetic`, or a folder, glob, table (.csv, .tsv, .jsonl, .json or .parquet) or URI (s3, gs, az, file) of
     videos."""
     mix: dict[DatasetName, MixPart] = Field(default={})

@@ -21,6 +21,7 @@ from pydantic import ValidationError
 from data.errors import ReelflowError
 from data.records import Record
 
+RUN_LOCK_NAME = "run.lock"  # of a whole run, in its folder
 TOUCH_EVERY_SECONDS = 10.0
 STALE_SECONDS = 90.0
 RETRY_SECONDS = 0.2

@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, field_validator
+from pydantic import Field, field_validator
 
-from data.records import AddedLater, Runtime, Settings, Text, expand_home
+from data.files.locations import Place
+from data.records import AddedLater, Runtime, Settings, Text
 from data.video.config import VideoConfig
 from models.attention.config import AttentionBackend
 from models.flow.spec import OdeSolver, SampledPathName
@@ -18,10 +19,6 @@ GridName = Literal["even", "diffusers_euler", "diffusers_unipc", "karras", "line
 Schedule = Literal["full_sequence", "pyramid", "autoregressive"]
 OutputFormat = Literal["mp4", "frames", "gif", "webp", "webdataset"]
 Share = Annotated[float, Field(ge=0, le=1)]
-
-
-def _home_expanded(place: str | None) -> str | None:
-    return None if place is None else expand_home(place)
 
 
 class SampleConfig(Settings):
@@ -167,7 +164,7 @@ MP4_ALONE = OutputsConfig()
 class SampleSection(OutputsConfig, SampleConfig):
     """How clips are sampled, and of which prompts."""
 
-    prompts: Annotated[str | None, Runtime, AfterValidator(_home_expanded)] = None
+    prompts: Annotated[Place | None, Runtime] = None
     """Prompts file, a path or URI (s3, gs, az, file): text with one prompt per line, or a table (.jsonl, .csv, .tsv,
     .json, .parquet) with options for each row (docs/guides/sampling.md). None samples combinations that were held out
     of training (synthetic videos) or captions of the data set (other videos).

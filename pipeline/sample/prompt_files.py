@@ -5,14 +5,15 @@ from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from io import BufferedReader, RawIOBase
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
 
 import fsspec
 
-from data.curation.sources import ASK, LOCAL_SCHEME, SCHEMES
 from data.errors import VideoError, shorten
 from data.files.jsonl import JsonLineError, parse_line
+from data.files.locations import ASK, LOCAL_SCHEME, SCHEMES, client_errors
 from data.files.tables import TableError, iterate_table, read_table
 from data.records import expand_home
 from pipeline.sample.given import IMAGES, files_named_by
@@ -255,11 +256,14 @@ def _opened(place: str) -> Iterator[BinaryIO]:
             with path.open("rb") as stream:
                 yield stream
             return
-        with fsspec.open(place, "rb") as stream:
-            yield cast("BinaryIO", stream)
+        # Files of fsspec read no part of a line.
+        with fsspec.open(place, "rb") as stream, BufferedReader(cast("RawIOBase", stream)) as lines:
+            yield lines
     except ImportError as error:
         raise PromptError(f"{place} needs a package that is not installed: {error}") from error
     except FileNotFoundError as error:
         raise PromptError(f"{place}: there is no such prompts file ({error}); {ASK}") from error
-    except OSError as error:
-        raise PromptError(f"{place} cannot be read ({error.strerror or error}); make it readable, or {ASK}") from error
+    except (OSError, *client_errors(place)) as error:
+        raise PromptError(
+            f"{place} cannot be read ({getattr(error, 'strerror', None) or error}); make it readable, or {ASK}"
+        ) from error

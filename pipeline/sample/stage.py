@@ -62,6 +62,18 @@ class SampleStage(DriverStage):
         method = config.solver if config.sde_sigma == 0 else f"Euler-Maruyama with noise {config.sde_sigma:g}"
         return f"{method}, {config.steps} steps, guidance {config.guidance_scale:g}"
 
+    def check(self) -> None:
+        """Refuse a prompts file that cannot be opened: the stages before this one may take days.
+
+        Raises:
+            PromptError: it is missing, unreadable or empty.
+        """
+        from pipeline.sample.prompt_files import PromptsFile
+
+        if self.config.prompts is not None:
+            for _ in PromptsFile(self.config.prompts, lambda _place, _error: None):  # rows are checked with the model
+                break
+
     def settings(self, run: RunContext) -> dict[str, Any]:
         """How clips are sampled, and of which prompts.
 

@@ -1,12 +1,17 @@
 """Connecting to Ray, and programs that are connected already."""
 
+import contextlib
+import http.client
 import os
 import subprocess
 import sys
 
+import grpc
+import psutil
 import pytest
 import ray
 
+from launch.abandoned import ClusterRecord, records_dir
 from launch.cluster import ClusterError, connected
 from launch.config import ClusterConfig
 from testing.paths import ROOT
@@ -65,3 +70,64 @@ def test_workers_inherit_their_environment_and_this_process_keeps_its_own(cluste
     there = ray.get(ray.remote(lambda: dict(os.environ)).options(num_cpus=0).remote())
     assert there["MALLOC_TRIM_THRESHOLD_"] == str(2**30)
     assert there["OMP_NUM_THREADS"] == "1"
+
+
+CALLS = (  # one of each of Ray's services
+    "NodeInfoGcsService/GetAllNodeInfo",
+    "NodeManagerService/RequestWorkerLease",
+    "ObjectManagerService/Pull",
+    "CoreWorkerService/PushTask",
+    "ReporterService/GetTraceback",
+)
+
+
+def open_ports() -> dict[tuple[str, int], psutil.Process]:
+    """Where the processes of the cluster that this process has started listen.
+
+    This process is not among them: other tests may have left ports of torch.distributed open in it.
+    """
+    record = ClusterRecord.model_validate_json((records_dir() / f"{os.getpid()}.json").read_bytes())
+    started = [found for process in record.processes if (found := process.find()) is not None]
+    ports = {}
+    for process in [*started, *(child for each in started for child in each.children(recursive=True))]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for connection in process.net_connections("tcp"):
+                if connection.status == psutil.CONN_LISTEN:
+                    every = connection.laddr.ip in ("::", "0.0.0.0")
+                    ports["127.0.0.1" if every else connection.laddr.ip, connection.laddr.port] = process
+    return ports
+
+
+def answer_without_token(host: str, port: int) -> str:
+    """What a port says to one who has no token: what refuses him, or what it shows."""
+    page = http.client.HTTPConnection(host, port, timeout=20)
+    try:
+        page.request("GET", "/")
+        response = page.getresponse()
+    except http.client.BadStatusLine:  # it speaks HTTP/2: gRPC
+        with grpc.insecure_channel(f"{host}:{port}") as channel:
+            codes = set()
+            for call in CALLS:
+                with pytest.raises(grpc.RpcError) as caught:
+                    channel.unary_unary(f"/ray.rpc.{call}")(b"", timeout=20)
+                codes.add(caught.value.code().name)
+            return " ".join(codes - {"UNIMPLEMENTED"})
+    except TimeoutError:
+        return "nothing"
+    finally:
+        page.close()
+    text = response.read().decode()
+    return "metrics" if response.status == 200 and text.startswith("# HELP ") else str(response.status)
+
+
+def test_every_port_of_a_cluster_that_a_run_starts_asks_for_a_token(cluster):
+    """But for the counters that are shown to Prometheus."""
+    ray.get(ray.remote(lambda: None).options(num_cpus=0).remote())  # a worker is there
+    said: dict[str, list[str]] = {}
+    for (host, port), process in open_ports().items():
+        with contextlib.suppress(ConnectionRefusedError, psutil.NoSuchProcess):  # an idle worker that has just ended
+            said.setdefault(answer_without_token(host, port), []).append(process.name())
+    assert set(said) - {"metrics"} == {"UNAUTHENTICATED", "401"}, said
+    assert {"gcs_server", "raylet"} <= set(said["UNAUTHENTICATED"])
+    assert sum(name.startswith("ray::") for name in said["UNAUTHENTICATED"]) >= 2  # a worker and the agent
+    assert not {"gcs_server", "raylet"} & set(said.get("metrics", ()))

@@ -90,6 +90,14 @@ def test_missing_checkpoints(config, tmp_path):
     assert "holds no checkpoint to resume from" in refused("train", "dit", str(config), "--resume")
 
 
+def test_prompts_that_cannot_be_read_are_refused_before_anything_is_made(config, tmp_path):
+    empty = tmp_path / "empty.txt"
+    empty.touch()
+    for place, reason in ((tmp_path / "none.txt", "there is no such prompts file"), (empty, "holds no prompt")):
+        assert reason in refused("run", str(config), "--set", f"sample.prompts={place}")
+    assert not (tmp_path / "runs").exists()
+
+
 def test_an_output_folder_that_cannot_be_written(config, tmp_path):
     blocked = tmp_path / "blocked"
     blocked.write_text("a file where a folder should be")

@@ -12,6 +12,7 @@ from pipeline.checkpoint.read import open_checkpoint
 from pipeline.sample.outputs import read_samples
 from pipeline.train.monitor.events import read_events
 from testing.hosts import can_make_hosts
+from testing.store import NUM_PROMPTS
 from testing.struck_hosts import STEPS, strike
 
 pytestmark = [
@@ -20,8 +21,10 @@ pytestmark = [
 ]
 
 
-def test_a_run_survives_a_host_that_is_cut_off_and_one_that_is_killed(tmp_path):
-    struck = strike(tmp_path)
+@pytest.mark.parametrize("from_store", [False, True], ids=["folder", "store"])
+def test_a_run_survives_a_host_that_is_cut_off_and_one_that_is_killed(tmp_path, from_store):
+    """With its videos drawn, and with videos and prompts in an S3-compatible store that every host reads."""
+    struck = strike(tmp_path, from_store=from_store)
     said = struck.log.read_text(encoding="utf-8")
     assert struck.return_code == 0, said[-5000:]
     assert struck.trained_on == (0, 1, 1)  # one on each host that has room
@@ -37,4 +40,8 @@ def test_a_run_survives_a_host_that_is_cut_off_and_one_that_is_killed(tmp_path):
     assert len({clip.request.id for clip in clips}) == len(clips)
     assert all(file_sha256(struck.run_dir / "samples" / clip.file) == clip.sha256 for clip in clips)
     report = json.loads((struck.run_dir / "report.json").read_text(encoding="utf-8"))
-    assert report["adherence"]["num_clips"] + report["adherence"]["without_guidance"]["num_clips"] == len(clips)
+    assert len(clips) == 2 * NUM_PROMPTS
+    assert {scale: compared["num_samples"] for scale, compared in report["compared"].items()} == {
+        "3": NUM_PROMPTS,
+        "1": NUM_PROMPTS,
+    }

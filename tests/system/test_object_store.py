@@ -4,6 +4,7 @@ import http.client
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import boto3
 import pytest
+import s3fs
 
 from data.curation.ledger import Rejection, read_rejections
 from data.curation.sources import SourceError, list_sources, listing_fingerprint
@@ -27,7 +29,12 @@ from launch.config import ClusterConfig
 from launch.errors import describe
 from pipeline.ingest.config import ShardConfig
 from pipeline.ingest.shard import make_shards
+from pipeline.run.stored_run import StoredRunError, pull_run, push_run
+from pipeline.sample.prompt_files import PromptsFile
+from pipeline.sample.prompts import PromptError
 from testing.clusters import leave_cluster
+from testing.commands import TINY, launch
+from testing.paths import ROOT
 
 REGION = {"AWS_DEFAULT_REGION": "us-east-1"}
 
@@ -152,6 +159,128 @@ def test_a_table_in_the_store_names_spans_of_objects(cluster, tmp_path):
     ]
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("p.txt", b"one\r\n\ntwo, and three\n"),
+        ("p.jsonl", b'{"prompt": "one"}\n{"prompt": "two, and three"}'),
+        ("p.csv", b'prompt,seed\none,3\n"two, and three",4\n'),
+        ("p.json", b'[{"prompt": "one"}, {"prompt": "two, and three"}]'),
+    ],
+)
+def test_prompts_in_the_store_are_those_of_a_file(name, content, tmp_path):
+    put(f"prompts/{name}", content)
+    (tmp_path / name).write_bytes(content)
+    stored, local = (
+        [placed.prompt for placed in PromptsFile(place)]
+        for place in (f"s3://videos/prompts/{name}", str(tmp_path / name))
+    )
+    assert [prompt.prompt for prompt in stored] == ["one", "two, and three"]
+    assert stored == local
+
+
+def test_prompts_that_cannot_be_read_are_named(monkeypatch):
+    for place, reason in (
+        ("s3://videos/none.txt", "there is no such prompts file"),
+        ("s3://secret/p.jsonl", r"cannot be read \((Forbidden|Access Denied)"),
+    ):
+        with pytest.raises(PromptError, match=f"^{place}:? {reason}"):
+            list(PromptsFile(place))
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    s3fs.S3FileSystem.clear_instance_cache()
+    with pytest.raises(PromptError, match=r"p.txt cannot be read \(Unable to locate credentials"):
+        list(PromptsFile("s3://videos/p.txt"))
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+def write_run(folder: Path, num_files: int, text: str) -> dict[str, bytes]:
+    """A folder that passes for a run; returns the content of each file."""
+    contents = {f"clips/{number:03d}.tar": f"{text} {number} ".encode() * 5000 for number in range(num_files)}
+    contents |= {"config.yaml": b"name: tiny", "clips/stage.json": text.encode()}
+    for name, content in contents.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    return contents
+
+
+def contents_of(folder: Path) -> dict[str, bytes]:
+    """What the files of a run hold, without its lock."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def test_a_run_is_pushed_and_pulled(tmp_path):
+    written = write_run(tmp_path / "tiny", 5, "first")
+    for at, num_copied in (("bucket", 7), ("again", 0)):
+        assert push_run(tmp_path / "tiny", "s3://videos/runs/tiny").num_copied == num_copied, at
+    pull_run("s3://videos/runs/tiny", tmp_path / "other" / "tiny")
+    assert contents_of(tmp_path / "other" / "tiny") == written
+    with pytest.raises(StoredRunError, match=r"^s3://secret/tiny cannot be used \((Forbidden|Access Denied)"):
+        push_run(tmp_path / "tiny", "s3://secret/tiny")
+    with pytest.raises(StoredRunError, match=r"^s3://secret/tiny cannot be used \((Forbidden|Access Denied)"):
+        pull_run("s3://secret/tiny", tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.slow
+def test_a_push_that_is_killed_leaves_the_run_before_it(tmp_path):
+    place, run_dir = "s3://videos/killed/tiny", tmp_path / "tiny"
+    before = write_run(run_dir, 3, "before")
+    push_run(run_dir, place)
+    after = write_run(run_dir, 120, "after")
+    client = boto3.client("s3", region_name="us-east-1")
+
+    def num_objects() -> int:
+        return client.list_objects_v2(Bucket="videos", Prefix="killed/tiny/objects/")["KeyCount"]
+
+    process = subprocess.Popen([sys.executable, "-m", "launch", "push", str(run_dir), place], cwd=ROOT)
+    while num_objects() < 20:
+        assert process.poll() is None
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    pull_run(place, tmp_path / "pulled" / "tiny")
+    assert contents_of(tmp_path / "pulled" / "tiny") == before
+    assert 0 < push_run(run_dir, place).num_copied <= 120 - 10
+    pull_run(place, tmp_path / "anew" / "tiny")
+    assert contents_of(tmp_path / "anew" / "tiny") == after
+
+
+@pytest.mark.campaign
+def test_a_run_with_a_store_is_killed_and_goes_on_in_another_folder_with_the_same_bytes(tmp_path):
+    """Takes the time of two tiny runs. What is compared was made in the store's first folder, or in its second."""
+    config = tmp_path / "tiny.yaml"
+    config.write_text(TINY.format(runs=tmp_path / "disk"), encoding="utf-8")
+    command = ["-m", "launch", "run", str(config), "--set", "cluster.workers.num_workers=1"]
+    subprocess.run([sys.executable, *command], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    command += ["--set", "store=s3://videos/runs-with-a-store"]
+    with (tmp_path / "first.log").open("w") as log:
+        first = subprocess.Popen(
+            [sys.executable, *command, "--set", f"runs_dir={tmp_path / 'first'}"], cwd=ROOT, stdout=log, stderr=log
+        )
+        while not (tmp_path / "first" / "tiny" / "dit" / "latest").exists():
+            assert first.poll() is None, (tmp_path / "first.log").read_text()
+            time.sleep(0.05)
+        first.kill()
+        first.wait()
+    done = launch(*command[2:], "--set", f"runs_dir={tmp_path / 'second'}")
+    assert done.returncode == 0, done.stderr
+    said = [line for line in done.stdout.splitlines() if ": nothing to do" in line or ": new" in line]
+    assert [line.partition(" (")[0] for line in said] == [
+        "draw: nothing to do",
+        "shard: nothing to do",
+        "train autoencoder: nothing to do",
+        "encode: nothing to do",
+        "train dit: new",
+        "sample: new",
+        "evaluate: new",
+    ]
+    made = ("clips/*.tar", "latents/*.tar", "*/checkpoints/step_0000006/rank_*", "samples/*.mp4")
+    disk, second = (tmp_path / folder / "tiny" for folder in ("disk", "second"))
+    names = sorted(path.relative_to(disk) for pattern in made for path in disk.glob(pattern))
+    assert len(names) > 50
+    assert [name for name in names if (second / name).read_bytes() != (disk / name).read_bytes()] == []
+
+
 def test_an_object_that_changes_changes_the_fingerprint():
     put("changing/a.mp4", VIDEOS["c.mp4"])
     before = listing_fingerprint(list_sources("s3://videos/changing"))
@@ -179,8 +308,6 @@ def test_a_place_that_cannot_be_read_is_named(place, reason):
 
 
 def test_without_credentials_or_store_the_first_listing_says_so(monkeypatch):
-    import s3fs
-
     with socket.create_server(("127.0.0.1", 0)) as listener:
         free = listener.getsockname()[1]
     for changed, reason in (

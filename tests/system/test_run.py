@@ -8,11 +8,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import ray
 import torch
 from PIL import Image
+from ray._private import worker
 from safetensors.torch import load_file
 
 from data.dataset.index import read_index
@@ -29,6 +32,7 @@ from pipeline.sample.outputs import read_samples
 from pipeline.sample.requests import PromptRequest
 from pipeline.sample.sampler import ClipSampler
 from pipeline.train.monitor.metrics import read_metrics
+from testing.clusters import SECRET
 from testing.commands import TINY, launch, launch_here
 from testing.html_page import Page
 from testing.paths import ROOT
@@ -111,6 +115,20 @@ def test_report_holds_every_figure(run):
     assert str(run_dir / "report.html") in out
 
 
+def test_no_file_of_a_run_holds_what_is_secret_in_the_environment(run):
+    """Nor do the logs of the cluster."""
+    _, run_dir, out = run
+    told = ray.get(ray.remote(lambda: os.environ["REELFLOW_TEST_STORE_KEY"]).options(num_cpus=0).remote())
+    assert told == os.environ["REELFLOW_TEST_STORE_KEY"] == SECRET
+    node: Any = worker._global_node
+    logs = Path(node.get_logs_dir_path())
+    written = [path for folder in (run_dir, logs) for path in folder.rglob("*") if path.is_file()]
+    kinds = {path.suffix for path in written}
+    assert {".safetensors", ".json", ".jsonl", ".yaml", ".html", ".tar", ".parquet", ".mp4", ".log", ".out"} <= kinds
+    assert not [path for path in written if SECRET.encode() in path.read_bytes()]
+    assert SECRET not in out
+
+
 def test_a_second_run_has_nothing_to_do_and_a_lost_stage_is_made_again(run):
     """What depends on it stays: the same clips are made again."""
     config, run_dir, _ = run
@@ -126,6 +144,24 @@ def test_a_second_run_has_nothing_to_do_and_a_lost_stage_is_made_again(run):
     assert "sample: done" in third.stdout
     assert "evaluate: nothing to do" in third.stdout
     assert before == {name: (run_dir / name).stat().st_mtime_ns for name in before}
+
+
+def test_a_run_that_was_pushed_to_a_store_and_pulled_elsewhere_has_nothing_to_do(run, tmp_path):
+    config, run_dir, _ = run
+    place = "memory://runs/tiny"
+    assert launch_here("push", str(run_dir), place).returncode == 0
+    pulled = launch_here("pull", place, str(tmp_path / "pulled" / "tiny"))
+    assert pulled.returncode == 0, pulled.stderr
+    for folder in ("pulled", "fetched"):  # the second by the run itself
+        settings = ("--set", f"runs_dir={tmp_path / folder}", "--set", "store=memory://runs")
+        again = launch_here("run", str(config), *settings)
+        assert again.returncode == 0, again.stderr
+        assert again.stdout.count("nothing to do") == 7
+        assert ("fetched" in again.stdout) == (folder == "fetched")
+    alone = launch_here("pull", place, str(tmp_path / "model" / "tiny"), "--only", "dit")
+    assert alone.returncode == 0, alone.stderr
+    assert {path.name for path in (tmp_path / "model" / "tiny").iterdir() if path.is_dir()} == {"dit"}
+    assert open_checkpoint(tmp_path / "model" / "tiny" / "dit").record == open_checkpoint(run_dir / "dit").record
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ from collections import Counter, deque
 from types import SimpleNamespace
 
 import pytest
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 
 from pipeline.distributed import actor_pool
 from pipeline.distributed.actor_pool import (
@@ -24,7 +24,7 @@ class FakeRay:
         self.submitted, self.killed, self.most_running = [], [], 0
         self.dead = []
         self.num_late, self.has_node = 0, True
-        self.lost_with_their_node = set()
+        self.lost_with_their_node, self.die_at_start = set(), set()
         self._running = []
         monkeypatch.setattr(actor_pool, "ray", self)
         self.no_room_from = 10**9
@@ -65,7 +65,7 @@ class FakeRay:
 
     def get(self, reference):
         actor, job = reference
-        if actor in self.lost_with_their_node:
+        if actor in self.lost_with_their_node or (actor in self.die_at_start and job == "is there"):
             raise RayActorError
         if job == "bad":
             raise ValueError("a bad job")
@@ -76,6 +76,8 @@ class FakeRay:
         if job == "kills" or (job == "kills once" and self.submitted.count(reference) + len(self.dead) == 1):
             self.dead.append(reference)
             raise RayActorError
+        if job == "is cut off" and actor == "actor 1":
+            raise ActorUnavailableError("socket closed", None)
         return f"result of {job}"
 
     def kill(self, actor):
@@ -181,6 +183,25 @@ def test_an_actor_for_which_there_is_no_room_any_more_keeps_no_job_waiting(ray):
     assert (ray.started, len(ray.dead)) == (3, 1)
     assert {actor for actor, _ in ray.submitted} == {"actor 1", "actor 2"}
     assert ray.killed == ["actor 1", "actor 2", "actor 3"]
+
+
+def test_an_actor_that_dies_before_it_is_there_costs_no_job_an_attempt(ray):
+    """As one that was started on a host that was just being lost; but where none can start, jobs fail."""
+    ray.die_at_start = {"actor 3"}
+    with outcomes_of_actors(ray.start_actor, ray.submit, deque(["a", "kills once", "b"]), 2, 2) as outcomes:
+        assert dict(outcomes) == {job: f"result of {job}" for job in ("a", "b", "kills once")}
+    assert (ray.started, len(ray.dead)) == (4, 1)
+    ray.die_at_start = {f"actor {number}" for number in range(5, 100)}
+    with outcomes_of_actors(ray.start_actor, ray.submit, deque(["kills", "c"]), 1, 2) as outcomes:
+        assert all(isinstance(outcome, JobFailure) for _, outcome in outcomes)
+    assert ray.started == 4 + 5  # in whose hands it died, one that cost no attempt, one for it and two for the other
+
+
+def test_an_actor_that_cannot_be_reached_is_ended_so_that_it_keeps_no_room(ray):
+    with outcomes_of_actors(ray.start_actor, ray.submit, deque(["a", "is cut off"]), 1, 2) as outcomes:
+        assert dict(outcomes) == {job: f"result of {job}" for job in ("a", "is cut off")}
+    assert ray.submitted == [("actor 1", "a"), ("actor 1", "is cut off"), ("actor 2", "is cut off")]
+    assert ray.killed == ["actor 1", "actor 1", "actor 2"]
 
 
 def test_a_job_whose_actors_all_die_fails_and_loses_no_other(ray):

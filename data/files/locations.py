@@ -1,0 +1,95 @@
+"""Where files lie: paths, and URIs of stores. None may hold credentials, as they get into configurations and logs."""
+
+import re
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import AfterValidator
+from pydantic_core import PydanticCustomError
+
+from data.errors import ReelflowError
+from data.records import HIDDEN, expand_home
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
+
+LOCAL_SCHEME = "file://"
+SCHEMES = ("file", "memory", "s3", "gs", "az")  # not pipe or http: a table must not run commands or send requests
+ASK = "check the address, the credentials and the endpoint (docs/guides/cluster.md, Object stores)"
+WAY_OUT = "give credentials in the environment or in a profile of each machine (docs/guides/cluster.md, Object stores)"
+_PASSWORD = re.compile(
+    r"^[a-z][a-z0-9+.-]*://[^/?#@]*:[^/?#]*@", re.IGNORECASE
+)  # user:password@ before the first slash
+_PARAMETER = re.compile(
+    r"[?&;](x-(?:amz|goog)-(?:signature|credential|security-token)|awsaccesskeyid|signature|sig|(?:secret|access)[-_]?key"
+    r"|(?:access[-_]?)?token|key|secret|password)=",
+    re.IGNORECASE,
+)
+
+
+class LocationError(ReelflowError, ValueError):
+    """A URI that cannot be used; the message says why."""
+
+
+class CredentialsError(LocationError):
+    """A URI holds credentials; the message says which kind, and does not show them."""
+
+
+def check_no_credentials(place: str) -> None:
+    """Refuse a URI with a password, or with a parameter that signs or authorises a request.
+
+    Args:
+        place: a URI; a path on this machine has nothing to refuse.
+
+    Raises:
+        CredentialsError: it holds credentials.
+    """
+    if "://" not in place:
+        return
+    if _PASSWORD.match(place):
+        raise CredentialsError(f"the URI holds a password (before its @): {WAY_OUT}")
+    if found := _PARAMETER.search(place):
+        raise CredentialsError(f"the URI holds credentials (its parameter {found[1]}): {WAY_OUT}")
+
+
+def filesystem_of(uri: str) -> "tuple[AbstractFileSystem, str]":
+    """The file system of a URI, and the path in it.
+
+    Raises:
+        LocationError: its kind is not one of `SCHEMES` or needs a package that is not installed, it names no bucket, or
+            it holds credentials.
+    """
+    import fsspec
+
+    check_no_credentials(uri)
+    scheme = uri.partition("://")[0]
+    if scheme not in SCHEMES:
+        raise LocationError(f"{uri} is of the kind {scheme!r}; allowed are {', '.join(SCHEMES)}")
+    try:
+        files, path = fsspec.url_to_fs(uri)
+    except ImportError as error:
+        raise LocationError(f"{uri} needs a package that is not installed: {error}") from error
+    if not path:
+        raise LocationError(f"{uri} names no bucket")
+    return files, str(path)
+
+
+def client_errors(uri: str) -> tuple[type[Exception], ...]:
+    """Exceptions other than OSError that the client of the store at a URI raises when it gets no answer."""
+    if not uri.startswith("s3://"):
+        return ()
+    from aiohttp import ClientError
+    from botocore.exceptions import BotoCoreError
+
+    return ClientError, BotoCoreError
+
+
+def _check_place(place: str) -> str:
+    try:
+        check_no_credentials(place)
+    except CredentialsError as error:
+        raise PydanticCustomError(HIDDEN, "{why}", {"why": str(error)}) from error
+    return expand_home(place)
+
+
+Place = Annotated[str, AfterValidator(_check_place)]
+"""A field of the configuration: a path, which may begin with `~`, or a URI without credentials."""

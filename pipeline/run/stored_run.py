@@ -1,0 +1,231 @@
+"""A whole run in an object store: pushed from its folder, and pulled into one that continues where it stopped.
+
+    objects/SHA256    the content of each file, once
+    run.json          name, size, time and checksum of every file; written last
+
+Objects never change and `run.json` is replaced by a single request. So a push that is interrupted leaves the run of the
+push before it, and a reader never finds files of two.
+"""
+
+import errno
+import os
+import shutil
+from collections.abc import Callable, Collection, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from pydantic import ValidationError
+
+from data.errors import ReelflowError
+from data.files.checksums import file_sha256
+from data.files.locations import ASK, LOCAL_SCHEME, client_errors, filesystem_of
+from data.files.publish import published
+from pipeline.run.lock import RUN_LOCK_NAME, locked
+from pipeline.run.progress import bar
+from pipeline.run.run_files import CONFIG_NAME, StoredFile, StoredRun, differ, list_run, record_rank
+
+RECORD_NAME, OBJECTS_NAME = "run.json", "objects"
+TRANSFERS = 8  # at a time
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+
+class StoredRunError(ReelflowError, RuntimeError):
+    """A run cannot be pushed or pulled; the message says why, and the way out."""
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """What was copied, of what there is."""
+
+    num_files: int
+    num_copied: int
+    bytes_copied: int
+
+
+def push_run(run_dir: Path, place: str) -> Transfer:
+    """Copy a run's folder to a place in a store; what is there already is not sent again.
+
+    Args:
+        place: URI of this run alone; an earlier push of it is replaced.
+
+    Raises:
+        StoredRunError: it is no run, another run is stored there, or the store does not take it.
+        LockedError: the run is running.
+    """
+    _check_is_run(run_dir)
+    with locked(run_dir / RUN_LOCK_NAME):
+        return push_held_run(run_dir, place)
+
+
+def push_held_run(run_dir: Path, place: str, *, logs_alone: bool = True) -> Transfer:
+    """As `push_run`, where the caller holds the lock of the run.
+
+    Args:
+        logs_alone: also where nothing but the logs has changed.
+    """
+    _check_is_run(run_dir)
+    name = run_dir.resolve().name
+    with _store(place) as (files, root):
+        earlier = _read(files, root, place)
+        if earlier is not None and earlier.name != name:
+            raise StoredRunError(f"{place} holds the run {earlier.name}, not {name}; name another place")
+        run = StoredRun(name=name, files=dict(list_run(run_dir, {} if earlier is None else earlier.files)))
+        if earlier is not None and not differ(run, earlier, logs_alone):
+            return Transfer(len(run.files), 0, 0)
+        there = _objects(files, root)
+        missing = {
+            file.sha256: (name, file) for name, file in run.files.items() if there.get(file.sha256) != file.num_bytes
+        }
+
+        def upload(name: str, file: StoredFile) -> None:
+            path, stored = run_dir / name, f"{root}/{OBJECTS_NAME}/{file.sha256}"
+            files.put_file(str(path), stored)
+            if (path.stat().st_size, path.stat().st_mtime_ns) != (file.num_bytes, file.modified_ns):
+                files.rm_file(stored)  # it may hold what its name does not say
+                raise StoredRunError(f"{path} has changed while it was sent; does something else write there?")
+
+        _each("push", upload, missing.values())
+        files.pipe_file(f"{root}/{RECORD_NAME}", run.model_dump_json().encode())
+        stale = {file.sha256 for file in earlier.files.values()} if earlier is not None else set()
+        for digest in stale - {file.sha256 for file in run.files.values()}:
+            with suppress(FileNotFoundError):
+                files.rm_file(f"{root}/{OBJECTS_NAME}/{digest}")
+    return Transfer(len(run.files), len(missing), sum(file.num_bytes for _, file in missing.values()))
+
+
+def _check_is_run(run_dir: Path) -> None:
+    if not (run_dir / CONFIG_NAME).is_file():
+        raise StoredRunError(f"{run_dir} is not the folder of a run: it holds no {CONFIG_NAME}")
+
+
+def pull_run(place: str, run_dir: Path, only: Collection[str] = ()) -> Transfer:
+    """Copy a stored run into a folder; files that are there already are not fetched again.
+
+    Args:
+        only: folders of the run to fetch, such as `dit`, with the files that lie in none; empty: all.
+
+    Raises:
+        StoredRunError: no run is stored there, it is damaged, or the folder has files that differ from its own.
+        LockedError: a run is running in the folder.
+    """
+    with _store(place) as (files, root):
+        run = _read(files, root, place)
+        if run is None:
+            raise StoredRunError(f"{place} holds no run: there is no {RECORD_NAME}")
+        wanted = _chosen(run, only, place)
+        run_dir.mkdir(parents=True, exist_ok=True)
+        with locked(run_dir / RUN_LOCK_NAME):
+            missing = dict(_missing(wanted, run_dir))
+
+            fetched: dict[str, Path] = {}
+
+            def fetch(name: str, file: StoredFile) -> None:
+                with published(run_dir / name) as temporary:
+                    if (same := fetched.get(file.sha256)) is not None:
+                        shutil.copyfile(same, temporary)
+                    else:
+                        files.get_file(f"{root}/{OBJECTS_NAME}/{file.sha256}", str(temporary))
+                    if file_sha256(temporary) != file.sha256:
+                        raise StoredRunError(f"{place}: what is stored of {name} is damaged; push the run again")
+                    os.utime(temporary, ns=(file.modified_ns, file.modified_ns))
+                fetched[file.sha256] = run_dir / name
+
+            contents = {file.sha256: (name, file) for name, file in missing.items() if not record_rank(name)}
+            _each("pull", fetch, contents.values())
+            rest = [name for name, file in missing.items() if contents.get(file.sha256) != (name, file)]
+            for name in sorted(rest, key=record_rank):
+                fetch(name, missing[name])
+    return Transfer(len(wanted), len(missing), sum(file.num_bytes for file in missing.values()))
+
+
+def is_stored(place: str) -> bool:
+    """Whether a run is stored at a place.
+
+    Raises:
+        StoredRunError: the store cannot be read.
+    """
+    with _store(place) as (files, root):
+        return _read(files, root, place) is not None
+
+
+def _chosen(run: StoredRun, only: Collection[str], place: str) -> dict[str, StoredFile]:
+    """The files of a run in some of its folders, and those in none."""
+    folders = {name.partition("/")[0] for name in run.files if "/" in name}
+    if unknown := sorted(set(only) - folders):
+        raise StoredRunError(f"{place} has no folder {', '.join(unknown)}; it has {', '.join(sorted(folders))}")
+    chosen = set(only) or folders
+    return {name: file for name, file in run.files.items() if "/" not in name or name.partition("/")[0] in chosen}
+
+
+def _missing(wanted: dict[str, StoredFile], run_dir: Path) -> Iterator[tuple[str, StoredFile]]:
+    """The files that are not there.
+
+    Raises:
+        StoredRunError: others are there under their names.
+    """
+    different = []
+    for name, file in wanted.items():
+        path = run_dir / name
+        if not path.exists():
+            yield name, file
+        elif not path.is_file() or path.stat().st_size != file.num_bytes or file_sha256(path) != file.sha256:
+            different.append(name)
+    if different:
+        raise StoredRunError(
+            f"{run_dir} has {len(different)} files that differ from those stored, such as {different[0]}: pull into "
+            "another folder, or remove it"
+        )
+
+
+def _each(doing: str, copy: Callable[[str, StoredFile], None], items: Collection[tuple[str, StoredFile]]) -> None:
+    """Copy files, several at a time; the first error ends it."""
+    with ThreadPoolExecutor(TRANSFERS) as executor, bar(doing, len(items), "files") as progress:
+        copies = [executor.submit(copy, name, file) for name, file in items]
+        try:
+            for number, done in enumerate(as_completed(copies), 1):
+                done.result()
+                progress.update(number)
+        except BaseException:
+            executor.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+@contextmanager
+def _store(place: str) -> Iterator[tuple[Any, str]]:
+    """The file system of a store, and the path in it; its errors within the block become `StoredRunError`."""
+    if place.startswith(LOCAL_SCHEME) or "://" not in place:
+        raise StoredRunError(f"{place} is no object store, where an object is replaced whole; copy the folder itself")
+    files, root = filesystem_of(place)
+    files.invalidate_cache()  # listings of earlier calls
+    try:
+        yield files, root.rstrip("/")
+    except (OSError, *client_errors(place)) as error:
+        if isinstance(error, OSError) and error.errno in NO_ROOM:  # here, not there
+            raise
+        raise StoredRunError(f"{place} cannot be used ({error}); {ASK}") from error
+
+
+def _read(files: Any, root: str, place: str) -> StoredRun | None:  # noqa: ANN401 - fsspec's
+    """The run that is stored at a place, if there is one."""
+    try:
+        content = files.cat_file(f"{root}/{RECORD_NAME}")
+    except FileNotFoundError:
+        return None
+    try:
+        return StoredRun.model_validate_json(content)
+    except ValidationError as error:
+        raise StoredRunError(
+            f"{place}/{RECORD_NAME} is damaged: {error.errors()[0]['msg']}; name another place"
+        ) from error
+
+
+def _objects(files: Any, root: str) -> dict[str, int]:  # noqa: ANN401 - fsspec's
+    """The bytes of each object, by its checksum."""
+    try:
+        found: Iterable[dict[str, Any]] = files.ls(f"{root}/{OBJECTS_NAME}", detail=True)
+    except FileNotFoundError:
+        return {}
+    return {PurePosixPath(each["name"]).name: each["size"] for each in found}
