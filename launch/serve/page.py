@@ -26,6 +26,7 @@ CLIPS_URL = "/clips"
 STYLE = """
 body { background: #f4f5f7; } body.body--dark { background: #14161a; }
 .clip video { width: 100%; background: #000; border-radius: 6px; image-rendering: pixelated; }
+.clip video:not(:hover)::-webkit-media-controls { display: none; }
 .command { font-family: monospace; font-size: 12px; overflow-x: auto; white-space: nowrap; padding: 4px 8px;
   border-radius: 4px; background: #8882; }
 .nicegui-content { padding: 0; }
@@ -249,7 +250,7 @@ class _Results:
                 if known.get(clip.request.id) is not clip:
                     self._add(clip)
             self.shown = history
-        self.nothing.visible = not (self.cards or self.jobs)
+        self.nothing.visible, self.waiting.visible = not (self.cards or self.jobs), bool(self.jobs)
 
     def _add(self, clip: SampledClip) -> None:
         """Show a clip before all others."""

@@ -6,14 +6,17 @@ from typing import Any
 import pytest
 
 from launch.serve.form import OF_FILES, OF_ROWS, changed_in, controls_of, form_of, row_of_form
+from models.flow.spec import FlowSpec, GivenFrames
 from pipeline.sample.config import SampleConfig
 from pipeline.sample.plan import Plan
 from pipeline.sample.prompts import SETTINGS, PlacedPrompt, prompt_of
 from pipeline.sample.requests import PromptRequest
 from testing.sampled import TRAINED, Untrained, model_of
 
-MODEL = Untrained(**vars(model_of(buckets=[*TRAINED["buckets"], {**TRAINED["buckets"][0], "num_frames": 5}])))
-CONFIG = SampleConfig(steps=8, shift=0.1, guidance_interval=(0.0, 0.85), negative_prompt="blue")
+BUCKETS = [*TRAINED["buckets"], {**TRAINED["buckets"][0], "num_frames": 5}]
+FLOW = FlowSpec(first_frame_share=0.3, given=GivenFrames(prefix=0.3)).model_dump()
+MODEL = Untrained(**vars(model_of(buckets=BUCKETS, flow=FLOW)))
+CONFIG = SampleConfig(steps=8, shift=0.1, negative_prompt="blue")
 CONTROLS = controls_of(MODEL, CONFIG)
 DEFAULTS = {control.name: control.default for control in CONTROLS} | {"prompt": "a"}
 
@@ -31,7 +34,8 @@ def test_every_setting_of_a_row_has_a_control_but_those_that_name_files():
 def test_controls_begin_with_what_the_checkpoint_is_sampled_with():
     assert DEFAULTS["steps"] == "8"
     assert DEFAULTS["shift"] == "0.1"
-    assert DEFAULTS["guidance_interval"] == "0, 0.85"
+    assert DEFAULTS["guidance_interval"] == "0, 1"
+    assert DEFAULTS["tolerance"] == "1e-05"
     assert DEFAULTS["flow_path"] == ""
     assert DEFAULTS["bucket"] == MODEL.buckets[0].name
     choices = {control.name: control.choices for control in CONTROLS}
