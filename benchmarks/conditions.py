@@ -221,10 +221,17 @@ def seams(num_frames: int, bounds: Sequence[tuple[int, int]]) -> dict[str, np.nd
 
 
 def figures_of_seams(clips: Sequence[Frames], bounds: Sequence[tuple[int, int]]) -> dict[str, float]:
-    """Flicker near seams and elsewhere, and the worst frame near one, in levels of 8 bits."""
+    """Flicker near seams and elsewhere, and the worst frame near one, in levels of 8 bits.
+
+    Four frames are decoded from a latent frame, and the last and first of them differ most, at a seam and elsewhere:
+    the ratio of equal places compares each frame near a seam with those elsewhere that have its place among the four.
+    """
     found, where = jumps(clips), seams(len(clips[0]), bounds)
     near, elsewhere = found[where["near"]], found[where["elsewhere"]]
+    place = np.arange(len(found)) % 4
+    of_place = np.array([found[where["elsewhere"] & (place == each)].mean() for each in range(4)])
     return {
+        "ratio_of_equal_places": round(float(near.mean() / of_place[place[where["near"]]].mean()), 3),
         "near": round(float(near.mean()), 4),
         "elsewhere": round(float(elsewhere.mean()), 4),
         "ratio": round(float(near.mean() / elsewhere.mean()), 3),
@@ -281,6 +288,16 @@ def windows(scenes: Scenes, overlap: int, *, turning: bool = False) -> Measured:
         begin = 4 * window.first_latent
         bounds.append((begin, begin + shape.compression.num_frames(window.num_shared)))
     return {"windows": len(plan), "seams": figures_of_seams(clips, bounds), "drift": drift(clips, scenes)}, clips
+
+
+def drawn_turns(scenes: Scenes) -> Measured:
+    """Drawn clips that turn where those of `windows_turning` should: the flicker that a turn has without a seam."""
+    last, new, place = scenes.bucket.num_frames - 1, scenes.bucket.num_frames - 5, np.arange(LONG)
+    beyond = (place - last) % (2 * new)  # there and back
+    path = np.where(place <= last, place, last - np.minimum(beyond, 2 * new - beyond))
+    clips = [clip[path] for clip in scenes.clips[:NUM_LONG]]
+    bounds = [(begin, begin + 5) for begin in range(new, LONG - 5, new)]
+    return {"windows": len(bounds) + 1, "seams": figures_of_seams(clips, bounds)}, clips
 
 
 @torch.inference_mode()
@@ -367,6 +384,7 @@ def parts(scenes: Scenes, folder: str) -> Iterator[tuple[str, Callable[[], tuple
     for overlap in (1, 5, 9):
         yield f"windows_sharing_{overlap}_frames", partial(windows, scenes, overlap)
     yield "turning_windows_sharing_5_frames", partial(windows, scenes, 5, turning=True)
+    yield "drawn_turning", partial(drawn_turns, scenes)
     yield "windows_of_latents_in_place_sharing_5_frames", partial(windows_in_place, scenes, 5)
     yield "memory", lambda: (memory(folder), [])
 

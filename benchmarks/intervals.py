@@ -52,7 +52,7 @@ def measure(kind: str, width: int, number: int, num_cases: int, shift: float = 0
     for _ in range(num_cases):
         sets = draw(generator, number, np.eye(width), 0.0), draw(generator, number, factor, shift)
         if kind == "frechet":
-            found.append(jackknife(frechet_distance, *sets, summarize=fit_gaussian))
+            found.append(jackknife(frechet_distance, *sets, summarize=fit_gaussian, is_squared=True))
         else:
             found.append(jackknife(kernel_distance, *sets))
     return {

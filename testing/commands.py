@@ -39,7 +39,8 @@ def launch(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str
 
 def launch_here(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run the command in this process, which saves the seconds that imports take."""
-    result = CliRunner().invoke(app, arguments, prog_name="reelflow")
+    wide = {"COLUMNS": "500"}  # so that no message is wrapped, whatever the lengths of paths
+    result = CliRunner().invoke(app, arguments, prog_name="reelflow", env=wide)
     unexpected = isinstance(result.exception, Exception)
     told = "".join(traceback.format_exception(result.exception)) if unexpected else ""
     return subprocess.CompletedProcess(arguments, result.exit_code, result.stdout, result.stderr + told)

@@ -13,9 +13,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
+import psutil
 import torch
 from safetensors.torch import save_file
 
@@ -31,7 +32,7 @@ from testing.processes import children_of, kill_all
 from testing.records import write_random_latents
 from testing.tiny import CONFIG, SHAPE, make_task
 
-Target = Literal["actor", "raylet", "driver"]
+Target = Literal["actor", "member", "raylet", "driver"]  # a member shares the clips of an actor
 SETTINGS: tuple[dict[str, Any], ...] = (
     {},
     {"steps": 3, "solver": "heun"},
@@ -121,14 +122,20 @@ class SampleJob:
             return True
         name = "raylet" if target == "raylet" else "ray::SamplerActor"
         found = [child for child in children_of(process.pid) if name in child.name() or name in _title(child)]
+        if target == "member":
+            found = [child for actor in found for child in children_of(actor.pid) if "spawn_main" in _line(child)]
         kill_all(found[:1])
         return bool(found)
 
 
-def _title(process: Any) -> str:  # noqa: ANN401 - of psutil
+def _title(process: psutil.Process) -> str:
+    return _line(process).partition(" ")[0]
+
+
+def _line(process: psutil.Process) -> str:
     try:
-        return " ".join(process.cmdline()[:1])
-    except Exception:  # noqa: BLE001 - it has ended
+        return " ".join(process.cmdline())
+    except psutil.Error:  # it has ended
         return ""
 
 
@@ -143,7 +150,7 @@ class Struck:
 
 def strike_at(job: SampleJob, strikes: Sequence[tuple[int, Target]]) -> Struck:
     """Run a job to its end, and kill a process whenever so many clips are listed; start it again where it ended."""
-    begun, killed = time.monotonic(), dict.fromkeys(("actor", "raylet", "driver"), 0)
+    begun, killed = time.monotonic(), dict.fromkeys(get_args(Target), 0)
     process = job.start()
     for at, target in strikes:
         while True:
@@ -154,7 +161,7 @@ def strike_at(job: SampleJob, strikes: Sequence[tuple[int, Target]]) -> Struck:
                 break
             time.sleep(0.05)
         killed[target] += 1
-        if target != "actor":
+        if target in ("raylet", "driver"):
             job.end(process, END_SECONDS)
             process = job.start()
     while job.end(process) != 0:

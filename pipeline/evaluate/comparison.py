@@ -106,10 +106,16 @@ def compare(
     return Comparison(
         num_samples=len(ours),
         num_reference=len(theirs),
-        frechet_video=jackknife(frechet_distance, samples.features, reference.features, summarize=fit_gaussian),
+        frechet_video=jackknife(
+            frechet_distance, samples.features, reference.features, summarize=fit_gaussian, is_squared=True
+        ),
         kernel_video=jackknife(kernel_distance, samples.features, reference.features),
         frechet_frames=jackknife(
-            frechet_distance, samples.frame_features, reference.frame_features, summarize=_fit_frames
+            frechet_distance,
+            samples.frame_features,
+            reference.frame_features,
+            summarize=_fit_frames,
+            is_squared=True,
         ),
         drifts={
             name: _drift(_mean, samples.statistics[:, column], reference.statistics[:, column])

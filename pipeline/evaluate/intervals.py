@@ -45,6 +45,7 @@ def jackknife(
     statistic: Callable[..., float],
     *samples: np.ndarray,
     summarize: Callable[[np.ndarray], Any] = lambda sample: sample,
+    is_squared: bool = False,
 ) -> Estimate:
     """Estimate a function of one or more independent samples.
 
@@ -55,6 +56,8 @@ def jackknife(
         statistic: a smooth function of the summaries of samples of any length.
         samples: arrays whose first axis is that of the clips, at least 4 each.
         summarize: what `statistic` takes of a sample, which is computed once for a sample that nothing is left out of.
+        is_squared: the statistic is the square of a distance and at least 0. Near 0 the spread of such a statistic
+            shrinks with its value, and that of its root does not: the interval is symmetric around the root.
 
     Raises:
         ValueError: a sample has fewer than 4 clips.
@@ -70,8 +73,14 @@ def jackknife(
         bias += (len(groups) - 1) * (without.mean() - value)
         variance += (len(groups) - 1) / len(groups) * np.square(without - without.mean()).sum()
         freedom = min(freedom, len(groups) - 1)  # of the smaller one, as variances differ
-    corrected, half = value - bias, _quantile(freedom) * float(np.sqrt(variance))
-    return Estimate(value=value, corrected=corrected, low=corrected - half, high=corrected + half)
+    half = _quantile(freedom) * float(np.sqrt(variance))
+    if not is_squared or value <= 0:
+        low, high = value - half, value + half
+    else:
+        root = float(np.sqrt(value))
+        half_of_root = half / (2 * root)  # by the derivative of the root
+        low, high = max(0.0, root - half_of_root) ** 2, (root + half_of_root) ** 2
+    return Estimate(value=value, corrected=value - bias, low=low - bias, high=high - bias)
 
 
 def paired_difference(differences: Float[np.ndarray, " n"]) -> Difference:

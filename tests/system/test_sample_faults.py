@@ -45,9 +45,22 @@ def test_killed_jobs_make_every_clip_once_with_the_bytes_of_an_undisturbed_one(c
         model, write_rows(tmp_path / "rows.jsonl", rows_of(NUM_ROWS)), tmp_path / "out", ("--set", "sample.batch=3")
     )
     struck = strike_at(job, [(4, "actor"), (12, "driver"), (20, "raylet"), (28, "driver")])
-    assert struck.killed == {"actor": 1, "raylet": 1, "driver": 2}
+    assert struck.killed == {"actor": 1, "member": 0, "raylet": 1, "driver": 2}
     check_exactly_once(job, NUM_ROWS)
     assert digests(job.output) == expected
+
+
+def test_a_job_whose_clips_are_shared_survives_any_of_its_processes(calm, tmp_path):
+    model, _ = calm
+    prompts = write_rows(tmp_path / "rows.jsonl", rows_of(12))
+    options = ("--set", "sample.batch=2", "--set", "sample.sequence_parallel=2")
+    undisturbed = SampleJob(model, prompts, tmp_path / "undisturbed", options)
+    assert undisturbed.run() == 0, undisturbed.said
+    job = SampleJob(model, prompts, tmp_path / "out", options)
+    struck = strike_at(job, [(2, "member"), (6, "actor")])
+    assert struck.return_codes == [0]
+    check_exactly_once(job, 12)
+    assert digests(job.output) == digests(undisturbed.output)
 
 
 def test_sigterm_ends_the_command_and_the_same_one_continues(calm, tmp_path):

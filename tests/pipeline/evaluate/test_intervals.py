@@ -48,6 +48,21 @@ def test_bias_of_a_variance_with_n_in_the_denominator_is_removed():
     assert found.corrected == pytest.approx(values.var(ddof=1), rel=1e-12)
 
 
+def test_the_interval_of_a_squared_distance_is_symmetric_around_its_root():
+    values = np.random.default_rng(0).normal(2, size=16)
+
+    def squared(sample: np.ndarray) -> float:
+        return mean(sample) ** 2
+
+    plain, found = jackknife(squared, values), jackknife(squared, values, is_squared=True)
+    bias, root = found.value - found.corrected, found.value**0.5
+    assert found.corrected == plain.corrected
+    low, high = (found.low + bias) ** 0.5, (found.high + bias) ** 0.5
+    assert (low + high) / 2 == pytest.approx(root)
+    assert found.high - found.low == pytest.approx(plain.high - plain.low)  # (r + h)^2 - (r - h)^2 = 4 r h
+    assert jackknife(lambda sample: 0.0, values, is_squared=True).high == 0
+
+
 @pytest.mark.parametrize(("width", "number"), [(2, 100), (16, 128)])
 def test_intervals_contain_the_distance_of_two_gaussians_in_95_of_100_cases(width: int, number: int):
     generator = np.random.default_rng(width)
@@ -60,6 +75,7 @@ def test_intervals_contain_the_distance_of_two_gaussians_in_95_of_100_cases(widt
             generator.normal(size=(number, width)),
             0.3 + generator.normal(size=(number, width)) @ factor.T,
             summarize=fit_gaussian,
+            is_squared=True,
         )
         for _ in range(200)
     ]
