@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin
 
 from pipeline.sample.config import SampleConfig
+from pipeline.sample.given import Given
 from pipeline.sample.model import SampledModel
 from pipeline.sample.prompts import SETTINGS
 from pipeline.sample.requests import PromptRequest
@@ -91,6 +92,16 @@ def form_of(request: PromptRequest, controls: Iterable[Control]) -> dict[str, st
         if control.name not in values:
             values[control.name] = control.default if settings is None else _text(getattr(settings, control.name))
     return values
+
+
+def is_of_form(request: PromptRequest) -> bool:
+    """Whether the form can ask for such a clip: it has no control for other files than an image."""
+    given = request.given
+    return (
+        request.settings is not None
+        and request.weaker is None
+        and (given is None or given == Given(total_frames=given.total_frames))
+    )
 
 
 def changed_in(request: PromptRequest, controls: Iterable[Control]) -> dict[str, str]:

@@ -113,9 +113,9 @@ class Guard:
     def _refusal(self, connection: HTTPConnection) -> Response | None:
         """Why nobody may send this; None: it may be sent."""
         host, origin = connection.headers.get("host", ""), connection.headers.get("origin")
-        if self.token is None and not is_loopback(urlsplit(f"//{host}").hostname or ""):
+        if self.token is None and not is_loopback(_hostname(f"//{host}")):
             return PlainTextResponse("this page is reached as localhost or 127.0.0.1 only", 403)
-        if origin is not None and urlsplit(origin).netloc != host:
+        if origin is not None and origin not in (f"http://{host}", f"https://{host}"):
             return PlainTextResponse("another page asked for this", 403)
         length = connection.headers.get("content-length", "0")
         if "transfer-encoding" in connection.headers or not length.isdecimal() or int(length) > MAX_BODY_BYTES:
@@ -140,6 +140,14 @@ class Guard:
         answer = RedirectResponse("/", 303)
         answer.set_cookie(COOKIE, self.session, httponly=True, samesite="strict")
         return answer
+
+
+def _hostname(url: str) -> str:
+    """The name of the host in a URL; empty where there is none."""
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:
+        return ""
 
 
 def _with_headers(send: Send) -> Send:

@@ -135,7 +135,9 @@ def _server(queue: ClipQueue, token: str | None) -> "uvicorn.Server":
     from starlette.responses import FileResponse
 
     from launch.serve.guard import Guard
-    from launch.serve.page import CLIPS_URL, INPUTS_DIR, add_page
+    from launch.serve.page import add_page
+    from launch.serve.page_form import INPUTS_DIR
+    from launch.serve.page_results import CLIPS_URL
 
     app = FastAPI(openapi_url=None)
 

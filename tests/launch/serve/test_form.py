@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
-from launch.serve.form import OF_FILES, OF_ROWS, changed_in, controls_of, form_of, row_of_form
+from launch.serve.form import OF_FILES, OF_ROWS, changed_in, controls_of, form_of, is_of_form, row_of_form
 from models.flow.spec import FlowSpec, GivenFrames
 from pipeline.sample.config import SampleConfig
+from pipeline.sample.given import Given, ImageFile
 from pipeline.sample.plan import Plan
 from pipeline.sample.prompts import SETTINGS, PlacedPrompt, prompt_of
 from pipeline.sample.requests import PromptRequest
@@ -80,4 +81,9 @@ def test_what_a_clip_was_made_with_asks_for_the_same_clip(changes):
 
 def test_a_clip_of_an_older_version_has_no_settings_to_take():
     (request,) = requests_of({"prompt": "a"})
-    assert changed_in(request.model_copy(update={"settings": None}), CONTROLS) == {}
+    old = request.model_copy(update={"settings": None})
+    assert changed_in(old, CONTROLS) == {}
+    assert (is_of_form(request), is_of_form(old)) == (True, False)
+    given = request.model_copy(update={"given": Given(total_frames=9)})
+    other = request.model_copy(update={"given": Given(total_frames=9, clip=ImageFile(path="a.mp4", sha256="0"))})
+    assert (is_of_form(given), is_of_form(other)) == (True, False)

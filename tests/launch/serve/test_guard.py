@@ -69,7 +69,7 @@ def test_without_a_token_only_names_of_this_machine_are_answered():
     guard = Guard(page, None)
     for host in ("127.0.0.1:7860", "localhost", "[::1]:7860", "LOCALHOST:1"):
         assert ask(guard, host=host)[0] == 200
-    for host in ("example.org", "127.0.0.1.example.org:7860", "localhost@example.org", "192.168.1.2:7860", ""):
+    for host in ("example.org", "127.0.0.1.example.org:7860", "localhost@example.org", "192.168.1.2:7860", "[::1", ""):
         assert ask(guard, host=host)[0] == 403
         assert ask(guard, kind="websocket", host=host)[0] == "websocket.close"
 
@@ -79,7 +79,7 @@ def test_another_page_is_refused_with_and_without_a_token():
         known = f"{COOKIE}=s"
         assert ask(guard, origin="http://127.0.0.1:7860", cookie=known)[0] == 200
         assert ask(guard, kind="websocket", origin="http://127.0.0.1:7860", cookie=known)[0] == "websocket.accept"
-        for origin in ("http://example.org", "http://127.0.0.1:8080", "null"):
+        for origin in ("http://example.org", "http://127.0.0.1:8080", "null", "http://["):
             assert ask(guard, origin=origin, cookie=known)[0] == 403
             assert ask(guard, kind="websocket", origin=origin, cookie=known)[0] == "websocket.close"
 

@@ -128,7 +128,8 @@ def test_a_clip_that_is_there_is_shown_and_a_damaged_one_made_again(queue):
         ({"prompt": "a", "weights": "none"}, "none"),
         ({"prompt": "a", "image": "/no/such.png"}, "image /no/such.png cannot be read"),
         ({"prompt": "a", "num_seeds": "65"}, "num_seeds: 65 clips are more than 64"),
-        ({"prompt": "\ud800"}, "no character of a text"),
+        ({"prompt": "\ud800"}, "prompt: Input should be a valid string"),
+        ({"prompt": "a\0"}, "prompt: Value error, it contains U+0000"),
     ],
     ids=lambda value: json.dumps(value)[:40],
 )
