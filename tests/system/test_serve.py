@@ -82,7 +82,7 @@ def served(model_dir, tmp_path_factory) -> Iterator[Served]:
 def test_a_prompt_becomes_a_clip_that_plays_and_has_the_bytes_of_a_job(served, model_dir, cluster, tmp_path):
     shown, page = served.shown, served.shown.page
     assert "No clip yet" in served.text()
-    assert page.get_by_label("Steps").input_value() == "4"
+    assert page.get_by_label("Steps", exact=True).input_value() == "4"
     page.evaluate(f"() => {{ window.steps = new Set(); setInterval({WATCH}, 20) }}")
     served.fill(Prompt="a red dot", Steps="150", Guidance_scale="2.5")
     served.generate()
@@ -162,12 +162,12 @@ def test_clips_wait_their_turn_and_an_image_starts_them(served, tmp_path):
     assert Path(clip.request.image.path).parent == served.folder / "inputs"
     first = page.locator("[data-id]").first
     assert first.get_attribute("data-id") == clip.request.id
-    page.get_by_label("Steps").fill("9")
+    page.get_by_label("Steps", exact=True).fill("9")
     first.get_by_role("button", name="Take its prompt").click()
     shown.wait_until("document.querySelector('textarea').value === 'after it'")
-    assert page.get_by_label("Steps").input_value() == "2"
+    assert page.get_by_label("Steps", exact=True).input_value() == "2"
     assert "The clip starts with this image." in served.text()
-    assert page.get_by_label("Seed").input_value() == str(clip.request.seed)
+    assert page.get_by_label("Seed", exact=True).input_value() == str(clip.request.seed)
 
 
 def test_another_window_shows_the_same_clips_and_hostile_prompts_are_text(served):
