@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,10 +52,9 @@ def serve_checkpoint(target: Path, output_dir: Path, overrides: Sequence[Overrid
         ReelflowError: as `launch.sample.sample_checkpoint`, before anything listens.
         LockedError: another process samples into `output_dir`.
     """
-    try:
-        from launch.serve.guard import read_token
-    except ImportError as error:
-        raise ConfigError(f"serve needs NiceGUI ({error}): pip install 'reelflow[serve]'") from error
+    if find_spec("nicegui") is None:
+        raise ConfigError("serve needs NiceGUI: pip install 'reelflow[serve]'")
+    from launch.serve.guard import read_token
 
     token = read_token(at.host, at.token_file)
     model = open_model(target)
@@ -65,18 +65,17 @@ def serve_checkpoint(target: Path, output_dir: Path, overrides: Sequence[Overrid
     check_writable(output_dir)
     yield from (f"warning: {note}" for note in notes)
     warn_of_slow_precision(config.sample.precision, float(torch.cuda.is_available()))
-    with ExitStack() as stack:
-        stack.enter_context(held_folder(output_dir))
-        listener = stack.enter_context(listen(at))
-        stack.enter_context(stopped_by_sigterm("the server was stopped"))
-        queue = stack.enter_context(ClipQueue(model, config, output_dir))
-        server = _server(queue, token)
-        yield f"serving {model} at {url_of(at.host, listener)}; clips go into {output_dir}; Ctrl-C ends it"
-        try:
-            server.run(sockets=[listener])
-        except (KeyboardInterrupt, StoppedError):
-            yield "stopping; a clip that is being made is left after its current step"
     with held_folder(output_dir):
+        with ExitStack() as stack:
+            listener = stack.enter_context(listen(at))
+            stack.enter_context(stopped_by_sigterm("the server was stopped"))
+            queue = stack.enter_context(ClipQueue(model, config, output_dir))
+            server = _server(queue, token)
+            yield f"serving {model} at {url_of(at.host, listener)}; clips go into {output_dir}; Ctrl-C ends it"
+            try:
+                server.run(sockets=[listener])
+            except (KeyboardInterrupt, StoppedError):
+                yield "stopping; a clip that is being made is left after its current step"
         number = write_gallery(output_dir, (clip.shown() for clip in iterate_samples(output_dir)))
     yield f"{number} clips in {output_dir}, shown in {output_dir / GALLERY_NAME}"
 

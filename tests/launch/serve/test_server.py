@@ -9,7 +9,7 @@ from launch.config import ClusterConfig
 from launch.overrides import ConfigError
 from launch.sample_settings import SamplingConfig
 from launch.serve.guard import TOKEN_VARIABLE
-from launch.serve.server import Listening, listen, refuse_unused, url_of
+from launch.serve.server import Listening, listen, refuse_unused, serve_checkpoint, url_of
 from pipeline.distributed.config import WorkersConfig
 from pipeline.sample.config import SampleSection
 from testing.commands import launch_here
@@ -55,6 +55,12 @@ def test_the_default_is_this_machine_alone():
     if socket.has_ipv6:
         with listen(Listening(host="::1", port=0)) as listener:
             assert url_of("::1", listener) == f"http://[::1]:{listener.getsockname()[1]}"
+
+
+def test_without_the_extra_the_message_names_it(monkeypatch, tmp_path):
+    monkeypatch.setattr("launch.serve.server.find_spec", lambda _: None)
+    with pytest.raises(ConfigError, match=r"serve needs NiceGUI: pip install 'reelflow\[serve\]'"):
+        next(serve_checkpoint(tmp_path, tmp_path, [], Listening()))
 
 
 def test_the_command_refuses_before_it_loads_anything(tmp_path, monkeypatch):
