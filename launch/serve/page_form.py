@@ -93,7 +93,10 @@ class Form:
         self.preview.visible = False
 
     async def _take_image(self, event: events.UploadEventArguments) -> None:
-        self._show_image(await run.io_bound(self._kept, await event.file.read()))
+        path = await run.io_bound(self._kept, await event.file.read())
+        if path is None:  # the server ends
+            return
+        self._show_image(path)
         self.upload.reset()
 
     def _kept(self, content: bytes) -> Path:
