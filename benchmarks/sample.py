@@ -40,8 +40,7 @@ from pipeline.sample.outputs import SampledClip
 from pipeline.sample.plan import Plan
 from pipeline.sample.prompts import PlacedPrompt, Prompt
 from pipeline.sample.requests import PromptRequest
-from pipeline.sample.sampler import OnProgress
-from pipeline.sample.sampler import ClipSampler
+from pipeline.sample.sampler import ClipSampler, OnProgress
 from testing.paths import ROOT
 
 RESULTS = ROOT / "benchmarks" / "results" / "sample.json"
