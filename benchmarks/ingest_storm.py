@@ -12,21 +12,27 @@ difference between a large and a small folder of one kind, so that the start of 
 
 import argparse
 import json
+import pickle
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TypeVar
 
 from data.curation.sources import list_folder
 from data.files.publish import publish_text
 from launch.cluster import connected
 from launch.config import ClusterConfig
+from pipeline.ingest.commit import commit_shard
 from pipeline.ingest.config import ShardConfig
-from pipeline.ingest.prepare import PrepareConfig, prepare_source
+from pipeline.ingest.plan import plan_shards
+from pipeline.ingest.prepare import PrepareConfig, prepare_source, prepare_with_origin
 from testing.ingest_storm import CONFIG, make_files, storm
 
 NUM_FILES = 20_000
 SMALL, LARGE = 500, 2_000  # files in the folders that the cost of a file is measured with
+T = TypeVar("T")
 RESULT = Path(__file__).parent / "results" / "ingest_storm.json"
 
 
@@ -42,28 +48,67 @@ def probe_milliseconds(folder: Path, num_files: int = 400) -> float:
     return (time.process_time() - started) / num_files * 1e3
 
 
-def milliseconds_per_file(folder: Path, config: ShardConfig, *, is_good: bool) -> float:
-    """CPU time of all processes for one more file of a kind; that of Ray's daemons grows with the time alone."""
+def milliseconds_per_file(folder: Path, config: ShardConfig, *, is_good: bool) -> dict[str, float]:
+    """CPU time for one more file of a kind, by role and of all; that of Ray's daemons grows with the time alone."""
     small, large = (
-        sum(storm(folder / str(number), *((number, 0) if is_good else (1, number)), config).cpu_seconds.values())
+        storm(folder / str(number), *((number, 0) if is_good else (1, number)), config).cpu_seconds
         for number in (SMALL, LARGE)
     )
-    return round((large - small) / (LARGE - SMALL) * 1e3, 3)
+    by_role = {role: (large[role] - small[role]) / (LARGE - SMALL) * 1e3 for role in large}
+    return {name: round(value, 3) for name, value in (by_role | {"all": sum(by_role.values())}).items()}
+
+
+def step_milliseconds(folder: Path, num_files: int = 1600) -> dict[str, float]:
+    """CPU time of each step of a rejected file, in this process, without Ray; 16 files a shard."""
+    make_files(folder / "videos", 1, num_files)
+    output = folder / "clips"
+    output.mkdir()
+    found: dict[str, float] = {}
+
+    def timed(name: str, work: Callable[[], T]) -> T:
+        started = time.process_time()
+        result = work()
+        found[name] = round((time.process_time() - started) / num_files * 1e3, 3)
+        return result
+
+    sources = timed("list", lambda: list_folder(folder / "videos"))
+    config = PrepareConfig(CONFIG.buckets, {}, CONFIG, spool_dir=output)
+    prepare_source(config, sources[0])
+    plan = timed("plan", lambda: plan_shards(sources, output, config))
+    timed("probe", lambda: [prepare_source(config, source) for source in sources])
+    prepared = timed("probe_and_origin", lambda: [prepare_with_origin(config, source) for source in sources])
+    reports = [report for report, _ in prepared]
+    timed("pickle_jobs", lambda: [pickle.loads(pickle.dumps(part)) for part in batched(sources)])
+    timed("pickle_reports", lambda: [pickle.loads(pickle.dumps(part)) for part in batched(reports)])
+    shard_of = plan.to_cut
+    for source, (report, clips) in zip(sources, prepared, strict=True):
+        shard_of[source].add(report, clips if report.clips else None)
+    recipes = [(shard.recipe(), shard.give_clips()) for shard in plan.shards]
+    timed("commit", lambda: [commit_shard(recipe, *clips) for recipe, clips in recipes])
+    timed("plan_again", lambda: plan_shards(sources, output, config))
+    return found
+
+
+def batched(values: Sequence[T], size: int = 64) -> list[Sequence[T]]:
+    """In parts, as they are sent to a worker."""
+    return [values[at : at + size] for at in range(0, len(values), size)]
 
 
 def main() -> None:
-    """The storm, then what a file costs; or one of them."""
+    """The steps of a file, the storm, then what a file costs; or one of them."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--files", type=int, default=NUM_FILES)
-    parser.add_argument("--part", choices=("storm", "costs"))
+    parser.add_argument("--part", choices=("storm", "costs", "steps"))
     options = parser.parse_args()
     result: dict[str, object] = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else {}
     with tempfile.TemporaryDirectory(prefix="ingest-storm-") as name:
         folder = Path(name)
-        if options.part != "costs":
+        if options.part in (None, "steps"):
+            result["steps_cpu_milliseconds"] = step_milliseconds(folder / "steps")
+        if options.part in (None, "storm"):
             whole = storm(folder / "storm", options.files // 2, options.files // 2)
             result["storm"] = asdict(whole) | {"ledger": whole.ledger.model_dump()}
-        if options.part != "storm":
+        if options.part in (None, "costs"):
             default = CONFIG.model_copy(update={"videos_per_shard": ShardConfig().videos_per_shard})
             with connected(ClusterConfig(object_store_mib=128)):
                 costs = {

@@ -40,7 +40,7 @@ from pipeline.sample.outputs import SampledClip
 from pipeline.sample.plan import Plan
 from pipeline.sample.prompts import PlacedPrompt, Prompt
 from pipeline.sample.requests import PromptRequest
-from pipeline.sample.sampler import ClipSampler
+from pipeline.sample.sampler import ClipSampler, OnProgress
 from testing.paths import ROOT
 
 RESULTS = ROOT / "benchmarks" / "results" / "sample.json"
@@ -99,10 +99,10 @@ class TimedActor(SamplerActor):
 
         return timed
 
-    def make(self, requests: list[PromptRequest]) -> list[SampledClip]:
+    def make(self, requests: list[PromptRequest], on_progress: OnProgress | None = None) -> list[SampledClip]:
         """As `SamplerActor.make`."""
         self._computing, begin = 0.0, time.time()
-        clips = super().make(requests)
+        clips = super().make(requests, on_progress)
         note = Batch(os.getpid(), len(requests), begin, time.time(), self._computing)
         with (self._notes / f"{note.actor}.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(note)) + "\n")

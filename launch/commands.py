@@ -277,6 +277,44 @@ def sample(
 
 
 @app.command()
+def serve(
+    checkpoint: Annotated[
+        Path,
+        typer.Argument(help="A folder with a DiT checkpoint, or of a published pipeline.", callback=_expand_home),
+    ],
+    output: Annotated[Path, typer.Option(help="Where clips go.", callback=_expand_home)] = Path("served"),
+    host: Annotated[
+        str, typer.Option(help="Address to listen on. One that other machines reach takes a token.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 7860,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Holds the token that opens the page; without it, REELFLOW_SERVE_TOKEN does.",
+            callback=_expand_home,
+        ),
+    ] = None,
+    overrides: Overrides = None,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Open a local page to make clips: prompt, settings, progress, and the clips with the commands that remake them.
+
+    Example: `reelflow serve runs/demo/dit`
+    """
+    with _readable_errors(debug):
+        from launch.serve.server import Listening, serve_checkpoint
+        from pipeline.run.logs import console_log
+
+        with console_log(_Start(overrides, False, verbose, quiet, debug).level()):
+            for line in serve_checkpoint(checkpoint, output, overrides or [], Listening(host, port, token_file)):
+                if not quiet or line.startswith(("warning:", "serving")):
+                    typer.echo(line)
+
+
+@app.command()
 def remake(
     target: Annotated[
         Path,

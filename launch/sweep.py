@@ -12,7 +12,7 @@ from data.records import Record
 from launch.cluster import connected
 from launch.config import check_writable
 from launch.overrides import ConfigError, Override
-from launch.sample import SamplingConfig, read_settings
+from launch.sample_settings import SamplingConfig, read_settings
 from launch.sweep_plan import Combination, Requests, plan_sweep
 from pipeline.evaluate.clip_sets import ClipSet, open_clips, sampled_clips
 from pipeline.evaluate.comparison import MIN_CLIPS, compare

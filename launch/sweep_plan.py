@@ -11,7 +11,7 @@ from data.errors import ReelflowError, shorten
 from data.video.codec import check_encoder
 from launch.overrides import ConfigError, explain
 from launch.plain_yaml import YamlError, read_plain_yaml
-from launch.sample import SamplingConfig
+from launch.sample_settings import SamplingConfig
 from pipeline.evaluate.comparison import MIN_CLIPS
 from pipeline.evaluate.sweep import combinations_of, name_of
 from pipeline.sample.checks import check_can_sample, contradiction_in

@@ -112,3 +112,13 @@ def text_encoder_dir(tmp_path_factory) -> Path:
     from testing.text_encoders import write_text_encoder
 
     return write_text_encoder(tmp_path_factory.mktemp("t5"))
+
+
+@pytest.fixture(scope="session")
+def model_dir(tmp_path_factory) -> Path:
+    """A training of eight steps, with given frames, several averages of its weights and two checkpoints."""
+    from models.flow.spec import FlowSpec, GivenFrames
+    from testing.sample_faults import write_model
+
+    flow = FlowSpec(caption_dropout=0.3, first_frame_share=0.3, given=GivenFrames(prefix=0.3, ends=0.3))
+    return write_model(tmp_path_factory.mktemp("model"), flow)

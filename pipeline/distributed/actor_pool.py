@@ -232,12 +232,21 @@ def _first_done(references: list[Any]) -> Any:  # noqa: ANN401 - Ray's reference
         done, _ = ray.wait(references, num_returns=1, timeout=LOOK_SECONDS)
         if done:
             return done[0]
-        own = ray.get_runtime_context().get_node_id()
-        if not any(node["Alive"] for node in ray.nodes() if node["NodeID"] == own):
-            raise NodeLostError(
-                "the Ray cluster has lost the node of this program (its raylet ended, often for want of memory); what "
-                "was finished is kept, and the same command goes on from there"
-            )
+        check_own_node()
+
+
+def check_own_node() -> None:
+    """Asked where nothing has come for a while.
+
+    Raises:
+        NodeLostError: the node of this program has left the cluster, and no result can come.
+    """
+    own = ray.get_runtime_context().get_node_id()
+    if not any(node["Alive"] for node in ray.nodes() if node["NodeID"] == own):
+        raise NodeLostError(
+            "the Ray cluster has lost the node of this program (its raylet ended, often for want of memory); what "
+            "was finished is kept, and the same command goes on from there"
+        )
 
 
 def _is_alive(worker: Any) -> bool:  # noqa: ANN401 - Ray's handle

@@ -5,6 +5,7 @@ their own: one is killed when a job passes its deadline, and a crash ends that j
 such as writing a shard of their payloads, is done by the same processes.
 """
 
+import logging
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
@@ -12,8 +13,9 @@ from time import monotonic
 from typing import Any, Generic, Literal, Self, TypeVar
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 
+from pipeline.distributed.actor_pool import LOOK_SECONDS, check_own_node
 from pipeline.distributed.isolated_worker import (
     BATCH_SECONDS,
     BETWEEN_JOBS,
@@ -27,11 +29,14 @@ from pipeline.distributed.isolated_worker import (
 
 Job = TypeVar("Job")
 T = TypeVar("T")
+logger = logging.getLogger(__name__)
+
 MAX_ATTEMPTS = 3  # one crash may be the machine's fault, such as a lack of memory; three are the job's
 MAX_FAILED_STARTS = 3
 MAX_BATCH = 256  # jobs
 MAX_CALLS = 16  # without payloads, that a worker is given at once
 POLL_SECONDS = 0.5
+HOST_LOST = "its node has died"  # in Ray's message about an actor
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,8 @@ class IsolatedPool(Generic[Job]):
     lost and the others continue, except that an error of the operating system (such as a full disk) is raised to the
     caller. Quick jobs are given to a worker several at once. If the worker dies of one, each is tried again alone.
 
+    The loss of a host is the fault of no job. The workers that are left go on, whether or not there is room for others.
+
     The workers end with the block of a `with` statement.
 
     Args:
@@ -83,21 +90,22 @@ class IsolatedPool(Generic[Job]):
         self._called_alone = set[Call]()
         self._crashes, self._work_crashes, self._failed_starts = Counter[Job](), Counter[Call](), 0
         self._seconds_per_job = float("inf")  # in the last batch
+        self._heard = monotonic()  # when a worker was last ready
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for worker in self._workers:
-            ray.kill(worker.handle)
-        self._workers.clear()
+        self._end_workers()
 
     def call(self, function: Callable[..., None], *arguments: object) -> None:
         """Let the next idle worker call a function that is trusted to return, before any job that waits.
 
         A `Payload` among the arguments is replaced by the payload itself. It is called between two outcomes; `outcomes`
         ends when all calls have returned, and raises their errors. A call is repeated if its worker dies; so is one
-        without payloads that a worker was given together with the call that it died of.
+        without payloads that a worker was given together with the call that it died of. Payloads are lost with the host
+        of the worker that made them: then the call is not made, which is logged, and the caller has to look afterwards
+        what is missing.
         """
         self._work.append(Call(function, arguments))
 
@@ -107,14 +115,21 @@ class IsolatedPool(Generic[Job]):
         Raises:
             RayActorError: workers die while they start, or of a call.
             RayTaskError: a job raised an OSError, or a call any error. It is raised as soon as it happens.
+            NodeLostError: the node of this program has left the cluster.
         """
-        while self._workers or self._waiting or self._work:
+        while self._num_busy or self._waiting or self._work:
             self._start_workers()
             for worker in self._ready():
                 yield from self._collect(worker)
                 self._give_next(worker)
             for worker in [worker for worker in self._workers if monotonic() > worker.deadline]:
                 yield from self._after_deadline(worker)
+        self._end_workers()  # which have not started: there may be no room for them
+
+    def _end_workers(self) -> None:
+        for worker in self._workers:
+            ray.kill(worker.handle)
+        self._workers.clear()
 
     def _start_workers(self) -> None:
         """Start workers up to their number, but no more than there is to do."""
@@ -130,23 +145,38 @@ class IsolatedPool(Generic[Job]):
         """Workers that have started, have done their work, or have died; waits at most `POLL_SECONDS` for one."""
         pending = [worker.pending for worker in self._workers]
         finished, _ = ray.wait(pending, num_returns=1, timeout=POLL_SECONDS)
+        if finished:
+            self._heard = monotonic()
+        elif monotonic() - self._heard > LOOK_SECONDS:
+            self._heard = monotonic()
+            self._look()
         return [worker for worker in self._workers if worker.pending in finished]
+
+    def _look(self) -> None:
+        """Nothing has come for a while: say so, if it is because no worker has started.
+
+        Raises:
+            NodeLostError: the node of this program has left the cluster.
+        """
+        check_own_node()
+        if not self._num_busy:
+            logger.warning(
+                "  no worker process has started within %g s: the hosts are slow, or none has a free CPU; the program "
+                "goes on waiting",
+                LOOK_SECONDS,
+            )
 
     def _collect(self, worker: Worker[Job]) -> Iterator[Done[Job] | Lost[Job]]:
         """What became of the jobs of a ready worker; nothing of those that are tried again."""
         try:
             result: Any = ray.get(worker.pending)
-        except RayActorError:
+        except RayActorError as error:
             self._workers.remove(worker)
-            yield from self._after_death(worker)
+            ray.kill(worker.handle)  # it may only be out of reach
+            yield from self._after_death(worker, error)
             return
-        except RayTaskError as error:
-            if not worker.jobs or isinstance(error.cause, OSError):  # an error of the machine, not of the job
-                raise
-            if len(worker.jobs) == 1:
-                yield Lost(worker.jobs[0], "failed", f"it raised {type(error.cause).__name__}: {error.cause}")
-            else:
-                self._try_alone(worker.jobs)
+        except (RayTaskError, ObjectLostError) as error:
+            yield from self._after_error(worker.jobs, error)
             worker.rest()
             return
         self._failed_starts = 0
@@ -161,32 +191,54 @@ class IsolatedPool(Generic[Job]):
             for number, report in enumerate(reports):
                 yield Done(jobs[number], report, Payload(payloads, number))
 
-    def _after_death(self, worker: Worker[Job]) -> Iterator[Lost[Job]]:
+    def _after_error(self, jobs: tuple[Job, ...], error: RayTaskError | ObjectLostError) -> Iterator[Lost[Job]]:
+        """What follows from an error that a worker reported of its jobs, or if there are none, of its calls.
+
+        Raises:
+            RayTaskError: it is one of the machine, or of a call.
+        """
+        cause = error.cause if isinstance(error, RayTaskError) else error
+        if isinstance(cause, ObjectLostError):
+            logger.warning("  a host was lost, and with it results that were in its memory; they are made again")
+            self._waiting.extendleft(reversed(jobs))
+        elif not jobs or isinstance(cause, OSError):
+            raise error
+        elif len(jobs) == 1:
+            yield Lost(jobs[0], "failed", f"it raised {type(cause).__name__}: {cause}")
+        else:
+            self._try_alone(jobs)
+
+    def _after_death(self, worker: Worker[Job], error: RayActorError) -> Iterator[Lost[Job]]:
         """Give what a dead worker was at to another one.
 
         Raises:
             RayActorError: `MAX_FAILED_STARTS` workers in a row died while they started, or too many of one call.
         """
-        if worker.works:
+        if HOST_LOST in str(error):
+            self._work.extendleft(reversed(worker.works))
+            self._waiting.extendleft(reversed(worker.jobs))
+        elif worker.works:
             self._work.extendleft(reversed(worker.works))
             self._called_alone.update(worker.works)
             if len(worker.works) == 1:
                 self._work_crashes.update(worker.works)
                 if self._work_crashes[worker.works[0]] == MAX_ATTEMPTS:
-                    ray.get(worker.pending)
+                    raise error
         elif len(worker.jobs) == 1:
-            job = worker.jobs[0]
-            self._crashes[job] += 1
-            if self._crashes[job] == MAX_ATTEMPTS:
-                yield Lost(job, "crashed", f"decoding it crashed {MAX_ATTEMPTS} workers")
+            if self._may_try_again(worker.jobs[0]):
+                self._waiting.appendleft(worker.jobs[0])
             else:
-                self._waiting.appendleft(job)
+                yield Lost(worker.jobs[0], "crashed", f"decoding it crashed {MAX_ATTEMPTS} workers")
         elif worker.jobs:
             self._try_alone(worker.jobs)
         else:
             self._failed_starts += 1
             if self._failed_starts == MAX_FAILED_STARTS:
-                ray.get(worker.pending)
+                raise error
+
+    def _may_try_again(self, job: Job) -> bool:
+        self._crashes[job] += 1
+        return self._crashes[job] < MAX_ATTEMPTS
 
     def _try_alone(self, jobs: tuple[Job, ...]) -> None:
         self._alone.update(jobs)
@@ -221,10 +273,13 @@ class IsolatedPool(Generic[Job]):
         if found.seconds_left > 0:
             return
         self._workers.remove(worker)
-        number = 0 if len(jobs) == 1 else found.number
-        if number == BETWEEN_JOBS:
-            self._try_alone(jobs)
-            return
+        number = found.number
+        if number == BETWEEN_JOBS:  # its host does not answer, or it has just done them
+            first, *others = jobs
+            if others or self._may_try_again(first):
+                self._try_alone(jobs)
+                return
+            number = 0
         self._waiting.extendleft(reversed(jobs[:number] + jobs[number + 1 :]))
         allowed = max(self._timeout, worker.deadline - worker.started - BATCH_SECONDS)
         yield Lost(jobs[number], "timed_out", f"decoding it took longer than {allowed:.4g} s")

@@ -4,7 +4,9 @@ A worker waits for the judgement of its clip; meanwhile the clips of other worke
 """
 
 import asyncio
+import logging
 import random
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +23,10 @@ from data.records import Frames
 if TYPE_CHECKING:
     import torch
 
+logger = logging.getLogger(__name__)
+
+START_SECONDS = 30.0  # that the first process with models waits for the next, beside as long as it took itself
+RESTART_SECONDS = 0.5  # after which a clip asks again, where no process runs
 GATHER_SECONDS = 0.01  # how long a batch waits for further clips
 BLANK: Frames = np.zeros((3, 64, 64, 3), np.uint8)  # judged at the start, so that a faulty model is known at once
 
@@ -187,7 +193,11 @@ class JudgeActor:
 
 
 class RemoteJudge:
-    """Asks one of the processes, chosen by chance: their answers are equal."""
+    """Asks one of the processes, chosen by chance: their answers are equal.
+
+    One that has died is passed over until it runs again, which may be never: where a host is lost, no other may have a
+    free GPU. Where none runs, the clip waits for one until the deadline of its video.
+    """
 
     def __init__(self, actors: Sequence[Any]) -> None:
         self._actors = list(actors)
@@ -195,9 +205,17 @@ class RemoteJudge:
     def __call__(self, pictures: Frames, caption: str) -> Judgement:
         """The judgement of a clip."""
         import ray
+        from ray.exceptions import RayActorError
 
-        judgement: Any = ray.get(random.choice(self._actors).judge.remote(np.ascontiguousarray(pictures), caption))
-        return judgement
+        shown = np.ascontiguousarray(pictures)
+        while True:
+            for actor in random.sample(self._actors, len(self._actors)):
+                try:
+                    judgement: Judgement = ray.get(actor.judge.remote(shown, caption))
+                except RayActorError:
+                    continue
+                return judgement
+            time.sleep(RESTART_SECONDS)
 
 
 @contextmanager
@@ -213,14 +231,44 @@ def started_judge(config: ModelsConfig) -> Iterator[Judge | None]:
     import ray
 
     num_gpus = int(ray.cluster_resources().get("GPU", 0))
-    # Without a CPU of its own: the workers that wait for it have taken them all.
-    kind: Any = ray.remote(JudgeActor).options(
-        num_cpus=0, num_gpus=min(1, num_gpus), max_restarts=-1, max_task_retries=2
-    )
+    # Without a CPU of its own: the workers that wait for it have taken them all. Ray repeats no call: it would wait
+    # until the same process runs again.
+    kind: Any = ray.remote(JudgeActor).options(num_cpus=0, num_gpus=min(1, num_gpus), max_restarts=-1)
     actors = [kind.remote(config) for _ in range(max(1, num_gpus))]
     try:
-        ray.get([actor.load.remote() for actor in actors])
-        yield RemoteJudge(actors)
+        yield RemoteJudge(_loaded(actors))
     finally:
         for actor in actors:
             ray.kill(actor)
+
+
+def _loaded(actors: Sequence[Any]) -> list[Any]:
+    """The processes that have loaded the models: all, but for those whose host was lost meanwhile.
+
+    Raises:
+        CurationModelError: a model cannot be used.
+        RayActorError: no process has started.
+    """
+    import ray
+    from ray.exceptions import RayActorError
+
+    started, patience, loaded = time.monotonic(), None, list[Any]()
+    loading = {actor.load.remote(): actor for actor in actors}
+    while loading:
+        ready, _ = ray.wait(list(loading), num_returns=1, timeout=patience)
+        if not ready:
+            break
+        actor = loading.pop(ready[0])
+        try:
+            ray.get(ready[0])
+        except RayActorError:
+            if not (loading or loaded):
+                raise
+            continue
+        loaded.append(actor)
+        patience = time.monotonic() - started + START_SECONDS
+    if len(loaded) < len(actors):
+        logger.warning(
+            "  models run in %d processes instead of %d: the others have not started", len(loaded), len(actors)
+        )
+    return loaded

@@ -13,7 +13,7 @@ from pipeline.sample.config import MP4_ALONE, OutputsConfig, SampleConfig
 from pipeline.sample.model import SampledModel, open_model
 from pipeline.sample.outputs import SampledClip
 from pipeline.sample.requests import PromptRequest
-from pipeline.sample.sampler import ClipSampler
+from pipeline.sample.sampler import ClipSampler, OnProgress
 from pipeline.sample.samplers import SamplingProcess
 from pipeline.sample.sharing import LostProcessError
 from pipeline.sample.writers import ClipWriter, add_all
@@ -39,23 +39,26 @@ class SamplerActor:
         self._process = SamplingProcess(open_model(model_dir), config, num_threads)
         self._output_dir, self._outputs = output_dir, outputs
 
-    def make(self, requests: list[PromptRequest]) -> list[SampledClip]:
+    def make(self, requests: list[PromptRequest], on_progress: OnProgress | None = None) -> list[SampledClip]:
         """Sample and publish clips of equal shape and settings; returns their lines of the manifest.
 
         Clips are compressed and written while the network computes the next ones, or the next windows of long ones.
+
+        Args:
+            on_progress: where the caller is in this process: as `ClipSampler.stream_group`.
         """
         try:
-            return self._make(requests)
+            return self._make(requests, on_progress)
         except LostProcessError:
             os._exit(1)  # as if this process had been killed: the job gives the batch to another actor
 
-    def _make(self, requests: list[PromptRequest]) -> list[SampledClip]:
+    def _make(self, requests: list[PromptRequest], on_progress: OnProgress | None) -> list[SampledClip]:
         clips: list[Future[list[SampledClip]]] = []
         with self._process.batch(requests) as sampler, ThreadPoolExecutor(max_workers=1) as writer:
             added: Future[None] | None = None
             for group in sampler.groups(requests):
                 writers, total = [self._writer(sampler.model, request) for request in group], 0
-                for part in sampler.stream_group(group):
+                for part in sampler.stream_group(group, on_progress):
                     if added is not None:
                         added.result()  # the memory of one group waits, and an error ends the work
                     added, total = writer.submit(add_all, writers, part.frames, part.latents), total + part.calls

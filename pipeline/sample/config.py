@@ -129,6 +129,11 @@ class SampleConfig(Settings):
     def _split(cls, interval: Any) -> Any:  # noqa: ANN401 - whatever a table holds
         return interval.split(",") if isinstance(interval, str) else interval
 
+    @property
+    def is_adaptive(self) -> bool:
+        """Whether the solver chooses its own steps."""
+        return self.solver == "dopri5" and self.sde_sigma == 0
+
 
 class OutputsConfig(Settings):
     """Which files are made of each clip. They do not change the clip itself, nor its name."""

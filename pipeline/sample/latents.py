@@ -1,14 +1,16 @@
 """Latents from noise, by the network of a checkpoint or one that is being trained. Pure functions on tensors."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import count
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from models.flow.beginning import Beginning
+from models.flow.field import Field
 from models.flow.flow_map import MeanVelocity, flow_map_solver
 from models.flow.grid import (
     autoregressive,
@@ -40,6 +42,8 @@ from pipeline.sample.config import SampleConfig, Schedule
 
 Network = Callable[..., Tensor]
 """Maps (x_t, t, caption) to its prediction, and that of a flow map also (x_t, t, caption, JumpEnd)."""
+OnStep = Callable[[int, int], None]
+"""Called after every step with its number, from 1, and the number of steps; what it raises ends the sampling."""
 
 
 def guidance_of(config: SampleConfig, scale: float) -> Guidance:
@@ -143,6 +147,7 @@ def sample_latents(
     beginning: Beginning | None = None,
     window: int = 0,
     weaker: Weaker | None = None,
+    on_step: OnStep | None = None,
 ) -> Float[Tensor, "b c t h w"]:
     """Sample normalised latents. The noise of each clip depends on its own seed only, not on the other clips.
 
@@ -155,6 +160,7 @@ def sample_latents(
         window: number of the part of a long clip; each has noise of its own.
         weaker: guidance moves away from its prediction with the prompt (autoguidance); None: from the network's own
             without the prompt.
+        on_step: of a solver that chooses its own steps it is called once, at the end.
     """
     noise = first_noise([clip.seed for clip in clips], shape, window)
     if config.grid == "diffusers_unipc":
@@ -178,6 +184,9 @@ def sample_latents(
     else:
         field, grid, start = beginning.field(field, noise), beginning.grid(grid), beginning.state(path, noise)
 
+    if on_step is not None:
+        field = _telling(field, on_step, 1 if config.is_adaptive else len(grid) - 1)
+
     def fresh_noise(step: int) -> Tensor:
         address = step if window == 0 else f"window {window} {step}"
         return torch.cat([randomness.normal(clip.seed, "sde", [address], shape) for clip in clips])
@@ -187,6 +196,18 @@ def sample_latents(
     else:
         solver = solver_with(config, path, fresh_noise)
     return solver(field, start, grid)
+
+
+def _telling(field: Field, on_step: OnStep, num_steps: int) -> Field:
+    """The field, whose solver tells of every step that it has finished."""
+    numbers = count(1)
+
+    def settle(x: Tensor, t: Tensor) -> Tensor:
+        x = field.settle(x, t)
+        on_step(next(numbers), num_steps)
+        return x
+
+    return replace(field, settle=settle)
 
 
 def _jumps(network: Network, caption: Caption, scale: float) -> MeanVelocity:

@@ -79,7 +79,7 @@ class PromptsFile:
                 rows = self._line_rows(stream, notes, is_json=suffix == ".jsonl")
             for place, row in rows:
                 try:
-                    prompt = self._prompt(place, row)
+                    prompt = self.prompt_of_row(place, row)
                 except PromptError as error:
                     is_empty = False
                     if self.on_bad_row is None:
@@ -92,7 +92,12 @@ class PromptsFile:
             raise PromptError(f"{self.place} holds no prompt; write one per line")
         self._notes["read"] = notes
 
-    def _prompt(self, place: str, row: "dict[str, Any] | PromptError") -> Prompt:
+    def prompt_of_row(self, place: str, row: "dict[str, Any] | PromptError") -> Prompt:
+        """The prompt of a row, whose files can be decoded.
+
+        Raises:
+            PromptError: it cannot be used; names the place and the column.
+        """
         if isinstance(row, PromptError):
             raise row
         prompt = prompt_of(place, row)

@@ -25,7 +25,15 @@ SETTINGS = (
 
 
 class PromptError(ReelflowError, ValueError):
-    """A prompt or a prompts file that cannot be used; the message names the file and the line."""
+    """A prompt or a prompts file that cannot be used; the message names the file and the line.
+
+    Args:
+        reason: what is wrong, beginning with the field, where the message says more around it.
+    """
+
+    def __init__(self, message: str, reason: str | None = None) -> None:
+        super().__init__(message)
+        self.reason = reason or message
 
 
 class Prompt(GivenColumns):
@@ -111,7 +119,8 @@ def refusal(place: str, reason: str | ValidationError) -> PromptError:
         reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
     return PromptError(
         f"{place} is not a prompt: {shorten(reason, 300)}; a prompt has the fields "
-        f'{{"prompt": "a red circle moves left", "seed": 1}} and, if need be, others (docs/guides/sampling.md)'
+        f'{{"prompt": "a red circle moves left", "seed": 1}} and, if need be, others (docs/guides/sampling.md)',
+        shorten(reason, 300),
     )
 
 

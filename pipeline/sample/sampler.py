@@ -1,7 +1,8 @@
 """A model that is loaded for sampling."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,7 +33,7 @@ from pipeline.sample.checks import open_weaker, text_encoder_folder
 from pipeline.sample.conditions import Shape, shape_of
 from pipeline.sample.config import SampleConfig
 from pipeline.sample.given import NOTHING
-from pipeline.sample.latents import PromptSeed, Weaker, sample_latents
+from pipeline.sample.latents import OnStep, PromptSeed, Weaker, sample_latents
 from pipeline.sample.model import SampledModel
 from pipeline.sample.requests import PlacedModel, PromptRequest
 from pipeline.sample.windows import WHOLE, Window, blended
@@ -64,6 +65,25 @@ class Part(NamedTuple):
     """Of the network."""
     latents: list[Float[Tensor, "c t h w"]]
     """Of the whole window of each clip, before normalisation, on the CPU."""
+
+
+class Progress(NamedTuple):
+    """How far the clips of a group are."""
+
+    step: int
+    """Finished steps of the window that is being made."""
+    num_steps: int
+    window: int
+    """From 0."""
+    num_windows: int
+
+    @property
+    def share(self) -> float:
+        """Of the steps of all windows, between 0 and 1."""
+        return (self.window + self.step / self.num_steps) / self.num_windows
+
+
+OnProgress = Callable[[Progress], None]
 
 
 class ClipSampler:
@@ -150,17 +170,21 @@ class ClipSampler:
         clips = [np.concatenate([part.frames[row] for part in parts]) for row in range(len(group))]
         return clips, sum(part.calls for part in parts)
 
-    def stream_group(self, group: Sequence[PromptRequest]) -> Iterator[Part]:
+    def stream_group(self, group: Sequence[PromptRequest], on_progress: OnProgress | None = None) -> Iterator[Part]:
         """As `sample_group`, window by window.
 
         The group is filled up with copies of its last request. Memory does not grow with the length of the clips.
+
+        Args:
+            on_progress: called after every step of the solver; what it raises ends the sampling.
         """
         shape = self.shape(group[0])
         rows = [*group, *[group[-1]] * (self.rows_of(group[0]) - len(group))]
         windows = shape.windows(group[0].given or NOTHING)
         shared: list[Frames] = []  # with the window before
         for window, num_next in zip(windows, [*(each.num_shared for each in windows[1:]), 0], strict=True):
-            latents, calls = self._latents(rows, window, shared)
+            on_step = None if on_progress is None else partial(_tell, on_progress, window.number, len(windows))
+            latents, calls = self._latents(rows, window, shared, on_step)
             for request, latent in zip(group, latents, strict=False):
                 if not latent.isfinite().all():
                     raise NotFiniteError(
@@ -190,7 +214,7 @@ class ClipSampler:
         share.
         """
         settings = self._settings(request)
-        if self.config.sequence_parallel > 1 or (settings.solver == "dopri5" and settings.sde_sigma == 0):
+        if self.config.sequence_parallel > 1 or settings.is_adaptive:
             return 1
         key = (
             request.bucket,
@@ -238,7 +262,11 @@ class ClipSampler:
 
     @torch.inference_mode()
     def _latents(
-        self, requests: Sequence[PromptRequest], window: Window = WHOLE, shared: Sequence[Frames] = ()
+        self,
+        requests: Sequence[PromptRequest],
+        window: Window = WHOLE,
+        shared: Sequence[Frames] = (),
+        on_step: OnStep | None = None,
     ) -> tuple[Float[Tensor, "b c t h w"], int]:
         """The normalised latents of a window of all requests, computed together, and the number of network calls.
 
@@ -268,6 +296,7 @@ class ClipSampler:
                 beginning=beginning,
                 window=window.number,
                 weaker=None if one.weaker is None else self._weaker(one.weaker, settings, conditions),
+                on_step=on_step,
             )
         return latents, network.calls
 
@@ -285,3 +314,7 @@ class ClipSampler:
     def _decoded(self, latents: Float[Tensor, "b c t h w"]) -> list[Frames]:
         with autocast(self.config.precision, self.device):
             return decode_clips(self.autoencoder, denormalize(latents, self.model.stats), tile=self.config.tile)
+
+
+def _tell(on_progress: OnProgress, window: int, num_windows: int, step: int, num_steps: int) -> None:
+    on_progress(Progress(step, num_steps, window, num_windows))

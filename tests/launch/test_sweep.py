@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from launch.overrides import ConfigError
-from launch.sample import SamplingConfig
+from launch.sample_settings import SamplingConfig
 from launch.sweep_plan import Requests, plan_sweep, read_varied
 from pipeline.sample.config import SampleSection
 from pipeline.sample.outputs import read_samples

@@ -3,7 +3,7 @@
 import os
 import re
 import shutil
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -154,6 +154,8 @@ def leave_out(folder: Path) -> None:
 
 ALL = NUM_VIDEOS
 NONE = Work()
+STORED = Work(clip_shards=-1, latent_shards=-1, dit_steps=STEPS, evaluations=1)
+"""The records of all clips get another measure. The DiT that is trained anew has the same weights."""
 
 
 @pytest.mark.parametrize(
@@ -170,6 +172,8 @@ NONE = Work()
         (leave_out, (), Work(videos_cut=1, clip_shards=1)),
         (nothing, ("data.filters.static_difference=0.001",), NONE),
         (nothing, ("data.filters.black_luma=null",), NONE),
+        (nothing, ("data.filters.min_sharpness=0.000001", "data.filters.max_clipped_share=0.999"), STORED),
+        (nothing, ("data.filters.max_logo_share=0.999",), replace(STORED, videos_cut=ALL)),
         (nothing, ("data.videos_per_shard=64",), Work(0, 1, STEPS, ALL, 1, STEPS, 2, 1)),
         (nothing, ("autoencoder.model.width=16",), Work(0, 0, STEPS, ALL, -1, STEPS, 2, 1)),
         (nothing, ("dit.train.learning_rate=0.002",), Work(0, 0, 0, 0, 0, STEPS, 2, 1)),
@@ -186,6 +190,8 @@ NONE = Work()
         "filter-back",
         "filter-on",
         "filter-off",
+        "filter-stored",
+        "filter-unmeasured",
         "shards",
         "width",
         "dit",

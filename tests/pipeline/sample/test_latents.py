@@ -215,6 +215,50 @@ def test_every_setting_of_a_rule_and_a_solver_reaches_it():
         assert not torch.equal(before, after), (base, change)
 
 
+@pytest.mark.parametrize("solver", [name for name in get_args(OdeSolver) if name != "flow_map"])
+def test_every_step_is_told_of_and_changes_nothing(solver):
+    told: list[tuple[int, int]] = []
+    network = lambda x, t, _: 0.1 * x + t.reshape(-1, 1, 1, 1, 1)  # noqa: E731
+    config = SampleConfig(solver=solver, steps=3, tolerance=0.01, guidance_scale=1.0)
+    more: dict[str, Any] = {
+        "guidance_scale": 1.0,
+        "shape": (4, 2, 2, 2),
+        "read_captions": byte_captions(TextConfig()),
+        "device": torch.device("cpu"),
+    }
+    clips = [PromptSeed("a", 1)]
+    silent = sample_latents(network, FlowSpec(), config, clips, **more)
+    heard = sample_latents(network, FlowSpec(), config, clips, **more, on_step=lambda *step: told.append(step))
+    assert torch.equal(silent, heard)
+    assert told == ([(1, 1)] if solver == "dopri5" else [(1, 3), (2, 3), (3, 3)])
+
+
+def test_a_step_may_end_the_sampling():
+    def stop(step: int, _: int) -> None:
+        if step == 2:
+            raise KeyboardInterrupt
+
+    calls: list[Tensor] = []
+
+    def network(x: Tensor, t: Tensor, _: object) -> Tensor:
+        calls.append(t)
+        return x
+
+    with pytest.raises(KeyboardInterrupt):
+        sample_latents(
+            network,
+            FlowSpec(),
+            SampleConfig(solver="euler", steps=50),
+            [PromptSeed("a", 1)],
+            guidance_scale=1.0,
+            shape=(4, 2, 2, 2),
+            read_captions=byte_captions(TextConfig()),
+            device=torch.device("cpu"),
+            on_step=stop,
+        )
+    assert len(calls) == 2
+
+
 def test_the_delay_of_a_pyramid_reaches_it():
     asked: list[list[float]] = []
 
