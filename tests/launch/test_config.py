@@ -199,10 +199,6 @@ def test_a_mix_takes_the_place_of_the_source():
         ("distill={train: {global_batch: 33}}", "distill.train.global_batch is 33.*use 32"),
         ("dit.flow.coupled_clips=5", "coupled_clips is 5, but dit.train.global_batch 32, in . parts .*a multiple of"),
         ("sample.schedule=pyramid", "sample.schedule is 'pyramid'.*set dit.flow.times_per to frame"),
-        (
-            "dit.model.known_frames=channels",
-            r"known_frames is 'channels', but dit\.flow\.first_frame_share is 0.*set first_frame_share above 0",
-        ),
         ("name=../x", "name: string should match pattern"),
         ("steps", "write section.field=value"),
     ],
@@ -210,6 +206,13 @@ def test_a_mix_takes_the_place_of_the_source():
 def test_refusals_name_field_value_and_way_out(override, said):
     with pytest.raises(ConfigError, match=said):
         load_config(Path("demo"), [override])
+
+
+def test_channels_for_frames_that_are_never_given_are_refused():
+    overrides = ["dit.flow.first_frame_share=0", "dit.flow.given={}", "dit.model.known_frames=channels"]
+    said = r"known_frames is 'channels', but dit\.flow\.first_frame_share is 0.*set first_frame_share above 0"
+    with pytest.raises(ConfigError, match=said):
+        load_config(Path("demo"), overrides)
 
 
 def test_missing_and_malformed_files(tmp_path):

@@ -39,7 +39,7 @@ def config(tmp_path: Path, **fields: object):
 
 
 def test_figures_follow_from_the_closed_forms(tmp_path):
-    given = config(tmp_path)
+    given = config(tmp_path, **{"dit.flow.first_frame_share": 0, "dit.flow.given": "{}"})  # one time for each clip
     planned = plan_run(given, H100)
     dit = planned.trainings[1]
     assert isinstance(given.dit.model, DiTConfig)
