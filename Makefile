@@ -8,8 +8,8 @@ RUN := $(VENV)/bin/python
 demo: setup
 	@$(RUN) -m launch demo
 
-# Four at a time on two cores: half of a test's time is waiting for processes.
-PYTEST := $(RUN) -m pytest -n 4 --dist loadscope --no-loadscope-reorder
+# Two at a time: much of a test is waiting for processes to start. With four, slow tests took longer and met their deadlines.
+PYTEST := $(RUN) -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 test: setup
 	@$(PYTEST)

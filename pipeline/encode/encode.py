@@ -124,7 +124,8 @@ class Encoder:
                     count += values.shape[1]
                     total += values.sum(1)
                     squares += values.square().sum(1)
-        samples = [(record, payloads[record.key]) for record, _ in clips]
+        # Nothing that reads latents reads measures: without them, another filter leaves the latents the same bytes.
+        samples = [(record.model_copy(update={"measures": None}), payloads[record.key]) for record, _ in clips]
         written, rows = write_shard(task.target, samples, LATENT_MEMBER, partial(remove_commit, task.target))
         commit = EncodedShard(
             input_fingerprint=task.inputs.whole,
