@@ -8,7 +8,7 @@ RUN := $(VENV)/bin/python
 demo: setup
 	@$(RUN) -m launch demo
 
-# Two at a time: much of a test is waiting for processes to start. With four, slow tests took longer and met their deadlines.
+# Two at a time: much of a test is waiting for processes to start. Four at a time took no less, and a slow test met its deadline.
 PYTEST := $(RUN) -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 test: setup

@@ -19,6 +19,7 @@ from pipeline.ingest.measured import measured_spans
 from pipeline.report.dataset_page import clips_dir_of, write_dataset_page
 from pipeline.report.gallery import GALLERY_NAME
 from pipeline.report.pages import visible
+from pipeline.run.run_files import CONFIG_NAME
 from pipeline.run.stage_record import read_stage_record
 from pipeline.sample.outputs import CLIP_SUFFIX, SAMPLES_NAME, read_samples
 from pipeline.sample.provenance import read_provenance
@@ -50,7 +51,7 @@ def describe_folder(path: Path) -> str:
         return f"{path}: {len(clips)} sampled clips ({counts})\n  {path / GALLERY_NAME}"
     if is_published(path):
         return _published(path)
-    if (path / "config.yaml").is_file():
+    if (path / CONFIG_NAME).is_file():
         return _run(path)
     raise ConfigError(f"{path} is not a run, a dataset, a checkpoint, a published model or a folder of samples")
 

@@ -13,6 +13,7 @@ from pipeline.run.context import RunContext
 from pipeline.run.lock import RUN_LOCK_NAME, locked
 from pipeline.run.logs import DRIVER_LOG, LOGS_NAME, file_log
 from pipeline.run.memory import memory_monitor
+from pipeline.run.run_files import CONFIG_NAME
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def started(config: RunConfig, options: StartOptions) -> Iterator[RunContext]:
         if is_first:
             check_writable(config.run_dir)
             resources.enter_context(locked(config.run_dir / RUN_LOCK_NAME))
-            publish_text(config.run_dir / "config.yaml", text)
+            publish_text(config.run_dir / CONFIG_NAME, text)
             resources.enter_context(file_log(config.run_dir / LOGS_NAME / DRIVER_LOG))
         yield RunContext(
             run_dir=config.run_dir,
