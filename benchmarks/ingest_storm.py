@@ -31,7 +31,8 @@ from pipeline.ingest.prepare import PrepareConfig, prepare_source, prepare_with_
 from testing.ingest_storm import CONFIG, make_files, storm
 
 NUM_FILES = 20_000
-SMALL, LARGE = 500, 2_000  # files in the folders that the cost of a file is measured with
+# Files in the folders that the cost of a file is measured with: the start of the workers varies by a second of CPU time.
+REJECTED, GOOD = (2_000, 20_000), (500, 4_000)
 T = TypeVar("T")
 RESULT = Path(__file__).parent / "results" / "ingest_storm.json"
 
@@ -50,11 +51,12 @@ def probe_milliseconds(folder: Path, num_files: int = 400) -> float:
 
 def milliseconds_per_file(folder: Path, config: ShardConfig, *, is_good: bool) -> dict[str, float]:
     """CPU time for one more file of a kind, by role and of all; that of Ray's daemons grows with the time alone."""
+    numbers = GOOD if is_good else REJECTED
     small, large = (
         storm(folder / str(number), *((number, 0) if is_good else (1, number)), config).cpu_seconds
-        for number in (SMALL, LARGE)
+        for number in numbers
     )
-    by_role = {role: (large[role] - small[role]) / (LARGE - SMALL) * 1e3 for role in large}
+    by_role = {role: (large[role] - small[role]) / (numbers[1] - numbers[0]) * 1e3 for role in large}
     return {name: round(value, 3) for name, value in (by_role | {"all": sum(by_role.values())}).items()}
 
 
