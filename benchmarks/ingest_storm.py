@@ -31,7 +31,7 @@ from pipeline.ingest.prepare import PrepareConfig, prepare_source, prepare_with_
 from testing.ingest_storm import CONFIG, make_files, storm
 
 NUM_FILES = 20_000
-# Files in the folders that the cost of a file is measured with: the start of the workers varies by a second of CPU time.
+# Files in the folders that the cost of a file is measured with. Starting the workers varies by a second.
 REJECTED, GOOD = (2_000, 20_000), (500, 4_000)
 T = TypeVar("T")
 RESULT = Path(__file__).parent / "results" / "ingest_storm.json"
@@ -85,7 +85,7 @@ def step_milliseconds(folder: Path, num_files: int = 1600) -> dict[str, float]:
     shard_of = plan.to_cut
     for source, (report, clips) in zip(sources, prepared, strict=True):
         shard_of[source].add(report, clips if report.clips else None)
-    recipes = [(shard.recipe(), shard.give_clips()) for shard in plan.shards]
+    recipes = [shard.give() for shard in plan.shards]
     timed("commit", lambda: [commit_shard(recipe, *clips) for recipe, clips in recipes])
     timed("plan_again", lambda: plan_shards(sources, output, config))
     return found

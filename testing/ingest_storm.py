@@ -25,9 +25,10 @@ from data.synthetic import combinations, random_scene, render
 from data.video.codec import encode_clip
 from launch.cluster import connected
 from launch.config import ClusterConfig
+from pipeline.ingest.commit import ShardCommit
 from pipeline.ingest.config import ShardConfig
 from pipeline.ingest.shard import make_shards
-from pipeline.run.commits import COMMIT_SUFFIX
+from pipeline.run.commits import SHARD_PATTERN, commit_path, read_commit
 
 NUM_WORKERS, NUM_SCENES = 2, 64
 SAMPLE_SECONDS = 1.0
@@ -152,6 +153,14 @@ def tenths(values: list[float]) -> list[float]:
     return [round(statistics.median(values[at : at + size]), 1) for at in range(0, size * (len(values) // size), size)]
 
 
+def _commits(clips: Path, start: float) -> Iterator[tuple[float, int]]:
+    """When each shard was committed, in seconds since the start, and of how many files it is."""
+    for path in clips.glob(SHARD_PATTERN):
+        commit = read_commit(ShardCommit, path)
+        assert commit is not None
+        yield commit_path(path).stat().st_mtime - start, len(commit.reports)
+
+
 def storm(folder: Path, num_good: int, num_rejected: int, config: ShardConfig = CONFIG) -> Storm:
     """Make the files, then shards of them."""
     videos, clips = folder / "videos", folder / "clips"
@@ -162,9 +171,9 @@ def storm(folder: Path, num_good: int, num_rejected: int, config: ShardConfig = 
             manifest = make_shards(list_folder(videos), clips, config, NUM_WORKERS)
         seconds = time.monotonic() - started
     assert manifest.ledger is not None
-    done = sorted(path.stat().st_mtime - wall for path in clips.glob(f"*{COMMIT_SUFFIX}"))
-    every = THOUSAND / config.videos_per_shard
-    marks = [0.0, *(done[round(number * every) - 1] for number in range(1, int(len(done) / every) + 1))]
+    moments, finished = zip(*sorted(_commits(clips, wall)), strict=True)
+    so_far = np.cumsum(finished)
+    marks = np.interp(range(0, so_far[-1] + 1, THOUSAND), [0, *so_far], [0.0, *moments]).tolist()
     times, cpu = [sample.seconds for sample in sampler.samples], [sample.cpu_seconds for sample in sampler.samples]
     used = np.interp(marks, times, cpu)
     return Storm(

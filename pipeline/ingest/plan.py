@@ -91,13 +91,13 @@ class PlannedShard:
         if clips is not None:
             self._clips[report.source] = clips
 
-    def recipe(self) -> ShardRecipe:
-        """What the shard is written from, once it is complete."""
+    def give(self) -> tuple[ShardRecipe, list[Any]]:
+        """What the shard is written from once it is complete, and references to its new clips; both are forgotten."""
         reports = [
             self._new[source.name] if source.name in self._new else self._held[source.name].report
             for source in self.sources
         ]
-        return ShardRecipe(
+        recipe = ShardRecipe(
             path=self.path,
             reports=tuple(reports),
             kept=frozenset(clip.key for report in reports for clip in kept_clips(report, self._dropped)),
@@ -105,12 +105,10 @@ class PlannedShard:
             captions=self._captions,
             filters=self._filters,
         )
-
-    def give_clips(self) -> list[Any]:
-        """References to the new clips; this process forgets them."""
-        given = list(self._clips.values())
+        clips = list(self._clips.values())
+        self._new.clear()  # so that what a plan holds does not grow with the sources that are cut
         self._clips.clear()
-        return given
+        return recipe, clips
 
 
 @dataclass(frozen=True)

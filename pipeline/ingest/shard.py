@@ -143,7 +143,8 @@ def _prepare_and_commit(
     ):
         for shard in plan.shards:
             if not (shard.stands or shard.to_cut):
-                pool.call(commit_shard, shard.recipe())
+                recipe, _ = shard.give()
+                pool.call(commit_shard, recipe)
         for result in pool.outcomes():
             source, shard = result.job, shard_of[result.job]
             if isinstance(result, Done):
@@ -154,7 +155,8 @@ def _prepare_and_commit(
                 report = SourceReport(source=source.name, origin=plan.origin(source), quarantined=quarantined)
                 shard.add(report)
             if shard.is_complete:
-                pool.call(commit_shard, shard.recipe(), *shard.give_clips())
+                recipe, clips = shard.give()
+                pool.call(commit_shard, recipe, *clips)
             num_done, num_rejected = num_done + 1, num_rejected + (not report.clips)
             progress.update(num_done, f"{num_rejected} left out" if num_rejected else "")
 

@@ -1,8 +1,10 @@
 """What a change of the sources makes again, counted; and what comes out is what a fresh start makes."""
 
+import gc
 import os
 import random
 import shutil
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,7 +65,8 @@ def make(videos: Path, folder: Path, config: ShardConfig = SMALL) -> Made:
                 new[source.name] = clips
                 shard.add(report, source.name if clips else None)
             made.cut += new
-            commit_shard(shard.recipe(), *(new[name] for name in shard.give_clips()))
+            recipe, names = shard.give()
+            commit_shard(recipe, *(new[name] for name in names))
             made.written.append(shard.path.name)
     remove_other_shards(folder, {shard.path.name for shard in plan.shards})
     made.shards = {path.name: path.read_bytes() for path in sorted(folder.glob("shard-*.tar"))}
@@ -424,3 +427,17 @@ def test_one_video_more_after_an_update_regroups_without_a_cut(videos, tmp_path)
     made = make(videos, folder)
     assert made.cut == ["a/0.mp4"]
     check_like_fresh(videos, folder, SMALL, made)
+
+
+def test_a_plan_forgets_what_became_of_the_sources_of_a_shard_that_is_complete(videos, tmp_path):
+    sources, prepare = prepared(videos, SMALL)
+    shard = plan_shards(sources, tmp_path, prepare).shards[0]
+    reports = [prepare_with_origin(prepare, source)[0] for source in shard.sources]
+    alive = [weakref.ref(report) for report in reports]
+    for report in reports:
+        shard.add(report, object())
+    recipe, clips = shard.give()
+    assert (list(recipe.reports), len(clips)) == (reports, len(shard.sources))
+    del recipe, clips, report, reports
+    gc.collect()
+    assert not any(reference() for reference in alive)
