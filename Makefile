@@ -2,6 +2,8 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
 VENV := .venv
 RUN := $(VENV)/bin/python
+# Tests start hundreds of processes: none should compile the modules of the project anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test test-slow test-all lint format setup clean
 
