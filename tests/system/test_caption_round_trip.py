@@ -97,6 +97,7 @@ def is_stored(caption: str) -> bool:
     return not any(ord(character) < 32 or 127 <= ord(character) < 160 for character in one_line(caption))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TABLES)
 @settings(max_examples=120, deadline=None)
 @given(rows=st.dictionaries(NAMES, CAPTIONS, min_size=1, max_size=6))
@@ -113,6 +114,7 @@ def test_captions_of_a_table_are_read_back_from_the_shard(name, rows):
         assert stored(Path(folder), captions) == {file: one_line(caption) for file, caption in rows.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".txt", ".json"])
 @settings(max_examples=120, deadline=None)
 @given(caption=CAPTIONS, mark=st.sampled_from(["", "\ufeff"]))

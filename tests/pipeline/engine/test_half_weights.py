@@ -215,6 +215,7 @@ def check_resumed(folder: Path, stage: ZeroStage, offload: Offload) -> None:
         assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.slow
 def test_collectives_move_half_the_bytes(runs):
     check_bytes(runs, 3)
 
@@ -224,6 +225,7 @@ def test_collectives_move_half_the_bytes_at_stage_2_too(more_runs):
     check_bytes(more_runs, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_it_resumes_to_the_bit(runs, stage):
     check_resumed(runs, stage, "none")
@@ -238,11 +240,13 @@ def test_it_resumes_to_the_bit_from_host_memory(runs, more_runs, stage, offload)
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_stage_has_the_losses_of_one_worker(runs, stage):
     np.testing.assert_allclose(losses(runs / f"straight-{stage}-none"), losses(runs / "one")[:8], rtol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("there", "here"), ELSEWHERE)
 def test_a_checkpoint_goes_on_at_another_stage_and_number_of_workers(runs, there, here):
     """The state that was loaded is compared in `load_elsewhere`."""
@@ -254,6 +258,7 @@ def test_a_checkpoint_goes_on_with_the_other_type(runs, more_runs):
     np.testing.assert_allclose(losses(more_runs / "mixed"), losses(runs / "one")[:8], rtol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_checkpoints_hold_master_weights_in_float32_and_export_gives_them(runs, stage, tmp_path):
     checkpoint = open_checkpoint(runs / f"straight-{stage}-none")

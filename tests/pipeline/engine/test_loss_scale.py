@@ -104,6 +104,7 @@ def runs(tmp_path_factory):
     return data, folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_overflows_are_counted_apart_and_the_cursor_goes_on(runs, stage):
     _, folder = runs
@@ -122,6 +123,7 @@ def test_overflows_are_counted_apart_and_the_cursor_goes_on(runs, stage):
     assert record.loss_scaler.num_steps == HALF.steps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_run_that_overflowed_resumes_bit_for_bit(runs, stage):
     _, folder = runs
@@ -134,6 +136,7 @@ def test_a_run_that_overflowed_resumes_bit_for_bit(runs, stage):
         assert file_sha256(one.folder / rank_file(rank)) == file_sha256(other.folder / rank_file(rank))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_without_overflow_it_is_the_training_of_float32(runs, stage, tmp_path):
     data, folder = runs
@@ -147,6 +150,7 @@ def test_without_overflow_it_is_the_training_of_float32(runs, stage, tmp_path):
     assert calm != single  # it computed in another type
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_scale_that_doubles_halves_no_gradient(runs, stage):
     """Otherwise DeepSpeed would divide by the new scale in that step, which the first moment would show."""
@@ -161,6 +165,7 @@ def test_a_scale_that_doubles_halves_no_gradient(runs, stage):
             assert (one - other).norm() <= 0.03 * other.norm() + 1e-9, name
 
 
+@pytest.mark.slow
 def test_a_checkpoint_goes_on_at_another_stage_with_its_scale(runs, tmp_path):
     data, folder = runs
     shutil.copytree(folder / "straight-2", tmp_path / "run", ignore=shutil.ignore_patterns("tensorboard"))
@@ -174,6 +179,7 @@ def test_a_checkpoint_goes_on_at_another_stage_with_its_scale(runs, tmp_path):
     assert state.scale in {scaler.scale * factor for factor in (0.5, 1, 2)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [0, 2])
 def test_at_the_smallest_scale_it_is_a_bad_step(runs, tmp_path, stage):
     data, _ = runs

@@ -113,6 +113,7 @@ def runs(tmp_path_factory):
     return deep, folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [0, 1], ids=["all weights", "adapters"])
 @pytest.mark.parametrize(("stage", "offload"), CELLS[1:])
 def test_stages_have_the_losses_of_stage_0_also_after_a_resume(runs, stage, offload, number):
@@ -122,6 +123,7 @@ def test_stages_have_the_losses_of_stage_0_also_after_a_resume(runs, stage, offl
     assert losses(folder / f"{stage}-{offload}-{number}") == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stage", "offload"), CELLS)
 def test_no_rank_holds_a_second_copy_and_at_stage_3_not_even_one(runs, stage, offload):
     deep, _ = runs

@@ -176,11 +176,13 @@ def compare_trainings(folder: Path, name: str) -> None:
     assert keys == keys_by_position(folder / "one")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_loss_and_every_gradient_are_those_of_one_worker(runs, case):
     compare_gradients(runs[1], case, "2-2")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in RUNS if name != "one"])
 def test_a_training_is_that_of_one_worker_on_the_same_samples(runs, name):
     compare_trainings(runs[1], name)
@@ -196,6 +198,7 @@ def test_two_groups_of_two_are_one_worker(runs, tmp_path):
         compare_gradients(folder, case, "4-2")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["recomputed", "selective"])
 def test_blocks_computed_again_exchange_again_and_change_no_bit(runs, name):
     _, folder = runs
@@ -203,6 +206,7 @@ def test_blocks_computed_again_exchange_again_and_change_no_bit(runs, name):
     assert rows[0] == rows[1][: CONFIG.steps]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_goes_on_without_groups(runs):
     _, folder = runs
     record = open_checkpoint(folder / "pair-3").record
@@ -232,6 +236,7 @@ def test_what_cannot_be_shared_is_refused_with_what_would_fit():
         build(make_task(Path()), SPLIT, Worker(0, 6, torch.device("cpu")))
 
 
+@pytest.mark.slow
 def test_an_autoencoder_has_no_tokens_to_share(runs):
     data, _ = runs
     from models.autoencoder.config import AutoencoderConfig

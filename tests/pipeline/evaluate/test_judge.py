@@ -19,6 +19,7 @@ from data.video.resize import resize_and_crop
 from pipeline.evaluate.judge import Judgement, judge_clip
 
 
+@pytest.mark.slow
 def test_the_judge_is_right_on_fresh_clips():
     """At least 99 % on each attribute, after the resizing and encoding that every clip goes through."""
     right: Counter[str] = Counter()

@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import pytest
 import torch
 
 from data.files.checksums import file_sha256
@@ -12,6 +13,7 @@ from testing.steps import STEPS
 from testing.tiny import make_task
 
 
+@pytest.mark.slow
 def test_where_the_weights_come_from(step_runs, tmp_path):
     data, _ = step_runs
     origins = []

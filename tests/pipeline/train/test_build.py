@@ -17,6 +17,7 @@ from testing.steps import STEPS
 from testing.tiny import CONFIG, TINY_MODEL, make_task
 
 
+@pytest.mark.slow
 def test_pieces_that_do_not_divide_are_refused(step_runs):
     data, _ = step_runs
     worker = Worker(0, 1, torch.device("cpu"))

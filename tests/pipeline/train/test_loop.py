@@ -20,6 +20,7 @@ from testing.steps import STAGES, STEPS
 from testing.tiny import CONFIG, WEIGHTS, column, losses, make_task
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_accumulated_gradients_give_the_step_of_the_whole_batch(step_runs, stage):
     _, folders = step_runs
@@ -29,12 +30,14 @@ def test_accumulated_gradients_give_the_step_of_the_whole_batch(step_runs, stage
     assert open_checkpoint(folders["accumulated", stage]).record.cursor == 8 * 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_blocks_computed_again_change_no_bit(step_runs, stage):
     _, folders = step_runs
     assert column(folders["recomputed", stage], "total") == column(folders["plain", stage], "total")
 
 
+@pytest.mark.slow
 def test_recomputing_keeps_less(step_runs):
     data, _ = step_runs
     task = make_task(data)
@@ -51,6 +54,7 @@ def test_recomputing_keeps_less(step_runs):
     assert kept[True] < 0.7 * kept[False]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_guard_changes_no_bit_and_measures_the_same_norm(step_runs, stage):
     _, folders = step_runs
@@ -61,6 +65,7 @@ def test_a_guard_changes_no_bit_and_measures_the_same_norm(step_runs, stage):
     assert not (folders["guarded", stage] / "bad_steps.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_other_batches_than_those_that_were_counted_are_refused(step_runs, tmp_path):
     data, _ = step_runs
     train_here(partial(train, make_task(data), STEPS.model_copy(update={"steps": 4}), tmp_path), 1)

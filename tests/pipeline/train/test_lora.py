@@ -202,6 +202,7 @@ def test_dropout_drops(tuned, tmp_path):
     assert one[2] != other[2]
 
 
+@pytest.mark.slow
 def test_every_stage_learns_the_same_adapters(stages):
     expected = load_weights(open_checkpoint(stages[2]))
     curve = [row["total"] for row in read_metrics(stages[2])]
@@ -211,6 +212,7 @@ def test_every_stage_learns_the_same_adapters(stages):
             torch.testing.assert_close(weight, expected[name], rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_workers_that_share_each_sample_learn_the_adapters_of_one(groups):
     rows = [read_metrics(groups / f"together-{size}") for size in (2, 1)]
     assert len(rows[0]) == STEPS.steps

@@ -17,6 +17,7 @@ from testing.steps import POISONED_STEP, STAGES, STEPS, poisoned
 from testing.tiny import column, make_task
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_bad_step_is_skipped_counted_and_its_samples_are_listed(step_runs, stage):
     data, folders = step_runs
@@ -38,6 +39,7 @@ def test_a_bad_step_is_skipped_counted_and_its_samples_are_listed(step_runs, sta
     assert open_checkpoint(run_dir).record.num_skipped_updates == 1
 
 
+@pytest.mark.slow
 def test_a_run_that_skipped_resumes_bit_for_bit(step_runs, tmp_path):
     data, _ = step_runs
     config = STEPS.model_copy(update={"non_finite_steps": "skip"})
@@ -51,6 +53,7 @@ def test_a_run_that_skipped_resumes_bit_for_bit(step_runs, tmp_path):
         assert one == two
 
 
+@pytest.mark.slow
 def test_stopping_names_the_first_bad_step_and_its_samples(step_runs, tmp_path):
     data, _ = step_runs
     config = STEPS.model_copy(update={"log_every_steps": 4})
@@ -61,6 +64,7 @@ def test_stopping_names_the_first_bad_step_and_its_samples(step_runs, tmp_path):
     assert not (tmp_path / "latest").exists()
 
 
+@pytest.mark.slow
 def test_what_was_saved_before_a_bad_step_is_told_as_it_is(step_runs, tmp_path):
     data, _ = step_runs
     with pytest.raises(NonFiniteError, match=r"No checkpoint had been saved: .* start again, from the beginning"):
@@ -70,6 +74,7 @@ def test_what_was_saved_before_a_bad_step_is_told_as_it_is(step_runs, tmp_path):
         train_here(partial(train, poisoned(data), saving, tmp_path / "saved"), 1)
 
 
+@pytest.mark.slow
 def test_a_gradient_beyond_the_limit_is_bad(step_runs, tmp_path):
     data, folders = step_runs
     norms = column(folders["plain", 0], "gradient_norm")
@@ -80,6 +85,7 @@ def test_a_gradient_beyond_the_limit_is_bad(step_runs, tmp_path):
         train_here(partial(train, make_task(data), STEPS.model_copy(update={"max_norm": limit}), tmp_path), 1)
 
 
+@pytest.mark.slow
 def test_a_bad_step_between_two_logged_ones_is_not_passed_over(step_runs, tmp_path):
     data, folders = step_runs
     norms = column(folders["plain", 0], "gradient_norm")

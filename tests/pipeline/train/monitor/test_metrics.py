@@ -17,6 +17,7 @@ from testing.records import SMALL
 from testing.watched import STAGES, STILL, task_of
 
 
+@pytest.mark.slow
 def test_losses_by_time_are_means_over_the_samples_of_all_ranks(watched_runs):
     task = task_of(watched_runs / "data")
     stream = Stream(task.subsets(), {SMALL.name: 4, STILL.name: 32}, seed=7, rank=0, world_size=1)
@@ -35,6 +36,7 @@ def test_losses_by_time_are_means_over_the_samples_of_all_ranks(watched_runs):
     assert not [name for name in row if name.startswith("share_")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", ["alone", *(f"watched-{stage}" for stage in STAGES)])
 def test_distance_of_the_average_is_that_in_the_checkpoint(watched_runs, run):
     master, average = (load_weights(open_checkpoint(watched_runs / run), which) for which in ("master", "ema"))
@@ -43,6 +45,7 @@ def test_distance_of_the_average_is_that_in_the_checkpoint(watched_runs, run):
     assert read_metrics(watched_runs / run)[-1]["ema_distance"] == pytest.approx(difference / size, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_tensorboard_has_the_curves_and_the_clips(watched_runs):
     reader = EventAccumulator(str(watched_runs / "alone" / "tensorboard"), size_guidance={"images": 0, "scalars": 0})
     tags = reader.Reload().Tags()

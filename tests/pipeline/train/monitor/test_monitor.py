@@ -10,6 +10,7 @@ from testing.tiny import WEIGHTS
 from testing.watched import STAGES
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_watching_does_not_change_the_training_by_one_bit(watched_runs, stage):
     for which in WEIGHTS:

@@ -26,6 +26,7 @@ def sampling_module(task, run_dir: Path, which: WeightsName):
     return answer
 
 
+@pytest.mark.slow
 def test_clips_are_sampled_with_the_chosen_average(watched_runs):
     """Those after the last step, made again by a plain module from the checkpoint."""
     task = task_of(watched_runs / "data")
@@ -45,6 +46,7 @@ def test_clips_are_sampled_with_the_chosen_average(watched_runs):
         assert (frames != previewer.clip(other, prompt, number)).any()
 
 
+@pytest.mark.slow
 def test_clips_are_sampled_as_the_run_samples(watched_runs):
     sampling = {"solver": "rk4", "steps": 3, "guidance_scale": 1.0, "bucket": STILL.name}
     previewer = replace(task_of(watched_runs / "data"), sampling=tuple(sampling.items())).previewer(torch.device("cpu"))
@@ -58,6 +60,7 @@ def test_clips_are_sampled_as_the_run_samples(watched_runs):
     assert len(seen) == 12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", ["together", *(f"watched-{stage}" for stage in STAGES)])
 def test_clips_on_two_workers_are_those_of_one(watched_runs, run):
     of_step = [watched_runs / name / "samples" / "step_0000004" for name in ("alone", run)]

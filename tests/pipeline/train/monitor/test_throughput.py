@@ -43,6 +43,7 @@ def test_operations_of_a_clip_are_those_of_its_products_of_matrices():
     assert flops_per_clip(task, bucket) == pytest.approx(expected - into, rel=0.01)
 
 
+@pytest.mark.slow
 def test_pace_is_counted_from_the_plan(watched_runs):
     task = task_of(watched_runs / "data")
     per_clip = {bucket: flops_per_clip(task, bucket) for bucket in (SMALL, STILL)}

@@ -20,6 +20,7 @@ from testing.tiny import WEIGHTS
 from testing.watched import STAGES, STILL, WATCHED, task_of, train_watched
 
 
+@pytest.mark.slow
 def test_validation_has_a_line_per_step_weights_bucket_and_bin(watched_runs):
     lines = read_validation(watched_runs / "watched-2")
     cells = [(line.step, line.weights, line.bucket, line.time_bin) for line in lines]
@@ -42,6 +43,7 @@ def test_validation_has_a_line_per_step_weights_bucket_and_bin(watched_runs):
             assert line.loss == pytest.approx(sum(parts[1:]) / 4, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_validation_is_that_of_the_saved_weights(watched_runs):
     """The lines after the last step, computed again by a plain module from the checkpoint."""
     task, rows = task_of(watched_runs / "data"), held_out(read_index(watched_runs / "data", "validation"), 7)
@@ -68,6 +70,7 @@ def test_validation_is_that_of_the_saved_weights(watched_runs):
                 assert line.loss == pytest.approx(sum(own) / len(own), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_validation_knows_nothing_of_the_number_of_workers_and_the_stage(watched_runs):
     def of(run: str) -> list[ValidationRow]:
         return read_validation(watched_runs / run)
@@ -80,6 +83,7 @@ def test_validation_knows_nothing_of_the_number_of_workers_and_the_stage(watched
             assert one.loss == pytest.approx(two.loss, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_validation_of_clips_that_workers_share_is_that_of_one_worker(watched_runs):
     lines = {run: read_validation(watched_runs / run) for run in ("alone", "together")}
     for one, two in zip(*lines.values(), strict=True):
@@ -87,6 +91,7 @@ def test_validation_of_clips_that_workers_share_is_that_of_one_worker(watched_ru
         assert one.loss == pytest.approx(two.loss, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_after_a_fallback_the_lines_are_those_of_an_undisturbed_run(watched_runs, tmp_path):
     straight, resumed = watched_runs / "alone", tmp_path / "resumed"
     shutil.copytree(straight / "checkpoints" / "step_0000004", resumed / "checkpoints" / "step_0000004")
@@ -100,6 +105,7 @@ def test_after_a_fallback_the_lines_are_those_of_an_undisturbed_run(watched_runs
     assert (resumed / VALIDATION_NAME).read_text() == "".join(lines)
 
 
+@pytest.mark.slow
 def test_held_out_clips_are_shared_out_over_the_buckets(watched_runs):
     rows = read_index(watched_runs / "data", "validation")
     chosen = held_out(rows[::-1], 4)

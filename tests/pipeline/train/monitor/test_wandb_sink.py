@@ -17,6 +17,7 @@ from testing.tiny import CONFIG
 from testing.watched import WATCHED, train_watched
 
 
+@pytest.mark.slow
 def test_wandb_without_its_package_is_an_error_before_the_first_step(watched_runs, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     config = CONFIG.model_copy(update={"wandb_project": "clips"})
@@ -25,6 +26,7 @@ def test_wandb_without_its_package_is_an_error_before_the_first_step(watched_run
     assert read_events(tmp_path) == []
 
 
+@pytest.mark.slow
 @pytest.mark.wandb
 def test_wandb_offline_gets_every_step_of_one_run(watched_runs, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")

@@ -248,17 +248,20 @@ def logged(folder):
     return [{name: row[name] for name in (*LOGGED, *LATER) if name in row} for row in read_metrics(folder)]
 
 
+@pytest.mark.slow
 def test_every_term_that_is_used_is_logged_by_name(runs):
     rows = logged(runs / "one")
     assert [set(row) for row in rows] == [set(LOGGED)] * 2 + [{*LOGGED, *LATER}] * 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["two-0", "two-1", "two-2", "two-0-to-1", "two-2-to-0"])
 def test_losses_do_not_depend_on_workers_and_stages(runs, name):
     for row, expected in zip(logged(runs / name), logged(runs / "one"), strict=True):
         assert row == pytest.approx(expected, rel=2e-4, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_a_training_of_both_networks_resumes_bit_for_bit(runs):
     assert logged(runs / "one-to-2") == logged(runs / "one")
     one, two = (open_checkpoint(runs / name) for name in ("one", "one-to-2"))
@@ -270,6 +273,7 @@ def test_a_training_of_both_networks_resumes_bit_for_bit(runs):
     assert files[0].read_bytes() == files[1].read_bytes()  # moments too
 
 
+@pytest.mark.slow
 def test_the_discriminator_does_not_move_before_its_start(runs, data):
     module = module_of(make_task(data))
     step_3 = load_weights(open_checkpoint(runs / "one" / "checkpoints" / "step_0000003"), "master")
@@ -282,6 +286,7 @@ def test_the_discriminator_does_not_move_before_its_start(runs, data):
     assert moved == {"network"}
 
 
+@pytest.mark.slow
 def test_what_leaves_a_checkpoint_is_the_autoencoder_alone(runs, tmp_path):
     checkpoint = open_checkpoint(runs / "one")
     export_autoencoder(checkpoint, tmp_path / "a.safetensors")
@@ -293,6 +298,7 @@ def test_what_leaves_a_checkpoint_is_the_autoencoder_alone(runs, tmp_path):
     assert load_autoencoder(tmp_path / "b.safetensors").config == MODEL
 
 
+@pytest.mark.slow
 def test_a_checkpoint_names_the_loss(runs):
     trained = open_checkpoint(runs / "one").record.trained
     assert trained["model"]["kl_weight"] == 1e-6
