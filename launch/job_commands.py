@@ -35,7 +35,6 @@ Insecure = Annotated[
 EntryCpus = Annotated[float, typer.Option(min=0, help="CPUs that the driver takes, beside its workers.")]
 EntryGpus = Annotated[float, typer.Option(min=0, help="GPUs that the driver takes, beside its workers.")]
 EntryMemory = Annotated[str | None, typer.Option(metavar="SIZE", help="Memory that the driver takes, such as 8GiB.")]
-Image = Annotated[str | None, typer.Option(metavar="URI", help="Container image for driver and workers.")]
 Pip = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="Requirements to install on the cluster.", callback=expand_home_option),
@@ -71,7 +70,6 @@ def submit(
     entry_cpus: EntryCpus = 0,
     entry_gpus: EntryGpus = 0,
     entry_memory: EntryMemory = None,
-    image: Image = None,
     pip: Pip = None,
     env: Env = None,
     env_file: EnvFile = None,
@@ -95,9 +93,7 @@ def submit(
         from launch import jobs
 
         stage, config = _stage_and_config(stage_and_config)
-        options = _options(
-            insecure, (entry_cpus, entry_gpus, entry_memory), image, pip, env, env_file, restarts, stop_minutes
-        )
+        options = _options(insecure, (entry_cpus, entry_gpus, entry_memory), pip, env, env_file, restarts, stop_minutes)
         options = replace(options, wait_for_nodes=wait_for_nodes)
         submitted = jobs.submit(stage, config, overrides or [], address, options)
         tell(submitted, address, follow=follow, as_json=as_json)
@@ -184,7 +180,6 @@ def job_resume(
     entry_cpus: EntryCpus = 0,
     entry_gpus: EntryGpus = 0,
     entry_memory: EntryMemory = None,
-    image: Image = None,
     pip: Pip = None,
     env: Env = None,
     env_file: EnvFile = None,
@@ -200,9 +195,7 @@ def job_resume(
     with readable_errors(debug):
         from launch import jobs
 
-        options = _options(
-            insecure, (entry_cpus, entry_gpus, entry_memory), image, pip, env, env_file, restarts, stop_minutes
-        )
+        options = _options(insecure, (entry_cpus, entry_gpus, entry_memory), pip, env, env_file, restarts, stop_minutes)
         submitted = jobs.resume(job_id, address, options)
         tell(submitted, address, follow=follow, as_json=as_json)
         if follow and not as_json:
@@ -212,7 +205,6 @@ def job_resume(
 def _options(
     insecure: bool,
     entry: tuple[float, float, str | None],
-    image: str | None,
     pip: Path | None,
     env: list[str] | None,
     env_file: str | None,
@@ -225,7 +217,7 @@ def _options(
 
     cpus, gpus, memory = entry
     resources = EntryResources(cpus, gpus, 0 if memory is None else parse_size(memory, "--entry-memory"))
-    return JobOptions(insecure, resources, image, pip, tuple(env or ()), env_file, restarts, stop_minutes)
+    return JobOptions(insecure, resources, pip, tuple(env or ()), env_file, restarts, stop_minutes)
 
 
 def _list_files() -> None:

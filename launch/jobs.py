@@ -42,10 +42,8 @@ class JobOptions:
     insecure: bool = False
     """Submit to a cluster that asks for no token, too."""
     entry: EntryResources = field(default_factory=EntryResources)
-    image: str | None = None
-    """Container image that driver and workers run in; None: the cluster's own environment."""
     pip: Path | None = None
-    """Requirements file of packages to install beside the cluster's own."""
+    """Requirements file of packages that driver and workers have beside the cluster's own; None: nothing."""
     env: tuple[str, ...] = ()
     """Names of variables that have to be set on the cluster."""
     env_file: str | None = None
@@ -153,6 +151,10 @@ def resume(job_id: str, address: str, options: JobOptions | None = None) -> Subm
 def _safe_client(address: str, options: JobOptions) -> JobSubmissionClient:
     for name in options.env:
         check_is_name(name)
+    if options.pip is not None and not options.pip.is_file():
+        raise ConfigError(
+            f"--pip {options.pip}: there is no such file; it is a list of requirements, as pip's -r reads it"
+        )
     client = connect(address)
     if not (options.insecure or asks_for_token(address)):
         raise TokenError(
@@ -238,8 +240,6 @@ def _runtime_env(folder: Path, job_id: str, options: JobOptions) -> dict[str, An
     if options.env_file is not None:
         variables[FILE_VARIABLE] = options.env_file
         environment["worker_process_setup_hook"] = "launch.job_environment.load_in_worker"
-    if options.image is not None:
-        environment["image_uri"] = options.image
     if options.pip is not None:
         environment["pip"] = str(options.pip)
     return environment

@@ -6,7 +6,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -17,7 +16,6 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import ray
 from ray.job_submission import JobStatus, JobSubmissionClient
@@ -50,9 +48,10 @@ from launch.supervise import RESTARTS_NAME, Restart
 from pipeline.checkpoint.read import open_checkpoint
 from pipeline.run.lock import Holder
 from pipeline.train.monitor.events import last_saved_step, read_events
+from testing.clusters import ray_head
 from testing.commands import TINY, launch, launch_here
 from testing.paths import ROOT
-from testing.processes import children_of, free_port, kill_all
+from testing.processes import free_port
 
 
 def test_a_job_is_told_places_that_do_not_depend_on_where_it_was_submitted():
@@ -69,40 +68,14 @@ def test_a_job_is_told_places_that_do_not_depend_on_where_it_was_submitted():
 
 
 SILENT_SECONDS = job_client.ANSWER_SECONDS  # the product's, which the tests below raise
-RAY = str(Path(sys.executable).with_name("ray"))
 TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4}
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory):
-    """A cluster of one node, as `ray start --head` makes it; `ray stop` would end those of other tests too."""
-    port, dashboard, agent = free_port(), free_port(), free_port()
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    environment = os.environ | {"PATH": path} | TOKEN
-    command = [RAY, "start", "--head", f"--port={port}", f"--dashboard-port={dashboard}", "--num-cpus=2"]
-    # Other clusters of this machine, and for a minute those that were killed, hold the port that is the default.
-    command += [f"--dashboard-agent-listen-port={agent}", "--include-dashboard=true", "--disable-usage-stats"]
-    command += ["--object-store-memory=134217728"]
-    log = tmp_path_factory.mktemp("ray") / "log.txt"
-    with (
-        tempfile.TemporaryDirectory(prefix="ray-") as folder,  # a short name: a socket's path has 107 bytes
-        log.open("w") as said,
-        subprocess.Popen(
-            [*command, f"--temp-dir={folder}", "--block"], env=environment, stdout=said, stderr=said
-        ) as head,
-    ):
-        try:
-            deadline = time.monotonic() + 400
-            while "Ray runtime started" not in log.read_text():
-                assert head.poll() is None, log.read_text()
-                assert time.monotonic() < deadline, log.read_text()
-                time.sleep(0.2)
-            yield f"http://127.0.0.1:{dashboard}"
-        finally:  # asked to end, it may wait half a minute for the workers of jobs that were stopped
-            processes = children_of(head.pid)
-            head.kill()
-            kill_all(processes)
-            psutil.wait_procs(processes, 30)
+def address():
+    """A cluster of one node with two CPUs."""
+    with ray_head(sys.executable, TOKEN) as found:
+        yield found
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -347,6 +320,7 @@ def test_what_cannot_work_is_refused_before_anything_starts(sharded, address, tm
         "the driver asks for 1 GPU, but no machine .* more than 0; lower --entry-gpus",
         entry=EntryResources(gpus=1),
     )
+    refused(ConfigError, "--pip absent.txt: there is no such file; it is a list", pip=Path("absent.txt"))
     refused(JobEnvironmentError, r"--env API_KEY=\.\.\.: give the name of a variable alone", env=("API_KEY=secret",))
     monkeypatch.setattr("launch.job_package.MAX_BYTES", 2**20)
     refused(ShippedError, "more than the 1 MiB that a job ships; the largest files are")
