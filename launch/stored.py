@@ -4,11 +4,12 @@ import logging
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from launch.config import RunConfig
 from launch.overrides import ConfigError
+from launch.stages import FOLDERS
 from pipeline.run.run_files import CONFIG_NAME
 from pipeline.run.snapshot import LATEST_NAME, remove_snapshots, snapshot
 from pipeline.run.stored_run import StoredRunError, Transfer, is_stored, pull_run, push_held_run
@@ -96,7 +97,11 @@ def _renewed_meanwhile(config: RunConfig) -> Iterator[None]:
 
 def _pointers(run_dir: Path) -> dict[str, bytes]:
     """What says which checkpoint is the newest, of each training that has saved one."""
-    return {path.parent.name: path.read_bytes() for path in sorted(run_dir.glob(f"*/{LATEST_NAME}"))}
+    found = {}
+    for training in FOLDERS:
+        with suppress(FileNotFoundError):
+            found[training] = (run_dir / training / LATEST_NAME).read_bytes()
+    return found
 
 
 def _copied(config: RunConfig, training: str) -> bool:
