@@ -81,6 +81,7 @@ def test_packages_of_a_list_are_there_for_driver_and_workers(tmp_path, monkeypat
             ask = client.submit_job(entrypoint="python ask.py", runtime_env=_runtime_env(package, "ask", options))
         job = submit("shard", config, (), address, options).job_id
         told = client.get_job_info(job).runtime_env
+        assert told is not None
         assert told["pip"]["packages"] == needed.read_text().splitlines()
         assert str(told["working_dir"]).startswith("gcs://")
         deadline = time.monotonic() + 600
