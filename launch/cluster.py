@@ -46,6 +46,19 @@ def worker_environment(threads: int) -> dict[str, str]:
     return environment
 
 
+def train_environment(config: ClusterConfig) -> dict[str, str]:
+    """Variables that Ray Train reads in the command, and hands on to its own processes."""
+    environment = {
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": HEALTH_CHECK_SECONDS,
+        "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+        # It tells training functions that ask for it that their node is to be drained. Ours do not, and start sooner.
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    }
+    if config.workers.min_workers is not None:
+        environment["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = ELASTIC_START_SECONDS
+    return environment
+
+
 @contextmanager
 def connected(config: ClusterConfig) -> Iterator[None]:
     """Join the configured cluster, or start one for as long as the block runs.
@@ -62,12 +75,8 @@ def connected(config: ClusterConfig) -> Iterator[None]:
         _check_resources(config)
         yield
         return
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", HEALTH_CHECK_SECONDS)
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
-    # It tells training functions that ask for it that their node is to be drained. Ours do not ask, and start sooner.
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-    if config.workers.min_workers is not None:
-        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", ELASTIC_START_SECONDS)
+    for name, value in train_environment(config).items():
+        os.environ.setdefault(name, value)
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
         with _joined(address, config) if address else _started(config):

@@ -124,7 +124,8 @@ class RunConfig(Settings):
     """The folder that holds the folders of all runs."""
     store: Annotated[Place | None, Runtime] = None
     """URI of a folder in an object store (s3, gs, az) for copies of runs. A run whose folder is missing is fetched from
-    there before it starts, and copied there after each stage, also one that was stopped (docs/guides/cluster.md).
+    there before it starts, and copied there after each checkpoint and each stage, also one that was stopped
+    (docs/guides/cluster.md).
     """
     data: DataConfig = DataConfig()
     """The videos, and how they are cut into clips."""

@@ -1,7 +1,9 @@
 """A connection to the job API of a cluster, with everything checked that can be before a job starts."""
 
+import logging
 import os
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +16,13 @@ from ray.job_submission import JobSubmissionClient
 
 from data.errors import first_line
 from launch.cluster import ClusterError
+from launch.job_environment import ADDRESS_VARIABLE, DEFAULT_ADDRESS
 from launch.overrides import ConfigError
 from pipeline.distributed.config import WorkersConfig
 
 CONNECT_SECONDS, ANSWER_SECONDS = 3, 6
+CHATTY = ("ray", "ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk")
+"""Loggers that would tell of each upload and of each end of a log."""
 NOT_OF_RAY = (requests.RequestException, ConnectionError, LookupError, TypeError, ValueError)
 """What Ray's client raises where an answer is missing or lacks the fields of Ray's."""
 _ON_THE_HEAD = "`ray get-auth-token` prints it on the head node; set RAY_AUTH_TOKEN to it"
@@ -44,6 +49,8 @@ def connect(address: str) -> JobSubmissionClient:
         TokenError: the cluster refuses the token, or there is none here.
         ClusterError: no cluster answers, or one of another version of Ray.
     """
+    for name in CHATTY:
+        logging.getLogger(name).setLevel(logging.WARNING)
     headers = authorization(address)
     try:
         client = JobSubmissionClient(address, headers=headers or None)
@@ -53,6 +60,12 @@ def connect(address: str) -> JobSubmissionClient:
         raise _no_dashboard(address, first_line(error)) from error
     _check_version(address, headers)
     return client
+
+
+def command(text: str, address: str) -> str:
+    """A command of ours for a message, such as "job stop X", with the address where it would not be found without."""
+    usual = os.environ.get(ADDRESS_VARIABLE) or DEFAULT_ADDRESS
+    return f"`reelflow {text}`" if address == usual else f"`reelflow {text} --address {shlex.quote(address)}`"
 
 
 def authorization(address: str) -> dict[str, str]:
@@ -140,9 +153,16 @@ def _check_version(address: str, headers: Mapping[str, str]) -> None:
 
 def _no_dashboard(address: str, reason: str) -> ClusterError:
     return ClusterError(
-        f"no Ray dashboard answers at {address} ({reason}); on the cluster's head node run "
-        "`ray start --head`, and forward port 8265 if it is another machine"
+        f"no Ray dashboard answers at {address} ({reason}); give the right one by --address or {ADDRESS_VARIABLE}, or "
+        "start the cluster with `RAY_AUTH_MODE=token ray start --head` on its head node; if that is another machine, "
+        "forward the port: `ssh -L 8265:127.0.0.1:8265 HEAD`"
     )
+
+
+def _reason(error: Exception) -> str:
+    """Why there was no answer, out of what requests and urllib3 wrapped around it."""
+    inner = error.args[0] if error.args else error
+    return str(getattr(inner, "reason", None) or inner).rpartition(": ")[2] or first_line(error)
 
 
 def _answer(address: str, path: str, headers: Mapping[str, str] | None = None) -> requests.Response:
@@ -150,7 +170,7 @@ def _answer(address: str, path: str, headers: Mapping[str, str] | None = None) -
     try:
         return requests.get(address.rstrip("/") + path, headers=headers, timeout=timeout, allow_redirects=False)
     except (requests.RequestException, ValueError) as error:  # the latter of an address such as http://[::1
-        raise _no_dashboard(address, first_line(error)) from error
+        raise _no_dashboard(address, _reason(error)) from error
 
 
 def _is_ray(answer: requests.Response) -> bool:

@@ -1,27 +1,28 @@
 """The commands `submit` and `job`."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from launch.command_options import Config, Debug, Overrides, expand_home_option, readable_errors
-from launch.overrides import Override
+from launch.command_options import Debug, Overrides, expand_home_option, readable_errors
+from launch.job_console import EXIT_CODES, Again, follow_to_the_end, print_last_line, table, tell
+from launch.job_environment import ADDRESS_VARIABLE, DEFAULT_ADDRESS
+from launch.overrides import ConfigError
 
 if TYPE_CHECKING:
-    from launch.jobs import Job, JobOptions, Submitted
+    from launch.jobs import JobOptions
 
-EXIT_CODES = {"PENDING": 0, "RUNNING": 0, "SUCCEEDED": 0, "FAILED": 1, "STOPPED": 130}
-"""Of `job status`, `job stop` and whatever follows a job."""
 job_app = typer.Typer(
     help="Watch, stop and resume jobs of `submit`. Exit codes: 0 pending, running or succeeded, 1 failed, 130 stopped.",
     no_args_is_help=True,
 )
 
-Address = Annotated[str, typer.Option(help="Where the cluster's dashboard answers.")]
+Address = Annotated[
+    str, typer.Option(envvar=ADDRESS_VARIABLE, show_envvar=True, help="Where the cluster's dashboard answers.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 Insecure = Annotated[
     bool,
@@ -34,7 +35,6 @@ Insecure = Annotated[
 EntryCpus = Annotated[float, typer.Option(min=0, help="CPUs that the driver takes, beside its workers.")]
 EntryGpus = Annotated[float, typer.Option(min=0, help="GPUs that the driver takes, beside its workers.")]
 EntryMemory = Annotated[str | None, typer.Option(metavar="SIZE", help="Memory that the driver takes, such as 8GiB.")]
-Image = Annotated[str | None, typer.Option(metavar="URI", help="Container image for driver and workers.")]
 Pip = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="Requirements to install on the cluster.", callback=expand_home_option),
@@ -55,18 +55,21 @@ Follow = Annotated[bool, typer.Option("--follow/--no-follow", help="Print the jo
 
 
 def submit(
-    stage: Annotated[
-        str, typer.Argument(help='run, demo, shard, encode, sample, evaluate, "train autoencoder" or "train dit".')
+    stage_and_config: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="STAGE CONFIG",
+            help="Run (all stages), demo, shard, train autoencoder, encode, train dit, train distill, sample or "
+            "evaluate; then a YAML file, or the name of a preset: demo, real-tiny, gpu-1, gpu-8, gpu-64.",
+        ),
     ],
-    config: Config,
-    address: Address = "http://127.0.0.1:8265",
+    address: Address = DEFAULT_ADDRESS,
     overrides: Overrides = None,
     follow: Follow = True,
     insecure: Insecure = False,
     entry_cpus: EntryCpus = 0,
     entry_gpus: EntryGpus = 0,
     entry_memory: EntryMemory = None,
-    image: Image = None,
     pip: Pip = None,
     env: Env = None,
     env_file: EnvFile = None,
@@ -81,7 +84,7 @@ def submit(
 ) -> None:
     """Run a stage as a Ray job on a cluster; attaches to the job of the same run that is running already.
 
-    Example: `reelflow submit "train dit" my.yaml --address http://127.0.0.1:8265`
+    Example: `reelflow submit train dit my.yaml --address http://127.0.0.1:8265`
     """
     with readable_errors(debug):
         if list_files:
@@ -89,43 +92,45 @@ def submit(
             return
         from launch import jobs
 
-        options = _options(
-            insecure, (entry_cpus, entry_gpus, entry_memory), image, pip, env, env_file, restarts, stop_minutes
-        )
+        stage, config = _stage_and_config(stage_and_config)
+        options = _options(insecure, (entry_cpus, entry_gpus, entry_memory), pip, env, env_file, restarts, stop_minutes)
         options = replace(options, wait_for_nodes=wait_for_nodes)
         submitted = jobs.submit(stage, config, overrides or [], address, options)
-        _tell(submitted, as_json=as_json)
+        tell(submitted, address, follow=follow, as_json=as_json)
         if follow and not as_json:
-            _follow_to_the_end(submitted.job_id, address, _Again(stage, config, overrides or [], options))
+            follow_to_the_end(submitted.job_id, address, Again(stage, config, overrides or [], options))
 
 
 @job_app.command("list")
-def job_list(address: Address = "http://127.0.0.1:8265", as_json: AsJson = False, debug: Debug = False) -> None:
+def job_list(address: Address = DEFAULT_ADDRESS, as_json: AsJson = False, debug: Debug = False) -> None:
     """Show all jobs that the cluster knows, the newest last."""
     with readable_errors(debug):
         from launch import jobs
 
         found = jobs.list_jobs(address)
-        typer.echo(json.dumps([asdict(job) for job in found], indent=1) if as_json else _table(found))
+        typer.echo(json.dumps([asdict(job) for job in found], indent=1) if as_json else table(found))
 
 
 @job_app.command("status")
-def job_status(
-    job_id: str, address: Address = "http://127.0.0.1:8265", as_json: AsJson = False, debug: Debug = False
-) -> None:
+def job_status(job_id: str, address: Address = DEFAULT_ADDRESS, as_json: AsJson = False, debug: Debug = False) -> None:
     """Say how a job is doing."""
     with readable_errors(debug):
         from launch import jobs
 
         job = jobs.status(job_id, address)
-        typer.echo(json.dumps(asdict(job), indent=1) if as_json else f"{job_id}: {job.status}  {job.message}".rstrip())
+        if as_json:
+            typer.echo(json.dumps(asdict(job), indent=1))
+        else:
+            typer.echo(f"{job_id}: {job.status}  {job.message}".rstrip())
+            typer.echo(f"  stage {job.stage}, in {job.run_dir}")
+            print_last_line(job_id, address)
     raise typer.Exit(EXIT_CODES[job.status])
 
 
 @job_app.command("logs")
 def job_logs(
     job_id: str,
-    address: Address = "http://127.0.0.1:8265",
+    address: Address = DEFAULT_ADDRESS,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")] = False,
     debug: Debug = False,
 ) -> None:
@@ -134,43 +139,47 @@ def job_logs(
         from launch import jobs
 
         if follow:
-            _follow_to_the_end(job_id, address)
+            follow_to_the_end(job_id, address)
         else:
             typer.echo(jobs.logs(job_id, address), nl=False)
 
 
 @job_app.command("follow", hidden=True)
-def job_follow(job_id: str, address: Address = "http://127.0.0.1:8265", debug: Debug = False) -> None:
+def job_follow(job_id: str, address: Address = DEFAULT_ADDRESS, debug: Debug = False) -> None:
     """As `job logs --follow`."""
     with readable_errors(debug):
-        _follow_to_the_end(job_id, address)
+        follow_to_the_end(job_id, address)
 
 
 @job_app.command("stop")
-def job_stop(
-    job_id: str, address: Address = "http://127.0.0.1:8265", as_json: AsJson = False, debug: Debug = False
-) -> None:
+def job_stop(job_id: str, address: Address = DEFAULT_ADDRESS, as_json: AsJson = False, debug: Debug = False) -> None:
     """Stop a job once it has saved, and wait until it has; `job resume` continues."""
     with readable_errors(debug):
         from launch import jobs
 
-        if not as_json:
+        was_over = jobs.status(job_id, address).is_over
+        if not as_json and not was_over:
             typer.echo(f"{job_id}: asked to stop, which may take until it has saved")
         *_, job = jobs.stop(job_id, address)
-        typer.echo(json.dumps(asdict(job), indent=1) if as_json else f"{job_id}: {job.status}")
+        if as_json:
+            typer.echo(json.dumps(asdict(job), indent=1))
+        else:
+            typer.echo(f"{job_id}: {'had ended before: ' if was_over else ''}{job.status}")
+            print_last_line(job_id, address)
+            if job.status != "SUCCEEDED":
+                typer.echo(f"{jobs.command(f'job resume {job_id}', address)} continues it")
     raise typer.Exit(0 if job.status == "STOPPED" else EXIT_CODES[job.status])
 
 
 @job_app.command("resume")
 def job_resume(
     job_id: str,
-    address: Address = "http://127.0.0.1:8265",
+    address: Address = DEFAULT_ADDRESS,
     follow: Follow = True,
     insecure: Insecure = False,
     entry_cpus: EntryCpus = 0,
     entry_gpus: EntryGpus = 0,
     entry_memory: EntryMemory = None,
-    image: Image = None,
     pip: Pip = None,
     env: Env = None,
     env_file: EnvFile = None,
@@ -186,59 +195,16 @@ def job_resume(
     with readable_errors(debug):
         from launch import jobs
 
-        options = _options(
-            insecure, (entry_cpus, entry_gpus, entry_memory), image, pip, env, env_file, restarts, stop_minutes
-        )
+        options = _options(insecure, (entry_cpus, entry_gpus, entry_memory), pip, env, env_file, restarts, stop_minutes)
         submitted = jobs.resume(job_id, address, options)
-        _tell(submitted, as_json=as_json)
+        tell(submitted, address, follow=follow, as_json=as_json)
         if follow and not as_json:
-            _follow_to_the_end(submitted.job_id, address)
-
-
-class _Again:
-    """How to submit once more where the machine of a job's driver was lost."""
-
-    def __init__(self, stage: str, config: Path, overrides: Sequence[Override], options: "JobOptions") -> None:
-        self.arguments = (stage, config, overrides)
-        self.options = options
-
-    def submit(self, address: str) -> "Submitted":
-        from launch import jobs
-
-        return jobs.submit(*self.arguments, address, self.options)
-
-
-def _follow_to_the_end(job_id: str, address: str, again: _Again | None = None) -> None:
-    """Print the log, then the status; exits with its code.
-
-    Args:
-        again: where the machine of the driver is lost, the job is submitted again, as often as a driver may restart.
-    """
-    from launch import jobs
-
-    left = 0 if again is None else again.options.restarts
-    while True:
-        try:
-            for text in jobs.follow(job_id, address):
-                typer.echo(text, nl=False)
-        except KeyboardInterrupt:
-            typer.echo(f"\n{job_id} goes on; `reelflow job logs -f {job_id}` follows it, `job stop` stops it", err=True)
-            raise typer.Exit(130) from None
-        job = jobs.status(job_id, address)
-        typer.echo(f"{job_id}: {job.status}" + ("" if job.status == "SUCCEEDED" else f"  {job.message}").rstrip())
-        if again is None or not left or not job.was_lost:
-            break
-        left -= 1
-        job_id = again.submit(address).job_id
-        typer.echo(f"the machine of its driver was lost: submitted again as {job_id}")
-    if code := EXIT_CODES[job.status]:
-        raise typer.Exit(code)
+            follow_to_the_end(submitted.job_id, address)
 
 
 def _options(
     insecure: bool,
     entry: tuple[float, float, str | None],
-    image: str | None,
     pip: Path | None,
     env: list[str] | None,
     env_file: str | None,
@@ -251,7 +217,7 @@ def _options(
 
     cpus, gpus, memory = entry
     resources = EntryResources(cpus, gpus, 0 if memory is None else parse_size(memory, "--entry-memory"))
-    return JobOptions(insecure, resources, image, pip, tuple(env or ()), env_file, restarts, stop_minutes)
+    return JobOptions(insecure, resources, pip, tuple(env or ()), env_file, restarts, stop_minutes)
 
 
 def _list_files() -> None:
@@ -263,30 +229,9 @@ def _list_files() -> None:
     typer.echo(f"{sum(file.size for file in files):>10,}  bytes in {len(files)} files, and the configuration")
 
 
-def _tell(submitted: "Submitted", *, as_json: bool) -> None:
-    if as_json:
-        typer.echo(json.dumps(asdict(submitted), indent=1))
-    elif submitted.is_new:
-        typer.echo(f"submitted {submitted.job_id}")
-    else:
-        typer.echo(f"attached to {submitted.job_id}, which runs it already")
-
-
-def _table(found: "list[Job]") -> str:
-    """A line for each job."""
-    rows = [("JOB", "STATUS", "STAGE", "STARTED (UTC)", "TIME")]
-    for job in found:
-        started = "" if job.started is None else job.started[:19].replace("T", " ")
-        rows.append((job.id, job.status, job.stage, started, _duration(job.seconds)))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(f"{text:{width}}" for text, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
-
-
-def _duration(seconds: float | None) -> str:
-    if seconds is None:
-        return ""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}"
+def _stage_and_config(words: list[str]) -> tuple[str, Path]:
+    """The stage, of one word or two, in quotes or not, and the configuration."""
+    *stage, config = words
+    if not stage:
+        raise ConfigError("submit needs a stage and a configuration, such as `reelflow submit run my.yaml`")
+    return " ".join(stage), expand_home_option(Path(config)) or Path(config)

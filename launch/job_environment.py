@@ -11,6 +11,9 @@ from pathlib import Path
 
 from data.errors import ReelflowError
 
+DEFAULT_ADDRESS = "http://127.0.0.1:8265"
+ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
+"""Names the dashboard's address here, where commands are given; Ray's own commands read it too."""
 FILE_VARIABLE = "REELFLOW_ENV_FILE"
 """Names the file for the workers of a job."""
 _LINE = re.compile(r"(?:export\s+)?([A-Za-z_][A-Za-z0-9_]*)=(.*)")

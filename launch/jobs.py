@@ -16,7 +16,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 from data.errors import first_line
 from launch.cluster import ClusterError
 from launch.config import RunConfig, dump_config, load_config
-from launch.job_client import NOT_OF_RAY, EntryResources, TokenError, asks_for_token, check_room, connect
+from launch.job_client import NOT_OF_RAY, EntryResources, TokenError, asks_for_token, check_room, command, connect
 from launch.job_environment import FILE_VARIABLE, check_is_name
 from launch.job_package import CONFIG_NAME, packed
 from launch.overrides import ConfigError, Override
@@ -25,6 +25,7 @@ from pipeline.ingest.config import SYNTHETIC
 
 COMMANDS = ("run", "demo", *NAMES[1:])
 NO_AGENT = "No available agent"  # the answer, after 10 s, of a cluster whose nodes are still starting
+LAST_LOGS = ", last available logs"  # after which Ray's message about a failure repeats the log
 ALREADY_USED = "already"  # in Ray's answer where a job has that id
 SUBMISSIONS = 3
 POLL_SECONDS = 0.5
@@ -41,10 +42,8 @@ class JobOptions:
     insecure: bool = False
     """Submit to a cluster that asks for no token, too."""
     entry: EntryResources = field(default_factory=EntryResources)
-    image: str | None = None
-    """Container image that driver and workers run in; None: the cluster's own environment."""
     pip: Path | None = None
-    """Requirements file of packages to install beside the cluster's own."""
+    """Requirements file of packages that driver and workers have beside the cluster's own; None: nothing."""
     env: tuple[str, ...] = ()
     """Names of variables that have to be set on the cluster."""
     env_file: str | None = None
@@ -93,6 +92,8 @@ class Submitted:
     """The job that does what was asked for."""
 
     job_id: str
+    run_dir: str
+    """On the cluster's machines."""
     is_new: bool
     """False: it was running already."""
 
@@ -124,8 +125,8 @@ def submit(
         SETTINGS: sha256(text.encode()).hexdigest()[:12],
     }
     client = _safe_client(address, options)
-    if (running := _running(client, wanted)) is not None:
-        return Submitted(running.id, is_new=False)
+    if (running := _running(client, wanted, address)) is not None:
+        return Submitted(running.id, running.run_dir, is_new=False)
     if not options.wait_for_nodes:
         check_room(address, config.cluster.workers, options.entry)
     return _start(client, address, wanted, text, options)
@@ -142,14 +143,18 @@ def resume(job_id: str, address: str, options: JobOptions | None = None) -> Subm
     client = _safe_client(address, options)
     job = find_job(client, job_id)
     wanted = {RUN: job.run, STAGE: job.stage, RUN_DIR: job.run_dir, SETTINGS: job.settings}
-    if (running := _running(client, wanted)) is not None:
-        return Submitted(running.id, is_new=False)
+    if (running := _running(client, wanted, address)) is not None:
+        return Submitted(running.id, running.run_dir, is_new=False)
     return _start(client, address, wanted, None, options)
 
 
 def _safe_client(address: str, options: JobOptions) -> JobSubmissionClient:
     for name in options.env:
         check_is_name(name)
+    if options.pip is not None and not options.pip.is_file():
+        raise ConfigError(
+            f"--pip {options.pip}: there is no such file; it is a list of requirements, as pip's -r reads it"
+        )
     client = connect(address)
     if not (options.insecure or asks_for_token(address)):
         raise TokenError(
@@ -160,7 +165,7 @@ def _safe_client(address: str, options: JobOptions) -> JobSubmissionClient:
     return client
 
 
-def _running(client: JobSubmissionClient, wanted: dict[str, str]) -> Job | None:
+def _running(client: JobSubmissionClient, wanted: dict[str, str], address: str) -> Job | None:
     """The job of the same run that has not ended, if there is one.
 
     Raises:
@@ -169,7 +174,8 @@ def _running(client: JobSubmissionClient, wanted: dict[str, str]) -> Job | None:
     for job in _jobs(client):
         if job.run_dir != wanted[RUN_DIR] or job.is_over:
             continue
-        ways_out = f"follow it with `reelflow job logs -f {job.id}`, or stop it with `reelflow job stop {job.id}`"
+        follow_it, stop_it = (command(f"job {each} {job.id}", address) for each in ("logs -f", "stop"))
+        ways_out = f"follow it with {follow_it}, or stop it with {stop_it}"
         if job.stage != wanted[STAGE]:
             raise ConfigError(f"the run {job.run} is busy: {job.id} runs its stage {job.stage}; {ways_out}")
         if job.settings != wanted[SETTINGS]:
@@ -197,13 +203,16 @@ def _start(
                     entrypoint_memory=options.entry.memory_bytes or None,
                 )
             except (*NOT_OF_RAY, RuntimeError) as error:
-                if (running := _running(client, wanted)) is not None:  # another submission was faster, or ours came in
-                    return Submitted(running.id, is_new=running.id == job_id and ALREADY_USED not in str(error))
+                if (
+                    running := _running(client, wanted, address)
+                ) is not None:  # another submission was faster, or ours came in
+                    is_new = running.id == job_id and ALREADY_USED not in str(error)
+                    return Submitted(running.id, running.run_dir, is_new)
                 if NO_AGENT not in str(error) and ALREADY_USED not in str(error):
                     raise _refused(address, error) from error
                 failure = error
             else:
-                return Submitted(job_id, is_new=True)
+                return Submitted(job_id, wanted[RUN_DIR], is_new=True)
     raise _refused(address, failure) from failure
 
 
@@ -231,8 +240,6 @@ def _runtime_env(folder: Path, job_id: str, options: JobOptions) -> dict[str, An
     if options.env_file is not None:
         variables[FILE_VARIABLE] = options.env_file
         environment["worker_process_setup_hook"] = "launch.job_environment.load_in_worker"
-    if options.image is not None:
-        environment["image_uri"] = options.image
     if options.pip is not None:
         environment["pip"] = str(options.pip)
     return environment
@@ -258,7 +265,11 @@ def find_job(client: JobSubmissionClient, job_id: str) -> Job:
     try:
         return _job(client.get_job_info(job_id))
     except RuntimeError as error:
-        raise ConfigError(f"there is no job {job_id!r} on that cluster ({first_line(error)})") from error
+        if "status code 404" not in str(error):
+            raise ClusterError(
+                f"the cluster gave no answer about the job {job_id!r} ({first_line(error)}); try again"
+            ) from error
+        raise ConfigError(f"there is no job {job_id!r} on that cluster; `reelflow job list` shows its jobs") from error
     except NOT_OF_RAY as error:
         raise ClusterError(f"the cluster gave no answer about the job {job_id!r} ({first_line(error)})") from error
 
@@ -282,7 +293,7 @@ def _job(details: Any) -> Job:  # noqa: ANN401 - Ray has no class of it where py
         settings=metadata.get(SETTINGS, ""),
         started=None if not start else datetime.fromtimestamp(start / 1000, UTC).isoformat(timespec="seconds"),
         seconds=None if not start else (end or 1000 * time.time()) / 1000 - start / 1000,
-        message=" ".join((details.message or "").split()),
+        message=" ".join((details.message or "").partition(LAST_LOGS)[0].split()),
         exit_code=details.driver_exit_code,
     )
 
@@ -292,20 +303,23 @@ def follow(job_id: str, address: str) -> Iterator[str]:
     client = connect(address)
     find_job(client, job_id)
     lines = client.tail_job_logs(job_id)
-    loop = asyncio.new_event_loop()
-    try:
+
+    async def next_lines() -> str | None:
+        return await anext(lines, None)
+
+    with asyncio.Runner() as runner:  # which ends the connection, however the block ends
         while True:
             try:
-                yield loop.run_until_complete(anext(lines))
-            except StopAsyncIteration:
-                return
+                text = runner.run(next_lines())
             except Exception as error:  # of aiohttp, or RuntimeError
                 raise ClusterError(
-                    f"the log of {job_id} ended early ({first_line(error)}); the job goes on: follow it again with "
-                    f"`reelflow job logs -f {job_id}`"
+                    f"the log of {job_id} ended early ({first_line(error)}); where the cluster still answers, the job "
+                    f"goes on: follow it again with {command(f'job logs -f {job_id}', address)}. Otherwise submit the "
+                    "run again once the cluster is back, which continues it"
                 ) from error
-    finally:
-        loop.close()
+            if text is None:
+                return
+            yield text
 
 
 def logs(job_id: str, address: str) -> str:

@@ -14,6 +14,7 @@ from pipeline.run.lock import RUN_LOCK_NAME, locked
 from pipeline.run.logs import DRIVER_LOG, LOGS_NAME, file_log
 from pipeline.run.memory import memory_monitor
 from pipeline.run.run_files import CONFIG_NAME
+from pipeline.run.signals import stopped_by_sigterm
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ def run_stages(config: RunConfig, names: Collection[str] = NAMES, options: Start
 
     Raises:
         ReelflowError: an input or a setting of the user cannot be used.
-        StoppedError: a training saved and stopped as requested.
+        StoppedError: it stopped as requested, a training after it has saved.
         StoredRunError: all stages are done, but the store does not take the run.
     """
     stages = stages_of(config, names)
@@ -86,6 +87,7 @@ def _connect_once(config: RunConfig, resources: ExitStack) -> Callable[[], None]
             from launch.cluster import connected
 
             resources.enter_context(connected(config.cluster))
+            resources.enter_context(stopped_by_sigterm(f"the run in {config.run_dir} was stopped"))
             is_connected = True
 
     return connect

@@ -1,16 +1,22 @@
-"""The copy of a run in a store: fetched before the run starts, and renewed after each of its stages."""
+"""The copy of a run in a store: fetched before the run starts, and renewed after each checkpoint and each stage."""
 
 import logging
 import os
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from launch.config import RunConfig
 from launch.overrides import ConfigError
+from launch.stages import FOLDERS
 from pipeline.run.run_files import CONFIG_NAME
+from pipeline.run.snapshot import LATEST_NAME, remove_snapshots, snapshot
 from pipeline.run.stored_run import StoredRunError, Transfer, is_stored, pull_run, push_held_run
 
 logger = logging.getLogger(__name__)
+LOOK_SECONDS = 5.0
+"""How often a run is looked at for a new checkpoint."""
 
 
 def fetch(config: RunConfig) -> Transfer | None:
@@ -33,14 +39,17 @@ def fetch(config: RunConfig) -> Transfer | None:
 
 @contextmanager
 def renewed(config: RunConfig, *, is_last: bool = False) -> Iterator[None]:
-    """Copy the run to its store when the block ends, also with an error. The caller holds the lock of the run.
+    """Copy the run to its store when the block ends, also with an error, and meanwhile after each checkpoint.
+
+    The caller holds the lock of the run.
 
     Raises:
         StoredRunError: it is the last stage, and the store does not take it; before that, it is a warning.
     """
     has_failed = True
     try:
-        yield
+        with _renewed_meanwhile(config):
+            yield
         has_failed = False
     finally:
         if config.store is not None:
@@ -55,3 +64,53 @@ def renewed(config: RunConfig, *, is_last: bool = False) -> Iterator[None]:
 def place_of(config: RunConfig) -> str:
     """URI of the copy of a run."""
     return f"{str(config.store).rstrip('/')}/{config.name}"
+
+
+@contextmanager
+def _renewed_meanwhile(config: RunConfig) -> Iterator[None]:
+    """While the block runs, copy the run to its store whenever a training has saved a checkpoint.
+
+    One copy at a time, of the newest checkpoint; those that are saved while it is on its way are passed over. At the
+    end of the block a copy that has begun is finished.
+    """
+    if config.store is None:
+        yield
+        return
+    remove_snapshots(config.run_dir)
+    ended, seen = threading.Event(), _pointers(config.run_dir)
+
+    def watch() -> None:
+        nonlocal seen
+        while not ended.wait(LOOK_SECONDS):
+            now = _pointers(config.run_dir)
+            if saved := [training for training in now if now[training] != seen.get(training)]:
+                seen = now if _copied(config, saved[0]) else seen
+
+    thread = threading.Thread(target=watch, name="reelflow-store", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _pointers(run_dir: Path) -> dict[str, bytes]:
+    """What says which checkpoint is the newest, of each training that has saved one."""
+    found = {}
+    for training in FOLDERS:
+        with suppress(FileNotFoundError):
+            found[training] = (run_dir / training / LATEST_NAME).read_bytes()
+    return found
+
+
+def _copied(config: RunConfig, training: str) -> bool:
+    """Copy the run with the newest checkpoint of a training; False: files were moving, so it is to be tried again."""
+    try:
+        with snapshot(config.run_dir, training) as still:
+            push_held_run(still, place_of(config), logs_alone=False, show=False)
+    except FileNotFoundError:
+        return False
+    except (StoredRunError, OSError) as error:
+        logger.warning("  warning: the newest checkpoint is not in the store: %s", error)
+    return True

@@ -24,7 +24,7 @@ from pipeline.checkpoint.record import (
 )
 from pipeline.distributed.collectives import from_every_rank, from_rank_zero
 from pipeline.run import lock
-from pipeline.run.lock import LockedError, locked
+from pipeline.run.lock import LockedError, locked, record_witnesses, witness
 
 LOCK_NAME = "training.lock"
 ORPHANS_LIVE_SECONDS = 30.0  # workers of a killed driver end within this time
@@ -73,8 +73,8 @@ def find_resumption(run_dir: Path, find_damage: Callable[[Path], list[str]], sav
 def exclusive_access(run_dir: Path, rank: int) -> Iterator[None]:
     """Hold the training lock of `run_dir`, on rank 0 for all ranks; remove what interrupted writers left.
 
-    Waits for workers of a killed driver to end, and for the lock of a lost machine to become stale: Ray restarts the
-    workers on another machine before that.
+    Waits for workers of a killed driver to end, and for the lock of a lost machine to become stale, unless this machine
+    has witnessed it: Ray restarts the workers on another machine before that.
 
     Raises:
         LockedError: on every rank, if another training uses the folder.
@@ -90,7 +90,9 @@ def exclusive_access(run_dir: Path, rank: int) -> Iterator[None]:
                 problem = str(error)
         if (problem := from_rank_zero(problem)) is not None:
             raise LockedError(problem)
+        witnesses = from_every_rank(witness(run_dir / LOCK_NAME))
         if rank == 0:
+            record_witnesses(run_dir / LOCK_NAME, witnesses)
             for folder in (run_dir, run_dir / FOLDER_NAME):  # which may be a link to another disk
                 remove_unpublished(folder)  # interrupted saves: no other process writes here
         yield

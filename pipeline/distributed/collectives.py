@@ -21,7 +21,7 @@ def from_rank_zero(value: T) -> T:
     return box[0]
 
 
-def from_every_rank(value: T) -> list[T]:
+def from_every_rank(value: T | None) -> list[T]:
     """Every rank's value in the order of ranks, without those that are None; called by all ranks."""
     values: list[T | None] = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)

@@ -3,14 +3,16 @@
 `filelock` takes flock on the file, which the kernel releases when the process dies, however it dies. Some network file
 systems do not carry flock between machines. The holder therefore writes its name into the file and touches the file
 while it holds the lock: a holder named on another machine counts as alive until the file has not been touched for
-`STALE_SECONDS`.
+`STALE_SECONDS`. That wait is left out on machines that have seen the holder's flock while it was held (`witness`): once
+they can take it, that process is dead.
 """
 
+import fcntl
 import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -38,6 +40,8 @@ class Holder(Record):
     host: str
     pid: int
     since: str
+    witnesses: tuple[str, ...] = ()
+    """Other machines that cannot take the lock while this process holds it."""
 
 
 @contextmanager
@@ -75,12 +79,41 @@ def _acquire(lock: FileLock, path: Path) -> Holder | None:
     except Timeout:
         return _named_in(path) or Holder(host=THIS_MACHINE, pid=0, since="just now")
     holder, own_host = _named_in(path), socket.gethostname()
-    if holder is not None and holder.host != own_host and time.time() - path.stat().st_mtime < STALE_SECONDS:
+    may_live = holder is not None and own_host not in (holder.host, *holder.witnesses)
+    if may_live and time.time() - path.stat().st_mtime < STALE_SECONDS:
         lock.release()
         return holder
     since = datetime.now(UTC).isoformat(timespec="seconds")
     path.write_text(Holder(host=own_host, pid=os.getpid(), since=since).model_dump_json(), encoding="utf-8")
     return None
+
+
+def witness(path: Path) -> str | None:
+    """This machine's name, if a process on another one holds the lock and it cannot be taken here either.
+
+    None where the file system does not carry flock between the two.
+    """
+    holder, own_host = _named_in(path), socket.gethostname()
+    if holder is None or holder.host == own_host:
+        return None
+    try:
+        with path.open("r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # given back when the file is closed
+    except BlockingIOError:
+        return own_host
+    except OSError:  # no flock at all
+        return None
+    return None
+
+
+def record_witnesses(path: Path, hosts: Collection[str]) -> None:
+    """Name the machines that `witness` the lock; called by the process that holds it."""
+    holder = _named_in(path)
+    if holder is None or not hosts:
+        return
+    told = holder.model_copy(update={"witnesses": tuple(sorted(set(hosts)))})
+    with path.open("r+b", buffering=0) as file:  # not emptied first: nobody may find the lock without its holder
+        file.write(told.model_dump_json().encode())
 
 
 @contextmanager

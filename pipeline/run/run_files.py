@@ -46,24 +46,29 @@ class StoredRun(Record):
 
 
 def list_run(run_dir: Path, earlier: Mapping[str, StoredFile]) -> Iterator[tuple[str, StoredFile]]:
-    """The files of a run, through links, without locks and what interrupted writers left.
+    """The files of a run and what they hold.
 
     Args:
         earlier: a file of the same size and time as here is not read again.
     """
+    for path in files_of(run_dir):
+        found, relative = path.stat(), path.relative_to(run_dir).as_posix()
+        known = earlier.get(relative)
+        if known is None or (known.num_bytes, known.modified_ns) != (found.st_size, found.st_mtime_ns):
+            digest = file_sha256(path)
+            known = StoredFile(num_bytes=found.st_size, sha256=digest, modified_ns=found.st_mtime_ns)
+        yield relative, known
+
+
+def files_of(run_dir: Path) -> Iterator[Path]:
+    """The files of a run, through links, without locks and what interrupted writers left."""
     for folder, folders, names in os.walk(run_dir, followlinks=True):
         left_out = LEFT_OUT if Path(folder).parent == run_dir else ()
         folders[:] = sorted(each for each in folders if each not in left_out and not each.startswith(TEMPORARY_PREFIX))
         for name in sorted(names):
             path = Path(folder) / name
-            if name.startswith(TEMPORARY_PREFIX) or name.endswith(LOCK_SUFFIX) or not path.is_file():
-                continue
-            found, relative = path.stat(), path.relative_to(run_dir).as_posix()
-            known = earlier.get(relative)
-            if known is None or (known.num_bytes, known.modified_ns) != (found.st_size, found.st_mtime_ns):
-                digest = file_sha256(path)
-                known = StoredFile(num_bytes=found.st_size, sha256=digest, modified_ns=found.st_mtime_ns)
-            yield relative, known
+            if not name.startswith(TEMPORARY_PREFIX) and not name.endswith(LOCK_SUFFIX) and path.is_file():
+                yield path
 
 
 def differ(run: StoredRun, earlier: StoredRun, by_logs: bool) -> bool:

@@ -12,7 +12,7 @@ import os
 import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -60,11 +60,12 @@ def push_run(run_dir: Path, place: str) -> Transfer:
         return push_held_run(run_dir, place)
 
 
-def push_held_run(run_dir: Path, place: str, *, logs_alone: bool = True) -> Transfer:
+def push_held_run(run_dir: Path, place: str, *, logs_alone: bool = True, show: bool = True) -> Transfer:
     """As `push_run`, where the caller holds the lock of the run.
 
     Args:
         logs_alone: also where nothing but the logs has changed.
+        show: a progress bar.
     """
     _check_is_run(run_dir)
     name = run_dir.resolve().name
@@ -87,7 +88,7 @@ def push_held_run(run_dir: Path, place: str, *, logs_alone: bool = True) -> Tran
                 files.rm_file(stored)  # it may hold what its name does not say
                 raise StoredRunError(f"{path} has changed while it was sent; does something else write there?")
 
-        _each("push", upload, missing.values())
+        _each("push", upload, missing.values(), show=show)
         files.pipe_file(f"{root}/{RECORD_NAME}", run.model_dump_json().encode())
         stale = {file.sha256 for file in earlier.files.values()} if earlier is not None else set()
         for digest in stale - {file.sha256 for file in run.files.values()}:
@@ -180,14 +181,22 @@ def _missing(wanted: dict[str, StoredFile], run_dir: Path) -> Iterator[tuple[str
         )
 
 
-def _each(doing: str, copy: Callable[[str, StoredFile], None], items: Collection[tuple[str, StoredFile]]) -> None:
+def _each(
+    doing: str,
+    copy: Callable[[str, StoredFile], None],
+    items: Collection[tuple[str, StoredFile]],
+    *,
+    show: bool = True,
+) -> None:
     """Copy files, several at a time; the first error ends it."""
-    with ThreadPoolExecutor(TRANSFERS) as executor, bar(doing, len(items), "files") as progress:
+    shown = bar(doing, len(items), "files") if show else nullcontext()
+    with ThreadPoolExecutor(TRANSFERS) as executor, shown as progress:
         copies = [executor.submit(copy, name, file) for name, file in items]
         try:
             for number, done in enumerate(as_completed(copies), 1):
                 done.result()
-                progress.update(number)
+                if progress is not None:
+                    progress.update(number)
         except BaseException:
             executor.shutdown(wait=False, cancel_futures=True)
             raise

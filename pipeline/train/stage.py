@@ -160,7 +160,8 @@ class TrainStage(Stage):
         if checkpoint.record.step < steps:
             told = f", {replaced} unreadable samples were replaced" if replaced else ""
             raise StoppedError(f"{self.name} stopped as asked, saved at step {checkpoint.record.step}{told}")
-        outputs = [folder / "latest", checkpoint.folder / "checkpoint.json"]
+        files = ("checkpoint.json", *sorted(checkpoint.record.files))
+        outputs = [folder / "latest", *(checkpoint.folder / name for name in files)]
         summary = {"steps": checkpoint.record.step, "loss": read_metrics(folder)[-1]["total"]}
         return Outcome(outputs, summary | ({"unreadable samples replaced": replaced} if replaced else {}))
 

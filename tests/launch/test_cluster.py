@@ -12,8 +12,9 @@ import pytest
 import ray
 
 from launch.abandoned import ClusterRecord, records_dir
-from launch.cluster import ClusterError, connected
+from launch.cluster import ClusterError, connected, train_environment
 from launch.config import ClusterConfig
+from pipeline.distributed.config import WorkersConfig
 from testing.paths import ROOT
 
 
@@ -35,6 +36,22 @@ def test_a_program_that_is_connected_elsewhere_is_told(cluster):
     ):
         pass
     assert ray.is_initialized()
+
+
+def test_ray_train_is_told_how_long_an_elastic_group_waits():
+    """Longer than Ray Train counts a lost host, and less than its own patience."""
+    from ray.train.v2._internal import constants
+    from ray.train.v2._internal.execution.scaling_policy import autoscaling_coordinator_client
+
+    fixed, elastic = (
+        train_environment(ClusterConfig(workers=WorkersConfig(num_workers=2, min_workers=fewest)))
+        for fewest in (None, 1)
+    )
+    name = constants.WORKER_GROUP_START_TIMEOUT_S_ENV_VAR
+    assert elastic == fixed | {name: "25"}
+    assert set(elastic) <= constants.ENV_VARS_TO_PROPAGATE
+    counted = autoscaling_coordinator_client.AUTOSCALING_REQUESTS_INTERVAL_S
+    assert counted < float(elastic[name]) < constants.DEFAULT_WORKER_GROUP_START_TIMEOUT_S
 
 
 STARTED = """

@@ -6,7 +6,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -17,7 +16,6 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import ray
 from ray.job_submission import JobStatus, JobSubmissionClient
@@ -50,9 +48,10 @@ from launch.supervise import RESTARTS_NAME, Restart
 from pipeline.checkpoint.read import open_checkpoint
 from pipeline.run.lock import Holder
 from pipeline.train.monitor.events import last_saved_step, read_events
+from testing.clusters import ray_head
 from testing.commands import TINY, launch, launch_here
 from testing.paths import ROOT
-from testing.processes import children_of, free_port, kill_all
+from testing.processes import free_port
 
 
 def test_a_job_is_told_places_that_do_not_depend_on_where_it_was_submitted():
@@ -69,40 +68,14 @@ def test_a_job_is_told_places_that_do_not_depend_on_where_it_was_submitted():
 
 
 SILENT_SECONDS = job_client.ANSWER_SECONDS  # the product's, which the tests below raise
-RAY = str(Path(sys.executable).with_name("ray"))
 TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4}
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory):
-    """A cluster of one node, as `ray start --head` makes it; `ray stop` would end those of other tests too."""
-    port, dashboard, agent = free_port(), free_port(), free_port()
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    environment = os.environ | {"PATH": path} | TOKEN
-    command = [RAY, "start", "--head", f"--port={port}", f"--dashboard-port={dashboard}", "--num-cpus=2"]
-    # Other clusters of this machine, and for a minute those that were killed, hold the port that is the default.
-    command += [f"--dashboard-agent-listen-port={agent}", "--include-dashboard=true", "--disable-usage-stats"]
-    command += ["--object-store-memory=134217728"]
-    log = tmp_path_factory.mktemp("ray") / "log.txt"
-    with (
-        tempfile.TemporaryDirectory(prefix="ray-") as folder,  # a short name: a socket's path has 107 bytes
-        log.open("w") as said,
-        subprocess.Popen(
-            [*command, f"--temp-dir={folder}", "--block"], env=environment, stdout=said, stderr=said
-        ) as head,
-    ):
-        try:
-            deadline = time.monotonic() + 400
-            while "Ray runtime started" not in log.read_text():
-                assert head.poll() is None, log.read_text()
-                assert time.monotonic() < deadline, log.read_text()
-                time.sleep(0.2)
-            yield f"http://127.0.0.1:{dashboard}"
-        finally:  # asked to end, it may wait half a minute for the workers of jobs that were stopped
-            processes = children_of(head.pid)
-            head.kill()
-            kill_all(processes)
-            psutil.wait_procs(processes, 30)
+def address():
+    """A cluster of one node with two CPUs."""
+    with ray_head(sys.executable, TOKEN) as found:
+        yield found
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -288,9 +261,14 @@ def sharded(address, tmp_path_factory):
 
 def test_submit_and_follow_a_stage(sharded):
     _, run_dir, done = sharded
-    assert "submitted tiny-" in done.stdout
-    assert "shard: done" in done.stdout  # the job's own log
-    assert "SUCCEEDED" in done.stdout
+    told, way_out, *log = done.stdout.splitlines()
+    job = told.split()[1].rstrip(";")
+    assert told == f"submitted {job}; the run is in {run_dir}"
+    assert way_out.startswith(f"Ctrl-C ends the log below, not the job; `reelflow job stop {job} --address http://127")
+    assert "shard: done" in "".join(log)  # the job's own log
+    assert log[-1] == f"{job}: SUCCEEDED"
+    assert "dashboard_sdk" not in done.stderr  # nothing of Ray's own
+    assert "WebSocket" not in done.stderr
     assert read_manifest(run_dir / "clips").num_samples == 26
 
 
@@ -304,7 +282,7 @@ def test_the_dashboard_shows_no_configuration(sharded, address):
         assert setting not in shown
 
 
-def test_a_job_is_listed_and_its_log_is_kept(sharded, address):
+def test_a_job_is_listed_and_its_log_is_kept(sharded, address, monkeypatch):
     _, run_dir, _ = sharded
     (job,) = json.loads(launch_here("job", "list", "--address", address, "--json").stdout)
     assert job["id"].startswith("tiny-")
@@ -315,6 +293,13 @@ def test_a_job_is_listed_and_its_log_is_kept(sharded, address):
     assert "shard: done" in launch_here("job", "logs", job["id"], "--address", address).stdout
     done = launch_here("job", "status", job["id"], "--address", address, "--json")
     assert (done.returncode, json.loads(done.stdout)["exit_code"]) == (0, 0)
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", address)
+    done = launch_here("job", "status", job["id"])
+    assert (done.returncode, done.stdout.splitlines()[1]) == (0, f"  stage shard, in {run_dir}")
+    assert "shard: done" in done.stdout.splitlines()[2]
+    stopped = launch_here("job", "stop", job["id"])
+    assert (stopped.returncode, stopped.stdout.splitlines()[0]) == (0, f"{job['id']}: had ended before: SUCCEEDED")
+    assert "job resume" not in stopped.stdout
 
 
 def test_what_cannot_work_is_refused_before_anything_starts(sharded, address, tmp_path, monkeypatch):
@@ -335,6 +320,7 @@ def test_what_cannot_work_is_refused_before_anything_starts(sharded, address, tm
         "the driver asks for 1 GPU, but no machine .* more than 0; lower --entry-gpus",
         entry=EntryResources(gpus=1),
     )
+    refused(ConfigError, "--pip absent.txt: there is no such file; it is a list", pip=Path("absent.txt"))
     refused(JobEnvironmentError, r"--env API_KEY=\.\.\.: give the name of a variable alone", env=("API_KEY=secret",))
     monkeypatch.setattr("launch.job_package.MAX_BYTES", 2**20)
     refused(ShippedError, "more than the 1 MiB that a job ships; the largest files are")
@@ -399,7 +385,7 @@ def test_a_run_has_one_job_which_outlives_its_driver_and_is_resumed(address, sha
         both = list(pool.map(lambda _: submit("run", config, endless, address), range(2)))
     assert sorted(each.is_new for each in both) == [False, True]
     (job,) = {each.job_id for each in both}
-    assert submit("run", config, endless, address) == Submitted(job, is_new=False)
+    assert submit("run", config, endless, address) == Submitted(job, str(run_dir), is_new=False)
     with pytest.raises(ConfigError, match=rf"the run tiny is busy: {job} runs its stage run; follow it with"):
         submit("shard", config, endless, address)
     with pytest.raises(ConfigError, match=rf"{job} runs tiny with other settings; .* give this run another name"):
@@ -457,12 +443,15 @@ def test_stop_a_job(address, tmp_path):
     many = "data.synthetic.num_videos=50000"
     done = launch("submit", "shard", str(config), "--set", many, "--address", address, "--no-follow")
     assert done.returncode == 0, done.stderr
-    job = done.stdout.split()[-1]
+    job = done.stdout.split()[1].rstrip(";")
     wait_until((tmp_path / "runs" / "tiny" / "videos" / "000").is_dir, job, address)
     assert "RUNNING" in launch("job", "status", job, "--address", address).stdout
     stopped = launch("job", "stop", job, "--address", address)
     assert stopped.returncode == 0
-    assert stopped.stdout.endswith(f"{job}: STOPPED\n")
+    _, state, last, way_on = stopped.stdout.splitlines()
+    assert state == f"{job}: STOPPED"
+    assert last == f"  the run in {tmp_path / 'runs' / 'tiny'} was stopped; the same command continues from here"
+    assert way_on == f"`reelflow job resume {job} --address {address}` continues it"
     assert not list((tmp_path / "runs").rglob("*.tar"))
 
 
@@ -487,6 +476,9 @@ def test_variables_of_a_file_reach_driver_and_workers_and_are_shown_nowhere(addr
     missing = submit("shard", config, ("name=other",), address, JobOptions(env=("STORE_KEY",))).job_id
     assert wait_for(missing, address) == "FAILED"
     assert "STORE_KEY must be set on the cluster's machines" in logs(missing, address)
+    assert (
+        status(missing, address).message == "Job entrypoint command failed with exit code 78"
+    )  # and not its log again
     with packed(None) as package:
         (package / "ask.py").write_text(ASK_A_WORKER, encoding="utf-8")
         ask = connect(address).submit_job(entrypoint="python ask.py", runtime_env=_runtime_env(package, "ask", options))
@@ -515,11 +507,16 @@ def test_a_cluster_that_is_silent_is_given_up_within_ten_seconds(monkeypatch):
 def test_errors_of_submission(address, tmp_path):
     config = tmp_path / "tiny.yaml"
     config.write_text(TINY.format(runs=tmp_path / "runs"), encoding="utf-8")
+    said = launch_here("submit", "run")
+    assert "submit needs a stage and a configuration, such as `reelflow submit run my.yaml`" in said.stderr
+    said = launch_here("submit", "train", "it", str(config), "--address", address)
+    assert "there is no stage 'train it'; stages are run, demo, shard, train autoencoder," in said.stderr
     said = launch_here("submit", "dance", str(config), "--address", address)
     assert said.returncode == 1
     assert "there is no stage 'dance'; stages are run, demo, shard" in said.stderr
     said = launch_here("submit", "shard", str(config), "--address", f"http://127.0.0.1:{free_port()}")
     assert "no Ray dashboard answers" in said.stderr
+    assert "([Errno 111] Connection refused); give the right one by --address or RAY_API_SERVER_ADDRESS" in said.stderr
     said = launch_here("submit", "shard", str(config), "--set", "dit.typo=1", "--address", address)
     assert "dit.typo: there is no such field" in said.stderr
     assert "there is no job 'nothing'" in launch_here("job", "status", "nothing", "--address", address).stderr

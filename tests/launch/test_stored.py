@@ -1,11 +1,13 @@
 """The copy of a run in a store: when it is fetched, when it is renewed, and what a store that fails costs."""
 
+import json
+import time
 from pathlib import Path
 
 import fsspec
 import pytest
 
-from launch import run
+from launch import run, stored
 from launch.config import RunConfig
 from launch.overrides import ConfigError
 from launch.stored import fetch, place_of
@@ -34,7 +36,7 @@ def config(tmp_path, request) -> RunConfig:
     return RunConfig(name="tiny", runs_dir=tmp_path / "here", store=f"memory://{request.node.name}/")
 
 
-def stored(config: RunConfig) -> set[str]:
+def stages_in_store(config: RunConfig) -> set[str]:
     """The stages whose files are in the store."""
     folder = config.runs_dir.parent / "look" / str(len(list(config.runs_dir.parent.glob("look/*"))))
     pull_run(place_of(config), folder)
@@ -46,7 +48,7 @@ def test_a_run_is_stored_after_each_stage_and_fetched_where_its_folder_is_missin
     monkeypatch.setattr(run, "stages_of", lambda *_: [Stage(1), Stage(2, stops=True), Stage(3)])
     with pytest.raises(StoppedError):
         run.run_stages(config)
-    assert stored(config) == {"stage-1", "stage-2"}
+    assert stages_in_store(config) == {"stage-1", "stage-2"}
     assert fetch(config) is None  # its folder is there
 
     elsewhere = config.model_copy(update={"runs_dir": tmp_path / "elsewhere"})
@@ -56,7 +58,7 @@ def test_a_run_is_stored_after_each_stage_and_fetched_where_its_folder_is_missin
     assert {path.name for path in elsewhere.run_dir.glob("stage-*")} == {"stage-1", "stage-2"}
     monkeypatch.setattr(run, "stages_of", lambda *_: [Stage(3)])
     run.run_stages(elsewhere)
-    assert stored(config) == {"stage-1", "stage-2", "stage-3"}
+    assert stages_in_store(config) == {"stage-1", "stage-2", "stage-3"}
 
 
 def test_a_store_that_fails_costs_no_stage_and_is_an_error_at_the_end(config, monkeypatch, caplog):
@@ -73,7 +75,65 @@ def test_a_store_that_fails_costs_no_stage_and_is_an_error_at_the_end(config, mo
     assert caplog.text.count("the run is not in its store yet: ") == 1
     assert {path.name for path in config.run_dir.glob("stage-*")} == {"stage-1", "stage-2"}
     run.run_stages(config)
-    assert stored(config) == {"stage-1", "stage-2"}
+    assert stages_in_store(config) == {"stage-1", "stage-2"}
+
+
+class Training(Stage):
+    """Saves two checkpoints, each when the one before it has come to the store."""
+
+    def __init__(self, place: str, pulled: Path) -> None:
+        self.place, self.pulled = place, pulled
+
+    def execute(self, context: RunContext) -> None:
+        """Pull the run after each checkpoint: what a start elsewhere would find if this one were killed now."""
+        folder = context.run_dir / "dit"
+        for name in ("step_0000003", "step_0000006"):
+            checkpoint = folder / "checkpoints" / name
+            checkpoint.mkdir(parents=True)
+            (checkpoint / "checkpoint.json").write_text(name, encoding="utf-8")
+            (folder / "latest").write_text(f"{name}\n", encoding="utf-8")
+            deadline = time.monotonic() + 60
+            while f"dit/checkpoints/{name}/checkpoint.json" not in names_in(self.place):
+                assert time.monotonic() < deadline, name
+                time.sleep(0.01)
+            pull_run(self.place, self.pulled / name)
+
+
+def names_in(place: str) -> set[str]:
+    """The files of a stored run."""
+    files, root = fsspec.url_to_fs(place)
+    record = f"{root}/run.json"
+    return set(json.loads(files.cat_file(record))["files"]) if files.exists(record) else set()
+
+
+def test_a_run_is_stored_after_each_checkpoint_while_it_trains(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(stored, "LOOK_SECONDS", 0.01)
+    left = config.run_dir / ".tmp-snapshot-of-a-start-that-was-killed"
+    left.mkdir(parents=True)
+    monkeypatch.setattr(run, "stages_of", lambda *_: [Stage(1), Training(place_of(config), tmp_path)])
+    run.run_stages(config)
+    for name in ("step_0000003", "step_0000006"):
+        found = {
+            path.relative_to(tmp_path / name).as_posix() for path in (tmp_path / name).rglob("*") if path.is_file()
+        }
+        assert found >= {"config.yaml", "stage-1", "dit/latest", f"dit/checkpoints/{name}/checkpoint.json"}
+        assert (tmp_path / name / "dit" / "latest").read_text() == f"{name}\n"
+        assert len([each for each in found if "checkpoints" in each]) == 1
+    assert len([each for each in names_in(place_of(config)) if "checkpoints" in each]) == 2  # once it has ended
+    assert not list(config.run_dir.glob(".tmp-*"))
+
+
+def test_a_store_that_takes_no_checkpoint_is_a_warning(config, tmp_path, monkeypatch, caplog):
+    def refuse(*_: object, **__: object) -> None:
+        raise StoredRunError("it is full")
+
+    monkeypatch.setattr(stored, "push_held_run", refuse)
+    (config.run_dir / "dit" / "checkpoints" / "step_0000003").mkdir(parents=True)
+    (config.run_dir / "dit" / "latest").write_text("step_0000003\n", encoding="utf-8")
+    assert stored._copied(config, "dit")
+    assert "the newest checkpoint is not in the store: it is full" in caplog.text
+    (config.run_dir / "dit" / "latest").unlink()
+    assert not stored._copied(config, "dit")  # to be tried again
 
 
 def test_a_fetch_that_was_interrupted_goes_on(config, tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ import http.client
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,6 +18,7 @@ from pathlib import Path
 import boto3
 import pytest
 import s3fs
+from botocore.exceptions import ClientError
 
 from data.curation.ledger import Rejection, read_rejections
 from data.curation.sources import SourceError, list_sources, listing_fingerprint
@@ -29,6 +31,7 @@ from launch.config import ClusterConfig
 from launch.errors import describe
 from pipeline.ingest.config import ShardConfig
 from pipeline.ingest.shard import make_shards
+from pipeline.run.run_files import StoredRun
 from pipeline.run.stored_run import StoredRunError, pull_run, push_run
 from pipeline.sample.prompt_files import PromptsFile
 from pipeline.sample.prompts import PromptError
@@ -245,23 +248,44 @@ def test_a_push_that_is_killed_leaves_the_run_before_it(tmp_path):
     assert contents_of(tmp_path / "anew" / "tiny") == after
 
 
+LONG = 600
+"""Steps of a DiT whose training takes longer than it takes to look for a new checkpoint."""
+
+
+def steps_in(bucket: str, place: str) -> list[int]:
+    """Steps of the checkpoints of the DiT that a stored run has."""
+    try:
+        record = boto3.client("s3", region_name="us-east-1").get_object(Bucket=bucket, Key=f"{place}/run.json")
+    except ClientError:
+        return []
+    names = StoredRun.model_validate_json(record["Body"].read()).files
+    return [int(Path(name).parent.name[5:]) for name in names if name.endswith("checkpoint.json") and "dit/" in name]
+
+
 @pytest.mark.campaign
 def test_a_run_with_a_store_is_killed_and_goes_on_in_another_folder_with_the_same_bytes(tmp_path):
-    """Takes the time of two tiny runs. What is compared was made in the store's first folder, or in its second."""
+    """Takes the time of two tiny runs. What is compared was made in the store's first folder, or in its second.
+
+    The first is killed once a checkpoint of its DiT is in the store, and thrown away; the second goes on from there.
+    """
     config = tmp_path / "tiny.yaml"
     config.write_text(TINY.format(runs=tmp_path / "disk"), encoding="utf-8")
     command = ["-m", "launch", "run", str(config), "--set", "cluster.workers.num_workers=1"]
+    command += ["--set", f"dit.train.steps={LONG}", "--set", "dit.train.checkpoint_every_steps=10"]
     subprocess.run([sys.executable, *command], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     command += ["--set", "store=s3://videos/runs-with-a-store"]
     with (tmp_path / "first.log").open("w") as log:
         first = subprocess.Popen(
             [sys.executable, *command, "--set", f"runs_dir={tmp_path / 'first'}"], cwd=ROOT, stdout=log, stderr=log
         )
-        while not (tmp_path / "first" / "tiny" / "dit" / "latest").exists():
+        while not steps_in("videos", "runs-with-a-store/tiny"):
             assert first.poll() is None, (tmp_path / "first.log").read_text()
             time.sleep(0.05)
         first.kill()
         first.wait()
+    (saved,) = steps_in("videos", "runs-with-a-store/tiny")
+    assert saved < LONG
+    shutil.rmtree(tmp_path / "first")
     done = launch(*command[2:], "--set", f"runs_dir={tmp_path / 'second'}")
     assert done.returncode == 0, done.stderr
     said = [line for line in done.stdout.splitlines() if ": nothing to do" in line or ": new" in line]
@@ -270,11 +294,12 @@ def test_a_run_with_a_store_is_killed_and_goes_on_in_another_folder_with_the_sam
         "shard: nothing to do",
         "train autoencoder: nothing to do",
         "encode: nothing to do",
-        "train dit: new",
         "sample: new",
         "evaluate: new",
     ]
-    made = ("clips/*.tar", "latents/*.tar", "*/checkpoints/step_0000006/rank_*", "samples/*.mp4")
+    assert f"resuming from step {saved}" in done.stdout
+    made = ("clips/*.tar", "latents/*.tar", "autoencoder/checkpoints/step_0000006/rank_*", "samples/*.mp4")
+    made += (f"dit/checkpoints/step_{LONG:07d}/rank_*",)
     disk, second = (tmp_path / folder / "tiny" for folder in ("disk", "second"))
     names = sorted(path.relative_to(disk) for pattern in made for path in disk.glob(pattern))
     assert len(names) > 50

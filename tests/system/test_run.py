@@ -72,6 +72,9 @@ def test_every_stage_ran_and_left_what_it_should(run):
         assert [row["step"] for row in read_metrics(run_dir / kind)] == list(range(1, 7))
         record = open_checkpoint(run_dir / kind).record
         assert (record.step, record.cursor, record.world_size) == (6, 24, 2)
+        finished = read_stage_record(run_dir / kind)
+        assert finished is not None
+        assert set(record.files) <= {Path(name).name for name in finished.outputs}  # one that is gone is noticed
 
 
 def test_samples_are_playable_and_listed(run):

@@ -14,9 +14,11 @@ from pathlib import Path
 import pytest
 
 from pipeline.checkpoint.read import open_checkpoint
+from pipeline.checkpoint.resume import exclusive_access
+from pipeline.distributed.process_group import Worker
 from pipeline.distributed.torchrun import train_here
 from pipeline.run import lock
-from pipeline.run.lock import LockedError, locked
+from pipeline.run.lock import LockedError, locked, record_witnesses, witness
 from pipeline.train.loop import train
 from testing.paths import ROOT
 from testing.tiny import CONFIG, make_task
@@ -65,6 +67,44 @@ def test_a_holder_on_another_machine_counts_until_its_file_goes_stale(tmp_path):
     os.utime(path, (long_ago, long_ago))
     with locked(path):
         pass
+
+
+def test_machines_that_have_seen_the_lock_held_need_not_wait_for_it_to_go_stale(tmp_path, monkeypatch):
+    """They have seen that the file system carries flock to them, so that a lock they can take is that of the dead."""
+    path = tmp_path / "run.lock"
+    process = hold(path)
+    assert witness(path) is None  # on the holder's own machine
+    monkeypatch.setattr(socket, "gethostname", lambda: "witness")
+    assert witness(path) == "witness"
+    record_witnesses(path, ["witness"])
+    with pytest.raises(LockedError, match=f"process {process.pid} on"):  # it lives
+        locked(path).__enter__()
+    process.kill()
+    process.wait()
+    assert witness(path) is None  # nobody holds it
+    monkeypatch.setattr(socket, "gethostname", lambda: "newcomer")
+    with pytest.raises(LockedError, match=f"process {process.pid} on"):
+        locked(path).__enter__()
+    monkeypatch.setattr(socket, "gethostname", lambda: "witness")
+    with locked(path):
+        assert json.loads(path.read_text()) | {"since": ""} == {
+            "host": "witness",
+            "pid": os.getpid(),
+            "since": "",
+            "witnesses": [],
+        }
+
+
+def test_a_training_records_which_machines_see_its_lock(tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.checkpoint.resume.witness", lambda path: f"beside {path.name}")
+    seen = []
+
+    def look(worker: Worker) -> None:
+        with exclusive_access(tmp_path, worker.rank):
+            seen.append(json.loads((tmp_path / "training.lock").read_text())["witnesses"])
+
+    train_here(look, 1)
+    assert seen == [["beside training.lock"]]
 
 
 def test_a_training_whose_first_machine_died_goes_on_on_another(tiny_latents, tmp_path, monkeypatch):
