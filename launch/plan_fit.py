@@ -38,7 +38,7 @@ class Candidate:
 
 def nearest_fit(trained: Trained, hardware: Hardware) -> tuple[str, ...]:
     """Settings to change, such as "dit.train.zero_stage=3", so that it fits; empty if nothing was found."""
-    section = "dit" if isinstance(trained.task, FlowTask) else "autoencoder"
+    section = trained.name.removeprefix("train ")
     traces, state = _traces(trained), _state_alone(trained)
     for candidate in sorted(_candidates(trained, hardware.num_gpus), key=lambda each: each.slower):
         train = _changed(trained, candidate, hardware.num_gpus)
