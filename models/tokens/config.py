@@ -1,7 +1,7 @@
 """Configuration of the tokeniser of latents. Nothing here loads torch."""
 
 from math import prod
-from typing import Annotated, Self
+from typing import Annotated
 
 from pydantic import Field, model_validator
 
@@ -29,7 +29,7 @@ class TokenizerConfig(Settings):
         return prod(self.levels)
 
     @model_validator(mode="after")
-    def _check(self) -> Self:
+    def _check(self) -> "TokenizerConfig":
         if self.num_tokens > MAX_TOKENS:
             raise ValueError(
                 f"levels is {list(self.levels)}, a vocabulary of {self.num_tokens} tokens, more than {MAX_TOKENS}: use "

@@ -14,13 +14,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 MARGIN = 1e-3
-"""Share by which the bound stays inside the outermost levels, so that tanh = 1 does not round to one beyond them."""
+"""Share by which the bound lies beyond the outermost levels, so that they are reached, and nothing rounds past them."""
 
 
 def bounded(z: Float[Tensor, "*n d"], levels: Sequence[int]) -> Float[Tensor, "*n d"]:
     """f(z), which rounds to L integers: -L / 2 to L / 2 - 1 for even L, otherwise -(L - 1) / 2 to (L - 1) / 2."""
     count = torch.tensor(levels, dtype=z.dtype, device=z.device)
-    half = (count - 1) * (1 - MARGIN) / 2
+    half = (count - 1) * (1 + MARGIN) / 2
     offset = torch.where(count % 2 == 0, 0.5, 0.0).to(z)
     return half * (z + (offset / half).atanh()).tanh() - offset
 
