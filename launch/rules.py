@@ -269,7 +269,7 @@ RULES: "tuple[Callable[[RunConfig], None], ...]" = (
     check_captions,
     check_given_frames,
     check_coupling,
-    check_flow_map,
     check_tokenizer,
+    check_flow_map,
     check_sampling,
 )

@@ -4,25 +4,38 @@ import shutil
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from data.dataset.reader import PayloadReader
 from data.stream.loader import Sample
+from models.autoencoder.build import build_autoencoder
+from models.autoencoder.config import AutoencoderConfig
 from models.flow.spec import FlowSpec
 from models.tokens.config import TokenizerConfig
 from models.tokens.fsq import tokens_of
+from pipeline.checkpoint.export import export_published
 from pipeline.checkpoint.read import load_weights, open_checkpoint
 from pipeline.checkpoint.record import CheckpointError
 from pipeline.distributed.torchrun import train_here
 from pipeline.encode.statistics import normalize
 from pipeline.encode.tokens import TOKENIZER_NAME, export_tokenizer, load_tokenizer
+from pipeline.sample.checks import check_can_sample
+from pipeline.sample.config import SampleConfig
+from pipeline.sample.model import open_model
+from pipeline.sample.requests import PromptRequest
+from pipeline.sample.sampler import ClipSampler
+from pipeline.train.base import open_base
 from pipeline.train.loop import train
 from pipeline.train.tasks.tokenizer import TokenizerTask
 from pipeline.train.tasks.tokens import TokenTask
+from testing.records import SMALL
 from testing.tiny import CONFIG, SHAPE, WEIGHTS, losses, make_task
 
 TOKENS = TokenizerConfig(levels=(3, 2), codes=2, width=8, depth=1)
+SAMPLING = {"solver": "jumps", "steps": 3, "guidance_scale": 2.0, "precision": "fp32"}
 FLOW = FlowSpec.model_validate({"tokens": {}, "caption_dropout": 0.3})
 
 
@@ -34,7 +47,11 @@ def tokenized(tiny_latents, tmp_path_factory):
     task = TokenizerTask(TOKENS, stats, tiny_latents, 7)
     train_here(partial(train, task, CONFIG, folder / "tokenizer"), 1)
     export_tokenizer(open_checkpoint(folder / "tokenizer"), folder / TOKENIZER_NAME)
-    token_task = TokenTask.of(replace(make_task(tiny_latents), flow=FLOW), TOKENS, folder / TOKENIZER_NAME)
+    config = AutoencoderConfig(latent_channels=4, width=8, deep_width=8, num_blocks=1)
+    path = folder / "autoencoder.safetensors"
+    save_file(build_autoencoder(config).state_dict(), path, metadata={"config": config.model_dump_json()})
+    flow_task = replace(make_task(tiny_latents), flow=FLOW, autoencoder_path=path, sampling=tuple(SAMPLING.items()))
+    token_task = TokenTask.of(flow_task, TOKENS, folder / TOKENIZER_NAME)
     train_here(partial(train, token_task, CONFIG, folder / "dit"), 1)
     return task, token_task, folder
 
@@ -107,3 +124,37 @@ def test_the_first_loss_is_that_of_a_network_that_knows_nothing_of_the_tokens(to
     of_each = -bias[torch.arange(TOKENS.codes)[None, :, None, None, None], batch.x_1]
     expected = (of_each * open_tokens).flatten(1).sum(1) / open_tokens.flatten(1).sum(1)
     assert module(batch)["total"].item() == pytest.approx(expected.mean().item(), rel=1e-5)
+
+
+def test_a_checkpoint_holds_all_that_sampling_needs_and_previews_are_its_clips(tokenized):
+    _, task, folder = tokenized
+    model, config = open_model(folder / "dit"), SampleConfig.model_validate(SAMPLING)
+    assert model.sampling_defaults == (SAMPLING, [])
+    check_can_sample(model, config)
+    sampler = ClipSampler(model, config, torch.device("cpu"))
+    requests = [
+        PromptRequest(id=f"{n:012}", prompt="a dot", seed=n, guidance_scale=2.0, bucket=SMALL.name) for n in (0, 1)
+    ]
+    clips, calls = sampler.sample(requests)
+    assert calls == 3
+    assert not np.array_equal(*clips)
+    (alone,), _ = sampler.sample(requests[1:])
+    assert np.array_equal(alone, clips[1])
+    module = task.build()
+    module.get_submodule("network").load_state_dict(dict(model.weights("ema")))
+    with torch.no_grad():
+        preview = task.previewer(torch.device("cpu")).clip(module.eval(), "a dot", 1)
+    assert np.abs(preview.astype(int) - alone.astype(int)).max() <= 1
+
+
+def test_what_a_network_of_tokens_is_not_for_is_refused(tokenized):
+    _, _, folder = tokenized
+    model = open_model(folder / "dit")
+    with pytest.raises(CheckpointError, match=r"sample\.solver is heun, but .* predicts tokens: use the solver jumps"):
+        check_can_sample(model, SampleConfig())
+    assert "predicts tokens, none of which can be given" in str(model.frames_refusal(1, 0))
+    assert "predicts tokens, none of which can be given" in str(model.image_refusal)
+    with pytest.raises(CheckpointError, match="predicts tokens, which no training starts from"):
+        open_base(folder / "dit")
+    with pytest.raises(CheckpointError, match="predicts tokens, which no published layout is for"):
+        export_published(open_checkpoint(folder / "dit"), folder / "published")
