@@ -39,7 +39,7 @@ class Trained:
     """A training, as a plan sees it: the task, its settings, and a batch without values."""
 
     name: str
-    task: AutoencoderTask | TokenizerTask | FlowTask
+    task: AutoencoderTask | TokenizerTask | FlowTask | TokenTask
     train: TrainConfig
     buckets: tuple[Bucket, ...]
     build: Callable[[], nn.Module]

@@ -19,16 +19,14 @@ from models.networks.protocol import Conditions
 from models.networks.token_network import TokenNetwork
 from models.text.caption import Caption
 from models.tokens.config import TokenizerConfig
-from pipeline.encode.captions import byte_captions
 from pipeline.encode.codec import load_autoencoder
 from pipeline.encode.statistics import normalize
 from pipeline.encode.tokens import load_tokenizer, shared_tokenizer
 from pipeline.engine.placement import WHOLE, Placement
 from pipeline.run import randomness
 from pipeline.run.fingerprints import stored
-from pipeline.sample.config import SampleConfig
 from pipeline.sample.tokens import token_path
-from pipeline.train.tasks.flow import FlowTask
+from pipeline.train.tasks.captioned import CaptionedTask
 from pipeline.train.tasks.token_preview import TokenPreviewer, TokenQuery
 from pipeline.train.time_bins import NUM_TIME_BINS, binned
 
@@ -68,16 +66,16 @@ class TokenLoss(nn.Module):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenTask(FlowTask):
+class TokenTask(CaptionedTask):
     """Train a network that predicts tokens on a folder of latent shards; the flow has `tokens`."""
 
     tokens: TokenizerConfig
     tokenizer_path: Path  # exported weights, which are linked into every checkpoint
 
     @classmethod
-    def of(cls, task: FlowTask, tokens: TokenizerConfig, tokenizer_path: Path) -> Self:
+    def of(cls, task: CaptionedTask, tokens: TokenizerConfig, tokenizer_path: Path) -> Self:
         """The training of `task`, on tokens."""
-        shared = {field.name: getattr(task, field.name) for field in fields(FlowTask)}
+        shared = {field.name: getattr(task, field.name) for field in fields(CaptionedTask)}
         return cls(**shared, tokens=tokens, tokenizer_path=tokenizer_path)
 
     @property
@@ -130,15 +128,15 @@ class TokenTask(FlowTask):
         return self._batch("validation-tokens", addresses, payloads, t, caption, fps)
 
     def previewer(self, device: torch.device) -> TokenPreviewer:
-        """As `FlowTask.previewer`."""
-        config = SampleConfig.model_validate(dict(self.sampling))
-        if self.text_encoder is not None:
-            config = config.model_copy(update={"negative_prompt": None})
-        bucket = next((bucket for bucket in self.buckets if bucket.name == config.bucket), self.buckets[0])
+        """As `CaptionedTask.preview_settings`."""
+        config, bucket, read = self.preview_settings()
         autoencoder = load_autoencoder(self.autoencoder_path).to(device)
         tokenizer = load_tokenizer(self.tokenizer_path).to(device)
-        read = byte_captions(self.model.caption_text) if self.text_encoder is None else self._stored_captions()
         return TokenPreviewer(config, self.flow, self.latent_stats, bucket, read, tokenizer, autoencoder, device)
+
+    def pack(self, batches: list[TokenBatch]) -> TokenBatch:
+        """Not of tokens, whose settings refuse `mixed_buckets`."""
+        raise NotImplementedError(f"tokens of {len(batches)} shapes are taken one shape at a time")
 
     def flops_probe(self, bucket: Bucket) -> Tensor:
         """A scalar whose forward and backward pass are those of training on one clip of the bucket."""
