@@ -43,7 +43,9 @@ class TokenBatch:
 
     def to(self, device: torch.device) -> Self:
         """The same batch on another device."""
-        return type(self)(*(part.to(device) for part in (self.x_1, self.x_t, self.t, self.caption, self.fps)))
+        return type(self)(
+            self.x_1.to(device), self.x_t.to(device), self.t.to(device), self.caption.to(device), self.fps.to(device)
+        )
 
 
 class TokenLoss(nn.Module):
