@@ -14,6 +14,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -165,7 +166,7 @@ def main() -> None:
     prepare_to_compute(torch.device("cpu"))
     model = open_model(arguments.model)
     assert isinstance(model, TrainedModel)
-    result = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.is_file() else {"samples": []}
+    result: dict[str, Any] = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.is_file() else {"samples": []}
     result["training"] = {
         "network": model.network.model_dump(mode="json", exclude_defaults=True),
         "steps": model.checkpoint.record.step,
