@@ -1,11 +1,14 @@
 """Sampling tokens: with a tabulated network exactly its distribution, guidance, and clips of a trained network."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
 from models.flow.spec import FlowSpec
 from models.text.bytes import CaptionTokens
+from models.text.caption import Caption
 from models.tokens.config import TokenizerConfig
 from models.tokens.tokenizer import Tokenizer
 from pipeline.sample.checks import contradiction_in
@@ -45,7 +48,7 @@ def tokens_drawn(network, steps: int, scale: float = 1.0, source: str = "masked"
     return (latents.round() + 1).long().select(1, 0) + 2 * (latents.round() + 1).long().select(1, 1)
 
 
-def tabulated(x: Tensor, _t: Tensor, caption: CaptionTokens) -> Tensor:
+def tabulated(x: Tensor, _t: Tensor, caption: Caption) -> Tensor:
     """The distribution of one token, and with the empty caption the uniform one."""
     has_text = (caption.mask.sum(1) > 1).float()
     return has_text[:, None, None, None, None, None] * PROBABILITIES.log().expand(*x.shape, 4)
@@ -62,7 +65,8 @@ def test_tokens_have_the_distribution_that_the_network_tells(source, steps):
 def test_guidance_and_temperature_sharpen_in_closed_form():
     """log p_uncond is constant here: scale 2 squares the probabilities, as temperature 1/2 does."""
     squared = PROBABILITIES.square() / PROBABILITIES.square().sum()
-    for settings in ({"scale": 2.0}, {"temperature": 0.5}, {"scale": 2.0, "corrector": 0.5}):
+    sharp: list[dict[str, Any]] = [{"scale": 2.0}, {"temperature": 0.5}, {"scale": 2.0, "corrector": 0.5}]
+    for settings in sharp:
         share = tokens_drawn(tabulated, 4, **settings).flatten().bincount(minlength=4) / (40 * 128)
         assert (share - squared).abs().max() < 4 * (0.25 / (40 * 128)) ** 0.5
     flat = tokens_drawn(tabulated, 4, scale=2.0, guidance_interval=(2 / 3, 1.0)).flatten().bincount(minlength=4)
@@ -75,7 +79,7 @@ def test_scale_1_is_the_conditional_network_in_one_call():
     table = torch.randn(2, 4)
     seen = []
 
-    def network(x: Tensor, _t: Tensor, caption: CaptionTokens) -> Tensor:
+    def network(x: Tensor, _t: Tensor, caption: Caption) -> Tensor:
         seen.append(len(x))
         return table[(caption.mask.sum(1) > 1).long()][:, None]
 
