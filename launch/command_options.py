@@ -22,7 +22,7 @@ Config = Annotated[
     Path,
     typer.Argument(
         metavar="CONFIG",
-        help="A YAML file, or the name of a preset: demo, real-tiny, gpu-1, gpu-8, gpu-64.",
+        help="A YAML file, or the name of a preset: demo, demo-tokens, real-tiny, gpu-1, gpu-8, gpu-64.",
         callback=expand_home_option,
     ),
 ]

@@ -17,12 +17,13 @@ from launch.rules import RULES
 from models.autoencoder.config import DEFAULT_LOSS, KL_NAME, AutoencoderConfig, AutoencoderLossConfig
 from models.flow.spec import FlowMapSpec, FlowSpec
 from models.networks.config import DEFAULT_NETWORK, NetworkConfig
+from models.tokens.config import TokenizerConfig
 from pipeline.distributed.config import WorkersConfig
 from pipeline.encode.config import EncodeConfig
 from pipeline.evaluate.config import EvaluateConfig
 from pipeline.ingest.config import DataConfig
 from pipeline.sample.config import SampleSection
-from pipeline.train.config import AutoencoderTrainConfig, FlowTrainConfig
+from pipeline.train.config import AutoencoderTrainConfig, FlowTrainConfig, TrainConfig
 
 MAX_BYTES = 4 * MAX_CHARACTERS  # of UTF-8
 PRESETS_DIR = Path(__file__).parent / "presets"
@@ -82,6 +83,15 @@ class AutoencoderSection(Settings):
         return self
 
 
+class TokenizerSection(Settings):
+    """The tokeniser of latents and its training."""
+
+    model: TokenizerConfig = TokenizerConfig()
+    """Size of the tokeniser, and its vocabulary."""
+    train: TrainConfig = TrainConfig()
+    """How the tokeniser is trained."""
+
+
 class FlowSection(Settings):
     """The network that predicts the velocity of a flow, the flow, and the training."""
 
@@ -133,6 +143,8 @@ class RunConfig(Settings):
     """The autoencoder and its training."""
     encode: EncodeConfig = EncodeConfig()
     """How clips are encoded into latents."""
+    tokenizer: Annotated[TokenizerSection | None, AddedLater(None)] = None
+    """A tokeniser of latents, whose tokens `dit` then predicts: it needs `dit.flow.tokens`. None: there is none."""
     dit: FlowSection = FlowSection()
     """The diffusion transformer and its training."""
     distill: Annotated[DistillSection | None, AddedLater(None)] = None

@@ -17,7 +17,7 @@ from pipeline.train.build import micro_batch_size
 from pipeline.train.config import TrainConfig
 from pipeline.train.memory_plan import worker_memory
 from pipeline.train.memory_trace import Moment, StepTrace
-from pipeline.train.tasks.flow import FlowTask
+from pipeline.train.tasks.captioned import CaptionedTask
 
 SLOWER = {
     "activation_checkpointing": {False: 1.0, "selective": 1.07, True: 1.33},
@@ -38,7 +38,7 @@ class Candidate:
 
 def nearest_fit(trained: Trained, hardware: Hardware) -> tuple[str, ...]:
     """Settings to change, such as "dit.train.zero_stage=3", so that it fits; empty if nothing was found."""
-    section = "dit" if isinstance(trained.task, FlowTask) else "autoencoder"
+    section = trained.name.removeprefix("train ")
     traces, state = _traces(trained), _state_alone(trained)
     for candidate in sorted(_candidates(trained, hardware.num_gpus), key=lambda each: each.slower):
         train = _changed(trained, candidate, hardware.num_gpus)
@@ -64,7 +64,9 @@ def _candidates(trained: Trained, world: int) -> Iterator[Candidate]:
     train = trained.train
     doublings = range((train.global_batch // train.gradient_accumulation_steps).bit_length())
     accumulation = [train.gradient_accumulation_steps * 2**number for number in doublings]
-    splits = [train.sequence_parallel * 2**number for number in range(7)] if isinstance(trained.task, FlowTask) else [1]
+    splits = (
+        [train.sequence_parallel * 2**number for number in range(7)] if isinstance(trained.task, CaptionedTask) else [1]
+    )
     grid = product(
         [stage for stage in SLOWER["zero_stage"] if stage >= train.zero_stage],
         SLOWER["activation_checkpointing"],
@@ -96,7 +98,7 @@ def _changed(trained: Trained, candidate: Candidate, world: int) -> TrainConfig 
 
 
 def _check_split(trained: Trained, size: int) -> None:
-    if isinstance(trained.task, FlowTask):
+    if isinstance(trained.task, CaptionedTask):
         check_can_share(trained.task.model, size)
         for bucket in trained.buckets:
             grid = bucket.latent_grid(trained.task.compression)

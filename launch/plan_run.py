@@ -11,7 +11,14 @@ from launch.overrides import ConfigError
 from launch.plan_data import DataPlan, finished_clips, plan_data
 from launch.plan_fit import nearest_fit
 from launch.plan_hardware import Hardware
-from launch.plan_training import Trained, TrainingPlan, autoencoder_training, flow_training, plan_training
+from launch.plan_training import (
+    Trained,
+    TrainingPlan,
+    autoencoder_training,
+    flow_training,
+    plan_training,
+    tokenizer_training,
+)
 from models.text.pretrained import read_embedding_width
 
 PARTS = ("weights", "gradients", "optimizer", "averages", "activations", "buffers")
@@ -68,6 +75,8 @@ def _trainings(
 ) -> Iterator[tuple[Trained, str]]:
     if config.autoencoder.published is None:
         yield autoencoder_training(config, buckets), "autoencoder"
+    if config.tokenizer is not None:
+        yield tokenizer_training(config.tokenizer, buckets, channels, compression), "tokenizer"
     yield flow_training(config, buckets, channels, compression), "dit"
 
 

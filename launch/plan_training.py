@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from data.dataset.buckets import Bucket
 from data.dataset.compression import Compression
 from data.dataset.manifest import LatentStats, TextEncoderRecord
-from launch.config import RunConfig
+from launch.config import RunConfig, TokenizerSection
 from launch.plan_hardware import DEFAULT_UTILISATION, Hardware
 from models.text.pretrained import read_embedding_width
 from pipeline.distributed.config import WorldSizeError
@@ -28,6 +28,8 @@ from pipeline.train.monitor.throughput import flops_per_clip
 from pipeline.train.tasks.autoencoder import AutoencoderTask
 from pipeline.train.tasks.autoencoder_loss import Clips, PixelBatch
 from pipeline.train.tasks.flow import FlowBatch, FlowTask
+from pipeline.train.tasks.tokenizer import LatentBatch, TokenizerTask
+from pipeline.train.tasks.tokens import TokenBatch, TokenTask
 
 NOWHERE = Path("not-read")
 
@@ -37,7 +39,7 @@ class Trained:
     """A training, as a plan sees it: the task, its settings, and a batch without values."""
 
     name: str
-    task: AutoencoderTask | FlowTask
+    task: AutoencoderTask | TokenizerTask | FlowTask | TokenTask
     train: TrainConfig
     buckets: tuple[Bucket, ...]
     build: Callable[[], nn.Module]
@@ -124,6 +126,8 @@ def flow_training(config: RunConfig, buckets: tuple[Bucket, ...], channels: int,
         lora=section.train.lora,
         compression=compression,
     )
+    if config.tokenizer is not None:
+        return _token_training(config, TokenTask.of(task, config.tokenizer.model, NOWHERE), buckets)
 
     def batch(bucket: Bucket, clips: int) -> FlowBatch:
         shape = (clips, channels, *bucket.latent_grid(compression))
@@ -139,6 +143,27 @@ def flow_training(config: RunConfig, buckets: tuple[Bucket, ...], channels: int,
         )
 
     return Trained("train dit", task, section.train, buckets, task.build, batch)
+
+
+def _token_training(config: RunConfig, task: TokenTask, buckets: tuple[Bucket, ...]) -> Trained:
+    def batch(bucket: Bucket, clips: int) -> TokenBatch:
+        tokens = torch.empty((clips, task.tokens.codes, *bucket.latent_grid(task.compression)), dtype=torch.long)
+        return TokenBatch(tokens, tokens, torch.empty(clips), task.probe_caption(clips), torch.ones(clips))
+
+    return Trained("train dit", task, config.dit.train, buckets, task.build, batch)
+
+
+def tokenizer_training(
+    section: TokenizerSection, buckets: tuple[Bucket, ...], channels: int, compression: Compression
+) -> Trained:
+    """Stage train tokenizer; arguments as of `flow_training`."""
+    stats = LatentStats(mean=[0.0] * channels, std=[1.0] * channels)
+    task = TokenizerTask(section.model, stats, NOWHERE, 0, compression=compression)
+
+    def batch(bucket: Bucket, clips: int) -> LatentBatch:
+        return LatentBatch(torch.empty((clips, channels, *bucket.latent_grid(compression))))
+
+    return Trained("train tokenizer", task, section.train, buckets, task.build, batch)
 
 
 def weight_bytes(train: TrainConfig) -> int:

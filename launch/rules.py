@@ -20,6 +20,8 @@ def check_workers(config: "RunConfig") -> None:
     trainings: dict[str, TrainConfig] = {"autoencoder": config.autoencoder.train, "dit": config.dit.train}
     if config.autoencoder.published is not None:
         del trainings["autoencoder"]
+    if config.tokenizer is not None:
+        trainings["tokenizer"] = config.tokenizer.train
     if config.distill is not None:
         trainings["distill"] = config.distill.train
     for name, train in trainings.items():
@@ -207,6 +209,33 @@ def _check_map_training(section: str, train: FlowTrainConfig) -> None:
             raise ValueError(f"{section}.train.{name} is set, which a flow map cannot be trained with: leave it out")
 
 
+def check_tokenizer(config: "RunConfig") -> None:
+    """A network that predicts tokens has a tokeniser, and is trained and sampled as such."""
+    predicts_tokens, train = config.dit.flow.tokens is not None, config.dit.train
+    if predicts_tokens != (config.tokenizer is not None):
+        raise ValueError(
+            f"dit.flow.tokens is {'not ' if predicts_tokens else ''}null, but tokenizer is "
+            f"{'' if predicts_tokens else 'not '}null: set both to train a network that predicts tokens, or neither"
+        )
+    if config.tokenizer is not None:
+        if config.tokenizer.train.mixed_buckets:
+            raise ValueError("tokenizer.train.mixed_buckets is set, and the tokeniser takes one shape: leave it out")
+        if config.tokenizer.train.sequence_parallel > 1:
+            raise ValueError(
+                "tokenizer.train.sequence_parallel is above 1, and only the DiT has tokens to share: use 1"
+            )
+        if config.distill is not None:
+            raise ValueError("distill trains a flow map of latents, but dit predicts tokens: leave distill out")
+        for name in ("start_from", "lora", "mixed_buckets"):
+            if getattr(train, name):
+                raise ValueError(f"dit.train.{name} is set, but dit predicts tokens, and cannot have it: leave it out")
+    if predicts_tokens != (config.sample.solver == "jumps"):
+        raise ValueError(
+            f"sample.solver is {config.sample.solver}, but dit predicts "
+            + ("tokens: use jumps" if predicts_tokens else "latents: use another solver, or set dit.flow.tokens")
+        )
+
+
 def check_sampling(config: "RunConfig") -> None:
     """The training gives what sampling asks for."""
     section, train = ("dit", config.dit.train) if config.distill is None else ("distill", config.distill.train)
@@ -240,6 +269,7 @@ RULES: "tuple[Callable[[RunConfig], None], ...]" = (
     check_captions,
     check_given_frames,
     check_coupling,
+    check_tokenizer,
     check_flow_map,
     check_sampling,
 )

@@ -19,6 +19,7 @@ from pipeline.run.stage import Stage
 from pipeline.sample.stage import SampleStage
 from pipeline.train.flow_stage import TrainDistillStage, TrainFlowStage
 from pipeline.train.stage import TrainAutoencoderStage
+from pipeline.train.tokenizer_stage import TrainTokenizerStage
 
 Options = Literal["plain", "retry", "training"]
 """Of a command beside CONFIG, --set and the like: none, --retry, or --resume, --allow-change and --local."""
@@ -99,6 +100,20 @@ def _encode(config: RunConfig) -> Stage:
     )
 
 
+def _train_tokenizer(config: RunConfig) -> Stage:
+    section = config.tokenizer
+    return TrainTokenizerStage(
+        train=config.dit.train if section is None else section.train,
+        seed=config.seed,
+        mix_weights=config.data.weights,
+        buckets=config.known_buckets,
+        patch_size=1,
+        compression=_compression(config),
+        workers=config.cluster.workers,
+        model=None if section is None else section.model,
+    )
+
+
 def _train_dit(config: RunConfig) -> Stage:
     return TrainFlowStage(
         train=config.dit.train,
@@ -110,6 +125,7 @@ def _train_dit(config: RunConfig) -> Stage:
         workers=config.cluster.workers,
         model=config.dit.model,
         flow=config.dit.flow,
+        tokens=None if config.tokenizer is None else config.tokenizer.model,
         sampling=tuple(output_settings(config.sample.sampler()).items()),
     )
 
@@ -147,6 +163,7 @@ STAGES = (
     Entry(ShardStage, _shard, options="retry", with_stages=(DrawStage.name,)),
     Entry(TrainAutoencoderStage, _train_autoencoder, options="training"),
     Entry(EncodeStage, _encode),
+    Entry(TrainTokenizerStage, _train_tokenizer, options="training"),
     Entry(TrainFlowStage, _train_dit, options="training"),
     Entry(TrainDistillStage, _train_distill, options="training"),
     Entry(SampleStage, _sample, options=None),

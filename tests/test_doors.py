@@ -20,6 +20,8 @@ FLOW = ROOT / "models" / "flow"
 DOORS = {
     "dit.flow": "spec.FlowSpec objective.matching_loss path.Path path.expand field.Field",
     "dit.flow.path": "path.path_of",
+    "dit.flow.tokens": "spec.TokenFlowSpec discrete.TokenPath discrete.masked_source discrete.uniform_source "
+    "discrete.token_loss discrete.Logits discrete.sample_tokens",
     "dit.flow.times": "objective.training_times objective.stratified",
     "dit.flow.coupled_clips": "objective.optimal_coupling",
     "dit.flow.given": "given.drawn_frames",
@@ -43,7 +45,6 @@ DOORS = {
 
 FROM_PYTHON = {
     "classifier": "no classifier of noisy clips is trained: a classifier of one's own is needed",
-    "discrete": "no network of the product predicts tokens: a network of one's own is needed",
 }
 """Modules without a door, and why."""
 

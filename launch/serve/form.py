@@ -119,8 +119,9 @@ def changed_in(request: PromptRequest, controls: Iterable[Control]) -> dict[str,
 def _setting(name: str, model: SampledModel, config: SampleConfig) -> Control:
     field = SampleConfig.model_fields[name]
     choices = _choices(field.annotation)
-    if name == "solver" and model.flow.map is None:
-        choices = tuple(choice for choice in choices if choice != "flow_map")
+    if name == "solver":
+        usable = {"jumps": model.flow.tokens is not None, "flow_map": model.flow.map is not None}
+        choices = tuple(choice for choice in choices if usable.get(choice, model.flow.tokens is None))
     return Control(name, " ".join((field.description or "").split()), _text(getattr(config, name)), choices)
 
 

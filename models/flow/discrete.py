@@ -122,7 +122,7 @@ def token_loss(
         is_bound: weigh it by the rate and sum it over tokens. Of a masked source, its mean over uniform t and x_t is
             then an upper bound on -log p(x_1) in nats (Shi et al. 2024, "MD4", eq. 5).
     """
-    loss = cross_entropy(logits.movedim(-1, 1), x_1, reduction="none")
+    loss = cross_entropy(logits.flatten(0, -2), x_1.flatten(), reduction="none").reshape(x_1.shape)
     open_tokens = (path.source.to(logits.device)[x_t] > 0).to(loss)
     total = (loss * open_tokens).flatten(1).sum(1)
     return path.rate(t).to(loss) * total if is_bound else total / open_tokens.flatten(1).sum(1).clamp(min=1)

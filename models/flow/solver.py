@@ -349,6 +349,8 @@ def solver_of(name: OdeSolver) -> Solver:
             return dopri5
         case "flow_map":
             raise ValueError("the jumps of a flow map are those of its network: see flow_map.flow_map_solver")
+        case "jumps":
+            raise ValueError("tokens jump, and follow no velocity: see discrete.sample_tokens")
 
 
 def falling_diffusion(path: Path, sigma: float) -> Diffusion:

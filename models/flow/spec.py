@@ -10,7 +10,9 @@ LossWeight = Literal["plain", "velocity"]
 Prediction = Literal["velocity", "data", "noise", "score"]
 PathName = Literal["straight", "cosine", "vp", "polynomial"]
 SampledPathName = Literal["straight", "cosine", "vp", "polynomial", "ve"]
-OdeSolver = Literal["euler", "midpoint", "heun", "rk4", "ab2", "dpmpp_2m", "unipc", "ddim", "dopri5", "flow_map"]
+OdeSolver = Literal[
+    "euler", "midpoint", "heun", "rk4", "ab2", "dpmpp_2m", "unipc", "ddim", "dopri5", "flow_map", "jumps"
+]
 
 
 class TimeLaw(Settings):
@@ -67,6 +69,17 @@ class FlowMapSpec(Settings):
     """
 
 
+class TokenFlowSpec(Settings):
+    """How tokens of latents jump from a source to the data (`models/flow/discrete.py`)."""
+
+    source: Literal["masked", "uniform"] = "masked"
+    """What tokens are at time 0: `masked` all of them (masked diffusion), or `uniform`, any token with the same
+    probability, so that tokens can change more than once.
+    """
+    power: float = Field(default=1.0, gt=0, le=10)
+    """At time t, a share of t^`power` of the tokens comes from the data."""
+
+
 class FlowSpec(Settings):
     """Every choice of the flow that training, validation and sampling have to share; saved in every checkpoint."""
 
@@ -107,6 +120,10 @@ class FlowSpec(Settings):
     map: Annotated[FlowMapSpec | None, AddedLater(None)] = None
     """Train a flow map, for clips in 1 to 8 network calls: the network is told a second time, and `dit.model.flow_map`
     has to be true. With `dit.train.start_from` its network is the teacher, whose velocities are learned. None: a flow.
+    """
+    tokens: Annotated[TokenFlowSpec | None, AddedLater(None)] = None
+    """Train a network that predicts tokens in place of latents, by discrete flow matching: it needs the section
+    `tokenizer`, and `sample.solver: jumps`. The choices of a flow of latents are then not for it. None: latents.
     """
     caption_dropout: float = Field(
         default=0.1,
@@ -174,6 +191,18 @@ class FlowSpec(Settings):
             raise ValueError("map is set, but on the path vp the velocity at the end is infinite: use another path")
         if self.times_per == "frame":
             raise ValueError("map is set, and jumps are those of whole clips, but times_per is 'frame': set it to clip")
+        return self
+
+    @model_validator(mode="after")
+    def _check_tokens(self) -> "FlowSpec":
+        if self.tokens is None:
+            return self
+        kept = ("times", "tokens", "caption_dropout", "null_caption")
+        for name, field in type(self).model_fields.items():
+            if name not in kept and getattr(self, name) != field.default:
+                raise ValueError(
+                    f"tokens is set, whose states jump, but {name} is of a flow of latents: leave {name} out"
+                )
         return self
 
     @model_validator(mode="after")

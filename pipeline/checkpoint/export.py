@@ -72,6 +72,8 @@ def export_published(checkpoint: Checkpoint, folder: Path, which: WeightsName = 
     record = checkpoint.record
     if record.kind != "dit":
         raise CheckpointError(f"{checkpoint.folder} holds a {record.kind}; only a dit has a published layout")
+    if "tokenizer" in record.trained:
+        raise CheckpointError(f"{checkpoint.folder} predicts tokens, which no published layout is for")
     checkpoint.kind_of(which)
     encoder = None
     if record.trained.get("text_encoder") is not None:

@@ -70,7 +70,7 @@ class CheckpointRecord(Record):
     """checkpoint.json."""
 
     schema_version: int = SCHEMA_VERSION
-    kind: str  # "autoencoder" or "dit"
+    kind: str  # "autoencoder", "tokenizer" or "dit"
     step: int = Field(ge=0)
     cursor: int = Field(ge=0)  # samples consumed
     world_size: int = Field(ge=1)

@@ -15,6 +15,12 @@ from pipeline.sample.model import SampledModel, TrainedModel, open_model
 from pipeline.sample.requests import PlacedModel
 
 DEFAULTS = SampleConfig()
+OF_TOKENS = ("temperature", "corrector")
+"""Settings that only the solver jumps reads."""
+NOT_OF_TOKENS = (
+    *("grid", "flow_path", "schedule", "window_overlap", "guidance", "guidance_checkpoint", "sde_sigma", "ddim_eta"),
+)
+"""Settings that it does not read."""
 RULE_OF = {
     "guidance_interval": "plain",
     "zero_until": "cfg-zero-star",
@@ -73,6 +79,14 @@ def contradiction_in(config: SampleConfig, given: Collection[str] = ()) -> Contr
                 return Contradiction(
                     name, "the solver flow_map has its guidance in the network and follows no velocity"
                 )
+    if config.solver == "jumps":
+        for name in NOT_OF_TOKENS:
+            if is_set(name):
+                return Contradiction(name, "the solver jumps, of tokens, does not read it")
+    else:
+        for name in OF_TOKENS:
+            if is_set(name):
+                return Contradiction(name, f"only the solver jumps reads it, and solver is {config.solver}")
     if config.solver == "dopri5":
         if config.schedule != "full_sequence":
             return Contradiction("schedule", "the solver dopri5 takes one time for all frames: use full_sequence")
@@ -152,6 +166,11 @@ def check_settings(model: SampledModel, config: SampleConfig) -> PlacedModel | N
             f"sample.schedule is {config.schedule!r}, but {model.folder} was trained with one time for all frames: use "
             "full_sequence, or train with dit.flow.times_per=frame"
         )
+    if (config.solver == "jumps") != (model.flow.tokens is not None):
+        raise CheckpointError(
+            f"sample.solver is {config.solver}, but {model.folder} predicts "
+            + ("latents: use another solver" if model.flow.tokens is None else "tokens: use the solver jumps")
+        )
     if config.solver == "flow_map":
         spec = model.flow.map
         if spec is None:
@@ -184,6 +203,8 @@ def open_weaker(model: SampledModel, folder: Path, *, verify: bool = False) -> T
     named = f"sample.guidance_checkpoint is {folder}, but"
     if not isinstance(model, TrainedModel) or not isinstance(weaker, TrainedModel):
         raise CheckpointError(f"{named} published pipelines have no weaker version of their own: leave it out")
+    if weaker.flow.tokens is not None:
+        raise CheckpointError(f"{named} it predicts tokens, and guidance is of velocities: leave it out")
     for what, one, other in (
         ("path", path_of(model.flow), path_of(weaker.flow)),
         ("prediction", model.flow.prediction, weaker.flow.prediction),

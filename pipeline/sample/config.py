@@ -27,7 +27,8 @@ class SampleConfig(Settings):
     solver: OdeSolver = "heun"
     """Method that integrates the flow from noise (time 0) to data (time 1). Midpoint and heun evaluate the network
     twice per step, rk4 four times, all others once. flow_map jumps from time to time in one call each, with guidance in
-    it, and needs a network that was trained as a flow map (`dit.flow.map`, `distill`). dopri5 chooses its own steps by
+    it, and needs a network that was trained as a flow map (`dit.flow.map`, `distill`). jumps is the method of networks
+    that predict tokens (`dit.flow.tokens`), and of no others: one call a step. dopri5 chooses its own steps by
     `tolerance` instead of `steps`, `shift` and `grid`, and computes clips one by one.
     """
     steps: int = Field(default=20, ge=1)
@@ -46,6 +47,12 @@ class SampleConfig(Settings):
     """
     tolerance: Annotated[float, AddedLater(1e-5)] = Field(default=1e-5, gt=0, le=0.1)
     """Largest error of a step of the solver dopri5, relative and absolute."""
+    temperature: Annotated[float, AddedLater(1.0)] = Field(default=1.0, gt=0)
+    """Divides the logits of tokens with the solver `jumps`: below 1 likely tokens become likelier."""
+    corrector: Annotated[float, AddedLater(0.0)] = Field(default=0.0, ge=0, lt=1)
+    """Share of each step of the solver `jumps` that is gone back afterwards, in [0, 1): tokens return to the source at
+    random and are drawn anew with the next step, so that the network can change what it chose when it knew less.
+    """
     bucket: str | None = None
     """Shape of the clips, written frames x height x width @ frames per second, such as 17x64x64@8. A shape that the
     network was not trained on is sampled with a warning. None takes the one with most training clips.

@@ -3,7 +3,6 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,13 +16,18 @@ from data.errors import ReelflowError, shorten
 from data.files.publish import publish_bytes
 from models.autoencoder.protocol import VideoAutoencoder
 from models.flow.spec import FlowSpec
-from models.networks.build import build_network
+from models.networks.build import build_network, build_token_network
 from models.networks.config import NetworkConfig, read_network_config
+from models.networks.protocol import VelocityNetwork
+from models.networks.token_network import TokenNetwork
+from models.tokens.config import TokenizerConfig
+from models.tokens.tokenizer import Tokenizer
 from pipeline.checkpoint.adapters import check_network, network_weights
 from pipeline.checkpoint.published import PIPELINE_NAME, PublishedError, is_pipeline, is_published
 from pipeline.checkpoint.read import open_checkpoint
 from pipeline.checkpoint.record import Checkpoint, CheckpointError
 from pipeline.encode.codec import AUTOENCODER_NAME, load_autoencoder, read_config
+from pipeline.encode.tokens import TOKENIZER_NAME, load_tokenizer
 from pipeline.run.weight_names import WeightsName
 from pipeline.sample.config import SampleConfig
 from pipeline.sample.prompts import PromptError
@@ -153,6 +157,14 @@ class SampledModel(ABC):
         """The folder of the image encoder, for networks that attend to an image's embedding."""
         return None
 
+    def new_network(self) -> VelocityNetwork | TokenNetwork:
+        """A network as that of the model, with newly initialized weights."""
+        return build_network(self.network, self.stats.num_channels, self.embedding_width)
+
+    def load_tokenizer(self) -> Tokenizer | None:
+        """The tokeniser, as `load_autoencoder`; None: the network predicts no tokens."""
+        return None
+
     @abstractmethod
     def load_autoencoder(self) -> VideoAutoencoder:
         """The autoencoder, in evaluation mode, without gradients, on the CPU."""
@@ -211,19 +223,33 @@ class TrainedModel(SampledModel):
 
     def weights(self, which: WeightsName) -> Iterator[tuple[str, Tensor]]:
         """As `SampledModel.weights`, with adapters merged into them."""
-        build = partial(build_network, self.network, self.stats.num_channels, self.embedding_width)
-        check_network(self.checkpoint, build)
+        check_network(self.checkpoint, self.new_network)
         return network_weights(self.checkpoint, which)
+
+    def new_network(self) -> VelocityNetwork | TokenNetwork:
+        """As `SampledModel.new_network`: one that predicts tokens, where the flow is of tokens."""
+        if self.flow.tokens is None:
+            return super().new_network()
+        tokens = self.checkpoint.trained("tokenizer", TokenizerConfig.model_validate)
+        return build_token_network(self.network, tokens, self.embedding_width)
+
+    def load_tokenizer(self) -> Tokenizer | None:
+        """As `SampledModel.load_tokenizer`."""
+        return None if self.flow.tokens is None else load_tokenizer(self.folder / TOKENIZER_NAME)
 
     @property
     def image_refusal(self) -> str | None:
         """As `SampledModel.image_refusal`: it was trained with frames that were given, or with times of their own."""
         if self.frames_refusal(1, 0) is None:
             return None
+        if self.flow.tokens is not None:
+            return f"{self.folder} predicts tokens, none of which can be given: sample a network of latents"
         return f"{self.folder} was trained without frames that are given: train with dit.flow.first_frame_share above 0"
 
     def frames_refusal(self, num_first: int, num_last: int) -> str | None:
         """As `SampledModel.frames_refusal`: training gave frames at these places, or had times for each frame."""
+        if self.flow.tokens is not None and num_first + num_last > 0:
+            return f"{self.folder} predicts tokens, none of which can be given: sample a network of latents"
         given = self.flow.given
         any_place = given.subset > 0 or (self.flow.times_per == "frame" and self.network.known_frames == "time")
         if any_place or num_first == num_last == 0:

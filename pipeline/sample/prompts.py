@@ -17,7 +17,7 @@ SHAPE_FIELDS = ("num_frames", "height", "width", "fps")
 METADATA_PREFIX = "meta."
 SETTINGS = (
     *("solver", "steps", "shift", "grid", "flow_path", "tolerance", "schedule", "pyramid_delay", "sde_sigma"),
-    *("ddim_eta", "weights"),
+    *("ddim_eta", "temperature", "corrector", "weights"),
     *("guidance_scale", "guidance", "guidance_interval", "zero_until", "rescale", "window_overlap"),
     *("apg_eta", "apg_momentum", "apg_threshold", "guidance_checkpoint", "guidance_weights", "negative_prompt"),
 )

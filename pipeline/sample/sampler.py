@@ -17,8 +17,8 @@ from models.flow.solver import Counted
 from models.image.pretrained import PretrainedImageEncoder
 from models.layers import BlockStack
 from models.meta import on_meta_device
-from models.networks.build import build_network
 from models.networks.protocol import Conditions, JumpEnd, VelocityNetwork
+from models.networks.token_network import TokenNetwork
 from models.text.caption import Caption, CaptionReader
 from models.text.pretrained import PretrainedTextEncoder
 from pipeline.checkpoint.record import CheckpointError
@@ -36,6 +36,7 @@ from pipeline.sample.given import NOTHING
 from pipeline.sample.latents import OnStep, PromptSeed, Weaker, sample_latents
 from pipeline.sample.model import SampledModel
 from pipeline.sample.requests import PlacedModel, PromptRequest
+from pipeline.sample.tokens import sample_token_latents
 from pipeline.sample.windows import WHOLE, Window, blended
 
 TOKENS_TOGETHER = {"cpu": 512, "cuda": 16384}
@@ -52,7 +53,7 @@ class NotFiniteError(ReelflowError, ArithmeticError):
 class LoadedNetwork:
     """A network on a device, and how it reads captions."""
 
-    network: VelocityNetwork
+    network: VelocityNetwork | TokenNetwork
     read_captions: CaptionReader
 
 
@@ -108,11 +109,13 @@ class ClipSampler:
             self.read_captions = RememberedCaptions(PretrainedTextEncoder(folder, encoder.max_tokens, device))
         self._network(model, config.weights)
         self.autoencoder = model.load_autoencoder().to(device)
+        tokenizer = model.load_tokenizer()
+        self.tokenizer = None if tokenizer is None else tokenizer.to(device)
         embed = None if model.image_encoder is None else PretrainedImageEncoder(model.image_encoder, device)
         self.conditions = ConditionReader(model, self.autoencoder, embed, config.tile, device)
 
     @property
-    def network(self) -> VelocityNetwork:
+    def network(self) -> VelocityNetwork | TokenNetwork:
         """The network with the weights of the configuration."""
         return self._network(self.model, self.config.weights).network
 
@@ -124,7 +127,7 @@ class ClipSampler:
             while len(self._loaded) >= MAX_NETWORKS:
                 del self._loaded[next(iter(self._loaded))]
             with on_meta_device():
-                network = build_network(model.network, model.stats.num_channels, model.embedding_width)
+                network = model.new_network()
             network = network.to_empty(device=self.device).eval().requires_grad_(False)
             for name, weight in weights:
                 network.get_parameter(name).copy_(weight)
@@ -235,7 +238,8 @@ class ClipSampler:
         """
         if self.model.network.needs_image:
             return False
-        trial = {"steps": min(2, self.config.steps), "solver": "euler", "schedule": "full_sequence"}
+        solver = "euler" if self.tokenizer is None else "jumps"
+        trial = {"steps": min(2, self.config.steps), "solver": solver, "schedule": "full_sequence"}
         settings = SampleConfig(
             weights=self._settings(like).weights, guidance_weights=self._settings(like).guidance_weights
         )
@@ -284,13 +288,29 @@ class ClipSampler:
                 return loaded.network.given(replace(conditions, jump=jump))(x_t, t, caption)
 
             network = Counted(loaded.network.given(conditions) if self.model.flow.map is None else predict)
+            clips = [PromptSeed(request.prompt_at(seconds), request.seed) for request in requests]
+            latent_shape = self.autoencoder.config.latent_shape(bucket.num_frames, bucket.height, bucket.width)
+            if self.tokenizer is not None:
+                latents = sample_token_latents(
+                    network,
+                    self.model.flow,
+                    self.tokenizer,
+                    settings,
+                    clips,
+                    guidance_scale=one.guidance_scale,
+                    grid=latent_shape[1:],
+                    read_captions=loaded.read_captions,
+                    device=self.device,
+                    on_step=on_step,
+                )
+                return latents, network.calls
             latents = sample_latents(
                 network,
                 self.model.flow,
                 settings,
-                [PromptSeed(request.prompt_at(seconds), request.seed) for request in requests],
+                clips,
                 guidance_scale=one.guidance_scale,
-                shape=self.autoencoder.config.latent_shape(bucket.num_frames, bucket.height, bucket.width),
+                shape=latent_shape,
                 read_captions=loaded.read_captions,
                 device=self.device,
                 beginning=beginning,

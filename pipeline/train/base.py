@@ -55,6 +55,10 @@ def _trained_base(checkpoint: Checkpoint) -> Base:
             f"dit.train.start_from: {checkpoint.folder} holds a {record.kind}; name the checkpoint of a dit"
         )
     encoder = record.trained.get("text_encoder") or {}
+    if checkpoint.trained("flow", FlowSpec.model_validate).tokens is not None:
+        raise CheckpointError(
+            f"dit.train.start_from: {checkpoint.folder} predicts tokens, which no training starts from: leave it out"
+        )
     return Base(
         folder=checkpoint.folder,
         fingerprint=checkpoint.fingerprint,

@@ -1,12 +1,14 @@
 """Stages train dit and train distill: the flow, and the weights that it may start from."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from models.flow.spec import FlowSpec
 from models.networks.config import NetworkConfig
+from models.tokens.config import TokenizerConfig
 from pipeline.run.chain import Need
 from pipeline.run.context import RunContext
 from pipeline.run.fingerprints import stored
@@ -34,11 +36,20 @@ class TrainFlowStage(TrainStage):
     flow: FlowSpec
     sampling: tuple[tuple[str, Any], ...] = ()
     """Settings that the run samples it with, names and JSON values: checkpoints carry them, previews are sampled so."""
+    tokens: TokenizerConfig | None = None
+    """The tokeniser whose tokens it predicts; None: it predicts velocities of latents."""
     _bases: "dict[Path, Base | None]" = field(default_factory=dict, init=False, repr=False)
 
     name = "train dit"
     folder = "dit"
-    needs = {"latents": Need("encode", "latents")}  # noqa: RUF012 - constant
+    needs = {  # noqa: RUF012 - constant
+        "latents": Need("encode", "latents"),
+        "tokenizer": Need("train tokenizer", "weights"),
+    }
+
+    def required_folders(self) -> Mapping[str, Need]:
+        """The latents, and the tokeniser of a network that predicts tokens."""
+        return {folder: need for folder, need in self.needs.items() if folder != "tokenizer" or self.tokens is not None}
 
     def network_settings(self, run: RunContext) -> dict[str, Any]:
         """The network, the flow, and the checkpoint that it starts from."""
@@ -51,13 +62,15 @@ class TrainFlowStage(TrainStage):
         from data.dataset.manifest import read_manifest
         from pipeline.checkpoint.adapters import BASE_NAME
         from pipeline.encode.codec import AUTOENCODER_NAME
+        from pipeline.encode.tokens import TOKENIZER_NAME
         from pipeline.train.tasks.flow import FlowTask
+        from pipeline.train.tasks.tokens import TokenTask
 
         latents_dir = run.run_dir / "latents"
         manifest, base = read_manifest(latents_dir), self._base(run)
         assert manifest.latent_stats is not None
         _warn_of_truncated_captions(latents_dir, manifest, self.model)
-        return FlowTask(
+        task = FlowTask(
             model=self.model,
             flow=self.flow,
             buckets=tuple(record.bucket for record in manifest.buckets),
@@ -74,9 +87,17 @@ class TrainFlowStage(TrainStage):
             compression=self.compression,
             sampling=self.sampling,
         )
+        if self.tokens is None:
+            return task
+        return TokenTask.of(task, self.tokens, (run.folder_of(self) / TOKENIZER_NAME).resolve())
 
     def before_training(self, run: RunContext, opened: OpenStage) -> None:
-        """Write the weights that it starts from as one file, which every worker reads."""
+        """Write the weights that it starts from, and the tokeniser, as files that every worker reads."""
+        if self.tokens is not None:
+            from pipeline.checkpoint.read import open_checkpoint
+            from pipeline.encode.tokens import TOKENIZER_NAME, export_tokenizer
+
+            export_tokenizer(open_checkpoint(run.run_dir / "tokenizer"), opened.folder / TOKENIZER_NAME)
         base = self._base(run)
         if base is not None:
             from pipeline.checkpoint.adapters import BASE_NAME
@@ -147,6 +168,10 @@ class TrainDistillStage(TrainFlowStage):
     name = "train distill"
     folder = "distill"
     needs = {"latents": Need("encode", "latents"), "dit": Need("train dit", "weights")}  # noqa: RUF012 - constant
+
+    def required_folders(self) -> Mapping[str, Need]:
+        """The latents and the teacher."""
+        return self.needs
 
     def is_needed(self) -> bool:
         """Whether the configuration has the section `distill`."""

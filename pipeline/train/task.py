@@ -36,7 +36,7 @@ class TrainTask(MonitoredTask, Protocol):
 
     @property
     def kind(self) -> str:
-        """Either "autoencoder" or "dit"."""
+        """Either "autoencoder", "tokenizer" or "dit"."""
         ...
 
     @property

@@ -192,6 +192,12 @@ def test_a_mix_takes_the_place_of_the_source():
         ("sample.solver=rk5", "sample.solver: input should be 'euler', .*'rk5'"),
         ("dit.flow.prediction=noise", "dit.flow: prediction is 'noise'.*use path 'vp'"),
         ("sample.solver=flow_map", "sample.solver is flow_map, but no flow map is trained: set distill"),
+        ("sample.solver=jumps", "sample.solver is jumps, but dit predicts latents: use another solver"),
+        ("tokenizer={}", "dit.flow.tokens is null, but tokenizer is not null: set both"),
+        (
+            "dit.flow.tokens={}",
+            "dit.flow: tokens is set, whose states jump, but first_frame_share is of a flow of latents",
+        ),
         ("dit.flow.map={}", "dit.model.flow_map is false, but dit.flow.map is not null: set both"),
         ("dit.model.flow_map=true", "dit.model.flow_map is true, but dit.flow.map is null: set both"),
         ("distill={train: {start_from: x}}", "distill.train.start_from is set, but a student starts from"),
@@ -216,7 +222,7 @@ def test_channels_for_frames_that_are_never_given_are_refused():
 
 
 def test_missing_and_malformed_files(tmp_path):
-    with pytest.raises(ConfigError, match="presets are demo, gpu-1, gpu-64, gpu-8, real-tiny"):
+    with pytest.raises(ConfigError, match="presets are demo, demo-tokens, gpu-1, gpu-64, gpu-8, real-tiny"):
         load_config(tmp_path / "none.yaml")
     bad = tmp_path / "bad.yaml"
     bad.write_text("a: [1", encoding="utf-8")

@@ -2,11 +2,13 @@
 
 from pathlib import Path
 
+import pytest
 from typer.testing import CliRunner
 
 from launch.commands import app
 from launch.config import load_config
 from launch.jobs import COMMANDS
+from launch.overrides import ConfigError
 from launch.plan import describe_plan
 from launch.stages import FOLDERS, NAMES, STAGES, stages_of
 from pipeline.run.context import RunContext
@@ -15,8 +17,9 @@ CONFIG = load_config(Path("demo"))
 
 
 def test_names_and_folders_are_those_on_disk_and_on_the_command_line():
-    assert NAMES == ("draw", "shard", "train autoencoder", "encode", "train dit", "train distill", "sample", "evaluate")
-    assert tuple(FOLDERS) == ("videos", "clips", "autoencoder", "latents", "dit", "distill", "samples", "evaluation")
+    names = "draw, shard, train autoencoder, encode, train tokenizer, train dit, train distill, sample, evaluate"
+    assert ", ".join(NAMES) == names
+    assert " ".join(FOLDERS) == "videos clips autoencoder latents tokenizer dit distill samples evaluation"
 
 
 def test_a_stage_needs_only_folders_of_stages_before_it():
@@ -49,6 +52,35 @@ def test_drawing_is_no_part_of_a_run_on_real_videos():
     assert not draw.is_needed()
     draw.execute(RunContext(run_dir=Path("nowhere"), config_yaml=""))
     assert not Path("nowhere").exists()
+
+
+def test_a_run_on_tokens_trains_a_tokeniser_first():
+    stages = {stage.name: stage for stage in stages_of(CONFIG)}
+    assert not stages["train tokenizer"].is_needed()
+    assert stages["train dit"].required_folders().keys() == {"latents"}
+    config = load_config(Path("demo-tokens"))
+    stages = {stage.name: stage for stage in stages_of(config)}
+    assert stages["train tokenizer"].is_needed()
+    assert "of 320 tokens" in stages["train tokenizer"].describe()
+    assert stages["train dit"].required_folders().keys() == {"latents", "tokenizer"}
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("tokenizer=null", "dit.flow.tokens is not null, but tokenizer is null: set both"),
+        ("sample.solver=heun", "sample.solver is heun, but dit predicts tokens: use jumps"),
+        ("dit.train.mixed_buckets=true", "dit.train.mixed_buckets is set, but dit predicts tokens"),
+        ("dit.train.start_from=x", "dit.train.start_from is set, but dit predicts tokens"),
+        ("distill={}", "distill trains a flow map of latents, but dit predicts tokens"),
+        ("dit.flow.prediction=data", "tokens is set, whose states jump, but prediction is of a flow of latents"),
+        ("tokenizer.train.global_batch=33", "tokenizer.train.global_batch is 33"),
+        ("tokenizer.model.levels=[300,300]", "a vocabulary of 90000 tokens"),
+    ],
+)
+def test_what_a_network_of_tokens_cannot_have_is_refused(override, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(Path("demo-tokens"), [override])
 
 
 def test_a_run_with_a_student_samples_that():

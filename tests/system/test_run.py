@@ -391,6 +391,36 @@ def test_a_student_is_distilled_from_the_network_of_the_run_and_sampled_by_jumps
 
 
 @pytest.mark.slow
+def test_a_network_of_tokens_is_trained_and_sampled_by_the_commands(run, tmp_path):
+    config, run_dir, _ = run
+    for folder in ("videos", "clips", "autoencoder", "latents"):
+        shutil.copytree(run_dir / folder, tmp_path / "tiny" / folder)
+    train = "train: {steps: 2, global_batch: 4, log_every_steps: 1}"
+    tokens = f"tokenizer={{model: {{levels: [4, 3], codes: 1, width: 8, depth: 1}}, {train}}}"
+    given = [f"runs_dir={tmp_path}", tokens, "dit.flow={tokens: {}}", "sample.solver=jumps"]
+    overrides = [part for override in given for part in ("--set", override)]
+    for stage in ("tokenizer", "dit"):
+        done = launch_here("train", stage, str(config), "--local", *overrides)
+        assert done.returncode == 0, done.stderr
+    record, made = (read_stage_record(tmp_path / "tiny" / folder) for folder in ("dit", "tokenizer"))
+    assert record is not None
+    assert made is not None
+    assert made.is_content(record.inputs["tokenizer"], "weights")
+    prompts, output = tmp_path / "prompts.txt", tmp_path / "clips"
+    prompts.write_text("a red circle moves left\n", encoding="utf-8")
+    command = ["sample", str(tmp_path / "tiny" / "dit"), "--prompts", str(prompts), "--output", str(output)]
+    done = launch_here(*command, "--set", "sample.temperature=0.9")
+    assert done.returncode == 0, done.stderr
+    (clip,) = read_samples(output)  # by the settings of the run, which the checkpoint carries
+    assert clip.request.settings is not None
+    assert clip.request.settings.solver == "jumps"
+    assert not clip.request.is_of_noise_alone
+    done = launch_here(*command, "--set", "sample.solver=heun")
+    assert done.returncode != 0
+    assert "predicts tokens: use the solver jumps" in done.stderr
+
+
+@pytest.mark.slow
 def test_every_way_to_condition_is_trained_and_sampled_by_the_commands(run, tmp_path):
     config, run_dir, _ = run
     for folder in ("videos", "clips", "autoencoder", "latents"):

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,15 +9,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from data.dataset.buckets import Bucket
-from data.dataset.compression import COMPRESSION, Compression
 from data.dataset.index import IndexRow
 from data.dataset.latents import NOISE_SEED_TENSOR, read_latents, read_tensors
-from data.dataset.manifest import LatentStats, TextEncoderRecord
 from data.errors import DatasetError
-from data.stream.loader import Sample, Subset
+from data.stream.loader import Sample
 from models.flow.flow_map import drawn_jumps
 from models.flow.given import drawn_frames
-from models.flow.objective import matching_loss, optimal_coupling, stratified, training_times
+from models.flow.objective import matching_loss, optimal_coupling
 from models.flow.path import path_of
 from models.flow.spec import FlowMapSpec, FlowSpec
 from models.meta import on_meta_device
@@ -26,23 +23,16 @@ from models.networks.build import build_network
 from models.networks.config import NetworkConfig
 from models.networks.protocol import Conditions, NoisyClips, VelocityNetwork
 from models.text.caption import Caption, joined
-from models.text.embeddings import CaptionEmbeddings
 from pipeline.checkpoint.adapters import base_weights
-from pipeline.checkpoint.config import LoraConfig
 from pipeline.distributed.config import WorldSizeError
-from pipeline.encode.captions import StoredCaptions, byte_captions, read_embeddings
+from pipeline.encode.captions import byte_captions
 from pipeline.encode.codec import load_autoencoder
 from pipeline.encode.statistics import normalize
-from pipeline.engine.parameter_groups import ParameterGroup
 from pipeline.engine.placement import WHOLE, Placement
 from pipeline.run import randomness
-from pipeline.run.fingerprints import stored
-from pipeline.sample.config import SampleConfig
 from pipeline.sample.latents import first_noise
-from pipeline.train.config import TrainConfig
 from pipeline.train.lora import add_adapters
-from pipeline.train.stream import Weights, training_subsets
-from pipeline.train.task import single_group
+from pipeline.train.tasks.captioned import CaptionedTask
 from pipeline.train.tasks.flow_batch import FlowBatch, FlowQuery, PackedFlowBatch
 from pipeline.train.tasks.flow_map_loss import FlowMapLoss
 from pipeline.train.tasks.flow_preview import FlowPreviewer
@@ -101,27 +91,8 @@ class FlowMatchingLoss(nn.Module):
 
 
 @dataclass(frozen=True)
-class FlowTask:
+class FlowTask(CaptionedTask):
     """Train a velocity network on a folder of latent shards."""
-
-    model: NetworkConfig
-    flow: FlowSpec
-    buckets: tuple[Bucket, ...]  # the bucket with the most clips first
-    latent_stats: LatentStats
-    dataset_dir: Path
-    autoencoder_path: Path  # exported weights, which are linked into every checkpoint
-    seed: int
-    weights: Weights = ()
-    text_encoder: TextEncoderRecord | None = None  # None: captions are read as bytes or words
-    base_path: Path | None = None  # exported weights to start from
-    base: str | None = None  # fingerprint of the checkpoint that they were exported from
-    base_model: NetworkConfig | None = None  # what they are of, where that is less than `model`; None: `model`
-    lora: LoraConfig | None = None
-    compression: Compression = COMPRESSION  # of the autoencoder
-    sampling: tuple[
-        tuple[str, Any], ...
-    ] = ()  # settings that the run samples it with: previews, and those who sample it later
-    kind: str = "dit"
 
     def build(self, placement: Placement = WHOLE) -> nn.Module:
         """The network inside its loss, with the weights of `base_path` if it is given; of a flow map also a teacher.
@@ -151,14 +122,6 @@ class FlowTask:
         if self.lora is not None:
             add_adapters(network, self.lora)
         return network
-
-    def parameter_groups(self, config: TrainConfig) -> list[ParameterGroup]:
-        """One: that of the network."""
-        return single_group(config)
-
-    def subsets(self) -> list[Subset]:
-        """The training split."""
-        return training_subsets(self.dataset_dir, self.weights)
 
     def collate(self, samples: list[Sample]) -> FlowBatch:
         """A batch of latents of one shape. Noise, time and caption dropout are functions of each sample's position."""
@@ -259,21 +222,6 @@ class FlowTask:
         drawn = randomness.uniform(self.seed, "given-frames", positions, (2 + num_frames,))
         return drawn_frames(self.flow, kind, drawn[:, :2], drawn[:, 2:])
 
-    def _captions(
-        self, captions: list[str], payloads: Sequence[bytes | memoryview], dropped: Bool[Tensor, " b"]
-    ) -> Caption:
-        """The captions of samples, replaced by the null caption where `dropped` is true."""
-        if self.text_encoder is not None:
-            return read_embeddings(payloads).replaced(dropped, self._stored_captions().null())
-        kept = [
-            self.flow.null_caption if drop else caption
-            for caption, drop in zip(captions, dropped.tolist(), strict=True)
-        ]
-        return byte_captions(self.model.caption_text)(kept)
-
-    def _stored_captions(self) -> StoredCaptions:
-        return StoredCaptions(self.dataset_dir, self.flow.null_caption)
-
     def validation_batch(self, row: IndexRow, payload: bytes) -> FlowBatch:
         """One clip repeated for every time bin; noise and times are functions of its key."""
         addresses = [f"{row.key} {number}" for number in range(NUM_TIME_BINS)]
@@ -291,23 +239,6 @@ class FlowTask:
             fps=torch.full((NUM_TIME_BINS,), row.fps),
         )
 
-    def previewer(self, device: torch.device) -> FlowPreviewer:
-        """Samples clips as the run does, of its bucket if it was trained on, otherwise of the one with the most clips.
-
-        With a pretrained text encoder, which training does not load, there is no negative prompt.
-        """
-        config = SampleConfig.model_validate(dict(self.sampling))
-        if self.text_encoder is not None:
-            config = config.model_copy(update={"negative_prompt": None})
-        bucket = next((bucket for bucket in self.buckets if bucket.name == config.bucket), self.buckets[0])
-        autoencoder = load_autoencoder(self.autoencoder_path).to(device)
-        read = byte_captions(self.model.caption_text) if self.text_encoder is None else self._stored_captions()
-        return FlowPreviewer(config, self.flow, self.latent_stats, bucket, read, autoencoder, device)
-
-    def num_tokens(self, bucket: Bucket) -> int:
-        """Tokens of one clip."""
-        return self.model.num_tokens(bucket.latent_grid(self.compression))
-
     def flops_probe(self, bucket: Bucket) -> Tensor:
         """A scalar whose forward and backward pass are those of training on one clip of the bucket."""
         latent = torch.empty(1, self.latent_stats.num_channels, *bucket.latent_grid(self.compression))
@@ -315,35 +246,8 @@ class FlowTask:
         t = torch.zeros((1, 1, latent.shape[2]) if has_times else 1)
         return self._adapted(self._network(self.model)).flops_probe(latent, t, self.probe_caption().to(latent.device))
 
-    def probe_caption(self, num_clips: int = 1) -> Caption:
-        """Captions of the length that training computes with."""
-        if self.text_encoder is None:
-            return byte_captions(self.model.caption_text)([""] * num_clips)
-        shape = (num_clips, self.text_encoder.max_tokens)
-        return CaptionEmbeddings(torch.zeros(*shape, self.text_encoder.width), torch.ones(shape, dtype=torch.bool))
-
-    def _times(self, positions: list[int], num_frames: int) -> Tensor:
-        if self.flow.times_per == "frame":
-            uniform = randomness.uniform(self.seed, "frame-times", positions, (1, num_frames))  # b 1 t
-        else:
-            uniform = stratified(torch.tensor(positions), randomness.uniform(self.seed, "time", [0]).item())  # b
-        return training_times(self.flow.times, uniform).float()
-
-    def metadata(self) -> dict[str, Any]:
-        """Everything that sampling needs besides weights."""
-        return {
-            "model": stored(self.model),
-            "flow": stored(self.flow),
-            "buckets": [bucket.model_dump() for bucket in self.buckets],
-            "latent_stats": self.latent_stats.model_dump(),
-            "text_encoder": None if self.text_encoder is None else self.text_encoder.model_dump(),
-            "seed": self.seed,
-            **({} if self.base is None else {"base": self.base}),
-            **({} if self.lora is None else {"lora": self.lora.model_dump()}),
-            **({"sampling": dict(self.sampling)} if self.sampling else {}),
-        }
-
-    def attachments(self) -> list[Path]:
-        """The autoencoder, and the base network of adapters: sampling needs no other files than a checkpoint."""
-        adapted = [self.base_path] if self.lora is not None and self.base_path is not None else []
-        return [self.autoencoder_path, *adapted]
+    def previewer(self, device: torch.device) -> FlowPreviewer:
+        """As `CaptionedTask.preview_settings`."""
+        config, bucket, read = self.preview_settings()
+        autoencoder = load_autoencoder(self.autoencoder_path).to(device)
+        return FlowPreviewer(config, self.flow, self.latent_stats, bucket, read, autoencoder, device)

@@ -29,7 +29,16 @@ DECIDED = {
     "RunConfig": Decided(
         output="seed data autoencoder encode dit sample evaluate",
         runtime="name runs_dir store cluster",
-        later="distill",
+        later="tokenizer distill",
+    ),
+    "TokenizerSection": Decided(
+        output="model train",
+    ),
+    "TokenizerConfig": Decided(
+        output="levels codes width depth",
+    ),
+    "TokenFlowSpec": Decided(
+        output="source power",
     ),
     "DistillSection": Decided(
         output="map train",
@@ -61,7 +70,7 @@ DECIDED = {
         ),
         later=(
             "grid tolerance tile ddim_eta guidance_interval zero_until rescale apg_eta apg_momentum apg_threshold "
-            "guidance_weights window_overlap flow_path pyramid_delay sequence_parallel"
+            "guidance_weights window_overlap flow_path pyramid_delay sequence_parallel temperature corrector"
         ),
         runtime="batch attention text_encoder guidance_checkpoint",  # addresses have what that checkpoint holds
     ),
@@ -168,7 +177,7 @@ DECIDED = {
     ),
     "FlowSpec": Decided(
         output="path prediction loss_weight times times_per caption_dropout null_caption",
-        later="first_frame_share given sigma_min vp_betas power coupled_clips map noise",
+        later="first_frame_share given sigma_min vp_betas power coupled_clips map noise tokens",
     ),
     "FlowMapSpec": Decided(
         output="consistency_share consistency lagrangian_step max_guidance",

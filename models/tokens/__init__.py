@@ -1,0 +1,1 @@
+"""Tokens of latents: finite scalar quantisation, and the small network around it."""
