@@ -432,12 +432,14 @@ def test_one_video_more_after_an_update_regroups_without_a_cut(videos, tmp_path)
 def test_a_plan_forgets_what_became_of_the_sources_of_a_shard_that_is_complete(videos, tmp_path):
     sources, prepare = prepared(videos, SMALL)
     shard = plan_shards(sources, tmp_path, prepare).shards[0]
-    reports = [prepare_with_origin(prepare, source)[0] for source in shard.sources]
-    alive = [weakref.ref(report) for report in reports]
-    for report in reports:
+    alive = []
+    for source in shard.sources:
+        report, _ = prepare_with_origin(prepare, source)
+        alive.append(weakref.ref(report))
         shard.add(report, object())
+        del report
     recipe, clips = shard.give()
-    assert (list(recipe.reports), len(clips)) == (reports, len(shard.sources))
-    del recipe, clips, report, reports
+    assert (list(recipe.reports), len(clips)) == ([reference() for reference in alive], len(shard.sources))
+    del recipe, clips
     gc.collect()
     assert not any(reference() for reference in alive)
