@@ -86,6 +86,18 @@ class Settings(Record):
             raise ValueError("true and false are no numbers")
         return value
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _refuse_uris_as_paths(cls, value: Any, info: ValidationInfo) -> Any:  # noqa: ANN401 - of any field
+        if Path in _kinds(cls.model_fields[str(info.field_name)].annotation) and isinstance(value, str):
+            scheme, separator, _ = value.partition("://")
+            if separator:  # as a path it would be a folder of that name
+                raise ValueError(
+                    f"it must be a path, and this is a URI of {shorten(scheme)}: videos are read from object stores by "
+                    "data.source, and runs kept in them by store"
+                )
+        return value
+
     @field_validator("*", mode="after")
     @classmethod
     def _refuse_large_numbers(cls, value: Any) -> Any:  # noqa: ANN401 - of any field

@@ -76,3 +76,14 @@ def test_a_number_beyond_64_bits_is_refused(fields):
     with pytest.raises(ValidationError, match="it is no number of 64 bits"):
         Chosen.model_validate(fields)
     assert Chosen(count=2**63 - 1).count == 2**63 - 1
+
+
+class InAFolder(Settings):
+    folder: Path | None = None
+    place: str = ""
+
+
+def test_a_uri_is_no_path():
+    with pytest.raises(ValidationError, match=r"must be a path, and this is a URI of s3: videos are read .* kept in them by store"):
+        InAFolder.model_validate({"folder": "s3://bucket/runs"})
+    assert InAFolder.model_validate({"folder": "a/b", "place": "s3://bucket/runs"}).folder == Path("a/b")
