@@ -93,8 +93,8 @@ class Settings(Record):
             scheme, separator, _ = value.partition("://")
             if separator:  # as a path it would be a folder of that name
                 raise ValueError(
-                    f"it must be a path, and this is a URI of {shorten(scheme)}: videos are read from object stores by "
-                    "data.source, and runs kept in them by store"
+                    f"it must be a path, and this is a URI of {shorten(scheme)}: videos are read from object stores "
+                    "by data.source, and runs kept in them by store"
                 )
         return value
 
