@@ -203,9 +203,8 @@ def _start(
                     entrypoint_memory=options.entry.memory_bytes or None,
                 )
             except (*NOT_OF_RAY, RuntimeError) as error:
-                if (
-                    running := _running(client, wanted, address)
-                ) is not None:  # another submission was faster, or ours came in
+                # Another submission was faster, or ours came in.
+                if (running := _running(client, wanted, address)) is not None:
                     is_new = running.id == job_id and ALREADY_USED not in str(error)
                     return Submitted(running.id, running.run_dir, is_new)
                 if NO_AGENT not in str(error) and ALREADY_USED not in str(error):

@@ -1,6 +1,8 @@
 """The trained autoencoder as one file, and the conversion between video frames and its input."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -55,11 +57,21 @@ def read_config(path: Path) -> VideoAutoencoderConfig:
     Raises:
         CheckpointError: the file is missing or damaged.
     """
+    with damage_named(path, "autoencoder"), safe_open(path, framework="pt") as file:
+        return TypeAdapter(VideoAutoencoderConfig).validate_json((file.metadata() or {})["config"])
+
+
+@contextmanager
+def damage_named(path: Path, what: str) -> Iterator[None]:
+    """While the header of an exported file is read: errors of the file become a `CheckpointError` that names it.
+
+    Args:
+        what: the file holds, for the message.
+    """
     try:
-        with safe_open(path, framework="pt") as file:
-            return TypeAdapter(VideoAutoencoderConfig).validate_json((file.metadata() or {})["config"])
+        yield
     except KeyError as error:
-        raise CheckpointError(f"{path} is damaged: its header does not describe the autoencoder") from error
+        raise CheckpointError(f"{path} is damaged: its header does not describe the {what}") from error
     except ValidationError as error:
         raise CheckpointError(f"{path} is damaged: {mistakes(error)}") from error
     except (SafetensorError, OSError) as error:

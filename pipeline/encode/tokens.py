@@ -4,8 +4,7 @@ import json
 from functools import lru_cache
 from pathlib import Path
 
-from pydantic import ValidationError
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from data.files.publish import published
@@ -13,7 +12,8 @@ from models.meta import on_meta_device
 from models.tokens.config import TokenizerConfig
 from models.tokens.tokenizer import Tokenizer
 from pipeline.checkpoint.adapters import network_weights
-from pipeline.checkpoint.record import Checkpoint, CheckpointError, mistakes
+from pipeline.checkpoint.record import Checkpoint, CheckpointError
+from pipeline.encode.codec import damage_named
 
 TOKENIZER_NAME = "tokenizer.safetensors"
 
@@ -38,16 +38,9 @@ def load_tokenizer(path: Path) -> Tokenizer:
     Raises:
         CheckpointError: the file is missing or damaged, or holds another network than it says.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            config = TokenizerConfig.model_validate(json.loads((file.metadata() or {})["config"]))
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dictionary
-    except KeyError as error:
-        raise CheckpointError(f"{path} is damaged: its header does not describe the tokeniser") from error
-    except ValidationError as error:
-        raise CheckpointError(f"{path} is damaged: {mistakes(error)}") from error
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    with damage_named(path, "tokeniser"), safe_open(path, framework="pt") as file:
+        config = TokenizerConfig.model_validate(json.loads((file.metadata() or {})["config"]))
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dictionary
     last = weights.get(f"after.{0 if config.depth == 0 else config.depth + 1}.bias")
     channels = 1 if last is None else len(last)
     with on_meta_device():
