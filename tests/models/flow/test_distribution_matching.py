@@ -41,7 +41,9 @@ def gradients(path: Path, mean: float, std: float, t: float) -> tuple[Tensor, Te
     fake = GaussianData(path, mean, std).field.data(x_t, times(t))
     (gradient,) = torch.autograd.grad(generator_loss(x, real, fake).sum(), generator)
     at = path.coefficients(times(t))
-    weight = (at.a / at.b) ** 2 * (x - real).detach().abs().mean()  # of score over estimate of the data, and of the distance
+    weight = (at.a / at.b) ** 2 * (
+        x - real
+    ).detach().abs().mean()  # of score over estimate of the data, and of the distance
     mean_part, std_part = (gradient * weight).unbind()
     return mean_part, std_part
 
