@@ -9,8 +9,8 @@ from models.flow.path import StraightPath
 from testing.flow_maps import AffineMap
 from testing.gaussians import GaussianData
 
-PATH, MEAN, STD = StraightPath(), 0.7, 0.4
-STEPS, BATCH, CRITIC_UPDATES = 1500, 256, 5
+PATH, MEAN, STD, LEARNING_RATE = StraightPath(), 0.7, 0.4, 0.05
+STEPS, BATCH, CRITIC_UPDATES = 600, 128, 2
 
 
 def test_a_generator_of_one_call_comes_to_the_data_that_only_its_teacher_knows():
@@ -21,11 +21,11 @@ def test_a_generator_of_one_call_comes_to_the_data_that_only_its_teacher_knows()
     mean, std = (torch.tensor(value, dtype=torch.float64, requires_grad=True) for value in (-0.3, 1.0))
     network = AffineMap(16)
     critic = Field(lambda x, t: network(x, t, t), PATH)
-    generators = torch.optim.Adam([mean, std], lr=0.02, betas=(0.5, 0.9))
-    critics = torch.optim.Adam(network.parameters(), lr=0.02, betas=(0.5, 0.9))
+    generators = torch.optim.Adam([mean, std], lr=LEARNING_RATE, betas=(0.5, 0.9))
+    critics = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE, betas=(0.5, 0.9))
     for step in range(STEPS):
         for optimizer in (generators, critics):
-            optimizer.param_groups[0]["lr"] = 0.02 * (1 - step / STEPS)
+            optimizer.param_groups[0]["lr"] = LEARNING_RATE * (1 - step / STEPS)
         noise, renoise, x_0 = torch.randn(3, BATCH, 1, generator=numbers, dtype=torch.float64)
         t, critic_t = torch.rand(2, BATCH, generator=numbers, dtype=torch.float64)
         made = mean + std * noise
