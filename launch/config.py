@@ -192,8 +192,11 @@ class RunConfig(Settings):
         """
         if self.distill is None:
             return None
-        name = "map" if self.distill.kind == "flow_map" else "matching"
-        return FlowSpec.model_validate(self.dit.flow.model_dump() | {name: getattr(self.distill, name)})
+        if self.distill.kind == "flow_map":
+            own: dict[str, Any] = {"map": self.distill.map}
+        else:  # no noise belongs to a clip of the data
+            own = {"matching": self.distill.matching, "noise": "drawn", "coupled_clips": 1}
+        return FlowSpec.model_validate(self.dit.flow.model_dump() | own)
 
     @property
     def known_buckets(self) -> tuple[Bucket, ...] | None:

@@ -8,7 +8,7 @@ teacher's; the other is that of a critic, which learns the flow of the samples a
 
 Nothing is asked of single samples: no noise has a clip that it has to become, and no pairs are stored. The generator is
 a flow map whose jumps all end at the data, X(x, t, 1). Between two calls its samples are noised anew, and it is trained
-where it arrives itself by that (Yin et al. 2024, "Improved distribution matching distillation", 4.1 and 4.5).
+where it arrives itself by that (Yin et al. 2024, "Improved distribution matching distillation", 4.4 and 4.5).
 """
 
 from collections.abc import Callable, Sequence

@@ -95,10 +95,12 @@ def test_a_run_with_a_student_samples_that():
     assert "1000 steps" in stages["train distill"].describe()
     matched = ["distill={kind: distribution_matching, matching: {calls: 8, shift: 3, max_guidance: 4}}"]
     sampled = ["sample.solver=renoise", "sample.steps=4"]
-    student = stages_of(load_config(Path("demo"), matched + sampled), ("train distill",))[0]
+    coupled = ["dit.flow.coupled_clips=2"]
+    student = stages_of(load_config(Path("demo"), matched + sampled + coupled), ("train distill",))[0]
     assert isinstance(student, TrainDistillStage)
     assert student.is_needed()
     assert student.flow.map is None
+    assert student.flow.coupled_clips == 1
     assert student.flow.matching == DistributionMatchingSpec(calls=8, shift=3, max_guidance=4)
     for change, said in (
         ("sample.steps=3", "sample.steps is 3, but the student is trained for 8: use 1 or 2 or 4 or 8"),

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pipeline.distributed.process_group import Worker
 from pipeline.engine.config import ZeroStage
-from pipeline.engine.parameter_groups import ParameterGroup, optimizer_groups
+from pipeline.engine.parameter_groups import EVERY, ParameterGroup, is_due, optimizer_groups, updates_of
 from pipeline.engine.zero import ZeroTrainer
 from testing.groups import Job, run_jobs
 
@@ -97,6 +97,13 @@ def test_each_network_is_clipped_and_updated_by_itself(trained, stage, rank, cli
     for name, weight in module.state_dict().items():
         torch.testing.assert_close(weights[name], weight, rtol=0, atol=1e-6)
         assert not torch.allclose(weight, before[name], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("every", [1, 2, 5])
+def test_the_updates_of_a_group_are_its_turns_so_far(every):
+    turns = [is_due({EVERY: every}, number) for number in range(12)]
+    assert [updates_of(every, number) for number in range(13)] == [sum(turns[:number]) for number in range(13)]
+    assert turns[0]
 
 
 def test_one_group_of_all_parameters_is_what_a_single_network_has():
