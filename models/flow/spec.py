@@ -13,7 +13,7 @@ SampledPathName = Literal["straight", "cosine", "vp", "polynomial", "ve"]
 OdeSolver = Literal[
     "euler", "midpoint", "heun", "rk4", "ab2", "dpmpp_2m", "unipc", "ddim", "dopri5", "flow_map", "renoise", "jumps"
 ]
-JUMPING: tuple[OdeSolver, ...] = ("flow_map", "renoise")
+JUMPING = ("flow_map", "renoise")
 """Solvers of networks that are told where they jump."""
 
 
