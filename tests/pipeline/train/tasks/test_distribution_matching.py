@@ -147,11 +147,7 @@ def test_a_student_is_sampled_in_one_call_a_step(student, steps):
     assert calls == steps
     assert (clips[0] != clips[1]).any()
     assert (sampler.sample(requests[:1])[0][0] == clips[0]).all()
-    assert not replace_settings(requests[0], config).is_of_noise_alone
-
-
-def replace_settings(request: PromptRequest, config: SampleConfig) -> PromptRequest:
-    return request.model_copy(update={"settings": config})
+    assert not requests[0].model_copy(update={"settings": config}).is_of_noise_alone
 
 
 @pytest.mark.parametrize(
