@@ -16,7 +16,7 @@ from pipeline.distributed.torchrun import train_here
 from pipeline.evaluate.likelihood import LikelihoodError, _check
 from pipeline.sample.checks import check_can_sample, open_weaker
 from pipeline.sample.config import SampleConfig
-from pipeline.sample.model import open_model
+from pipeline.sample.model import TrainedModel, open_model
 from pipeline.sample.requests import PromptRequest
 from pipeline.sample.sampler import ClipSampler
 from pipeline.train.base import open_base
@@ -66,6 +66,7 @@ def test_what_a_clip_learns_by_is_a_function_of_its_position(to_be_taught):
     assert whole.simulation is not None
     assert part.simulation is not None
     assert whole.guidance is not None
+    assert part.guidance is not None
     for name in ("call", "between", "student_noise", "critic_noise", "critic_t"):
         assert torch.equal(getattr(whole.simulation, name)[8:12], getattr(part.simulation, name))
     assert torch.equal(whole.guidance[8:12], part.guidance)
@@ -173,6 +174,7 @@ def test_what_a_student_was_not_trained_for_is_refused(student, settings, said):
 
 def test_where_velocities_are_needed_a_student_is_refused(student, straight):
     model, teacher = open_model(student[1]), open_model(straight[2])
+    assert isinstance(model, TrainedModel)
     with pytest.raises(LikelihoodError, match="has no velocity to follow: name its teacher"):
         _check(model, student[0].dataset_dir)
     with pytest.raises(CheckpointError, match="was trained by distribution matching, without velocities"):

@@ -58,6 +58,7 @@ def test_what_a_clip_learns_is_a_function_of_its_position(student):
     assert whole.jump is not None
     assert part.jump is not None
     assert whole.guidance is not None
+    assert part.guidance is not None
     for name in ("t", "q", "s"):
         assert torch.equal(getattr(whole.jump, name)[8:12], getattr(part.jump, name))
     assert torch.equal(whole.guidance[8:12], part.guidance)
@@ -69,6 +70,9 @@ def test_jumps_without_length_learn_the_guided_velocity_of_the_teacher(student):
     task, _ = student
     loss = task.build().eval()
     batch = batch_of(task, range(16))
+    assert batch.jump is not None
+    assert batch.guidance is not None
+    assert batch.null is not None
     at = loss.path.at(batch.t, batch.x_1)
     x_t = at.point(batch.x_0, batch.x_1)
     (teacher,) = loss._teacher
