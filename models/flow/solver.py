@@ -349,6 +349,8 @@ def solver_of(name: OdeSolver) -> Solver:
             return dopri5
         case "flow_map":
             raise ValueError("the jumps of a flow map are those of its network: see flow_map.flow_map_solver")
+        case "renoise":
+            raise ValueError("it jumps as its network does: see distribution_matching.renoising_solver")
         case "jumps":
             raise ValueError("tokens jump, and follow no velocity: see discrete.sample_tokens")
 

@@ -27,9 +27,11 @@ class SampleConfig(Settings):
     solver: OdeSolver = "heun"
     """Method that integrates the flow from noise (time 0) to data (time 1). Midpoint and heun evaluate the network
     twice per step, rk4 four times, all others once. flow_map jumps from time to time in one call each, with guidance in
-    it, and needs a network that was trained as a flow map (`dit.flow.map`, `distill`). jumps is the method of networks
-    that predict tokens (`dit.flow.tokens`), and of no others: one call a step. dopri5 chooses its own steps by
-    `tolerance` instead of `steps`, `shift` and `grid`, and computes clips one by one.
+    it, and needs a network that was trained as a flow map (`dit.flow.map`, `distill`). renoise jumps to the data in
+    each call and goes back to the next time by fresh noise: for flow maps, and the only one for students by
+    `distill.kind: distribution_matching`. jumps is the method of networks that predict tokens (`dit.flow.tokens`), and
+    of no others: one call a step. dopri5 chooses its own steps by `tolerance` instead of `steps`, `shift` and `grid`,
+    and computes clips one by one.
     """
     steps: int = Field(default=20, ge=1)
     """Number of steps of the solver."""

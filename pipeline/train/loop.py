@@ -33,7 +33,7 @@ from pipeline.train.memory_advice import memory_advice
 from pipeline.train.monitor.step_log import StepLog
 from pipeline.train.schedule import learning_rate
 from pipeline.train.setup import Training, record_event, set_up
-from pipeline.train.task import TrainTask, set_num_steps
+from pipeline.train.task import TrainTask, set_progress
 
 
 def train(task: TrainTask, config: TrainConfig, run_dir: Path, worker: Worker) -> None:
@@ -104,7 +104,7 @@ def update(training: Training, step: int, batches: list[Any], rate: float) -> di
     trainer, worker = training.trainer, training.worker
     # Random numbers of layers, which only LoRA's dropout uses: the only ones that depend on the number of workers.
     torch.manual_seed(randomness.number(training.task.seed, "layers", f"{step} {worker.rank}"))
-    set_num_steps(trainer.engine.module, step)
+    set_progress(trainer.engine.module, step, trainer.guard.num_updates(step))
     with memory_advice(training.config, worker, training.stream.plan.batch_size(step)):
         losses = trainer.step(batches, rate)
     training.non_finite_steps.record(step, losses["total"], trainer)
