@@ -11,7 +11,7 @@ from launch import run, stored
 from launch.config import RunConfig
 from launch.overrides import ConfigError
 from launch.stored import fetch, place_of
-from pipeline.run import run_files, stored_run
+from pipeline.run import objects, run_files
 from pipeline.run.context import RunContext, StoppedError
 from pipeline.run.stored_run import StoredRunError, pull_run
 
@@ -142,7 +142,7 @@ def test_a_fetch_that_was_interrupted_goes_on(config, tmp_path, monkeypatch):
     elsewhere = config.model_copy(update={"runs_dir": tmp_path / "elsewhere"})
     with monkeypatch.context() as patch:
         patch.setattr(run_files, "RECORDS", ("none", run_files.CONFIG_NAME))
-        patch.setattr(stored_run, "file_sha256", lambda path: "0" * 64 if "config" in Path(path).name else real(path))
+        patch.setattr(objects, "file_sha256", lambda path: "0" * 64 if "config" in Path(path).name else real(path))
         with pytest.raises(StoredRunError, match=r"what is stored of config\.yaml is damaged"):
             fetch(elsewhere)
     assert (elsewhere.run_dir / "stage-1").is_file()
@@ -150,7 +150,7 @@ def test_a_fetch_that_was_interrupted_goes_on(config, tmp_path, monkeypatch):
     assert (elsewhere.run_dir / "config.yaml").is_file()
 
 
-real = stored_run.file_sha256
+real = objects.file_sha256
 
 
 def test_what_cannot_be_a_store_is_refused(config, monkeypatch):
