@@ -12,6 +12,7 @@ from launch.overrides import ConfigError
 from launch.stages import FOLDERS
 from pipeline.run.run_files import CONFIG_NAME
 from pipeline.run.snapshot import LATEST_NAME, remove_snapshots, snapshot
+from pipeline.run.stage_record import archive
 from pipeline.run.stored_run import StoredRunError, Transfer, is_stored, pull_run, push_held_run
 
 logger = logging.getLogger(__name__)
@@ -32,6 +33,8 @@ def fetch(config: RunConfig) -> Transfer | None:
         raise ConfigError("store is not for torchrun; give `pull` before it and `push` after it, and leave store out")
     if (config.run_dir / CONFIG_NAME).exists() or not is_stored(place_of(config)):
         return None
+    if not config.cluster.shared_folder and config.run_dir.exists():
+        logger.info("copies that this machine had of the run are now in %s", archive(config.run_dir))
     fetched = pull_run(place_of(config), config.run_dir)
     logger.info("fetched %d files of %s into %s", fetched.num_copied, place_of(config), config.run_dir)
     return fetched
