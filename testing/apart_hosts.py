@@ -53,6 +53,7 @@ def strike_apart(folder: Path) -> Struck:
     command is killed in the training of the DiT, and all that its host had is lost; it is started again there.
     """
     runs_dir = folder / "runs"
+    folder.mkdir(parents=True, exist_ok=True)
     config = folder / "tiny.yaml"
     config.write_text(TINY.format(runs=runs_dir), encoding="utf-8")
     with hosts(3, private=runs_dir) as made, (folder / "log.txt").open("w+", encoding="utf-8") as log:

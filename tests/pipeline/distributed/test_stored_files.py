@@ -1,7 +1,6 @@
 """The files of a run on machines that share a store alone: two folders, and the actor's object in this process."""
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,27 +8,17 @@ import fsspec
 import pytest
 
 from pipeline.distributed import stored_files
-from pipeline.distributed.stored_files import StoredFiles
 from pipeline.run import shared_files
 from pipeline.run.objects import StoredRunError
 from pipeline.run.shared_files import SupersededError, WholeRun
 from pipeline.train.control import STOP_NAME, request_save_and_stop
+from testing.other_machine import OtherMachine
 
 SHARD, COMMIT = "clips/shard-0.tar", "clips/shard-0.commit.json"
 
 
 class WentAway(OSError):
     """What a store raises that does not answer."""
-
-
-@dataclass(frozen=True)
-class OtherMachine(StoredFiles):
-    """Asks the object itself, without Ray."""
-
-    whole: Any = None
-
-    def _ask(self, method: str, *arguments: Any, **options: Any) -> Any:
-        return getattr(self.whole, method)(*arguments, **options)
 
 
 @pytest.fixture

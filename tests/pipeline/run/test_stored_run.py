@@ -9,7 +9,7 @@ import fsspec
 import pytest
 from filelock import FileLock
 
-from pipeline.run import stored_run
+from data.errors import ReelflowError
 from pipeline.run.stored_run import StoredRunError, pull_run, push_held_run, push_run
 
 FILES = {
@@ -171,7 +171,7 @@ def test_what_is_no_run_or_another_one_is_refused(run_dir, place, tmp_path):
         push_run(other, place)
     with pytest.raises(StoredRunError, match=r"has no folder samples; it has clips, dit"):
         pull_run(place, tmp_path / "x", ["dit", "samples"])
-    with FileLock(other / "run.lock"), pytest.raises(stored_run.ReelflowError, match="is in use by process"):
+    with FileLock(other / "run.lock"), pytest.raises(ReelflowError, match="is in use by process"):
         push_run(other, place)
 
 
