@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from pipeline.train.monitor.events import last_saved_step
@@ -27,11 +28,12 @@ SETTINGS = {
     "dit.train.steps": LONG,
     "dit.train.checkpoint_every_steps": INTERVAL,
     "cluster.workers.num_workers": 2,
+    "cluster.workers.max_failures": 20,  # until Ray counts a host as lost, workers may be started on it again
 }
 PLACE = f"s3://{store.BUCKET}/runs"
 
 
-def command(config: Path, runs_dir: Path, settings: dict[str, object]) -> list[str]:
+def command(config: Path, runs_dir: Path, settings: Mapping[str, object]) -> list[str]:
     """The command that runs the tiny run."""
     given = SETTINGS | settings | {"runs_dir": runs_dir}
     sets = [part for name, value in given.items() for part in ("--set", f"{name}={value}")]
