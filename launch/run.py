@@ -1,5 +1,6 @@
 """One start of a run: its folder, its lock, its logs, and its stages in order."""
 
+import logging
 import os
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
@@ -7,16 +8,20 @@ from dataclasses import dataclass
 
 from data.files.publish import publish_text
 from launch.config import RunConfig, check_writable, dump_config
+from launch.errors import describe
 from launch.overrides import ConfigError
 from launch.stages import FOLDERS, NAMES, stages_of
 from launch.stored import place_of, renewed
-from pipeline.run.context import RunContext
+from pipeline.run.context import RunContext, StoppedError
 from pipeline.run.lock import RUN_LOCK_NAME, locked
 from pipeline.run.logs import DRIVER_LOG, LOGS_NAME, file_log
 from pipeline.run.memory import memory_monitor
 from pipeline.run.run_files import CONFIG_NAME
 from pipeline.run.shared_files import SHARED, RunFiles
 from pipeline.run.signals import stopped_by_sigterm
+
+ending = logging.getLogger("reelflow")
+"""Of what ended a start. It is none of the packages' loggers, which the console shows: the command tells it there."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,7 @@ def started(config: RunConfig, options: StartOptions) -> Iterator[RunContext]:
             resources.enter_context(locked(config.run_dir / RUN_LOCK_NAME))
             publish_text(config.run_dir / CONFIG_NAME, text)
             resources.enter_context(file_log(config.run_dir / LOGS_NAME / DRIVER_LOG))
+            resources.enter_context(_ending_logged())
         is_alone = by_torchrun or not options.on_ray
         files = SHARED if is_alone or config.cluster.shared_folder else _stored_files(config)
         yield RunContext(
@@ -97,6 +103,20 @@ def _stored_files(config: RunConfig) -> RunFiles:
                 "leads to into its place"
             )
     return StoredFiles.new(config.run_dir, place_of(config))
+
+
+@contextmanager
+def _ending_logged() -> Iterator[None]:
+    """Write to the log what ends the block early: a request to stop, an error of the user, a bug with its traceback."""
+    try:
+        yield
+    except (KeyboardInterrupt, StoppedError) as stop:
+        ending.warning("%s", str(stop) or "interrupted")
+        raise
+    except Exception as error:
+        message = describe(error)
+        ending.error("%s", message or "an unexpected error", exc_info=message is None)
+        raise
 
 
 def _connect_once(config: RunConfig, files: RunFiles, resources: ExitStack) -> Callable[[], None]:

@@ -55,7 +55,7 @@ def contact_sheet(clips: Sequence[SheetClip], layout: SheetLayout) -> bytes:
         row, column = divmod(number, columns)
         sheet.paste(_cell(clip, layout), (GAP_PIXELS + column * pitch_x, GAP_PIXELS + row * pitch_y))
     buffer = io.BytesIO()
-    sheet.save(buffer, format="PNG", optimize=True)
+    sheet.save(buffer, format="PNG")
     return buffer.getvalue()
 
 

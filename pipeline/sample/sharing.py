@@ -10,6 +10,7 @@ import os
 import tempfile
 from collections.abc import Sequence
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from threading import Event, Thread
 
@@ -51,7 +52,7 @@ class Sharing:
         self._folder = tempfile.TemporaryDirectory(prefix="reelflow-sharing-")
         self._closing = Event()
         context = multiprocessing.get_context("spawn")
-        self._processes, self._batches = [], list[Connection]()
+        self._processes, self._batches = list[SpawnProcess](), list[Connection]()
         for rank in range(1, size):
             theirs, ours = context.Pipe(duplex=False)
             arguments = (rank, self._folder.name, theirs, model.folder, config, device.type, num_threads)
@@ -74,11 +75,9 @@ class Sharing:
         Raises:
             LostProcessError: it did.
         """
-        wait([process.sentinel for process in self._processes], timeout=LOOK_SECONDS)
-        killed = [process.exitcode for process in self._processes if (process.exitcode or 0) < 0]
-        if killed:
+        if (signal := killed_by(self._processes)) is not None:
             raise LostProcessError(
-                f"a process that shared the clips was ended by signal {-killed[0]}; if memory ran out, lower "
+                f"a process that shared the clips was ended by signal {signal}; if memory ran out, lower "
                 "sample.sequence_parallel or ask for a smaller bucket, or make the clip again"
             )
 
@@ -98,6 +97,15 @@ class Sharing:
         wait([process.sentinel for process in self._processes])
         if not self._closing.wait(GRACE_SECONDS):
             os._exit(1)
+
+
+def killed_by(processes: Sequence[SpawnProcess]) -> int | None:
+    """The signal that ended one of the processes within `LOOK_SECONDS`, if one did."""
+    ended = wait([process.sentinel for process in processes], timeout=LOOK_SECONDS)
+    for process in processes:
+        if process.sentinel in ended:
+            process.join()  # its files are closed, which the sentinel tells, a moment before its end can be seen
+    return next((-process.exitcode for process in processes if (process.exitcode or 0) < 0), None)
 
 
 def _join(rank: int, size: int, folder: Path, device: torch.device) -> None:

@@ -1,10 +1,13 @@
 """Processes that share the tokens of each clip make the clips of one process, up to rounding, and end together."""
 
 import multiprocessing
+import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from multiprocessing.connection import wait
 
 import numpy as np
 import psutil
@@ -22,7 +25,7 @@ from pipeline.sample.prompts import PlacedPrompt, Prompt, PromptError
 from pipeline.sample.requests import PromptRequest
 from pipeline.sample.sampler import ClipSampler, NotFiniteError
 from pipeline.sample.samplers import SamplingProcess
-from pipeline.sample.sharing import LostProcessError
+from pipeline.sample.sharing import LostProcessError, killed_by
 from testing.paths import ROOT
 
 ONE = SampleConfig(solver="euler", steps=2, precision="fp32")
@@ -97,6 +100,21 @@ def test_a_killed_process_is_told_from_an_error_of_a_request(model, shared):
     ):
         made(shared, batch)
     assert np.array_equal(made(shared, batch)[0], before[0])
+
+
+def die_slowly() -> None:
+    """As the kernel ends a process: first its files are closed, then it can be waited for."""
+    os.closerange(3, 256)
+    time.sleep(0.3)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_process_that_is_only_about_to_end_counts_as_killed():
+    process = multiprocessing.get_context("spawn").Process(target=die_slowly)
+    process.start()
+    while not wait([process.sentinel], timeout=10):
+        assert process.is_alive()
+    assert killed_by([process]) == signal.SIGKILL
 
 
 def test_what_cannot_be_shared_is_refused_by_name(model):
