@@ -75,7 +75,7 @@ def started(config: RunConfig, options: StartOptions) -> Iterator[RunContext]:
         is_alone = by_torchrun or not options.on_ray
         files = SHARED if is_alone or config.cluster.shared_folder else _stored_files(config)
         yield RunContext(
-            run_dir=config.run_dir,
+            run_dir=config.run_dir if files.is_shared else config.run_dir.resolve(),  # as on the other machines
             config_yaml=text,
             folders=FOLDERS,
             connect=_connect_once(config, files, resources),
