@@ -24,6 +24,7 @@ from pipeline.run.logs import LOGS_NAME
 from pipeline.run.objects import PAUSES, MissingObjectError, Objects, described
 from pipeline.run.run_files import StoredFile
 from pipeline.run.shared_files import TRANSFERS, RunFiles, SupersededError, WholeRun, receive, remove_others
+from pipeline.run.stored_run import stored_run
 from pipeline.run.written import WrittenFiles
 
 T = TypeVar("T")
@@ -57,7 +58,12 @@ class StoredFiles:
 
     @contextmanager
     def served(self) -> Iterator[None]:
-        """As `RunFiles.served`."""
+        """As `RunFiles.served`.
+
+        Raises:
+            StoredRunError: the store cannot be read.
+        """
+        stored_run(self.place)  # a store that cannot be read is an error here, and not of the actor
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         actor: Any = ray.remote(WholeRun).options(
             name=self.name, num_cpus=0, max_concurrency=CALLS, scheduling_strategy=here

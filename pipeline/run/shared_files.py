@@ -22,6 +22,7 @@ from data.errors import ReelflowError
 from data.files.publish import TEMPORARY_PREFIX, published, remove_unpublished
 from pipeline.run.objects import PAUSES, Objects, described, is_same
 from pipeline.run.run_files import StoredFile, check_name, files_of
+from pipeline.run.stored_run import stored_run
 
 T = TypeVar("T")
 TRANSFERS = 8  # at a time
@@ -160,7 +161,8 @@ class WholeRun:
 
     def __init__(self, run_dir: Path, place: str) -> None:
         self._run_dir, self._objects = run_dir, Objects(place, PAUSES)
-        self._known: dict[str, StoredFile] = {}
+        stored = stored_run(place)  # so that what has not changed since is neither read nor sent again
+        self._known: dict[str, StoredFile] = {} if stored is None else dict(stored.files)
         self._locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
         self._start = ""
 

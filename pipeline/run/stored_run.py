@@ -133,9 +133,18 @@ def is_stored(place: str) -> bool:
     Raises:
         StoredRunError: the store cannot be read.
     """
+    return stored_run(place) is not None
+
+
+def stored_run(place: str) -> StoredRun | None:
+    """The record of the run that is stored at a place, if there is one.
+
+    Raises:
+        StoredRunError: the store cannot be read.
+    """
     files, root = open_store(place)
     with readable_errors(place):
-        return _read(files, root, place) is not None
+        return _read(files, root, place)
 
 
 def _chosen(run: StoredRun, only: Collection[str], place: str) -> dict[str, StoredFile]:

@@ -1,6 +1,7 @@
 """The files of a run on machines that share a store alone: two folders, and the actor's object in this process."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from pipeline.distributed import stored_files
 from pipeline.run import shared_files
 from pipeline.run.objects import StoredRunError
 from pipeline.run.shared_files import SupersededError, WholeRun
+from pipeline.run.stored_run import push_run
 from pipeline.train.control import STOP_NAME, request_save_and_stop
 from testing.other_machine import OtherMachine
 
@@ -150,6 +152,21 @@ def test_a_content_that_a_push_removed_is_stored_again(home, other, place):
     files.rm(f"{root}/objects", recursive=True)
     other.fetch(other.run_dir / SHARD)
     assert (other.run_dir / SHARD).read_text(encoding="utf-8") == "shard"
+
+
+def test_what_a_push_has_stored_is_not_read_again(home, other, place, monkeypatch):
+    write(home, "config.yaml", "name: demo")
+    write(home, SHARD, "shard")
+    push_run(home, place)
+    read = counted(shared_files, "described", monkeypatch)
+    again = replace(other, whole=WholeRun(home, place))
+    again.fetch(other.run_dir / SHARD)
+    assert (other.run_dir / SHARD).read_text(encoding="utf-8") == "shard"
+    assert read == []
+    write(home, SHARD, "another shard")
+    again.fetch(other.run_dir / SHARD)
+    assert (other.run_dir / SHARD).read_text(encoding="utf-8") == "another shard"
+    assert len(read) == 1
 
 
 def test_an_earlier_start_of_a_training_is_refused(home, other):
