@@ -57,11 +57,16 @@ def renewed(config: RunConfig, *, is_last: bool = False) -> Iterator[None]:
     finally:
         if config.store is not None:
             try:
-                push_held_run(config.run_dir, place_of(config), logs_alone=False)
+                push_held_run(config.run_dir, place_of(config), logs_alone=False, clears=_clears(config))
             except StoredRunError as error:
                 if is_last and not has_failed:
                     raise
                 logger.warning("  warning: the run is not in its store yet: %s", error)
+
+
+def _clears(config: RunConfig) -> bool:
+    """Whether workers store objects, of which some are of checkpoints that have been deleted since."""
+    return not config.cluster.shared_folder
 
 
 def place_of(config: RunConfig) -> str:
@@ -111,7 +116,7 @@ def _copied(config: RunConfig, training: str) -> bool:
     """Copy the run with the newest checkpoint of a training; False: files were moving, so it is to be tried again."""
     try:
         with snapshot(config.run_dir, training) as still:
-            push_held_run(still, place_of(config), logs_alone=False, show=False)
+            push_held_run(still, place_of(config), logs_alone=False, show=False, clears=_clears(config))
     except FileNotFoundError:
         return False
     except (StoredRunError, OSError) as error:

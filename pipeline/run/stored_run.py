@@ -53,12 +53,17 @@ def push_run(run_dir: Path, place: str) -> Transfer:
         return push_held_run(run_dir, place)
 
 
-def push_held_run(run_dir: Path, place: str, *, logs_alone: bool = True, show: bool = True) -> Transfer:
+def push_held_run(
+    run_dir: Path, place: str, *, logs_alone: bool = True, show: bool = True, clears: bool = False
+) -> Transfer:
     """As `push_run`, where the caller holds the lock of the run.
 
     Args:
         logs_alone: also where nothing but the logs has changed.
         show: a progress bar.
+        clears: delete all objects that were there and are of no file of the run, such as parts of checkpoints that have
+            been deleted since. Only where nobody else stores objects there but workers of this run, which send again
+            what is gone (`RunFiles`).
     """
     _check_is_run(run_dir)
     name, objects = run_dir.resolve().name, Objects(place)
@@ -77,7 +82,8 @@ def push_held_run(run_dir: Path, place: str, *, logs_alone: bool = True, show: b
 
         _each("push", lambda name, file: objects.put(run_dir / name, file), missing.values(), show=show)
         files.pipe_file(f"{root}/{RECORD_NAME}", run.model_dump_json().encode())
-        stale = {file.sha256 for file in earlier.files.values()} if earlier is not None else set()
+        stale = set(there) if clears else set()
+        stale |= {file.sha256 for file in earlier.files.values()} if earlier is not None else set()
         for digest in stale - {file.sha256 for file in run.files.values()}:
             with suppress(FileNotFoundError):
                 files.rm_file(f"{root}/{OBJECTS_NAME}/{digest}")
