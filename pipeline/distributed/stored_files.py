@@ -23,8 +23,9 @@ from data.files.publish import TEMPORARY_PREFIX
 from pipeline.run.logs import LOGS_NAME
 from pipeline.run.objects import PAUSES, MissingObjectError, Objects, described
 from pipeline.run.run_files import StoredFile
-from pipeline.run.shared_files import TRANSFERS, RunFiles, SupersededError, WholeRun, receive, remove_others
+from pipeline.run.shared_files import RunFiles, SupersededError
 from pipeline.run.stored_run import stored_run
+from pipeline.run.whole_run import TRANSFERS, WholeRun, receive, remove_others
 from pipeline.run.written import WrittenFiles
 
 T = TypeVar("T")
@@ -199,7 +200,11 @@ class StoredFiles:
     def _ask(self, method: str, *arguments: Any, **options: Any) -> Any:  # noqa: ANN401 - of any method
         """Call a method of `WholeRun` on the machine of the command; its errors are raised as they were there."""
         try:
-            return ray.get(getattr(ray.get_actor(self.name), method).remote(*arguments, **options))
+            actor: Any = ray.get_actor(self.name)
+        except ValueError as error:
+            raise SupersededError("the command of this run has ended, and what it began is given up") from error
+        try:
+            return ray.get(getattr(actor, method).remote(*arguments, **options))
         except RayTaskError as error:
             raise error.cause from error
 

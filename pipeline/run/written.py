@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.run.run_files import files_of
-from pipeline.run.shared_files import Addition
+from pipeline.run.whole_run import Addition
 
 CHECKPOINTS_NAME = "checkpoints"  # which are published as a whole
 

@@ -32,8 +32,8 @@ from launch.errors import describe
 from pipeline.ingest.config import ShardConfig
 from pipeline.ingest.shard import make_shards
 from pipeline.run.run_files import StoredRun
-from pipeline.run.shared_files import WholeRun
 from pipeline.run.stored_run import StoredRunError, pull_run, push_run
+from pipeline.run.whole_run import WholeRun
 from pipeline.sample.prompt_files import PromptsFile
 from pipeline.sample.prompts import PromptError
 from testing.clusters import leave_cluster

@@ -9,10 +9,11 @@ import fsspec
 import pytest
 
 from pipeline.distributed import stored_files
-from pipeline.run import shared_files
+from pipeline.run import whole_run
 from pipeline.run.objects import StoredRunError
-from pipeline.run.shared_files import SupersededError, WholeRun
+from pipeline.run.shared_files import SupersededError
 from pipeline.run.stored_run import push_run
+from pipeline.run.whole_run import WholeRun
 from pipeline.train.control import STOP_NAME, request_save_and_stop
 from testing.other_machine import OtherMachine
 
@@ -39,7 +40,7 @@ def home(tmp_path) -> Path:
 @pytest.fixture
 def other(tmp_path, home, place, monkeypatch) -> OtherMachine:
     """Another machine, which has nothing."""
-    for module in (stored_files, shared_files):
+    for module in (stored_files, whole_run):
         monkeypatch.setattr(module, "PAUSES", (0.0, 0.0))
     return OtherMachine(tmp_path / "other" / "demo", place, "files-x", whole=WholeRun(home, place))
 
@@ -158,7 +159,7 @@ def test_what_a_push_has_stored_is_not_read_again(home, other, place, monkeypatc
     write(home, "config.yaml", "name: demo")
     write(home, SHARD, "shard")
     push_run(home, place)
-    read = counted(shared_files, "described", monkeypatch)
+    read = counted(whole_run, "described", monkeypatch)
     again = replace(other, whole=WholeRun(home, place))
     again.fetch(other.run_dir / SHARD)
     assert (other.run_dir / SHARD).read_text(encoding="utf-8") == "shard"

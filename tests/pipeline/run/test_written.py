@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from data.files.publish import publish_text
-from pipeline.run.shared_files import Addition
+from pipeline.run.whole_run import Addition
 from pipeline.run.written import WrittenFiles
 
 
