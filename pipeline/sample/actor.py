@@ -52,10 +52,8 @@ class SamplerActor:
         Args:
             on_progress: where the caller is in this process: as `ClipSampler.stream_group`.
         """
-        named = (
-            placed for request in requests for placed in (request.checkpoint, request.weaker) if placed is not None
-        )
-        for folder in {placed.folder for placed in named}:
+        named = (placed for request in requests for placed in (request.checkpoint, request.weaker))
+        for folder in {placed.folder for placed in named if placed is not None}:
             self._files.fetch_folder(Path(folder))
         try:
             clips = self._make(requests, on_progress)
