@@ -90,7 +90,7 @@ def strike_apart(folder: Path) -> Struck:
         struck.mark("the autoencoder is trained")
 
         training = struck.run_dir / "dit"
-        struck.wait_until(lambda: _is_stored(head, folder / "look.txt"))
+        struck.wait_until(lambda: _look(head, folder / "look.txt")[0] > 0)
         assert struck.command is not None
         saved = last_saved_step(training)
         struck.command.kill()
@@ -102,6 +102,8 @@ def strike_apart(folder: Path) -> Struck:
         struck.mark("the command, started again on host1, has fetched the run and trained the DiT")
         struck.return_code = struck.command.wait(SECONDS)
         struck.mark("the run has ended, with its report")
+        _, num_others = _look(head, folder / "look.txt")
+        assert num_others == 0, f"{num_others} objects are of no file of the run, or missing"
     return struck
 
 
@@ -113,21 +115,24 @@ def _lose(host: Host) -> None:
 
 LOOK = """
 import sys
-from pipeline.run.run_files import StoredRun
+from pathlib import PurePosixPath
 import fsspec
-names = StoredRun.model_validate_json(fsspec.open(sys.argv[1]).open().read()).files
-print(sum(name.startswith("dit/checkpoints/") for name in names))
+from pipeline.run.stored_run import stored_run
+run = stored_run(sys.argv[1])
+named = {} if run is None else {name: file.sha256 for name, file in run.files.items()}
+files, root = fsspec.url_to_fs(sys.argv[1] + "/objects")
+stored = {PurePosixPath(name).name for name in files.ls(root, detail=False)}
+print(sum(name.startswith("dit/checkpoints/") for name in named), len(stored ^ set(named.values())))
 """
 
 
-def _is_stored(host: Host, output: Path) -> bool:
-    """Whether the record of the run in the store names a checkpoint of the DiT."""
+def _look(host: Host, output: Path) -> tuple[int, int]:
+    """Files of the DiT's checkpoints that the stored run has, and objects that no file has, or that are missing."""
     with output.open("w+", encoding="utf-8") as file:
-        looking = host.start(
-            [sys.executable, "-c", LOOK, f"{PLACE}/tiny/run.json"], file, store.environment(host.address)
-        )
+        looking = host.start([sys.executable, "-c", LOOK, f"{PLACE}/tiny"], file, store.environment(host.address))
         looking.wait(SECONDS)
-        return int(output.read_text(encoding="utf-8").split()[-1]) > 0
+    checkpoints, others = output.read_text(encoding="utf-8").split()[-2:]
+    return int(checkpoints), int(others)
 
 
 def main() -> None:
