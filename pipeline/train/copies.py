@@ -1,8 +1,9 @@
 """What the ranks of a training read, on machines that share no folder."""
 
+import socket
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from pipeline.distributed.collectives import from_every_rank, from_rank_zero
@@ -29,13 +30,13 @@ def local_copies(files: RunFiles, dataset_dir: Path, run_dir: Path, worker: Work
     if worker.rank == 0:
         files.begin(run_dir)
     from_rank_zero(None)  # nothing of an earlier start comes to the run from here on
-    is_first_here = worker.local_rank == 0
-    try:
-        if is_first_here:
-            files.fetch_folder(dataset_dir)
-    except StoredRunError as error:
-        problem = str(error)
-    with files.kept_alike(run_dir, (SAVE_NAME, STOP_NAME)) if is_first_here else nullcontext():
+    with ExitStack() as stack:
+        try:
+            if worker.local_rank == 0:
+                files.fetch_folder(dataset_dir)
+                stack.enter_context(files.kept_alike(run_dir, (SAVE_NAME, STOP_NAME)))
+        except StoredRunError as error:
+            problem = f"{error} (on {socket.gethostname()})"
         if problems := from_every_rank(problem):
             raise StoredRunError(problems[0])
         yield files
