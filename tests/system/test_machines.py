@@ -35,14 +35,17 @@ def test_a_folder_that_a_machine_does_not_see_is_refused_before_any_work(tmp_pat
     small = ["--num-cpus=1", "--object-store-memory=100000000", "--disable-usage-stats", "--block"]
     cluster = Cluster(initialize_head=True, head_node_args={"include_dashboard": False, "num_cpus": 1})
     ray = [str(Path(sys.executable).parent / "ray"), "start", f"--address={cluster.address}", *small]
-    blind = subprocess.Popen(["unshare", "--mount", "sh", "-c", MOUNTED, "sh", str(runs), *ray])
+    with (tmp_path / "log").open("w") as log:
+        command = ["unshare", "--mount", "sh", "-c", MOUNTED, "sh", str(runs), *ray]
+        blind = subprocess.Popen(command, stdout=log, stderr=log)
     try:
-        cluster.wait_for_nodes()
         with connected(ClusterConfig(address=cluster.address)):
             import ray as connection
 
+            deadline = time.monotonic() + 120
             while sum(node["Alive"] for node in connection.nodes()) < 2:
-                assert blind.poll() is None
+                assert blind.poll() is None, (tmp_path / "log").read_text(encoding="utf-8")
+                assert time.monotonic() < deadline, (tmp_path / "log").read_text(encoding="utf-8")
                 time.sleep(0.2)
             check_folder(ClusterConfig(), seen)
             with pytest.raises(NotSharedError, match=rf"^{runs} is not shared: \S+ does not see it\. Set runs_dir to"):
