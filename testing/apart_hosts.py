@@ -35,7 +35,7 @@ PLACE = f"s3://{store.BUCKET}/runs"
 
 def command(config: Path, runs_dir: Path, settings: Mapping[str, object]) -> list[str]:
     """The command that runs the tiny run."""
-    given = SETTINGS | settings | {"runs_dir": runs_dir}
+    given = {**SETTINGS, **settings, "runs_dir": runs_dir}
     sets = [part for name, value in given.items() for part in ("--set", f"{name}={value}")]
     return [sys.executable, "-m", "launch", "run", str(config), *sets]
 

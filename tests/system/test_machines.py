@@ -39,7 +39,7 @@ def test_a_folder_that_a_machine_does_not_see_is_refused_before_any_work(tmp_pat
         command = ["unshare", "--mount", "sh", "-c", MOUNTED, "sh", str(runs), *ray]
         blind = subprocess.Popen(command, stdout=log, stderr=log)
     try:
-        with connected(ClusterConfig(address=cluster.address)):
+        with connected(ClusterConfig(address=cluster.address, workers=WorkersConfig(num_workers=1))):
             import ray as connection
 
             deadline = time.monotonic() + 120
