@@ -132,6 +132,10 @@ class ClusterConfig(Settings):
     """A running Ray cluster: `auto`, or host:port. None: the command starts one on this machine, and ends it."""
     object_store_mib: Annotated[int, Runtime] = Field(default=512, ge=80)
     """Shared memory of a cluster that is started by the command, in MiB."""
+    shared_folder: Annotated[bool, Runtime] = True
+    """Whether all machines see the run's folder. False: they share nothing but its `store`, through which they get what
+    they read and give what they make (docs/guides/cluster.md).
+    """
     workers: WorkersConfig = WorkersConfig()
     """How many workers run, and what each may use."""
 

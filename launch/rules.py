@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from data.dataset.compression import Compression
 from models.flow.spec import JUMPING
 from pipeline.engine.config import check_can_share, check_tokens
+from pipeline.ingest.config import SYNTHETIC
 from pipeline.run.weight_names import FIRST_AVERAGE, MASTER
 from pipeline.train.batches import check_mixed
 from pipeline.train.config import FlowTrainConfig, TrainConfig
@@ -34,6 +35,21 @@ def check_workers(config: "RunConfig") -> None:
             raise ValueError(
                 f"cluster.workers.min_workers is {workers.num_required}, but {name}.train.global_batch "
                 f"{train.global_batch} does not divide over so many: use {nearest}"
+            )
+
+
+def check_shared_folder(config: "RunConfig") -> None:
+    """Machines that share no folder have a store, and videos that each of them reaches."""
+    if config.cluster.shared_folder:
+        return
+    if config.store is None:
+        raise ValueError("cluster.shared_folder is false, so the machines need a store to share: set store")
+    for name, place in config.data.places.items():
+        if place != SYNTHETIC and "://" not in place:
+            field = f"data.mix.{name}.source" if name else "data.source"
+            raise ValueError(
+                f"cluster.shared_folder is false, but {field} is the folder {place} of one machine: put the videos "
+                "into an object store"
             )
 
 
@@ -279,6 +295,7 @@ def check_sampling(config: "RunConfig") -> None:
 
 RULES: "tuple[Callable[[RunConfig], None], ...]" = (
     check_workers,
+    check_shared_folder,
     check_own_autoencoder,
     check_sequence_parallel,
     check_mixed_buckets,

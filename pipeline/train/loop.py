@@ -27,6 +27,7 @@ from torch import Tensor
 from pipeline.checkpoint.resume import exclusive_access
 from pipeline.distributed.process_group import Worker
 from pipeline.run import randomness
+from pipeline.run.shared_files import SHARED, RunFiles
 from pipeline.train.config import TrainConfig
 from pipeline.train.control import NO_FLAGS, ControlFlags
 from pipeline.train.memory_advice import memory_advice
@@ -36,8 +37,11 @@ from pipeline.train.setup import Training, record_event, set_up
 from pipeline.train.task import TrainTask, set_progress
 
 
-def train(task: TrainTask, config: TrainConfig, run_dir: Path, worker: Worker) -> None:
+def train(task: TrainTask, config: TrainConfig, run_dir: Path, worker: Worker, files: RunFiles = SHARED) -> None:
     """Train until `config.steps`, or until asked to stop, from the newest complete checkpoint in `run_dir`. Collective.
+
+    Args:
+        files: of the run that `run_dir` belongs to.
 
     Raises:
         CacheError: the cache of shards cannot be written.
@@ -53,7 +57,7 @@ def train(task: TrainTask, config: TrainConfig, run_dir: Path, worker: Worker) -
     """
     with ExitStack() as stack:
         stack.enter_context(exclusive_access(run_dir, worker.rank))
-        training = set_up(task, config, run_dir, worker, stack)
+        training = set_up(task, config, run_dir, worker, files, stack)
         training.monitor.start()  # validates a new training before its first step
         step, cursor = training.start.step, training.start.cursor
         log = StepLog(training.trainer, training.unreadable, training.monitor, training.metrics, cursor)

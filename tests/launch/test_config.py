@@ -544,3 +544,16 @@ def test_a_published_autoencoder_is_checked_against_the_clips_before_anything_st
     plan = describe_plan(fitting)
     assert f"nothing: {tmp_path} is used" in plan
     assert "20 tokens" in plan  # 5 x 4 x 4 latent positions, in patches of 2 x 2
+
+
+def test_machines_that_share_no_folder_need_a_store_and_videos_that_all_of_them_reach():
+    apart = {"name": "x", "cluster": {"shared_folder": False}}
+    with pytest.raises(ValueError, match=r"the machines need a store to share: set store"):
+        RunConfig.model_validate(apart)
+    stored = apart | {"store": "s3://bucket/runs"}
+    with pytest.raises(
+        ValueError, match=r"data\.source is the folder my/videos of one machine: put the videos into an"
+    ):
+        RunConfig.model_validate(stored | {"data": {"source": "my/videos"}})
+    for source in ("synthetic", "s3://bucket/videos"):
+        assert not RunConfig.model_validate(stored | {"data": {"source": source}}).cluster.shared_folder

@@ -95,7 +95,7 @@ DECIDED = {
     ),
     "ClusterConfig": Decided(
         output="workers",
-        runtime="address object_store_mib",
+        runtime="address object_store_mib shared_folder",
     ),
     "Bucket": Decided(
         output="num_frames height width fps",
