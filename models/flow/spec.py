@@ -10,7 +10,7 @@ LossWeight = Literal["plain", "velocity"]
 Prediction = Literal["velocity", "data", "noise", "score"]
 PathName = Literal["straight", "cosine", "vp", "polynomial"]
 SampledPathName = Literal["straight", "cosine", "vp", "polynomial", "ve"]
-OdeSolver = Literal[
+SolverName = Literal[
     "euler", "midpoint", "heun", "rk4", "ab2", "dpmpp_2m", "unipc", "ddim", "dopri5", "flow_map", "renoise", "jumps"
 ]
 JUMPING = ("flow_map", "renoise")
