@@ -9,7 +9,7 @@ from data.files.locations import Place
 from data.records import AddedLater, Runtime, Settings, Text
 from data.video.config import VideoConfig
 from models.attention.config import AttentionBackend
-from models.flow.spec import SolverName, SampledPathName
+from models.flow.spec import SampledPathName, SolverName
 from pipeline.encode.config import MIN_TILE, TILE_MULTIPLE
 from pipeline.run.config import Precision
 from pipeline.run.weight_names import FIRST_AVERAGE, WeightsName
