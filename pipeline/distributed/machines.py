@@ -17,9 +17,8 @@ from pipeline.distributed.config import WorkersConfig
 
 LOOK_SECONDS = 5.0
 """A client of a network file system may show a new file so much later."""
-ANSWER_SECONDS = (
-    60.0  # a machine that does not answer within this time has no say; the loss of hosts is noticed elsewhere
-)
+ANSWER_SECONDS = 60.0
+"""A machine that does not answer within this time has no say; the loss of hosts is noticed elsewhere."""
 
 
 class NotSharedError(ReelflowError, RuntimeError):
