@@ -18,11 +18,11 @@ test: setup
 
 test-slow: setup  # the demo alone: it uses two cores
 	@$(PYTEST) -m 'slow and not demo'
-	@$(RUN) -m pytest -m demo
+	@$(RUN) -m pytest -m demo tests/system/test_demo.py
 
 test-all: setup  # both of these at once, which share what takes minutes to make
 	@$(PYTEST) -m 'not (gpu or demo or campaign or wandb)'
-	@$(RUN) -m pytest -m demo
+	@$(RUN) -m pytest -m demo tests/system/test_demo.py
 
 lint: setup
 	@$(VENV)/bin/ruff format --check . && $(VENV)/bin/ruff check . && $(VENV)/bin/pyright --pythonpath $(RUN)

@@ -24,6 +24,7 @@ from data.synthetic import combinations, random_scene, render
 from pipeline.ingest.commit import ShardRecipe, commit_shard
 from pipeline.ingest.config import ShardConfig
 from pipeline.ingest.prepare import PrepareConfig, prepare_source
+from pipeline.run.shared_files import SHARED
 from testing.paths import ROOT
 
 FPS, GROUP, PERIOD_SECONDS = 24, 48, 60
@@ -92,7 +93,7 @@ def cut(folder: Path, bucket: Bucket) -> None:
     num_bytes = clips.edges[-1]
     kept = frozenset(clip.key for clip in report.clips)
     recipe = ShardRecipe(folder / "shard-0.tar", (report,), kept, taken={}, captions={}, filters=config.filters)
-    commit_shard(recipe, clips)
+    commit_shard(SHARED, recipe, clips)
     figures = {
         "clips": len(clips),
         "clips_mib": num_bytes / 2**20,

@@ -28,6 +28,7 @@ from pipeline.ingest.commit import commit_shard
 from pipeline.ingest.config import ShardConfig
 from pipeline.ingest.plan import plan_shards
 from pipeline.ingest.prepare import PrepareConfig, prepare_source, prepare_with_origin
+from pipeline.run.shared_files import SHARED
 from testing.ingest_storm import CONFIG, make_files, storm
 
 NUM_FILES = 20_000
@@ -86,7 +87,7 @@ def step_milliseconds(folder: Path, num_files: int = 1600) -> dict[str, float]:
     for source, (report, clips) in zip(sources, prepared, strict=True):
         shard_of[source].add(report, clips if report.clips else None)
     recipes = [shard.give() for shard in plan.shards]
-    timed("commit", lambda: [commit_shard(recipe, *clips) for recipe, clips in recipes])
+    timed("commit", lambda: [commit_shard(SHARED, recipe, *clips) for recipe, clips in recipes])
     timed("plan_again", lambda: plan_shards(sources, output, config))
     return found
 

@@ -14,6 +14,7 @@ import ray
 from data.errors import ReelflowError, first_line
 from launch.abandoned import end_abandoned_clusters, record_cluster
 from launch.config import ClusterConfig
+from pipeline.distributed.machines import check_shared, other_machines
 
 PROJECT_DIR = Path(__file__).resolve().parent.parent
 HEALTH_CHECK_SECONDS = "0.5"
@@ -84,6 +85,21 @@ def connected(config: ClusterConfig) -> Iterator[None]:
             yield
     finally:
         ray.shutdown()
+
+
+def check_folder(config: ClusterConfig, folder: Path) -> None:
+    """Refuse a connected cluster whose machines do not share a folder that a command outside of runs works in.
+
+    Raises:
+        ClusterError: the configuration says that they share none.
+        NotSharedError: as `check_shared`.
+    """
+    if not config.shared_folder and other_machines(config.workers):
+        raise ClusterError(
+            f"cluster.shared_folder is false, but {folder} has to be in a folder that all machines share: leave "
+            "cluster.address out, to use this machine alone; or give `run`, which needs no such folder"
+        )
+    check_shared(folder, config.workers)
 
 
 @contextmanager

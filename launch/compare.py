@@ -10,7 +10,7 @@ from data.dataset.clip import Split
 from data.errors import shorten
 from data.files.publish import publish_text
 from data.records import Record, Settings
-from launch.cluster import connected
+from launch.cluster import check_folder, connected
 from launch.config import ClusterConfig, check_writable
 from launch.overrides import ConfigError, Override, apply_override, explain
 from launch.plain_yaml import YamlError, read_plain_yaml
@@ -100,6 +100,7 @@ def compare_folders(asked: Compared, overrides: Sequence[Override]) -> Iterator[
     check_writable(asked.output)
     cache, workers = asked.output / CACHE_NAME, config.cluster.workers
     with connected(config.cluster):
+        check_folder(config.cluster, asked.output)
         ours, theirs = measure_sets([samples, reference], asked.networks, cache, workers)
     for clips, measured in ((samples, ours), (reference, theirs)):
         _check_number(clips.folder, len(measured.numbers))

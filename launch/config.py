@@ -3,7 +3,7 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -15,7 +15,7 @@ from launch.overrides import ConfigError, Override, apply_override, explain
 from launch.plain_yaml import MAX_CHARACTERS, YamlError, read_plain_yaml
 from launch.rules import RULES
 from models.autoencoder.config import DEFAULT_LOSS, KL_NAME, AutoencoderConfig, AutoencoderLossConfig
-from models.flow.spec import FlowMapSpec, FlowSpec
+from models.flow.spec import DistributionMatchingSpec, FlowMapSpec, FlowSpec
 from models.networks.config import DEFAULT_NETWORK, NetworkConfig
 from models.tokens.config import TokenizerConfig
 from pipeline.distributed.config import WorkersConfig
@@ -106,10 +106,23 @@ class FlowSection(Settings):
 class DistillSection(Settings):
     """A student of the network in `dit`, which makes clips in 1 to 8 network calls."""
 
+    kind: Annotated[Literal["flow_map", "distribution_matching"], AddedLater("flow_map")] = "flow_map"
+    """What it learns: the map of its teacher's flow, which has an end for every noise (`flow_map`), or its teacher's
+    distribution alone, with a critic (`distribution_matching`, DMD2).
+    """
     map: FlowMapSpec = FlowMapSpec()
     """How it learns the map of the flow."""
+    matching: Annotated[DistributionMatchingSpec, AddedLater(DistributionMatchingSpec())] = DistributionMatchingSpec()
+    """How it learns the distribution."""
     train: FlowTrainConfig = FlowTrainConfig()
     """How it is trained, from the weights of its teacher: `start_from` and `lora` are not for it."""
+
+    @model_validator(mode="after")
+    def _check_kind(self) -> Self:
+        for kind, name in (("flow_map", "map"), ("distribution_matching", "matching")):
+            if kind != self.kind and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} is of the kind {kind}, and kind is {self.kind}: leave {name} out")
+        return self
 
 
 class ClusterConfig(Settings):
@@ -119,6 +132,10 @@ class ClusterConfig(Settings):
     """A running Ray cluster: `auto`, or host:port. None: the command starts one on this machine, and ends it."""
     object_store_mib: Annotated[int, Runtime] = Field(default=512, ge=80)
     """Shared memory of a cluster that is started by the command, in MiB."""
+    shared_folder: Annotated[bool, Runtime] = True
+    """Whether all machines see the run's folder. False: they share nothing but its `store`, through which they get what
+    they read and give what they make (docs/guides/cluster.md).
+    """
     workers: WorkersConfig = WorkersConfig()
     """How many workers run, and what each may use."""
 
@@ -149,7 +166,7 @@ class RunConfig(Settings):
     """The diffusion transformer and its training."""
     distill: Annotated[DistillSection | None, AddedLater(None)] = None
     """A student of the diffusion transformer that needs few steps, which is then sampled in place of it with
-    `sample.solver: flow_map`. None: there is none.
+    `sample.solver: flow_map`, or `renoise` where it learned by distribution matching. None: there is none.
     """
     sample: SampleSection = SampleSection()
     """How clips are sampled, and of which prompts."""
@@ -172,14 +189,18 @@ class RunConfig(Settings):
 
     @property
     def student_flow(self) -> FlowSpec | None:
-        """The flow of `distill`: that of `dit`, as a map.
+        """The flow of `distill`: that of `dit`, with how the student learns of it.
 
         Raises:
-            ValueError: no map can be learned of it.
+            ValueError: a student cannot learn of it.
         """
         if self.distill is None:
             return None
-        return FlowSpec.model_validate(self.dit.flow.model_dump() | {"map": self.distill.map})
+        if self.distill.kind == "flow_map":
+            own: dict[str, Any] = {"map": self.distill.map}
+        else:  # no noise belongs to a clip of the data
+            own = {"matching": self.distill.matching, "noise": "drawn", "coupled_clips": 1}
+        return FlowSpec.model_validate(self.dit.flow.model_dump() | own)
 
     @property
     def known_buckets(self) -> tuple[Bucket, ...] | None:

@@ -5,7 +5,9 @@ from math import lcm
 from typing import TYPE_CHECKING
 
 from data.dataset.compression import Compression
+from models.flow.spec import JUMPING
 from pipeline.engine.config import check_can_share, check_tokens
+from pipeline.ingest.config import SYNTHETIC
 from pipeline.run.weight_names import FIRST_AVERAGE, MASTER
 from pipeline.train.batches import check_mixed
 from pipeline.train.config import FlowTrainConfig, TrainConfig
@@ -33,6 +35,21 @@ def check_workers(config: "RunConfig") -> None:
             raise ValueError(
                 f"cluster.workers.min_workers is {workers.num_required}, but {name}.train.global_batch "
                 f"{train.global_batch} does not divide over so many: use {nearest}"
+            )
+
+
+def check_shared_folder(config: "RunConfig") -> None:
+    """Machines that share no folder have a store, and videos that each of them reaches."""
+    if config.cluster.shared_folder:
+        return
+    if config.store is None:
+        raise ValueError("cluster.shared_folder is false, so the machines need a store to share: set store")
+    for name, place in config.data.places.items():
+        if place != SYNTHETIC and "://" not in place:
+            field = f"data.mix.{name}.source" if name else "data.source"
+            raise ValueError(
+                f"cluster.shared_folder is false, but {field} is the folder {place} of one machine: put the videos "
+                "into an object store"
             )
 
 
@@ -188,6 +205,8 @@ def check_flow_map(config: "RunConfig") -> None:
                 f"dit.flow.map.max_guidance is {flow.map.max_guidance:g}, which needs a teacher: name it in "
                 "dit.train.start_from, or use the section distill"
             )
+    if flow.matching is not None:
+        raise ValueError("dit.flow.matching is of students: leave it out, and set distill.kind: distribution_matching")
     if config.distill is None:
         return
     if flow.map is not None or not model.learns_maps:
@@ -244,15 +263,28 @@ def check_sampling(config: "RunConfig") -> None:
         raise ValueError(
             f"sample.weights is {config.sample.weights!r}, but {section}.train.ema gives {', '.join(known)}"
         )
-    spec = config.dit.flow.map if config.distill is None else config.distill.map
-    if config.sample.solver == "flow_map" and spec is None:
-        raise ValueError("sample.solver is flow_map, but no flow map is trained: set distill, or use another solver")
-    if config.sample.solver == "flow_map" and spec is not None:
-        largest = spec.max_guidance
+    flow = config.student_flow or config.dit.flow
+    if config.sample.solver in JUMPING and flow.few_steps is None:
+        raise ValueError(
+            f"sample.solver is {config.sample.solver}, but no flow map is trained: set distill, or use another solver"
+        )
+    if flow.matching is not None:
+        if config.sample.solver != "renoise":
+            raise ValueError(
+                f"sample.solver is {config.sample.solver}, but distill.kind is distribution_matching, whose student "
+                "jumps to the data from every time: set sample.solver to renoise"
+            )
+        sample = config.sample
+        if (refusal := flow.matching.times_refusal(sample.steps, sample.shift, sample.grid)) is not None:
+            raise ValueError(f"sample.{refusal}, or change distill.matching")
+    if config.sample.solver in JUMPING and flow.few_steps is not None:
+        largest = flow.few_steps.max_guidance
         if not 1 <= config.sample.guidance_scale <= largest:
+            name = "dit.flow.map" if config.distill is None else "distill.map"
+            name = name if flow.matching is None else "distill.matching"
             raise ValueError(
                 f"sample.guidance_scale is {config.sample.guidance_scale:g}, but the flow map is trained with scales "
-                f"from 1 to {largest:g}: set {section if section == 'distill' else 'dit.flow'}.map.max_guidance to it"
+                f"from 1 to {largest:g}: set {name}.max_guidance to it"
             )
     if config.sample.schedule != "full_sequence" and config.dit.flow.times_per != "frame":
         raise ValueError(
@@ -263,6 +295,7 @@ def check_sampling(config: "RunConfig") -> None:
 
 RULES: "tuple[Callable[[RunConfig], None], ...]" = (
     check_workers,
+    check_shared_folder,
     check_own_autoencoder,
     check_sequence_parallel,
     check_mixed_buckets,

@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from data.files.publish import publish_text
 from launch.config import RunConfig, check_writable, dump_config
 from launch.errors import describe
+from launch.overrides import ConfigError
 from launch.stages import FOLDERS, NAMES, stages_of
-from launch.stored import renewed
+from launch.stored import place_of, renewed
 from pipeline.run.context import RunContext, StoppedError
 from pipeline.run.lock import RUN_LOCK_NAME, locked
 from pipeline.run.logs import DRIVER_LOG, LOGS_NAME, file_log
 from pipeline.run.memory import memory_monitor
 from pipeline.run.run_files import CONFIG_NAME
+from pipeline.run.shared_files import SHARED, RunFiles
 from pipeline.run.signals import stopped_by_sigterm
 
 ending = logging.getLogger("reelflow")
@@ -70,17 +72,37 @@ def started(config: RunConfig, options: StartOptions) -> Iterator[RunContext]:
             publish_text(config.run_dir / CONFIG_NAME, text)
             resources.enter_context(file_log(config.run_dir / LOGS_NAME / DRIVER_LOG))
             resources.enter_context(_ending_logged())
+        is_alone = by_torchrun or not options.on_ray
+        files = SHARED if is_alone or config.cluster.shared_folder else _stored_files(config)
         yield RunContext(
-            run_dir=config.run_dir,
+            run_dir=config.run_dir if files.is_shared else config.run_dir.resolve(),  # as on the other machines
             config_yaml=text,
             folders=FOLDERS,
-            connect=_connect_once(config, resources),
-            on_ray=options.on_ray and not by_torchrun,
+            connect=_connect_once(config, files, resources),
+            on_ray=not is_alone,
             is_first_process=is_first,
             retry_quarantined=options.retry_quarantined,
             allowed_changes=options.allowed_changes,
             memory=resources.enter_context(memory_monitor()),
+            files=files,
         )
+
+
+def _stored_files(config: RunConfig) -> RunFiles:
+    """The files of a run whose machines share its store alone.
+
+    Raises:
+        ConfigError: a part of the run's folder is a link, which other machines do not have.
+    """
+    from pipeline.distributed.stored_files import StoredFiles
+
+    for path in config.run_dir.iterdir():
+        if path.is_symlink():
+            raise ConfigError(
+                f"cluster.shared_folder is false, and {path} is a link, which other machines do not have: move what it "
+                "leads to into its place"
+            )
+    return StoredFiles.new(config.run_dir, place_of(config))
 
 
 @contextmanager
@@ -97,16 +119,19 @@ def _ending_logged() -> Iterator[None]:
         raise
 
 
-def _connect_once(config: RunConfig, resources: ExitStack) -> Callable[[], None]:
+def _connect_once(config: RunConfig, files: RunFiles, resources: ExitStack) -> Callable[[], None]:
     """What joins or starts the Ray cluster at its first call; it is left with `resources`."""
     is_connected = False
 
     def connect() -> None:
         nonlocal is_connected
         if not is_connected:
-            from launch.cluster import connected
+            from launch.cluster import check_folder, connected
 
             resources.enter_context(connected(config.cluster))
+            if files.is_shared:
+                check_folder(config.cluster, config.run_dir)
+            resources.enter_context(files.served())
             resources.enter_context(stopped_by_sigterm(f"the run in {config.run_dir} was stopped"))
             is_connected = True
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import yaml
 
 from data.video.codec import check_encoder
-from launch.cluster import connected
+from launch.cluster import check_folder, connected
 from launch.config import check_writable
 from launch.overrides import ConfigError, Override
 from launch.sample_settings import read_settings
@@ -70,6 +70,7 @@ def sample_checkpoint(
         for _ in iterate_samples(output_dir):  # a damaged manifest is refused before Ray starts
             pass
         with connected(config.cluster):
+            check_folder(config.cluster, output_dir)
             samples = sample_clips(
                 model,
                 plan,

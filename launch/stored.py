@@ -12,6 +12,7 @@ from launch.overrides import ConfigError
 from launch.stages import FOLDERS
 from pipeline.run.run_files import CONFIG_NAME
 from pipeline.run.snapshot import LATEST_NAME, remove_snapshots, snapshot
+from pipeline.run.stage_record import archive
 from pipeline.run.stored_run import StoredRunError, Transfer, is_stored, pull_run, push_held_run
 
 logger = logging.getLogger(__name__)
@@ -32,6 +33,8 @@ def fetch(config: RunConfig) -> Transfer | None:
         raise ConfigError("store is not for torchrun; give `pull` before it and `push` after it, and leave store out")
     if (config.run_dir / CONFIG_NAME).exists() or not is_stored(place_of(config)):
         return None
+    if not config.cluster.shared_folder and config.run_dir.exists():
+        logger.info("copies that this machine had of the run are now in %s", archive(config.run_dir))
     fetched = pull_run(place_of(config), config.run_dir)
     logger.info("fetched %d files of %s into %s", fetched.num_copied, place_of(config), config.run_dir)
     return fetched
@@ -54,11 +57,16 @@ def renewed(config: RunConfig, *, is_last: bool = False) -> Iterator[None]:
     finally:
         if config.store is not None:
             try:
-                push_held_run(config.run_dir, place_of(config), logs_alone=False)
+                push_held_run(config.run_dir, place_of(config), logs_alone=False, clears=_clears(config))
             except StoredRunError as error:
                 if is_last and not has_failed:
                     raise
                 logger.warning("  warning: the run is not in its store yet: %s", error)
+
+
+def _clears(config: RunConfig) -> bool:
+    """Whether workers store objects, of which some are of checkpoints that have been deleted since."""
+    return not config.cluster.shared_folder
 
 
 def place_of(config: RunConfig) -> str:
@@ -108,7 +116,7 @@ def _copied(config: RunConfig, training: str) -> bool:
     """Copy the run with the newest checkpoint of a training; False: files were moving, so it is to be tried again."""
     try:
         with snapshot(config.run_dir, training) as still:
-            push_held_run(still, place_of(config), logs_alone=False, show=False)
+            push_held_run(still, place_of(config), logs_alone=False, show=False, clears=_clears(config))
     except FileNotFoundError:
         return False
     except (StoredRunError, OSError) as error:

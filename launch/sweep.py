@@ -9,7 +9,7 @@ from pydantic import JsonValue
 from data.dataset.manifest import MANIFEST_NAME
 from data.files.publish import publish_text
 from data.records import Record
-from launch.cluster import connected
+from launch.cluster import check_folder, connected
 from launch.config import check_writable
 from launch.overrides import ConfigError, Override
 from launch.sample_settings import SamplingConfig, read_settings
@@ -96,6 +96,7 @@ def sweep_checkpoint(asked: Swept, overrides: Sequence[Override], *, dry_run: bo
     check_writable(asked.output)
     folder, workers = asked.output / CLIPS_NAME, config.cluster.workers
     with connected(config.cluster):
+        check_folder(config.cluster, asked.output)
         samples = _sample(model, combinations, folder, config)
         clips = {clip.request.id: clip for clip in samples.clips}
         made = [[clips[each.id] for each in one.plan if each.id in clips] for one in combinations]

@@ -1,4 +1,4 @@
-"""A small flow map that learns the flow of Gaussian data, whose map is known in closed form."""
+"""Flow maps of Gaussian data: in closed form, and small ones that learn it."""
 
 import torch
 from jaxtyping import Float
@@ -6,12 +6,31 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.quasirandom import SobolEngine
 
-from models.flow.flow_map import drawn_jumps, jump_target
-from models.flow.path import expand
+from models.flow.flow_map import MeanVelocity, drawn_jumps, jump_target
+from models.flow.path import Path, expand
 from models.flow.spec import FlowMapSpec
 from testing.gaussians import GaussianData
 
 LARGEST_DAMPING, SMALLEST_DAMPING = 1e-2, 1e-9
+
+
+def mean_and_deviation(path: Path, mean: float, std: float, t: Tensor) -> tuple[Tensor, Tensor]:
+    """Of x_t, for data N(mean, std²)."""
+    at = path.coefficients(t)
+    return at.a * mean, ((at.a * std) ** 2 + at.b**2).sqrt()
+
+
+def exact_map(path: Path, mean: float, std: float) -> MeanVelocity:
+    """The mean velocity of N(mean, std²): quantiles stay what they are (arXiv 2505.18825, section 2)."""
+
+    def u(x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        (m_t, d_t), (m_s, d_s) = (mean_and_deviation(path, mean, std, time) for time in (t, s))
+        jumped = m_s[:, None] + (d_s / d_t)[:, None] * (x - m_t[:, None])
+        velocity = GaussianData(path, mean, std).velocity(x, t)
+        length = (s - t)[:, None]
+        return torch.where(length > 0, (jumped - x) / length.clamp(min=1e-12), velocity)
+
+    return u
 
 
 class AffineMap(nn.Module):

@@ -1,7 +1,7 @@
 """Hosts on this machine: network namespaces with addresses and names of their own, joined by a bridge. Root only.
 
-The hosts share the file system, as the machines of a cluster share a folder. A host can be cut off (its link goes
-down, its processes stay) and killed (its processes end at once).
+The hosts share the file system, as the machines of a cluster share a folder, except for a folder that each may have of
+its own. A host can be cut off (its link goes down, its processes stay) and killed (its processes end at once).
 """
 
 import contextlib
@@ -32,6 +32,7 @@ HEALTH = {  # a host that does not answer is lost after about half a minute
 }
 ENVIRONMENT = {"RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **HEALTH}
 NAMED = 'hostname "$1" && shift && exec "$@"'
+APART = 'mount --bind "$1" "$2" && shift 2 && ' + NAMED
 
 
 def _ip(*arguments: str) -> str:
@@ -46,6 +47,8 @@ class Host:
     """From 1."""
     network: str
     """Name of all that belongs to them."""
+    private: Path | None = None
+    """A path under which each host has a folder of its own; None: they share all of the file system."""
 
     @property
     def name(self) -> str:
@@ -58,6 +61,12 @@ class Host:
         return f"{NETWORK}.{self.number}"
 
     @property
+    def own_folder(self) -> Path:
+        """What the host has under the path `private`, as it is seen from outside."""
+        assert self.private is not None
+        return self.private.with_name(f"{self.private.name}-of-{self.name}")
+
+    @property
     def namespace(self) -> str:
         """Name of its network namespace."""
         return f"{self.network}-{self.number}"
@@ -66,7 +75,11 @@ class Host:
         self, command: Sequence[str], log: IO[str], environment: Mapping[str, str] = MappingProxyType({})
     ) -> "subprocess.Popen[str]":
         """Start a command on the host."""
-        inside = ["ip", "netns", "exec", self.namespace, "unshare", "--uts", "sh", "-c", NAMED, "sh", self.name]
+        inside = ["ip", "netns", "exec", self.namespace, "unshare", "--uts"]
+        if self.private is None:
+            inside += ["sh", "-c", NAMED, "sh", self.name]
+        else:
+            inside += ["--mount", "sh", "-c", APART, "sh", str(self.own_folder), str(self.private), self.name]
         return subprocess.Popen(
             [*inside, *command],
             cwd=ROOT,
@@ -135,10 +148,16 @@ def can_make_hosts() -> bool:
 
 
 @contextmanager
-def hosts(number: int) -> Iterator[list[Host]]:
-    """So many hosts, for as long as the block runs; what runs on them is killed at its end."""
+def hosts(number: int, private: Path | None = None) -> Iterator[list[Host]]:
+    """So many hosts, for as long as the block runs; what runs on them is killed at its end.
+
+    Args:
+        private: as `Host.private`.
+    """
     network = f"rf{os.getpid()}"
-    made = [Host(each, network) for each in range(1, number + 1)]
+    made = [Host(each, network, private) for each in range(1, number + 1)]
+    for folder in () if private is None else (private, *(host.own_folder for host in made)):
+        folder.mkdir(parents=True)
     switch = f"{network}-switch"
     names = "".join(f"{host.address} {host.name}\n" for host in made)
     try:

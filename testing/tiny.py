@@ -6,6 +6,8 @@ import torch
 from safetensors.torch import save_file
 
 from data.dataset.manifest import LatentStats
+from data.dataset.reader import PayloadReader
+from data.stream.loader import Sample
 from models.flow.spec import FlowSpec
 from models.networks.config import DiTConfig
 from models.text.config import TextConfig
@@ -13,6 +15,7 @@ from pipeline.engine.ema_profile import FixedDecay, PowerFunction
 from pipeline.train.config import TrainConfig
 from pipeline.train.monitor.metrics import read_metrics
 from pipeline.train.tasks.flow import FlowTask
+from pipeline.train.tasks.flow_batch import FlowBatch
 from testing.records import SMALL, write_random_latents
 
 SHAPE = (4, 2, 4, 4)
@@ -59,6 +62,13 @@ def make_task(folder: Path) -> FlowTask:
         autoencoder_path=folder / "autoencoder.safetensors",
         seed=7,
     )
+
+
+def batch_of(task: FlowTask, positions: range) -> FlowBatch:
+    """The first three samples of a task in turn, at these positions of the stream."""
+    rows, reader = task.subsets()[0].rows, PayloadReader(task.dataset_dir)
+    samples = [Sample(position, rows, position % 3, reader.read(rows[position % 3])) for position in positions]
+    return task.collate(samples)
 
 
 def column(run_dir: Path, name: str) -> list[float]:

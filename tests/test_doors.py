@@ -26,8 +26,10 @@ DOORS = {
     "dit.flow.coupled_clips": "objective.optimal_coupling",
     "dit.flow.given": "given.drawn_frames",
     "distill.map": "spec.FlowMapSpec flow_map.drawn_jumps flow_map.Jump flow_map.jump_target guidance.guide",
-    "sample.solver": "spec.OdeSolver solver.Solver solver.solver_of solver.dopri5 solver.Counted solver.Noise "
-    "flow_map.flow_map_solver flow_map.MeanVelocity",
+    "distill.matching": "spec.DistributionMatchingSpec distribution_matching.simulated_states flow_map.flow_map "
+    "distribution_matching.renoised distribution_matching.matching_times distribution_matching.generator_loss",
+    "sample.solver": "spec.SolverName spec.JUMPING solver.Solver solver.solver_of solver.dopri5 solver.Counted "
+    "solver.Noise flow_map.flow_map_solver flow_map.MeanVelocity distribution_matching.renoising_solver",
     "sample.ddim_eta": "solver.ddim_eta",
     "sample.sde_sigma": "solver.euler_maruyama solver.falling_diffusion",
     "sample.flow_path": "spec.SampledPathName path.sampled_path_of",

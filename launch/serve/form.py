@@ -120,8 +120,11 @@ def _setting(name: str, model: SampledModel, config: SampleConfig) -> Control:
     field = SampleConfig.model_fields[name]
     choices = _choices(field.annotation)
     if name == "solver":
-        usable = {"jumps": model.flow.tokens is not None, "flow_map": model.flow.map is not None}
-        choices = tuple(choice for choice in choices if usable.get(choice, model.flow.tokens is None))
+        flow = model.flow
+        usable = {"jumps": flow.tokens is not None, "flow_map": flow.map is not None}
+        usable["renoise"] = flow.few_steps is not None
+        follows_velocities = flow.tokens is None and flow.matching is None
+        choices = tuple(choice for choice in choices if usable.get(choice, follows_velocities))
     return Control(name, " ".join((field.description or "").split()), _text(getattr(config, name)), choices)
 
 

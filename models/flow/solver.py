@@ -20,7 +20,7 @@ from torch import Tensor
 from models.flow.field import Field
 from models.flow.grid import check_grid
 from models.flow.path import Coefficients, Path, expand, nonzero, posterior
-from models.flow.spec import OdeSolver
+from models.flow.spec import SolverName
 
 BLOCK_STEPS = 64
 FEW_STEPS = 16
@@ -326,7 +326,7 @@ def dopri5(field: Field, x: Float[Tensor, "b ..."], grid: Tensor, tolerance: flo
     return field.settle(x, end.expand(len(x)))
 
 
-def solver_of(name: OdeSolver) -> Solver:
+def solver_of(name: SolverName) -> Solver:
     """The solver of that name."""
     match name:
         case "euler":
@@ -349,6 +349,8 @@ def solver_of(name: OdeSolver) -> Solver:
             return dopri5
         case "flow_map":
             raise ValueError("the jumps of a flow map are those of its network: see flow_map.flow_map_solver")
+        case "renoise":
+            raise ValueError("it jumps as its network does: see distribution_matching.renoising_solver")
         case "jumps":
             raise ValueError("tokens jump, and follow no velocity: see discrete.sample_tokens")
 

@@ -10,9 +10,11 @@ LossWeight = Literal["plain", "velocity"]
 Prediction = Literal["velocity", "data", "noise", "score"]
 PathName = Literal["straight", "cosine", "vp", "polynomial"]
 SampledPathName = Literal["straight", "cosine", "vp", "polynomial", "ve"]
-OdeSolver = Literal[
-    "euler", "midpoint", "heun", "rk4", "ab2", "dpmpp_2m", "unipc", "ddim", "dopri5", "flow_map", "jumps"
+SolverName = Literal[
+    "euler", "midpoint", "heun", "rk4", "ab2", "dpmpp_2m", "unipc", "ddim", "dopri5", "flow_map", "renoise", "jumps"
 ]
+JUMPING = ("flow_map", "renoise")
+"""Solvers of networks that are told where they jump."""
 
 
 class TimeLaw(Settings):
@@ -69,6 +71,34 @@ class FlowMapSpec(Settings):
     """
 
 
+class DistributionMatchingSpec(Settings):
+    """How a student learns to make clips of its teacher's distribution (`models/flow/distribution_matching.py`)."""
+
+    calls: int = Field(default=4, ge=1, le=64)
+    """Network calls that it is trained for; it can be sampled in a divisor of them as well."""
+    shift: float = Field(default=1.0, gt=0)
+    """Time shift of the calls, as `sample.shift`, with which it is then sampled."""
+    critic_updates: int = Field(default=5, ge=1)
+    """Updates of the critic for each of the student. Every step of the training is one of the critic, so that the
+    student has as many as there are steps, divided by this number.
+    """
+    max_guidance: float = Field(default=1.0, ge=1)
+    """Largest guidance scale that is distilled in: each clip is trained with a scale between 1 and it, which the
+    network is told, so that sampling needs no second call.
+    """
+
+    def times_refusal(self, num_steps: int, shift: float, grid: str) -> str | None:
+        """Why it cannot be sampled at these times, which have to be among those of its training; None: it can."""
+        fitting = [str(number) for number in range(1, self.calls + 1) if self.calls % number == 0]
+        if str(num_steps) not in fitting:
+            return f"steps is {num_steps}, but the student is trained for {self.calls}: use {' or '.join(fitting)}"
+        if shift != self.shift:
+            return f"shift is {shift:g}, but the student is trained with {self.shift:g}: use that"
+        if grid != "even":
+            return f"grid is {grid!r}, but the student is trained at even times: use even"
+        return None
+
+
 class TokenFlowSpec(Settings):
     """How tokens of latents jump from a source to the data (`models/flow/discrete.py`)."""
 
@@ -121,6 +151,10 @@ class FlowSpec(Settings):
     """Train a flow map, for clips in 1 to 8 network calls: the network is told a second time, and `dit.model.flow_map`
     has to be true. With `dit.train.start_from` its network is the teacher, whose velocities are learned. None: a flow.
     """
+    matching: Annotated[DistributionMatchingSpec | None, AddedLater(None)] = None
+    """A student that learned its teacher's distribution. The section `distill` sets it, with
+    `kind: distribution_matching`; it is not for `dit`.
+    """
     tokens: Annotated[TokenFlowSpec | None, AddedLater(None)] = None
     """Train a network that predicts tokens in place of latents, by discrete flow matching: it needs the section
     `tokenizer`, and `sample.solver: jumps`. The choices of a flow of latents are then not for it. None: latents.
@@ -142,6 +176,11 @@ class FlowSpec(Settings):
         if isinstance(fields, dict) and {"caption_dropout", "caption_drop"} <= fields.keys():
             raise ValueError("caption_drop is the old name of caption_dropout: give caption_dropout only")
         return fields
+
+    @property
+    def few_steps(self) -> FlowMapSpec | DistributionMatchingSpec | None:
+        """How its network, which is told where jumps end, learned to jump; None: it does not."""
+        return self.map or self.matching
 
     @property
     def given_share(self) -> float:
@@ -182,15 +221,29 @@ class FlowSpec(Settings):
         return self
 
     @model_validator(mode="after")
-    def _check_map(self) -> "FlowSpec":
-        if self.map is None:
+    def _check_few_steps(self) -> "FlowSpec":
+        if self.few_steps is None:
             return self
+        named = "map" if self.matching is None else "matching"
+        if self.map is not None and self.matching is not None:
+            raise ValueError("map and matching are both set, but a student learns in one way: leave one of them out")
         if self.prediction != "velocity":
-            raise ValueError(f"map is set, whose network predicts velocities, but prediction is {self.prediction!r}")
+            raise ValueError(
+                f"{named} is set, whose network predicts velocities, but prediction is {self.prediction!r}"
+            )
         if self.path == "vp":
-            raise ValueError("map is set, but on the path vp the velocity at the end is infinite: use another path")
+            raise ValueError(
+                f"{named} is set, but on the path vp the velocity at the end is infinite: use another path"
+            )
         if self.times_per == "frame":
-            raise ValueError("map is set, and jumps are those of whole clips, but times_per is 'frame': set it to clip")
+            raise ValueError(
+                f"{named} is set, and jumps are those of whole clips, but times_per is 'frame': set it to clip"
+            )
+        if self.matching is not None and self.sigma_min > 0:
+            raise ValueError(
+                f"matching is set, whose student jumps to the data, but sigma_min is {self.sigma_min:g}, and noise is "
+                "left there: set it to 0"
+            )
         return self
 
     @model_validator(mode="after")

@@ -14,6 +14,7 @@ from pipeline.checkpoint.tensor_files import BYTES_PER_VALUE
 from pipeline.distributed.collectives import from_every_rank, from_rank_zero
 from pipeline.engine.ema import ShardedEma
 from pipeline.engine.zero import ZeroTrainer
+from pipeline.run.shared_files import SHARED, RunFiles
 
 
 @dataclass(frozen=True)
@@ -74,19 +75,27 @@ def check_writable(run_dir: Path, rank: int) -> None:
 
 
 def check_space(
-    run_dir: Path, trainer: ZeroTrainer, ema: ShardedEma, retention: Retention, resumed_step: int = 0
+    run_dir: Path,
+    trainer: ZeroTrainer,
+    ema: ShardedEma,
+    retention: Retention,
+    resumed_step: int = 0,
+    files: RunFiles = SHARED,
 ) -> None:
     """Refuse, before its first step, a training whose checkpoints will not fit on the disk; called by all ranks.
 
     Args:
         resumed_step: the step that training resumes from; checkpoints of later steps are not deleted.
+        files: of the run; the disk that counts is that of the whole run.
 
     Raises:
         CheckpointError: the disk has no room for the checkpoints that are kept and the one being written.
     """
     kinds = 3 + len(ema.averages)  # master weight, two moments, averages
     each = sum(prod(shape) for shape in trainer.shapes.values()) * kinds * BYTES_PER_VALUE  # attachments are links
-    problem = _lack_of_space(run_dir, each, retention, resumed_step) if trainer.rank == 0 else None
+    problem = None
+    if trainer.rank == 0:
+        problem = files.where_whole(_lack_of_space, run_dir, each, retention, resumed_step)
     if (problem := from_rank_zero(problem)) is not None:
         raise CheckpointError(problem)
 

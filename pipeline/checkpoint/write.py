@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -45,6 +45,8 @@ from pipeline.distributed.collectives import from_every_rank, from_rank_zero
 from pipeline.engine.ema import ShardedEma
 from pipeline.engine.loss_scale import LossScalerState
 from pipeline.engine.zero import ZeroTrainer
+from pipeline.run.objects import StoredRunError
+from pipeline.run.shared_files import SHARED, RunFiles, SupersededError
 from pipeline.run.stage_record import archive
 
 
@@ -86,12 +88,14 @@ class CheckpointSaver:
         contents: Contents,
         retention: Retention,
         resumed_step: int = 0,
+        files: RunFiles = SHARED,
     ) -> None:
         self._run_dir = run_dir
         self._trainer = trainer
         self._ema = ema
         self._contents = contents
         self._retention = retention
+        self._files = files
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="reelflow-save")
         self._pending: _Pending | None = None
         # Computed once, in the thread: attachments may be larger than the trained network. `find_damage` checks later.
@@ -121,7 +125,7 @@ class CheckpointSaver:
         folder = self._run_dir / FOLDER_NAME / f"{TEMPORARY_PREFIX}{checkpoint_name(step)}-{attempt}"
         tensors, starts = self._take_snapshot()
         path = folder / rank_file(self._trainer.rank)
-        written = self._executor.submit(write_tensors, path, tensors, {"starts": json.dumps(starts)})
+        written = self._executor.submit(self._write, path, tensors, {"starts": json.dumps(starts)})
         trainer, scaler = self._trainer, self._trainer.guard.loss_scaler
         state = None if scaler is None else scaler.state
         self._pending = _Pending(
@@ -146,14 +150,16 @@ class CheckpointSaver:
         problems = from_rank_zero(problems)
         if problems:
             shutil.rmtree(pending.folder, ignore_errors=True)  # frees its space on a full disk
-            kept = newest_complete_step(self._run_dir)
+            kept = self._files.where_whole(newest_complete_step, self._run_dir)
             before = f"The checkpoint of step {kept} is intact" if kept else "No checkpoint had been saved before it"
             raise SaveError(
                 f"the checkpoint of step {pending.step} was not saved: {listed([failure.text for failure in problems])}"
                 f". {before}: {problems[0].way_out} and start again"
             )
+        self._files.discard(pending.folder)
         if self._trainer.rank == 0:
-            self._executor.submit(remove_superseded, self._run_dir, pending.step, self._retention)
+            whole = self._files.where_whole
+            self._executor.submit(whole, remove_superseded, self._run_dir, pending.step, self._retention)
 
     def finish(self) -> None:
         """Wait for the save in progress, if there is one, and commit it."""
@@ -176,6 +182,11 @@ class CheckpointSaver:
                 self._snapshot[name].copy_(view)
         return self._snapshot, {fragment.name: fragment.start for fragment in fragments}
 
+    def _write(self, path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> FileRecord:
+        written = write_tensors(path, tensors, metadata)
+        self._files.publish(path)
+        return written
+
     def _publish(self, pending: _Pending, files: dict[str, FileRecord]) -> FileRecord:
         for attachment, file in self._attached.result().items():
             os.link(attachment, pending.folder / attachment.name)  # a hard link: no second copy
@@ -196,18 +207,29 @@ class CheckpointSaver:
             trained=self._contents.trained,
         )
         publish_text(pending.folder / CHECKPOINT_RECORD_NAME, sealed(record))
-        final = self._run_dir / FOLDER_NAME / checkpoint_name(pending.step)
-        if final.exists():  # damaged, or never named by `latest`: otherwise training had resumed from it
-            remove_folder(final)
-        pending.folder.rename(final)
-        fsync(final.parent)
-        publish_text(self._run_dir / LATEST_NAME, final.name + "\n")
-        publish_text(self._run_dir / LAST_SAVE_NAME, LastSave(step=pending.step).model_dump_json() + "\n")
-        for folder in self._newer_folders:  # damaged: a restart must not find them newer than this checkpoint
-            if folder != final and folder.exists():
-                archive(folder)
+        attached = [pending.folder / path.name for path in self._attached.result()]
+        self._files.publish(*attached, record=pending.folder / CHECKPOINT_RECORD_NAME)
+        self._files.where_whole(publish_folder, self._run_dir, pending.folder, pending.step, self._newer_folders)
         self._newer_folders.clear()
         return files[rank_file(0)]
+
+
+def publish_folder(run_dir: Path, folder: Path, step: int, newer_folders: Sequence[Path]) -> None:
+    """Make a folder with all files of a checkpoint the newest checkpoint of a training.
+
+    Args:
+        newer_folders: damaged ones, which a restart must not find newer than this one.
+    """
+    final = run_dir / FOLDER_NAME / checkpoint_name(step)
+    if final.exists():  # damaged, or never named by `latest`: otherwise training had resumed from it
+        remove_folder(final)
+    folder.rename(final)
+    fsync(final.parent)
+    publish_text(run_dir / LATEST_NAME, final.name + "\n")
+    publish_text(run_dir / LAST_SAVE_NAME, LastSave(step=step).model_dump_json() + "\n")
+    for newer in newer_folders:
+        if newer != final and newer.exists():
+            archive(newer)
 
 
 def _attached(paths: list[Path]) -> dict[Path, FileRecord]:
@@ -234,3 +256,5 @@ def _outcome(write: Callable[[], FileRecord], doing: str) -> FileRecord | _Failu
         else:
             way_out = "repair the disk, or set runs_dir to another one,"
         return _Failure(f"{doing}: {error.strerror or error}", way_out)
+    except (StoredRunError, SupersededError) as error:
+        return _Failure(f"{doing}: {error}", "make the store reachable")

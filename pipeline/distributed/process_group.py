@@ -14,6 +14,8 @@ class Worker:
     rank: int
     world_size: int
     device: torch.device
+    local_rank: int = 0
+    """Among the workers on its machine."""
 
 
 def leave_process_group() -> None:

@@ -7,6 +7,7 @@ import signal
 import threading
 import uuid
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from pipeline.distributed.collectives import COLLECTIVE_TIMEOUT, from_rank_zero
 from pipeline.distributed.config import WorkersConfig, num_participating
 from pipeline.distributed.process_group import Worker
 from pipeline.run.precision import prepare_to_compute
+from pipeline.run.shared_files import SHARED, RunFiles
 
 
 class TrainingError(ReelflowError, RuntimeError):
@@ -25,7 +27,11 @@ class TrainingError(ReelflowError, RuntimeError):
 
 
 def train_on_ray(
-    function: Callable[[Worker], None], config: WorkersConfig, storage_dir: Path, fitting: Collection[int] = ()
+    function: Callable[[Worker], None],
+    config: WorkersConfig,
+    storage_dir: Path,
+    fitting: Collection[int] = (),
+    files: RunFiles = SHARED,
 ) -> None:
     """Run `function` on every worker of a Ray Train group; a worker that dies restarts the group.
 
@@ -35,6 +41,7 @@ def train_on_ray(
     Args:
         fitting: used with `min_workers`: numbers of workers that divide every batch evenly, `min_workers` among them.
             In a group of another size the last workers wait.
+        files: of the run that `storage_dir` belongs to.
 
     Raises:
         TrainingError: every worker raised an error that is not retryable; nothing was restarted.
@@ -51,6 +58,7 @@ def train_on_ray(
             "function": function,
             "threads": config.cpus_per_worker,
             "final_error_path": final_error_path,
+            "files": files,
             "fitting": tuple(fitting) if config.min_workers is not None else (),
         },
         **_group_settings(config, name, storage_dir.resolve()),
@@ -96,7 +104,7 @@ def _run_on_worker(settings: dict[str, Any]) -> None:
     from ray.train.torch import get_device
 
     context = ray.train.get_context()
-    worker = Worker(context.get_world_rank(), context.get_world_size(), get_device())
+    worker = Worker(context.get_world_rank(), context.get_world_size(), get_device(), context.get_local_rank())
     prepare_to_compute(worker.device, settings["threads"])
     try:
         if settings["fitting"]:
@@ -109,6 +117,7 @@ def _run_on_worker(settings: dict[str, Any]) -> None:
         # Every rank raises it at the same step and returns, which Ray does not count as a failure.
         if context.get_world_rank() == 0:
             publish_text(settings["final_error_path"], str(error))
+            settings["files"].publish(settings["final_error_path"])
 
 
 def _join(worker: Worker, world_size: int) -> Worker | None:
@@ -129,4 +138,4 @@ def _join(worker: Worker, world_size: int) -> Worker | None:
         return None
     store = store or dist.TCPStore(*address, is_master=False)
     dist.init_process_group(backend, store=store, rank=worker.rank, world_size=world_size, timeout=timeout)
-    return Worker(worker.rank, world_size, worker.device)
+    return replace(worker, world_size=world_size)

@@ -44,10 +44,11 @@ from pipeline.encode.captions import store_null_caption, text_tensors
 from pipeline.encode.chunks import clips_per_call, encode_clips, frames_per_call
 from pipeline.encode.codec import load_autoencoder, read_config
 from pipeline.encode.config import EncodeConfig
-from pipeline.run.commits import Commit, publish_commit, read_commit, remove_commit, remove_other_shards
+from pipeline.run.commits import Commit, commit_path, publish_commit, read_commit, remove_commit, remove_other_shards
 from pipeline.run.fingerprints import fingerprint, output_settings
 from pipeline.run.precision import autocast, prepare_to_compute, warn_of_slow_precision
 from pipeline.run.progress import bar
+from pipeline.run.shared_files import SHARED, RunFiles
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +95,11 @@ class ShardTask:
 class Encoder:
     """An actor that holds the autoencoder and the text encoder, and encodes one shard per call."""
 
-    def __init__(self, autoencoder_path: Path, config: EncodeConfig, num_threads: int) -> None:
+    def __init__(
+        self, autoencoder_path: Path, config: EncodeConfig, num_threads: int, files: RunFiles = SHARED
+    ) -> None:
+        self._files = files
+        files.fetch(autoencoder_path)
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         prepare_to_compute(self._device, num_threads)
         self._network = load_autoencoder(autoencoder_path).to(self._device)
@@ -105,6 +110,7 @@ class Encoder:
     def encode(self, task: ShardTask) -> int:
         """Encode a shard, write it and commit it; returns its number of clips."""
         channels = self._network.config.latent_channels
+        self._files.fetch(task.source, *(() if task.earlier is None else (task.target,)))
         count, total, squares = 0, torch.zeros(channels).double(), torch.zeros(channels).double()
         clips = list(read_shard(task.source, VIDEO_MEMBER, task.shard))
         known = _earlier_latents(task)
@@ -140,6 +146,7 @@ class Encoder:
             ),
         )
         publish_commit(task.target, commit)
+        self._files.publish(task.target, record=commit_path(task.target))
         return len(samples)
 
     @torch.inference_mode()
@@ -270,11 +277,13 @@ def encode_shards(
     config: EncodeConfig,
     workers: WorkersConfig,
     null_caption: str = "",
+    files: RunFiles = SHARED,
 ) -> Manifest:
     """Encode the shards that cannot be reused, on the connected Ray cluster, and publish the manifest of all.
 
     Args:
         null_caption: the caption of samples that are trained without theirs; embedded if there is a text encoder.
+        files: of the run that the folders belong to.
 
     Raises:
         TextEncoderError: the text encoder cannot be used.
@@ -302,7 +311,7 @@ def encode_shards(
         num_encoded = sum(task.shard.num_samples for task in missing if task.earlier is None)
         logger.info("%s, %d clips are encoded", plan, num_encoded)
         warn_of_slow_precision(config.precision, workers.gpus_per_worker)
-    _encode_missing(missing, clips.num_samples, autoencoder_path, config, workers)
+    _encode_missing(missing, clips.num_samples, autoencoder_path, config, workers, files)
     remove_other_shards(output_dir, set(expected))
     encoded, counts = list[EncodedShard](), BucketCounts()
 
@@ -332,7 +341,12 @@ def _submit(encoder: Any, task: ShardTask) -> Any:  # noqa: ANN401 - Ray's handl
 
 
 def _encode_missing(
-    tasks: list[ShardTask], num_clips: int, autoencoder_path: Path, config: EncodeConfig, workers: WorkersConfig
+    tasks: list[ShardTask],
+    num_clips: int,
+    autoencoder_path: Path,
+    config: EncodeConfig,
+    workers: WorkersConfig,
+    files: RunFiles,
 ) -> None:
     """Encode shards, one actor per worker.
 
@@ -342,7 +356,7 @@ def _encode_missing(
     actor: Any = ray.remote(Encoder).options(num_cpus=workers.cpus_per_worker, num_gpus=workers.gpus_per_worker)
 
     def start() -> Any:  # noqa: ANN401 - Ray's handle
-        return actor.remote(autoencoder_path.resolve(), config, workers.cpus_per_worker)
+        return actor.remote(autoencoder_path.resolve(), config, workers.cpus_per_worker, files)
 
     num_done = num_clips - sum(task.shard.num_samples for task in tasks)
     with (

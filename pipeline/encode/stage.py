@@ -95,7 +95,9 @@ class EncodeStage(DriverStage):
 
         weights = self._export(run, opened.folder / AUTOENCODER_NAME)
         clips_dir = run.run_dir / "clips"
-        manifest = encode_shards(clips_dir, opened.folder, weights, self.config, self.workers, self.null_caption)
+        manifest = encode_shards(
+            clips_dir, opened.folder, weights, self.config, self.workers, self.null_caption, run.files
+        )
         outputs = [weights, *dataset_outputs(opened.folder, manifest)]
         if manifest.text_encoder is not None:
             outputs.append(opened.folder / NULL_CAPTION_NAME)

@@ -1,9 +1,10 @@
 """How AdamW updates the parameters of each network."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from pipeline.engine.deepspeed_internals import whole_shape
@@ -11,6 +12,7 @@ from pipeline.engine.deepspeed_internals import whole_shape
 # Entries of torch's groups beside those of torch:
 LEARNING_RATE_SCALE = "learning_rate_scale"
 NETWORK = "network"  # number of the group here
+EVERY = "every"
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,7 @@ class ParameterGroup:
     betas: tuple[float, float]
     prefix: str = ""  # of the names of its parameters, such as "discriminator."; empty: all parameters
     learning_rate_scale: float = 1.0  # multiplies the learning rate of each step
+    every: int = 1  # updates of the optimizer, of which the first one of so many updates these parameters
 
 
 def optimizer_groups(module: nn.Module, groups: Sequence[ParameterGroup]) -> list[dict[str, Any]]:
@@ -44,7 +47,7 @@ def optimizer_groups(module: nn.Module, groups: Sequence[ParameterGroup]) -> lis
         others = [parameter for parameter in own if len(whole_shape(parameter)) < 2]
         for parameters, weight_decay in ((decayed, group.weight_decay), (others, 0.0)):
             if parameters:
-                settings = {"weight_decay": weight_decay, "betas": group.betas, NETWORK: number}
+                settings = {"weight_decay": weight_decay, "betas": group.betas, NETWORK: number, EVERY: group.every}
                 optimized.append({"params": parameters, **settings, LEARNING_RATE_SCALE: group.learning_rate_scale})
     return optimized
 
@@ -53,3 +56,29 @@ def set_learning_rate(groups: list[dict[str, Any]], learning_rate: float) -> Non
     """Set the learning rate of every group in torch's form, times its own scale."""
     for group in groups:
         group["lr"] = learning_rate * group[LEARNING_RATE_SCALE]
+
+
+def is_due(group: dict[str, Any], num_updates: int) -> bool:
+    """Whether a group in torch's form is updated after `num_updates` updates of the optimizer."""
+    return num_updates % group[EVERY] == 0
+
+
+def updates_of(every: int, num_updates: int) -> int:
+    """How often a group was updated in `num_updates` updates of the optimizer."""
+    return -(-num_updates // every)
+
+
+class AdamWByTurns(torch.optim.AdamW):
+    """AdamW that leaves the groups alone whose turn it is not: their weights, their moments and their step count."""
+
+    num_updates: int = 0
+    """Updates so far; whoever makes them counts them."""
+
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Update the groups whose turn it is."""
+        groups = self.param_groups  # DeepSpeed puts one group there at a time
+        self.param_groups = [group for group in groups if is_due(group, self.num_updates)]
+        try:
+            return super().step(closure)
+        finally:
+            self.param_groups = groups

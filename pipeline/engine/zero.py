@@ -28,7 +28,16 @@ from pipeline.engine.deepspeed_internals import (
 from pipeline.engine.fragment import own_shares, view_fragments, whole_extents
 from pipeline.engine.half_weights import cast_weights, half_settings, set_masters
 from pipeline.engine.loss_scale import LossScaler
-from pipeline.engine.parameter_groups import NETWORK, ParameterGroup, optimizer_groups, set_learning_rate
+from pipeline.engine.parameter_groups import (
+    EVERY,
+    NETWORK,
+    AdamWByTurns,
+    ParameterGroup,
+    is_due,
+    optimizer_groups,
+    set_learning_rate,
+    updates_of,
+)
 from pipeline.engine.update_guard import UpdateGuard
 
 BUCKET_PARAMETERS = 200_000_000  # largest number of values that one collective carries
@@ -58,7 +67,8 @@ class ZeroTrainer:
     (ZeRO-Offload, Ren et al. 2021; stages 2 and 3); at stage 3 optionally also the parameters between their uses.
 
     The gradient is clipped to `clip_norm`; that of each parameter group on its own if there are several, or the longer
-    one would shorten the other.
+    one would shorten the other. Groups that are not updated every time have no gradient in between, whatever the loss
+    is (`ParameterGroup.every`).
 
     With `half_weights` the module's parameters are bfloat16, at stages 1 to 3, see `half_weights.py`; `dtype` must be
     bfloat16, and at stage 1 `accumulation_steps` 1.
@@ -96,7 +106,8 @@ class ZeroTrainer:
         self.shapes = {name: list(whole_shape(parameter)) for name, parameter in trained.items()}
         # torch's AdamW, not DeepSpeed's: the one in C++ needs a compiler and is not bit-exact after a resume.
         initial = cast_weights(module) if half_weights else {}
-        self.adam = torch.optim.AdamW(optimizer_groups(module, groups), lr=1.0, eps=1e-8, fused=True)
+        self.adam = AdamWByTurns(optimizer_groups(module, groups), lr=1.0, eps=1e-8, fused=True)
+        every = {id(each): group[EVERY] for group in self.adam.param_groups for each in group["params"]}
         self.engine, *_ = deepspeed.initialize(
             model=_Autocast(module, device, dtype),
             optimizer=self.adam,
@@ -118,6 +129,7 @@ class ZeroTrainer:
         extents = whole_extents(self.adam)
         if stage > 0:
             extents = local_extents(self.zero, stage, self.rank, self.world_size)
+        self._every = {extent.vector: every[id(extent.parameter)] for extent in extents}
         names = {id(parameter): name for name, parameter in trained.items()}
         self.local_fragments = view_fragments(extents, self.adam, names)
         set_masters(self.local_fragments if half_weights else (), initial)
@@ -144,6 +156,7 @@ class ZeroTrainer:
         if self.stage > 0 and self.guard.max_norm is None and self._num_networks == 1:
             self.guard.norm = self.engine.get_global_grad_norm()
         self.guard.finish_step(scale)
+        self.adam.num_updates += not (self.guard.skipped or self.guard.overflowed)
         return {name: total / len(batches) if len(batches) > 1 else total for name, total in sums.items()}
 
     @torch.no_grad()
@@ -157,9 +170,10 @@ class ZeroTrainer:
             module.train()
 
     def restore_step_count(self, num_updates: int) -> None:
-        """Set how many updates AdamW has made, for its bias correction."""
-        for state in self.adam.state.values():
-            state["step"].fill_(num_updates)
+        """Set how many updates AdamW has made, for its bias correction and for whose turn it is."""
+        self.adam.num_updates = num_updates
+        for vector, every in self._every.items():
+            self.adam.state[vector]["step"].fill_(updates_of(every, num_updates))
 
     def publish_master(self) -> None:
         """Copy changed master weights into the module on every rank; called by all ranks."""
@@ -198,8 +212,10 @@ class ZeroTrainer:
     def _clip_networks(self, scale: float) -> float:
         """Clip the gradient of each network on its own; returns the norm of both together before that, unscaled."""
         networks: list[list[Tensor]] = [[] for _ in range(self._num_networks)]
-        for group, gradients in self._gradients_by_group():
-            networks[self.adam.param_groups[group][NETWORK]] += gradients
+        for number, gradients in self._gradients_by_group():
+            group = self.adam.param_groups[number]
+            if is_due(group, self.adam.num_updates):  # stage 3 keeps the gradients of earlier steps for the others
+                networks[group[NETWORK]] += gradients
         zero = torch.zeros((), device=self.device)
         sums = [sum((gradient.float().square().sum() for gradient in part), zero) for part in networks]
         squares = torch.stack([total.to(self.device) for total in sums])

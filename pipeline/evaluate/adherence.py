@@ -28,6 +28,7 @@ def judge_fresh_clip(index: int, seed: int, config: SyntheticConfig, bucket: Buc
         Whether the judge is right, by attribute and for `all` together.
     """
     scene = random_scene(seed, index, combinations())
+    scratch.mkdir(parents=True, exist_ok=True)  # on this machine
     path = scratch / f"fresh-{index}.mp4"
     path.write_bytes(encode_clip(render(scene, round(config.seconds * config.fps), config.pixels), config.fps))
     span = read_spans(path, [bucket], 1)[0]
@@ -41,7 +42,6 @@ def validate_judge(num_clips: int, seed: int, config: SyntheticConfig, bucket: B
     Args:
         scratch: a folder for temporary videos; created if need be.
     """
-    scratch.mkdir(parents=True, exist_ok=True)
     task = ray.remote(judge_fresh_clip).options(num_cpus=1)
     fresh_seed = seed + VALIDATION_SEED_OFFSET
     return count(

@@ -68,6 +68,10 @@ class ClipSet(Protocol):
         """Changes with the contents of any clip, and with which clips are chosen."""
         ...
 
+    def path(self, number: int) -> Path:
+        """The file that a clip is in."""
+        ...
+
     def read(self, number: int) -> Frames:
         """The frames of a clip.
 
@@ -97,6 +101,10 @@ class DatasetClips:
         """As `ClipSet.fingerprint`."""
         return _digest(self.content, *(row.key for row in self.rows))
 
+    def path(self, number: int) -> Path:
+        """As `ClipSet.path`."""
+        return self.folder / self.rows[number].shard
+
     def read(self, number: int) -> Frames:
         """As `ClipSet.read`."""
         return decode_clip(PayloadReader(self.folder, verify=True).read(self.rows[number]))
@@ -122,9 +130,13 @@ class SampledClips:
         files = (self.folder / clip.file for clip in self.clips)
         return _digest(*(f"{path.name} {file_sha256(path) if path.is_file() else 'missing'}" for path in files))
 
+    def path(self, number: int) -> Path:
+        """As `ClipSet.path`."""
+        return self.folder / self.clips[number].file
+
     def read(self, number: int) -> Frames:
         """As `ClipSet.read`."""
-        return decode_clip((self.folder / self.clips[number].file).read_bytes())
+        return decode_clip(self.path(number).read_bytes())
 
 
 def open_clips(

@@ -172,6 +172,10 @@ def measure_likelihoods(
 def _check(model: TrainedModel, latents_dir: Path) -> None:
     if model.flow.tokens is not None:
         raise LikelihoodError(f"{model.folder} predicts tokens, which have no density of latents: name one of latents")
+    if model.flow.matching is not None:
+        raise LikelihoodError(
+            f"{model.folder} was trained by distribution matching, and has no velocity to follow: name its teacher"
+        )
     if model.flow.prediction != "velocity" or model.flow.path == "vp":
         raise LikelihoodError(
             f"{model.folder} predicts {model.flow.prediction} on the path {model.flow.path}, and its velocity is "

@@ -33,6 +33,7 @@ from pipeline.report.figures import ATTRIBUTES
 from pipeline.run.fingerprints import fingerprint
 from pipeline.run.precision import prepare_to_compute
 from pipeline.run.progress import bar
+from pipeline.run.shared_files import SHARED, RunFiles
 
 logger = logging.getLogger(__name__)
 
@@ -123,10 +124,10 @@ class Job:
 class Measurer:
     """A Ray actor that holds the networks."""
 
-    def __init__(self, sets: Sequence[ClipSet], networks: Networks, num_threads: int) -> None:
+    def __init__(self, sets: Sequence[ClipSet], networks: Networks, num_threads: int, files: RunFiles = SHARED) -> None:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         prepare_to_compute(device, num_threads)
-        self._sets, self._device = sets, device
+        self._sets, self._files, self._device = sets, files, device
         self._for_clips, self._for_frames = networks.for_clips(device), networks.for_frames(device)
         folder = networks.text_similarity
         self._similarity = None if folder is None else TextSimilarity(folder, device)
@@ -136,6 +137,7 @@ class Measurer:
         """Measure some clips; returns what was measured of each, and why others could not be read."""
         clips, found, problems = self._sets[job.number], [], []
         names = clips.names
+        self._files.fetch(*dict.fromkeys(clips.path(number) for number in job.clips))
         for number in job.clips:
             try:
                 frames = clips.read(number)
@@ -168,9 +170,12 @@ def _verdicts(frames: Frames, name: ClipName) -> list[float]:
 
 
 def measure_sets(
-    sets: Sequence[ClipSet], networks: Networks, cache_dir: Path, workers: WorkersConfig
+    sets: Sequence[ClipSet], networks: Networks, cache_dir: Path, workers: WorkersConfig, files: RunFiles = SHARED
 ) -> list[Measured]:
     """Measure sets, or read what was measured before, on the connected Ray cluster. Unreadable clips are left out.
+
+    Args:
+        files: of the run that the sets belong to.
 
     Raises:
         FeatureError: a network cannot be used.
@@ -185,7 +190,7 @@ def measure_sets(
         if number not in found
         for at in range(0, len(clips.names), CLIPS_PER_JOB)
     ]
-    outcomes = _measure(sets, networks, jobs, workers) if jobs else {}
+    outcomes = _measure(sets, networks, jobs, workers, files) if jobs else {}
     for number in {job.number for job in jobs}:
         mine = [outcomes[job] for job in jobs if job.number == number]
         parts = [measured for each, _ in mine for measured in each]
@@ -199,7 +204,7 @@ def measure_sets(
 
 
 def _measure(
-    sets: Sequence[ClipSet], networks: Networks, jobs: Sequence[Job], workers: WorkersConfig
+    sets: Sequence[ClipSet], networks: Networks, jobs: Sequence[Job], workers: WorkersConfig, files: RunFiles
 ) -> dict[Job, tuple[list[Measured], list[str]]]:
     actor: Any = ray.remote(Measurer).options(num_cpus=workers.cpus_per_worker, num_gpus=workers.gpus_per_worker)
     outcomes = {}
@@ -207,7 +212,7 @@ def _measure(
     with (
         bar("measure", num_clips, "clips") as progress,
         results_of_actors(
-            partial(actor.remote, sets, networks, workers.cpus_per_worker),
+            partial(actor.remote, sets, networks, workers.cpus_per_worker, files),
             lambda measurer, job: measurer.measure.remote(job),
             jobs,
             workers.num_startable(),

@@ -14,6 +14,7 @@ from pipeline.evaluate.measure import Measured, Networks, measure_sets
 from pipeline.evaluate.scores import clip_scores, shown_clips
 from pipeline.report.figures import GalleryClip
 from pipeline.report.run_report import ComparedSamples
+from pipeline.run.shared_files import SHARED, RunFiles
 from pipeline.sample.outputs import SampledClip
 
 logger = logging.getLogger(__name__)
@@ -83,12 +84,14 @@ def measure_samples(
     workers: WorkersConfig,
     most_samples: int | None,
     most_clips: int,
+    files: RunFiles = SHARED,
 ) -> MeasuredSamples:
     """Measure the samples of each guidance scale, on the connected Ray cluster, and compare them with training clips.
 
     Args:
         most_samples: of each scale; None: all of them.
         most_clips: of the training split; of all clips where it is empty.
+        files: of the run that the folders belong to.
 
     Raises:
         FeatureError: a network cannot be used.
@@ -101,7 +104,7 @@ def measure_samples(
         reference = open_clips(clips_dir, most_clips, "train")
     except ClipSetError:  # no clip is for training
         reference = open_clips(clips_dir, most_clips, None)
-    *measured, real = measure_sets([*sets, reference], networks, cache_dir, workers)
+    *measured, real = measure_sets([*sets, reference], networks, cache_dir, workers, files)
     found = {}
     for scale, samples, each in zip(scales, sets, measured, strict=True):
         is_enough = min(len(each.numbers), len(real.numbers)) >= MIN_CLIPS

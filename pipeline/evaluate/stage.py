@@ -89,6 +89,7 @@ class EvaluateStage(DriverStage):
             self.workers,
             None if self.data.is_synthetic else self.config.compared_clips,
             self.config.compared_clips,
+            run.files,
         )
         shares = {each: adherence_of(found.measured) for each, found in samples.scales.items()}
         gallery = opened.folder / GALLERY_NAME

@@ -14,6 +14,7 @@ from pipeline.distributed.isolated_pool import Done, IsolatedPool
 from pipeline.ingest.config import ShardConfig
 from pipeline.ingest.prepare import measure
 from pipeline.run.progress import bar
+from pipeline.run.shared_files import SHARED, RunFiles
 
 BUCKETS_NAME = "buckets.json"
 
@@ -31,7 +32,7 @@ class ChosenBuckets(Record):
 
 
 def settle_buckets(
-    sources: Sequence[Source], output_dir: Path, config: ShardConfig, num_workers: int
+    sources: Sequence[Source], output_dir: Path, config: ShardConfig, num_workers: int, files: RunFiles = SHARED
 ) -> tuple[Bucket, ...]:
     """The given buckets, or those that suit the sources, which are measured once.
 
@@ -46,7 +47,7 @@ def settle_buckets(
     if known is not None and known.input_fingerprint == inputs:
         return known.buckets
     shapes: dict[str, SourceShape] = {}
-    measuring = partial(measure, config.filters.too_large_pixels, crops_bars)
+    measuring = partial(measure, config.filters.too_large_pixels, crops_bars, files)
     with (
         IsolatedPool(measuring, sources, num_workers, config.decode_timeout_seconds) as pool,
         bar("measure", len(sources), "videos") as progress,

@@ -17,8 +17,9 @@ from data.errors import DatasetError
 from pipeline.ingest.prepare import SourceReport
 from pipeline.ingest.spool import Clips
 from pipeline.ingest.thresholds import stored_measures
-from pipeline.run.commits import Commit, publish_commit, read_commit, remove_commit, writing
+from pipeline.run.commits import Commit, commit_path, publish_commit, read_commit, remove_commit, writing
 from pipeline.run.fingerprints import fingerprint
+from pipeline.run.shared_files import RunFiles
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ class _TakenShardError(Exception):
         self.shard = shard
 
 
-def commit_shard(recipe: ShardRecipe, *clips: Clips) -> None:
+def commit_shard(files: RunFiles, recipe: ShardRecipe, *clips: Clips) -> None:
     """Write a shard, then its commit. Runs in a worker, which gets new clips from Ray's object store.
 
     If a shard that clips are taken from is damaged, nothing is written, and that shard loses its commit: its sources
@@ -66,6 +67,8 @@ def commit_shard(recipe: ShardRecipe, *clips: Clips) -> None:
     Raises:
         ShardWriteError: the disk is full, for example.
     """
+    for taken in dict.fromkeys(recipe.taken.values()):
+        files.fetch(taken, commit_path(taken))
     new = {source.records[0].source: source for source in clips}
     inputs = fingerprint([report.model_dump(mode="json", include={"source", "origin"}) for report in recipe.reports])
     samples = _samples(recipe, new)
@@ -74,9 +77,10 @@ def commit_shard(recipe: ShardRecipe, *clips: Clips) -> None:
             shard, rows = write_shard(recipe.path, samples, VIDEO_MEMBER, partial(remove_commit, recipe.path))
             commit = ShardCommit(input_fingerprint=inputs, shard=shard, rows=rows, reports=list(recipe.reports))
             publish_commit(recipe.path, commit)
+        files.publish(recipe.path, record=commit_path(recipe.path))
     except _TakenShardError as error:
         logger.warning("%s; its sources are cut again", error)
-        remove_commit(error.shard)
+        files.remove(commit_path(error.shard))
     for source in clips:
         source.remove()
 

@@ -12,6 +12,7 @@ from data.video.codec import encode_clip
 from pipeline.distributed.actor_pool import results_of_tasks
 from pipeline.ingest.config import SyntheticConfig
 from pipeline.run.progress import bar
+from pipeline.run.shared_files import SHARED, RunFiles
 
 CLIPS_PER_TASK = 16
 
@@ -28,25 +29,27 @@ def _caption(scene: Scene, config: SyntheticConfig, seed: int, index: int) -> st
     return varied_caption(scene, np.random.default_rng([seed, index, 1]))
 
 
-def draw(output_dir: Path, config: SyntheticConfig, seed: int, indices: range) -> int:
+def draw(output_dir: Path, config: SyntheticConfig, seed: int, files: RunFiles, indices: range) -> int:
     """Draw the videos that do not exist yet. Runs in a worker.
 
     Returns:
         The number of indices.
     """
     allowed = training_combinations()
-    for index in indices:
-        path = video_path(output_dir, index)
+    paths = [video_path(output_dir, index) for index in indices]
+    files.fetch(*paths)
+    for index, path in zip(indices, paths, strict=True):
         if path.exists():
             continue
         scene = random_scene(seed, index, allowed)
         frames = render(scene, round(config.seconds * config.fps), config.pixels)
         publish_text(path.with_suffix(".txt"), _caption(scene, config, seed, index) + "\n")
         publish_bytes(path, encode_clip(frames, config.fps))
+        files.publish(path.with_suffix(".txt"), record=path)
     return len(indices)
 
 
-def make_videos(output_dir: Path, config: SyntheticConfig, seed: int) -> int:
+def make_videos(output_dir: Path, config: SyntheticConfig, seed: int, files: RunFiles = SHARED) -> int:
     """Run the stage on the connected Ray cluster and return the number of videos."""
     task = ray.remote(draw).options(num_cpus=1)
     batches = [
@@ -55,7 +58,7 @@ def make_videos(output_dir: Path, config: SyntheticConfig, seed: int) -> int:
     num_done = 0
     with bar("draw", config.num_videos, "videos") as progress:
         for _, num_drawn in results_of_tasks(
-            lambda indices: task.remote(output_dir.resolve(), config, seed, indices), batches
+            lambda indices: task.remote(output_dir.resolve(), config, seed, files, indices), batches
         ):
             num_done += num_drawn
             progress.update(num_done)

@@ -15,7 +15,7 @@ from typing import Any, get_args
 from pydantic import Field
 
 from data.curation.caption_text import CaptionError, clean_caption
-from data.curation.captions import caption_of
+from data.curation.captions import caption_of, sidecars
 from data.curation.config import FilterConfig
 from data.curation.filters import perceptual_hash
 from data.curation.ledger import Filter, Rejection, reject
@@ -43,6 +43,7 @@ from pipeline.ingest.thresholds import (
     what_is_measured,
 )
 from pipeline.run.fingerprints import fingerprint, output_json
+from pipeline.run.shared_files import SHARED, RunFiles
 
 
 class PreparedClip(Record):
@@ -86,6 +87,7 @@ class PrepareConfig:
     shared_names: frozenset[str] = frozenset()  # that alone mean no video in `captions` (`match_table`)
     spool_dir: Path | None = None  # where the clips of a long video are stored until their shard is written
     judge: Judge | None = None  # asks the models of `settings.models`; None: there are none
+    files: RunFiles = SHARED  # of the run
 
     @cached_property
     def cut(self) -> str:
@@ -150,6 +152,7 @@ def prepare_with_origin(config: PrepareConfig, source: Source) -> tuple[SourceRe
 
     The file is read a second time for its checksum, mostly from memory; one that gave no clips is not.
     """
+    fetch_source(config.files, source)
     report, clips = prepare_source(config, source)
     origin = config.origin(source)
     if report.quarantined is None:
@@ -323,8 +326,17 @@ def _signature(span: Span, filters: FilterConfig) -> str | None:
     return f"{perceptual_hash(span.frames):x}" if filters.duplicate_views == "same" else describe(span.frames)
 
 
-def measure(max_pixels: int | None, crops_bars: bool, source: Source) -> tuple[SourceShape | None, None]:
+def fetch_source(files: RunFiles, source: Source) -> None:
+    """Make a video of the run, and its caption, available on this machine."""
+    if "://" not in source.path:
+        files.fetch(Path(source.path), *sidecars(Path(source.path)))
+
+
+def measure(
+    max_pixels: int | None, crops_bars: bool, files: RunFiles, source: Source
+) -> tuple[SourceShape | None, None]:
     """Size and duration of a source; None if it cannot be read, for which `prepare_source` reports the reason."""
+    fetch_source(files, source)
     try:
         with local_copy(source) as path:
             return measure_source(path, source.stretch, max_pixels, crops_bars), None

@@ -31,6 +31,7 @@ from pipeline.ingest.prepare import Origin, PrepareConfig, SourceReport, prepare
 from pipeline.ingest.spool import Clips
 from pipeline.run.commits import SHARD_PATTERN, publish_commit, read_commit, remove_other_shards
 from pipeline.run.progress import bar
+from pipeline.run.shared_files import SHARED, RunFiles
 
 logger = logging.getLogger(__name__)
 
@@ -60,12 +61,14 @@ def make_shards(
     config: ShardConfig,
     num_workers: int,
     listing: ListingCounts | None = None,
+    files: RunFiles = SHARED,
 ) -> Manifest:
     """Run the stage on the connected Ray cluster; shards that were made from the same inputs are reused.
 
     Args:
         sources: in the order in which their clips are stored in the shards.
         listing: what was found beside them, for the manifest.
+        files: of the run that `output_dir` belongs to.
 
     Raises:
         SourceError: none of the sources can be used.
@@ -77,8 +80,9 @@ def make_shards(
     (output_dir / MANIFEST_NAME).unlink(missing_ok=True)  # the folder is not a dataset until all shards are written
     captions = read_captions(config.captions, sources)
     _describe_captions(captions, config.captions)
-    buckets = settle_buckets(sources, output_dir, config, num_workers)
-    prepare = PrepareConfig(buckets, captions.table, config, captions.shared_names, output_dir.resolve())
+    buckets = settle_buckets(sources, output_dir, config, num_workers, files)
+    spool_dir = output_dir.resolve() if files.is_shared else None
+    prepare = PrepareConfig(buckets, captions.table, config, captions.shared_names, spool_dir, files=files)
     plan = _finish_shards(sources, output_dir.resolve(), prepare, num_workers)
     remove_unpublished(output_dir)  # left by workers that were killed while writing
     remove_other_shards(output_dir, {shard.path.name for shard in plan.shards})
@@ -102,7 +106,7 @@ def _finish_shards(sources: Sequence[Source], output_dir: Path, config: PrepareC
         plan.record_stamps()
         with started_judge(config.settings.models) as judge:
             prepare = partial(prepare_with_origin, replace(config, judge=judge))
-            _prepare_and_commit(prepare, plan, config.settings, num_workers)
+            _prepare_and_commit(prepare, plan, config, num_workers)
         plan = plan_shards(sources, output_dir, config)
     unfinished = [shard.path.name for shard in plan.shards if not shard.stands]
     raise RuntimeError(
@@ -131,20 +135,21 @@ def describe_reuse(sources: Sequence[Source], output_dir: Path, config: ShardCon
 
 
 def _prepare_and_commit(
-    prepare: partial[tuple[SourceReport, Clips]], plan: Plan, config: ShardConfig, num_workers: int
+    prepare: partial[tuple[SourceReport, Clips]], plan: Plan, config: PrepareConfig, num_workers: int
 ) -> None:
     """Cut the sources whose clips are nowhere, and write each shard as soon as all of its sources are there."""
+    files = config.files
     shard_of = plan.to_cut
     num_sources = sum(len(shard.sources) for shard in plan.shards)
     num_done, num_rejected = num_sources - len(shard_of), 0
     with (
-        IsolatedPool(prepare, list(shard_of), num_workers, config.decode_timeout_seconds) as pool,
+        IsolatedPool(prepare, list(shard_of), num_workers, config.settings.decode_timeout_seconds) as pool,
         bar("shard", num_sources, "videos", start=num_done) as progress,
     ):
         for shard in plan.shards:
             if not (shard.stands or shard.to_cut):
                 recipe, _ = shard.give()
-                pool.call(commit_shard, recipe)
+                pool.call(commit_shard, files, recipe)
         for result in pool.outcomes():
             source, shard = result.job, shard_of[result.job]
             if isinstance(result, Done):
@@ -156,7 +161,7 @@ def _prepare_and_commit(
                 shard.add(report)
             if shard.is_complete:
                 recipe, clips = shard.give()
-                pool.call(commit_shard, recipe, *clips)
+                pool.call(commit_shard, files, recipe, *clips)
             num_done, num_rejected = num_done + 1, num_rejected + (not report.clips)
             progress.update(num_done, f"{num_rejected} left out" if num_rejected else "")
 

@@ -52,11 +52,11 @@ class DrawStage(DriverStage):
         """What the videos show."""
         return {"synthetic": output_settings(self.data.synthetic), "seed": self.seed}
 
-    def make(self, run: RunContext, opened: OpenStage) -> Outcome:  # noqa: ARG002 - of the interface
+    def make(self, run: RunContext, opened: OpenStage) -> Outcome:
         """Draw every video that is missing."""
         from pipeline.ingest.draw import make_videos, video_path
 
-        number = make_videos(opened.folder, self.data.synthetic, self.seed)
+        number = make_videos(opened.folder, self.data.synthetic, self.seed, run.files)
         return Outcome([video_path(opened.folder, index) for index in (0, number - 1)], {"videos": number})
 
     def contents(self, folder: Path) -> dict[str, str]:
@@ -143,7 +143,9 @@ class ShardStage(DriverStage):
 
         num_processes = self.workers.num_workers * self.workers.cpus_per_worker
         listing, _ = self._listing(run)
-        manifest = make_shards(listing.sources, opened.folder, self.data.shard(), num_processes, listing.counts)
+        manifest = make_shards(
+            listing.sources, opened.folder, self.data.shard(), num_processes, listing.counts, run.files
+        )
         assert manifest.ledger is not None
         summary = {
             "clips": manifest.num_samples,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from data.errors import ReelflowError
 from pipeline.run.chain import Need, find_outdated
 from pipeline.run.memory import MemoryMonitor
+from pipeline.run.shared_files import SHARED, RunFiles
 from pipeline.run.stage_record import OpenStage, StageRecord, begin, read_stage_record
 
 if TYPE_CHECKING:
@@ -45,6 +46,8 @@ class RunContext:
     allowed_changes: Collection[str] | None = None
     """Names of inputs that may differ when a training resumes; None: a training whose inputs changed starts anew."""
     memory: MemoryMonitor = field(default_factory=MemoryMonitor)
+    files: RunFiles = SHARED
+    """Its files, as workers reach them."""
 
     def folder_of(self, stage: "Stage") -> Path:
         """Where a stage writes."""

@@ -20,7 +20,12 @@ LEFT_OUT = ("ray", "compiled")  # folders of a training that the next start make
 RECORDS = ("manifest.json", "checkpoint.json", "latest", "last_save.json", STAGE_RECORD_NAME, CONFIG_NAME)
 
 
-def _check_name(name: str) -> str:
+def check_name(name: str) -> str:
+    """The name of a file in a run's folder.
+
+    Raises:
+        ValueError: it leads out of the folder.
+    """
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or str(path) != name or name == "." or "\0" in name or "\\" in name:
         raise ValueError(f"{quoted(name)} is no file of a run's folder")
@@ -41,7 +46,7 @@ class StoredRun(Record):
 
     schema_version: int = 1
     name: str
-    files: dict[Annotated[str, AfterValidator(_check_name)], StoredFile]
+    files: dict[Annotated[str, AfterValidator(check_name)], StoredFile]
     """By their paths in the run's folder."""
 
 
@@ -60,9 +65,13 @@ def list_run(run_dir: Path, earlier: Mapping[str, StoredFile]) -> Iterator[tuple
         yield relative, known
 
 
-def files_of(run_dir: Path) -> Iterator[Path]:
-    """The files of a run, through links, without locks and what interrupted writers left."""
-    for folder, folders, names in os.walk(run_dir, followlinks=True):
+def files_of(run_dir: Path, below: Path | None = None) -> Iterator[Path]:
+    """The files of a run, through links, without locks and what interrupted writers left.
+
+    Args:
+        below: a folder in that of the run, whose files alone are listed.
+    """
+    for folder, folders, names in os.walk(below or run_dir, followlinks=True):
         left_out = LEFT_OUT if Path(folder).parent == run_dir else ()
         folders[:] = sorted(each for each in folders if each not in left_out and not each.startswith(TEMPORARY_PREFIX))
         for name in sorted(names):

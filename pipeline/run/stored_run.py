@@ -7,33 +7,26 @@ Objects never change and `run.json` is replaced by a single request. So a push t
 push before it, and a reader never finds files of two.
 """
 
-import errno
 import os
 import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pydantic import ValidationError
 
-from data.errors import ReelflowError
 from data.files.checksums import file_sha256
-from data.files.locations import ASK, LOCAL_SCHEME, client_errors, filesystem_of
 from data.files.publish import published
 from pipeline.run.lock import RUN_LOCK_NAME, locked
+from pipeline.run.objects import OBJECTS_NAME, Objects, StoredRunError, open_store, readable_errors
 from pipeline.run.progress import bar
 from pipeline.run.run_files import CONFIG_NAME, StoredFile, StoredRun, differ, list_run, record_rank
 
-RECORD_NAME, OBJECTS_NAME = "run.json", "objects"
+RECORD_NAME = "run.json"
 TRANSFERS = 8  # at a time
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-
-
-class StoredRunError(ReelflowError, RuntimeError):
-    """A run cannot be pushed or pulled; the message says why, and the way out."""
 
 
 @dataclass(frozen=True)
@@ -60,16 +53,22 @@ def push_run(run_dir: Path, place: str) -> Transfer:
         return push_held_run(run_dir, place)
 
 
-def push_held_run(run_dir: Path, place: str, *, logs_alone: bool = True, show: bool = True) -> Transfer:
+def push_held_run(
+    run_dir: Path, place: str, *, logs_alone: bool = True, show: bool = True, clears: bool = False
+) -> Transfer:
     """As `push_run`, where the caller holds the lock of the run.
 
     Args:
         logs_alone: also where nothing but the logs has changed.
         show: a progress bar.
+        clears: delete all objects that were there and are of no file of the run, such as parts of checkpoints that have
+            been deleted since. Only where nobody else stores objects there but workers of this run, which send again
+            what is gone (`RunFiles`).
     """
     _check_is_run(run_dir)
-    name = run_dir.resolve().name
-    with _store(place) as (files, root):
+    name, objects = run_dir.resolve().name, Objects(place)
+    files, root = open_store(place)
+    with readable_errors(place):
         earlier = _read(files, root, place)
         if earlier is not None and earlier.name != name:
             raise StoredRunError(f"{place} holds the run {earlier.name}, not {name}; name another place")
@@ -81,16 +80,10 @@ def push_held_run(run_dir: Path, place: str, *, logs_alone: bool = True, show: b
             file.sha256: (name, file) for name, file in run.files.items() if there.get(file.sha256) != file.num_bytes
         }
 
-        def upload(name: str, file: StoredFile) -> None:
-            path, stored = run_dir / name, f"{root}/{OBJECTS_NAME}/{file.sha256}"
-            files.put_file(str(path), stored)
-            if (path.stat().st_size, path.stat().st_mtime_ns) != (file.num_bytes, file.modified_ns):
-                files.rm_file(stored)  # it may hold what its name does not say
-                raise StoredRunError(f"{path} has changed while it was sent; does something else write there?")
-
-        _each("push", upload, missing.values(), show=show)
+        _each("push", lambda name, file: objects.put(run_dir / name, file), missing.values(), show=show)
         files.pipe_file(f"{root}/{RECORD_NAME}", run.model_dump_json().encode())
-        stale = {file.sha256 for file in earlier.files.values()} if earlier is not None else set()
+        stale = set(there) if clears else set()
+        stale |= {file.sha256 for file in earlier.files.values()} if earlier is not None else set()
         for digest in stale - {file.sha256 for file in run.files.values()}:
             with suppress(FileNotFoundError):
                 files.rm_file(f"{root}/{OBJECTS_NAME}/{digest}")
@@ -112,15 +105,15 @@ def pull_run(place: str, run_dir: Path, only: Collection[str] = ()) -> Transfer:
         StoredRunError: no run is stored there, it is damaged, or the folder has files that differ from its own.
         LockedError: a run is running in the folder.
     """
-    with _store(place) as (files, root):
+    files, root = open_store(place)
+    with readable_errors(place):
         run = _read(files, root, place)
         if run is None:
             raise StoredRunError(f"{place} holds no run: there is no {RECORD_NAME}")
         wanted = _chosen(run, only, place)
         run_dir.mkdir(parents=True, exist_ok=True)
         with locked(run_dir / RUN_LOCK_NAME):
-            missing = dict(_missing(wanted, run_dir))
-
+            missing, objects = dict(_missing(wanted, run_dir)), Objects(place)
             fetched: dict[str, Path] = {}
 
             def fetch(name: str, file: StoredFile) -> None:
@@ -128,9 +121,7 @@ def pull_run(place: str, run_dir: Path, only: Collection[str] = ()) -> Transfer:
                     if (same := fetched.get(file.sha256)) is not None:
                         shutil.copyfile(same, temporary)
                     else:
-                        files.get_file(f"{root}/{OBJECTS_NAME}/{file.sha256}", str(temporary))
-                    if file_sha256(temporary) != file.sha256:
-                        raise StoredRunError(f"{place}: what is stored of {name} is damaged; push the run again")
+                        objects.get(name, file, temporary)
                     os.utime(temporary, ns=(file.modified_ns, file.modified_ns))
                 fetched[file.sha256] = run_dir / name
 
@@ -148,8 +139,18 @@ def is_stored(place: str) -> bool:
     Raises:
         StoredRunError: the store cannot be read.
     """
-    with _store(place) as (files, root):
-        return _read(files, root, place) is not None
+    return stored_run(place) is not None
+
+
+def stored_run(place: str) -> StoredRun | None:
+    """The record of the run that is stored at a place, if there is one.
+
+    Raises:
+        StoredRunError: the store cannot be read.
+    """
+    files, root = open_store(place)
+    with readable_errors(place):
+        return _read(files, root, place)
 
 
 def _chosen(run: StoredRun, only: Collection[str], place: str) -> dict[str, StoredFile]:
@@ -183,7 +184,7 @@ def _missing(wanted: dict[str, StoredFile], run_dir: Path) -> Iterator[tuple[str
 
 def _each(
     doing: str,
-    copy: Callable[[str, StoredFile], None],
+    copy: Callable[[str, StoredFile], object],
     items: Collection[tuple[str, StoredFile]],
     *,
     show: bool = True,
@@ -200,21 +201,6 @@ def _each(
         except BaseException:
             executor.shutdown(wait=False, cancel_futures=True)
             raise
-
-
-@contextmanager
-def _store(place: str) -> Iterator[tuple[Any, str]]:
-    """The file system of a store, and the path in it; its errors within the block become `StoredRunError`."""
-    if place.startswith(LOCAL_SCHEME) or "://" not in place:
-        raise StoredRunError(f"{place} is no object store, where an object is replaced whole; copy the folder itself")
-    files, root = filesystem_of(place)
-    files.invalidate_cache()  # listings of earlier calls
-    try:
-        yield files, root.rstrip("/")
-    except (OSError, *client_errors(place)) as error:
-        if isinstance(error, OSError) and error.errno in NO_ROOM:  # here, not there
-            raise
-        raise StoredRunError(f"{place} cannot be used ({error}); {ASK}") from error
 
 
 def _read(files: Any, root: str, place: str) -> StoredRun | None:  # noqa: ANN401 - fsspec's

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from pipeline.encode.captions import text_tensors
+from pipeline.run.shared_files import SHARED, RunFiles
 from pipeline.sample.captions import RememberedCaptions
 from pipeline.sample.config import MP4_ALONE, OutputsConfig, SampleConfig
 from pipeline.sample.model import SampledModel, open_model
@@ -26,6 +27,7 @@ class SamplerActor:
         model_dir, output_dir: absolute.
         num_threads: that compute, in each process that shares the clips.
         outputs: the files to write of each clip.
+        files: of the run that the folders belong to.
     """
 
     def __init__(
@@ -35,7 +37,10 @@ class SamplerActor:
         config: SampleConfig,
         num_threads: int,
         outputs: OutputsConfig = MP4_ALONE,
+        files: RunFiles = SHARED,
     ) -> None:
+        self._files = files
+        files.fetch_folder(model_dir)
         self._process = SamplingProcess(open_model(model_dir), config, num_threads)
         self._output_dir, self._outputs = output_dir, outputs
 
@@ -47,10 +52,16 @@ class SamplerActor:
         Args:
             on_progress: where the caller is in this process: as `ClipSampler.stream_group`.
         """
+        named = (placed for request in requests for placed in (request.checkpoint, request.weaker))
+        for folder in {placed.folder for placed in named if placed is not None}:
+            self._files.fetch_folder(Path(folder))
         try:
-            return self._make(requests, on_progress)
+            clips = self._make(requests, on_progress)
         except LostProcessError:
             os._exit(1)  # as if this process had been killed: the job gives the batch to another actor
+        names = [name for clip in clips for name in (*(other.file for other in clip.others), clip.file)]
+        self._files.publish(*(self._output_dir / name for name in names))
+        return clips
 
     def _make(self, requests: list[PromptRequest], on_progress: OnProgress | None) -> list[SampledClip]:
         clips: list[Future[list[SampledClip]]] = []

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from data.files.checksums import file_sha256
 from models.flow.path import path_of
+from models.flow.spec import JUMPING
 from pipeline.checkpoint.record import CheckpointError
 from pipeline.encode.captions import check_same_encoder
 from pipeline.encode.codec import AUTOENCODER_NAME
@@ -30,8 +31,8 @@ RULE_OF = {
     "apg_threshold": "apg",
 }
 """Settings that only one guidance rule reads."""
-OF_VELOCITIES = ("guidance", *RULE_OF, "negative_prompt", "guidance_checkpoint", "flow_path")
-"""Settings that the jumps of a flow map do not read."""
+OF_VELOCITIES = ("guidance", *RULE_OF, "negative_prompt", "guidance_checkpoint", "flow_path", "sde_sigma")
+"""Settings that solvers of networks which jump do not read."""
 LARGEST_SCALES = {"plain": 8.0, "cfg-zero-star": 5.0, "rescaled": 8.0, "apg": 5.0}
 """Scales up to which pictures stayed whole, by rule (`benchmarks.guidance`, docs/guides/sampling.md)."""
 SHARED = "sample.sequence_parallel"
@@ -73,11 +74,11 @@ def contradiction_in(config: SampleConfig, given: Collection[str] = ()) -> Contr
     # a row may take sde_sigma in a job that has a solver for the others
     if config.sde_sigma > 0 and (is_set("solver") if "sde_sigma" not in given else "solver" in given):
         return Contradiction("sde_sigma", "above 0 the Euler-Maruyama method takes the place of the solver; give one")
-    if config.solver == "flow_map":
+    if config.solver in JUMPING:
         for name in OF_VELOCITIES:
             if is_set(name):
                 return Contradiction(
-                    name, "the solver flow_map has its guidance in the network and follows no velocity"
+                    name, f"the solver {config.solver} has its guidance in the network and follows no velocity"
                 )
     if config.solver == "jumps":
         for name in NOT_OF_TOKENS:
@@ -171,23 +172,41 @@ def check_settings(model: SampledModel, config: SampleConfig) -> PlacedModel | N
             f"sample.solver is {config.solver}, but {model.folder} predicts "
             + ("latents: use another solver" if model.flow.tokens is None else "tokens: use the solver jumps")
         )
-    if config.solver == "flow_map":
-        spec = model.flow.map
-        if spec is None:
-            raise CheckpointError(
-                f"sample.solver is flow_map, but {model.folder} was not trained as a flow map: sample that of a run "
-                "with the section distill, or use another solver"
-            )
-        if not 1 <= config.guidance_scale <= spec.max_guidance:
-            raise CheckpointError(
-                f"sample.guidance_scale is {config.guidance_scale:g}, but the flow map of {model.folder} was trained "
-                f"with scales from 1 to {spec.max_guidance:g}: use one of them, or train with a larger max_guidance"
-            )
+    _check_few_steps(model, config)
     if config.guidance_checkpoint is None:
         return None
     weaker = open_weaker(model, config.guidance_checkpoint)
     weaker.check_weights(config.guidance_weights)
     return PlacedModel(folder=str(weaker.folder.resolve()), fingerprint=weaker.fingerprint)
+
+
+def _check_few_steps(model: SampledModel, config: SampleConfig) -> None:
+    """Refuse a solver that jumps where the network does not, and the other way round.
+
+    Raises:
+        CheckpointError: names the setting and the way out.
+    """
+    spec, matching = model.flow.few_steps, model.flow.matching
+    if matching is not None:
+        if config.solver != "renoise":
+            raise CheckpointError(
+                f"sample.solver is {config.solver}, but {model.folder} was trained by distribution matching, and jumps "
+                "to the data from every time: use the solver renoise"
+            )
+        if (refusal := matching.times_refusal(config.steps, config.shift, config.grid)) is not None:
+            raise CheckpointError(f"{model.folder}: sample.{refusal}")
+    if config.solver not in JUMPING:
+        return
+    if spec is None:
+        raise CheckpointError(
+            f"sample.solver is {config.solver}, but {model.folder} was not trained as a flow map: sample that of a run "
+            "with the section distill, or use another solver"
+        )
+    if not 1 <= config.guidance_scale <= spec.max_guidance:
+        raise CheckpointError(
+            f"sample.guidance_scale is {config.guidance_scale:g}, but the flow map of {model.folder} was trained "
+            f"with scales from 1 to {spec.max_guidance:g}: use one of them, or train with a larger max_guidance"
+        )
 
 
 def open_weaker(model: SampledModel, folder: Path, *, verify: bool = False) -> TrainedModel:
@@ -205,6 +224,10 @@ def open_weaker(model: SampledModel, folder: Path, *, verify: bool = False) -> T
         raise CheckpointError(f"{named} published pipelines have no weaker version of their own: leave it out")
     if weaker.flow.tokens is not None:
         raise CheckpointError(f"{named} it predicts tokens, and guidance is of velocities: leave it out")
+    if weaker.flow.matching is not None:
+        raise CheckpointError(
+            f"{named} it was trained by distribution matching, without velocities, which guidance is of: leave it out"
+        )
     for what, one, other in (
         ("path", path_of(model.flow), path_of(weaker.flow)),
         ("prediction", model.flow.prediction, weaker.flow.prediction),

@@ -148,6 +148,11 @@ def _problem(model: SampledModel, prompt: Prompt, bucket: Bucket, config: Sample
             f"has {asked[0]}, and frames that are given are at times of their own, but the solver dopri5 takes one "
             "time for all frames: use one of fixed steps, such as heun"
         )
+    if model.flow.matching is not None and prompt.strength not in (None, 1):
+        return (
+            f"has strength {prompt.strength:g}, but {model.folder} was trained by distribution matching, from noise "
+            "alone at first: leave strength out, or use another network"
+        )
     return _files_problem(prompt, shape) or _frames_problem(model, prompt, shape, asked) or _late(prompt, shape)
 
 

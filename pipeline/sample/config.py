@@ -9,7 +9,7 @@ from data.files.locations import Place
 from data.records import AddedLater, Runtime, Settings, Text
 from data.video.config import VideoConfig
 from models.attention.config import AttentionBackend
-from models.flow.spec import OdeSolver, SampledPathName
+from models.flow.spec import SampledPathName, SolverName
 from pipeline.encode.config import MIN_TILE, TILE_MULTIPLE
 from pipeline.run.config import Precision
 from pipeline.run.weight_names import FIRST_AVERAGE, WeightsName
@@ -24,12 +24,14 @@ Share = Annotated[float, Field(ge=0, le=1)]
 class SampleConfig(Settings):
     """How clips are sampled."""
 
-    solver: OdeSolver = "heun"
+    solver: SolverName = "heun"
     """Method that integrates the flow from noise (time 0) to data (time 1). Midpoint and heun evaluate the network
     twice per step, rk4 four times, all others once. flow_map jumps from time to time in one call each, with guidance in
-    it, and needs a network that was trained as a flow map (`dit.flow.map`, `distill`). jumps is the method of networks
-    that predict tokens (`dit.flow.tokens`), and of no others: one call a step. dopri5 chooses its own steps by
-    `tolerance` instead of `steps`, `shift` and `grid`, and computes clips one by one.
+    it, and needs a network that was trained as a flow map (`dit.flow.map`, `distill`). renoise jumps to the data in
+    each call and goes back to the next time by fresh noise: for flow maps, and the only one for students by
+    `distill.kind: distribution_matching`. jumps is the method of networks that predict tokens (`dit.flow.tokens`), and
+    of no others: one call a step. dopri5 chooses its own steps by `tolerance` instead of `steps`, `shift` and `grid`,
+    and computes clips one by one.
     """
     steps: int = Field(default=20, ge=1)
     """Number of steps of the solver."""

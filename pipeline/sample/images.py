@@ -20,7 +20,7 @@ from data.files.checksums import file_sha256
 from data.video.images import read_image
 from data.video.resize import resize_and_crop
 from models.autoencoder.protocol import VideoAutoencoder
-from models.flow.spec import OdeSolver
+from models.flow.spec import SolverName
 from pipeline.encode.chunks import encode_pixels
 from pipeline.encode.codec import to_pixels
 from pipeline.encode.statistics import normalize
@@ -33,7 +33,7 @@ class ImageError(ReelflowError, ValueError):
     """An image or a clip that went away or changed after the job was planned."""
 
 
-def check_image(model: SampledModel, prompt: Prompt, bucket: Bucket, solver: OdeSolver) -> None:
+def check_image(model: SampledModel, prompt: Prompt, bucket: Bucket, solver: SolverName) -> None:
     """Refuse a prompt with an image that the model cannot start from, and one without an image that it needs.
 
     Args:

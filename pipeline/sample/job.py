@@ -27,6 +27,7 @@ from pipeline.distributed.actor_pool import JobFailure, outcomes_of_actors
 from pipeline.distributed.config import WorkersConfig
 from pipeline.run.precision import warn_of_slow_precision
 from pipeline.run.progress import bar
+from pipeline.run.shared_files import SHARED, RunFiles
 from pipeline.run.signals import stopped_by_sigterm
 from pipeline.sample.actor import SamplerActor
 from pipeline.sample.batches import Batches
@@ -110,6 +111,7 @@ def sample_clips(
     outputs: OutputsConfig = MP4_ALONE,
     shard: Shard | None = None,
     bad_rows: Mapping[str, str] = MappingProxyType({}),
+    files: RunFiles = SHARED,
 ) -> Samples:
     """Sample the requests whose clips do not exist yet, on the connected Ray cluster.
 
@@ -120,6 +122,7 @@ def sample_clips(
         outputs: the files to make of each clip, whose encoder has passed `check_encoder`.
         shard: sample these of the requests only, and list them in a file of its own.
         bad_rows: rows that are no requests, with the reasons: they count as failures.
+        files: of the run that model and `output_dir` belong to.
 
     Raises:
         SamplesError: the manifest in `output_dir` is damaged.
@@ -148,7 +151,7 @@ def sample_clips(
             warn_of_slow_precision(config.precision, workers.gpus_per_worker)
             batches = Batches((request for request in own() if request.id not in manifest), config.batch)
             with bar("sample", reused.num_requests, "clips", start=reused.num_made) as progress:
-                made = _outcomes(model, batches, output_dir, config, outputs, workers, num_missing)
+                made = _outcomes(model, batches, output_dir, config, outputs, workers, num_missing, files)
                 for done in made:
                     if isinstance(done, FailedClip):
                         assert done.request is not None
@@ -171,6 +174,7 @@ def _outcomes(
     outputs: OutputsConfig,
     workers: WorkersConfig,
     num_missing: int,
+    files: RunFiles,
 ) -> Iterator[list[SampledClip] | FailedClip]:
     """The lines of clips as they are made, and requests that cannot be made."""
     size = config.sequence_parallel
@@ -179,7 +183,9 @@ def _outcomes(
     )
 
     def start() -> Any:  # noqa: ANN401 - Ray's handle
-        return actor.remote(model.folder.resolve(), output_dir.resolve(), config, workers.cpus_per_worker, outputs)
+        return actor.remote(
+            model.folder.resolve(), output_dir.resolve(), config, workers.cpus_per_worker, outputs, files
+        )
 
     def submit(sampler: Any, batch: list[PromptRequest]) -> Any:  # noqa: ANN401 - Ray's handles
         return sampler.make.remote(batch)

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from models.flow.beginning import Beginning
+from models.flow.distribution_matching import renoising_solver
 from models.flow.field import Field
 from models.flow.flow_map import MeanVelocity, flow_map_solver
 from models.flow.grid import (
@@ -41,7 +42,7 @@ from pipeline.run import randomness
 from pipeline.sample.config import SampleConfig, Schedule
 
 Network = Callable[..., Tensor]
-"""Maps (x_t, t, caption) to its prediction, and that of a flow map also (x_t, t, caption, JumpEnd)."""
+"""Maps (x_t, t, caption) to its prediction, and one that jumps also (x_t, t, caption, JumpEnd)."""
 OnStep = Callable[[int, int], None]
 """Called after every step with its number, from 1, and the number of steps; what it raises ends the sampling."""
 
@@ -191,10 +192,13 @@ def sample_latents(
         address = step if window == 0 else f"window {window} {step}"
         return torch.cat([randomness.normal(clip.seed, "sde", [address], shape) for clip in clips])
 
-    if config.solver == "flow_map":
-        solver = flow_map_solver(_jumps(network, caption.to(device), guidance_scale))
-    else:
-        solver = solver_with(config, path, fresh_noise)
+    match config.solver:
+        case "flow_map":
+            solver = flow_map_solver(_jumps(network, caption.to(device), guidance_scale))
+        case "renoise":
+            solver = renoising_solver(_jumps(network, caption.to(device), guidance_scale), fresh_noise)
+        case _:
+            solver = solver_with(config, path, fresh_noise)
     return solver(field, start, grid)
 
 
@@ -211,5 +215,5 @@ def _telling(field: Field, on_step: OnStep, num_steps: int) -> Field:
 
 
 def _jumps(network: Network, caption: Caption, scale: float) -> MeanVelocity:
-    """The mean velocity of a flow map that is told the guidance scale."""
+    """The mean velocity of a network that jumps and is told the guidance scale."""
     return lambda x_t, t, s: network(x_t, t, caption, JumpEnd(s, torch.full((1,), scale, device=x_t.device)))

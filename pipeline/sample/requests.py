@@ -61,8 +61,9 @@ class PromptRequest(Record):
     def is_of_noise_alone(self) -> bool:
         """Whether the clip is a function of its noise and its prompt, by a flow: then the two are a pair (reflow)."""
         settings = self.settings
-        adds_noise = settings is None or settings.sde_sigma > 0 or settings.ddim_eta > 0 or settings.solver == "jumps"
-        return not (adds_noise or self.image is not None or self.given is not None)
+        if settings is None or self.image is not None or self.given is not None:
+            return False
+        return settings.sde_sigma == settings.ddim_eta == 0 and settings.solver not in ("renoise", "jumps")
 
     def prompt_at(self, seconds: float) -> str:
         """The prompt of the window whose first new frame is shown at that time."""

@@ -287,7 +287,7 @@ class ClipSampler:
             def predict(x_t: Tensor, t: Tensor, caption: Caption, jump: JumpEnd | None = None) -> Tensor:
                 return loaded.network.given(replace(conditions, jump=jump))(x_t, t, caption)
 
-            network = Counted(loaded.network.given(conditions) if self.model.flow.map is None else predict)
+            network = Counted(loaded.network.given(conditions) if self.model.flow.few_steps is None else predict)
             clips = [PromptSeed(request.prompt_at(seconds), request.seed) for request in requests]
             latent_shape = self.autoencoder.config.latent_shape(bucket.num_frames, bucket.height, bucket.width)
             if self.tokenizer is not None:

@@ -139,7 +139,14 @@ class SampleStage(DriverStage):
         plan = self._plan(model, prompts, bad_rows)
         with held_folder(opened.folder):
             samples = sample_clips(
-                model, plan, opened.folder, sampler, self.workers, outputs=outputs, bad_rows=bad_rows.reasons
+                model,
+                plan,
+                opened.folder,
+                sampler,
+                self.workers,
+                outputs=outputs,
+                bad_rows=bad_rows.reasons,
+                files=run.files,
             )
             write_gallery(opened.folder, (clip.shown() for clip in samples.all_clips))
             shards = write_training_set(opened.folder, model, sampler, outputs).files if self._has_shards else []

@@ -55,16 +55,18 @@ def _trained_base(checkpoint: Checkpoint) -> Base:
             f"dit.train.start_from: {checkpoint.folder} holds a {record.kind}; name the checkpoint of a dit"
         )
     encoder = record.trained.get("text_encoder") or {}
-    if checkpoint.trained("flow", FlowSpec.model_validate).tokens is not None:
+    flow = checkpoint.trained("flow", FlowSpec.model_validate)
+    if flow.tokens is not None or flow.matching is not None:
+        what = "predicts tokens" if flow.matching is None else "was trained by distribution matching"
         raise CheckpointError(
-            f"dit.train.start_from: {checkpoint.folder} predicts tokens, which no training starts from: leave it out"
+            f"dit.train.start_from: {checkpoint.folder} {what}, which no training starts from: leave it out"
         )
     return Base(
         folder=checkpoint.folder,
         fingerprint=checkpoint.fingerprint,
         settings=_settings(
             checkpoint.trained("model", _SETTINGS.validate_python),
-            checkpoint.trained("flow", FlowSpec.model_validate),
+            flow,
             checkpoint.trained("latent_stats", LatentStats.model_validate).num_channels,
             {"text_encoder": encoder.get("fingerprint")},
         ),

@@ -63,6 +63,7 @@ class TrainFlowStage(TrainStage):
         from pipeline.checkpoint.adapters import BASE_NAME
         from pipeline.encode.codec import AUTOENCODER_NAME
         from pipeline.encode.tokens import TOKENIZER_NAME
+        from pipeline.train.tasks.distribution_matching import DistributionMatchingTask
         from pipeline.train.tasks.flow import FlowTask
         from pipeline.train.tasks.tokens import TokenTask
 
@@ -87,9 +88,9 @@ class TrainFlowStage(TrainStage):
             compression=self.compression,
             sampling=self.sampling,
         )
-        if self.tokens is None:
-            return task
-        return TokenTask.of(task, self.tokens, (run.folder_of(self) / TOKENIZER_NAME).resolve())
+        if self.tokens is not None:
+            return TokenTask.of(task, self.tokens, (run.folder_of(self) / TOKENIZER_NAME).resolve())
+        return task if self.flow.matching is None else DistributionMatchingTask.of(task)
 
     def before_training(self, run: RunContext, opened: OpenStage) -> None:
         """Write the weights that it starts from, and the tokeniser, as files that every worker reads."""
@@ -160,7 +161,7 @@ class TrainFlowStage(TrainStage):
 
 @dataclass(frozen=True)
 class TrainDistillStage(TrainFlowStage):
-    """Train a flow map from the diffusion transformer of the run: a student that makes clips in 1 to 8 network calls.
+    """Train a student of the diffusion transformer of the run, which makes clips in 1 to 8 network calls.
 
     Example: `reelflow train distill demo --set distill.map.max_guidance=4 --resume`
     """
@@ -175,7 +176,7 @@ class TrainDistillStage(TrainFlowStage):
 
     def is_needed(self) -> bool:
         """Whether the configuration has the section `distill`."""
-        return self.flow.map is not None
+        return self.flow.few_steps is not None
 
     def describe(self) -> str:
         """Its line in the plan."""

@@ -27,17 +27,21 @@ from torch import Tensor
 from pipeline.checkpoint.resume import exclusive_access
 from pipeline.distributed.process_group import Worker
 from pipeline.run import randomness
+from pipeline.run.shared_files import SHARED, RunFiles
 from pipeline.train.config import TrainConfig
 from pipeline.train.control import NO_FLAGS, ControlFlags
 from pipeline.train.memory_advice import memory_advice
 from pipeline.train.monitor.step_log import StepLog
 from pipeline.train.schedule import learning_rate
 from pipeline.train.setup import Training, record_event, set_up
-from pipeline.train.task import TrainTask, set_num_steps
+from pipeline.train.task import TrainTask, set_progress
 
 
-def train(task: TrainTask, config: TrainConfig, run_dir: Path, worker: Worker) -> None:
+def train(task: TrainTask, config: TrainConfig, run_dir: Path, worker: Worker, files: RunFiles = SHARED) -> None:
     """Train until `config.steps`, or until asked to stop, from the newest complete checkpoint in `run_dir`. Collective.
+
+    Args:
+        files: of the run that `run_dir` belongs to.
 
     Raises:
         CacheError: the cache of shards cannot be written.
@@ -53,7 +57,7 @@ def train(task: TrainTask, config: TrainConfig, run_dir: Path, worker: Worker) -
     """
     with ExitStack() as stack:
         stack.enter_context(exclusive_access(run_dir, worker.rank))
-        training = set_up(task, config, run_dir, worker, stack)
+        training = set_up(task, config, run_dir, worker, files, stack)
         training.monitor.start()  # validates a new training before its first step
         step, cursor = training.start.step, training.start.cursor
         log = StepLog(training.trainer, training.unreadable, training.monitor, training.metrics, cursor)
@@ -104,7 +108,7 @@ def update(training: Training, step: int, batches: list[Any], rate: float) -> di
     trainer, worker = training.trainer, training.worker
     # Random numbers of layers, which only LoRA's dropout uses: the only ones that depend on the number of workers.
     torch.manual_seed(randomness.number(training.task.seed, "layers", f"{step} {worker.rank}"))
-    set_num_steps(trainer.engine.module, step)
+    set_progress(trainer.engine.module, step, trainer.guard.num_updates(step))
     with memory_advice(training.config, worker, training.stream.plan.batch_size(step)):
         losses = trainer.step(batches, rate)
     training.non_finite_steps.record(step, losses["total"], trainer)

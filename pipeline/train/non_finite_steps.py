@@ -6,6 +6,7 @@ waits for the host; the first step at fault since then is named. With `skip`, ev
 """
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,6 @@ from torch import Tensor
 from data.errors import ReelflowError
 from data.files.jsonl import append_line
 from data.stream.loader import Stream
-from pipeline.checkpoint.read import newest_complete_step
 from pipeline.distributed.collectives import from_every_rank
 from pipeline.engine.zero import ZeroTrainer
 
@@ -29,13 +29,20 @@ class NonFiniteError(ReelflowError, FloatingPointError):
 
 
 class NonFiniteSteps:
-    """Detects and lists such steps. Constructed by all ranks."""
+    """Detects and lists such steps. Constructed by all ranks.
 
-    def __init__(self, run_dir: Path, stream: Stream, config: "TrainConfig", rank: int) -> None:
+    Args:
+        saved_step: the step of the newest checkpoint, or 0.
+    """
+
+    def __init__(
+        self, run_dir: Path, stream: Stream, config: "TrainConfig", rank: int, saved_step: Callable[[], int]
+    ) -> None:
         self._path = run_dir / NON_FINITE_STEPS_NAME
         self._stream = stream
         self._config = config
         self._rank = rank
+        self._saved_step = saved_step
         self._recorded: list[tuple[int, Tensor, float | Tensor]] = []  # step, this rank's loss, gradient norm
 
     def record(self, step: int, loss: Tensor, trainer: ZeroTrainer) -> None:
@@ -73,7 +80,7 @@ class NonFiniteSteps:
         loss, norm = next((float(loss), float(norm)) for step, loss, norm in recorded if step == first)
         self._list(first, loss, norm, "stopped")
         limits = f", beyond train.max_norm {limit:g}" if norm > limit and math.isfinite(norm) else ""
-        saved = newest_complete_step(self._path.parent)
+        saved = self._saved_step()
         if saved:
             before, again = (
                 f"The checkpoint of step {saved} is intact",

@@ -12,6 +12,7 @@ from typing import Any
 
 from data.stream.loader import Stream
 from pipeline.checkpoint.provenance import provenance
+from pipeline.checkpoint.read import newest_complete_step
 from pipeline.checkpoint.record import step_folders
 from pipeline.checkpoint.restore import load_training_state
 from pipeline.checkpoint.resume import Resumption, find_common_resumption
@@ -23,6 +24,7 @@ from pipeline.engine.compilation import compiled_code_in
 from pipeline.engine.ema import ShardedEma
 from pipeline.engine.zero import ZeroTrainer
 from pipeline.run.precision import slow_precision
+from pipeline.run.shared_files import RunFiles
 from pipeline.train.build import build
 from pipeline.train.config import TrainConfig
 from pipeline.train.control import ControlFiles
@@ -79,7 +81,9 @@ class Training:
     """On rank 0; None on the other ranks."""
 
 
-def set_up(task: TrainTask, config: TrainConfig, run_dir: Path, worker: Worker, stack: ExitStack) -> Training:
+def set_up(
+    task: TrainTask, config: TrainConfig, run_dir: Path, worker: Worker, files: RunFiles, stack: ExitStack
+) -> Training:
     """Build everything and restore the newest complete checkpoint. Collective; errors as `pipeline.train.loop.train`.
 
     Args:
@@ -96,12 +100,14 @@ def set_up(task: TrainTask, config: TrainConfig, run_dir: Path, worker: Worker, 
 
     retention = Retention(config.keep_checkpoints, config.keep_every_steps)
     check_writable(run_dir, worker.rank)
-    check_space(run_dir, trainer, ema, retention, start.step)
-    saver = stack.enter_context(closing(CheckpointSaver(run_dir, trainer, ema, contents, retention, start.step)))
+    check_space(run_dir, trainer, ema, retention, start.step, files)
+    saver = CheckpointSaver(run_dir, trainer, ema, contents, retention, start.step, files)
+    stack.enter_context(closing(saver))
+    saved_step = partial(files.where_whole, newest_complete_step, run_dir)
 
     stream = open_stream(task, config, trainer)
     check_cursor(stream, start.step, start.cursor, run_dir)
-    unreadable = UnreadableSamples(run_dir, stream, trainer, start.cursor, config.max_unreadable_share)
+    unreadable = UnreadableSamples(run_dir, stream, trainer, start.cursor, config.max_unreadable_share, saved_step)
     collate = partial(micro_batches, task, config.gradient_accumulation_steps)
     batches = stack.enter_context(closing(stream.batches(start.cursor, collate, config.readers)))
 
@@ -131,7 +137,7 @@ def set_up(task: TrainTask, config: TrainConfig, run_dir: Path, worker: Worker, 
         batches=batches,
         saver=saver,
         monitor=monitor,
-        non_finite_steps=NonFiniteSteps(run_dir, stream, config, worker.rank),
+        non_finite_steps=NonFiniteSteps(run_dir, stream, config, worker.rank, saved_step),
         unreadable=unreadable,
         heartbeat=heartbeat,
         flags=flags,

@@ -21,6 +21,7 @@ from pipeline.run.chain import Need
 from pipeline.run.context import RunContext, StoppedError
 from pipeline.run.fingerprints import fingerprint, output_settings
 from pipeline.run.logs import file_log, rank_log
+from pipeline.run.shared_files import RunFiles
 from pipeline.run.stage import Outcome, Stage
 from pipeline.run.stage_record import OpenStage
 from pipeline.train.autoencoder_settings import network_settings
@@ -113,7 +114,7 @@ class TrainStage(Stage):
         subsets = task.subsets()
         fitting = fitting_worlds(self.train, [subset.bucket for subset in subsets], self.workers.num_workers)
         stage_dir = run.folder_of(self).resolve()
-        function = partial(_train_with_log, self.name, task, self.train, stage_dir)
+        function = partial(_train_with_log, self.name, task, self.train, stage_dir, run.files)
         with self._runner(run, function, fitting) as start:
             if not run.is_first_process:
                 from pipeline.train.control import sigterm_stops
@@ -173,7 +174,7 @@ class TrainStage(Stage):
         if run.on_ray:
             from pipeline.distributed.workers import train_on_ray
 
-            yield partial(train_on_ray, function, self.workers, run.folder_of(self) / "ray", fitting)
+            yield partial(train_on_ray, function, self.workers, run.folder_of(self) / "ray", fitting, run.files)
         else:
             from pipeline.distributed.torchrun import local_worker, starting_together
 
@@ -237,16 +238,20 @@ class TrainAutoencoderStage(TrainStage):
         )
 
 
-def _train_with_log(stage_name: str, task: "TrainTask", config: TrainConfig, stage_dir: Path, worker: "Worker") -> None:
+def _train_with_log(
+    stage_name: str, task: "TrainTask", config: TrainConfig, stage_dir: Path, files: RunFiles, worker: "Worker"
+) -> None:
     """Train, with a log file of this rank in the run's `logs/`."""
     from pipeline.run.precision import describe_products
+    from pipeline.train.copies import local_copies
     from pipeline.train.loop import train
 
     with file_log(rank_log(stage_dir.parent, stage_name, worker.rank)):
         products = f"; {describe_products()}" if worker.device.type == "cpu" else ""
         logger.debug("rank %d of %d on %s%s", worker.rank, worker.world_size, worker.device, products)
         try:
-            train(task, config, stage_dir, worker)
+            with local_copies(files, task.dataset_dir, stage_dir, worker) as files:
+                train(task, config, stage_dir, worker, files)
         except Exception:
             # To the root logger, which only files listen to: the console shows the error's message at the end.
             logging.getLogger().exception("the training ended with an error")

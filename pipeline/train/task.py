@@ -16,14 +16,16 @@ class ScheduledLoss(nn.Module):
     """A loss that depends on how far the training is."""
 
     num_steps: int = 0
-    """Steps that have finished; the loop sets it before each step, by `set_num_steps`."""
+    """Steps that have finished; the loop sets it before each step, by `set_progress`."""
+    num_updates: int = 0
+    """Those of them that updated weights: all, where none was skipped."""
 
 
-def set_num_steps(module: nn.Module, num_steps: int) -> None:
-    """Tell every `ScheduledLoss` in a module how many steps have finished."""
+def set_progress(module: nn.Module, num_steps: int, num_updates: int) -> None:
+    """Tell every `ScheduledLoss` in a module how many steps have finished, and how many of them updated weights."""
     for part in module.modules():
         if isinstance(part, ScheduledLoss):
-            part.num_steps = num_steps
+            part.num_steps, part.num_updates = num_steps, num_updates
 
 
 def single_group(config: TrainConfig) -> list[ParameterGroup]:

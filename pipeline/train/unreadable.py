@@ -5,13 +5,13 @@ Readers are ahead of the training, so a sample counts when its batch is consumed
 data and the step alone, not on threads, workers or restarts.
 """
 
+from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 
 from data.errors import ReelflowError
 from data.files.jsonl import append_line, publish_jsonl, read_jsonl
 from data.stream.loader import SkippedSample, Stream
-from pipeline.checkpoint.read import newest_complete_step
 from pipeline.distributed.collectives import from_every_rank, from_rank_zero
 from pipeline.engine.zero import ZeroTrainer
 
@@ -30,10 +30,20 @@ class UnreadableSamples:
     Args:
         cursor: number of samples that were consumed before.
         max_share: of the training samples that may be unreadable, in [0, 1].
+        saved_step: the step of the newest checkpoint, or 0.
     """
 
-    def __init__(self, run_dir: Path, stream: Stream, trainer: ZeroTrainer, cursor: int, max_share: float) -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        stream: Stream,
+        trainer: ZeroTrainer,
+        cursor: int,
+        max_share: float,
+        saved_step: Callable[[], int],
+    ) -> None:
         self._path, self._stream, self._max_share = run_dir / SKIPPED_NAME, stream, max_share
+        self._saved_step = saved_step
         self._is_first = trainer.rank == 0
         # The ranks of a sequence group read the same samples, so only the first one of each group tells.
         self._tells = trainer.rank % (trainer.world_size // trainer.data_world_size) == 0
@@ -70,7 +80,7 @@ class UnreadableSamples:
         told = f"{number} of {total} training samples ({number / total:.2%}) cannot be read"
         example = f"such as {new[-1].key}: {new[-1].reason[:300]}"
         if number > self._max_share * total:
-            saved = newest_complete_step(self._path.parent)
+            saved = self._saved_step()
             goes_on = f"goes on from the checkpoint of step {saved}" if saved else "begins again: none was saved"
             raise UnreadableError(
                 f"{told} by step {step}, more than train.max_unreadable_share {self._max_share:g} allows; {self._path} "

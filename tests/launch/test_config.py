@@ -201,6 +201,11 @@ def test_a_mix_takes_the_place_of_the_source():
         ("dit.flow.map={}", "dit.model.flow_map is false, but dit.flow.map is not null: set both"),
         ("dit.model.flow_map=true", "dit.model.flow_map is true, but dit.flow.map is null: set both"),
         ("distill={train: {start_from: x}}", "distill.train.start_from is set, but a student starts from"),
+        ("distill={matching: {calls: 2}}", "matching is of the kind distribution_matching, and kind is flow_map"),
+        ("distill={kind: distribution_matching, map: {max_guidance: 2}}", "map is of the kind flow_map, and kind is"),
+        ("distill={kind: distribution_matching}", "sample.solver is heun, but distill.kind is distribution_matching"),
+        ("dit.flow.matching={}", "dit.flow.matching is of students: leave it out"),
+        ("sample.solver=renoise", "sample.solver is renoise, but no flow map is trained: set distill"),
         ("distill={train: {mixed_buckets: true}}", "distill.train.mixed_buckets is set"),
         ("distill={train: {global_batch: 33}}", "distill.train.global_batch is 33.*use 32"),
         ("dit.flow.coupled_clips=5", "coupled_clips is 5, but dit.train.global_batch 32, in . parts .*a multiple of"),
@@ -539,3 +544,16 @@ def test_a_published_autoencoder_is_checked_against_the_clips_before_anything_st
     plan = describe_plan(fitting)
     assert f"nothing: {tmp_path} is used" in plan
     assert "20 tokens" in plan  # 5 x 4 x 4 latent positions, in patches of 2 x 2
+
+
+def test_machines_that_share_no_folder_need_a_store_and_videos_that_all_of_them_reach():
+    apart = {"name": "x", "cluster": {"shared_folder": False}}
+    with pytest.raises(ValueError, match=r"the machines need a store to share: set store"):
+        RunConfig.model_validate(apart)
+    stored = apart | {"store": "s3://bucket/runs"}
+    with pytest.raises(
+        ValueError, match=r"data\.source is the folder my/videos of one machine: put the videos into an"
+    ):
+        RunConfig.model_validate(stored | {"data": {"source": "my/videos"}})
+    for source in ("synthetic", "s3://bucket/videos"):
+        assert not RunConfig.model_validate(stored | {"data": {"source": source}}).cluster.shared_folder

@@ -11,7 +11,9 @@ from launch.jobs import COMMANDS
 from launch.overrides import ConfigError
 from launch.plan import describe_plan
 from launch.stages import FOLDERS, NAMES, STAGES, stages_of
+from models.flow.spec import DistributionMatchingSpec
 from pipeline.run.context import RunContext
+from pipeline.train.flow_stage import TrainDistillStage
 
 CONFIG = load_config(Path("demo"))
 
@@ -91,3 +93,19 @@ def test_a_run_with_a_student_samples_that():
     assert stages["sample"].required_folders().keys() == {"distill"}
     assert stages["train distill"].is_needed()
     assert "1000 steps" in stages["train distill"].describe()
+    matched = ["distill={kind: distribution_matching, matching: {calls: 8, shift: 3, max_guidance: 4}}"]
+    sampled = ["sample.solver=renoise", "sample.steps=4"]
+    coupled = ["dit.flow.coupled_clips=2"]
+    student = stages_of(load_config(Path("demo"), matched + sampled + coupled), ("train distill",))[0]
+    assert isinstance(student, TrainDistillStage)
+    assert student.is_needed()
+    assert student.flow.map is None
+    assert student.flow.coupled_clips == 1
+    assert student.flow.matching == DistributionMatchingSpec(calls=8, shift=3, max_guidance=4)
+    for change, said in (
+        ("sample.steps=3", "sample.steps is 3, but the student is trained for 8: use 1 or 2 or 4 or 8"),
+        ("sample.shift=2", "sample.shift is 2, but the student is trained with 3"),
+        ("sample.guidance_scale=5", "set distill.matching.max_guidance to it"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            load_config(Path("demo"), [*matched, *sampled, change])

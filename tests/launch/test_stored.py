@@ -8,10 +8,10 @@ import fsspec
 import pytest
 
 from launch import run, stored
-from launch.config import RunConfig
+from launch.config import ClusterConfig, RunConfig
 from launch.overrides import ConfigError
 from launch.stored import fetch, place_of
-from pipeline.run import run_files, stored_run
+from pipeline.run import objects, run_files
 from pipeline.run.context import RunContext, StoppedError
 from pipeline.run.stored_run import StoredRunError, pull_run
 
@@ -59,6 +59,21 @@ def test_a_run_is_stored_after_each_stage_and_fetched_where_its_folder_is_missin
     monkeypatch.setattr(run, "stages_of", lambda *_: [Stage(3)])
     run.run_stages(elsewhere)
     assert stages_in_store(config) == {"stage-1", "stage-2", "stage-3"}
+
+
+def test_copies_of_a_machine_give_way_to_the_run_when_the_command_comes_there(config, tmp_path, monkeypatch):
+    """Where machines share the folder, what differs is refused instead: it may be all that there is of the run."""
+    monkeypatch.setattr(run, "stages_of", lambda *_: [Stage(1)])
+    run.run_stages(config)
+    there = config.model_copy(update={"runs_dir": tmp_path / "worker"})
+    there.run_dir.mkdir(parents=True)
+    (there.run_dir / "stage-1").write_text("an older copy", encoding="utf-8")
+    with pytest.raises(StoredRunError, match="has 1 files that differ from those stored, such as stage-1"):
+        fetch(there)
+    apart = there.model_copy(update={"cluster": ClusterConfig(shared_folder=False)})
+    assert fetch(apart) is not None
+    assert (there.run_dir / "stage-1").read_text(encoding="utf-8") == "made"
+    assert (tmp_path / "worker" / "tiny.superseded-1" / "stage-1").read_text(encoding="utf-8") == "an older copy"
 
 
 def test_a_store_that_fails_costs_no_stage_and_is_an_error_at_the_end(config, monkeypatch, caplog):
@@ -142,7 +157,7 @@ def test_a_fetch_that_was_interrupted_goes_on(config, tmp_path, monkeypatch):
     elsewhere = config.model_copy(update={"runs_dir": tmp_path / "elsewhere"})
     with monkeypatch.context() as patch:
         patch.setattr(run_files, "RECORDS", ("none", run_files.CONFIG_NAME))
-        patch.setattr(stored_run, "file_sha256", lambda path: "0" * 64 if "config" in Path(path).name else real(path))
+        patch.setattr(objects, "file_sha256", lambda path: "0" * 64 if "config" in Path(path).name else real(path))
         with pytest.raises(StoredRunError, match=r"what is stored of config\.yaml is damaged"):
             fetch(elsewhere)
     assert (elsewhere.run_dir / "stage-1").is_file()
@@ -150,7 +165,7 @@ def test_a_fetch_that_was_interrupted_goes_on(config, tmp_path, monkeypatch):
     assert (elsewhere.run_dir / "config.yaml").is_file()
 
 
-real = stored_run.file_sha256
+real = objects.file_sha256
 
 
 def test_what_cannot_be_a_store_is_refused(config, monkeypatch):

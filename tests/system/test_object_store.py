@@ -33,10 +33,12 @@ from pipeline.ingest.config import ShardConfig
 from pipeline.ingest.shard import make_shards
 from pipeline.run.run_files import StoredRun
 from pipeline.run.stored_run import StoredRunError, pull_run, push_run
+from pipeline.run.whole_run import WholeRun
 from pipeline.sample.prompt_files import PromptsFile
 from pipeline.sample.prompts import PromptError
 from testing.clusters import leave_cluster
 from testing.commands import TINY, launch
+from testing.other_machine import OtherMachine
 from testing.paths import ROOT
 
 REGION = {"AWS_DEFAULT_REGION": "us-east-1"}
@@ -223,6 +225,26 @@ def test_a_run_is_pushed_and_pulled(tmp_path):
     with pytest.raises(StoredRunError, match=r"^s3://secret/tiny cannot be used \((Forbidden|Access Denied)"):
         pull_run("s3://secret/tiny", tmp_path / "none")
     assert not (tmp_path / "none").exists()
+
+
+def test_two_machines_share_the_store_alone(tmp_path):
+    """What one makes comes to the whole run, and what is there comes to the other, with equal bytes."""
+    home, place = tmp_path / "home" / "tiny", "s3://videos/apart/tiny"
+    written = write_run(home, 20, "apart")
+    whole = WholeRun(home, place)
+    first, second = (OtherMachine(tmp_path / name / "tiny", place, "files-x", whole=whole) for name in ("1", "2"))
+    first.fetch_folder(first.run_dir / "clips")
+    assert contents_of(first.run_dir) == {name: text for name, text in written.items() if name.startswith("clips/")}
+    shard, commit = (first.run_dir / "clips" / f"new.{suffix}" for suffix in ("tar", "commit.json"))
+    shard.write_bytes(b"pixels" * 10**6)
+    commit.write_bytes(b"{}")
+    first.publish(shard, record=commit)
+    second.fetch(second.run_dir / "clips" / "new.tar")
+    assert (second.run_dir / "clips" / "new.tar").read_bytes() == shard.read_bytes()
+    assert {name for name in contents_of(home) if "new" in name} == {"clips/new.tar", "clips/new.commit.json"}
+    assert push_run(home, place).num_copied == 1  # config.yaml, which nobody asked for
+    pull_run(place, tmp_path / "pulled" / "tiny")
+    assert contents_of(tmp_path / "pulled" / "tiny") == contents_of(home)
 
 
 @pytest.mark.slow

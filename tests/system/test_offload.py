@@ -14,6 +14,7 @@ from pipeline.checkpoint.read import load_weights, open_checkpoint
 from pipeline.checkpoint.record import rank_file
 from pipeline.distributed.process_group import Worker
 from pipeline.distributed.torchrun import train_here
+from pipeline.engine.parameter_groups import AdamWByTurns
 from pipeline.train.build import build
 from pipeline.train.loop import train
 from testing.groups import Job, run_jobs
@@ -40,7 +41,7 @@ def on_the_host(worker: Worker, data: Path, stage: int, offload: str) -> None:
     """DeepSpeed does offload, with PyTorch's AdamW."""
     config = CONSTANT.model_copy(update={"zero_stage": stage, "offload": offload})
     trainer, _ = build(make_task(data), config, worker)
-    assert type(trainer.zero.optimizer) is torch.optim.AdamW
+    assert type(trainer.zero.optimizer) is AdamWByTurns
     if stage == 2:
         assert trainer.zero.cpu_offload
     else:

@@ -367,12 +367,21 @@ def test_other_paths_and_predictions_train_and_sample(run, tmp_path, flow):
                 check_can_sample(model, settings)
 
 
-def test_a_student_is_distilled_from_the_network_of_the_run_and_sampled_by_jumps(run, tmp_path):
+@pytest.mark.parametrize(
+    ("kind", "spec", "solver"),
+    [
+        ("flow_map", "map: {max_guidance: 3}", "flow_map"),
+        pytest.param(
+            "distribution_matching", "matching: {max_guidance: 3, calls: 2}", "renoise", marks=pytest.mark.slow
+        ),
+    ],
+)
+def test_a_student_is_distilled_from_the_network_of_the_run_and_sampled_by_jumps(run, tmp_path, kind, spec, solver):
     config, run_dir, _ = run
     for folder in ("videos", "clips", "autoencoder", "latents", "dit"):
         shutil.copytree(run_dir / folder, tmp_path / "tiny" / folder)
-    student = "distill={map: {max_guidance: 3}, train: {steps: 2, global_batch: 4, log_every_steps: 1}}"
-    given = ["--set", f"runs_dir={tmp_path}", "--set", student, "--set", "sample.solver=flow_map"]
+    student = f"distill={{kind: {kind}, {spec}, train: {{steps: 2, global_batch: 4, log_every_steps: 1}}}}"
+    given = ["--set", f"runs_dir={tmp_path}", "--set", student, "--set", f"sample.solver={solver}"]
     done = launch_here("train", "distill", str(config), "--local", *given)
     assert done.returncode == 0, done.stderr
     record, teacher = read_stage_record(tmp_path / "tiny" / "distill"), read_stage_record(run_dir / "dit")
@@ -381,7 +390,7 @@ def test_a_student_is_distilled_from_the_network_of_the_run_and_sampled_by_jumps
     assert record.complete
     assert teacher.is_content(record.inputs["dit"], "weights")
     model = open_model(tmp_path / "tiny" / "distill")
-    assert model.flow.map is not None
+    assert (model.flow.map is not None, model.flow.matching is not None) == (solver == "flow_map", solver == "renoise")
     prompts, output = tmp_path / "prompts.txt", tmp_path / "clips"
     prompts.write_text("a red circle moves left\n", encoding="utf-8")
     done = launch_here("sample", str(tmp_path / "tiny" / "distill"), "--prompts", str(prompts), "--output", str(output))

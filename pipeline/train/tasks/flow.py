@@ -100,19 +100,38 @@ class FlowTask(CaptionedTask):
         Raises:
             CheckpointError: the file at `base_path` is damaged, or of another network.
         """
+        if self.flow.map is not None:
+            if self.base_path is None:
+                return FlowMapLoss(self._network(self.model), self.flow)
+            teacher = self.teacher()
+            return FlowMapLoss(self.student(teacher, placement), self.flow, teacher)
         if self.base_path is None:
-            network = self._adapted(self._network(self.model))
-            return FlowMatchingLoss(network, self.flow) if self.flow.map is None else FlowMapLoss(network, self.flow)
+            return FlowMatchingLoss(self._adapted(self._network(self.model)), self.flow)
         with on_meta_device():
-            network, teacher = self._network(self.model), self._network(self.base_model or self.model)
-        if self.flow.map is None:
-            placement.place(network, base_weights(self.base_path, network))
-            return FlowMatchingLoss(self._adapted(network), self.flow)
+            network = self._network(self.model)
+        placement.place(network, base_weights(self.base_path, network))
+        return FlowMatchingLoss(self._adapted(network), self.flow)
+
+    def teacher(self) -> VelocityNetwork:
+        """The network of `base_path`, whole and on the CPU.
+
+        Raises:
+            CheckpointError: as `build`.
+        """
+        assert self.base_path is not None
+        with on_meta_device():
+            teacher = self._network(self.base_model or self.model)
         WHOLE.place(teacher, base_weights(self.base_path, teacher))
+        return teacher
+
+    def student(self, teacher: VelocityNetwork, placement: Placement) -> VelocityNetwork:
+        """A network of `model` with the weights of its teacher, and new ones where that has none."""
         new = {} if self.base_model is None else self._network(self.model).state_dict()
+        with on_meta_device():
+            network = self._network(self.model)
         values = new | teacher.state_dict()
         placement.place(network, ((name, values[name]) for name in network.state_dict()))
-        return FlowMapLoss(network, self.flow, teacher)
+        return network
 
     def _network(self, model: NetworkConfig) -> VelocityNetwork:
         width = None if self.text_encoder is None else self.text_encoder.width

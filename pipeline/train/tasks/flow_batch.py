@@ -5,13 +5,34 @@ from dataclasses import dataclass
 from typing import Self
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from models.flow.flow_map import Jump
 from models.networks.protocol import JumpEnd
 from models.text.caption import Caption
 from models.text.packing import CaptionPacking
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """What the sampling of a student is simulated with, and what its critic learns from that."""
+
+    call: Int[Tensor, " b"]  # which one of each clip is trained, from 0
+    between: Float[Tensor, "b n c t h w"]  # noise before each call but the first
+    student_noise: Float[Tensor, "b c t h w"]  # of what the calls made, where teacher and critic are compared
+    critic_noise: Float[Tensor, "b c t h w"]
+    critic_t: Float[Tensor, " b"] | Float[Tensor, "b 1 t"]
+
+    def to(self, device: torch.device) -> Self:
+        """The same on another device."""
+        return type(self)(
+            self.call.to(device),
+            self.between.to(device),
+            self.student_noise.to(device),
+            self.critic_noise.to(device),
+            self.critic_t.to(device),
+        )
 
 
 @dataclass(frozen=True)
@@ -27,6 +48,11 @@ class FlowBatch:
     jump: Jump | None = None  # of flow maps, in training
     guidance: Float[Tensor, " b"] | None = None  # scale of each clip's jump
     null: Caption | None = None  # the null caption once, for guidance
+    simulation: Simulation | None = None  # of distribution matching, in training
+
+    def at_time(self, t: Float[Tensor, " b"]) -> Float[Tensor, " b"] | Float[Tensor, "b 1 t"]:
+        """Times of the clips as networks are told them: 1 for frames that are given."""
+        return t if self.known is None else torch.where(self.known, 1.0, t.reshape(-1, 1, 1))
 
     def to(self, device: torch.device) -> Self:
         """The same batch on another device."""
@@ -40,6 +66,7 @@ class FlowBatch:
             None if self.jump is None else self.jump.to(device),
             None if self.guidance is None else self.guidance.to(device),
             None if self.null is None else self.null.to(device),
+            None if self.simulation is None else self.simulation.to(device),
         )
 
 

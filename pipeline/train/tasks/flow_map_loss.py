@@ -3,16 +3,14 @@
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from models.flow.flow_map import jump_target
-from models.flow.guidance import guide
 from models.flow.path import expand, path_of
 from models.flow.spec import FlowSpec
 from models.networks.protocol import Conditions, JumpEnd, VelocityNetwork
-from models.text.caption import joined
 from pipeline.train.tasks.flow_batch import FlowBatch, FlowQuery
+from pipeline.train.tasks.teacher import taught_velocity
 from pipeline.train.time_bins import binned
 
 
@@ -49,8 +47,9 @@ class FlowMapLoss(nn.Module):
         if jump is None:
             predicted = mean_velocity(x_t, batch.t, batch.t)
         else:
-            if self._teacher:
-                target = self._taught(batch, x_t)
+            for teacher in self._teacher:
+                is_guided = self.map.max_guidance > 1
+                target = taught_velocity(teacher, batch, x_t, batch.t, is_guided=is_guided)
             by_jumps = jump_target(self.map, mean_velocity, x_t, jump)
             target = torch.where(expand(jump.s > jump.t, x_t), by_jumps, target)
             predicted = mean_velocity(x_t, jump.t, jump.s)
@@ -61,14 +60,3 @@ class FlowMapLoss(nn.Module):
             share = 1 - batch.known.float().mean((1, 2))
             loss = torch.where(expand(batch.known, error), 0.0, error).flatten(1).mean(1) / share
         return {"total": loss.mean()} | binned(loss, batch.t)
-
-    @torch.no_grad()
-    def _taught(self, batch: FlowBatch, x_t: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b c t h w"]:
-        """The teacher's velocity, guided at the scale of each clip."""
-        (teacher,) = self._teacher
-        network = teacher.to(x_t.device).given(Conditions(batch.fps, batch.known))
-        v_cond = network(x_t, batch.t, batch.caption).to(x_t)
-        if self.map.max_guidance == 1 or batch.guidance is None or batch.null is None:
-            return v_cond
-        v_uncond = network(x_t, batch.t, joined(*[batch.null] * len(x_t))).to(x_t)
-        return guide(v_cond, v_uncond, expand(batch.guidance.to(x_t), x_t))

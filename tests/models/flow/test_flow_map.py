@@ -2,40 +2,22 @@
 
 import pytest
 import torch
-from torch import Tensor
 
 from models.flow.field import Field
-from models.flow.flow_map import Jump, MeanVelocity, drawn_jumps, flow_map, flow_map_solver, jump_target
-from models.flow.path import CosinePath, Path, PolynomialPath, StraightPath
+from models.flow.flow_map import Jump, drawn_jumps, flow_map, flow_map_solver, jump_target
+from models.flow.path import CosinePath, PolynomialPath, StraightPath
 from models.flow.solver import Counted, rk4
 from models.flow.spec import FlowMapSpec
+from testing.flow_maps import exact_map
 from testing.gaussians import GaussianData, numbers, steps, times
 
 PATHS = [StraightPath(), CosinePath(), PolynomialPath(2.0)]
 each_of_these = pytest.mark.parametrize("path", PATHS, ids=lambda path: type(path).__name__)
 
 
-def mean_and_deviation(path: Path, mean: float, std: float, t: Tensor) -> tuple[Tensor, Tensor]:
-    at = path.coefficients(t)
-    return at.a * mean, ((at.a * std) ** 2 + at.b**2).sqrt()
-
-
-def exact(path: Path, mean: float, std: float) -> MeanVelocity:
-    """The mean velocity of N(mean, std²): quantiles stay what they are (arXiv 2505.18825, section 2)."""
-
-    def u(x: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        (m_t, d_t), (m_s, d_s) = (mean_and_deviation(path, mean, std, time) for time in (t, s))
-        jumped = m_s[:, None] + (d_s / d_t)[:, None] * (x - m_t[:, None])
-        velocity = GaussianData(path, mean, std).velocity(x, t)
-        length = (s - t)[:, None]
-        return torch.where(length > 0, (jumped - x) / length.clamp(min=1e-12), velocity)
-
-    return u
-
-
 @each_of_these
 def test_the_exact_map_is_where_a_solver_goes(path):
-    u, x, t, s = exact(path, 0.7, 0.4), numbers(5, 1), times(0, 0.1, 0.3, 0.5, 0), times(1, 0.4, 0.9, 0.5, 0.2)
+    u, x, t, s = exact_map(path, 0.7, 0.4), numbers(5, 1), times(0, 0.1, 0.3, 0.5, 0), times(1, 0.4, 0.9, 0.5, 0.2)
     data = GaussianData(path, 0.7, 0.4)
     for row in range(5):
         one = slice(row, row + 1)
@@ -53,7 +35,7 @@ def test_the_exact_map_is_where_a_solver_goes(path):
 @pytest.mark.parametrize("consistency", ["split", "lagrangian"])
 def test_the_exact_map_is_its_own_target(path, consistency):
     """Split jumps to rounding (the semigroup identity), the last short step to first order in its length."""
-    u, x = exact(path, 0.7, 0.4), numbers(64, 1)
+    u, x = exact_map(path, 0.7, 0.4), numbers(64, 1)
     t = torch.rand(64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     uniform = torch.rand(64, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     errors = []
@@ -70,7 +52,7 @@ def test_the_exact_map_is_its_own_target(path, consistency):
 @each_of_these
 @pytest.mark.parametrize("num_steps", [1, 2, 4, 8])
 def test_every_number_of_jumps_has_the_same_end_at_one_call_each(path, num_steps):
-    u = Counted(exact(path, 0.7, 0.4))
+    u = Counted(exact_map(path, 0.7, 0.4))
     x = numbers(6, 1)
     end = flow_map_solver(u)(Field(lambda x, t: x, path), x, steps(num_steps))
     torch.testing.assert_close(end, 0.7 + 0.4 * x, rtol=0, atol=1e-12)

@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 from pipeline.distributed.process_group import Worker
 from pipeline.engine.config import ZeroStage
-from pipeline.engine.parameter_groups import ParameterGroup, optimizer_groups
+from pipeline.engine.parameter_groups import EVERY, ParameterGroup, is_due, optimizer_groups, updates_of
 from pipeline.engine.zero import ZeroTrainer
 from testing.groups import Job, run_jobs
 
 STEPS, BATCH, LEARNING_RATE = 6, 4, 1e-2
 
 GROUPS = (
-    ParameterGroup(weight_decay=0.1, betas=(0.9, 0.99), prefix="generator."),
+    ParameterGroup(weight_decay=0.1, betas=(0.9, 0.99), prefix="generator.", every=2),
     ParameterGroup(weight_decay=0.0, betas=(0.5, 0.9), prefix="discriminator.", learning_rate_scale=0.25),
 )
 
@@ -83,19 +83,27 @@ def test_each_network_is_clipped_and_updated_by_itself(trained, stage, rank, cli
         adams.append(torch.optim.AdamW([decayed, others], lr=learning_rate, betas=group.betas, eps=1e-8))
     before = {name: weight.clone() for name, weight in module.state_dict().items()}
     norms: list[Tensor] = []
-    for batch in batches():
+    for number, batch in enumerate(batches()):
         module.zero_grad()
         module(batch)["total"].backward()
         networks = (module.generator, module.discriminator)
-        norms = [nn.utils.clip_grad_norm_(network.parameters(), clip_norm) for network in networks]
+        due = [turn for turn, group in enumerate(GROUPS) if number % group.every == 0]
+        norms = [nn.utils.clip_grad_norm_(networks[turn].parameters(), clip_norm) for turn in due]
         assert all(norm > TIGHT for norm in norms)
-        for adam in adams:
-            adam.step()
+        for turn in due:
+            adams[turn].step()
     weights = torch.load(trained / f"{clip_norm}-{stage}-{rank}.pt", weights_only=True)
     assert float(weights["norm"]) == pytest.approx(float(torch.stack(norms).norm()), rel=1e-5)
     for name, weight in module.state_dict().items():
         torch.testing.assert_close(weights[name], weight, rtol=0, atol=1e-6)
         assert not torch.allclose(weight, before[name], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("every", [1, 2, 5])
+def test_the_updates_of_a_group_are_its_turns_so_far(every):
+    turns = [is_due({EVERY: every}, number) for number in range(12)]
+    assert [updates_of(every, number) for number in range(13)] == [sum(turns[:number]) for number in range(13)]
+    assert turns[0]
 
 
 def test_one_group_of_all_parameters_is_what_a_single_network_has():

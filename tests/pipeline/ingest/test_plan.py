@@ -26,6 +26,7 @@ from pipeline.ingest.plan import Plan, plan_shards
 from pipeline.ingest.prepare import Clips, PrepareConfig, SourceReport, prepare_with_origin
 from pipeline.run.commits import publish_commit, read_commit, remove_other_shards
 from pipeline.run.fingerprints import fingerprint
+from pipeline.run.shared_files import SHARED
 
 BUCKET = Bucket(num_frames=5, height=32, width=32, fps=8)
 SMALL = ShardConfig(buckets=(BUCKET,), videos_per_shard=4, max_clips_per_video=2)
@@ -66,7 +67,7 @@ def make(videos: Path, folder: Path, config: ShardConfig = SMALL) -> Made:
                 shard.add(report, source.name if clips else None)
             made.cut += new
             recipe, names = shard.give()
-            commit_shard(recipe, *(new[name] for name in names))
+            commit_shard(SHARED, recipe, *(new[name] for name in names))
             made.written.append(shard.path.name)
     remove_other_shards(folder, {shard.path.name for shard in plan.shards})
     made.shards = {path.name: path.read_bytes() for path in sorted(folder.glob("shard-*.tar"))}

@@ -42,6 +42,10 @@ DECIDED = {
     ),
     "DistillSection": Decided(
         output="map train",
+        later="kind matching",
+    ),
+    "DistributionMatchingSpec": Decided(
+        output="calls shift critic_updates max_guidance",
     ),
     "DataConfig": Decided(
         output="source mix synthetic",
@@ -91,7 +95,7 @@ DECIDED = {
     ),
     "ClusterConfig": Decided(
         output="workers",
-        runtime="address object_store_mib",
+        runtime="address object_store_mib shared_folder",
     ),
     "Bucket": Decided(
         output="num_frames height width fps",
@@ -177,7 +181,7 @@ DECIDED = {
     ),
     "FlowSpec": Decided(
         output="path prediction loss_weight times times_per caption_dropout null_caption",
-        later="first_frame_share given sigma_min vp_betas power coupled_clips map noise tokens",
+        later="first_frame_share given sigma_min vp_betas power coupled_clips map matching noise tokens",
     ),
     "FlowMapSpec": Decided(
         output="consistency_share consistency lagrangian_step max_guidance",

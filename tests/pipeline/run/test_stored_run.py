@@ -9,7 +9,7 @@ import fsspec
 import pytest
 from filelock import FileLock
 
-from pipeline.run import stored_run
+from data.errors import ReelflowError
 from pipeline.run.stored_run import StoredRunError, pull_run, push_held_run, push_run
 
 FILES = {
@@ -144,6 +144,30 @@ def test_an_interrupted_pull_goes_on_and_writes_what_calls_others_whole_last(run
     assert set(contents(there)) == set(FILES)
 
 
+def test_objects_of_no_file_are_deleted_where_nobody_else_stores_any(run_dir, place, monkeypatch):
+    push_run(run_dir, place)
+    files, late = fsspec.url_to_fs(place)[0], "1" * 64
+    for name in ("0" * 64, late):
+        files.pipe_file(f"{place}/objects/{name}", b"of a worker")
+    named = objects(place) - {"0" * 64, late}
+    (run_dir / "dit" / "latest").write_text("step_0000006\n", encoding="utf-8")
+    push_run(run_dir, place)
+    assert {"0" * 64, late} < objects(place)
+    files.rm_file(f"{place}/objects/{late}")
+    (run_dir / "dit" / "latest").write_text("step_0000009\n", encoding="utf-8")
+    put = files.put_file
+
+    def put_file(source, target):
+        files.pipe_file(f"{place}/objects/{late}", b"of a worker, while the push goes on")
+        put(source, target)
+
+    monkeypatch.setattr(files, "put_file", put_file)
+    push_held_run(run_dir, place, clears=True)
+    assert len(objects(place) & named) == len(named) - 1
+    assert late in objects(place)
+    assert "0" * 64 not in objects(place)
+
+
 def test_a_file_that_changes_while_it_is_sent_ends_the_push(run_dir, place, monkeypatch):
     files = fsspec.url_to_fs(place)[0]
 
@@ -171,7 +195,7 @@ def test_what_is_no_run_or_another_one_is_refused(run_dir, place, tmp_path):
         push_run(other, place)
     with pytest.raises(StoredRunError, match=r"has no folder samples; it has clips, dit"):
         pull_run(place, tmp_path / "x", ["dit", "samples"])
-    with FileLock(other / "run.lock"), pytest.raises(stored_run.ReelflowError, match="is in use by process"):
+    with FileLock(other / "run.lock"), pytest.raises(ReelflowError, match="is in use by process"):
         push_run(other, place)
 
 

@@ -102,6 +102,7 @@ PER_FRAME = {"times_per": "frame"}
         (FIRST, {"image": "red", "last_image": "blue"}, "has last_image, but .*both ends given: .*given.ends above 0"),
         ({}, {"total_frames": 33}, "has total_frames, but .*given.prefix above 0, or leave total_frames out"),
         (ANY, {"clip": "short", "context": 13}, "names a clip of 9 frames at 8 fps, but 13 are needed"),
+        ({"matching": {}}, {"source": "long", "strength": 0.5}, "has strength 0.5, but .* from noise alone at first"),
         (ANY, {"source": "short", "strength": 0.5}, "names a source of 9 frames at 8 fps, but 17 are needed"),
         (ANY, {"clip": "long", "context": 6}, "has context 6, but clips have 4k . 1 frames: use 5 or 9"),
         (ANY, {"total_frames": 32}, "has total_frames 32, but clips have 4k . 1 frames: use 29 or 33"),
@@ -141,6 +142,7 @@ def test_what_a_model_cannot_do_is_refused_by_row_and_column(files, flow, column
         ({"given": GivenFrames(subset=0.5)}, {"last_image": "red"}),
         (PER_FRAME, {"clip": "long", "last_image": "red", "context": 5}),
         ({}, {"source": "long", "strength": 0.5}),
+        ({"matching": {}}, {"source": "long", "strength": 1.0}),
     ],
     ids=str,
 )

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from models.flow.beginning import Beginning
 from models.flow.path import path_of
-from models.flow.spec import FlowSpec, OdeSolver
+from models.flow.spec import FlowSpec, SolverName
 from models.networks.protocol import JumpEnd
 from models.text.caption import Caption
 from models.text.config import TextConfig
@@ -138,7 +138,7 @@ def test_a_given_first_frame_is_held_bit_for_bit_by_every_combination(schedule, 
         assert (t[..., 0] == 1).all()
         return 0.5 * x + caption.mask.sum(1).reshape(-1, 1, 1, 1, 1) * x.roll(1, -1) / 10 + x.mean(2, keepdim=True)
 
-    names = [name for name in get_args(OdeSolver) if name not in ("dopri5", "jumps")]  # one time, no given frames
+    names = [name for name in get_args(SolverName) if name not in ("dopri5", "jumps")]  # one time, no given frames
     solvers: list[dict[str, Any]] = [{"solver": name} for name in names]
     solvers += [{"sde_sigma": 0.5}, {"solver": "ddim", "ddim_eta": 0.5}]
     grids: list[dict[str, Any]] = [{"solver": "euler", "grid": grid} for grid in get_args(GridName)]
@@ -215,7 +215,9 @@ def test_every_setting_of_a_rule_and_a_solver_reaches_it():
         assert not torch.equal(before, after), (base, change)
 
 
-@pytest.mark.parametrize("solver", [name for name in get_args(OdeSolver) if name not in ("flow_map", "jumps")])
+@pytest.mark.parametrize(
+    "solver", [name for name in get_args(SolverName) if name not in ("flow_map", "renoise", "jumps")]
+)
 def test_every_step_is_told_of_and_changes_nothing(solver):
     told: list[tuple[int, int]] = []
     network = lambda x, t, _: 0.1 * x + t.reshape(-1, 1, 1, 1, 1)  # noqa: E731

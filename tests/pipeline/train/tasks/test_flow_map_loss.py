@@ -6,22 +6,15 @@ from functools import partial
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
-from data.dataset.reader import PayloadReader
-from data.stream.loader import Sample
-from models.autoencoder.build import build_autoencoder
-from models.autoencoder.config import AutoencoderConfig
 from models.flow.guidance import guide
 from models.flow.path import expand
 from models.flow.spec import FlowMapSpec, FlowSpec
 from models.networks.protocol import Conditions, JumpEnd
 from models.text.caption import joined
-from pipeline.checkpoint.export import export_weights
 from pipeline.checkpoint.read import open_checkpoint
 from pipeline.checkpoint.record import CheckpointError
 from pipeline.distributed.torchrun import train_here
-from pipeline.encode.codec import AUTOENCODER_NAME
 from pipeline.sample.checks import check_can_sample
 from pipeline.sample.config import SampleConfig
 from pipeline.sample.model import open_model
@@ -30,41 +23,20 @@ from pipeline.sample.sampler import ClipSampler
 from pipeline.train.loop import train
 from pipeline.train.tasks.flow_batch import FlowQuery
 from pipeline.train.tasks.flow_map_loss import FlowMapLoss
+from pipeline.train.tasks.teacher import taught_velocity
 from testing.records import SMALL
-from testing.tiny import CONFIG, SHAPE, TINY_MODEL, losses, write_latents
+from testing.tiny import CONFIG, SHAPE, batch_of, losses
 
 MAP = FlowMapSpec(max_guidance=4.0)
 
 
 @pytest.fixture(scope="module")
-def student(straight, tmp_path_factory):
+def student(to_be_taught, tmp_path_factory):
     """The task of a student, and a training of eight steps."""
-    task, _, teacher_dir = straight
-    data, run_dir = tmp_path_factory.mktemp("data"), tmp_path_factory.mktemp("student")
-    write_latents(data)
-    small = AutoencoderConfig(latent_channels=SHAPE[0], width=8, deep_width=8)
-    weights = build_autoencoder(small).state_dict()
-    save_file(weights, data / AUTOENCODER_NAME, metadata={"config": small.model_dump_json()})
-    export_weights(open_checkpoint(teacher_dir), data / "base.safetensors")
-    task = replace(
-        task,
-        model=TINY_MODEL.model_copy(update={"flow_map": True}),
-        flow=FlowSpec(caption_dropout=0.3, map=MAP),
-        dataset_dir=data,
-        autoencoder_path=data / AUTOENCODER_NAME,
-        base_path=data / "base.safetensors",
-        base_model=TINY_MODEL,
-    )
+    run_dir = tmp_path_factory.mktemp("student")
+    task = replace(to_be_taught, flow=FlowSpec(caption_dropout=0.3, map=MAP))
     train_here(partial(train, task, CONFIG, run_dir), 1)
     return task, run_dir
-
-
-def batch_of(task, positions: range):
-    rows = task.subsets()[0].rows
-    reader = PayloadReader(task.dataset_dir)
-    return task.collate(
-        [Sample(position, rows, position % 3, reader.read(rows[position % 3])) for position in positions]
-    )
 
 
 def test_a_student_starts_as_its_teacher_wherever_its_jumps_end(student):
@@ -86,6 +58,7 @@ def test_what_a_clip_learns_is_a_function_of_its_position(student):
     assert whole.jump is not None
     assert part.jump is not None
     assert whole.guidance is not None
+    assert part.guidance is not None
     for name in ("t", "q", "s"):
         assert torch.equal(getattr(whole.jump, name)[8:12], getattr(part.jump, name))
     assert torch.equal(whole.guidance[8:12], part.guidance)
@@ -97,6 +70,9 @@ def test_jumps_without_length_learn_the_guided_velocity_of_the_teacher(student):
     task, _ = student
     loss = task.build().eval()
     batch = batch_of(task, range(16))
+    assert batch.jump is not None
+    assert batch.guidance is not None
+    assert batch.null is not None
     at = loss.path.at(batch.t, batch.x_1)
     x_t = at.point(batch.x_0, batch.x_1)
     (teacher,) = loss._teacher
@@ -104,7 +80,8 @@ def test_jumps_without_length_learn_the_guided_velocity_of_the_teacher(student):
     null = joined(*[batch.null] * 16)
     with torch.no_grad():
         expected = guide(network(x_t, batch.t, batch.caption), network(x_t, batch.t, null), expand(batch.guidance, x_t))
-    torch.testing.assert_close(loss._taught(batch, x_t), expected)
+    taught = taught_velocity(teacher, batch, x_t, batch.t, is_guided=True)
+    torch.testing.assert_close(taught, expected)
     still = replace(batch, jump=replace(batch.jump, q=batch.t, s=batch.t))
     own = network(x_t, batch.t, batch.caption)
     torch.testing.assert_close(loss(still)["total"], (own - expected).square().mean())
