@@ -72,13 +72,15 @@ class Spread:
     """Of a measure over seeds."""
 
     mean: float
-    deviation: float
+    deviation: float | None
+    """None: there is one seed only."""
 
     def text(self, measure: Measure) -> str:
         """Shares in percent."""
         if measure == "frechet":
-            return f"{self.mean:.0f} ± {self.deviation:.0f}"
-        return f"{100 * self.mean:.0f} ± {100 * self.deviation:.0f} %"
+            return f"{self.mean:.0f}" + ("" if self.deviation is None else f" ± {self.deviation:.0f}")
+        spread = "" if self.deviation is None else f" ± {100 * self.deviation:.0f}"
+        return f"{100 * self.mean:.0f}{spread} %"
 
 
 def of_seeds(outcomes: Sequence[Outcome], line: Line, calls: int, measure: Measure) -> Spread | None:
@@ -90,12 +92,13 @@ def of_seeds(outcomes: Sequence[Outcome], line: Line, calls: int, measure: Measu
         for cell in outcome.cells
         if (cell.sampler, cell.network_calls) == (line.sampler, calls) and cell.frechet is not None
     ]
-    return Spread(mean(values), stdev(values) if len(values) > 1 else 0.0) if values else None
+    return Spread(mean(values), stdev(values) if len(values) > 1 else None) if values else None
 
 
 def judged_outcomes(done: Done) -> list[Outcome]:
-    """Those that are compared."""
-    return [outcome for training, outcome in done.items() if training.seed in SEEDS and training.steps == STEPS]
+    """Those that are compared, in the order of the legends."""
+    outcomes = [outcome for training, outcome in done.items() if training.seed in SEEDS and training.steps == STEPS]
+    return sorted(outcomes, key=lambda outcome: list(COLOURS).index(outcome.training.objective))
 
 
 def write(demo: Demo, done: Done) -> None:
@@ -143,7 +146,7 @@ def show(done: Done, floor: float) -> None:
     for name, setting in settings(done).items():
         print(f"| {name} | {setting.learning_rate:g} | {setting.law} | {setting.grid} |")
     long = [outcome for training, outcome in done.items() if training.steps > STEPS]
-    for outcomes in (judged_outcomes(done), long):
+    for outcomes in (judged_outcomes(done), long) if long else (judged_outcomes(done),):
         for measure in ("adherence", "attributes", "frechet"):
             print(f"\n| {measure} | steps | {' | '.join(map(str, CALLS))} |\n|{'---|' * (2 + len(CALLS))}")
             for name, sampler in dict.fromkeys((o.training.objective, c.sampler) for o in outcomes for c in o.cells):
@@ -168,7 +171,10 @@ def draw(outcomes: Sequence[Outcome], floor: float) -> None:
             for line in lines:
                 spreads = {calls: of_seeds(outcomes, line, calls, measure) for calls in CALLS}
                 known = {calls: each for calls, each in spreads.items() if each is not None}
-                means, deviations = [each.mean for each in known.values()], [each.deviation for each in known.values()]
+                means, deviations = (
+                    [each.mean for each in known.values()],
+                    [each.deviation or 0.0 for each in known.values()],
+                )
                 ax.errorbar(
                     list(known),
                     means,
