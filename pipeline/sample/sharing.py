@@ -105,7 +105,7 @@ def killed_by(processes: Sequence[SpawnProcess]) -> int | None:
     for process in processes:
         if process.sentinel in ended:
             process.join()  # its files are closed, which the sentinel tells, a moment before its end can be seen
-    return next((-process.exitcode for process in processes if (process.exitcode or 0) < 0), None)
+    return next((-code for code in (process.exitcode or 0 for process in processes) if code < 0), None)
 
 
 def _join(rank: int, size: int, folder: Path, device: torch.device) -> None:
