@@ -26,6 +26,7 @@ from pydantic import TypeAdapter
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+import pipeline.train.tasks.distribution_matching  # derives from `FlowTask`, so it comes before that is replaced
 import pipeline.train.tasks.flow
 from data.dataset.manifest import MANIFEST_NAME, BucketRecord, LatentStats, Manifest
 from data.files.publish import publish_text
