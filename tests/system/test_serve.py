@@ -84,7 +84,7 @@ def test_a_prompt_becomes_a_clip_that_plays_and_has_the_bytes_of_a_job(served, m
     assert "No clip yet" in served.text()
     assert page.get_by_label("Steps", exact=True).input_value() == "4"
     page.evaluate(f"() => {{ window.steps = new Set(); setInterval({WATCH}, 20) }}")
-    served.fill(Prompt="a red dot", Steps="150", Guidance_scale="2.5")
+    served.fill(Prompt="a red dot", Steps="500", Guidance_scale="2.5")
     served.generate()
     shown.wait_until(f"{CARDS} === 1", SECONDS)
     assert page.evaluate("window.steps.size") > 2
