@@ -24,7 +24,7 @@ pytestmark = pytest.mark.browser
 CARDS = "document.querySelectorAll('[data-id]').length"
 SETTINGS = ["sample.precision=fp32", "sample.solver=euler", "sample.steps=4"]
 SECONDS = 120
-WATCH = "() => [...document.body.innerText.matchAll(/step (\\d+) of 150/g)].forEach((m) => window.steps.add(m[1]))"
+WATCH = "() => [...document.body.innerText.matchAll(/step (\\d+) of 2000/g)].forEach((m) => window.steps.add(m[1]))"
 
 
 @dataclass
@@ -84,7 +84,7 @@ def test_a_prompt_becomes_a_clip_that_plays_and_has_the_bytes_of_a_job(served, m
     assert "No clip yet" in served.text()
     assert page.get_by_label("Steps", exact=True).input_value() == "4"
     page.evaluate(f"() => {{ window.steps = new Set(); setInterval({WATCH}, 20) }}")
-    served.fill(Prompt="a red dot", Steps="500", Guidance_scale="2.5")
+    served.fill(Prompt="a red dot", Steps="2000", Guidance_scale="2.5")
     served.generate()
     shown.wait_until(f"{CARDS} === 1", SECONDS)
     assert page.evaluate("window.steps.size") > 2
@@ -94,13 +94,13 @@ def test_a_prompt_becomes_a_clip_that_plays_and_has_the_bytes_of_a_job(served, m
     shown.wait_until("document.querySelector('video').currentTime > 0")
     (clip,) = read_samples(served.folder)
     assert clip.request.settings is not None
-    assert (clip.request.prompt, clip.request.settings.steps, clip.request.guidance_scale) == ("a red dot", 150, 2.5)
+    assert (clip.request.prompt, clip.request.settings.steps, clip.request.guidance_scale) == ("a red dot", 2000, 2.5)
     assert "No clip yet" not in served.text()
     assert f"seed {clip.request.seed}" in served.text()
     command = f"reelflow remake '{served.folder / clip.file}'".replace("it's", "it'\"'\"'s")
     assert page.inner_text(".command") == command
 
-    row = {"prompt": "a red dot", "seed": clip.request.seed, "steps": 150, "guidance_scale": 2.5}
+    row = {"prompt": "a red dot", "seed": clip.request.seed, "steps": 2000, "guidance_scale": 2.5}
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text(json.dumps(row) + "\n")
     list(sample_checkpoint(model_dir, tmp_path / "job", [*SETTINGS, f"sample.prompts={prompts}"], dry_run=False))
