@@ -27,6 +27,7 @@ from models.flow.spec import FlowSpec
 from pipeline.distributed.torchrun import train_here
 from pipeline.sample.outputs import read_samples
 from pipeline.train.loop import train
+from testing.commands import launch_here
 from testing.paths import ROOT
 from testing.processes import children_of, kill_all
 from testing.records import write_random_latents
@@ -89,12 +90,17 @@ class SampleJob:
     return_codes: list[int] = field(default_factory=list)
     said: str = ""
 
+    @property
+    def arguments(self) -> list[str]:
+        """The command line after `reelflow`."""
+        settings = ["sample.precision=fp32", "sample.solver=euler", "sample.steps=2", "cluster.object_store_mib=128"]
+        given = [word for setting in settings for word in ("--set", setting)]
+        place = ["--prompts", str(self.prompts), "--output", str(self.output)]
+        return ["sample", str(self.model), *place, *given, *self.options]
+
     def start(self) -> "subprocess.Popen[str]":
-        """Start the command."""
-        command = [sys.executable, "-m", "launch", "sample", str(self.model), "--prompts", str(self.prompts)]
-        command += ["--output", str(self.output), "--set", "sample.precision=fp32"]
-        command += ["--set", "sample.solver=euler", "--set", "sample.steps=2", *self.options]
-        command += ["--set", "cluster.object_store_mib=128"]
+        """Start the command in a process of its own, with a cluster of its own."""
+        command = [sys.executable, "-m", "launch", *self.arguments]
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
         return subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -109,6 +115,13 @@ class SampleJob:
     def run(self) -> int:
         """Start the command and wait for it."""
         return self.end(self.start())
+
+    def run_here(self) -> int:
+        """Run the command in this process, on the cluster that it is connected to: where nothing is killed."""
+        done = launch_here(*self.arguments)
+        self.said = done.stdout + done.stderr
+        self.return_codes.append(done.returncode)
+        return done.returncode
 
     def num_listed(self) -> int:
         """Lines of the manifest so far."""

@@ -11,8 +11,10 @@ from data.stream.loader import Sample
 from models.flow.spec import FlowSpec
 from models.networks.config import DiTConfig
 from models.text.config import TextConfig
+from pipeline.distributed.process_group import Worker
 from pipeline.engine.ema_profile import FixedDecay, PowerFunction
 from pipeline.train.config import TrainConfig
+from pipeline.train.loop import train
 from pipeline.train.monitor.metrics import read_metrics
 from pipeline.train.tasks.flow import FlowTask
 from pipeline.train.tasks.flow_batch import FlowBatch
@@ -62,6 +64,11 @@ def make_task(folder: Path) -> FlowTask:
         autoencoder_path=folder / "autoencoder.safetensors",
         seed=7,
     )
+
+
+def train_tiny(worker: Worker, data: Path, run_dir: Path) -> None:
+    """The training, as a worker of a group runs it."""
+    train(make_task(data), CONFIG, run_dir, worker)
 
 
 def batch_of(task: FlowTask, positions: range) -> FlowBatch:

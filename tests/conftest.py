@@ -12,8 +12,12 @@ from typing import Any
 
 import pytest
 
-from testing.paths import CLIPS_DIR
+from testing.paths import CLIPS_DIR, STARTUP_DIR
 
+gc.disable()  # until all is imported
+# Processes of the tests look for garbage less often, see testing/startup/sitecustomize.py.
+if str(STARTUP_DIR) not in (paths := os.environ.get("PYTHONPATH", "").split(os.pathsep)):
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(STARTUP_DIR), *filter(None, paths)])
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # Idle workers that Ray keeps for what comes next: more than the default, one a CPU, so that fewer start anew.
 os.environ.setdefault("RAY_num_workers_soft_limit", "6")
@@ -49,6 +53,7 @@ def pytest_collection_finish() -> None:
     """
     gc.collect()
     gc.freeze()
+    gc.enable()
     if torch := sys.modules.get("torch"):
         from pipeline.run.precision import prepare_to_compute
 

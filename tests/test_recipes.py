@@ -185,7 +185,7 @@ def test_a_run_on_slurm_saves_before_a_preemption_and_is_queued_again(tmp_path):
         "REELFLOW_RAY_OPTIONS": f"--num-cpus=2 --object-store-memory=134217728 "
         f"--dashboard-agent-listen-port={free_port()}",
     }
-    endless = ["--set", "autoencoder.train.steps=100000"]
+    endless = ["--set", "autoencoder.train.steps=100000", "--set", "cluster.workers.num_workers=1"]
     stage_dir = tmp_path / "runs" / "tiny" / "autoencoder"
     with (tmp_path / "log.txt").open("w+") as log:
         process = subprocess.Popen(

@@ -357,13 +357,16 @@ def test_a_cluster_that_still_starts_is_asked_again(address, tmp_path, monkeypat
         submit("shard", config, (), address)
 
 
+FEW = "data.synthetic.num_videos=4"
+
+
 @pytest.mark.slow
 def test_jobs_that_are_submitted_together_keep_their_configurations(address, tmp_path):
     jobs = []
     for name in ("one", "two"):
         config = tmp_path / f"{name}.yaml"
         config.write_text(TINY.format(runs=tmp_path / "runs").replace("name: tiny", f"name: {name}"), encoding="utf-8")
-        jobs.append(submit("shard", config, (f"seed={len(jobs)}",), address).job_id)
+        jobs.append(submit("shard", config, (f"seed={len(jobs)}", FEW), address).job_id)
     assert [wait_for(job, address) for job in jobs] == ["SUCCEEDED"] * 2
     for seed, name in enumerate(("one", "two")):
         assert load_config(tmp_path / "runs" / name / "config.yaml").seed == seed
@@ -380,7 +383,8 @@ def wait_until(condition: Callable[[], bool], job_id: str, address: str) -> None
 @pytest.mark.slow
 def test_a_run_has_one_job_which_outlives_its_driver_and_is_resumed(address, sharded):
     config, run_dir, _ = sharded
-    stage_dir, endless = run_dir / "autoencoder", ["autoencoder.train.steps=100000"]
+    stage_dir = run_dir / "autoencoder"
+    endless = ["autoencoder.train.steps=100000", "cluster.workers.num_workers=1"]  # one is enough, and starts sooner
     with ThreadPoolExecutor(2) as pool:
         both = list(pool.map(lambda _: submit("run", config, endless, address), range(2)))
     assert sorted(each.is_new for each in both) == [False, True]
@@ -471,7 +475,7 @@ def test_variables_of_a_file_reach_driver_and_workers_and_are_shown_nowhere(addr
     keys.write_text(f"# of the store\nexport STORE_KEY='{SECRET}'\n", encoding="utf-8")
     config.write_text(TINY.format(runs=tmp_path / "runs"), encoding="utf-8")
     options = JobOptions(env=("STORE_KEY",), env_file=str(keys))
-    job = submit("shard", config, (), address, options).job_id
+    job = submit("shard", config, (FEW,), address, options).job_id
     assert wait_for(job, address) == "SUCCEEDED", logs(job, address)
     missing = submit("shard", config, ("name=other",), address, JobOptions(env=("STORE_KEY",))).job_id
     assert wait_for(missing, address) == "FAILED"

@@ -8,9 +8,9 @@ import pytest
 
 from pipeline.distributed.torchrun import train_here
 from pipeline.train.loop import train
+from testing.groups import Job, run_jobs
 from testing.often_saved import OFTEN
-from testing.processes import train_in_processes
-from testing.tiny import CONFIG, make_task, write_latents
+from testing.tiny import CONFIG, make_task, train_tiny, write_latents
 
 
 @pytest.fixture(scope="session")
@@ -47,8 +47,8 @@ def straight(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def two_workers(straight, tmp_path_factory):
-    """The same eight steps on two workers, which torchrun started."""
+    """The same eight steps on two workers."""
     _, folder, _ = straight
     run_dir = tmp_path_factory.mktemp("two-workers")
-    train_in_processes(folder, run_dir, world_size=2, steps=8)
+    run_jobs([Job(2, train_tiny, (folder, run_dir))], tmp_path_factory.mktemp("jobs"))
     return run_dir

@@ -55,7 +55,7 @@ def run(cluster, pipeline_dir, tmp_path_factory) -> tuple[list[str], Path]:
     }
     arguments = [str(config), *(part for name, value in given.items() for part in ("--set", f"{name}={value}"))]
     for stage in ("shard", "encode"):
-        done = launch_here(stage, *arguments)
+        done = launch_here(stage, *arguments, "--set", "cluster.workers.num_workers=1")
         assert done.returncode == 0, done.stderr
     return arguments, folder / "runs" / "tiny"
 

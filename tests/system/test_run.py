@@ -142,7 +142,7 @@ def test_a_second_run_has_nothing_to_do_and_a_lost_stage_is_made_again(run):
     before = {name: (run_dir / name).stat().st_mtime_ns for name in ("clips/manifest.json", "dit/latest")}
 
     shutil.rmtree(run_dir / "samples")
-    third = launch_here("run", str(config))
+    third = launch_here("run", str(config), *ONE_WORKER)
     assert third.stdout.count("nothing to do") == 6
     assert "sample: done" in third.stdout
     assert "evaluate: nothing to do" in third.stdout
@@ -185,7 +185,7 @@ def test_other_files_are_added_to_finished_samples_and_leave_what_depends_on_the
     config = str(tmp_path / "tiny" / "config.yaml")
     samples, option = tmp_path / "tiny" / "samples", ["--set", f"runs_dir={tmp_path}"]
     before = {path.name: path.read_bytes() for path in samples.glob("*.mp4")}
-    more = [*option, "--set", "sample.outputs=[mp4,gif,webdataset]"]
+    more = [*option, *ONE_WORKER, "--set", "sample.outputs=[mp4,gif,webdataset]"]
     done = launch_here("sample", config, *more)
     assert done.returncode == 0, done.stderr
     assert "sample: continues" in done.stdout
@@ -291,7 +291,7 @@ def test_clips_that_two_workers_share_are_made_again_with_the_same_bytes(run, tm
     clips = read_samples(output)
     assert len(clips) == 2
     for clip in clips:
-        again = launch("remake", str(output / clip.file))
+        again = launch_here("remake", str(output / clip.file))
         assert "the clip made again has the bytes of" in again.stdout, again.stderr
         assert decode_clip((output / clip.file).read_bytes()).shape == (9, 32, 32, 3)
 
@@ -469,7 +469,7 @@ def test_every_way_to_condition_is_trained_and_sampled_by_the_commands(run, tmp_
     assert launch_here(*command).returncode == 0  # nothing is left to do
     prompts.write_text("".join(json.dumps(row) + "\n" for row in named[:0:-1]), encoding="utf-8")
     other = tmp_path / "other"
-    done = launch_here("sample", target, "--prompts", str(prompts), "--output", str(other), *options)
+    done = launch_here("sample", target, "--prompts", str(prompts), "--output", str(other), *options, *ONE_WORKER)
     assert done.returncode == 0, done.stderr
     again = {path.name: path.read_bytes() for path in other.glob("*.mp4")}
     assert len(again) == len(rows) - 1
@@ -568,7 +568,7 @@ def test_ctrl_c_leaves_nothing_half_written_and_the_next_start_goes_on(run, tmp_
     assert "Traceback" not in out
     stopped_at = open_checkpoint(run_dir / "autoencoder").record.step
     assert stopped_at >= 3
-    done = launch_here(*arguments, f"autoencoder.train.steps={stopped_at + 3}")
+    done = launch_here(*arguments, f"autoencoder.train.steps={stopped_at + 3}", "--local")
     assert done.returncode == 0, done.stderr
     assert f"resuming from step {stopped_at}" in done.stdout
     assert [row["step"] for row in read_metrics(run_dir / "autoencoder")] == list(range(1, stopped_at + 4))
@@ -585,7 +585,7 @@ def test_a_copied_run_is_tuned_with_adapters_on_the_first_ones_network(run, tmp_
     refused = launch_here("train", "dit", str(config), *adapters, "--set", "dit.model.heads=4")
     assert refused.returncode != 0
     assert "dit.model.heads is 4 but 2 there" in refused.stderr
-    done = launch_here("train", "dit", str(config), *adapters)
+    done = launch_here("train", "dit", str(config), *adapters, "--local")
     assert done.returncode == 0, done.stderr
     assert "another autoencoder" not in done.stdout
     checkpoint = open_checkpoint(tuned / "dit")

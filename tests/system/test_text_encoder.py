@@ -29,7 +29,7 @@ def run(cluster, tmp_path_factory, text_encoder_dir):
     arguments = [
         *("run", str(config), "--set", f"encode.text.folder={text_encoder_dir}", "--set", "encode.text.max_tokens=5"),
         *("--set", "dit.train.sample_every_steps=6"),
-        *("--set", "sample.compare_unguided=false"),
+        *("--set", "sample.compare_unguided=false", "--set", "cluster.workers.num_workers=1"),
     ]
     for command in (("shard",), ("train", "autoencoder", "--local"), ("run",)):
         done = launch_here(*command, *arguments[1:])

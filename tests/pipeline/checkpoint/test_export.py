@@ -15,18 +15,26 @@ from testing.paths import ROOT
 from testing.tiny import WEIGHTS
 
 
-@pytest.mark.parametrize("which", WEIGHTS)
-def test_weights_leave_a_checkpoint_whole_without_ray_or_deepspeed(often_saved, tmp_path, which):
-    output = tmp_path / "weights.safetensors"
+@pytest.fixture(scope="module")
+def exported_dir(often_saved, tmp_path_factory):
+    """A file of each kind of weights, from one process that loads neither Ray nor DeepSpeed."""
+    folder = tmp_path_factory.mktemp("exported")
     code = (
         "import sys; from pathlib import Path; from pipeline.checkpoint.read import open_checkpoint; "
         "from pipeline.checkpoint.export import export_weights; "
-        "export_weights(open_checkpoint(Path(sys.argv[1])), Path(sys.argv[2]), sys.argv[3]); "
+        "run_dir, folder, *weights = sys.argv[1:]; "
+        "[export_weights(open_checkpoint(Path(run_dir)), Path(folder, f'{w}.safetensors'), w) for w in weights]; "
         "print([name for name in ('ray', 'deepspeed') if name in sys.modules])"
     )
-    command = [sys.executable, "-c", code, str(often_saved), str(output), which]
+    command = [sys.executable, "-c", code, str(often_saved), str(folder), *WEIGHTS]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stderr
+    return folder
+
+
+@pytest.mark.parametrize("which", WEIGHTS)
+def test_weights_leave_a_checkpoint_whole_without_ray_or_deepspeed(often_saved, exported_dir, which):
+    output = exported_dir / f"{which}.safetensors"
     expected, exported = load_weights(open_checkpoint(often_saved), which), load_file(output)
     assert {f"network.{name}" for name in exported} == set(expected)
     assert all(torch.equal(exported[name.removeprefix("network.")], value) for name, value in expected.items())
