@@ -1,6 +1,7 @@
 """The files of a run on machines that share a store alone: two folders, and the actor's object in this process."""
 
 import os
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -202,10 +203,10 @@ def test_the_folder_of_a_training_is_kept_alike(home, other, monkeypatch):
         write(other.run_dir, "logs/rank-1.log", "said")
         request_save_and_stop(there)
         while not (here / STOP_NAME).exists():
-            pass
+            time.sleep(0.001)
         (here / STOP_NAME).unlink()
         while (there / STOP_NAME).exists():
-            pass
+            time.sleep(0.001)
         os.replace(write(here, "new", "three\n"), here / "metrics.jsonl")  # noqa: PTH105 - as `published` does
     assert (there / "metrics.jsonl").read_text(encoding="utf-8") == "three\n"
     assert (home / "logs/rank-1.log").read_text(encoding="utf-8") == "said"
