@@ -1,6 +1,6 @@
 """Something that is done again and again beside a block of code."""
 
-from threading import Event, enumerate as threads
+import threading
 
 import pytest
 
@@ -8,15 +8,19 @@ from pipeline.run.repeating import repeating
 
 
 def test_it_is_done_while_the_block_runs_and_not_after_it():
-    again, calls = Event(), list[int]()
+    again, calls = threading.Event(), list[int]()
 
     def action() -> None:
         calls.append(len(calls))
         if len(calls) == 3:
             again.set()
 
-    with pytest.raises(ValueError, match="of the block"), repeating(action, 0.001, "reelflow-test"):
-        assert again.wait(60)
-        raise ValueError("of the block")
+    def block() -> None:
+        with repeating(action, 0.001, "reelflow-test"):
+            assert again.wait(60)
+            raise ValueError("of the block")
+
+    with pytest.raises(ValueError, match="of the block"):
+        block()
     assert calls == list(range(len(calls)))
-    assert "reelflow-test" not in {thread.name for thread in threads()}
+    assert "reelflow-test" not in {thread.name for thread in threading.enumerate()}
