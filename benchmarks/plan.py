@@ -71,7 +71,7 @@ def main() -> None:
     arguments = parser.parse_args()
     measured = earlier(arguments.output)
     for case in () if arguments.predict else cases(arguments):
-        measured[case] = measure(case)
+        (measured[case],) = measure([case])
         print(f"{case}: {measured[case] / 2**20:.1f} MiB", flush=True)
         write(arguments.output, [row(each, peak) for each, peak in measured.items()])
     rows = [row(case, peak) for case, peak in measured.items()]

@@ -2,14 +2,17 @@
 
     python -m testing.memory '{"size": "small", "stage": 2, "checkpointing": "none", "workers": 1}'
 
-is one worker of such a training; `measure` starts it.
+is one worker of such a training; `measure` starts it. Given several trainings, it runs them one after the other.
 """
 
+import importlib
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import torch
@@ -23,6 +26,7 @@ from pipeline.distributed.process_group import Worker
 from pipeline.distributed.torchrun import local_worker
 from pipeline.encode.captions import byte_captions
 from pipeline.engine.config import ZeroStage
+from pipeline.engine.deepspeed_internals import import_deepspeed
 from pipeline.engine.ema import ShardedEma
 from pipeline.engine.ema_profile import FixedDecay
 from pipeline.engine.parameter_groups import ParameterGroup
@@ -126,24 +130,39 @@ def measure_here(case: Case) -> None:
             print(f"\nPEAK {peak}", flush=True)
 
 
-def measure(case: Case) -> int:
-    """Peak bytes of the first worker of a training."""
+def measure_each(cases: Sequence[Case]) -> None:
+    """As one of the processes of some cases: run each in a fork of this one, which has imported what takes seconds."""
+    import_deepspeed()
+    importlib.import_module("torch._dynamo")
+    for case in cases:
+        fork = multiprocessing.get_context("fork").Process(target=measure_here, args=(case,))
+        fork.start()
+        fork.join()
+        if fork.exitcode != 0:
+            sys.exit(1)
+
+
+def measure(cases: Sequence[Case]) -> list[int]:
+    """Peak bytes of the first worker of each training; all have the same number of workers."""
+    (num_workers,) = {case.workers for case in cases}
     common = os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": SMALL_BLOCK, "DS_ACCELERATOR": "cpu"}
-    common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(case.workers)}
-    command = [sys.executable, "-m", "testing.memory", json.dumps(asdict(case))]
+    common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(num_workers)}
+    command = [sys.executable, "-m", "testing.memory", *(json.dumps(asdict(case)) for case in cases)]
     with tempfile.TemporaryFile("w+") as said:
         processes = [
             subprocess.Popen(
                 command, env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, stdout=said, stderr=said
             )
-            for rank in range(case.workers)
+            for rank in range(num_workers)
         ]
         codes = [process.wait() for process in processes]
         said.seek(0)
         text = said.read()
-    assert codes == [0] * case.workers, text
-    return next(int(line.split()[1]) for line in text.splitlines() if line.startswith("PEAK"))
+    assert codes == [0] * num_workers, text
+    peaks = [int(line.split()[1]) for line in text.splitlines() if line.startswith("PEAK")]
+    assert len(peaks) == len(cases), text
+    return peaks
 
 
 if __name__ == "__main__":
-    measure_here(Case(**json.loads(sys.argv[1])))
+    measure_each([Case(**json.loads(text)) for text in sys.argv[1:]])
