@@ -124,8 +124,8 @@ def test_sampling_from_noise_loads_neither_ray_nor_deepspeed_nor_a_decoder_nor_t
     assert loaded_by("import pipeline.sample.latents") == {"torch"}
 
 
-def test_actors_that_encode_sample_and_measure_do_not_load_the_compiler():
-    """It takes as long to load as all of torch, in each process of each actor."""
+def test_actors_that_encode_sample_and_measure_and_the_optimizer_do_not_load_the_compiler():
+    """It takes as long to load as all of torch, in each process of each actor and each worker."""
     code = """
 import pipeline.encode.encode, pipeline.sample.job, pipeline.evaluate.measure
 from models.autoencoder.build import build_autoencoder
@@ -138,6 +138,15 @@ with on_meta_device():
     configs = (DiTConfig(), UNetConfig(architecture="unet"), WanConfig(architecture="wan"))
     networks = [build_network(config, 4, 64) for config in configs]
 assert all(parameter.is_meta for network in networks for parameter in network.parameters())
+
+import torch
+from pipeline.engine.parameter_groups import AdamWByTurns, ParameterGroup, optimizer_groups
+linear = torch.nn.Linear(2, 2)
+adam = AdamWByTurns(optimizer_groups(linear, [ParameterGroup(0.1, (0.9, 0.99))]), lr=1.0, fused=True)
+linear(torch.ones(1, 2)).sum().backward()
+adam.step()
+adam.zero_grad()
+adam.load_state_dict(adam.state_dict())
 """
     assert loaded_by(code) & {"torch", "torch._dynamo", "deepspeed", "transformers"} == {"torch"}
 

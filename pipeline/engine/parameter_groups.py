@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from inspect import unwrap
 from typing import Any
 
 import torch
@@ -69,16 +70,26 @@ def updates_of(every: int, num_updates: int) -> int:
 
 
 class AdamWByTurns(torch.optim.AdamW):
-    """AdamW that leaves the groups alone whose turn it is not: their weights, their moments and their step count."""
+    """AdamW that leaves the groups alone whose turn it is not: their weights, their moments and their step count.
+
+    torch hides these methods from torch.compile, by wrappers that load it: more than a second in each worker of a
+    training that compiles nothing. Here they are what the wrappers hold.
+    """
 
     num_updates: int = 0
     """Updates so far; whoever makes them counts them."""
 
+    add_param_group = unwrap(torch.optim.AdamW.add_param_group)
+    zero_grad = unwrap(torch.optim.AdamW.zero_grad)
+    state_dict = unwrap(torch.optim.AdamW.state_dict)
+    load_state_dict = unwrap(torch.optim.AdamW.load_state_dict)
+
+    @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Update the groups whose turn it is."""
         groups = self.param_groups  # DeepSpeed puts one group there at a time
         self.param_groups = [group for group in groups if is_due(group, self.num_updates)]
         try:
-            return super().step(closure)
+            return unwrap(torch.optim.AdamW.step)(self, closure)
         finally:
             self.param_groups = groups
