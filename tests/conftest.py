@@ -21,6 +21,8 @@ if str(STARTUP_DIR) not in (paths := os.environ.get("PYTHONPATH", "").split(os.p
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # Idle workers that Ray keeps for what comes next: more than the default, one a CPU, so that fewer start anew.
 os.environ.setdefault("RAY_num_workers_soft_limit", "6")
+# None before it is asked for: a training, whose workers have an environment of their own, would never use them.
+os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
 
 # Folders whose files share fixtures that take minutes to make: all their tests run in one process of `pytest -n`.
 ONE_PROCESS = ("tests/pipeline/train/monitor/", "tests/pipeline/train/", "tests/pipeline/checkpoint/")
