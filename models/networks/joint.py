@@ -53,7 +53,7 @@ class Stream(nn.Module):
         """What attention takes: normalised queries and keys (keys only), as heads side by side, and values.
 
         Args:
-            groups: as `modulate` takes them.
+            groups: as `normed_and_modulated` takes them.
         """
         shift, scale, *_ = vectors
         projected = self.qkv(normed_and_modulated(x, self.norm, shift, scale, groups))
