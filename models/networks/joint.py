@@ -58,7 +58,7 @@ class Stream(nn.Module):
         shift, scale, *_ = vectors
         projected = self.qkv(normed_and_modulated(x, self.norm, shift, scale, groups))
         projected = rearrange(projected, "b n (h d) -> b n h d", h=(self.num_normed + 1) * self.heads)
-        normed, values = projected.tensor_split([self.num_normed * self.heads], dim=2)
+        normed, values = projected.split([self.num_normed * self.heads, self.heads], dim=2)
         return self.qk_norm(normed), values
 
     def after(
