@@ -89,7 +89,7 @@ def normed_and_modulated(
     if groups is not None:
         num_vectors, num_tokens = zip(*groups, strict=True)
         parts = zip(x.split(num_tokens, 1), shift.split(num_vectors, 1), scale.split(num_vectors, 1), strict=True)
-        return torch.cat([normed_and_modulated(tokens, norm, *vectors) for tokens, *vectors in parts], dim=1)
+        return torch.cat([normed_and_modulated(tokens, norm, own, factor) for tokens, own, factor in parts], dim=1)
     # Not by calling the module: its hooks under ZeRO 3 have nothing to gather.
     tokens = rearrange(x, "b (f s) d -> b f s d", f=shift.shape[1])
     return rearrange(modulated_layer_norm(tokens, shift, scale, norm.eps), "b f s d -> b (f s) d")

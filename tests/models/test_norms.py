@@ -1,6 +1,7 @@
 """Norms with a backward pass that is written out: values, gradients, and what they keep."""
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -25,19 +26,19 @@ def plain_modulated_layer_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tenso
     return torch.addcmul(shift[:, :, None], layer_norm(x, x.shape[-1:], eps=EPS), 1 + scale[:, :, None])
 
 
-NORMS = {
-    "rms": (lambda *inputs: rms_norm(*inputs, EPS), plain_rms_norm, [(3, 5, 8), (8,)], 3 * 5),
-    "head": (lambda *inputs: head_norm(*inputs, EPS), plain_head_norm, [(2, 5, 3, 8), (3, 1)], 2 * 5 * 3),
+Norm = tuple[Callable[..., Tensor], Callable[..., Tensor], list[tuple[int, ...]], int]
+"""The norm, the same as torch derives it, the shapes of its inputs, and the numbers that it keeps for its rows."""
+
+NORMS: dict[str, Norm] = {
+    "rms": (partial(rms_norm, eps=EPS), plain_rms_norm, [(3, 5, 8), (8,)], 3 * 5),
+    "head": (partial(head_norm, eps=EPS), plain_head_norm, [(2, 5, 3, 8), (3, 1)], 2 * 5 * 3),
     "modulated": (
-        lambda *inputs: modulated_layer_norm(*inputs, EPS),
+        partial(modulated_layer_norm, eps=EPS),
         plain_modulated_layer_norm,
         [(2, 3, 4, 8), (2, 3, 8), (2, 3, 8)],
         2 * (2 * 3 * 4),
     ),
 }
-"""The norm, the same as torch derives it, the shapes of its inputs, and the numbers that it keeps for its rows."""
-
-Norm = tuple[Callable[..., Tensor], Callable[..., Tensor], list[tuple[int, ...]], int]
 
 
 @pytest.fixture(params=NORMS)
