@@ -41,7 +41,7 @@ from pipeline.ingest.thresholds import (
     stored_measures,
     what_is_measured,
 )
-from pipeline.run.fingerprints import fingerprint, output_json
+from pipeline.run.fingerprints import canonical_json, fingerprint, fingerprint_of_encoded, output_json
 from pipeline.run.shared_files import SHARED, RunFiles
 
 
@@ -88,8 +88,8 @@ class PrepareConfig:
 
     def origin(self, source: Source) -> Origin:
         """What a report of this source would be made from now, but for the content of its file."""
-        inputs = self._inputs(source)
-        cut, spans = fingerprint([self.cut, *inputs]), fingerprint([self.spans, *inputs])
+        inputs = canonical_json(self._inputs(source))[1:-1]  # once for both fingerprints, of [setting, *inputs]
+        cut, spans = (fingerprint_of_encoded([canonical_json(text), inputs]) for text in (self.cut, self.spans))
         return Origin(cut=cut, spans=spans, stored=self.stored, stamp=source.file_stamp)
 
     def basis_of(self, source: Source) -> str:
