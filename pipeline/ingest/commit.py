@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from pipeline.ingest.reports import SourceReport, StoredReport
 from pipeline.ingest.spool import Clips
 from pipeline.ingest.thresholds import stored_measures
 from pipeline.run.commits import Commit, commit_path, read_commit, remove_commit, writing
+from pipeline.run.fingerprints import fingerprint_of_encoded
 from pipeline.run.shared_files import RunFiles
 
 logger = logging.getLogger(__name__)
@@ -45,8 +46,6 @@ class ShardRecipe:
     """What a shard is written from."""
 
     path: Path
-    made_from: str
-    """Fingerprint of the inputs of the reports."""
     reports: tuple[StoredReport, ...]
     """Of its sources, in order."""
     dropped: Dropped
@@ -57,6 +56,11 @@ class ShardRecipe:
     """Of the sources that are taken."""
     filters: FilterConfig
     """Which say what the records of clips store."""
+
+    @cached_property
+    def made_from(self) -> str:
+        """Input fingerprint of its commit: of what each report was made from."""
+        return fingerprint_of_encoded(report.inputs for report in self.reports)
 
 
 class _TakenShardError(Exception):

@@ -27,7 +27,7 @@ from pipeline.ingest.prepare import PrepareConfig, present_caption
 from pipeline.ingest.redecide import redecided, unmeasured
 from pipeline.ingest.reports import Origin, SourceReport, StoredReport
 from pipeline.run.commits import SHARD_PATTERN, publish_commit, read_commit
-from pipeline.run.fingerprints import fingerprint, fingerprint_of_encoded
+from pipeline.run.fingerprints import fingerprint
 
 HASHING_THREADS = 4
 
@@ -99,17 +99,15 @@ class PlannedShard:
         reports = [
             self._new.get(source.name) or StoredReport.of(self._held[source.name].report) for source in self.sources
         ]
-        self.made_from = fingerprint_of_encoded(report.inputs for report in reports)
         recipe = ShardRecipe(
             path=self.path,
-            made_from=self.made_from,
             reports=tuple(reports),
             dropped={name: self._dropped[name] for name in self._dropped.keys() & {r.source for r in reports}},
             taken={name: held.shard for name, held in self._held.items() if held.keys},
             captions=self._captions,
             filters=self._filters,
         )
-        clips = list(self._clips.values())
+        self.made_from, clips = recipe.made_from, list(self._clips.values())
         self._new.clear()  # so that what a plan holds does not grow with the sources that are cut
         self._clips.clear()
         return recipe, clips
