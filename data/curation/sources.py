@@ -413,14 +413,13 @@ def local_copy(source: Source) -> Iterator[Path]:
         OSError: it does not exist or cannot be read, locally or from a store.
     """
     if "://" not in source.path:
-        path = Path(source.path)
         try:
-            mode = path.stat().st_mode
+            mode = os.stat(source.path).st_mode  # noqa: PTH116 - once for each video
         except ValueError as error:  # a null character, or half of a surrogate pair
             raise OSError(errno.EINVAL, f"no file can have this name ({error})") from error
         if not S_ISREG(mode):
             raise VideoError("not_a_file", "it is not a regular file")
-        yield path
+        yield Path(source.path)
         return
     files, name = _filesystem(source.path, source.name)
     with tempfile.TemporaryDirectory(prefix="reelflow-") as folder:

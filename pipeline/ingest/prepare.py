@@ -5,6 +5,7 @@ The result is a report, which is small and returned to the driver, and the clips
 store, or in a file if they are many, until their shard is written (`pipeline/ingest/shard.py`).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from errno import ENOSPC
 from functools import cached_property, partial
@@ -86,11 +87,11 @@ class PrepareConfig:
         """The names of the measures that the records of clips have."""
         return " ".join(sorted(self.settings.filters.recorded))
 
-    def origin(self, source: Source) -> Origin:
-        """What a report of this source would be made from now, but for the content of its file."""
+    def origin(self, source: Source, content: str | None = None) -> Origin:
+        """What a report of this source would be made from now, with the checksum of its file where that is known."""
         inputs = canonical_json(self._inputs(source))[1:-1]  # once for both fingerprints, of [setting, *inputs]
         cut, spans = (fingerprint_of_encoded([canonical_json(text), inputs]) for text in (self.cut, self.spans))
-        return Origin(cut=cut, spans=spans, stored=self.stored, stamp=source.file_stamp)
+        return Origin(cut=cut, spans=spans, stored=self.stored, stamp=source.file_stamp, content=content)
 
     def basis_of(self, source: Source) -> str:
         """What an older version's `Origin.basis` would be now."""
@@ -115,17 +116,39 @@ class PrepareConfig:
         return fingerprint([*inputs, sorted(self.shared_names)] if self.shared_names else inputs)
 
 
-def prepare_with_origin(config: PrepareConfig, source: Source) -> tuple[StoredReport, Clips]:
-    """`prepare_source`, and what the report was made from.
+@dataclass(frozen=True)
+class Prepared:
+    """What became of a source, before it is said what that was made from."""
 
-    The file is read a second time for its checksum, mostly from memory; one that gave no clips is not.
+    report: SourceReport
+    content: str | None  # SHA-256 of its file; None: not known
+
+
+def prepare_with_origin(config: PrepareConfig, source: Source) -> tuple[StoredReport, Clips]:
+    """`prepare_and_hash` and `stored_reports` of one source."""
+    prepared, clips = prepare_and_hash(config, source)
+    return stored_reports(config, [source], [prepared])[0], clips
+
+
+def prepare_and_hash(config: PrepareConfig, source: Source) -> tuple[Prepared, Clips]:
+    """`prepare_source`, and the checksum of the file.
+
+    For that it is read a second time, mostly from memory; one that is in quarantine is not.
     """
     fetch_source(config.files, source)
     report, clips = prepare_source(config, source)
-    origin = config.origin(source)
-    if report.quarantined is None:
-        origin = origin.model_copy(update={"content": content_of(source)})
-    return StoredReport.of(report.model_copy(update={"origin": origin})), clips
+    return Prepared(report, content_of(source) if report.quarantined is None else None), clips
+
+
+def stored_reports(
+    config: PrepareConfig, sources: Sequence[Source], prepared: Sequence[Prepared]
+) -> list[StoredReport]:
+    """The reports of some sources with what each was made from."""
+    stored = []
+    for source, done in zip(sources, prepared, strict=True):
+        origin = config.origin(source, done.content)
+        stored.append(StoredReport.of(done.report.model_copy(update={"origin": origin})))
+    return stored
 
 
 def prepare_source(config: PrepareConfig, source: Source) -> tuple[SourceReport, Clips]:
@@ -195,7 +218,7 @@ def _caption_or_problem(config: PrepareConfig, source: Source) -> str:
 def _cut_source(config: PrepareConfig, source: Source, spool: ClipSpool) -> list[SourceReport]:
     """Decode a source and store its clips in the spool; what became of each span."""
     settings, caption = config.settings, present_caption(config, source)
-    is_augmented = split_of(source.file, settings.validation_fraction) == "train"
+    is_augmented = settings.augment != AS_IT_IS and split_of(source.file, settings.validation_fraction) == "train"
     cut = CutConfig(
         max_spans=settings.max_clips_per_video,
         placement=settings.clip_placement,

@@ -27,9 +27,8 @@ from pipeline.ingest.config import ShardConfig
 from pipeline.ingest.duplicates import duplicates_of
 from pipeline.ingest.judge import started_judge
 from pipeline.ingest.plan import Plan, plan_shards
-from pipeline.ingest.prepare import PrepareConfig, prepare_with_origin
+from pipeline.ingest.prepare import PrepareConfig, prepare_and_hash, stored_reports
 from pipeline.ingest.reports import Origin, SourceReport, StoredReport
-from pipeline.ingest.spool import Clips
 from pipeline.ingest.verify import NotAsPlannedError, verified_commits
 from pipeline.run.commits import SHARD_PATTERN, publish_commit, read_commit, remove_other_shards
 from pipeline.run.progress import bar
@@ -109,8 +108,7 @@ def _finish_shards(
             logger.info("%s", plan)
             plan.record_stamps()
             with started_judge(config.settings.models) as judge:
-                prepare = partial(prepare_with_origin, replace(config, judge=judge))
-                _prepare_and_commit(prepare, plan, config, num_workers)
+                _prepare_and_commit(plan, replace(config, judge=judge), num_workers)
         present = look_again(sources)
         if plan.is_done or not plan.depends_on_clips:
             try:
@@ -144,16 +142,20 @@ def describe_reuse(sources: Sequence[Source], output_dir: Path, config: ShardCon
     return str(plan) if plan.has_reuse else None
 
 
-def _prepare_and_commit(
-    prepare: partial[tuple[StoredReport, Clips]], plan: Plan, config: PrepareConfig, num_workers: int
-) -> None:
+def _prepare_and_commit(plan: Plan, config: PrepareConfig, num_workers: int) -> None:
     """Cut the sources whose clips are nowhere, and write each shard as soon as all of its sources are there."""
     files = config.files
     shard_of = plan.to_cut
     num_sources = sum(len(shard.sources) for shard in plan.shards)
     num_done, num_rejected = num_sources - len(shard_of), 0
     with (
-        IsolatedPool(prepare, list(shard_of), num_workers, config.settings.decode_timeout_seconds) as pool,
+        IsolatedPool(
+            partial(prepare_and_hash, config),
+            list(shard_of),
+            num_workers,
+            config.settings.decode_timeout_seconds,
+            partial(stored_reports, config),
+        ) as pool,
         bar("shard", num_sources, "videos", start=num_done) as progress,
     ):
         for shard in plan.shards:

@@ -147,7 +147,7 @@ def test_the_stage_goes_on_until_all_is_as_planned(videos, tmp_path, monkeypatch
     """A shard is lost in the first round, and a sidecar appears in it; each commit is read once at the end."""
     folder, rounds = tmp_path / "clips", []
 
-    def prepare_and_commit(_prepare: object, plan: Plan, *_: object) -> None:
+    def prepare_and_commit(plan: Plan, *_: object) -> None:
         rounds.append(sorted(source.name for source in plan.to_cut))
         carry_out(plan, lost=(plan.shards[0].path,) if len(rounds) == 1 else ())
         (videos / "3.txt").write_text("it appears")
@@ -166,7 +166,7 @@ def test_the_stage_goes_on_until_all_is_as_planned(videos, tmp_path, monkeypatch
 
 def test_each_commit_of_a_first_start_is_read_once(videos, tmp_path, monkeypatch):
     read, real = list[str](), verify.read_commit
-    monkeypatch.setattr(shard, "_prepare_and_commit", lambda _prepare, plan, *_: carry_out(plan))
+    monkeypatch.setattr(shard, "_prepare_and_commit", lambda plan, *_: carry_out(plan))
     monkeypatch.setattr(verify, "read_commit", lambda kind, path: read.append(path.name) or real(kind, path))
     monkeypatch.setattr(
         "pipeline.ingest.plan.read_commit", lambda kind, path: read.append(path.name) or real(kind, path)
