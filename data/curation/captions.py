@@ -45,14 +45,14 @@ def caption_of(
         video = os.fspath(source_dir / source) if path is None else path
         caption = _from_sidecar(Path(video)) if has_sidecar(video) else None
     if caption is None:
-        caption = _caption_of_folder(source_dir, source.rpartition("/")[0])
+        return _caption_of_folder(source_dir, source.rpartition("/")[0])
     return clean_caption(caption)
 
 
 @lru_cache(maxsize=1024)  # a folder holds many videos
 def _caption_of_folder(source_dir: Path, folder: str) -> str:
     name = Path(folder).name or source_dir.resolve().name
-    return name.replace("_", " ").replace("-", " ")
+    return clean_caption(name.replace("_", " ").replace("-", " "))
 
 
 def _is_regular(path: Path) -> bool:
