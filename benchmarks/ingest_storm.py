@@ -19,9 +19,11 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -37,7 +39,7 @@ from pipeline.ingest.plan import plan_shards
 from pipeline.ingest.prepare import PrepareConfig, prepare_source, prepare_with_origin
 from pipeline.ingest.verify import verified_commits
 from pipeline.run.shared_files import SHARED
-from testing.ingest_storm import CONFIG, make_files, storm
+from testing.ingest_storm import CONFIG, NUM_WORKERS, make_files, storm
 
 NUM_FILES = 20_000
 # Files in the folders that the cost of a file is measured with. Starting the workers varies by a second.
@@ -73,19 +75,37 @@ def milliseconds_per_file(config: ShardConfig, *, is_good: bool) -> dict[str, fl
     return {name: round(value, 3) for name, value in (by_role | {"all": sum(by_role.values())}).items()}
 
 
-def costs_of_rejected(sources: Sequence[Source]) -> dict[str, Any]:
-    """What one more rejected file costs in whole runs, with the probe alone measured before, between and after."""
+def probe_milliseconds(sources: Sequence[Source]) -> dict[str, float]:
+    """CPU time of the probe of a rejected file in a plain loop in this process, and of all of `prepare_source`."""
     prepare = partial(prepare_source, PrepareConfig(CONFIG.buckets, {}, CONFIG))
+    milliseconds(probe, sources[: len(sources) // 4])
+    return {"probe": milliseconds(probe, sources), "prepare_source": milliseconds(prepare, sources)}
+
+
+def costs_of_rejected(sources: Sequence[Source], processes: ProcessPoolExecutor) -> dict[str, Any]:
+    """What one more rejected file costs in whole runs, with the probe alone measured before, between and after.
+
+    Cores that share caches or execution units slow one another down, so the probe is also measured in as many processes
+    at once as there are workers.
+    """
     default = CONFIG.model_copy(update={"videos_per_shard": ShardConfig().videos_per_shard})
-    probes, reports, runs = [], [], {}
+    alone, at_once, runs = [], [], {}
     for name, config in (("rejected_file", default), ("rejected_file_at_16_a_shard", CONFIG), ("", None)):
-        probes.append(milliseconds(probe, sources))
-        reports.append(milliseconds(prepare, sources))
+        alone.append(probe_milliseconds(sources))
+        at_once += processes.map(probe_milliseconds, [sources] * NUM_WORKERS)
         if config is not None:
             runs[name] = milliseconds_per_file(config, is_good=False)
-    alone = {"probe": round(statistics.mean(probes), 3), "prepare_source": round(statistics.mean(reports), 3)}
-    ratios = {f"by_{name}": round(runs["rejected_file"]["all"] / value, 2) for name, value in alone.items()}
-    return alone | runs | ratios
+    probes = {"alone": means(alone), "in_as_many_processes_as_workers": means(at_once)}
+    ratios = {
+        where: {name: round(runs["rejected_file"]["all"] / value, 2) for name, value in values.items()}
+        for where, values in probes.items()
+    }
+    return {"probes": probes, **runs, "rejected_file_by_probe": ratios}
+
+
+def means(measured: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Of each value."""
+    return {name: round(statistics.mean(some[name] for some in measured), 3) for name in measured[0]}
 
 
 def medians(measured: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -150,10 +170,13 @@ def main() -> None:
         if options.part in (None, "costs"):
             make_files(folder / "probe", 0, NUM_PROBED)
             sources = list_folder(folder / "probe")
-            milliseconds(probe, sources)
             default = CONFIG.model_copy(update={"videos_per_shard": ShardConfig().videos_per_shard})
-            with connected(ClusterConfig(object_store_mib=128)):
-                repetitions = [costs_of_rejected(sources) for _ in range(REPETITIONS)]
+            with (
+                connected(ClusterConfig(object_store_mib=128)),
+                ProcessPoolExecutor(NUM_WORKERS, get_context("spawn")) as processes,
+            ):
+                list(processes.map(probe_milliseconds, [sources] * NUM_WORKERS))  # which starts them
+                repetitions = [costs_of_rejected(sources, processes) for _ in range(REPETITIONS)]
                 result["cpu_milliseconds"] = {
                     "medians": medians(repetitions),
                     "repetitions": repetitions,
