@@ -24,6 +24,7 @@ from data.synthetic import combinations, random_scene, render
 from pipeline.ingest.commit import ShardRecipe, commit_shard
 from pipeline.ingest.config import ShardConfig
 from pipeline.ingest.prepare import PrepareConfig, prepare_source
+from pipeline.ingest.reports import StoredReport
 from pipeline.run.shared_files import SHARED
 from testing.paths import ROOT
 
@@ -91,8 +92,8 @@ def cut(folder: Path, bucket: Bucket) -> None:
     assert report.quarantined is None, report.quarantined
     seconds, prepared = time.process_time() - started, peak_mib()
     num_bytes = clips.edges[-1]
-    kept = frozenset(clip.key for clip in report.clips)
-    recipe = ShardRecipe(folder / "shard-0.tar", (report,), kept, taken={}, captions={}, filters=config.filters)
+    reports = (StoredReport.of(report),)
+    recipe = ShardRecipe(folder / "shard-0.tar", reports, {}, taken={}, captions={}, filters=config.filters)
     commit_shard(SHARED, recipe, clips)
     figures = {
         "clips": len(clips),

@@ -31,7 +31,7 @@ from pipeline.ingest.shard import make_shards
 from pipeline.run.commits import SHARD_PATTERN, commit_path, read_commit
 
 NUM_WORKERS, NUM_SCENES = 2, 64
-SAMPLE_SECONDS = 1.0
+SAMPLE_SECONDS = 0.25
 THOUSAND = 1_000
 BUCKET = Bucket(num_frames=5, height=32, width=32, fps=8)
 CONFIG = ShardConfig(buckets=(BUCKET,), max_clips_per_video=1, videos_per_shard=16)

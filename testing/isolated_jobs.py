@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.distributed.isolated_worker import allow_until
@@ -30,6 +31,11 @@ def misbehave(folder: Path, job: str) -> tuple[tuple[str, int], list[str]]:
         allow_until(time.monotonic() + 60)
         time.sleep(4)
     return (job, os.getpid()), [job]
+
+
+def with_jobs(jobs: Sequence[str], reports: Sequence[tuple[str, int]]) -> list[tuple[str, int, int]]:
+    """The `finish` of a pool: the job as it is given, the process of its report, and the number of jobs together."""
+    return [(job, process, len(jobs)) for job, (name, process) in zip(jobs, reports, strict=True) if job == name]
 
 
 def write_down(path: Path, *payloads: list[str]) -> None:

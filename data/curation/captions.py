@@ -3,17 +3,18 @@
 import errno
 import os
 from collections.abc import Collection
+from functools import lru_cache
 from pathlib import Path
 from stat import S_ISREG
 
 from data.curation.caption_names import find_in_table
 from data.curation.caption_text import CaptionError, clean_caption
+from data.curation.sidecars import has_sidecar, sidecars
 from data.errors import printable, quoted
 from data.files.tables import CAPTION_COLUMNS, plain_column
 from data.files.text import TextError, decode_json, decode_text
 
 MAX_SIDECAR_BYTES = 2**16
-SIDECAR_SUFFIXES = (".txt", ".json")
 
 
 def caption_of(
@@ -22,6 +23,8 @@ def caption_of(
     table: dict[str, str],
     shared_names: Collection[str] = (),
     path: str | None = None,
+    *,
+    may_have_sidecar: bool = True,
 ) -> str:
     """The caption of the video at `source` (relative to `source_dir`), from the first of these that has one.
 
@@ -31,42 +34,25 @@ def caption_of(
         shared_names: as for `find_in_table`.
         path: the absolute path of the video, or its URI, if it is not `source_dir / source`: names in the ledger are
             printable, paths may not be.
+        may_have_sidecar: False: it is known that there is none.
 
     Raises:
         CaptionError: a sidecar exists but cannot be read, or as `clean_caption`.
     """
     row = find_in_table(source_dir, source, table, shared_names, path) if table else None
     caption = None if row is None else table[row]
-    if caption is None and not (path and "://" in path):
+    if caption is None and may_have_sidecar and not (path and "://" in path):
         video = os.fspath(source_dir / source) if path is None else path
         caption = _from_sidecar(Path(video)) if has_sidecar(video) else None
     if caption is None:
-        folder = Path(source).parent.name or source_dir.resolve().name
-        caption = folder.replace("_", " ").replace("-", " ")
+        return _caption_of_folder(source_dir, source.rpartition("/")[0])
     return clean_caption(caption)
 
 
-def sidecars(video: Path) -> tuple[Path, Path]:
-    """Paths of the sidecar files of a video: plain text, and a JSON object with a key of `CAPTION_COLUMNS`.
-
-    The suffix is in upper case where only such a file exists.
-    """
-    text, record = map(Path, _sidecar_names(os.fspath(video)))
-    return text, record
-
-
-def has_sidecar(video: str) -> bool:
-    """Whether anything lies at the place of a sidecar file of the video at this path."""
-    return any(map(os.path.lexists, _sidecar_names(video)))
-
-
-def _sidecar_names(video: str) -> tuple[str, str]:
-    stem = os.path.splitext(video)[0]  # noqa: PTH122 - once for each video, and a Path takes ten times as long
-    text, record = (
-        upper if os.path.lexists(upper) and not os.path.lexists(lower) else lower
-        for lower, upper in ((stem + suffix, stem + suffix.upper()) for suffix in SIDECAR_SUFFIXES)
-    )
-    return text, record
+@lru_cache(maxsize=1024)  # a folder holds many videos
+def _caption_of_folder(source_dir: Path, folder: str) -> str:
+    name = Path(folder).name or source_dir.resolve().name
+    return clean_caption(name.replace("_", " ").replace("-", " "))
 
 
 def _is_regular(path: Path) -> bool:

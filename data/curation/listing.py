@@ -4,12 +4,12 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Iterable
-from pathlib import Path, PurePath
+from pathlib import Path
 
 from pydantic import Field
 
-from data.curation.captions import SIDECAR_SUFFIXES
-from data.curation.folders import FoundFiles
+from data.curation.folders import FoundFiles, suffix_of
+from data.curation.sidecars import SIDECAR_SUFFIXES
 from data.errors import printable
 from data.records import Record
 
@@ -30,7 +30,7 @@ class ListingCounts(Record):
     unreadable_folders: int = 0
 
 
-def count_listing(files: Iterable[PurePath], videos: Iterable[PurePath], found: FoundFiles) -> ListingCounts:
+def count_listing(files: Iterable[str], videos: Iterable[str], found: FoundFiles) -> ListingCounts:
     """The counts of one place.
 
     Args:
@@ -38,21 +38,25 @@ def count_listing(files: Iterable[PurePath], videos: Iterable[PurePath], found: 
         videos: those of them that are sources.
     """
     sources = set(videos)
-    stems = {video.with_suffix("") for video in sources}
+    stems = {_stem(video) for video in sources}
     captions, others = 0, Counter[str]()
     for file in files:
         if file in sources:
             continue
-        if file.suffix in SIDECAR_SUFFIXES and file.with_suffix("") in stems:
+        if suffix_of(file) in SIDECAR_SUFFIXES and _stem(file) in stems:
             captions += 1
         else:
-            others[printable(file.suffix.lower()) or NO_SUFFIX] += 1
+            others[printable(suffix_of(file).lower()) or NO_SUFFIX] += 1
     return ListingCounts(
         captions=captions,
         files=_most_frequent(others),
         linked_folders=len(found.linked),
         unreadable_folders=len(found.unreadable),
     )
+
+
+def _stem(file: str) -> str:
+    return file.removesuffix(suffix_of(file))
 
 
 def add_listings(counts: Iterable[ListingCounts]) -> ListingCounts:

@@ -28,9 +28,9 @@ import fsspec
 
 from data.curation.caption_names import video_keys
 from data.curation.caption_text import CaptionError, check_caption_value
-from data.curation.captions import SIDECAR_SUFFIXES, has_sidecar, sidecars
-from data.curation.folders import FoundFiles, find_files
+from data.curation.folders import FoundFiles, find_files, suffix_of
 from data.curation.listing import ListingCounts, count_listing, log_listing
+from data.curation.sidecars import SIDECAR_SUFFIXES, SidecarNames, has_sidecar, sidecars
 from data.errors import ReelflowError, VideoError, printable, quoted
 from data.files.checksums import file_sha256
 from data.files.locations import ASK, LOCAL_SCHEME, LocationError, client_errors, filesystem_of
@@ -71,6 +71,7 @@ class Source:
     caption: str | None = None
     stretch: Stretch = WHOLE
     dataset: str = ""  # name of its dataset in a mix; empty where there is no mix
+    may_have_sidecar: bool = True  # False: there was none when the folder was listed
 
     @property
     def file_stamp(self) -> str:
@@ -154,7 +155,7 @@ def _list_glob(pattern: str, suffixes: frozenset[str]) -> Listing:
     root, wanted = Path(*parts[:plain]), parts[plain:]
     is_folder = os.path.isdir(root)  # noqa: PTH112 - it never raises
     found = _find_files(root, lambda above: _leads_to(above, wanted)) if is_folder else FoundFiles()
-    found.files = [path for path in found.files if _matches(path.relative_to(root).parts, wanted)]
+    found.files = [file for file in found.files if _matches(tuple(file.split("/")), wanted)]
     if not found.files:
         raise SourceError(f"{pattern} matches no file; set data.source to a folder, a glob or a table of videos")
     return _local_sources(root, found, pattern, suffixes)
@@ -189,31 +190,34 @@ def _is_part(name: str, pattern: str) -> bool:
 
 
 def _local_sources(root: Path, found: FoundFiles, place: str, suffixes: frozenset[str]) -> Listing:
-    videos = {path.relative_to(root).as_posix(): path for path in found.files if path.suffix.lower() in suffixes}
-    counts = count_listing(found.files, videos.values(), found)
+    videos = sorted(file for file in found.files if suffix_of(file).lower() in suffixes)
+    counts = count_listing(found.files, videos, found)
     log_listing(place, len(videos), counts, found)
     if not videos:
-        kinds = ", ".join(sorted({path.suffix.lower() or path.name for path in found.files})[:5])
+        kinds = ", ".join(sorted({suffix_of(file).lower() or file.rpartition("/")[2] for file in found.files})[:5])
         raise SourceError(
             f"{place} holds {len(found.files)} files ({kinds}) but no video; a video ends in one of "
             f"{' '.join(sorted(suffixes))}"
         )
+    folder = root.absolute()
+    before = os.path.join(folder, "")  # noqa: PTH118 - with a slash at the end
     sources = []
-    for relative, name in _names(sorted(videos)).items():
-        path = os.fspath(videos[relative].absolute())
-        sources.append(Source(name, path, file=name, root=root.absolute(), stamp=_stamp(path)))
+    for file, name in _names(videos).items():
+        path = before + file
+        with_sidecar = found.sidecars.may_have(file) and has_sidecar(path)
+        stamp = _stamp(path, with_sidecar=with_sidecar)
+        sources.append(Source(name, path, file=name, root=folder, stamp=stamp, may_have_sidecar=with_sidecar))
     return Listing(sources, counts)
 
 
 def _names(paths: list[str]) -> dict[str, str]:
     """The name in the ledger of each path: its printable form, followed by its bytes where that is another's name."""
-    counts = Counter(map(printable, paths))
+    shown = [printable(path) for path in paths]
+    counts = Counter(shown)
     names = {}
-    for path in paths:
-        name = printable(path)
-        if name != path and counts[name] > 1:
-            name += f"#bytes={os.fsencode(path).hex()}"
-        names[path] = name
+    for path, name in zip(paths, shown, strict=True):
+        is_shared = name != path and counts[name] > 1
+        names[path] = f"{name}#bytes={os.fsencode(path).hex()}" if is_shared else name
     return names
 
 
@@ -266,9 +270,12 @@ def _sources_of_rows(table: str, content: bytes, root: Path, resolve: Callable[[
         )
         local = _local_path(file, where) if file.startswith(LOCAL_SCHEME) else file
         place = local if "://" in local else resolve(local)
-        stamp = "" if "://" in place else _stamp(place)
+        with_sidecar = "://" not in place and has_sidecar(place)
+        stamp = "" if "://" in place else _stamp(place, with_sidecar=with_sidecar)
         name = printable(file)
-        sources.append(Source(name + fragment, place, name, root, stamp, caption, stretch))
+        sources.append(
+            Source(name + fragment, place, name, root, stamp, caption, stretch, may_have_sidecar=with_sidecar)
+        )
     _check_once(table, [number for number, _ in rows], sources)
     return sources
 
@@ -344,9 +351,10 @@ def _list_uri(place: str, suffixes: frozenset[str]) -> Listing:
     for path, name in _names(list(relative)).items():
         stored = relative[path]
         uri, stamp = str(files.unstrip_protocol(stored)), sha256(str(found[stored]).encode()).hexdigest()
-        sources.append(Source(name, uri, file=name, root=Path(base.name), stamp=stamp))
+        root_name = Path(base.name)
+        sources.append(Source(name, uri, file=name, root=root_name, stamp=stamp, may_have_sidecar=False))
     _warn_of_sidecars(place, videos, found)
-    counts = count_listing(map(PurePosixPath, found), map(PurePosixPath, videos), FoundFiles())
+    counts = count_listing(found, videos, FoundFiles())
     log_listing(place, len(videos), counts, FoundFiles())
     return Listing(sources, counts)
 
@@ -405,14 +413,13 @@ def local_copy(source: Source) -> Iterator[Path]:
         OSError: it does not exist or cannot be read, locally or from a store.
     """
     if "://" not in source.path:
-        path = Path(source.path)
         try:
-            mode = path.stat().st_mode
+            mode = os.stat(source.path).st_mode  # noqa: PTH116 - once for each video
         except ValueError as error:  # a null character, or half of a surrogate pair
             raise OSError(errno.EINVAL, f"no file can have this name ({error})") from error
         if not S_ISREG(mode):
             raise VideoError("not_a_file", "it is not a regular file")
-        yield path
+        yield Path(source.path)
         return
     files, name = _filesystem(source.path, source.name)
     with tempfile.TemporaryDirectory(prefix="reelflow-") as folder:
@@ -439,23 +446,38 @@ def content_of(source: Source) -> str | None:
             content = file_sha256(path)
     except (OSError, VideoError):
         return None
-    return content if _stamp(source.path).partition(" ")[0] == source.file_stamp else None
+    return content if _stamp_of_file(source.path) == source.file_stamp else None
 
 
-def _stamp(path: str) -> str:
-    """Sizes and modification times of a file and its sidecars.
+def look_again(sources: Iterable[Source]) -> list[Source]:
+    """The sources with what is known now of whether they have a sidecar, which they may have got meanwhile.
 
-    A file that is missing or cannot be reached is no error here: it is reported when it is prepared.
+    Each folder is listed once.
     """
-    stats = []
-    for file in (path, *(sidecars(Path(path)) if has_sidecar(path) else ("", ""))):
-        try:
-            stat = os.stat(file)  # noqa: PTH116 - once for each video
-        except (OSError, ValueError):
-            stats.append("")
-        else:
-            stats.append(f"{stat.st_size}/{stat.st_mtime_ns}")
-    return " ".join(stats)
+    names = SidecarNames()
+    return [
+        source
+        if "://" in source.path or source.may_have_sidecar == names.may_have(source.path)
+        else replace(source, may_have_sidecar=has_sidecar(source.path))
+        for source in sources
+    ]
+
+
+def _stamp(path: str, *, with_sidecar: bool) -> str:
+    """Sizes and modification times of a file and its sidecars."""
+    return " ".join(map(_stamp_of_file, (path, *(map(os.fspath, sidecars(Path(path))) if with_sidecar else ("", "")))))
+
+
+def _stamp_of_file(path: str) -> str:
+    """Size and modification time of a file.
+
+    Empty if it is missing or cannot be reached, which is no error here: it is reported when it is prepared.
+    """
+    try:
+        stat = os.stat(path)  # noqa: PTH116 - once for each video
+    except (OSError, ValueError):
+        return ""
+    return f"{stat.st_size}/{stat.st_mtime_ns}"
 
 
 def listing_fingerprint(sources: Iterable[Source]) -> str:

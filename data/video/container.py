@@ -21,6 +21,7 @@ FORMATS = (
     *("h261", "h263", "h264", "hevc", "vvc", "evc", "av1", "obu", "m4v", "mpegvideo", "vc1", "vc1test", "dirac"),
     *("cavsvideo", "avs2", "avs3", "mjpeg", "mjpeg_2000", "dnxhd", "apv", "webp_anim", "jpegxl_anim"),
 )
+ALLOWED = {"format_whitelist": ",".join(FORMATS), "protocol_whitelist": "file"}
 
 
 def open_video(path: Path, options: Mapping[str, str] | None = None) -> av.container.InputContainer:
@@ -33,10 +34,9 @@ def open_video(path: Path, options: Mapping[str, str] | None = None) -> av.conta
         VideoError: its content is not of a format that holds pictures itself.
         av.FFmpegError: it cannot be opened.
     """
-    allowed = {"format_whitelist": ",".join(FORMATS), "protocol_whitelist": "file"}
     try:
         # Titles and the like, which are not used, may be in any encoding.
-        return av.open(str(path.absolute()), options={**(options or {}), **allowed}, metadata_errors="replace")
+        return av.open(str(path.absolute()), options={**(options or {}), **ALLOWED}, metadata_errors="replace")
     except av.ArgumentError as error:  # how FFmpeg refuses a format that is not in the list
         raise VideoError(
             "no_video", "it is not a video file: its content is of no video format, or a list of other files"

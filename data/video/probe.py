@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from statistics import median
 from typing import Literal
 
 import av
@@ -303,7 +304,7 @@ def _promised_frames(container: av.container.InputContainer, stream: av.VideoStr
     durations = [(container.duration or 0) / av.time_base, (stream.duration or 0) * tick, float(intervals.sum())]
     rates = [float(rate) for rate in (stream.average_rate, stream.base_rate) if rate]
     if len(intervals):
-        rates.append(1 / float(np.median(intervals)))
+        rates.append(1 / median(intervals.tolist()))  # NumPy's takes a tenth of the probe of a small file
     return max(float(stream.frames), max(durations) * max(rates, default=1.0))
 
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import pairwise
+from statistics import median
 from typing import Literal
 
 import numpy as np
@@ -55,7 +56,7 @@ class Transition:
 def shown_part(times_seconds: np.ndarray, stretch: Stretch) -> tuple[float, float]:
     """Duration of the video, and where the stretch ends in it, in seconds after the first frame."""
     # The last frame is shown for one more frame interval; without it, a 2.0 s file would have no 2.0 s clip.
-    interval = float(np.median(np.diff(times_seconds))) if len(times_seconds) > 1 else 0.0
+    interval = median(np.diff(times_seconds).tolist()) if len(times_seconds) > 1 else 0.0
     shown = float(times_seconds[-1] - times_seconds[0]) + interval
     return shown, min(stretch.end_seconds, shown)
 

@@ -11,7 +11,7 @@ import pickle
 import signal
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,6 +26,12 @@ Job = TypeVar("Job")
 BATCH_SECONDS = 0.1  # after which a worker begins no further job of a batch
 KILL_SECONDS = 10.0
 BETWEEN_JOBS = -1
+Finish = Callable[[Sequence[Any], Sequence[Any]], Sequence[Any]]
+
+
+def as_they_are(_: Sequence[Any], reports: Sequence[Any]) -> Sequence[Any]:
+    """The `Finish` that changes nothing."""
+    return reports
 
 
 class _Note:
@@ -111,12 +117,13 @@ class Runner:
     """The actor.
 
     Args:
-        function: from a job to a report and a payload.
+        functions: from a job to a report and a payload; and from the jobs that were done and their reports to what is
+            sent of each.
     """
 
-    def __init__(self, function: Callable[[Any], tuple[Any, Any]]) -> None:
+    def __init__(self, functions: tuple[Callable[[Any], tuple[Any, Any]], Finish]) -> None:
         global _note
-        self._function, self._note = function, _Note()
+        (self._function, self._finish), self._note = functions, _Note()
         _note = self._note
 
     def location(self) -> Location:
@@ -130,8 +137,9 @@ class Runner:
             jobs: a tuple, pickled.
         """
         started = time.monotonic()
+        batch: tuple[Any, ...] = pickle.loads(jobs)  # noqa: S301 - of the driver
         reports, payloads = [], []
-        for number, job in enumerate(pickle.loads(jobs)):  # noqa: S301 - of the driver
+        for number, job in enumerate(batch):
             self._note.begin(number)
             report, payload = self._function(job)
             reports.append(report)
@@ -139,7 +147,8 @@ class Runner:
             if time.monotonic() - started > BATCH_SECONDS:
                 break
         self._note.begin(BETWEEN_JOBS)
-        return BatchReport(pickle.dumps(reports), time.monotonic() - started), payloads
+        sent = list(self._finish(batch[: len(reports)], reports))
+        return BatchReport(pickle.dumps(sent), time.monotonic() - started), payloads
 
     def call(self, works: tuple[Call, ...], *batches: list[Any]) -> None:
         """Do work that is trusted to return; the batch of each `Payload` is its number among `batches`."""

@@ -14,7 +14,7 @@ from data.dataset.index import write_index
 from data.dataset.manifest import BucketCounts, Manifest, ShardRecord, content_fingerprint
 from data.dataset.rows import IndexRow
 from data.files.jsonl import published_jsonl
-from pipeline.ingest.prepare import SourceReport
+from pipeline.ingest.reports import SourceReport
 
 
 class FinishedShard(Protocol):

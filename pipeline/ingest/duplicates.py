@@ -6,7 +6,7 @@ from data.curation.config import FilterConfig
 from data.curation.filters import Duplicates
 from data.curation.ledger import Rejection, reject
 from data.curation.lookalikes import Lookalikes
-from pipeline.ingest.prepare import PreparedClip, SourceReport
+from pipeline.ingest.reports import PreparedClip, SourceReport
 
 Dropped = Mapping[str, Mapping[float, str]]
 """Source -> start of a clip in it, in seconds -> the source of the earlier clip that it looks like."""

@@ -23,8 +23,9 @@ from data.errors import printable
 from pipeline.ingest.commit import ShardCommit, ShardRecipe
 from pipeline.ingest.duplicates import Dropped, find_duplicates, kept_clips
 from pipeline.ingest.layout import NUMBERED, grouped, keeps_numbers, numbered
-from pipeline.ingest.prepare import Origin, PrepareConfig, SourceReport, present_caption
+from pipeline.ingest.prepare import PrepareConfig, present_caption
 from pipeline.ingest.redecide import redecided, unmeasured
+from pipeline.ingest.reports import Origin, SourceReport, StoredReport
 from pipeline.run.commits import SHARD_PATTERN, publish_commit, read_commit
 from pipeline.run.fingerprints import fingerprint
 
@@ -63,11 +64,13 @@ class PlannedShard:
     sources: Sequence[Source]
     stands: bool
     """Whether the folder holds it as it should be."""
+    made_from: str | None
+    """Input fingerprint of its commit as it should be; None: not known before its sources are prepared."""
     _held: dict[str, _Held]  # sources that need not be cut, by name
     _captions: dict[str, str]  # of these
     _dropped: Dropped
     _filters: FilterConfig
-    _new: dict[str, SourceReport] = field(default_factory=dict)
+    _new: dict[str, StoredReport] = field(default_factory=dict)
     _clips: dict[str, Any] = field(default_factory=dict)  # Ray reference to the clips, by source
 
     @cached_property
@@ -85,7 +88,7 @@ class PlannedShard:
         """Whether every source that has to be cut has been."""
         return len(self._new) == len(self.to_cut)
 
-    def add(self, report: SourceReport, clips: Any = None) -> None:  # noqa: ANN401 - Ray's reference
+    def add(self, report: StoredReport, clips: Any = None) -> None:  # noqa: ANN401 - Ray's reference
         """Add what became of a source; `clips` refers to its clips, None if it has none."""
         self._new[report.source] = report
         if clips is not None:
@@ -94,18 +97,17 @@ class PlannedShard:
     def give(self) -> tuple[ShardRecipe, list[Any]]:
         """What the shard is written from once it is complete, and references to its new clips; both are forgotten."""
         reports = [
-            self._new[source.name] if source.name in self._new else self._held[source.name].report
-            for source in self.sources
+            self._new.get(source.name) or StoredReport.of(self._held[source.name].report) for source in self.sources
         ]
         recipe = ShardRecipe(
             path=self.path,
             reports=tuple(reports),
-            kept=frozenset(clip.key for report in reports for clip in kept_clips(report, self._dropped)),
+            dropped={name: self._dropped[name] for name in self._dropped.keys() & {r.source for r in reports}},
             taken={name: held.shard for name, held in self._held.items() if held.keys},
             captions=self._captions,
             filters=self._filters,
         )
-        clips = list(self._clips.values())
+        self.made_from, clips = recipe.made_from, list(self._clips.values())
         self._new.clear()  # so that what a plan holds does not grow with the sources that are cut
         self._clips.clear()
         return recipe, clips
@@ -150,6 +152,11 @@ class Plan:
             text += f" ({len(self.unmeasured)} of them because these were not measured: {names})"
         return text
 
+    @property
+    def depends_on_clips(self) -> bool:
+        """Whether what a shard holds depends on what its sources turn out to be: then it is planned again."""
+        return self.config.settings.filters.duplicate_bits is not None or bool(self.config.settings.models.paths)
+
     def origin(self, source: Source) -> Origin:
         """What a report of a source is made from now, but for the content of its file."""
         return self.config.origin(source)
@@ -192,11 +199,9 @@ def plan_shards(sources: Sequence[Source], folder: Path, config: PrepareConfig) 
             if isinstance(current, set):
                 unmeasured_of[source.name] = current
                 continue
-            is_usable, caption = _check_caption(source, held.report, config)
-            if is_usable:
-                known[source.name] = current
-                is_written = config.settings.models.captioner is not None and held.caption is not None
-                captions[source.name] = held.caption if is_written and held.caption is not None else caption
+            caption = caption_for(source, held.report, held.caption, config)
+            if caption is not None:
+                known[source.name], captions[source.name] = current, caption
                 break
     dropped = find_duplicates((known[name].report for name in names if name in known), config.settings.filters)
     wanted = {name: frozenset(clip.key for clip in kept_clips(held.report, dropped)) for name, held in known.items()}
@@ -217,7 +222,8 @@ def plan_shards(sources: Sequence[Source], folder: Path, config: PrepareConfig) 
             if path in in_folder
             else False
         )
-        shards.append(PlannedShard(path, group.sources, stands, here, own_captions, dropped, config.settings.filters))
+        made_from, filters = in_folder[path].input_fingerprint if stands else None, config.settings.filters
+        shards.append(PlannedShard(path, group.sources, stands, made_from, here, own_captions, dropped, filters))
         if stands:
             new = {name: h.report for name, h in here.items() if h.report != in_folder[path].held[name].report}
             touched |= {path: new} if new else {}
@@ -231,11 +237,7 @@ def _read_shards(folder: Path) -> Iterator[_Found]:
         commit = read_commit(ShardCommit, path)
         if commit is None:
             continue
-        keys: dict[str, set[str]] = {}
-        captions: dict[str, str] = {}
-        for row in commit.rows:
-            keys.setdefault(row.source, set()).add(row.key)
-            captions[row.source] = row.caption
+        keys, captions = commit.keys_and_captions()
         held = {
             report.source: _Held(path, report, captions.get(report.source), frozenset(keys.get(report.source, ())))
             for report in commit.reports
@@ -338,13 +340,19 @@ def _current(
     return replace(held, report=report, stores_measures=stores_measures)
 
 
-def _check_caption(source: Source, report: SourceReport, config: PrepareConfig) -> tuple[bool, str]:
-    """Whether a report agrees with the present caption of its source, and that caption."""
+def caption_for(source: Source, report: SourceReport, stored: str | None, config: PrepareConfig) -> str | None:
+    """The caption that the clips of a source should have; None if its report disagrees with the present one.
+
+    Args:
+        stored: the one that they have; None if there are none.
+    """
     bad = report.quarantined if report.quarantined and report.quarantined.reason == "bad_caption" else None
     try:
         caption = present_caption(config, source)
     except CaptionError as error:
-        return bad is not None and bad.detail == printable(str(error)), ""
+        return "" if bad is not None and bad.detail == printable(str(error)) else None
     except OSError:
-        return False, ""
-    return bad is None, caption
+        return None
+    if bad is not None:
+        return None
+    return stored if config.settings.models.captioner is not None and stored is not None else caption

@@ -5,6 +5,7 @@ The result is a report, which is small and returned to the driver, and the clips
 store, or in a file if they are many, until their shard is written (`pipeline/ingest/shard.py`).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from errno import ENOSPC
 from functools import cached_property, partial
@@ -12,28 +13,27 @@ from pathlib import Path
 from time import monotonic
 from typing import Any, get_args
 
-from pydantic import Field
-
 from data.curation.caption_text import CaptionError, clean_caption
-from data.curation.captions import caption_of, sidecars
+from data.curation.captions import caption_of
 from data.curation.config import FilterConfig
 from data.curation.filters import perceptual_hash
-from data.curation.ledger import Filter, Rejection, reject
+from data.curation.ledger import Filter, reject
 from data.curation.lookalikes import describe
 from data.curation.measures import measure_clip
 from data.curation.scenes import SCENE_FINDERS
+from data.curation.sidecars import sidecars
 from data.curation.sources import Source, content_of, local_copy
 from data.curation.text_area import text_fraction
 from data.dataset.buckets import Bucket, SourceShape
 from data.dataset.clip import ClipRecord, clip_key, split_of
 from data.errors import VideoError
-from data.records import Record
 from data.video.augment import AS_IT_IS
 from data.video.codec import encode_clip
 from data.video.extract import CutConfig, Progress, Span, cut_file, measure_source
 from pipeline.distributed.isolated_worker import allow_until
 from pipeline.ingest.config import PIXELS_VERSION, TRANSITIONS_VERSION, ShardConfig
 from pipeline.ingest.judge import Judge, model_fingerprints
+from pipeline.ingest.reports import Origin, PreparedClip, SourceReport, StoredReport
 from pipeline.ingest.spool import Clips, ClipSpool, SpoolError
 from pipeline.ingest.thresholds import (
     ALL_THRESHOLDS,
@@ -42,39 +42,8 @@ from pipeline.ingest.thresholds import (
     stored_measures,
     what_is_measured,
 )
-from pipeline.run.fingerprints import fingerprint, output_json
+from pipeline.run.fingerprints import canonical_json, fingerprint, fingerprint_of_encoded, output_json
 from pipeline.run.shared_files import SHARED, RunFiles
-
-
-class PreparedClip(Record):
-    """A clip that has been made and is not yet in a shard."""
-
-    key: str
-    start_seconds: float
-    # Hexadecimal, or by `lookalikes.describe`; None if the clip is augmented, or was made by an older version.
-    perceptual_hash: str | None = None
-
-
-class Origin(Record):
-    """What a report was made from; it stands while the present source, settings and file are the same."""
-
-    cut: str  # fingerprint of the source's name and span, and of the settings that decide its clips
-    basis: str | None = None  # the same without the values of thresholds; only of some older versions
-    spans: str | None = None  # the same without filters by measures, and what they store; None: of an older version
-    stored: str | None = None  # names of the measures in the records of its clips; None: of an older version
-    stamp: str  # size and modification time of the file when it was listed
-    content: str | None = None  # SHA-256 of the file; None: not known
-
-
-class SourceReport(Record):
-    """What became of a source."""
-
-    source: str
-    origin: Origin | None = None  # None: made by an older version
-    clips: list[PreparedClip] = Field(default_factory=list)  # for the shard
-    filtered: list[Rejection] = Field(default_factory=list)  # clips, or the whole source, that were left out on purpose
-    quarantined: Rejection | None = None
-    measured: list[MeasuredSpan] = Field(default_factory=list)  # of every span of which something was, kept or left out
 
 
 @dataclass(frozen=True)
@@ -118,11 +87,11 @@ class PrepareConfig:
         """The names of the measures that the records of clips have."""
         return " ".join(sorted(self.settings.filters.recorded))
 
-    def origin(self, source: Source) -> Origin:
-        """What a report of this source would be made from now, but for the content of its file."""
-        inputs = self._inputs(source)
-        cut, spans = fingerprint([self.cut, *inputs]), fingerprint([self.spans, *inputs])
-        return Origin(cut=cut, spans=spans, stored=self.stored, stamp=source.file_stamp)
+    def origin(self, source: Source, content: str | None = None) -> Origin:
+        """What a report of this source would be made from now, with the checksum of its file where that is known."""
+        inputs = canonical_json(self._inputs(source))[1:-1]  # once for both fingerprints, of [setting, *inputs]
+        cut, spans = (fingerprint_of_encoded([canonical_json(text), inputs]) for text in (self.cut, self.spans))
+        return Origin(cut=cut, spans=spans, stored=self.stored, stamp=source.file_stamp, content=content)
 
     def basis_of(self, source: Source) -> str:
         """What an older version's `Origin.basis` would be now."""
@@ -147,17 +116,39 @@ class PrepareConfig:
         return fingerprint([*inputs, sorted(self.shared_names)] if self.shared_names else inputs)
 
 
-def prepare_with_origin(config: PrepareConfig, source: Source) -> tuple[SourceReport, Clips]:
-    """`prepare_source`, and what the report was made from.
+@dataclass(frozen=True)
+class Prepared:
+    """What became of a source, before it is said what that was made from."""
 
-    The file is read a second time for its checksum, mostly from memory; one that gave no clips is not.
+    report: SourceReport
+    content: str | None  # SHA-256 of its file; None: not known
+
+
+def prepare_with_origin(config: PrepareConfig, source: Source) -> tuple[StoredReport, Clips]:
+    """`prepare_and_hash` and `stored_reports` of one source."""
+    prepared, clips = prepare_and_hash(config, source)
+    return stored_reports(config, [source], [prepared])[0], clips
+
+
+def prepare_and_hash(config: PrepareConfig, source: Source) -> tuple[Prepared, Clips]:
+    """`prepare_source`, and the checksum of the file.
+
+    For that it is read a second time, mostly from memory; one that is in quarantine is not.
     """
     fetch_source(config.files, source)
     report, clips = prepare_source(config, source)
-    origin = config.origin(source)
-    if report.quarantined is None:
-        origin = origin.model_copy(update={"content": content_of(source)})
-    return report.model_copy(update={"origin": origin}), clips
+    return Prepared(report, content_of(source) if report.quarantined is None else None), clips
+
+
+def stored_reports(
+    config: PrepareConfig, sources: Sequence[Source], prepared: Sequence[Prepared]
+) -> list[StoredReport]:
+    """The reports of some sources with what each was made from."""
+    stored = []
+    for source, done in zip(sources, prepared, strict=True):
+        origin = config.origin(source, done.content)
+        stored.append(StoredReport.of(done.report.model_copy(update={"origin": origin})))
+    return stored
 
 
 def prepare_source(config: PrepareConfig, source: Source) -> tuple[SourceReport, Clips]:
@@ -206,7 +197,14 @@ def present_caption(config: PrepareConfig, source: Source) -> str:
     """
     if source.caption is not None:
         return clean_caption(source.caption)
-    return caption_of(source.root, source.file, config.captions, config.shared_names, source.path)
+    return caption_of(
+        source.root,
+        source.file,
+        config.captions,
+        config.shared_names,
+        source.path,
+        may_have_sidecar=source.may_have_sidecar,
+    )
 
 
 def _caption_or_problem(config: PrepareConfig, source: Source) -> str:
@@ -220,7 +218,7 @@ def _caption_or_problem(config: PrepareConfig, source: Source) -> str:
 def _cut_source(config: PrepareConfig, source: Source, spool: ClipSpool) -> list[SourceReport]:
     """Decode a source and store its clips in the spool; what became of each span."""
     settings, caption = config.settings, present_caption(config, source)
-    is_augmented = split_of(source.file, settings.validation_fraction) == "train"
+    is_augmented = settings.augment != AS_IT_IS and split_of(source.file, settings.validation_fraction) == "train"
     cut = CutConfig(
         max_spans=settings.max_clips_per_video,
         placement=settings.clip_placement,
@@ -328,7 +326,7 @@ def _signature(span: Span, filters: FilterConfig) -> str | None:
 
 def fetch_source(files: RunFiles, source: Source) -> None:
     """Make a video of the run, and its caption, available on this machine."""
-    if "://" not in source.path:
+    if not files.is_shared and "://" not in source.path:
         files.fetch(Path(source.path), *sidecars(Path(source.path)))
 
 

@@ -3,7 +3,7 @@
 from data.curation.config import Measure
 from data.curation.ledger import reject
 from pipeline.ingest.config import ShardConfig
-from pipeline.ingest.prepare import SourceReport
+from pipeline.ingest.reports import SourceReport
 from pipeline.ingest.thresholds import failed_threshold, needed
 
 

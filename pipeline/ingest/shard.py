@@ -15,7 +15,7 @@ from pathlib import Path
 
 from data.curation.ledger import Rejection, reject
 from data.curation.listing import ListingCounts
-from data.curation.sources import Source
+from data.curation.sources import Source, look_again
 from data.dataset.manifest import MANIFEST_NAME, Manifest
 from data.files.publish import publish_text, remove_unpublished
 from pipeline.distributed.isolated_pool import Done, IsolatedPool
@@ -27,8 +27,9 @@ from pipeline.ingest.config import ShardConfig
 from pipeline.ingest.duplicates import duplicates_of
 from pipeline.ingest.judge import started_judge
 from pipeline.ingest.plan import Plan, plan_shards
-from pipeline.ingest.prepare import Origin, PrepareConfig, SourceReport, prepare_with_origin
-from pipeline.ingest.spool import Clips
+from pipeline.ingest.prepare import PrepareConfig, prepare_and_hash, stored_reports
+from pipeline.ingest.reports import Origin, SourceReport, StoredReport
+from pipeline.ingest.verify import NotAsPlannedError, verified_commits
 from pipeline.run.commits import SHARD_PATTERN, publish_commit, read_commit, remove_other_shards
 from pipeline.run.progress import bar
 from pipeline.run.shared_files import SHARED, RunFiles
@@ -83,31 +84,38 @@ def make_shards(
     buckets = settle_buckets(sources, output_dir, config, num_workers, files)
     spool_dir = output_dir.resolve() if files.is_shared else None
     prepare = PrepareConfig(buckets, captions.table, config, captions.shared_names, spool_dir, files=files)
-    plan = _finish_shards(sources, output_dir.resolve(), prepare, num_workers)
+    plan, manifest = _finish_shards(sources, output_dir, prepare, num_workers)
     remove_unpublished(output_dir)  # left by workers that were killed while writing
     remove_other_shards(output_dir, {shard.path.name for shard in plan.shards})
 
-    manifest = _closed(sources, plan, output_dir).model_copy(update={"listing": listing})
+    manifest = manifest.model_copy(update={"listing": listing})
     publish_text(output_dir / MANIFEST_NAME, manifest.model_dump_json(indent=1))
     return manifest
 
 
-def _finish_shards(sources: Sequence[Source], output_dir: Path, config: PrepareConfig, num_workers: int) -> Plan:
-    """Cut and write what is missing; returns the plan by which everything stands.
+def _finish_shards(
+    sources: Sequence[Source], output_dir: Path, config: PrepareConfig, num_workers: int
+) -> tuple[Plan, Manifest]:
+    """Cut and write what is missing, then the index and the ledger; returns the plan by which everything stands.
 
-    Whether a clip is a duplicate depends on all clips before it, and a shard that clips are taken from may be damaged.
-    So it is planned again from what is there then, until nothing is left to do.
+    A shard that clips are taken from may be damaged, a host that holds clips may be lost, and a caption may change
+    meanwhile, all of which is seen when the commits are read in the end; and whether a clip is a duplicate depends on
+    all clips before it. So it is planned again from what is there then, until nothing is left to do.
     """
-    plan = plan_shards(sources, output_dir, config)
+    plan = plan_shards(sources, output_dir.resolve(), config)
     for _ in range(MAX_ROUNDS):
-        if plan.is_done:
-            return plan
-        logger.info("%s", plan)
-        plan.record_stamps()
-        with started_judge(config.settings.models) as judge:
-            prepare = partial(prepare_with_origin, replace(config, judge=judge))
-            _prepare_and_commit(prepare, plan, config, num_workers)
-        plan = plan_shards(sources, output_dir, config)
+        if not plan.is_done:
+            logger.info("%s", plan)
+            plan.record_stamps()
+            with started_judge(config.settings.models) as judge:
+                _prepare_and_commit(plan, replace(config, judge=judge), num_workers)
+        present = look_again(sources)
+        if plan.is_done or not plan.depends_on_clips:
+            try:
+                return plan, _closed(present, plan, output_dir)
+            except NotAsPlannedError as error:
+                logger.info("%s; it is planned again", error)
+        plan = plan_shards(present, output_dir.resolve(), config)
     unfinished = [shard.path.name for shard in plan.shards if not shard.stands]
     raise RuntimeError(
         f"{output_dir}: {len(unfinished)} shards are still not as planned, such as {unfinished[:3]}: a bug"
@@ -134,16 +142,20 @@ def describe_reuse(sources: Sequence[Source], output_dir: Path, config: ShardCon
     return str(plan) if plan.has_reuse else None
 
 
-def _prepare_and_commit(
-    prepare: partial[tuple[SourceReport, Clips]], plan: Plan, config: PrepareConfig, num_workers: int
-) -> None:
+def _prepare_and_commit(plan: Plan, config: PrepareConfig, num_workers: int) -> None:
     """Cut the sources whose clips are nowhere, and write each shard as soon as all of its sources are there."""
     files = config.files
     shard_of = plan.to_cut
     num_sources = sum(len(shard.sources) for shard in plan.shards)
     num_done, num_rejected = num_sources - len(shard_of), 0
     with (
-        IsolatedPool(prepare, list(shard_of), num_workers, config.settings.decode_timeout_seconds) as pool,
+        IsolatedPool(
+            partial(prepare_and_hash, config),
+            list(shard_of),
+            num_workers,
+            config.settings.decode_timeout_seconds,
+            partial(stored_reports, config),
+        ) as pool,
         bar("shard", num_sources, "videos", start=num_done) as progress,
     ):
         for shard in plan.shards:
@@ -153,24 +165,29 @@ def _prepare_and_commit(
         for result in pool.outcomes():
             source, shard = result.job, shard_of[result.job]
             if isinstance(result, Done):
-                report: SourceReport = result.report
-                shard.add(report, result.payload if report.clips else None)
+                report: StoredReport = result.report
+                shard.add(report, result.payload if report.has_clips else None)
             else:
                 quarantined = reject(source.name, "decode", result.reason, result.detail)
-                report = SourceReport(source=source.name, origin=plan.origin(source), quarantined=quarantined)
+                lost = SourceReport(source=source.name, origin=plan.origin(source), quarantined=quarantined)
+                report = StoredReport.of(lost)
                 shard.add(report)
             if shard.is_complete:
                 recipe, clips = shard.give()
                 pool.call(commit_shard, files, recipe, *clips)
-            num_done, num_rejected = num_done + 1, num_rejected + (not report.clips)
+            num_done, num_rejected = num_done + 1, num_rejected + (not report.has_clips)
             progress.update(num_done, f"{num_rejected} left out" if num_rejected else "")
 
 
 def _closed(sources: Sequence[Source], plan: Plan, output_dir: Path) -> Manifest:
-    """Write the index and the files of the ledger; return the manifest. Errors are as those of `close_dataset`."""
+    """Write the index and the files of the ledger; return the manifest.
+
+    Raises:
+        NotAsPlannedError: a shard is not as it should be; nothing is written.
+        LedgerError, SourceError: as `close_dataset`.
+    """
 
     def left_out(report: SourceReport) -> Iterable[Rejection]:
         return [*report.filtered, *duplicates_of(report, plan.dropped)]
 
-    commits = (commit for shard in plan.shards if (commit := read_commit(ShardCommit, shard.path)) is not None)
-    return close_dataset([source.name for source in sources], commits, output_dir, left_out)
+    return close_dataset([source.name for source in sources], verified_commits(plan, sources), output_dir, left_out)

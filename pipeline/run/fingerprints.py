@@ -14,7 +14,8 @@ from pydantic import BaseModel
 
 from data.records import AddedLater, FieldMarker, Layout, Runtime
 
-_as_json = json.JSONEncoder(sort_keys=True).encode  # `json.dumps` with an argument makes an encoder at each call
+canonical_json = json.JSONEncoder(sort_keys=True).encode
+"""JSON text with sorted keys, of which fingerprints are made; `json.dumps` would make an encoder at each call."""
 
 Excluded = dict[Any, Any]
 """What pydantic leaves out of a dump: field or index -> True, or what to leave out of the value."""
@@ -58,14 +59,19 @@ def stored(config: BaseModel) -> dict[str, Any]:
 
 def fingerprint(value: Any) -> str:  # noqa: ANN401 - any JSON value
     """The first 16 hexadecimal digits of the SHA-256 of a JSON value."""
-    return sha256(_as_json(value).encode()).hexdigest()[:16]
+    return sha256(canonical_json(value).encode()).hexdigest()[:16]
 
 
 def fingerprint_of_items(items: Iterable[Any]) -> str:
     """`fingerprint` of a list, of which one item at a time is in memory."""
+    return fingerprint_of_encoded(map(canonical_json, items))
+
+
+def fingerprint_of_encoded(items: Iterable[str]) -> str:
+    """`fingerprint` of a list of which the items are `canonical_json` already."""
     digest, separator = sha256(b"["), ""
     for item in items:
-        digest.update(f"{separator}{_as_json(item)}".encode())
+        digest.update(f"{separator}{item}".encode())
         separator = ", "
     digest.update(b"]")
     return digest.hexdigest()[:16]

@@ -8,7 +8,7 @@ import pytest
 from ray.exceptions import RayTaskError
 
 from pipeline.distributed.isolated_pool import Done, IsolatedPool, Lost
-from testing.isolated_jobs import fill_disk, misbehave, note_call, write_down
+from testing.isolated_jobs import fill_disk, misbehave, note_call, with_jobs, write_down
 
 
 def attempts(folder: Path) -> Counter[str]:
@@ -24,12 +24,14 @@ def test_a_job_that_misbehaves_costs_itself_only(cluster, tmp_path):
     jobs[61], jobs[90], jobs[130], jobs[160] = "raise 0", "crash 0", "hang 0", "long 0"
     done: dict[str, int] = {}
     lost: dict[str, Lost[str]] = {}
-    with IsolatedPool(partial(misbehave, folder), jobs, num_workers=2, timeout_seconds=3) as pool:
+    most_together = 0
+    with IsolatedPool(partial(misbehave, folder), jobs, 2, timeout_seconds=3, finish=with_jobs) as pool:
         payloads = []
         for outcome in pool.outcomes():
             if isinstance(outcome, Done):
-                name, done[outcome.job] = outcome.report
+                name, done[outcome.job], together = outcome.report
                 assert name == outcome.job
+                most_together = max(most_together, together)
                 payloads.append(outcome.payload)
             else:
                 lost[outcome.job] = outcome
@@ -43,6 +45,7 @@ def test_a_job_that_misbehaves_costs_itself_only(cluster, tmp_path):
         "hang 0": ("timed_out", "decoding it took longer than 3 s"),
     }
     assert sorted(written.read_text().split("\n")) == sorted(done)
+    assert most_together > 1
     tried = attempts(folder)
     assert tried["hang 0"] == 1  # it is known which job of the batch it was
     assert 3 <= tried["crash 0"] <= 4  # once in a batch, if it was in one

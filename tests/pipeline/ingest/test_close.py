@@ -13,7 +13,7 @@ from data.dataset.index import INDEX_NAME, read_index
 from data.dataset.manifest import ShardRecord, count_buckets
 from data.dataset.rows import IndexRow
 from pipeline.ingest.close import close_dataset
-from pipeline.ingest.prepare import SourceReport
+from pipeline.ingest.reports import SourceReport
 from testing.records import index_row
 from testing.shapes import SQUARE, STILL
 

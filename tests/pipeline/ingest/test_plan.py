@@ -23,7 +23,8 @@ from pipeline.ingest.captions import read_captions
 from pipeline.ingest.commit import ShardCommit, commit_shard
 from pipeline.ingest.config import ShardConfig
 from pipeline.ingest.plan import Plan, plan_shards
-from pipeline.ingest.prepare import Clips, PrepareConfig, SourceReport, prepare_with_origin
+from pipeline.ingest.prepare import Clips, PrepareConfig, prepare_with_origin
+from pipeline.ingest.reports import SourceReport
 from pipeline.run.commits import publish_commit, read_commit, remove_other_shards
 from pipeline.run.fingerprints import fingerprint
 from pipeline.run.shared_files import SHARED

@@ -20,7 +20,7 @@ from data.errors import DatasetError
 from launch.inspect import describe_folder, show_folder
 from pipeline.ingest.commit import ShardCommit
 from pipeline.ingest.measured import measured_spans
-from pipeline.ingest.prepare import SourceReport
+from pipeline.ingest.reports import SourceReport
 from pipeline.ingest.thresholds import MeasuredSpan
 from pipeline.report.contact_sheet import CAPTION_LINES, THUMB_PIXELS
 from pipeline.report.dataset_page import NOTHING_MEASURED, measure_channels
