@@ -28,7 +28,7 @@ class Decided:
 DECIDED = {
     "RunConfig": Decided(
         output="seed data autoencoder encode dit sample evaluate",
-        runtime="name runs_dir store cluster",
+        runtime="name runs_dir local_dir store cluster",
         later="tokenizer distill",
     ),
     "TokenizerSection": Decided(
