@@ -175,5 +175,8 @@ def test_what_cannot_be_a_store_is_refused(config, monkeypatch):
     with pytest.raises(StoredRunError, match="file:///x/tiny is no object store"):
         fetch(config.model_copy(update={"store": "file:///x"}))
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
-    with pytest.raises(ConfigError, match="store is not for torchrun; give `pull` before it and `push` after it"):
+    with pytest.raises(
+        ConfigError,
+        match="store is in an object store, which is not for torchrun; give `pull` before it and `push` after it",
+    ):
         fetch(config)
