@@ -2,7 +2,6 @@
 
 import logging
 import os
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from launch.config import RunConfig
 from launch.overrides import ConfigError
 from launch.stages import FOLDERS
+from pipeline.run.repeating import repeating
 from pipeline.run.run_files import CONFIG_NAME
 from pipeline.run.snapshot import LATEST_NAME, remove_snapshots, snapshot
 from pipeline.run.stage_record import archive
@@ -100,22 +100,16 @@ def _renewed_meanwhile(config: RunConfig) -> Iterator[None]:
         return
     place = config.place
     remove_snapshots(config.run_dir)
-    ended, seen = threading.Event(), _pointers(config.run_dir)
+    seen = _pointers(config.run_dir)
 
-    def watch() -> None:
+    def look() -> None:
         nonlocal seen
-        while not ended.wait(LOOK_SECONDS):
-            now = _pointers(config.run_dir)
-            if saved := [training for training in now if now[training] != seen.get(training)]:
-                seen = now if _copied(config, place, saved[0]) else seen
+        now = _pointers(config.run_dir)
+        if saved := [training for training in now if now[training] != seen.get(training)]:
+            seen = now if _copied(config, place, saved[0]) else seen
 
-    thread = threading.Thread(target=watch, name="reelflow-store", daemon=True)
-    thread.start()
-    try:
+    with repeating(look, LOOK_SECONDS, "reelflow-store"):
         yield
-    finally:
-        ended.set()
-        thread.join()
 
 
 def _pointers(run_dir: Path) -> dict[str, bytes]:

@@ -11,7 +11,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from shutil import rmtree
-from threading import Event, Thread
 from typing import Any, Self, TypeVar
 
 import ray
@@ -22,6 +21,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from data.files.publish import TEMPORARY_PREFIX
 from pipeline.run.logs import LOGS_NAME
 from pipeline.run.objects import PAUSES, MissingObjectError, Objects, described
+from pipeline.run.repeating import repeating
 from pipeline.run.run_files import StoredFile
 from pipeline.run.shared_files import RunFiles, SupersededError
 from pipeline.run.stored_run import stored_run
@@ -137,31 +137,21 @@ class StoredFiles:
         self._fetch(names)
         folder.mkdir(parents=True, exist_ok=True)
         written = WrittenFiles(self.run_dir, (folder, self.run_dir / LOGS_NAME))
-        asked, ended = self._names([folder / name for name in requests]), Event()
+        asked = self._names([folder / name for name in requests])
 
         def send() -> None:
-            additions, removed = written.take()
-            if additions or removed:
-                self._ask("add", self.start, additions, removed)
-            for name in self._ask("existing", asked):
-                written.adopt(name)
+            with suppress(RayActorError, SupersededError):  # nobody is there for whom the training could go on
+                additions, removed = written.take()
+                if additions or removed:
+                    self._ask("add", self.start, additions, removed)
+                for name in self._ask("existing", asked):
+                    written.adopt(name)
 
-        def keep() -> None:
-            while not ended.wait(ALIKE_SECONDS):
-                try:
-                    send()
-                except (RayActorError, SupersededError):  # nobody is there for whom the training could go on
-                    return
-
-        thread = Thread(target=keep, name="reelflow-alike", daemon=True)
-        thread.start()
         try:
-            yield
+            with repeating(send, ALIKE_SECONDS, "reelflow-alike"):
+                yield
         finally:
-            ended.set()
-            thread.join()
-            with suppress(RayActorError, SupersededError):
-                send()
+            send()
 
     def _sent(self, paths: Sequence[Path]) -> list[StoredFile]:
         """Store the contents of files."""

@@ -10,7 +10,6 @@ they can take it, that process is dead.
 import fcntl
 import os
 import socket
-import threading
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from pydantic import ValidationError
 
 from data.errors import ReelflowError
 from data.records import Record
+from pipeline.run.repeating import repeating
 
 RUN_LOCK_NAME = "run.lock"  # of a whole run, in its folder
 TOUCH_EVERY_SECONDS = 10.0
@@ -65,7 +65,7 @@ def locked(path: Path, patience_seconds: float = 0.0, patience_elsewhere_seconds
             )
         time.sleep(RETRY_SECONDS)
     try:
-        with _touched(path):
+        with repeating(lambda: os.utime(path), TOUCH_EVERY_SECONDS, "reelflow-lock"):
             yield
     finally:
         os.truncate(path, 0)  # emptied, not deleted: another process may have opened it already
@@ -114,24 +114,6 @@ def record_witnesses(path: Path, hosts: Collection[str]) -> None:
     told = holder.model_copy(update={"witnesses": tuple(sorted(set(hosts)))})
     with path.open("r+b", buffering=0) as file:  # not emptied first: nobody may find the lock without its holder
         file.write(told.model_dump_json().encode())
-
-
-@contextmanager
-def _touched(path: Path) -> Iterator[None]:
-    """Touch a file every `TOUCH_EVERY_SECONDS` from a thread while the block runs."""
-    released = threading.Event()
-
-    def touch() -> None:
-        while not released.wait(TOUCH_EVERY_SECONDS):
-            os.utime(path)
-
-    thread = threading.Thread(target=touch, name="reelflow-lock", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        released.set()
-        thread.join()
 
 
 def _named_in(path: Path) -> Holder | None:

@@ -1,10 +1,11 @@
 """Peak memory of this process and its descendants."""
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import psutil
+
+from pipeline.run.repeating import repeating
 
 INTERVAL_SECONDS = 1.0
 
@@ -30,17 +31,9 @@ class MemoryMonitor:
 @contextmanager
 def memory_monitor() -> Iterator[MemoryMonitor]:
     """Measure every second from a thread while the block runs."""
-    monitor, stopped = MemoryMonitor(), threading.Event()
-
-    def loop() -> None:
-        while not stopped.wait(INTERVAL_SECONDS):
-            monitor.measure()
-
-    thread = threading.Thread(target=loop, name="reelflow-memory", daemon=True)
-    thread.start()
+    monitor = MemoryMonitor()
     try:
-        yield monitor
+        with repeating(monitor.measure, INTERVAL_SECONDS, "reelflow-memory"):
+            yield monitor
     finally:
-        stopped.set()
-        thread.join()
         monitor.measure()

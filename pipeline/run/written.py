@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from data.files.publish import published
 from pipeline.run.run_files import files_of
 from pipeline.run.whole_run import Addition
 
@@ -54,8 +55,9 @@ class WrittenFiles:
         """Make an empty file that the whole run has, unless it is known here."""
         path = self._run_dir / name
         if name not in self._seen and not path.exists():
-            path.touch()
-            self._seen[name] = _state(path)
+            with published(path) as temporary:
+                temporary.touch()
+                self._seen[name] = _state(temporary)  # known before it can be removed again
 
     def _states(self) -> dict[str, _State]:
         found = {}

@@ -3,13 +3,15 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Event, Thread
 
 from pipeline.checkpoint.read import newest_complete_step
 from pipeline.run.progress import Bar
+from pipeline.run.repeating import repeating
 from pipeline.train.monitor.events import read_events
 from pipeline.train.monitor.metrics import read_metrics
 from pipeline.train.monitor.watchdog import stalls
+
+REPORT_SECONDS = 1.0
 
 
 @contextmanager
@@ -20,7 +22,6 @@ def following(run_dir: Path, progress: Bar, say: Callable[[str], None], warn: Ca
         say: shows a line that the user should know.
         warn: shows a line that the user should act on: unreadable samples, a stalled rank.
     """
-    stopped = Event()
     num_reported = len(read_events(run_dir))
     start = newest_complete_step(run_dir)
     reported = set(stalls(run_dir))
@@ -42,15 +43,8 @@ def following(run_dir: Path, progress: Bar, say: Callable[[str], None], warn: Ca
         if rows:
             progress.update(int(rows[-1]["step"]), f"loss {rows[-1]['total']:.4f}")
 
-    def follow() -> None:
-        while not stopped.wait(1.0):
-            report()
-
-    thread = Thread(target=follow, name="reelflow-follow", daemon=True)
-    thread.start()
     try:
-        yield
+        with repeating(report, REPORT_SECONDS, "reelflow-follow"):
+            yield
     finally:
-        stopped.set()
-        thread.join()
         report()

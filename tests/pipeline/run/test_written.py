@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from data.files.publish import publish_text
+from pipeline.run import written as written_files
 from pipeline.run.whole_run import Addition
 from pipeline.run.written import WrittenFiles
 
@@ -47,4 +48,18 @@ def test_a_file_that_the_run_has_is_made_once_and_its_end_is_told(run_dir):
     assert written.take() == ([], [])
     (run_dir / "dit" / "save").unlink()
     written.adopt("dit/save")  # it is known here, so it has just been answered
+    assert written.take() == ([], ["dit/save"])
+
+
+def test_a_file_that_is_removed_the_moment_it_is_seen_is_told_as_gone(run_dir, monkeypatch):
+    written, state = WrittenFiles(run_dir, (run_dir / "dit",)), written_files._state
+
+    def removed_first(path: Path) -> written_files._State:
+        (run_dir / "dit" / "save").unlink(missing_ok=True)
+        return state(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(written_files, "_state", removed_first)
+        written.adopt("dit/save")
+    (run_dir / "dit" / "save").unlink(missing_ok=True)
     assert written.take() == ([], ["dit/save"])
