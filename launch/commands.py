@@ -236,7 +236,11 @@ def sample(
         str | None, typer.Option(metavar="PATH", help="Text with one prompt a line, or a table; a path or a URI.")
     ] = None,
     output: Annotated[
-        Path | None, typer.Option(help="Where clips go when TARGET is a checkpoint.", callback=_expand_home)
+        str | None,
+        typer.Option(
+            help="Where clips go when TARGET is a checkpoint: a folder, or the URI of one in a store.",
+            callback=_read_place,
+        ),
     ] = None,
     shard: Annotated[
         str | None,
@@ -398,7 +402,12 @@ def sweep(
         list[str],
         typer.Option("--vary", metavar="SETTING=VALUE,VALUE", help="Values of a setting of sampling; may be repeated."),
     ],
-    output: Annotated[Path, typer.Option(help="Where clips, figures and pages go.", callback=_expand_home)],
+    output: Annotated[
+        str,
+        typer.Option(
+            help="Where clips, figures and pages go: a folder, or the URI of one in a store.", callback=_read_place
+        ),
+    ],
     reference: Annotated[
         str | None,
         typer.Option(
@@ -484,7 +493,10 @@ def compare(
     reference: Annotated[
         str, typer.Argument(metavar="REFERENCE", help="What they are compared with, likewise.", callback=_read_place)
     ],
-    output: Annotated[Path, typer.Option(help="Where figures and page go.", callback=_expand_home)],
+    output: Annotated[
+        str,
+        typer.Option(help="Where figures and page go: a folder, or the URI of one in a store.", callback=_read_place),
+    ],
     clip_features: ClipFeatures = None,
     frame_features: FrameFeatures = None,
     text_similarity: SimilarityModel = None,

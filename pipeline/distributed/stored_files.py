@@ -44,22 +44,46 @@ class StoredFiles:
         place: URI of the run in its store.
         name: of the actor, and of the file by which its machine is recognised; unique.
         start: of a training's workers, if they are these.
+        marker: a file that this machine alone has; None: one in `run_dir`.
+        is_run: whether what is stored at `place` is this folder, whose known contents are not sent again.
     """
 
     run_dir: Path
     place: str
     name: str
     start: str | None = None
+    marker: Path | None = None
+    is_run: bool = True
     is_shared: bool = False
 
     @classmethod
     def new(cls, run_dir: Path, place: str) -> Self:
         """The files of a run, for one command."""
-        return cls(run_dir.resolve(), place, f"{NAME_PREFIX}{uuid.uuid4().hex[:12]}")
+        return cls(run_dir.resolve(), place, _new_name())
 
     @contextmanager
     def served(self) -> Iterator[None]:
         """As `RunFiles.served`.
+
+        Raises:
+            StoredRunError: the store cannot be read.
+        """
+        for left in self.run_dir.glob(f"{TEMPORARY_PREFIX}{NAME_PREFIX}*"):  # by commands that were killed
+            left.unlink()
+        self._marker.touch()
+        try:
+            with self.answered():
+                yield
+        finally:
+            self._marker.unlink(missing_ok=True)
+
+    def beside(self) -> Self:
+        """Files of another folder, which others may write to, of the command that these are of."""
+        return replace(self, name=_new_name(), marker=self._marker, is_run=False)
+
+    @contextmanager
+    def answered(self) -> Iterator[None]:
+        """Answer the other machines while the block runs.
 
         Raises:
             StoredRunError: the store cannot be read.
@@ -69,15 +93,11 @@ class StoredFiles:
         actor: Any = ray.remote(WholeRun).options(
             name=self.name, num_cpus=0, max_concurrency=CALLS, scheduling_strategy=here
         )
-        for left in self.run_dir.glob(f"{TEMPORARY_PREFIX}{NAME_PREFIX}*"):  # by commands that were killed
-            left.unlink()
-        self._marker.touch()
-        handle = actor.remote(self.run_dir, self.place)
+        handle = actor.remote(self.run_dir, self.place, self.is_run)
         try:
             ray.get(handle.__ray_ready__.remote())
             yield
         finally:
-            self._marker.unlink(missing_ok=True)
             ray.kill(handle)
 
     def fetch(self, *paths: Path) -> None:
@@ -200,9 +220,13 @@ class StoredFiles:
 
     @property
     def _marker(self) -> Path:
-        return self.run_dir / f"{TEMPORARY_PREFIX}{self.name}"
+        return self.marker or self.run_dir / f"{TEMPORARY_PREFIX}{self.name}"
 
     @property
     def _is_here(self) -> bool:
         """Whether this is the machine of the command, whose folder is that of the whole run."""
         return self._marker.exists()
+
+
+def _new_name() -> str:
+    return f"{NAME_PREFIX}{uuid.uuid4().hex[:12]}"

@@ -91,6 +91,26 @@ class RunFiles(Protocol):
         ...
 
 
+class ReadFiles(Protocol):
+    """The part of `RunFiles` by which workers get what they read. Commands outside of runs have it of any folders."""
+
+    def fetch(self, *paths: Path) -> None:
+        """As `RunFiles.fetch`."""
+        ...
+
+    def fetch_folder(self, folder: Path) -> None:
+        """As `RunFiles.fetch_folder`."""
+        ...
+
+
+class WorkerFiles(ReadFiles, Protocol):
+    """As `ReadFiles`, and by which workers give what they make."""
+
+    def publish(self, *paths: Path, record: Path | None = None) -> None:
+        """As `RunFiles.publish`."""
+        ...
+
+
 @dataclass(frozen=True)
 class SharedFolder:
     """All machines see one folder, or there is one machine."""
