@@ -137,6 +137,11 @@ class ClusterConfig(Settings):
     """Whether all machines see the run's folder. False: they share nothing but its `store`, through which they get what
     they read and give what they make (docs/guides/cluster.md).
     """
+    shard_parts: Annotated[bool, Runtime] = False
+    """Where machines share no folder: whether a training fetches the parts of shards that its workers read, when they
+    first read them, instead of all shards before its first step. For machines that have no room for the dataset, or
+    trainings that see only a part of it: a request for each clip takes longer than one for each shard.
+    """
     workers: WorkersConfig = WorkersConfig()
     """How many workers run, and what each may use."""
 

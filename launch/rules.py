@@ -63,6 +63,29 @@ def check_places(config: "RunConfig") -> None:
         )
 
 
+def check_shard_parts(config: "RunConfig") -> None:
+    """Shards come in parts where machines share no folder, and need no second copy on the disk that they come to."""
+    if not config.cluster.shard_parts:
+        return
+    if config.cluster.shared_folder:
+        raise ValueError(
+            "cluster.shard_parts is true, but the machines see the shards in a folder that they share: leave "
+            "cluster.shard_parts out, or set runs_dir to the URI of a folder in a store"
+        )
+    trainings: dict[str, TrainConfig | None] = {
+        "autoencoder": config.autoencoder.train,
+        "tokenizer": None if config.tokenizer is None else config.tokenizer.train,
+        "dit": config.dit.train,
+        "distill": None if config.distill is None else config.distill.train,
+    }
+    for name, train in trainings.items():
+        if train is not None and train.cache is not None:
+            raise ValueError(
+                f"{name}.train.cache copies whole shards to a local disk, but with cluster.shard_parts they come to "
+                "the disk of each machine in parts: leave one of them out"
+            )
+
+
 def check_reached(config: "RunConfig") -> None:
     """Each machine reaches the videos, where machines share no folder and are not this one alone."""
     if not config.cluster.shared_folder and config.cluster.address is not None:
@@ -329,6 +352,7 @@ RULES: "tuple[Callable[[RunConfig], None], ...]" = (
     check_workers,
     check_places,
     check_reached,
+    check_shard_parts,
     check_own_autoencoder,
     check_sequence_parallel,
     check_mixed_buckets,

@@ -102,7 +102,7 @@ def _stored_files(config: RunConfig, place: str) -> RunFiles:
                 f"cluster.shared_folder is false, and {path} is a link, which other machines do not have: move what it "
                 "leads to into its place"
             )
-    return StoredFiles.new(config.run_dir, place)
+    return StoredFiles.new(config.run_dir, place, parts=config.cluster.shard_parts)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Where files lie: paths, and URIs of stores. None may hold credentials, as they get into configurations and logs."""
 
 import re
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -78,12 +79,15 @@ def filesystem_of(uri: str) -> "tuple[AbstractFileSystem, str]":
 
 def client_errors(uri: str) -> tuple[type[Exception], ...]:
     """Exceptions other than OSError that the client of the store at a URI raises when it gets no answer."""
-    if not uri.startswith("s3://"):
-        return ()
-    from aiohttp import ClientError
-    from botocore.exceptions import BotoCoreError
+    scheme = uri.partition("://")[0]
+    if scheme == "s3":
+        from aiohttp import ClientError
+        from botocore.exceptions import BotoCoreError
 
-    return ClientError, BotoCoreError
+        return ClientError, BotoCoreError
+    if scheme == "az":
+        return (import_module("azure.core.exceptions").AzureError,)  # of a package that the constraints do not pin
+    return ()
 
 
 def _check_place(place: str) -> str:

@@ -13,7 +13,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar
 
-from data.errors import ReelflowError
+from data.errors import ReelflowError, first_line
 from data.files.checksums import file_sha256
 from data.files.locations import ASK, LOCAL_SCHEME, client_errors, filesystem_of
 from pipeline.run.run_files import StoredFile
@@ -55,7 +55,7 @@ def readable_errors(place: str) -> Iterator[None]:
     except (OSError, *client_errors(place)) as error:
         if isinstance(error, OSError) and error.errno in NO_ROOM:  # here, not there
             raise
-        raise StoredRunError(f"{place} cannot be used ({error}); {ASK}") from error
+        raise StoredRunError(f"{place} cannot be used ({first_line(error)}); {ASK}") from error
 
 
 def described(path: Path) -> StoredFile:

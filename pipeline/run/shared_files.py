@@ -47,6 +47,10 @@ class RunFiles(Protocol):
         """As `fetch`, of all files of a folder, once for all processes of this machine."""
         ...
 
+    def fetch_dataset(self, folder: Path) -> None:
+        """As `fetch_folder`, of a dataset that `PayloadReader` reads: its shards may come in parts as they are read."""
+        ...
+
     def publish(self, *paths: Path, record: Path | None = None) -> None:
         """Give the run files that were written here.
 
@@ -125,6 +129,9 @@ class SharedFolder:
         """They are there."""
 
     def fetch_folder(self, folder: Path) -> None:
+        """It is there."""
+
+    def fetch_dataset(self, folder: Path) -> None:
         """It is there."""
 
     def publish(self, *paths: Path, record: Path | None = None) -> None:

@@ -61,6 +61,14 @@ def test_two_places_never_have_the_same_folder(tmp_path):
         (["runs_dir=s3://"], r"runs_dir: 's3://' names no folder of a store"),
         (["runs_dir=s3://b//runs"], r"runs_dir: 's3://b//runs' names no folder of a store: it has an empty part"),
         (["runs_dir=s3://b/../runs"], r"names no folder of a store"),
+        (
+            ["cluster.shard_parts=true", "dit.train.cache={folder: x, limit_gib: 1}"],
+            r"dit\.train\.cache copies whole sha",
+        ),
+        (
+            ["runs_dir=runs", "cluster.shard_parts=true"],
+            r"shard_parts is true, but the machines see .*: leave cluster\.sh",
+        ),
         (["cluster.address=auto", "data.source=my/videos"], r"source is the folder my/videos .* \(runs_dir is in a st"),
     ],
 )
@@ -98,7 +106,7 @@ def test_the_plan_says_where_the_run_is_and_where_it_works(cache):
 @pytest.mark.parametrize(
     "words",
     [
-        ["sample", "runs/demo/dit", "--prompts", "p.txt", "--output", "s3://b/clips"],
+        ["serve", "runs/demo/dit", "--output", "s3://b/clips"],
         ["push", "s3://b/runs/demo", "s3://b/other"],
         ["remake", "s3://b/clips/x.mp4"],
     ],

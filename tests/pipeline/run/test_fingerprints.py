@@ -95,7 +95,7 @@ DECIDED = {
     ),
     "ClusterConfig": Decided(
         output="workers",
-        runtime="address object_store_mib shared_folder",
+        runtime="address object_store_mib shared_folder shard_parts",
     ),
     "Bucket": Decided(
         output="num_frames height width fps",
