@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from launch.config import ClusterConfig, RunConfig, dump_config, load_config
-from launch.jobs import absolute_paths
+from launch.jobs import RUN_DIR, STAGE, JobOptions, _entrypoint, absolute_paths
 from launch.overrides import ConfigError
 from pipeline.ingest.config import DataConfig
 from testing.commands import launch_here
@@ -88,6 +88,16 @@ def test_a_program_gives_sections_as_records():
     with pytest.raises(ValueError, match=r"leave cluster\.shared_folder out"):
         RunConfig(name="x", runs_dir="s3://b/runs", cluster=ClusterConfig(shared_folder=True))
     assert RunConfig(name="x", data=DataConfig()).cluster.shared_folder
+
+
+def test_a_job_that_is_resumed_reads_the_configuration_where_the_run_is():
+    for run_dir, config in (
+        ("/runs/demo", "/runs/demo/config.yaml"),
+        ("s3://b/runs/demo", "s3://b/runs/demo/config.yaml"),
+    ):
+        wanted = {RUN_DIR: run_dir, STAGE: "run"}
+        command = _entrypoint(wanted, is_shipped=False, options=JobOptions())
+        assert command == f"exec python -m launch.supervise --command run --config {config} --restarts 3"
 
 
 def test_torchrun_is_told_to_pull_and_push(monkeypatch):

@@ -120,7 +120,7 @@ def test_machines_that_share_a_store_alone_sample_into_it(machines, model_dir):
     model, prompts = machines.runs / "model", machines.seen / "prompts.txt"
     shutil.copytree(model_dir, model)
     prompts.write_text("".join(f"a red dot {number}\n" for number in range(8)), encoding="utf-8")
-    settings = ["sample.precision=fp32", "sample.solver=euler", "sample.steps=100", "sample.batch=1"]
+    settings = ["sample.precision=fp32", "sample.solver=euler", "sample.steps=20", "sample.batch=1"]
     settings += [f"sample.prompts={prompts}", f"cluster.address={machines.address}"]
     output = "s3://shared/out/clips"
     said = list(sample_checkpoint(model, output, [*settings, "cluster.workers.num_workers=2"], dry_run=False))
