@@ -180,3 +180,32 @@ def test_what_cannot_be_a_store_is_refused(config, monkeypatch):
         match="store is in an object store, which is not for torchrun; give `pull` before it and `push` after it",
     ):
         fetch(config)
+
+
+def test_a_run_in_a_store_goes_from_machine_to_machine_and_one_command_at_a_time_works_on_it(tmp_path, monkeypatch):
+    first, second = (
+        RunConfig(name="tiny", runs_dir="memory://from-machine-to-machine/runs", local_dir=tmp_path / name)
+        for name in ("first", "second")
+    )
+
+    def run_here(config: RunConfig, *stages: Stage) -> set[str]:
+        monkeypatch.setattr(run, "stages_of", lambda *_: list(stages))
+        run.run_stages(config)
+        return {path.name for path in config.run_dir.glob("stage-*")}
+
+    assert fetch(first) is None  # nothing is stored
+    run_here(first, Stage(1))
+    fetched = fetch(second)
+    assert fetched is not None
+    assert fetched.num_copied == 2  # with config.yaml
+    assert run_here(second, Stage(2)) == {"stage-1", "stage-2"}
+    assert fetch(first) is not None
+    assert fetch(second) is None  # it has what is stored
+    run_here(first, Stage(3))
+    with pytest.raises(StoredRunError, match=r"another command has stored memory://from-machine-to-machine/runs/tiny"):
+        run_here(second, Stage(4))
+    assert names_in(str(first.place)) >= {"stage-1", "stage-2", "stage-3"}
+    assert fetch(second) is not None
+    assert {path.name for path in second.run_dir.glob("stage-*")} == {"stage-1", "stage-2", "stage-3"}
+    aside = second.run_dir.with_name("tiny.superseded-1")
+    assert (aside / "stage-4").read_text(encoding="utf-8") == "made"
