@@ -130,7 +130,7 @@ class ShardParts:
         for pause in (*PAUSES, None):
             try:
                 files, path = self._opened()
-                content: bytes = files.cat_file(path, start=start, end=stop)
+                content = files.cat_file(path, start=start, end=stop)
             except errors as error:
                 if pause is None or isinstance(error, FileNotFoundError | PermissionError):
                     raise PartError(
@@ -139,7 +139,7 @@ class ShardParts:
                     ) from error
                 time.sleep(pause)
             else:
-                if len(content) == stop - start:
+                if isinstance(content, bytes) and len(content) == stop - start:
                     return content
                 raise PartError(
                     f"{self._record.uri}, which holds {self._shard}, has not the {self._record.num_bytes} bytes that "

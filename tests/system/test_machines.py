@@ -71,8 +71,8 @@ def machines(tmp_path_factory) -> Iterator[Machines]:
         command = ["unshare", "--mount", "sh", "-c", MOUNTED, "sh", str(runs), *ray]
         blind = subprocess.Popen(command, stdout=log, stderr=log)
         try:
-            _wait_for_both(cluster.address, blind, folder / "log")
-            yield Machines(cluster.address, runs, seen)
+            _wait_for_both(str(cluster.address), blind, folder / "log")
+            yield Machines(str(cluster.address), runs, seen)
         finally:
             processes = children_of(blind.pid)
             blind.kill()
