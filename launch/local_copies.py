@@ -91,7 +91,7 @@ def _held_copy(stored: Sequence[StoredFolder], also: Collection[str]) -> Iterato
     there = {PurePosixPath(name).parts[0] for name in run.files if "/" in name}
     only = [*(folder.needed for folder in stored), *(name for name in also if name in there)]
     wanted, root = chosen_files(run, only, place), cache_folder() / COPIES
-    lock = local_folder(f"{place}.lock", root / "locks")
+    lock = local_folder(f"{place}.lock", root)
     lock.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as held:
         with FileLock(lock):
@@ -104,9 +104,10 @@ def _held_copy(stored: Sequence[StoredFolder], also: Collection[str]) -> Iterato
 
 def _is_held(folder: Path, wanted: Mapping[str, StoredFile], held: ExitStack) -> bool:
     """Keep others from changing a copy, if nobody reads it or it needs no change; called by one process at a time."""
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as opened:
-        descriptor = os.open(folder, os.O_RDONLY)
+        # Opened for writing, as network file systems ask of an exclusive lock.
+        descriptor = os.open(folder.with_name(f"{folder.name}.lock"), os.O_RDWR | os.O_CREAT)
         opened.callback(os.close, descriptor)
         if not _is_current(folder, wanted):
             try:
