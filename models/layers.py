@@ -14,7 +14,8 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 from models.attention.backends import attention_backend
 from models.attention.config import AttentionBackend
-from models.recompute import gelu_linear, recomputed
+from models.norms import head_norm, rms_norm
+from models.recompute import gelu_linear
 
 State = TypeVar("State", Tensor, tuple[Tensor, Tensor])
 """What a block takes and returns: tokens, or two kinds of them."""
@@ -49,12 +50,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
         """Normalise; the result has the type of `x`."""
-        return recomputed(self._normalised, x, self.weight)
-
-    def _normalised(self, x: Float[Tensor, "*batch d"], weight: Float[Tensor, " d"]) -> Float[Tensor, "*batch d"]:
-        exact = x.float()
-        normal = exact * torch.rsqrt((exact * exact).mean(-1, keepdim=True) + self.eps)
-        return (normal * weight).to(x.dtype)
+        return rms_norm(x, self.weight, self.eps)
 
 
 class ChannelNorm(nn.Module):
@@ -81,8 +77,7 @@ class HeadNorm(nn.Module):
 
     def forward(self, x: Float[Tensor, "b n heads d"]) -> Float[Tensor, "b n heads d"]:
         """Normalise; the norm is taken in float32, and the result has the type of `x`."""
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
-        return x * (self.gain * x.shape[-1] ** 0.5 / (norm + self.eps)).to(x.dtype)
+        return head_norm(x, self.gain, self.eps)
 
 
 class FeedForward(nn.Module):

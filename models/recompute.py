@@ -1,11 +1,9 @@
-"""Cheap operations that keep only their inputs for the backward pass, and compute there again what they need.
+"""GELU and a linear layer, which keep only their input for the backward pass, and compute GELU again there.
 
-Between two matrix products of a block, norms, modulations and activations each keep a tensor as large as the tokens.
-Computing them again takes a few percent of the time of a block and gives the same bits; their inputs are kept anyway.
-Inside of `torch.compile` these are the plain operations: the compiler decides itself what it keeps.
+It is as large as the hidden layer of a feed-forward block, and cheap. Inside of `torch.compile` these are the plain
+operations: the compiler decides itself what it keeps. Norms, the other cheap operations of a block: `norms.py`.
 """
 
-from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -14,17 +12,6 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, linear
 
 Approximation = Literal["none", "tanh"]
-
-
-def recomputed(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-    """`function(*tensors)`, of which only `tensors` are kept for the backward pass.
-
-    Args:
-        function: of these tensors alone, without random numbers. It is called without autocast in the backward pass.
-    """
-    if torch.compiler.is_compiling():
-        return function(*tensors)
-    return _Recomputed.apply(function, *tensors)  # pyright: ignore[reportReturnType] - `apply` has no types
 
 
 def gelu_linear(
@@ -43,30 +30,14 @@ def _has_hooks(layer: nn.Module) -> bool:
     return bool(layer._forward_pre_hooks or layer._forward_hooks or layer._backward_pre_hooks or layer._backward_hooks)
 
 
-def _check_first_order() -> None:
-    """Raises RuntimeError where a graph of the gradient is wanted, which would be wrong without a word."""
+def check_first_order() -> None:
+    """For backward passes that are written out.
+
+    Raises:
+        RuntimeError: a graph of the gradient is wanted, which would be wrong without a word.
+    """
     if torch.is_grad_enabled():
-        raise RuntimeError("operations that are computed again have no second derivative: use create_graph=False")
-
-
-class _Recomputed(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:  # noqa: ANN401 - torch's
-        ctx.function = function
-        ctx.save_for_backward(*tensors)
-        return function(*tensors)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401 - torch's
-        _check_first_order()
-        (gradient,) = gradients
-        needed = ctx.needs_input_grad[1:]
-        with torch.enable_grad():
-            tensors = [t.detach().requires_grad_(need) for t, need in zip(ctx.saved_tensors, needed, strict=True)]
-            output = ctx.function(*tensors)
-        wanted = [tensor for tensor in tensors if tensor.requires_grad]
-        found = iter(torch.autograd.grad(output, wanted, gradient))
-        return None, *(next(found) if need else None for need in needed)
+        raise RuntimeError("networks have no second derivative here: use create_graph=False")
 
 
 class _GeluLinear(torch.autograd.Function):
@@ -78,7 +49,7 @@ class _GeluLinear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401 - torch's
-        _check_first_order()
+        check_first_order()
         (gradient,) = gradients
         h, weight = ctx.saved_tensors
         of_h, of_weight, of_bias, _ = ctx.needs_input_grad

@@ -20,7 +20,8 @@ os.environ.setdefault("RAY_num_workers_soft_limit", "6")
 
 # Folders whose files share fixtures that take minutes to make: all their tests run in one process of `pytest -n`.
 ONE_PROCESS = ("tests/pipeline/train/monitor/", "tests/pipeline/train/", "tests/pipeline/checkpoint/")
-LONG = ("tests/system/test_faults.py", *ONE_PROCESS, "tests/system/", "tests/pipeline/", "tests/launch/")
+LONG_FILES = ("tests/system/test_faults.py", "tests/launch/test_jobs.py")
+LONG = (*LONG_FILES, *ONE_PROCESS, "tests/system/", "tests/pipeline/", "tests/launch/")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

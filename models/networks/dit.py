@@ -94,7 +94,9 @@ class DiTBlock(nn.Module):
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = vectors
 
         h = normed_and_modulated(x, self.norm, shift_1, scale_1, layout.groups)
-        q_k, v = rearrange(self.qkv(h), "b n (h d) -> b n h d", h=3 * self.heads).tensor_split([2 * self.heads], dim=2)
+        q_k, v = rearrange(self.qkv(h), "b n (h d) -> b n h d", h=3 * self.heads).split(
+            [2 * self.heads, self.heads], dim=2
+        )
         q, k = rotate(self.qk_norm(q_k), angles).chunk(2, dim=2)
         h = layout.self_attention(q, k, v, self.span)
         h = self.out(rearrange(h, "b n heads d -> b n (heads d)"))

@@ -53,12 +53,12 @@ class Stream(nn.Module):
         """What attention takes: normalised queries and keys (keys only), as heads side by side, and values.
 
         Args:
-            groups: as `modulate` takes them.
+            groups: as `normed_and_modulated` takes them.
         """
         shift, scale, *_ = vectors
         projected = self.qkv(normed_and_modulated(x, self.norm, shift, scale, groups))
         projected = rearrange(projected, "b n (h d) -> b n h d", h=(self.num_normed + 1) * self.heads)
-        normed, values = projected.tensor_split([self.num_normed * self.heads], dim=2)
+        normed, values = projected.split([self.num_normed * self.heads, self.heads], dim=2)
         return self.qk_norm(normed), values
 
     def after(

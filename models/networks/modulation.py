@@ -11,16 +11,13 @@ With d channels, a block needs six vectors of d: shift, scale and gate for each 
 All are zero at first, so that every block is the identity.
 """
 
-from functools import partial
-
 import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import layer_norm
 
 from models.networks.config import DiTConfig
-from models.recompute import recomputed
+from models.norms import modulated_layer_norm
 
 
 class BlockModulation(nn.Module):
@@ -76,26 +73,6 @@ Groups = tuple[tuple[int, int], ...]
 """Of packed clips of several shapes: (vectors, tokens) of each group, whose vectors have equally many tokens."""
 
 
-def modulate(
-    x: Float[Tensor, "b n d"],
-    shift: Float[Tensor, "b f d"],
-    scale: Float[Tensor, "b f d"],
-    groups: Groups | None = None,
-) -> Float[Tensor, "b n d"]:
-    """x (1 + scale) + shift, with one shift and scale per sample (f = 1) or per frame.
-
-    Args:
-        groups: of packed clips; None: each vector has equally many tokens.
-    """
-    if groups is not None:
-        num_vectors, num_tokens = zip(*groups, strict=True)
-        parts = zip(x.split(num_tokens, 1), shift.split(num_vectors, 1), scale.split(num_vectors, 1), strict=True)
-        return torch.cat([modulate(*part) for part in parts], dim=1)
-    x = rearrange(x, "b (f s) d -> b f s d", f=shift.shape[1])
-    x = torch.addcmul(rearrange(shift, "b f d -> b f 1 d"), x, rearrange(1 + scale, "b f d -> b f 1 d"))
-    return rearrange(x, "b f s d -> b (f s) d")
-
-
 def normed_and_modulated(
     x: Float[Tensor, "b n d"],
     norm: nn.LayerNorm,
@@ -103,25 +80,25 @@ def normed_and_modulated(
     scale: Float[Tensor, "b f d"],
     groups: Groups | None = None,
 ) -> Float[Tensor, "b n d"]:
-    """`modulate(norm(x), ...)`, of which only these tensors are kept for the backward pass.
+    """norm(x) (1 + scale) + shift, with one shift and scale per sample (f = 1) or per frame; all in float32.
 
     Args:
         norm: without weights.
+        groups: of packed clips; None: each vector has equally many tokens.
     """
-    return recomputed(partial(_normed_and_modulated, norm=norm, groups=groups), x, shift, scale)
-
-
-def _normed_and_modulated(
-    x: Tensor, shift: Tensor, scale: Tensor, norm: nn.LayerNorm, groups: Groups | None
-) -> Float[Tensor, "b n d"]:
-    # Not by calling the module, whose hooks under ZeRO 3 must not run in the backward pass.
-    return modulate(layer_norm(x, norm.normalized_shape, eps=norm.eps), shift, scale, groups)
+    if groups is not None:
+        num_vectors, num_tokens = zip(*groups, strict=True)
+        parts = zip(x.split(num_tokens, 1), shift.split(num_vectors, 1), scale.split(num_vectors, 1), strict=True)
+        return torch.cat([normed_and_modulated(tokens, norm, own, factor) for tokens, own, factor in parts], dim=1)
+    # Not by calling the module: its hooks under ZeRO 3 have nothing to gather.
+    tokens = rearrange(x, "b (f s) d -> b f s d", f=shift.shape[1])
+    return rearrange(modulated_layer_norm(tokens, shift, scale, norm.eps), "b f s d -> b (f s) d")
 
 
 def add_gated(
     x: Float[Tensor, "b n d"], gate: Float[Tensor, "b f d"], h: Float[Tensor, "b n d"], groups: Groups | None = None
 ) -> Float[Tensor, "b n d"]:
-    """x + gate h, with one gate per sample (f = 1) or per frame; `groups` as in `modulate`."""
+    """x + gate h, with one gate per sample (f = 1) or per frame; `groups` as in `normed_and_modulated`."""
     if groups is not None:
         num_vectors, num_tokens = zip(*groups, strict=True)
         parts = zip(x.split(num_tokens, 1), gate.split(num_vectors, 1), h.split(num_tokens, 1), strict=True)

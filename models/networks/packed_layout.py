@@ -74,7 +74,7 @@ class PackedLayout:
 
     @property
     def groups(self) -> Groups:
-        """As `modulate` takes them: one for each part."""
+        """As `normed_and_modulated` takes them: one for each part."""
         return tuple((part.num_clips * part.num_times, part.num_clips * part.num_tokens) for part in self.parts)
 
     def parts_of(self, tokens: Float[Tensor, "1 n *rest"]) -> list[tuple[PackedPart, Float[Tensor, "1 _ *rest"]]]:

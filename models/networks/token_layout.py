@@ -27,7 +27,7 @@ class TokenLayout(Protocol):
 
     @property
     def groups(self) -> Groups | None:
-        """As `modulate` takes them."""
+        """As `normed_and_modulated` takes them."""
         ...
 
     def self_attention(self, query: Heads, key: Heads, value: Heads, span: AttentionSpan) -> Heads:
@@ -56,7 +56,7 @@ class TokenLayout(Protocol):
         ...
 
     def of_words(self, vectors: Float[Tensor, "b clips d"]) -> Float[Tensor, "b f d"]:
-        """Vectors of clips, as `modulate` without groups takes them for caption tokens."""
+        """Vectors of clips, as `normed_and_modulated` without groups takes them for caption tokens."""
         ...
 
 

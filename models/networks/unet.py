@@ -113,7 +113,7 @@ class MidBlock(nn.Module):
 
         shift, scale, gate = self.modulation(condition).float().chunk(3, dim=-1)
         qkv = self.qkv(normed_and_modulated(x, self.norm, shift, scale))  # b n 3d
-        q_k, v = self._heads(qkv, 3 * self.heads).tensor_split([2 * self.heads], dim=2)
+        q_k, v = self._heads(qkv, 3 * self.heads).split([2 * self.heads, self.heads], dim=2)
         q, k = rotate(self.qk_norm(q_k), angles).chunk(2, dim=2)  # b n heads c
         h = self.out(rearrange(attention(q, k, v), "b n heads c -> b n (heads c)"))
         x = add_gated(x, gate, h.float())

@@ -22,6 +22,17 @@ def number(seed: int, purpose: str, address: int | str) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
+def seed_layers(device: torch.device, seed: int, address: int | str) -> None:
+    """Seed, by `number`, the generators that layers on `device` draw from.
+
+    `torch.manual_seed` also prepares every other kind of device that torch knows, which takes milliseconds.
+    """
+    value = number(seed, "layers", address)
+    torch.default_generator.manual_seed(value)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(value)
+
+
 def normal(seed: int, purpose: str, addresses: Iterable[int | str], shape: tuple[int, ...] = ()) -> Tensor:
     """Standard normal numbers, one tensor of `shape` per address: (b, *shape), float32, on the CPU."""
     return torch.stack([torch.randn(shape, generator=generator(seed, purpose, address)) for address in addresses])

@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from pipeline.checkpoint.resume import exclusive_access
@@ -107,7 +106,7 @@ def update(training: Training, step: int, batches: list[Any], rate: float) -> di
     """
     trainer, worker = training.trainer, training.worker
     # Random numbers of layers, which only LoRA's dropout uses: the only ones that depend on the number of workers.
-    torch.manual_seed(randomness.number(training.task.seed, "layers", f"{step} {worker.rank}"))
+    randomness.seed_layers(worker.device, training.task.seed, f"{step} {worker.rank}")
     set_progress(trainer.engine.module, step, trainer.guard.num_updates(step))
     with memory_advice(training.config, worker, training.stream.plan.batch_size(step)):
         losses = trainer.step(batches, rate)

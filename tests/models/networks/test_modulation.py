@@ -4,10 +4,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from models.networks.config import DiTConfig
 from models.networks.dit import DiT
-from models.networks.modulation import add_gated, modulate
+from models.networks.modulation import add_gated, normed_and_modulated
 from models.networks.token_layout import BatchLayout
 from models.text.bytes import CaptionTokens
 from models.text.config import TextConfig
@@ -77,5 +78,7 @@ def test_groups_of_packed_clips_are_modulated_as_if_each_were_alone():
     groups = ((2, 6), (1, 4))  # vectors, tokens
     x, h, shift, scale = torch.randn(1, 10, 8), torch.randn(1, 10, 8), torch.randn(1, 3, 8), torch.randn(1, 3, 8)
     rows = [0, 0, 0, 1, 1, 1, 2, 2, 2, 2]
-    torch.testing.assert_close(modulate(x, shift, scale, groups), x * (1 + scale[:, rows]) + shift[:, rows])
+    norm = nn.LayerNorm(8, elementwise_affine=False)
+    modulated = normed_and_modulated(x, norm, shift, scale, groups)
+    torch.testing.assert_close(modulated, norm(x) * (1 + scale[:, rows]) + shift[:, rows])
     torch.testing.assert_close(add_gated(x, shift, h, groups), x + shift[:, rows] * h)
