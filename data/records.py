@@ -89,12 +89,13 @@ class Settings(Record):
     @field_validator("*", mode="before")
     @classmethod
     def _refuse_uris_as_paths(cls, value: Any, info: ValidationInfo) -> Any:  # noqa: ANN401 - of any field
-        if Path in _kinds(cls.model_fields[str(info.field_name)].annotation) and isinstance(value, str):
+        kinds = _kinds(cls.model_fields[str(info.field_name)].annotation)
+        if Path in kinds and str not in kinds and isinstance(value, str):
             scheme, separator, _ = value.partition("://")
             if separator:  # as a path it would be a folder of that name
                 raise ValueError(
                     f"it must be a path, and this is a URI of {shorten(scheme)}: videos are read from object stores "
-                    "by data.source, and runs kept in them by store"
+                    "by data.source, and runs kept in them by runs_dir or store"
                 )
         return value
 

@@ -88,7 +88,7 @@ def connected(config: ClusterConfig) -> Iterator[None]:
 
 
 def check_folder(config: ClusterConfig, folder: Path) -> None:
-    """Refuse a connected cluster whose machines do not share a folder that a command outside of runs works in.
+    """Refuse a connected cluster whose machines do not share a folder that a command works in.
 
     Raises:
         ClusterError: the configuration says that they share none.
@@ -96,8 +96,9 @@ def check_folder(config: ClusterConfig, folder: Path) -> None:
     """
     if not config.shared_folder and other_machines(config.workers):
         raise ClusterError(
-            f"cluster.shared_folder is false, but {folder} has to be in a folder that all machines share: leave "
-            "cluster.address out, to use this machine alone; or give `run`, which needs no such folder"
+            f"cluster.shared_folder is false, but {folder} has to be in a folder that all machines share: give "
+            "--output the URI of a folder in a store, as s3://bucket/clips; or leave cluster.address out, to use this "
+            "machine alone"
         )
     check_shared(folder, config.workers)
 

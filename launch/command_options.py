@@ -1,5 +1,6 @@
 """Arguments and the handling of errors that commands share."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -7,23 +8,38 @@ from typing import Annotated
 
 import typer
 
+from data.files.locations import SCHEMES
 from data.records import expand_home
 
 
 def expand_home_option(path: Path | None) -> Path | None:
     """The path with the home folder for `~`, which a shell does not replace in `--output=~/clips`."""
+    if path is not None and (uri := _URI_AS_PATH.match(str(path))) and not path.exists():
+        raise typer.BadParameter(
+            f"{uri[1]}://{uri[2]} is in a store, and this has to be a path; `reelflow pull` fetches a run from there"
+        )
     try:
         return None if path is None else Path(expand_home(str(path)))
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
 
 
+def read_place_option(place: str | None) -> str | None:
+    """A path as of `expand_home_option`, or a URI as it is."""
+    try:
+        return None if place is None else expand_home(place)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+_URI_AS_PATH = re.compile(rf"({'|'.join(SCHEMES)}):/([^/].*)")
 Config = Annotated[
-    Path,
+    str,
     typer.Argument(
         metavar="CONFIG",
-        help="A YAML file, or the name of a preset: demo, demo-tokens, real-tiny, gpu-1, gpu-8, gpu-64.",
-        callback=expand_home_option,
+        help="A YAML file, the name of a preset (demo, demo-tokens, real-tiny, gpu-1, gpu-8, gpu-64), or a run in a "
+        "store, as s3://bucket/runs/demo.",
+        callback=read_place_option,
     ),
 ]
 Overrides = Annotated[

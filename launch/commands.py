@@ -15,8 +15,10 @@ from typing import Annotated, Literal
 
 import typer
 
+from data.files.locations import is_uri
 from launch.command_options import Config, Debug, Overrides
 from launch.command_options import expand_home_option as _expand_home
+from launch.command_options import read_place_option as _read_place
 from launch.command_options import readable_errors as _readable_errors
 from launch.job_commands import job_app, submit
 from launch.overrides import Given, Override
@@ -103,7 +105,7 @@ class _Start:
         return self.allow_change or ([] if self.resume else None)
 
 
-def _run(config: Path, stages: Collection[str], start: _Start) -> None:
+def _run(config: str, stages: Collection[str], start: _Start) -> None:
     """Load the configuration, then print the plan or run the stages."""
     with _readable_errors(start.debug):
         from launch.config import dump_config, load_config
@@ -146,7 +148,7 @@ def demo(
 
     Example: `reelflow demo`
     """
-    run(Path("demo"), overrides, dry_run, verbose, quiet, debug)
+    run("demo", overrides, dry_run, verbose, quiet, debug)
 
 
 @app.command()
@@ -223,14 +225,22 @@ for _entry in STAGES:
 @app.command()
 def sample(
     target: Annotated[
-        Path,
-        typer.Argument(metavar="TARGET", help="A config, or a folder with a DiT checkpoint.", callback=_expand_home),
+        str,
+        typer.Argument(
+            metavar="TARGET",
+            help="A config, or a folder with a DiT checkpoint, also of a run in a store.",
+            callback=_read_place,
+        ),
     ],
     prompts: Annotated[
         str | None, typer.Option(metavar="PATH", help="Text with one prompt a line, or a table; a path or a URI.")
     ] = None,
     output: Annotated[
-        Path | None, typer.Option(help="Where clips go when TARGET is a checkpoint.", callback=_expand_home)
+        str | None,
+        typer.Option(
+            help="Where clips go when TARGET is a checkpoint: a folder, or the URI of one in a store.",
+            callback=_read_place,
+        ),
     ] = None,
     shard: Annotated[
         str | None,
@@ -251,7 +261,7 @@ def sample(
     if prompts is not None and any(text.partition("=")[0].strip() == "sample.prompts" for text in overrides or []):
         raise typer.BadParameter("--prompts and --set sample.prompts name the same; give one of them")
     given = [*(overrides or []), *([Given("sample.prompts", prompts)] if prompts else [])]
-    if not target.is_dir():
+    if not _is_checkpoint(target, debug):
         if output is not None:
             raise typer.BadParameter(
                 f"--output is for a checkpoint, and {target} is no folder of one; the clips of a configuration go into "
@@ -262,6 +272,7 @@ def sample(
         _run(target, ("sample",), _Start(given, dry_run, verbose, quiet, debug))
         return
     with _readable_errors(debug):
+        from launch.local_copies import local_copies
         from launch.sample import sample_checkpoint
 
         if prompts is None or output is None:
@@ -269,18 +280,32 @@ def sample(
         from pipeline.run.logs import console_log
         from pipeline.sample.shards import Shard
 
-        with console_log(_Start(given, dry_run, verbose, quiet, debug).level()):
+        with console_log(_Start(given, dry_run, verbose, quiet, debug).level()), local_copies(target) as (folder,):
             part = None if shard is None else Shard.of_text(shard)
-            for line in sample_checkpoint(target, output, given, dry_run=dry_run, shard=part):
+            for line in sample_checkpoint(folder, output, given, dry_run=dry_run, shard=part):
                 if not quiet or line.startswith("warning:"):
                     typer.echo(line)
+
+
+def _is_checkpoint(target: str, debug: bool) -> bool:
+    """Whether TARGET of `sample` is a folder of a run, and not a run or a configuration."""
+    if not is_uri(target):
+        return Path(target).is_dir()
+    with _readable_errors(debug):
+        from launch.local_copies import find_stored
+        from pipeline.run.run_files import CONFIG_NAME
+
+        return find_stored(target).name not in (".", CONFIG_NAME)
 
 
 @app.command()
 def serve(
     checkpoint: Annotated[
-        Path,
-        typer.Argument(help="A folder with a DiT checkpoint, or of a published pipeline.", callback=_expand_home),
+        str,
+        typer.Argument(
+            help="A folder with a DiT checkpoint, also of a run in a store, or of a published pipeline.",
+            callback=_read_place,
+        ),
     ],
     output: Annotated[Path, typer.Option(help="Where clips go.", callback=_expand_home)] = Path("served"),
     host: Annotated[
@@ -305,11 +330,13 @@ def serve(
     Example: `reelflow serve runs/demo/dit`
     """
     with _readable_errors(debug):
+        from launch.local_copies import local_copies
         from launch.serve.server import Listening, serve_checkpoint
         from pipeline.run.logs import console_log
 
-        with console_log(_Start(overrides, False, verbose, quiet, debug).level()):
-            for line in serve_checkpoint(checkpoint, output, overrides or [], Listening(host, port, token_file)):
+        start = _Start(overrides, False, verbose, quiet, debug)
+        with console_log(start.level()), local_copies(checkpoint) as (folder,):
+            for line in serve_checkpoint(folder, output, overrides or [], Listening(host, port, token_file)):
                 if not quiet or line.startswith(("warning:", "serving")):
                     typer.echo(line)
 
@@ -363,7 +390,10 @@ def remake(
 @app.command()
 def sweep(
     target: Annotated[
-        Path, typer.Argument(metavar="TARGET", help="A folder with a DiT checkpoint.", callback=_expand_home)
+        str,
+        typer.Argument(
+            metavar="TARGET", help="A folder with a DiT checkpoint, also of a run in a store.", callback=_read_place
+        ),
     ],
     prompts: Annotated[
         str, typer.Argument(metavar="PROMPTS", help="Text with one prompt a line, or a table; a path or a URI.")
@@ -372,11 +402,16 @@ def sweep(
         list[str],
         typer.Option("--vary", metavar="SETTING=VALUE,VALUE", help="Values of a setting of sampling; may be repeated."),
     ],
-    output: Annotated[Path, typer.Option(help="Where clips, figures and pages go.", callback=_expand_home)],
-    reference: Annotated[
-        Path | None,
+    output: Annotated[
+        str,
         typer.Option(
-            help="Real clips to compare with: those of the checkpoint's run if not given.", callback=_expand_home
+            help="Where clips, figures and pages go: a folder, or the URI of one in a store.", callback=_read_place
+        ),
+    ],
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            help="Real clips to compare with: those of the checkpoint's run if not given.", callback=_read_place
         ),
     ] = None,
     clip_features: ClipFeatures = None,
@@ -394,15 +429,18 @@ def sweep(
     Example: `reelflow sweep runs/demo/dit prompts.txt --vary steps=4,8 --vary solver=heun,ab2 --output sweep`
     """
     with _readable_errors(debug):
+        from launch.local_copies import local_copies
         from launch.sweep import Swept, sweep_checkpoint
         from launch.sweep_plan import read_varied
         from pipeline.evaluate.measure import Networks
         from pipeline.run.logs import console_log
 
         networks = Networks(clip_features, frame_features, text_similarity)
-        asked = Swept(target, output, read_varied(vary), reference, networks, max_clips)
         given = [*(overrides or []), Given("sample.prompts", prompts)]
-        with console_log(_Start(given, dry_run, verbose, quiet, debug).level()):
+        places, also = (target,) if reference is None else (target, reference), () if reference else ("clips",)
+        level = _Start(given, dry_run, verbose, quiet, debug).level()
+        with console_log(level), local_copies(*places, also=also) as (folder, *others):
+            asked = Swept(folder, output, read_varied(vary), next(iter(others), None), networks, max_clips)
             for line in sweep_checkpoint(asked, given, dry_run=dry_run):
                 if not quiet or line.startswith("warning:"):
                     typer.echo(line)
@@ -445,12 +483,20 @@ def gallery(
 @app.command()
 def compare(
     samples: Annotated[
-        Path, typer.Argument(help="Sampled clips, or a dataset of clips.", callback=_expand_home, metavar="SAMPLES")
+        str,
+        typer.Argument(
+            metavar="SAMPLES",
+            help="Sampled clips, or a dataset of clips, also of a run in a store.",
+            callback=_read_place,
+        ),
     ],
     reference: Annotated[
-        Path, typer.Argument(help="What they are compared with, likewise.", callback=_expand_home, metavar="REFERENCE")
+        str, typer.Argument(metavar="REFERENCE", help="What they are compared with, likewise.", callback=_read_place)
     ],
-    output: Annotated[Path, typer.Option(help="Where figures and page go.", callback=_expand_home)],
+    output: Annotated[
+        str,
+        typer.Option(help="Where figures and page go: a folder, or the URI of one in a store.", callback=_read_place),
+    ],
     clip_features: ClipFeatures = None,
     frame_features: FrameFeatures = None,
     text_similarity: SimilarityModel = None,
@@ -477,16 +523,18 @@ def compare(
     """
     with _readable_errors(debug):
         from launch.compare import Compared, compare_folders, read_where
+        from launch.local_copies import local_copies
         from pipeline.evaluate.measure import Networks
         from pipeline.run.logs import console_log
 
         networks = Networks(clip_features, frame_features, text_similarity)
-        ours, theirs = (
-            read_where(folder, given or [], guidance_scale)
-            for folder, given in ((samples, where), (reference, reference_where))
-        )
-        asked = Compared(samples, reference, output, networks, max_clips, split, ours, theirs)
-        with console_log(_Start(overrides, False, verbose, quiet, debug).level()):
+        level = _Start(overrides, False, verbose, quiet, debug).level()
+        with console_log(level), local_copies(samples, reference) as (ours_dir, theirs_dir):
+            ours, theirs = (
+                read_where(folder, given or [], guidance_scale)
+                for folder, given in ((ours_dir, where), (theirs_dir, reference_where))
+            )
+            asked = Compared(ours_dir, theirs_dir, output, networks, max_clips, split, ours, theirs)
             for line in compare_folders(asked, overrides or []):
                 if not quiet:
                     typer.echo(line)
@@ -495,9 +543,12 @@ def compare(
 @app.command()
 def likelihood(
     checkpoint: Annotated[
-        Path, typer.Argument(help="A training of a DiT, or one of its checkpoints.", callback=_expand_home)
+        str,
+        typer.Argument(
+            help="A training of a DiT, or one of its checkpoints, also of a run in a store.", callback=_read_place
+        ),
     ],
-    latents: Annotated[Path, typer.Argument(help="Latents of the same run.", callback=_expand_home)],
+    latents: Annotated[str, typer.Argument(help="Latents of the same run.", callback=_read_place)],
     output: Annotated[Path, typer.Option(help="Where figures and noises go.", callback=_expand_home)],
     split: Annotated[Literal["train", "validation"], typer.Option(help="Of the latents.")] = "validation",
     max_clips: Annotated[int, typer.Option(min=1, help="The most clips to measure.")] = 64,
@@ -514,19 +565,21 @@ def likelihood(
     """
     with _readable_errors(debug):
         from launch.config import check_writable
+        from launch.local_copies import local_copies
         from pipeline.evaluate.likelihood import RESULT_NAME, Accuracy, measure_likelihoods
 
         check_writable(output)
-        found = measure_likelihoods(
-            checkpoint,
-            latents,
-            output,
-            split=split,
-            max_clips=max_clips,
-            batch=batch,
-            weights=weights,
-            accuracy=Accuracy(steps, probes, bound_steps),
-        )
+        with local_copies(checkpoint, latents) as (checkpoint_dir, latents_dir):
+            found = measure_likelihoods(
+                checkpoint_dir,
+                latents_dir,
+                output,
+                split=split,
+                max_clips=max_clips,
+                batch=batch,
+                weights=weights,
+                accuracy=Accuracy(steps, probes, bound_steps),
+            )
         error = "" if found.standard_error is None else f" ± {found.standard_error:.3f}"
         typer.echo(f"{found.num_clips} clips: {found.bits_per_dimension:.3f}{error} bits per dimension of the latents")
         typer.echo(f"  variational bound   {found.bound_bits_per_dimension:.3f}")
@@ -576,7 +629,10 @@ def plan(
 @app.command()
 def inspect(
     path: Annotated[
-        Path, typer.Argument(help="A run, a dataset, a checkpoint, or a samples folder.", callback=_expand_home)
+        str,
+        typer.Argument(
+            help="A run, a dataset, a checkpoint, or a samples folder, also of a run in a store.", callback=_read_place
+        ),
     ],
     html: Annotated[
         Path | None,
@@ -595,18 +651,23 @@ def inspect(
         if clips is not None and html is None:
             raise typer.BadParameter("--clips is the number of clips that a page shows; give --html FOLDER too")
         from launch.inspect import describe_folder, show_folder
+        from launch.local_copies import local_copies
 
-        typer.echo(describe_folder(path))
-        if html is not None:
-            for file in show_folder(path, html, CLIPS_SHOWN if clips is None else clips):
-                typer.echo(f"  wrote {file} ({file.stat().st_size / 1e6:.1f} MB)")
+        with local_copies(path) as (folder,):
+            typer.echo(describe_folder(folder))
+            if html is not None:
+                for file in show_folder(folder, html, CLIPS_SHOWN if clips is None else clips):
+                    typer.echo(f"  wrote {file} ({file.stat().st_size / 1e6:.1f} MB)")
 
 
 @app.command()
 def export(
     checkpoint: Annotated[
-        Path,
-        typer.Argument(help="A checkpoint, or a folder with checkpoints, as runs/NAME/dit.", callback=_expand_home),
+        str,
+        typer.Argument(
+            help="A checkpoint, or a folder with checkpoints, as runs/NAME/dit, also of a run in a store.",
+            callback=_read_place,
+        ),
     ],
     output: Annotated[
         Path,
@@ -630,19 +691,21 @@ def export(
     Example: `reelflow export runs/demo/dit dit.safetensors`
     """
     with _readable_errors(debug):
+        from launch.local_copies import local_copies
         from pipeline.checkpoint.export import export_published, export_weights
         from pipeline.checkpoint.read import open_checkpoint
         from pipeline.run.weight_names import FIRST_AVERAGE, MASTER
 
         if raw and average is not None:
             raise typer.BadParameter("--raw and --average name different weights; give one of them")
-        found, which = open_checkpoint(checkpoint), MASTER if raw else average or FIRST_AVERAGE
-        if layout is not None:
-            export_published(found, output, which)
-            typer.echo(f"wrote {output} in the layout of {layout}, from {found.folder}")
-            return
-        description = export_weights(found, output, which)
-        typer.echo(f"wrote {output} and {description} from {found.folder}")
+        with local_copies(checkpoint) as (folder,):
+            found, which = open_checkpoint(folder), MASTER if raw else average or FIRST_AVERAGE
+            if layout is not None:
+                export_published(found, output, which)
+                typer.echo(f"wrote {output} in the layout of {layout}, from {found.folder}")
+                return
+            description = export_weights(found, output, which)
+            typer.echo(f"wrote {output} and {description} from {found.folder}")
 
 
 app.command()(push)

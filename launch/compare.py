@@ -10,8 +10,9 @@ from data.dataset.clip import Split
 from data.errors import shorten
 from data.files.publish import publish_text
 from data.records import Record, Settings
-from launch.cluster import check_folder, connected
-from launch.config import ClusterConfig, check_writable
+from launch.cluster import connected
+from launch.config import ClusterConfig
+from launch.outputs import Output
 from launch.overrides import ConfigError, Override, apply_override, explain
 from launch.plain_yaml import YamlError, read_plain_yaml
 from pipeline.evaluate.clip_sets import ClipSet, ClipSetError, SampledClips, open_clips, values_of
@@ -47,7 +48,8 @@ class Compared:
 
     samples: Path
     reference: Path
-    output: Path
+    output: Path | str
+    """A folder, or the URI of one in a store."""
     networks: Networks
     max_clips: int
     """Of each set."""
@@ -94,37 +96,38 @@ def compare_folders(asked: Compared, overrides: Sequence[Override]) -> Iterator[
         VideoError: no clip of a set can be read.
     """
     config = _read_config(overrides)
-    samples = _open(asked, asked.samples, None, asked.where)
-    reference = _open(asked, asked.reference, asked.split, asked.reference_where)
-    names = asked.networks.check()
-    check_writable(asked.output)
-    cache, workers = asked.output / CACHE_NAME, config.cluster.workers
-    with connected(config.cluster):
-        check_folder(config.cluster, asked.output)
-        ours, theirs = measure_sets([samples, reference], asked.networks, cache, workers)
-    for clips, measured in ((samples, ours), (reference, theirs)):
-        _check_number(clips.folder, len(measured.numbers))
-    found = compare(ours, samples.names, theirs, reference.names)
-    result = Result(
-        samples=_source(samples, ours),
-        reference=_source(reference, theirs),
-        max_clips=asked.max_clips,
-        split=asked.split,
-        networks=asked.networks.fingerprint(),
-        clip_features=names[0],
-        frame_features=names[1],
-        comparison=found,
-    )
-    publish_text(asked.output / RESULT_NAME, result.model_dump_json(indent=2) + "\n")
-    scores = clip_scores(ours, samples.names, theirs)
-    publish_text(asked.output / SCORES_NAME, "".join(f"{each.model_dump_json()}\n" for each in scores.values()))
-    page = write_comparison_page(_page(result, samples, reference), asked.output)
-    yield from _lines(result)
-    yield f"wrote {asked.output / RESULT_NAME}, {asked.output / SCORES_NAME} and {page}"
-    if isinstance(samples, SampledClips):
-        yield _write_gallery(
-            asked.output / GALLERY_NAME, samples, scores, reference, clip_scores(theirs, reference.names)
+    samples = _open(asked, asked.samples.resolve(), None, asked.where)
+    reference = _open(asked, asked.reference.resolve(), asked.split, asked.reference_where)
+    names, to = asked.networks.check(), Output.of(asked.output, config.cluster)
+    with to.kept(config):
+        output, workers = to.folder, config.cluster.workers
+        with connected(config.cluster), to.shared(config.cluster, (samples.folder, reference.folder)) as files:
+            ours, theirs = measure_sets([samples, reference], asked.networks, output / CACHE_NAME, workers, files)
+        for clips, measured in ((samples, ours), (reference, theirs)):
+            _check_number(clips.folder, len(measured.numbers))
+        found = compare(ours, samples.names, theirs, reference.names)
+        result = Result(
+            samples=_source(samples, ours),
+            reference=_source(reference, theirs),
+            max_clips=asked.max_clips,
+            split=asked.split,
+            networks=asked.networks.fingerprint(),
+            clip_features=names[0],
+            frame_features=names[1],
+            comparison=found,
         )
+        publish_text(output / RESULT_NAME, result.model_dump_json(indent=2) + "\n")
+        scores = clip_scores(ours, samples.names, theirs)
+        publish_text(output / SCORES_NAME, "".join(f"{each.model_dump_json()}\n" for each in scores.values()))
+        page = write_comparison_page(_page(result, samples, reference), output)
+        yield from _lines(result)
+        yield f"wrote {output / RESULT_NAME}, {output / SCORES_NAME} and {page}"
+        if isinstance(samples, SampledClips):
+            yield _write_gallery(
+                output / GALLERY_NAME, samples, scores, reference, clip_scores(theirs, reference.names)
+            )
+    if to.place is not None:
+        yield f"stored in {to}"
 
 
 def read_where(folder: Path, given: Sequence[str], guidance_scale: float | None) -> dict[str, JsonValue]:

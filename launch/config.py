@@ -9,7 +9,7 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from data.dataset.buckets import Bucket
-from data.files.locations import Place
+from data.files.locations import Folder, Place, is_uri
 from data.records import AddedLater, Runtime, Settings
 from launch.overrides import ConfigError, Override, apply_override, explain
 from launch.plain_yaml import MAX_CHARACTERS, YamlError, read_plain_yaml
@@ -22,6 +22,7 @@ from pipeline.distributed.config import WorkersConfig
 from pipeline.encode.config import EncodeConfig
 from pipeline.evaluate.config import EvaluateConfig
 from pipeline.ingest.config import DataConfig
+from pipeline.run.local_folders import RUNS, cache_folder, local_folder
 from pipeline.sample.config import SampleSection
 from pipeline.train.config import AutoencoderTrainConfig, FlowTrainConfig, TrainConfig
 
@@ -136,6 +137,11 @@ class ClusterConfig(Settings):
     """Whether all machines see the run's folder. False: they share nothing but its `store`, through which they get what
     they read and give what they make (docs/guides/cluster.md).
     """
+    shard_parts: Annotated[bool, Runtime] = False
+    """Where machines share no folder: whether a training fetches the parts of shards that its workers read, when they
+    first read them, instead of all shards before its first step. For machines that have no room for the dataset, or
+    trainings that see only a part of it: a request for each clip takes longer than one for each shard.
+    """
     workers: WorkersConfig = WorkersConfig()
     """How many workers run, and what each may use."""
 
@@ -147,12 +153,19 @@ class RunConfig(Settings):
     """Name of the run and of its folder: lower-case letters, digits, `-` and `_`, at most 63."""
     seed: int = Field(default=0, ge=0, lt=2**31)
     """Every random number of the run is a function of this seed and of what it is for."""
-    runs_dir: Annotated[Path, Runtime] = Path("runs")
-    """The folder that holds the folders of all runs."""
+    runs_dir: Annotated[Folder, Runtime] = Path("runs")
+    """The folder that holds the folders of all runs, or the URI of one in an object store (s3, gs, az): the run is then
+    fetched from there, works in a folder of this machine, and is stored there after each checkpoint and each stage;
+    machines share nothing but the store (docs/guides/cluster.md).
+    """
+    local_dir: Annotated[Path | None, Runtime] = None
+    """Where `runs_dir` is in a store: the folder of each machine in which runs work, with the same path on all of them.
+    None: `reelflow/runs` in the user's folder for caches.
+    """
     store: Annotated[Place | None, Runtime] = None
-    """URI of a folder in an object store (s3, gs, az) for copies of runs. A run whose folder is missing is fetched from
-    there before it starts, and copied there after each checkpoint and each stage, also one that was stopped
-    (docs/guides/cluster.md).
+    """URI of a folder in an object store (s3, gs, az) for copies of runs in `runs_dir`, where that is a folder. A run
+    whose folder is missing is fetched from there before it starts, and copied there after each checkpoint and each
+    stage, also one that was stopped (docs/guides/cluster.md).
     """
     data: DataConfig = DataConfig()
     """The videos, and how they are cut into clips."""
@@ -184,8 +197,21 @@ class RunConfig(Settings):
 
     @property
     def run_dir(self) -> Path:
-        """The folder everything of this run is in."""
-        return self.runs_dir / self.name
+        """The folder everything of this run is in; where `runs_dir` is in a store, that in which the run works."""
+        if isinstance(self.runs_dir, Path):
+            return self.runs_dir / self.name
+        return local_folder(self.runs_dir, self.local_dir or cache_folder() / RUNS) / self.name
+
+    @property
+    def place(self) -> str | None:
+        """URI of this run in its store; None: it has none."""
+        folder = self.runs_dir if isinstance(self.runs_dir, str) else self.store
+        return None if folder is None else f"{folder.rstrip('/')}/{self.name}"
+
+    @property
+    def is_stored_run(self) -> bool:
+        """Whether the run is in a store, and its folder here follows that."""
+        return isinstance(self.runs_dir, str)
 
     @property
     def student_flow(self) -> FlowSpec | None:
@@ -207,6 +233,19 @@ class RunConfig(Settings):
         """The shapes of clips; None where they will be chosen from the videos."""
         return None if self.data.choose_buckets is not None else self.data.buckets
 
+    @model_validator(mode="before")
+    @classmethod
+    def _share_the_store_alone(cls, fields: Any) -> Any:  # noqa: ANN401 - whatever a configuration may hold
+        """Machines share no folder where `runs_dir` is in a store, unless the configuration says otherwise."""
+        if not isinstance(fields, dict) or not is_uri(fields.get("runs_dir")):
+            return fields
+        cluster = fields.get("cluster", {})
+        if isinstance(cluster, ClusterConfig) and "shared_folder" not in cluster.model_fields_set:
+            cluster = cluster.model_copy(update={"shared_folder": False})
+        elif isinstance(cluster, dict):
+            cluster = {"shared_folder": False} | cluster
+        return fields | {"cluster": cluster}
+
     @model_validator(mode="after")
     def _check_rules(self) -> Self:
         for rule in RULES:
@@ -214,25 +253,26 @@ class RunConfig(Settings):
         return self
 
 
-def load_config(path: Path, overrides: Sequence[Override] = ()) -> RunConfig:
+def load_config(path: Path | str, overrides: Sequence[Override] = ()) -> RunConfig:
     """Read a YAML file (or a preset by its bare name) and apply `section.field=value` overrides.
+
+    Args:
+        path: also the URI of a run in a store, whose own configuration is read.
 
     Raises:
         ConfigError: the file is missing, too large, not YAML or ambiguous (`launch/plain_yaml.py`), or a field is
             unknown, of the wrong type or impossible.
+        StoredRunError: no run is stored at the URI, or the store cannot be read.
     """
-    path = find_config(path)
-    if (num_bytes := path.stat().st_size) > MAX_BYTES:
-        raise ConfigError(f"{path} has {num_bytes} bytes, more than {MAX_BYTES}; a configuration is shorter")
-    try:
-        tree = read_plain_yaml(path.read_text(encoding="utf-8-sig"))
-    except YamlError as error:
-        raise ConfigError(f"{path}: {error}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start})") from error
-    tree = {} if tree is None else tree
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path} holds a {type(tree).__name__}, not sections with fields")
+    if isinstance(path, str) and is_uri(path):
+        from launch.stored_config import read_stored_tree
+
+        tree = read_stored_tree(path)
+    else:
+        path = find_config(Path(path))
+        if (num_bytes := path.stat().st_size) > MAX_BYTES:
+            raise ConfigError(f"{path} has {num_bytes} bytes, more than {MAX_BYTES}; a configuration is shorter")
+        tree = read_tree(path.read_bytes(), str(path))
     if overrides:
         tree = _with_new_names(path, tree)
     for override in overrides:
@@ -243,7 +283,29 @@ def load_config(path: Path, overrides: Sequence[Override] = ()) -> RunConfig:
         raise ConfigError(explain(error, str(path), RunConfig)) from error
 
 
-def _with_new_names(path: Path, tree: dict[str, Any]) -> dict[str, Any]:
+def read_tree(content: bytes, name: str) -> dict[str, Any]:
+    """The sections of a configuration.
+
+    Args:
+        content: of a YAML file.
+        name: of the file, for messages.
+
+    Raises:
+        ConfigError: it is not YAML, or ambiguous.
+    """
+    try:
+        tree = read_plain_yaml(content.decode("utf-8-sig"))
+    except YamlError as error:
+        raise ConfigError(f"{name}: {error}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{name} is not UTF-8 text ({error.reason} at byte {error.start})") from error
+    tree = {} if tree is None else tree
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{name} holds a {type(tree).__name__}, not sections with fields")
+    return tree
+
+
+def _with_new_names(path: Path | str, tree: dict[str, Any]) -> dict[str, Any]:
     """As `with_new_names`, so that an override by the new name takes the place of a value under the old one."""
     try:
         return tree | {name: with_new_names(tree[name]) for name in ("autoencoder",) if name in tree}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from launch.command_options import Debug, Overrides, expand_home_option, readable_errors
+from launch.command_options import Debug, Overrides, expand_home_option, read_place_option, readable_errors
 from launch.job_console import EXIT_CODES, Again, follow_to_the_end, print_last_line, table, tell
 from launch.job_environment import ADDRESS_VARIABLE, DEFAULT_ADDRESS
 from launch.overrides import ConfigError
@@ -229,9 +229,9 @@ def _list_files() -> None:
     typer.echo(f"{sum(file.size for file in files):>10,}  bytes in {len(files)} files, and the configuration")
 
 
-def _stage_and_config(words: list[str]) -> tuple[str, Path]:
+def _stage_and_config(words: list[str]) -> tuple[str, str]:
     """The stage, of one word or two, in quotes or not, and the configuration."""
     *stage, config = words
     if not stage:
         raise ConfigError("submit needs a stage and a configuration, such as `reelflow submit run my.yaml`")
-    return " ".join(stage), expand_home_option(Path(config)) or Path(config)
+    return " ".join(stage), read_place_option(config) or config

@@ -20,7 +20,7 @@ EXIT_CODES = {"PENDING": 0, "RUNNING": 0, "SUCCEEDED": 0, "FAILED": 1, "STOPPED"
 class Again:
     """How to submit once more where the machine of a job's driver was lost."""
 
-    def __init__(self, stage: str, config: Path, overrides: Sequence[Override], options: "JobOptions") -> None:
+    def __init__(self, stage: str, config: Path | str, overrides: Sequence[Override], options: "JobOptions") -> None:
         self.arguments = (stage, config, overrides)
         self.options = options
 

@@ -93,13 +93,13 @@ class Submitted:
 
     job_id: str
     run_dir: str
-    """On the cluster's machines."""
+    """On the cluster's machines, or its place in a store."""
     is_new: bool
     """False: it was running already."""
 
 
 def submit(
-    stage: str, config_path: Path, overrides: Sequence[Override], address: str, options: JobOptions | None = None
+    stage: str, config_path: Path | str, overrides: Sequence[Override], address: str, options: JobOptions | None = None
 ) -> Submitted:
     """Check the configuration here, ship the code with it, and start the stage there, unless it is running already.
 
@@ -121,7 +121,7 @@ def submit(
     wanted = {
         RUN: config.name,
         STAGE: "run" if stage == "demo" else stage,
-        RUN_DIR: str(config.run_dir),
+        RUN_DIR: str(config.place) if config.is_stored_run else str(config.run_dir),
         SETTINGS: sha256(text.encode()).hexdigest()[:12],
     }
     client = _safe_client(address, options)
@@ -226,7 +226,7 @@ def _number(job_id: str) -> int:
 
 def _entrypoint(wanted: dict[str, str], *, is_shipped: bool, options: JobOptions) -> str:
     """The command of the job. `exec`: the shell that Ray starts would end at SIGTERM, before a training has saved."""
-    config = CONFIG_NAME if is_shipped else str(Path(wanted[RUN_DIR]) / "config.yaml")
+    config = CONFIG_NAME if is_shipped else f"{wanted[RUN_DIR]}/config.yaml"
     command = ["python", "-m", "launch.supervise", "--command", wanted[STAGE], "--config", config]
     command += ["--restarts", str(options.restarts), *(part for name in options.env for part in ("--env", name))]
     command += [] if options.env_file is None else ["--env-file", options.env_file]

@@ -13,7 +13,8 @@ def describe_plan(config: RunConfig, names: Collection[str] = NAMES) -> str:
     plan = "\n".join(f"  {stage.name:18} {stage.describe()}" for stage in stages_of(config, names))
     each = f"{workers.cpus_per_worker} CPU, {workers.gpus_per_worker:g} GPU"
     where = config.cluster.address or "a Ray cluster of its own on this machine"
-    return f"plan, in {config.run_dir}, on {where},\n{workers.num_workers} workers, each with {each}:\n{plan}"
+    place = f"{config.place}, which works in {config.run_dir}" if config.is_stored_run else config.run_dir
+    return f"plan, in {place}, on {where},\n{workers.num_workers} workers, each with {each}:\n{plan}"
 
 
 def closing_summary(config: RunConfig) -> str:
@@ -34,5 +35,6 @@ def closing_summary(config: RunConfig) -> str:
         f"memory        {figures['peak_rss_bytes'] / 2**30:.1f} GiB at most",
         f"clips         {config.run_dir / 'samples' / 'index.html'}",
         f"report        {config.run_dir / 'report.html'}",
+        *([f"stored in     {config.place}"] if config.place else []),
     ]
     return "\n" + "\n".join(lines)

@@ -38,18 +38,73 @@ def check_workers(config: "RunConfig") -> None:
             )
 
 
-def check_shared_folder(config: "RunConfig") -> None:
-    """Machines that share no folder have a store, and videos that each of them reaches."""
-    if config.cluster.shared_folder:
+def check_places(config: "RunConfig") -> None:
+    """The run is in one place, and machines that share no folder have a store."""
+    if not config.is_stored_run:
+        if config.local_dir is not None:
+            raise ValueError(
+                f"local_dir is {config.local_dir}, but runs_dir {config.runs_dir} is a folder, in which the run works: "
+                "leave local_dir out, or set runs_dir to the URI of a folder in a store"
+            )
+        if not config.cluster.shared_folder and config.store is None:
+            raise ValueError(
+                "cluster.shared_folder is false, so the machines need a store to share: set runs_dir to the URI of a "
+                "folder in one"
+            )
         return
-    if config.store is None:
-        raise ValueError("cluster.shared_folder is false, so the machines need a store to share: set store")
+    if config.store is not None:
+        raise ValueError(
+            f"runs_dir is {config.runs_dir}, where the run is stored, and store is {config.store}: leave store out"
+        )
+    if config.cluster.shared_folder:
+        raise ValueError(
+            f"cluster.shared_folder is true, but runs_dir is {config.runs_dir}, and machines see no folder in a store: "
+            "leave cluster.shared_folder out"
+        )
+
+
+def check_shard_parts(config: "RunConfig") -> None:
+    """Shards come in parts where machines share no folder, and need no second copy on the disk that they come to."""
+    if not config.cluster.shard_parts:
+        return
+    if config.cluster.shared_folder:
+        raise ValueError(
+            "cluster.shard_parts is true, but the machines see the shards in a folder that they share: leave "
+            "cluster.shard_parts out, or set runs_dir to the URI of a folder in a store"
+        )
+    trainings: dict[str, TrainConfig | None] = {
+        "autoencoder": config.autoencoder.train,
+        "tokenizer": None if config.tokenizer is None else config.tokenizer.train,
+        "dit": config.dit.train,
+        "distill": None if config.distill is None else config.distill.train,
+    }
+    for name, train in trainings.items():
+        if train is not None and train.cache is not None:
+            raise ValueError(
+                f"{name}.train.cache copies whole shards to a local disk, but with cluster.shard_parts they come to "
+                "the disk of each machine in parts: leave one of them out"
+            )
+
+
+def check_reached(config: "RunConfig") -> None:
+    """Each machine reaches the videos, where machines share no folder and are not this one alone."""
+    if not config.cluster.shared_folder and config.cluster.address is not None:
+        refuse_local_videos(config)
+
+
+def refuse_local_videos(config: "RunConfig") -> None:
+    """Refuse videos in a folder, where several machines have none in common.
+
+    Raises:
+        ValueError: names the field.
+    """
     for name, place in config.data.places.items():
         if place != SYNTHETIC and "://" not in place:
             field = f"data.mix.{name}.source" if name else "data.source"
             raise ValueError(
-                f"cluster.shared_folder is false, but {field} is the folder {place} of one machine: put the videos "
-                "into an object store"
+                f"{field} is the folder {place} of one machine, but the machines share no folder ("
+                f"{'runs_dir is in a store' if config.is_stored_run else 'cluster.shared_folder is false'}): put the "
+                "videos into an object store, or leave cluster.address out to use this machine alone"
             )
 
 
@@ -295,7 +350,9 @@ def check_sampling(config: "RunConfig") -> None:
 
 RULES: "tuple[Callable[[RunConfig], None], ...]" = (
     check_workers,
-    check_shared_folder,
+    check_places,
+    check_reached,
+    check_shard_parts,
     check_own_autoencoder,
     check_sequence_parallel,
     check_mixed_buckets,

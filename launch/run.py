@@ -11,7 +11,7 @@ from launch.config import RunConfig, check_writable, dump_config
 from launch.errors import describe
 from launch.overrides import ConfigError
 from launch.stages import FOLDERS, NAMES, stages_of
-from launch.stored import place_of, renewed
+from launch.stored import renewed
 from pipeline.run.context import RunContext, StoppedError
 from pipeline.run.lock import RUN_LOCK_NAME, locked
 from pipeline.run.logs import DRIVER_LOG, LOGS_NAME, file_log
@@ -73,7 +73,7 @@ def started(config: RunConfig, options: StartOptions) -> Iterator[RunContext]:
             resources.enter_context(file_log(config.run_dir / LOGS_NAME / DRIVER_LOG))
             resources.enter_context(_ending_logged())
         is_alone = by_torchrun or not options.on_ray
-        files = SHARED if is_alone or config.cluster.shared_folder else _stored_files(config)
+        files = SHARED if is_alone or config.cluster.shared_folder else _stored_files(config, str(config.place))
         yield RunContext(
             run_dir=config.run_dir if files.is_shared else config.run_dir.resolve(),  # as on the other machines
             config_yaml=text,
@@ -88,7 +88,7 @@ def started(config: RunConfig, options: StartOptions) -> Iterator[RunContext]:
         )
 
 
-def _stored_files(config: RunConfig) -> RunFiles:
+def _stored_files(config: RunConfig, place: str) -> RunFiles:
     """The files of a run whose machines share its store alone.
 
     Raises:
@@ -102,7 +102,7 @@ def _stored_files(config: RunConfig) -> RunFiles:
                 f"cluster.shared_folder is false, and {path} is a link, which other machines do not have: move what it "
                 "leads to into its place"
             )
-    return StoredFiles.new(config.run_dir, place_of(config))
+    return StoredFiles.new(config.run_dir, place, parts=config.cluster.shard_parts)
 
 
 @contextmanager
@@ -127,10 +127,17 @@ def _connect_once(config: RunConfig, files: RunFiles, resources: ExitStack) -> C
         nonlocal is_connected
         if not is_connected:
             from launch.cluster import check_folder, connected
+            from launch.rules import refuse_local_videos
+            from pipeline.distributed.machines import other_machines
 
             resources.enter_context(connected(config.cluster))
             if files.is_shared:
                 check_folder(config.cluster, config.run_dir)
+            elif other_machines(config.cluster.workers):
+                try:
+                    refuse_local_videos(config)
+                except ValueError as error:
+                    raise ConfigError(str(error)) from error
             resources.enter_context(files.served())
             resources.enter_context(stopped_by_sigterm(f"the run in {config.run_dir} was stopped"))
             is_connected = True

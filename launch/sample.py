@@ -6,13 +6,13 @@ from pathlib import Path
 import yaml
 
 from data.video.codec import check_encoder
-from launch.cluster import check_folder, connected
-from launch.config import check_writable
+from launch.cluster import connected
+from launch.outputs import Output
 from launch.overrides import ConfigError, Override
 from launch.sample_settings import read_settings
 from pipeline.report.gallery import GALLERY_NAME, write_gallery
 from pipeline.sample.checks import check_can_sample
-from pipeline.sample.job import sample_clips
+from pipeline.sample.job import folders_of_models, sample_clips
 from pipeline.sample.model import open_model
 from pipeline.sample.outputs import iterate_samples
 from pipeline.sample.plan import BadRows, Plan
@@ -23,11 +23,12 @@ from pipeline.sample.truncation import truncation_warnings
 
 
 def sample_checkpoint(
-    target: Path, output_dir: Path, overrides: Sequence[Override], *, dry_run: bool, shard: Shard | None = None
+    target: Path, output: Path | str, overrides: Sequence[Override], *, dry_run: bool, shard: Shard | None = None
 ) -> Iterator[str]:
     """Sample the checkpoint or the published pipeline in `target`; yields lines for the console.
 
     Args:
+        output: a folder, or the URI of one in a store.
         overrides: settings such as "sample.steps=50".
         dry_run: yield the settings and the plan, and sample nothing.
         shard: sample this part of the clips only.
@@ -40,14 +41,20 @@ def sample_checkpoint(
         PromptError: the prompts file cannot be used, or a row asks for what the model does not take.
         ConfigError: a setting is wrong.
         EncoderError: the installed FFmpeg cannot write such videos.
-        SamplesError: the manifest in `output_dir` is damaged. All of these are raised before Ray starts.
-        LockedError: another process samples into `output_dir`.
+        StoredRunError: the store of `output` cannot be used.
+        SamplesError: the manifest in `output` is damaged. All of these are raised before Ray starts.
+        LockedError: another process samples into `output`.
         SamplingError: clips could not be made; the others are there.
         StoppedError: the process got SIGTERM.
     """
     model = open_model(target)
     config, warnings = read_settings(model, overrides)
-    section = config.sample
+    section, to = config.sample, Output.of(output, config.cluster)
+    if to.place is not None and shard is not None:
+        raise ConfigError(
+            f"--shard samples into a folder that the jobs of all parts see, and --output is {to}: name a folder, or "
+            "sample all in one job"
+        )
     if section.prompts is None:
         raise ConfigError("sample.prompts is not set; give a prompts file with --prompts")
     sampler = section.sampler()
@@ -63,14 +70,16 @@ def sample_checkpoint(
     yield from (f"warning: {warning}" for warning in warnings)
     if dry_run:
         yield yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-        yield f"plan: {summary.num_requests} clips from {model} into {output_dir}"
+        yield f"plan: {summary.num_requests} clips from {model} into {to}"
         return
-    check_writable(output_dir)
-    with held_folder(output_dir, shard):
+    output_dir = to.folder
+    with to.kept(config), held_folder(output_dir, shard):
         for _ in iterate_samples(output_dir):  # a damaged manifest is refused before Ray starts
             pass
-        with connected(config.cluster):
-            check_folder(config.cluster, output_dir)
+        with (
+            connected(config.cluster),
+            to.shared(config.cluster, folders_of_models(model, plan)) as files,
+        ):
             samples = sample_clips(
                 model,
                 plan,
@@ -80,6 +89,7 @@ def sample_checkpoint(
                 outputs=outputs,
                 shard=shard,
                 bad_rows=bad_rows.reasons,
+                files=files,
             )
         num_listed, training_set = 0, None
         if shard is None:
@@ -88,13 +98,13 @@ def sample_checkpoint(
     samples.check_all_made()
     if shard is not None:
         yield (
-            f"{samples.num_clips} clips of part {shard} in {output_dir}; once all parts are done, the same command "
+            f"{samples.num_clips} clips of part {shard} in {to}; once all parts are done, the same command "
             "without --shard lists and shows them together"
         )
         return
     earlier = num_listed - samples.num_clips
     beside = f" beside {earlier} of other settings" if earlier else ""
-    yield f"{samples.num_clips} clips in {output_dir}{beside}, shown in {output_dir / GALLERY_NAME}"
+    yield f"{samples.num_clips} clips in {to}{beside}, shown in {output_dir / GALLERY_NAME}"
     if training_set is not None:
         rest = f"; {n} others have no latent of this model" if (n := training_set.num_left_out) else ""
         yield f"{training_set.num_clips} clips with latents in shards in {training_set.folder}{rest}"

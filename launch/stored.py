@@ -14,6 +14,7 @@ from pipeline.run.run_files import CONFIG_NAME
 from pipeline.run.snapshot import LATEST_NAME, remove_snapshots, snapshot
 from pipeline.run.stage_record import archive
 from pipeline.run.stored_run import StoredRunError, Transfer, is_stored, pull_run, push_held_run
+from pipeline.run.working_folder import WorkingFolder
 
 logger = logging.getLogger(__name__)
 LOOK_SECONDS = 5.0
@@ -27,17 +28,28 @@ def fetch(config: RunConfig) -> Transfer | None:
         ConfigError: torchrun started this process, and the others would not wait for it.
         StoredRunError: the store cannot be read.
     """
-    if config.store is None:
+    if config.place is None:
         return None
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        raise ConfigError("store is not for torchrun; give `pull` before it and `push` after it, and leave store out")
-    if (config.run_dir / CONFIG_NAME).exists() or not is_stored(place_of(config)):
+        field, way_out = ("runs_dir", "set it to a folder") if config.is_stored_run else ("store", "leave store out")
+        raise ConfigError(
+            f"{field} is in an object store, which is not for torchrun; give `pull` before it and `push` after it, and "
+            f"{way_out}"
+        )
+    fetched = _fetched(config, config.place)
+    if fetched is not None:
+        logger.info("fetched %d files of %s into %s", fetched.num_copied, config.place, config.run_dir)
+    return fetched
+
+
+def _fetched(config: RunConfig, place: str) -> Transfer | None:
+    if config.is_stored_run:
+        return WorkingFolder(config.run_dir, place).update()
+    if (config.run_dir / CONFIG_NAME).exists() or not is_stored(place):
         return None
     if not config.cluster.shared_folder and config.run_dir.exists():
         logger.info("copies that this machine had of the run are now in %s", archive(config.run_dir))
-    fetched = pull_run(place_of(config), config.run_dir)
-    logger.info("fetched %d files of %s into %s", fetched.num_copied, place_of(config), config.run_dir)
-    return fetched
+    return pull_run(place, config.run_dir)
 
 
 @contextmanager
@@ -55,23 +67,25 @@ def renewed(config: RunConfig, *, is_last: bool = False) -> Iterator[None]:
             yield
         has_failed = False
     finally:
-        if config.store is not None:
+        if config.place is not None:
             try:
-                push_held_run(config.run_dir, place_of(config), logs_alone=False, clears=_clears(config))
+                _push(config, config.place, config.run_dir)
             except StoredRunError as error:
                 if is_last and not has_failed:
                     raise
                 logger.warning("  warning: the run is not in its store yet: %s", error)
 
 
-def _clears(config: RunConfig) -> bool:
-    """Whether workers store objects, of which some are of checkpoints that have been deleted since."""
-    return not config.cluster.shared_folder
-
-
-def place_of(config: RunConfig) -> str:
-    """URI of the copy of a run."""
-    return f"{str(config.store).rstrip('/')}/{config.name}"
+def _push(config: RunConfig, place: str, folder: Path, *, show: bool = True) -> None:
+    """Store the run as it is in a folder."""
+    push_held_run(
+        folder,
+        place,
+        logs_alone=False,
+        show=show,
+        clears=not config.cluster.shared_folder,  # workers store objects, of which some are of deleted checkpoints
+        admit=WorkingFolder(config.run_dir, place).admit if config.is_stored_run else None,
+    )
 
 
 @contextmanager
@@ -81,9 +95,10 @@ def _renewed_meanwhile(config: RunConfig) -> Iterator[None]:
     One copy at a time, of the newest checkpoint; those that are saved while it is on its way are passed over. At the
     end of the block a copy that has begun is finished.
     """
-    if config.store is None:
+    if config.place is None:
         yield
         return
+    place = config.place
     remove_snapshots(config.run_dir)
     seen = _pointers(config.run_dir)
 
@@ -91,7 +106,7 @@ def _renewed_meanwhile(config: RunConfig) -> Iterator[None]:
         nonlocal seen
         now = _pointers(config.run_dir)
         if saved := [training for training in now if now[training] != seen.get(training)]:
-            seen = now if _copied(config, saved[0]) else seen
+            seen = now if _copied(config, place, saved[0]) else seen
 
     with repeating(look, LOOK_SECONDS, "reelflow-store"):
         yield
@@ -106,11 +121,11 @@ def _pointers(run_dir: Path) -> dict[str, bytes]:
     return found
 
 
-def _copied(config: RunConfig, training: str) -> bool:
+def _copied(config: RunConfig, place: str, training: str) -> bool:
     """Copy the run with the newest checkpoint of a training; False: files were moving, so it is to be tried again."""
     try:
         with snapshot(config.run_dir, training) as still:
-            push_held_run(still, place_of(config), logs_alone=False, show=False, clears=_clears(config))
+            _push(config, place, still, show=False)
     except FileNotFoundError:
         return False
     except (StoredRunError, OSError) as error:

@@ -111,7 +111,7 @@ def main() -> None:
     """Parse the arguments and supervise; exits with the command's exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--command", required=True, help='such as "run" or "train dit"')
-    parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--config", required=True, help="file, or run in a store")
     parser.add_argument("--restarts", type=int, default=3)
     parser.add_argument("--env", action="append", default=[], metavar="NAME", help="a variable that has to be set")
     parser.add_argument("--env-file", type=Path, help="file of NAME=VALUE lines on this machine")
@@ -125,7 +125,7 @@ def main() -> None:
     except ReelflowError as error:
         print(f"error: {describe(error)}", flush=True)
         sys.exit(MISSING)
-    command = [sys.executable, "-m", "launch", *given.command.split(), str(given.config)]
+    command = [sys.executable, "-m", "launch", *given.command.split(), given.config]
     sys.exit(supervise(command, run_dir, given.restarts, environment))
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from pydantic import JsonValue
@@ -9,8 +10,8 @@ from pydantic import JsonValue
 from data.dataset.manifest import MANIFEST_NAME
 from data.files.publish import publish_text
 from data.records import Record
-from launch.cluster import check_folder, connected
-from launch.config import check_writable
+from launch.cluster import connected
+from launch.outputs import Output
 from launch.overrides import ConfigError, Override
 from launch.sample_settings import SamplingConfig, read_settings
 from launch.sweep_plan import Combination, Requests, plan_sweep
@@ -29,7 +30,8 @@ from pipeline.evaluate.sweep_rows import console_lines, sweep_page
 from pipeline.report.gallery import write_gallery
 from pipeline.report.sweep_page import write_sweep_page
 from pipeline.run.fingerprints import output_settings
-from pipeline.sample.job import Samples, sample_clips
+from pipeline.run.shared_files import WorkerFiles
+from pipeline.sample.job import Samples, folders_of_models, sample_clips
 from pipeline.sample.model import SampledModel, open_model
 from pipeline.sample.outputs import FAILED_NAME, SampledClip, iterate_samples
 from pipeline.sample.shards import held_folder
@@ -42,7 +44,8 @@ class Swept:
     """What is swept, and how it is measured."""
 
     target: Path
-    output: Path
+    output: Path | str
+    """A folder, or the URI of one in a store."""
     varied: Mapping[str, Sequence[JsonValue]]
     reference: Path | None
     """Dataset of real clips; None: that of the checkpoint's run, if there is one."""
@@ -85,65 +88,73 @@ def sweep_checkpoint(asked: Swept, overrides: Sequence[Override], *, dry_run: bo
     config, warnings = read_settings(model, overrides)
     combinations, more = plan_sweep(model, config, asked.varied)
     reference = _reference(asked)
-    names = asked.networks.check()
+    names, to = asked.networks.check(), Output.of(asked.output, config.cluster)
     if reference is None:
         more.append("no real clips to compare with: name some with --reference; distances and drifts are left out")
     yield from (f"warning: {warning}" for warning in warnings + more)
     if dry_run:
         yield from (f"  {each.name}" for each in combinations)
-        yield f"plan: {len(combinations)} combinations of {combinations[0].num_requests} clips, into {asked.output}"
+        yield f"plan: {len(combinations)} combinations of {combinations[0].num_requests} clips, into {to}"
         return
-    check_writable(asked.output)
-    folder, workers = asked.output / CLIPS_NAME, config.cluster.workers
-    with connected(config.cluster):
-        check_folder(config.cluster, asked.output)
-        samples = _sample(model, combinations, folder, config)
-        clips = {clip.request.id: clip for clip in samples.clips}
-        made = [[clips[each.id] for each in one.plan if each.id in clips] for one in combinations]
-        _check_numbers(combinations, map(len, made), folder / FAILED_NAME)
-        sets = [sampled_clips(folder, each, asked.max_clips) for each in made]
-        others = [] if reference is None else [reference]
-        measured = measure_sets([*sets, *others], asked.networks, asked.output / CACHE_NAME, workers)
-    _check_numbers(combinations, (len(each.numbers) for each in measured[: len(sets)]), folder)
-    real = None if reference is None else measured[len(sets)]
-    results = []
-    for combination, each, its_clips, found in zip(combinations, sets, made, measured, strict=False):
-        comparison = None
-        if reference is not None and real is not None:
-            comparison = compare(found, each.names, real, reference.names)
-        num_missing = combination.num_requests - len(its_clips) + len(each.names) - len(found.numbers)
-        results.append(summarize(combination.settings, found, num_missing, _cost(model, its_clips), comparison))
-    result = SweepResult(
-        model=model.fingerprint,
-        reference=None if reference is None else reference.fingerprint,
-        max_clips=asked.max_clips,
-        clip_features=names[0],
-        frame_features=names[1],
-        networks=asked.networks.fingerprint(),
-        settings={
-            name: value for name, value in output_settings(config.sample.sampler()).items() if name not in asked.varied
-        },
-        varied={name: list(values) for name, values in asked.varied.items()},
-        combinations=results,
-        fronts={measure.name: pareto_front(results, measure) for measure in known_measures(results)},
-    )
-    publish_text(asked.output / RESULT_NAME, result.model_dump_json(indent=2) + "\n")
-    shown = [
-        clip
-        for each, found in zip(sets, measured, strict=False)
-        for clip in shown_clips(each, clip_scores(found, each.names, real))
-    ]
-    write_gallery(folder, shown, asked.output / GALLERY_NAME)
-    page = write_sweep_page(sweep_page(_name(asked.output), results, result.fronts, sets, names), asked.output)
-    yield from console_lines(results, result.fronts)
-    yield f"wrote {asked.output / RESULT_NAME}, {page} and {asked.output / GALLERY_NAME}"
-    samples.check_all_made()
+    with to.kept(config):
+        output, workers = to.folder, config.cluster.workers
+        folder = output / CLIPS_NAME
+        read = chain(
+            folders_of_models(model, Requests([each.plan for each in combinations])),
+            () if reference is None else (reference.folder,),
+        )
+        with connected(config.cluster), to.shared(config.cluster, read) as files:
+            samples = _sample(model, combinations, folder, config, files)
+            clips = {clip.request.id: clip for clip in samples.clips}
+            made = [[clips[each.id] for each in one.plan if each.id in clips] for one in combinations]
+            _check_numbers(combinations, map(len, made), folder / FAILED_NAME)
+            sets = [sampled_clips(folder, each, asked.max_clips) for each in made]
+            others = [] if reference is None else [reference]
+            measured = measure_sets([*sets, *others], asked.networks, output / CACHE_NAME, workers, files)
+        _check_numbers(combinations, (len(each.numbers) for each in measured[: len(sets)]), folder)
+        real = None if reference is None else measured[len(sets)]
+        results = []
+        for combination, each, its_clips, found in zip(combinations, sets, made, measured, strict=False):
+            comparison = None
+            if reference is not None and real is not None:
+                comparison = compare(found, each.names, real, reference.names)
+            num_missing = combination.num_requests - len(its_clips) + len(each.names) - len(found.numbers)
+            results.append(summarize(combination.settings, found, num_missing, _cost(model, its_clips), comparison))
+        result = SweepResult(
+            model=model.fingerprint,
+            reference=None if reference is None else reference.fingerprint,
+            max_clips=asked.max_clips,
+            clip_features=names[0],
+            frame_features=names[1],
+            networks=asked.networks.fingerprint(),
+            settings={
+                name: value
+                for name, value in output_settings(config.sample.sampler()).items()
+                if name not in asked.varied
+            },
+            varied={name: list(values) for name, values in asked.varied.items()},
+            combinations=results,
+            fronts={measure.name: pareto_front(results, measure) for measure in known_measures(results)},
+        )
+        publish_text(output / RESULT_NAME, result.model_dump_json(indent=2) + "\n")
+        shown = [
+            clip
+            for each, found in zip(sets, measured, strict=False)
+            for clip in shown_clips(each, clip_scores(found, each.names, real))
+        ]
+        write_gallery(folder, shown, output / GALLERY_NAME)
+        page = write_sweep_page(sweep_page(_name(output), results, result.fronts, sets, names), output)
+        yield from console_lines(results, result.fronts)
+        yield f"wrote {output / RESULT_NAME}, {page} and {output / GALLERY_NAME}"
+        samples.check_all_made()
+    if to.place is not None:
+        yield f"stored in {to}"
 
 
 def _reference(asked: Swept) -> ClipSet | None:
     """The real clips; those of the run that the checkpoint lies in, where none are named."""
     if asked.reference is not None:
-        return open_clips(asked.reference, asked.max_clips, "train" if _is_dataset(asked.reference) else None)
+        return open_clips(asked.reference.resolve(), asked.max_clips, "train" if _is_dataset(asked.reference) else None)
     found = next(
         (folder / "clips" for folder in asked.target.resolve().parents[:3] if _is_dataset(folder / "clips")), None
     )
@@ -154,7 +165,9 @@ def _is_dataset(folder: Path) -> bool:
     return (folder / MANIFEST_NAME).is_file()
 
 
-def _sample(model: SampledModel, combinations: Sequence[Combination], folder: Path, config: SamplingConfig) -> Samples:
+def _sample(
+    model: SampledModel, combinations: Sequence[Combination], folder: Path, config: SamplingConfig, files: WorkerFiles
+) -> Samples:
     """Sample what is missing of all combinations, as one job."""
     section, bad_rows = config.sample, combinations[0].plan.bad_rows.reasons
     folder.mkdir(exist_ok=True)
@@ -163,7 +176,9 @@ def _sample(model: SampledModel, combinations: Sequence[Combination], folder: Pa
             pass
         requests = Requests([each.plan for each in combinations])
         workers, outputs = config.cluster.workers, section.files()
-        return sample_clips(model, requests, folder, section.sampler(), workers, outputs=outputs, bad_rows=bad_rows)
+        return sample_clips(
+            model, requests, folder, section.sampler(), workers, outputs=outputs, bad_rows=bad_rows, files=files
+        )
 
 
 def _check_numbers(combinations: Sequence[Combination], numbers: Iterable[int], where: Path) -> None:

@@ -2,8 +2,8 @@
 
     python -m testing.apart_hosts FOLDER
 
-prints what happened when. Each host has a folder of its own under the path of the runs. Host 1 has the command and the
-store and no workers; hosts 2 and 3 have one worker each.
+prints what happened when. The run is in the store, and each host has a folder of its own under the path in which runs
+work. Host 1 has the command and the store and no workers; hosts 2 and 3 have one worker each, and get shards in parts.
 """
 
 import shutil
@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from pipeline.run.local_folders import local_folder
 from pipeline.train.monitor.events import last_saved_step
 from testing import store
 from testing.commands import TINY
@@ -33,9 +34,14 @@ SETTINGS = {
 PLACE = f"s3://{store.BUCKET}/runs"
 
 
-def command(config: Path, runs_dir: Path, settings: Mapping[str, object]) -> list[str]:
+def working_folder(local_dir: Path) -> Path:
+    """The folder of the run below that in which runs work."""
+    return local_folder(PLACE, local_dir) / "tiny"
+
+
+def command(config: Path, settings: Mapping[str, object]) -> list[str]:
     """The command that runs the tiny run."""
-    given = {**SETTINGS, **settings, "runs_dir": runs_dir}
+    given = {**SETTINGS, **settings}
     sets = [part for name, value in given.items() for part in ("--set", f"{name}={value}")]
     return [sys.executable, "-m", "launch", "run", str(config), *sets]
 
@@ -44,7 +50,7 @@ def run_on_one_disk(folder: Path) -> Path:
     """The same run on this machine alone; returns its folder."""
     config = folder / "tiny.yaml"
     config.write_text(TINY.format(runs=folder), encoding="utf-8")
-    subprocess.run(command(config, folder / "disk", {}), cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(command(config, {"runs_dir": folder / "disk"}), cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     return folder / "disk" / "tiny"
 
 
@@ -54,13 +60,13 @@ def strike_apart(folder: Path) -> Struck:
     The third host is killed, with all that it had, in the training of the autoencoder, and comes back empty. The
     command is killed in the training of the DiT, and all that its host had is lost; it is started again there.
     """
-    runs_dir = folder / "runs"
+    local_dir = folder / "runs"
     folder.mkdir(parents=True, exist_ok=True)
     config = folder / "tiny.yaml"
-    config.write_text(TINY.format(runs=runs_dir), encoding="utf-8")
-    with hosts(3, private=runs_dir) as made, (folder / "log.txt").open("w+", encoding="utf-8") as log:
+    config.write_text(TINY.format(runs=local_dir), encoding="utf-8")
+    with hosts(3, private=local_dir) as made, (folder / "log.txt").open("w+", encoding="utf-8") as log:
         head, _, third = made
-        struck = Struck(head.own_folder / "tiny", folder / "log.txt")
+        struck = Struck(working_folder(head.own_folder), folder / "log.txt")
         head.start([sys.executable, "-m", "testing.store", head.address], log)
         struck.wait_until(lambda: struck.num_said(store.FILLED) == 1)
         found_by = store.environment(head.address)
@@ -70,15 +76,15 @@ def strike_apart(folder: Path) -> Struck:
 
         struck.begun = time.monotonic()
         shared = {"cluster.address": head.gcs}
-        refused = head.start(command(config, runs_dir, shared), log, found_by)
+        refused = head.start(command(config, shared), log, found_by)
         assert refused.wait(SECONDS) == 1
         assert struck.num_said("is not shared: host2, host3 do not see it") == 1
         struck.mark("the command on host1 is refused, since hosts 2 and 3 do not see its folder")
-        assert not [path for path in struck.run_dir.rglob("*.mp4") if path.is_file()]
+        assert not [path for path in head.own_folder.rglob("*.mp4") if path.is_file()]
 
-        apart = shared | {"cluster.shared_folder": "false", "store": PLACE}
-        struck.command = head.start(command(config, runs_dir, apart), log, found_by)
-        struck.mark("it starts with cluster.shared_folder=false and a store")
+        apart = shared | {"runs_dir": PLACE, "local_dir": local_dir, "cluster.shard_parts": "true"}
+        struck.command = head.start(command(config, apart), log, found_by)
+        struck.mark("it starts with runs_dir in the store")
         training = struck.run_dir / "autoencoder"
         struck.wait_until(lambda: training.is_dir() and last_saved_step(training) >= INTERVAL)
         _lose(third)
@@ -95,9 +101,9 @@ def strike_apart(folder: Path) -> Struck:
         saved = last_saved_step(training)
         struck.command.kill()
         struck.command.wait(SECONDS)
-        shutil.rmtree(struck.run_dir)
+        _lose_folder(head)
         struck.mark(f"the DiT's training has saved step {saved}: the command is killed, and host1 has lost its folder")
-        struck.command = head.start(command(config, runs_dir, apart), log, found_by)
+        struck.command = head.start(command(config, apart), log, found_by)
         struck.wait_until(lambda: struck.num_said("train dit: done") == 1)
         struck.mark("the command, started again on host1, has fetched the run and trained the DiT")
         struck.return_code = struck.command.wait(SECONDS)
@@ -110,7 +116,12 @@ def strike_apart(folder: Path) -> Struck:
 def _lose(host: Host) -> None:
     """Kill a host, with all that its folder held."""
     host.kill()
-    shutil.rmtree(host.own_folder / "tiny", ignore_errors=True)
+    _lose_folder(host)
+
+
+def _lose_folder(host: Host) -> None:
+    for path in list(host.own_folder.iterdir()):
+        shutil.rmtree(path)
 
 
 LOOK = """

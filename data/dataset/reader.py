@@ -5,6 +5,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from data.dataset.index_places import INDEX_NAME
+from data.dataset.parts import ShardParts, num_bytes_of
 from data.dataset.rows import IndexRow, PayloadLocation
 from data.errors import DatasetError
 from data.files.checksums import crc32
@@ -28,6 +29,8 @@ class _OpenShard:
 class PayloadReader:
     """Reads the payload of any sample with one positioned read. Thread-safe; recently used shards stay open.
 
+    Of a shard that comes in parts (`parts.py`) the parts that are read are fetched, and each payload is verified.
+
     Shards are not memory-mapped: a disk error, or a shard truncated while mapped, would kill the process (SIGBUS).
 
     Args:
@@ -46,6 +49,7 @@ class PayloadReader:
 
         Raises:
             DatasetError: the shard is missing, shorter than the index says, or the checksum differs.
+            PartError: a part of it cannot be fetched.
         """
         content = bytearray(row.size)
         self.read_into(row, memoryview(content))
@@ -58,6 +62,9 @@ class PayloadReader:
             DatasetError: as `read`.
         """
         shard = self._open(location.shard)
+        if isinstance(shard, ShardParts):
+            self._read_part(shard, location, buffer)
+            return
         try:
             self._read_from(shard, location, buffer)
         except (DatasetError, OSError):
@@ -68,20 +75,34 @@ class PayloadReader:
             self._cache.discard(self._dataset_dir / location.shard)
             self._open.cache_clear()
 
-    def _read_from(self, shard: _OpenShard, location: PayloadLocation, buffer: memoryview) -> None:
+    def _read_part(self, shard: ShardParts, location: PayloadLocation, buffer: memoryview) -> None:
+        """Read what may have to come first; once more from the store where what is here is damaged."""
+        for again in (False, True):
+            shard.bring(location.offset, location.size, again=again)
+            try:
+                self._read_from(shard, location, buffer)
+            except DatasetError:
+                if again:
+                    raise
+            else:
+                return
+
+    def _read_from(self, shard: _OpenShard | ShardParts, location: PayloadLocation, buffer: memoryview) -> None:
         if os.preadv(shard.descriptor, (buffer,), location.offset) != len(buffer):
             raise DatasetError(
                 f"{self._dataset_dir / location.shard} is cut short at sample {location.key}; "
                 f"make {self._dataset_dir} again"
             )
-        if self._verify and crc32(buffer) != location.crc32:
+        if (self._verify or isinstance(shard, ShardParts)) and crc32(buffer) != location.crc32:
             raise DatasetError(
                 f"{self._dataset_dir / location.shard} holds other bytes for sample {location.key} than were written "
                 f"(its checksum differs); make {self._dataset_dir} again"
             )
 
-    def _open_shard(self, name: str) -> _OpenShard:
+    def _open_shard(self, name: str) -> _OpenShard | ShardParts:
         path = self._path(name)
+        if not path.exists():
+            return ShardParts(path)
         copy = self._cache.open(path) if self._cache is not None else None
         return self._open_original(name) if copy is None else _OpenShard(copy, is_copy=True)
 
@@ -92,7 +113,7 @@ class PayloadReader:
         if Path(name).name != name:
             raise DatasetError(f"{INDEX_NAME} names the shard {name!r}, which is not in {self._dataset_dir}")
         path = self._dataset_dir / name
-        if not path.is_file():
+        if not path.is_file() and (path.exists() or num_bytes_of(path) is None):
             raise DatasetError(f"{path} is missing although the index names it; make {self._dataset_dir} again")
         return path
 

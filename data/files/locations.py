@@ -1,12 +1,14 @@
 """Where files lie: paths, and URIs of stores. None may hold credentials, as they get into configurations and logs."""
 
 import re
-from typing import TYPE_CHECKING, Annotated
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, BeforeValidator
 from pydantic_core import PydanticCustomError
 
-from data.errors import ReelflowError
+from data.errors import ReelflowError, quoted
 from data.records import HIDDEN, expand_home
 
 if TYPE_CHECKING:
@@ -14,6 +16,8 @@ if TYPE_CHECKING:
 
 LOCAL_SCHEME = "file://"
 SCHEMES = ("file", "memory", "s3", "gs", "az")  # not pipe or http: a table must not run commands or send requests
+STORES = tuple(scheme for scheme in SCHEMES if scheme != "file")
+"""Where an object is replaced whole, so that no reader finds half of one."""
 ASK = "check the address, the credentials and the endpoint (docs/guides/cluster.md, Object stores)"
 WAY_OUT = "give credentials in the environment or in a profile of each machine (docs/guides/cluster.md, Object stores)"
 _PASSWORD = re.compile(
@@ -75,12 +79,15 @@ def filesystem_of(uri: str) -> "tuple[AbstractFileSystem, str]":
 
 def client_errors(uri: str) -> tuple[type[Exception], ...]:
     """Exceptions other than OSError that the client of the store at a URI raises when it gets no answer."""
-    if not uri.startswith("s3://"):
-        return ()
-    from aiohttp import ClientError
-    from botocore.exceptions import BotoCoreError
+    scheme = uri.partition("://")[0]
+    if scheme == "s3":
+        from aiohttp import ClientError
+        from botocore.exceptions import BotoCoreError
 
-    return ClientError, BotoCoreError
+        return ClientError, BotoCoreError
+    if scheme == "az":
+        return (import_module("azure.core.exceptions").AzureError,)  # of a package that the constraints do not pin
+    return ()
 
 
 def _check_place(place: str) -> str:
@@ -90,6 +97,27 @@ def _check_place(place: str) -> str:
         raise PydanticCustomError(HIDDEN, "{why}", {"why": str(error)}) from error
     return expand_home(place)
 
+
+def is_uri(place: object) -> bool:
+    """Whether a place is the URI of something in a store, and no path."""
+    return isinstance(place, str) and "://" in place
+
+
+def _read_folder(value: Any) -> Any:  # noqa: ANN401 - whatever a configuration may hold
+    if not is_uri(value):
+        return Path(value) if isinstance(value, str) else value
+    scheme, _, path = _check_place(value).partition("://")
+    path = path.rstrip("/")
+    uri = f"{scheme}://{path}"
+    if scheme not in STORES:
+        raise ValueError(f"it must be a path, or the URI of a folder in an object store ({', '.join(STORES)})")
+    if not path or any(part in ("", ".", "..") for part in path.split("/")):
+        raise ValueError(f"{quoted(uri)} names no folder of a store: it has an empty part, or the part . or ..")
+    return uri
+
+
+Folder = Annotated[Path | str, BeforeValidator(_read_folder)]
+"""A field of the configuration: the path of a folder, or the URI of one in an object store, as text."""
 
 Place = Annotated[str, AfterValidator(_check_place)]
 """A field of the configuration: a path, which may begin with `~`, or a URI without credentials."""

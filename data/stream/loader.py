@@ -14,6 +14,7 @@ from typing import NamedTuple, TypeVar
 
 from data.dataset.buckets import Bucket
 from data.dataset.index import by_group, cell_of, location_of, shard_runs
+from data.dataset.parts import num_bytes_of
 from data.dataset.reader import PayloadReader
 from data.dataset.rows import IndexRow, shape_of
 from data.errors import DatasetError
@@ -121,13 +122,14 @@ def check_shards(subsets: Sequence[Subset]) -> None:
         path = folder / name
         try:
             state = path.stat()
+            size = state.st_size if S_ISREG(state.st_mode) else None
         except FileNotFoundError:
-            state = None
-        if state is None or not S_ISREG(state.st_mode):
+            size = num_bytes_of(path)
+        if size is None:
             raise DatasetError(f"{path} is missing although the index names it; make {folder} again")
-        if state.st_size < num_bytes:
+        if size < num_bytes:
             raise DatasetError(
-                f"{path} is cut short: the index needs {num_bytes} bytes, it has {state.st_size}; make {folder} again"
+                f"{path} is cut short: the index needs {num_bytes} bytes, it has {size}; make {folder} again"
             )
 
 

@@ -18,9 +18,10 @@ from filelock import FileLock
 from ray.exceptions import RayActorError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from data.dataset.parts import begin_parts
 from data.files.publish import TEMPORARY_PREFIX
 from pipeline.run.logs import LOGS_NAME
-from pipeline.run.objects import PAUSES, MissingObjectError, Objects, described
+from pipeline.run.objects import OBJECTS_NAME, PAUSES, MissingObjectError, Objects, described
 from pipeline.run.repeating import repeating
 from pipeline.run.run_files import StoredFile
 from pipeline.run.shared_files import RunFiles, SupersededError
@@ -31,6 +32,7 @@ from pipeline.run.written import WrittenFiles
 T = TypeVar("T")
 CALLS = 16  # that the actor answers at a time
 ALIKE_SECONDS = 1.0
+SHARD_SUFFIX = ".tar"
 FETCH_LOCK = "fetch.lock"
 NAME_PREFIX = "files-"
 
@@ -44,22 +46,48 @@ class StoredFiles:
         place: URI of the run in its store.
         name: of the actor, and of the file by which its machine is recognised; unique.
         start: of a training's workers, if they are these.
+        marker: a file that this machine alone has; None: one in `run_dir`.
+        parts: shards of datasets come in parts, as they are read.
+        is_run: whether what is stored at `place` is this folder, whose known contents are not sent again.
     """
 
     run_dir: Path
     place: str
     name: str
     start: str | None = None
+    marker: Path | None = None
+    parts: bool = False
+    is_run: bool = True
     is_shared: bool = False
 
     @classmethod
-    def new(cls, run_dir: Path, place: str) -> Self:
+    def new(cls, run_dir: Path, place: str, *, parts: bool = False) -> Self:
         """The files of a run, for one command."""
-        return cls(run_dir.resolve(), place, f"{NAME_PREFIX}{uuid.uuid4().hex[:12]}")
+        return cls(run_dir.resolve(), place, _new_name(), parts=parts)
 
     @contextmanager
     def served(self) -> Iterator[None]:
         """As `RunFiles.served`.
+
+        Raises:
+            StoredRunError: the store cannot be read.
+        """
+        for left in self.run_dir.glob(f"{TEMPORARY_PREFIX}{NAME_PREFIX}*"):  # by commands that were killed
+            left.unlink()
+        self._marker.touch()
+        try:
+            with self.answered():
+                yield
+        finally:
+            self._marker.unlink(missing_ok=True)
+
+    def beside(self) -> Self:
+        """Files of another folder, which others may write to, of the command that these are of."""
+        return replace(self, name=_new_name(), marker=self._marker, is_run=False)
+
+    @contextmanager
+    def answered(self) -> Iterator[None]:
+        """Answer the other machines while the block runs.
 
         Raises:
             StoredRunError: the store cannot be read.
@@ -69,15 +97,11 @@ class StoredFiles:
         actor: Any = ray.remote(WholeRun).options(
             name=self.name, num_cpus=0, max_concurrency=CALLS, scheduling_strategy=here
         )
-        for left in self.run_dir.glob(f"{TEMPORARY_PREFIX}{NAME_PREFIX}*"):  # by commands that were killed
-            left.unlink()
-        self._marker.touch()
-        handle = actor.remote(self.run_dir, self.place)
+        handle = actor.remote(self.run_dir, self.place, self.is_run)
         try:
             ray.get(handle.__ray_ready__.remote())
             yield
         finally:
-            self._marker.unlink(missing_ok=True)
             ray.kill(handle)
 
     def fetch(self, *paths: Path) -> None:
@@ -91,6 +115,21 @@ class StoredFiles:
             self.run_dir.mkdir(parents=True, exist_ok=True)
             with FileLock(self.run_dir / FETCH_LOCK):
                 self._fetch(self._ask("names_below", names[0]))
+
+    def fetch_dataset(self, folder: Path) -> None:
+        """As `RunFiles.fetch_dataset`."""
+        if not self.parts:
+            self.fetch_folder(folder)
+            return
+        if self._is_here or not (found := self._names([folder])):
+            return
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.run_dir / FETCH_LOCK):
+            names = self._ask("names_below", found[0])
+            shards = [name for name in names if name.endswith(SHARD_SUFFIX) and not (self.run_dir / name).exists()]
+            for name, file in self._ask("offer", shards).items():
+                begin_parts(self.run_dir / name, f"{self.place}/{OBJECTS_NAME}/{file.sha256}", file.num_bytes)
+            self._fetch([name for name in names if name not in set(shards)])
 
     def publish(self, *paths: Path, record: Path | None = None) -> None:
         """As `RunFiles.publish`."""
@@ -200,9 +239,13 @@ class StoredFiles:
 
     @property
     def _marker(self) -> Path:
-        return self.run_dir / f"{TEMPORARY_PREFIX}{self.name}"
+        return self.marker or self.run_dir / f"{TEMPORARY_PREFIX}{self.name}"
 
     @property
     def _is_here(self) -> bool:
         """Whether this is the machine of the command, whose folder is that of the whole run."""
         return self._marker.exists()
+
+
+def _new_name() -> str:
+    return f"{NAME_PREFIX}{uuid.uuid4().hex[:12]}"

@@ -33,7 +33,7 @@ from pipeline.report.figures import ATTRIBUTES
 from pipeline.run.fingerprints import fingerprint
 from pipeline.run.precision import prepare_to_compute
 from pipeline.run.progress import bar
-from pipeline.run.shared_files import SHARED, RunFiles
+from pipeline.run.shared_files import SHARED, ReadFiles
 
 logger = logging.getLogger(__name__)
 
@@ -124,7 +124,9 @@ class Job:
 class Measurer:
     """A Ray actor that holds the networks."""
 
-    def __init__(self, sets: Sequence[ClipSet], networks: Networks, num_threads: int, files: RunFiles = SHARED) -> None:
+    def __init__(
+        self, sets: Sequence[ClipSet], networks: Networks, num_threads: int, files: ReadFiles = SHARED
+    ) -> None:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         prepare_to_compute(device, num_threads)
         self._sets, self._files, self._device = sets, files, device
@@ -170,12 +172,12 @@ def _verdicts(frames: Frames, name: ClipName) -> list[float]:
 
 
 def measure_sets(
-    sets: Sequence[ClipSet], networks: Networks, cache_dir: Path, workers: WorkersConfig, files: RunFiles = SHARED
+    sets: Sequence[ClipSet], networks: Networks, cache_dir: Path, workers: WorkersConfig, files: ReadFiles = SHARED
 ) -> list[Measured]:
     """Measure sets, or read what was measured before, on the connected Ray cluster. Unreadable clips are left out.
 
     Args:
-        files: of the run that the sets belong to.
+        files: by which workers on other machines get the clips.
 
     Raises:
         FeatureError: a network cannot be used.
@@ -204,7 +206,7 @@ def measure_sets(
 
 
 def _measure(
-    sets: Sequence[ClipSet], networks: Networks, jobs: Sequence[Job], workers: WorkersConfig, files: RunFiles
+    sets: Sequence[ClipSet], networks: Networks, jobs: Sequence[Job], workers: WorkersConfig, files: ReadFiles
 ) -> dict[Job, tuple[list[Measured], list[str]]]:
     actor: Any = ray.remote(Measurer).options(num_cpus=workers.cpus_per_worker, num_gpus=workers.gpus_per_worker)
     outcomes = {}

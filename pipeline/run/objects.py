@@ -9,10 +9,11 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar
 
-from data.errors import ReelflowError
+from data.errors import ReelflowError, first_line
 from data.files.checksums import file_sha256
 from data.files.locations import ASK, LOCAL_SCHEME, client_errors, filesystem_of
 from pipeline.run.run_files import StoredFile
@@ -54,7 +55,7 @@ def readable_errors(place: str) -> Iterator[None]:
     except (OSError, *client_errors(place)) as error:
         if isinstance(error, OSError) and error.errno in NO_ROOM:  # here, not there
             raise
-        raise StoredRunError(f"{place} cannot be used ({error}); {ASK}") from error
+        raise StoredRunError(f"{place} cannot be used ({first_line(error)}); {ASK}") from error
 
 
 def described(path: Path) -> StoredFile:
@@ -106,6 +107,20 @@ class Objects:
             StoredRunError: it is damaged, or cannot be read.
         """
         self._retried(lambda: self._get(name, file, path))
+
+    def read(self, name: str, file: StoredFile) -> bytes:
+        """The content of a small file. Arguments and errors as of `get`."""
+        return self._retried(lambda: self._read(name, file))
+
+    def _read(self, name: str, file: StoredFile) -> bytes:
+        with readable_errors(self._place):
+            try:
+                content: bytes = self._files.cat_file(f"{self._root}/{OBJECTS_NAME}/{file.sha256}")
+            except FileNotFoundError as error:
+                raise MissingObjectError(f"{self._place} does not hold {name}; push the run again") from error
+        if sha256(content).hexdigest() != file.sha256:
+            raise StoredRunError(f"{self._place}: what is stored of {name} is damaged; push the run again")
+        return content
 
     def _put(self, path: Path, file: StoredFile) -> bool:
         files, stored = self._files, f"{self._root}/{OBJECTS_NAME}/{file.sha256}"

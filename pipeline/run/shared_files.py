@@ -47,6 +47,10 @@ class RunFiles(Protocol):
         """As `fetch`, of all files of a folder, once for all processes of this machine."""
         ...
 
+    def fetch_dataset(self, folder: Path) -> None:
+        """As `fetch_folder`, of a dataset that `PayloadReader` reads: its shards may come in parts as they are read."""
+        ...
+
     def publish(self, *paths: Path, record: Path | None = None) -> None:
         """Give the run files that were written here.
 
@@ -91,6 +95,26 @@ class RunFiles(Protocol):
         ...
 
 
+class ReadFiles(Protocol):
+    """The part of `RunFiles` by which workers get what they read. Commands outside of runs have it of any folders."""
+
+    def fetch(self, *paths: Path) -> None:
+        """As `RunFiles.fetch`."""
+        ...
+
+    def fetch_folder(self, folder: Path) -> None:
+        """As `RunFiles.fetch_folder`."""
+        ...
+
+
+class WorkerFiles(ReadFiles, Protocol):
+    """As `ReadFiles`, and by which workers give what they make."""
+
+    def publish(self, *paths: Path, record: Path | None = None) -> None:
+        """As `RunFiles.publish`."""
+        ...
+
+
 @dataclass(frozen=True)
 class SharedFolder:
     """All machines see one folder, or there is one machine."""
@@ -105,6 +129,9 @@ class SharedFolder:
         """They are there."""
 
     def fetch_folder(self, folder: Path) -> None:
+        """It is there."""
+
+    def fetch_dataset(self, folder: Path) -> None:
         """It is there."""
 
     def publish(self, *paths: Path, record: Path | None = None) -> None:

@@ -238,10 +238,16 @@ def read_stage_record(folder: Path) -> StageRecord | None:
 
 def archive(folder: Path) -> Path:
     """Rename a folder to `NAME.superseded-N`, beside it; returns the new path."""
+    archived = superseded_path(folder)
+    folder.rename(archived)
+    return archived
+
+
+def superseded_path(folder: Path) -> Path:
+    """The first of the paths `NAME.superseded-N`, beside a folder, that is free."""
     number = 1
     while (archived := folder.with_name(f"{folder.name}.superseded-{number}")).exists():
         number += 1
-    folder.rename(archived)
     return archived
 
 

@@ -31,11 +31,17 @@ class Addition:
 
 
 class WholeRun:
-    """The folder of a run on the machine of the command, which answers the processes of the others. Thread-safe."""
+    """The folder of a run on the machine of the command, which answers the processes of the others. Thread-safe.
 
-    def __init__(self, run_dir: Path, place: str) -> None:
+    Args:
+        is_run: False: the folder is another one than what is stored at `place`, and is only read.
+    """
+
+    def __init__(self, run_dir: Path, place: str, is_run: bool = True) -> None:
         self._run_dir, self._objects = run_dir, Objects(place, PAUSES)
-        stored = stored_run(place)  # so that what has not changed since is neither read nor sent again
+        stored = (
+            stored_run(place) if is_run else None
+        )  # so that what has not changed since is neither read nor sent again
         self._known: dict[str, StoredFile] = {} if stored is None else dict(stored.files)
         self._locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
         self._start = ""

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from pipeline.encode.captions import text_tensors
-from pipeline.run.shared_files import SHARED, RunFiles
+from pipeline.run.shared_files import SHARED, WorkerFiles
 from pipeline.sample.captions import RememberedCaptions
 from pipeline.sample.config import MP4_ALONE, OutputsConfig, SampleConfig
 from pipeline.sample.model import SampledModel, open_model
@@ -27,7 +27,7 @@ class SamplerActor:
         model_dir, output_dir: absolute.
         num_threads: that compute, in each process that shares the clips.
         outputs: the files to write of each clip.
-        files: of the run that the folders belong to.
+        files: by which it gets what it reads, and gives clips.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class SamplerActor:
         config: SampleConfig,
         num_threads: int,
         outputs: OutputsConfig = MP4_ALONE,
-        files: RunFiles = SHARED,
+        files: WorkerFiles = SHARED,
     ) -> None:
         self._files = files
         files.fetch_folder(model_dir)

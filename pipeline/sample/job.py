@@ -27,7 +27,7 @@ from pipeline.distributed.actor_pool import JobFailure, outcomes_of_actors
 from pipeline.distributed.config import WorkersConfig
 from pipeline.run.precision import warn_of_slow_precision
 from pipeline.run.progress import bar
-from pipeline.run.shared_files import SHARED, RunFiles
+from pipeline.run.shared_files import SHARED, WorkerFiles
 from pipeline.run.signals import stopped_by_sigterm
 from pipeline.sample.actor import SamplerActor
 from pipeline.sample.batches import Batches
@@ -111,7 +111,7 @@ def sample_clips(
     outputs: OutputsConfig = MP4_ALONE,
     shard: Shard | None = None,
     bad_rows: Mapping[str, str] = MappingProxyType({}),
-    files: RunFiles = SHARED,
+    files: WorkerFiles = SHARED,
 ) -> Samples:
     """Sample the requests whose clips do not exist yet, on the connected Ray cluster.
 
@@ -122,7 +122,7 @@ def sample_clips(
         outputs: the files to make of each clip, whose encoder has passed `check_encoder`.
         shard: sample these of the requests only, and list them in a file of its own.
         bad_rows: rows that are no requests, with the reasons: they count as failures.
-        files: of the run that model and `output_dir` belong to.
+        files: by which workers on other machines get the model and give clips.
 
     Raises:
         SamplesError: the manifest in `output_dir` is damaged.
@@ -166,6 +166,15 @@ def sample_clips(
     return samples
 
 
+def folders_of_models(model: SampledModel, requests: Iterable[PromptRequest]) -> Iterator[Path]:
+    """Folders, absolute, in which those of all models lie that the actors of a job load; some more than once."""
+    yield model.folder.resolve().parent
+    for request in requests:
+        for placed in (request.checkpoint, request.weaker):
+            if placed is not None:
+                yield Path(placed.folder).parent
+
+
 def _outcomes(
     model: SampledModel,
     batches: Batches,
@@ -174,7 +183,7 @@ def _outcomes(
     outputs: OutputsConfig,
     workers: WorkersConfig,
     num_missing: int,
-    files: RunFiles,
+    files: WorkerFiles,
 ) -> Iterator[list[SampledClip] | FailedClip]:
     """The lines of clips as they are made, and requests that cannot be made."""
     size = config.sequence_parallel

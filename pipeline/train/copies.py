@@ -17,7 +17,7 @@ from pipeline.train.control import SAVE_NAME, STOP_NAME
 def local_copies(files: RunFiles, dataset_dir: Path, run_dir: Path, worker: Worker) -> Iterator[RunFiles]:
     """Have the dataset and the training's folder on each machine, and give the run what is written there. Collective.
 
-    Each machine gets the whole dataset, and every checkpoint that is kept.
+    Each machine gets the whole dataset, or parts of its shards as they are read, and every checkpoint that is kept.
 
     Raises:
         StoredRunError: on every rank, if a machine cannot fetch what it needs.
@@ -33,7 +33,7 @@ def local_copies(files: RunFiles, dataset_dir: Path, run_dir: Path, worker: Work
     with ExitStack() as stack:
         try:
             if worker.local_rank == 0:
-                files.fetch_folder(dataset_dir)
+                files.fetch_dataset(dataset_dir)
                 stack.enter_context(files.kept_alike(run_dir, (SAVE_NAME, STOP_NAME)))
         except StoredRunError as error:
             problem = f"{error} (on {socket.gethostname()})"

@@ -85,7 +85,7 @@ class InAFolder(Settings):
 
 def test_a_uri_is_no_path():
     with pytest.raises(
-        ValidationError, match=r"must be a path, and this is a URI of s3: videos are read .* kept in them by store"
+        ValidationError, match=r"must be a path, and this is a URI of s3: videos are read .* kept in them by runs_dir"
     ):
         InAFolder.model_validate({"folder": "s3://bucket/runs"})
     assert InAFolder.model_validate({"folder": "a/b", "place": "s3://bucket/runs"}).folder == Path("a/b")

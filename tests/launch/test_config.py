@@ -548,12 +548,13 @@ def test_a_published_autoencoder_is_checked_against_the_clips_before_anything_st
 
 def test_machines_that_share_no_folder_need_a_store_and_videos_that_all_of_them_reach():
     apart = {"name": "x", "cluster": {"shared_folder": False}}
-    with pytest.raises(ValueError, match=r"the machines need a store to share: set store"):
+    with pytest.raises(ValueError, match=r"the machines need a store to share: set runs_dir to the URI"):
         RunConfig.model_validate(apart)
-    stored = apart | {"store": "s3://bucket/runs"}
+    stored, joined = apart | {"store": "s3://bucket/runs"}, {"shared_folder": False, "address": "auto"}
     with pytest.raises(
-        ValueError, match=r"data\.source is the folder my/videos of one machine: put the videos into an"
+        ValueError,
+        match=r"data\.source is the folder my/videos of one machine, .*: put the videos into an object store",
     ):
-        RunConfig.model_validate(stored | {"data": {"source": "my/videos"}})
+        RunConfig.model_validate(stored | {"cluster": joined, "data": {"source": "my/videos"}})
     for source in ("synthetic", "s3://bucket/videos"):
         assert not RunConfig.model_validate(stored | {"data": {"source": source}}).cluster.shared_folder

@@ -10,7 +10,7 @@ import pytest
 from launch import run, stored
 from launch.config import ClusterConfig, RunConfig
 from launch.overrides import ConfigError
-from launch.stored import fetch, place_of
+from launch.stored import fetch
 from pipeline.run import objects, run_files
 from pipeline.run.context import RunContext, StoppedError
 from pipeline.run.stored_run import StoredRunError, pull_run
@@ -36,10 +36,10 @@ def config(tmp_path, request) -> RunConfig:
     return RunConfig(name="tiny", runs_dir=tmp_path / "here", store=f"memory://{request.node.name}/")
 
 
-def stages_in_store(config: RunConfig) -> set[str]:
+def stages_in_store(config: RunConfig, tmp_path: Path) -> set[str]:
     """The stages whose files are in the store."""
-    folder = config.runs_dir.parent / "look" / str(len(list(config.runs_dir.parent.glob("look/*"))))
-    pull_run(place_of(config), folder)
+    folder = tmp_path / "look" / str(len(list(tmp_path.glob("look/*"))))
+    pull_run(str(config.place), folder)
     return {path.name for path in folder.glob("stage-*")}
 
 
@@ -48,7 +48,7 @@ def test_a_run_is_stored_after_each_stage_and_fetched_where_its_folder_is_missin
     monkeypatch.setattr(run, "stages_of", lambda *_: [Stage(1), Stage(2, stops=True), Stage(3)])
     with pytest.raises(StoppedError):
         run.run_stages(config)
-    assert stages_in_store(config) == {"stage-1", "stage-2"}
+    assert stages_in_store(config, tmp_path) == {"stage-1", "stage-2"}
     assert fetch(config) is None  # its folder is there
 
     elsewhere = config.model_copy(update={"runs_dir": tmp_path / "elsewhere"})
@@ -58,7 +58,7 @@ def test_a_run_is_stored_after_each_stage_and_fetched_where_its_folder_is_missin
     assert {path.name for path in elsewhere.run_dir.glob("stage-*")} == {"stage-1", "stage-2"}
     monkeypatch.setattr(run, "stages_of", lambda *_: [Stage(3)])
     run.run_stages(elsewhere)
-    assert stages_in_store(config) == {"stage-1", "stage-2", "stage-3"}
+    assert stages_in_store(config, tmp_path) == {"stage-1", "stage-2", "stage-3"}
 
 
 def test_copies_of_a_machine_give_way_to_the_run_when_the_command_comes_there(config, tmp_path, monkeypatch):
@@ -76,9 +76,9 @@ def test_copies_of_a_machine_give_way_to_the_run_when_the_command_comes_there(co
     assert (tmp_path / "worker" / "tiny.superseded-1" / "stage-1").read_text(encoding="utf-8") == "an older copy"
 
 
-def test_a_store_that_fails_costs_no_stage_and_is_an_error_at_the_end(config, monkeypatch, caplog):
+def test_a_store_that_fails_costs_no_stage_and_is_an_error_at_the_end(config, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(run, "stages_of", lambda *_: [Stage(1), Stage(2)])
-    files = fsspec.url_to_fs(place_of(config))[0]
+    files = fsspec.url_to_fs(str(config.place))[0]
 
     def refuse(*_: object) -> None:
         raise PermissionError("Access Denied")
@@ -90,7 +90,7 @@ def test_a_store_that_fails_costs_no_stage_and_is_an_error_at_the_end(config, mo
     assert caplog.text.count("the run is not in its store yet: ") == 1
     assert {path.name for path in config.run_dir.glob("stage-*")} == {"stage-1", "stage-2"}
     run.run_stages(config)
-    assert stages_in_store(config) == {"stage-1", "stage-2"}
+    assert stages_in_store(config, tmp_path) == {"stage-1", "stage-2"}
 
 
 class Training(Stage):
@@ -125,7 +125,7 @@ def test_a_run_is_stored_after_each_checkpoint_while_it_trains(config, tmp_path,
     monkeypatch.setattr(stored, "LOOK_SECONDS", 0.01)
     left = config.run_dir / ".tmp-snapshot-of-a-start-that-was-killed"
     left.mkdir(parents=True)
-    monkeypatch.setattr(run, "stages_of", lambda *_: [Stage(1), Training(place_of(config), tmp_path)])
+    monkeypatch.setattr(run, "stages_of", lambda *_: [Stage(1), Training(str(config.place), tmp_path)])
     run.run_stages(config)
     for name in ("step_0000003", "step_0000006"):
         found = {
@@ -134,7 +134,7 @@ def test_a_run_is_stored_after_each_checkpoint_while_it_trains(config, tmp_path,
         assert found >= {"config.yaml", "stage-1", "dit/latest", f"dit/checkpoints/{name}/checkpoint.json"}
         assert (tmp_path / name / "dit" / "latest").read_text() == f"{name}\n"
         assert len([each for each in found if "checkpoints" in each]) == 1
-    assert len([each for each in names_in(place_of(config)) if "checkpoints" in each]) == 2  # once it has ended
+    assert len([each for each in names_in(str(config.place)) if "checkpoints" in each]) == 2  # once it has ended
     assert not list(config.run_dir.glob(".tmp-*"))
 
 
@@ -145,10 +145,10 @@ def test_a_store_that_takes_no_checkpoint_is_a_warning(config, tmp_path, monkeyp
     monkeypatch.setattr(stored, "push_held_run", refuse)
     (config.run_dir / "dit" / "checkpoints" / "step_0000003").mkdir(parents=True)
     (config.run_dir / "dit" / "latest").write_text("step_0000003\n", encoding="utf-8")
-    assert stored._copied(config, "dit")
+    assert stored._copied(config, str(config.place), "dit")
     assert "the newest checkpoint is not in the store: it is full" in caplog.text
     (config.run_dir / "dit" / "latest").unlink()
-    assert not stored._copied(config, "dit")  # to be tried again
+    assert not stored._copied(config, str(config.place), "dit")  # to be tried again
 
 
 def test_a_fetch_that_was_interrupted_goes_on(config, tmp_path, monkeypatch):
@@ -175,5 +175,37 @@ def test_what_cannot_be_a_store_is_refused(config, monkeypatch):
     with pytest.raises(StoredRunError, match="file:///x/tiny is no object store"):
         fetch(config.model_copy(update={"store": "file:///x"}))
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
-    with pytest.raises(ConfigError, match="store is not for torchrun; give `pull` before it and `push` after it"):
+    with pytest.raises(
+        ConfigError,
+        match="store is in an object store, which is not for torchrun; give `pull` before it and `push` after it",
+    ):
         fetch(config)
+
+
+def test_a_run_in_a_store_goes_from_machine_to_machine_and_one_command_at_a_time_works_on_it(tmp_path, monkeypatch):
+    first, second = (
+        RunConfig(name="tiny", runs_dir="memory://from-machine-to-machine/runs", local_dir=tmp_path / name)
+        for name in ("first", "second")
+    )
+
+    def run_here(config: RunConfig, *stages: Stage) -> set[str]:
+        monkeypatch.setattr(run, "stages_of", lambda *_: list(stages))
+        run.run_stages(config)
+        return {path.name for path in config.run_dir.glob("stage-*")}
+
+    assert fetch(first) is None  # nothing is stored
+    run_here(first, Stage(1))
+    fetched = fetch(second)
+    assert fetched is not None
+    assert fetched.num_copied == 2  # with config.yaml
+    assert run_here(second, Stage(2)) == {"stage-1", "stage-2"}
+    assert fetch(first) is not None
+    assert fetch(second) is None  # it has what is stored
+    run_here(first, Stage(3))
+    with pytest.raises(StoredRunError, match=r"another command has stored memory://from-machine-to-machine/runs/tiny"):
+        run_here(second, Stage(4))
+    assert names_in(str(first.place)) >= {"stage-1", "stage-2", "stage-3"}
+    assert fetch(second) is not None
+    assert {path.name for path in second.run_dir.glob("stage-*")} == {"stage-1", "stage-2", "stage-3"}
+    aside = second.run_dir.with_name("tiny.superseded-1")
+    assert (aside / "stage-4").read_text(encoding="utf-8") == "made"

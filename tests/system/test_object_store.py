@@ -285,8 +285,8 @@ def steps_in(bucket: str, place: str) -> list[int]:
 
 
 @pytest.mark.campaign
-def test_a_run_with_a_store_is_killed_and_goes_on_in_another_folder_with_the_same_bytes(tmp_path):
-    """Takes the time of two tiny runs. What is compared was made in the store's first folder, or in its second.
+def test_a_run_in_a_store_is_killed_and_goes_on_in_an_empty_folder_with_the_same_bytes(tmp_path):
+    """Takes the time of two tiny runs. What is compared was made in the run's first working folder, or in its second.
 
     The first is killed once a checkpoint of its DiT is in the store, and thrown away; the second goes on from there.
     """
@@ -295,20 +295,20 @@ def test_a_run_with_a_store_is_killed_and_goes_on_in_another_folder_with_the_sam
     command = ["-m", "launch", "run", str(config), "--set", "cluster.workers.num_workers=1"]
     command += ["--set", f"dit.train.steps={LONG}", "--set", "dit.train.checkpoint_every_steps=10"]
     subprocess.run([sys.executable, *command], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-    command += ["--set", "store=s3://videos/runs-with-a-store"]
+    command += ["--set", "runs_dir=s3://videos/killed-runs"]
     with (tmp_path / "first.log").open("w") as log:
         first = subprocess.Popen(
-            [sys.executable, *command, "--set", f"runs_dir={tmp_path / 'first'}"], cwd=ROOT, stdout=log, stderr=log
+            [sys.executable, *command, "--set", f"local_dir={tmp_path / 'first'}"], cwd=ROOT, stdout=log, stderr=log
         )
-        while not steps_in("videos", "runs-with-a-store/tiny"):
+        while not steps_in("videos", "killed-runs/tiny"):
             assert first.poll() is None, (tmp_path / "first.log").read_text()
             time.sleep(0.05)
         first.kill()
         first.wait()
-    (saved,) = steps_in("videos", "runs-with-a-store/tiny")
+    (saved,) = steps_in("videos", "killed-runs/tiny")
     assert saved < LONG
     shutil.rmtree(tmp_path / "first")
-    done = launch(*command[2:], "--set", f"runs_dir={tmp_path / 'second'}")
+    done = launch(*command[2:], "--set", f"local_dir={tmp_path / 'second'}")
     assert done.returncode == 0, done.stderr
     said = [line for line in done.stdout.splitlines() if ": nothing to do" in line or ": new" in line]
     assert [line.partition(" (")[0] for line in said] == [
@@ -322,7 +322,7 @@ def test_a_run_with_a_store_is_killed_and_goes_on_in_another_folder_with_the_sam
     assert f"resuming from step {saved}" in done.stdout
     made = ("clips/*.tar", "latents/*.tar", "autoencoder/checkpoints/step_0000006/rank_*", "samples/*.mp4")
     made += (f"dit/checkpoints/step_{LONG:07d}/rank_*",)
-    disk, second = (tmp_path / folder / "tiny" for folder in ("disk", "second"))
+    disk, second = tmp_path / "disk" / "tiny", tmp_path / "second" / "s3" / "videos" / "killed-runs" / "tiny"
     names = sorted(path.relative_to(disk) for pattern in made for path in disk.glob(pattern))
     assert len(names) > 50
     assert [name for name in names if (second / name).read_bytes() != (disk / name).read_bytes()] == []

@@ -9,7 +9,9 @@ from typing import Any
 import fsspec
 import pytest
 
+from data.dataset.parts import ShardParts
 from pipeline.distributed import stored_files
+from pipeline.distributed.stored_folders import StoredFolders
 from pipeline.run import whole_run
 from pipeline.run.objects import StoredRunError
 from pipeline.run.shared_files import SupersededError
@@ -210,3 +212,48 @@ def test_the_folder_of_a_training_is_kept_alike(home, other, monkeypatch):
         os.replace(write(here, "new", "three\n"), here / "metrics.jsonl")  # noqa: PTH105 - as `published` does
     assert (there / "metrics.jsonl").read_text(encoding="utf-8") == "three\n"
     assert (home / "logs/rank-1.log").read_text(encoding="utf-8") == "said"
+
+
+def test_a_command_outside_of_runs_gives_the_folders_that_it_reads(tmp_path, home, place, other):
+    """A model that lies elsewhere on the machine of the command comes to the other one, which gives clips back."""
+    models = tmp_path / "models"
+    write(models, "step_0000003/rank", "weights")
+    write(models, "step_0000003/checkpoint.json", "whole")
+    there = tmp_path / "other" / "models"  # the same path in truth, where machines have file systems of their own
+    read = replace(other, run_dir=there, whole=WholeRun(models, place, is_run=False))
+    folders = StoredFolders(other, (read,))
+    folders.fetch_folder(there / "step_0000003")
+    assert names_in(there) == {"step_0000003/rank", "step_0000003/checkpoint.json", "fetch.lock"}
+    folders.publish(write(other.run_dir, "clip.mp4", "pixels"))
+    assert (home / "clip.mp4").read_text(encoding="utf-8") == "pixels"
+    assert names_in(models) == {"step_0000003/rank", "step_0000003/checkpoint.json"}
+    folders.fetch(other.run_dir / "clip.mp4", there / "step_0000003" / "rank", tmp_path / "elsewhere")
+
+
+def test_which_machine_is_that_of_the_command_is_known_by_the_folder_that_it_writes(tmp_path, place):
+    folders = StoredFolders.new(tmp_path / "clips", [tmp_path / "a", tmp_path / "b", tmp_path / "a"], place)
+    assert [files.run_dir for files in folders.read] == [tmp_path / "a", tmp_path / "b"]
+    assert len({files.name for files in (folders.written, *folders.read)}) == 3
+    marker = folders.written.run_dir / f".tmp-{folders.written.name}"
+    assert {files.marker for files in folders.read} == {marker}
+    assert not any(files.is_run for files in folders.read)
+
+
+def test_of_a_dataset_shards_come_in_parts_and_other_files_whole(home, other, place):
+    write(home, SHARD, "x" * 3000)
+    write(home, "clips/index.parquet", "rows")
+    write(other.run_dir, "clips/shard-1.tar", "whole, of an earlier start")
+    write(home, "clips/shard-1.tar", "whole")
+    in_parts = replace(other, parts=True)
+    in_parts.fetch_dataset(other.run_dir / "clips")
+    assert names_in(other.run_dir / "clips") == {
+        "index.parquet",
+        "shard-1.tar",
+        *(f"shard-0.tar.part{suffix}" for suffix in ("", ".blocks", ".json")),
+    }
+    assert (other.run_dir / "clips" / "shard-1.tar").read_text(encoding="utf-8") == "whole"
+    shard = ShardParts(other.run_dir / SHARD)
+    assert shard.bring(2000, 100) == 3000
+    assert os.pread(shard.descriptor, 100, 2000) == b"x" * 100
+    other.fetch_dataset(other.run_dir / "clips")
+    assert (other.run_dir / SHARD).read_text(encoding="utf-8") == "x" * 3000

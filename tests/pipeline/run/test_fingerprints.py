@@ -28,7 +28,7 @@ class Decided:
 DECIDED = {
     "RunConfig": Decided(
         output="seed data autoencoder encode dit sample evaluate",
-        runtime="name runs_dir store cluster",
+        runtime="name runs_dir local_dir store cluster",
         later="tokenizer distill",
     ),
     "TokenizerSection": Decided(
@@ -95,7 +95,7 @@ DECIDED = {
     ),
     "ClusterConfig": Decided(
         output="workers",
-        runtime="address object_store_mib shared_folder",
+        runtime="address object_store_mib shared_folder shard_parts",
     ),
     "Bucket": Decided(
         output="num_frames height width fps",
