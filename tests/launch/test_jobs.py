@@ -357,7 +357,7 @@ def test_a_cluster_that_still_starts_is_asked_again(address, tmp_path, monkeypat
         submit("shard", config, (), address)
 
 
-FEW = "data.synthetic.num_videos=4"
+FEW = "data.synthetic.num_videos=8"
 
 
 @pytest.mark.slow
