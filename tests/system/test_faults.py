@@ -49,7 +49,7 @@ def test_a_training_that_meets_every_fault_ends_as_if_nothing_had_happened(tmp_p
 
 
 def allowed(fault: str) -> int:
-    """Steps that may be done twice. A save has ended before the next one begins, so that at most two intervals are lost.
+    """Steps that may be done twice. A save ends before the next one begins, so that two intervals are lost at most.
 
     How many of them are depends on how long a save takes; another one is lost with a damaged checkpoint.
     """
