@@ -5,6 +5,7 @@ notes which of them it is at, and how long that one may take, in memory that oth
 when it hangs: then the job that hangs is known, and the others are not lost.
 """
 
+import gc
 import mmap
 import os
 import pickle
@@ -125,6 +126,8 @@ class Runner:
         global _note
         (self._function, self._finish), self._note = functions, _Note()
         _note = self._note
+        gc.collect()
+        gc.freeze()  # what has been imported is never garbage, so that looking for it takes little from here on
 
     def location(self) -> Location:
         """Answered once the process has started, so that deadlines do not include its start."""
@@ -148,6 +151,7 @@ class Runner:
                 break
         self._note.begin(BETWEEN_JOBS)
         sent = list(self._finish(batch[: len(reports)], reports))
+        gc.collect()  # what decoders leave in cycles; by itself Python looks so rarely that it adds up to many MiB
         return BatchReport(pickle.dumps(sent), time.monotonic() - started), payloads
 
     def call(self, works: tuple[Call, ...], *batches: list[Any]) -> None:
