@@ -1,4 +1,4 @@
-"""Arguments and the handling of errors that commands share."""
+"""Options and the handling of errors that commands share."""
 
 import re
 from collections.abc import Iterator
@@ -46,6 +46,9 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Override a field; may be repeated."),
 ]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved config and the plan; do nothing.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show debugging messages too.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show warnings and errors only.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 

@@ -1,6 +1,7 @@
 """Sample a checkpoint outside its run, or a published pipeline: from prompts, without a configuration file."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
@@ -9,17 +10,42 @@ from data.video.codec import check_encoder
 from launch.cluster import connected
 from launch.outputs import Output
 from launch.overrides import ConfigError, Override
-from launch.sample_settings import read_settings
+from launch.sample_settings import SamplingConfig, read_settings
 from pipeline.report.gallery import GALLERY_NAME, write_gallery
 from pipeline.sample.checks import check_can_sample
-from pipeline.sample.job import folders_of_models, sample_clips
-from pipeline.sample.model import open_model
+from pipeline.sample.config import OutputsConfig, SampleConfig
+from pipeline.sample.job import Samples, folders_of_models, sample_clips
+from pipeline.sample.model import SampledModel, open_model
 from pipeline.sample.outputs import iterate_samples
 from pipeline.sample.plan import BadRows, Plan
 from pipeline.sample.prompt_files import PromptsFile
 from pipeline.sample.shards import Shard, held_folder
-from pipeline.sample.training_set import write_training_set
+from pipeline.sample.training_set import TrainingSet, write_training_set
 from pipeline.sample.truncation import truncation_warnings
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What is to be sampled into where, once all has been checked that can be before Ray starts."""
+
+    model: SampledModel
+    config: SamplingConfig
+    sampler: SampleConfig
+    outputs: OutputsConfig
+    plan: Plan
+    bad_rows: BadRows
+    num_requests: int
+    warnings: list[str]
+    to: Output
+
+
+@dataclass(frozen=True)
+class _Sampled:
+    """What a job has made."""
+
+    samples: Samples
+    num_listed: int  # clips in the manifest and on the page, those of other settings too
+    training_set: TrainingSet | None  # where shards are asked for
 
 
 def sample_checkpoint(
@@ -47,6 +73,30 @@ def sample_checkpoint(
         SamplingError: clips could not be made; the others are there.
         StoppedError: the process got SIGTERM.
     """
+    job = _checked_job(target, output, overrides, shard)
+    yield from (f"warning: {warning}" for warning in job.warnings)
+    if dry_run:
+        yield yaml.safe_dump(job.config.model_dump(mode="json"), sort_keys=False)
+        yield f"plan: {job.num_requests} clips from {job.model} into {job.to}"
+        return
+    made = _sample(job, shard)
+    made.samples.check_all_made()
+    if shard is not None:
+        yield (
+            f"{made.samples.num_clips} clips of part {shard} in {job.to}; once all parts are done, the same command "
+            "without --shard lists and shows them together"
+        )
+        return
+    earlier = made.num_listed - made.samples.num_clips
+    beside = f" beside {earlier} of other settings" if earlier else ""
+    yield f"{made.samples.num_clips} clips in {job.to}{beside}, shown in {job.to.folder / GALLERY_NAME}"
+    if (training_set := made.training_set) is not None:
+        rest = f"; {n} others have no latent of this model" if (n := training_set.num_left_out) else ""
+        yield f"{training_set.num_clips} clips with latents in shards in {training_set.folder}{rest}"
+
+
+def _checked_job(target: Path, output: Path | str, overrides: Sequence[Override], shard: Shard | None) -> _Job:
+    """Read the model, the settings and the prompts, and refuse what cannot be sampled."""
     model = open_model(target)
     config, warnings = read_settings(model, overrides)
     section, to = config.sample, Output.of(output, config.cluster)
@@ -57,54 +107,41 @@ def sample_checkpoint(
         )
     if section.prompts is None:
         raise ConfigError("sample.prompts is not set; give a prompts file with --prompts")
-    sampler = section.sampler()
+    sampler, outputs = section.sampler(), section.files()
     check_can_sample(model, sampler)
-    outputs = section.files()
     check_encoder(outputs.video)
-    has_shards = "webdataset" in outputs.outputs
     bad_rows = BadRows(section.bad_rows == "set_aside")
     prompts = PromptsFile(section.prompts, bad_rows.add)
     plan = Plan(model, sampler, prompts, config.seed, section.compare_unguided, bad_rows, outputs)
     summary = plan.check()
     warnings += prompts.notes + summary.warnings + truncation_warnings(model, sampler, prompts, summary.models)
-    yield from (f"warning: {warning}" for warning in warnings)
-    if dry_run:
-        yield yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-        yield f"plan: {summary.num_requests} clips from {model} into {to}"
-        return
-    output_dir = to.folder
-    with to.kept(config), held_folder(output_dir, shard):
+    return _Job(model, config, sampler, outputs, plan, bad_rows, summary.num_requests, warnings, to)
+
+
+def _sample(job: _Job, shard: Shard | None) -> _Sampled:
+    """Make the clips that are missing, their page, and their shards where these are asked for."""
+    config, output_dir = job.config, job.to.folder
+    with job.to.kept(config), held_folder(output_dir, shard):
         for _ in iterate_samples(output_dir):  # a damaged manifest is refused before Ray starts
             pass
         with (
             connected(config.cluster),
-            to.shared(config.cluster, folders_of_models(model, plan)) as files,
+            job.to.shared(config.cluster, folders_of_models(job.model, job.plan)) as files,
         ):
             samples = sample_clips(
-                model,
-                plan,
+                job.model,
+                job.plan,
                 output_dir,
-                sampler,
+                job.sampler,
                 config.cluster.workers,
-                outputs=outputs,
+                outputs=job.outputs,
                 shard=shard,
-                bad_rows=bad_rows.reasons,
+                bad_rows=job.bad_rows.reasons,
                 files=files,
             )
-        num_listed, training_set = 0, None
-        if shard is None:
-            num_listed = write_gallery(output_dir, (clip.shown() for clip in samples.all_clips))
-            training_set = write_training_set(output_dir, model, sampler, outputs) if has_shards else None
-    samples.check_all_made()
-    if shard is not None:
-        yield (
-            f"{samples.num_clips} clips of part {shard} in {to}; once all parts are done, the same command "
-            "without --shard lists and shows them together"
-        )
-        return
-    earlier = num_listed - samples.num_clips
-    beside = f" beside {earlier} of other settings" if earlier else ""
-    yield f"{samples.num_clips} clips in {to}{beside}, shown in {output_dir / GALLERY_NAME}"
-    if training_set is not None:
-        rest = f"; {n} others have no latent of this model" if (n := training_set.num_left_out) else ""
-        yield f"{training_set.num_clips} clips with latents in shards in {training_set.folder}{rest}"
+        if shard is not None:
+            return _Sampled(samples, samples.num_clips, None)
+        num_listed = write_gallery(output_dir, (clip.shown() for clip in samples.all_clips))
+        has_shards = "webdataset" in job.outputs.outputs
+        training_set = write_training_set(output_dir, job.model, job.sampler, job.outputs) if has_shards else None
+        return _Sampled(samples, num_listed, training_set)

@@ -126,8 +126,6 @@ class Runner:
         global _note
         (self._function, self._finish), self._note = functions, _Note()
         _note = self._note
-        gc.collect()
-        gc.freeze()  # what has been imported is never garbage, so that looking for it takes little from here on
 
     def location(self) -> Location:
         """Answered once the process has started, so that deadlines do not include its start."""
@@ -152,6 +150,8 @@ class Runner:
         self._note.begin(BETWEEN_JOBS)
         sent = list(self._finish(batch[: len(reports)], reports))
         gc.collect()  # what decoders leave in cycles; by itself Python looks so rarely that it adds up to many MiB
+        if not gc.get_freeze_count():
+            gc.freeze()  # what the first batch has imported is never garbage: from here on looking takes little
         return BatchReport(pickle.dumps(sent), time.monotonic() - started), payloads
 
     def call(self, works: tuple[Call, ...], *batches: list[Any]) -> None:
