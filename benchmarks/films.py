@@ -17,7 +17,7 @@ from pathlib import Path
 
 import av
 
-from data.curation.sources import list_folder
+from data.curation.source_folders import list_folder
 from data.dataset.buckets import Bucket
 from data.files.publish import publish_text
 from data.synthetic import combinations, random_scene, render

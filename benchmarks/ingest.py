@@ -39,7 +39,7 @@ import ray
 from av.video.reformatter import VideoReformatter
 from scipy.ndimage import zoom
 
-from data.curation.sources import list_folder
+from data.curation.source_folders import list_folder
 from data.dataset.buckets import Bucket
 from data.dataset.index import read_index
 from data.files.publish import publish_text

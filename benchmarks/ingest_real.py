@@ -31,7 +31,8 @@ import decord
 import numpy as np
 
 from benchmarks.ingest import decord_asked, pyav_asked
-from data.curation.sources import Source, list_folder
+from data.curation.source import Source
+from data.curation.source_folders import list_folder
 from data.dataset.buckets import Bucket
 from data.errors import VideoError
 from data.files.publish import publish_text

@@ -27,7 +27,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeVar
 
-from data.curation.sources import Source, list_folder, look_again
+from data.curation.source import Source, look_again
+from data.curation.source_folders import list_folder
 from data.errors import VideoError
 from data.files.publish import publish_text
 from data.video.probe import probe_video

@@ -36,7 +36,7 @@ import numpy as np
 from av.container import InputContainer
 from PIL import Image
 
-from data.curation.sources import list_folder
+from data.curation.source_folders import list_folder
 from data.dataset.buckets import Bucket
 from data.files.publish import publish_text
 from launch.cluster import connected

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
-from data.curation.sources import SourceError, list_sources
+from data.curation.source import SourceError
+from data.curation.sources import list_sources
 from data.dataset.buckets import Bucket, SourceShape, bucket_for
 from data.dataset.compression import Compression
 from data.dataset.manifest import MANIFEST_NAME, Manifest, read_manifest

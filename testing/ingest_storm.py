@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from data.curation.sources import list_folder
+from data.curation.source_folders import list_folder
 from data.dataset.buckets import Bucket
 from data.dataset.manifest import LedgerCounts
 from data.synthetic import combinations, random_scene, render

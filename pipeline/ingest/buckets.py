@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import AliasChoices, ConfigDict, Field, ValidationError
 
-from data.curation.sources import Source, SourceError, listing_fingerprint
+from data.curation.source import Source, SourceError, listing_fingerprint
 from data.dataset.buckets import Bucket, BucketChoice, SourceShape, choose_buckets
 from data.files.publish import publish_text
 from data.records import Record

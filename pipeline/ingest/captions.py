@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from data.curation.caption_table import TableMatch, VideoPlace, match_table, read_caption_table
-from data.curation.sources import Source
+from data.curation.source import Source
 
 
 @dataclass(frozen=True)

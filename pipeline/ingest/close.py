@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from data.curation.ledger import FILTERED_NAME, QUARANTINE_NAME, Reason, Rejection, balance
-from data.curation.sources import SourceError
+from data.curation.source import SourceError
 from data.dataset.index import write_index
 from data.dataset.manifest import BucketCounts, Manifest, ShardRecord, content_fingerprint
 from data.dataset.rows import IndexRow

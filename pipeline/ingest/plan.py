@@ -18,7 +18,7 @@ from typing import Any
 
 from data.curation.caption_text import CaptionError
 from data.curation.config import FilterConfig, Measure
-from data.curation.sources import Source, content_of, listing_fingerprint
+from data.curation.source import Source, content_of, listing_fingerprint
 from data.errors import printable
 from pipeline.ingest.commit import ShardCommit, ShardRecipe
 from pipeline.ingest.duplicates import Dropped, find_duplicates, kept_clips

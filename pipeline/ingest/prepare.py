@@ -22,7 +22,7 @@ from data.curation.lookalikes import describe
 from data.curation.measures import measure_clip
 from data.curation.scenes import SCENE_FINDERS
 from data.curation.sidecars import sidecars
-from data.curation.sources import Source, content_of, local_copy
+from data.curation.source import Source, content_of, local_copy
 from data.curation.text_area import text_fraction
 from data.dataset.buckets import Bucket, SourceShape
 from data.dataset.clip import ClipRecord, clip_key, split_of

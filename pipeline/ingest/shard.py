@@ -15,7 +15,7 @@ from pathlib import Path
 
 from data.curation.ledger import Rejection, reject
 from data.curation.listing import ListingCounts
-from data.curation.sources import Source, look_again
+from data.curation.source import Source, look_again
 from data.dataset.manifest import MANIFEST_NAME, Manifest
 from data.files.publish import publish_text, remove_unpublished
 from pipeline.distributed.isolated_pool import Done, IsolatedPool

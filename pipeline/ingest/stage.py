@@ -16,7 +16,7 @@ from pipeline.run.stage import DriverStage, Outcome
 from pipeline.run.stage_record import OpenStage
 
 if TYPE_CHECKING:
-    from data.curation.sources import Listing, Source
+    from data.curation.source import Listing, Source
 
 
 def _table_fingerprint(table: Path) -> str:
@@ -196,7 +196,8 @@ class ShardStage(DriverStage):
 
     def _list(self, run: RunContext) -> "tuple[Listing, str]":
         from data.curation.listing import add_listings
-        from data.curation.sources import Listing, list_place, listing_fingerprint, of_dataset
+        from data.curation.source import Listing, listing_fingerprint
+        from data.curation.sources import list_place, of_dataset
 
         sources, counts, origins = [], [], []
         for name, place in self.data.places.items():

@@ -6,7 +6,7 @@ from is damaged, and a sidecar may have changed since its caption was read. Then
 
 from collections.abc import Iterator, Sequence
 
-from data.curation.sources import Source
+from data.curation.source import Source
 from pipeline.ingest.commit import ShardCommit
 from pipeline.ingest.duplicates import kept_clips
 from pipeline.ingest.plan import Plan, caption_for

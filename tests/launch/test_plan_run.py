@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from data.curation.sources import SourceError
+from data.curation.source import SourceError
 from data.dataset.buckets import Bucket
 from data.dataset.compression import COMPRESSION
 from launch.config import load_config

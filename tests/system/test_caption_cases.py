@@ -13,7 +13,8 @@ from data.curation.caption_names import clean_file_name
 from data.curation.caption_table import VideoPlace, match_table, read_caption_table
 from data.curation.caption_text import CaptionError, clean_caption
 from data.curation.captions import caption_of
-from data.curation.sources import SourceError, list_sources
+from data.curation.source import SourceError
+from data.curation.sources import list_sources
 from data.dataset.buckets import Bucket
 from pipeline.ingest.config import ShardConfig
 from pipeline.ingest.prepare import PrepareConfig, prepare_source

@@ -2,7 +2,7 @@
 
 import pytest
 
-from data.curation.sources import list_folder
+from data.curation.source_folders import list_folder
 from data.dataset.buckets import Bucket
 from data.video.codec import decode_clip
 from pipeline.ingest.config import ShardConfig

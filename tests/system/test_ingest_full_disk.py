@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from ray.exceptions import RayTaskError
 
-from data.curation.sources import list_folder
+from data.curation.source_folders import list_folder
 from data.dataset.buckets import Bucket
 from data.video.codec import encode_clip
 from launch.errors import describe

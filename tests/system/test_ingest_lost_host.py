@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from data.curation.config import ModelsConfig
-from data.curation.sources import list_folder
+from data.curation.source_folders import list_folder
 from data.dataset.buckets import Bucket
 from data.files.checksums import file_sha256
 from data.video.codec import encode_clip

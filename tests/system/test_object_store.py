@@ -21,7 +21,8 @@ import s3fs
 from botocore.exceptions import ClientError
 
 from data.curation.ledger import Rejection, read_rejections
-from data.curation.sources import SourceError, list_sources, listing_fingerprint
+from data.curation.source import SourceError, listing_fingerprint
+from data.curation.sources import list_sources
 from data.dataset.buckets import Bucket
 from data.dataset.index import read_index
 from data.synthetic import combinations, random_scene, render

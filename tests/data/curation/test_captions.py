@@ -11,7 +11,8 @@ import pytest
 from data.curation.caption_table import VideoPlace, match_table, read_caption_table
 from data.curation.caption_text import CaptionError
 from data.curation.captions import caption_of
-from data.curation.sources import Source, list_sources, of_dataset
+from data.curation.source import Source
+from data.curation.sources import list_sources, of_dataset
 
 
 def places(folder: Path, *files: str) -> list[VideoPlace]:

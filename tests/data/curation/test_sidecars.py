@@ -4,7 +4,8 @@ import os
 from pathlib import Path
 
 from data.curation.sidecars import SidecarNames, has_sidecar
-from data.curation.sources import list_folder, look_again
+from data.curation.source import look_again
+from data.curation.source_folders import list_folder
 
 VIDEOS = ("a.mp4", "B.MP4", "c.d.mp4", ".e.mp4", "..f.mp4", "g h.mp4", "ß.mp4", "ﬁ.mp4", "no.mp4", "x.txt.mp4")
 BESIDE = ("a.txt", "B.TXT", "c.d.json", "c.txt", ".e.JSON", "..f.txt", "g h.Txt", "SS.txt", "fi.txt", "other.txt")

@@ -15,7 +15,8 @@ import pytest
 from data.curation.caption_table import read_caption_table
 from data.curation.caption_text import CaptionError
 from data.curation.listing import MAX_SUFFIXES, OTHER, ListingCounts, add_listings, describe_listing
-from data.curation.sources import Source, SourceError, list_place, list_sources, listing_fingerprint, local_copy
+from data.curation.source import Source, SourceError, listing_fingerprint, local_copy
+from data.curation.sources import list_place, list_sources
 from data.dataset.buckets import Bucket
 from data.errors import VideoError
 from pipeline.ingest.config import ShardConfig

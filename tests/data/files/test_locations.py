@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from data.curation.sources import SourceError, list_sources
+from data.curation.source import SourceError
+from data.curation.sources import list_sources
 from data.files.locations import CredentialsError, check_no_credentials
 from launch.config import load_config
 from launch.overrides import ConfigError

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 
 from data.curation.ledger import FILTERED_NAME, QUARANTINE_NAME, LedgerError, read_rejections, reject
-from data.curation.sources import SourceError
+from data.curation.source import SourceError
 from data.dataset.index import INDEX_NAME, read_index
 from data.dataset.manifest import ShardRecord, count_buckets
 from data.dataset.rows import IndexRow

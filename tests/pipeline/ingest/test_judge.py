@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from data.curation.config import FilterConfig, ModelsConfig
 from data.curation.ledger import read_rejections
-from data.curation.sources import list_folder
+from data.curation.source_folders import list_folder
 from data.dataset.buckets import Bucket
 from data.dataset.index import read_index
 from data.video.codec import encode_clip

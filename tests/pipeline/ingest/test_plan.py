@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from data.curation.config import FilterConfig
-from data.curation.sources import Source, list_sources, listing_fingerprint
+from data.curation.source import Source, listing_fingerprint
+from data.curation.sources import list_sources
 from data.dataset.buckets import Bucket
 from data.dataset.clip import VIDEO_MEMBER
 from data.dataset.shards import read_shard, write_shard

@@ -10,7 +10,9 @@ import pytest
 from PIL import Image
 
 from data.curation.config import FilterConfig
-from data.curation.sources import Source, list_folder, list_sources
+from data.curation.source import Source
+from data.curation.source_folders import list_folder
+from data.curation.sources import list_sources
 from data.dataset.buckets import Bucket
 from data.video.codec import encode_clip
 from data.video.spans import Placement, Stretch

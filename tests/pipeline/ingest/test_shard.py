@@ -14,7 +14,7 @@ import pytest
 
 from data.curation.config import FilterConfig
 from data.curation.ledger import QUARANTINE_NAME, read_rejections, reject
-from data.curation.sources import list_folder
+from data.curation.source_folders import list_folder
 from data.dataset.buckets import Bucket
 from data.dataset.index import read_index
 from data.dataset.manifest import Manifest, read_manifest

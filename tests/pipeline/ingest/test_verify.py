@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from data.curation.config import FilterConfig
-from data.curation.sources import Source, list_sources, look_again
+from data.curation.source import Source, look_again
+from data.curation.sources import list_sources
 from data.dataset.buckets import Bucket
 from data.dataset.clip import VIDEO_MEMBER
 from data.dataset.shards import read_shard
