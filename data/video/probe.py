@@ -178,69 +178,104 @@ def probe_video(path: Path, max_pixels: int | None = None) -> Probe:
             check_num_pixels(context.height, context.width, max_pixels)
             context.thread_count = 1
             context.options = DECODE_OPTIONS | limit
-            packets: list[Packet] = []
-            is_damaged = has_alpha_layer = False
-            first: av.VideoFrame | None = None
-            for packet in container.demux(stream):
-                if packet.has_sidedata("encryption_info"):
-                    raise VideoError("encrypted", "it is encrypted")
-                if packet.size > 0:  # the last packet is empty and flushes the decoder
-                    packets.append(Packet(packet.pts, packet.dts, packet.is_keyframe, packet.is_discard))
-                    has_alpha_layer |= packet.has_sidedata("matroska_block_additional")
-                if first is None:
-                    try:
-                        first = _first_frame(packet, context)
-                    except av.InvalidDataError:
-                        is_damaged = True
-            if not packets:
+            packets = _read_packets(container, stream)
+            if not packets.listed:
                 raise VideoError("no_video", "it holds no video frames")
+            first, is_damaged = packets.first, packets.is_damaged
             if first is None:  # such as one of two fields in the first packet
                 first, is_damaged = _first_decoded(path, stream.index, limit)
             if first is None:
                 raise VideoError("undecodable", "none of its frames can be decoded")
-            containers = frozenset(container.format.name.split(","))
-            fields = context.field_order  # pyright: ignore[reportAttributeAccessIssue] - missing in PyAV's stubs
-            is_interlaced = fields > PROGRESSIVE or first.interlaced_frame
-            matrix = display_matrix(first)
-            ticks = _shown_ticks(packets) if containers & TIMED_CONTAINERS and not is_interlaced else NO_TICKS
-            codec = context.codec.canonical_name
-            has_alpha_layer &= codec in ALPHA_LAYER_CODECS and _says_alpha_layer(stream.metadata)
-            is_opaque = codec == "rawvideo" and context.codec_tag == NO_TAG and "avi" in containers
-            can_enter = len(ticks) > 0 and codec in ENTRY_CODECS and not (is_damaged or has_alpha_layer)
-            coded = context.sample_aspect_ratio
-            # As players do: what the container says comes before what the bitstream says.
-            pixel_aspect = _plausible(stream.sample_aspect_ratio or coded or SQUARE)
-            upright = (first.width, first.height) if matrix.is_transposed else (first.height, first.width)
-            height, width = square_size(upright, 1 / pixel_aspect if matrix.is_transposed else pixel_aspect)
-            return Probe(
-                stream_index=stream.index,
-                num_video_streams=len(container.streams.video),
-                containers=containers,
-                codec=codec,
-                height=height,
-                width=width,
-                upright_size=upright,
-                pixel_aspect=pixel_aspect,
-                coded_pixel_aspect=coded,
-                seconds_per_tick=float(stream.time_base or 0),
-                promised_frames=_promised_frames(container, stream, ticks),
-                num_packets=len(packets),
-                ticks=ticks,
-                pixel_format=first.format.name,
-                is_untagged_hd=_is_untagged_hd(first),
-                hdr=HDR_TRANSFERS.get(first.color_trc),
-                may_be_transparent=has_alpha_layer or (may_be_transparent(first.format) and not is_opaque),
-                ignores_alpha=is_opaque,
-                has_alpha_layer=has_alpha_layer,
-                matrix=matrix,
-                is_interlaced=is_interlaced,
-                has_edit_list=any(packet.is_discard for packet in packets),
-                has_closed_groups=_are_groups_closed(packets),
-                entries=entries_of(packets) if can_enter else (),
-                is_damaged=is_damaged,
-            )
+            return _probe_of(container, stream, packets, first, is_damaged=is_damaged)
     except av.FFmpegError as error:
         raise VideoError("undecodable", f"it cannot be decoded (FFmpeg: {error.strerror})") from error
+
+
+@dataclass(frozen=True)
+class _Packets:
+    """The packets of a stream, and what came out of its decoder."""
+
+    listed: list[Packet]
+    first: av.VideoFrame | None  # None: no packet has given one
+    is_damaged: bool  # a packet before that frame is
+    have_pictures_beside: bool  # such as those of an alpha layer
+
+
+def _read_packets(container: av.container.InputContainer, stream: av.VideoStream) -> _Packets:
+    """List the packets of a stream and decode them until there is a frame.
+
+    Raises:
+        VideoError: they are encrypted.
+    """
+    listed: list[Packet] = []
+    is_damaged = have_pictures_beside = False
+    first: av.VideoFrame | None = None
+    for packet in container.demux(stream):
+        if packet.has_sidedata("encryption_info"):
+            raise VideoError("encrypted", "it is encrypted")
+        if packet.size > 0:  # the last packet is empty and flushes the decoder
+            listed.append(Packet(packet.pts, packet.dts, packet.is_keyframe, packet.is_discard))
+            have_pictures_beside |= packet.has_sidedata("matroska_block_additional")
+        if first is None:
+            try:
+                first = _first_frame(packet, stream.codec_context)
+            except av.InvalidDataError:
+                is_damaged = True
+    return _Packets(listed, first, is_damaged, have_pictures_beside)
+
+
+def _probe_of(
+    container: av.container.InputContainer,
+    stream: av.VideoStream,
+    packets: _Packets,
+    first: av.VideoFrame,
+    *,
+    is_damaged: bool,
+) -> Probe:
+    """What the header, the packets and the first frame say together."""
+    context, listed = stream.codec_context, packets.listed
+    containers = frozenset(container.format.name.split(","))
+    fields = context.field_order  # pyright: ignore[reportAttributeAccessIssue] - missing in PyAV's stubs
+    is_interlaced = fields > PROGRESSIVE or first.interlaced_frame
+    matrix = display_matrix(first)
+    ticks = _shown_ticks(listed) if containers & TIMED_CONTAINERS and not is_interlaced else NO_TICKS
+    codec = context.codec.canonical_name
+    may_have_alpha_layer = packets.have_pictures_beside and codec in ALPHA_LAYER_CODECS
+    has_alpha_layer = may_have_alpha_layer and _says_alpha_layer(stream.metadata)
+    is_opaque = codec == "rawvideo" and context.codec_tag == NO_TAG and "avi" in containers
+    can_enter = len(ticks) > 0 and codec in ENTRY_CODECS and not (is_damaged or has_alpha_layer)
+    coded = context.sample_aspect_ratio
+    # As players do: what the container says comes before what the bitstream says.
+    pixel_aspect = _plausible(stream.sample_aspect_ratio or coded or SQUARE)
+    upright = (first.width, first.height) if matrix.is_transposed else (first.height, first.width)
+    height, width = square_size(upright, 1 / pixel_aspect if matrix.is_transposed else pixel_aspect)
+    return Probe(
+        stream_index=stream.index,
+        num_video_streams=len(container.streams.video),
+        containers=containers,
+        codec=codec,
+        height=height,
+        width=width,
+        upright_size=upright,
+        pixel_aspect=pixel_aspect,
+        coded_pixel_aspect=coded,
+        seconds_per_tick=float(stream.time_base or 0),
+        promised_frames=_promised_frames(container, stream, ticks),
+        num_packets=len(listed),
+        ticks=ticks,
+        pixel_format=first.format.name,
+        is_untagged_hd=_is_untagged_hd(first),
+        hdr=HDR_TRANSFERS.get(first.color_trc),
+        may_be_transparent=has_alpha_layer or (may_be_transparent(first.format) and not is_opaque),
+        ignores_alpha=is_opaque,
+        has_alpha_layer=has_alpha_layer,
+        matrix=matrix,
+        is_interlaced=is_interlaced,
+        has_edit_list=any(packet.is_discard for packet in listed),
+        has_closed_groups=_are_groups_closed(listed),
+        entries=entries_of(listed) if can_enter else (),
+        is_damaged=is_damaged,
+    )
 
 
 def _is_untagged_hd(frame: av.VideoFrame) -> bool:
