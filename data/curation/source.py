@@ -39,7 +39,7 @@ class Source:
     may_have_sidecar: bool = True  # False: there was none when the folder was listed
 
     @property
-    def filestamp_of(self) -> str:
+    def file_stamp(self) -> str:
         """The part of the stamp that is of the file itself."""
         return self.stamp.partition(" ")[0]
 
