@@ -19,6 +19,8 @@ gc.disable()  # until all is imported
 if str(STARTUP_DIR) not in (paths := os.environ.get("PYTHONPATH", "").split(os.pathsep)):
     os.environ["PYTHONPATH"] = os.pathsep.join([str(STARTUP_DIR), *filter(None, paths)])
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# NumPy's threads wait actively, and two processes of tests share the cores with all that they start.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # Idle workers that Ray keeps for what comes next: more than the default, one a CPU, so that fewer start anew.
 os.environ.setdefault("RAY_num_workers_soft_limit", "6")
 # None before it is asked for: a training, whose workers have an environment of their own, would never use them.
