@@ -114,6 +114,12 @@ class Call:
         return any(isinstance(argument, Payload) for argument in self.arguments)
 
 
+def _freeze() -> None:
+    """What has been imported so far is never garbage: do not look through it any more, which takes milliseconds."""
+    gc.collect()
+    gc.freeze()
+
+
 class Runner:
     """The actor.
 
@@ -126,6 +132,8 @@ class Runner:
         global _note
         (self._function, self._finish), self._note = functions, _Note()
         _note = self._note
+        self._has_done_several = False
+        _freeze()
 
     def location(self) -> Location:
         """Answered once the process has started, so that deadlines do not include its start."""
@@ -150,8 +158,9 @@ class Runner:
         self._note.begin(BETWEEN_JOBS)
         sent = list(self._finish(batch[: len(reports)], reports))
         gc.collect()  # what decoders leave in cycles; by itself Python looks so rarely that it adds up to many MiB
-        if not gc.get_freeze_count():
-            gc.freeze()  # what the first batch has imported is never garbage: from here on looking takes little
+        if not self._has_done_several and len(reports) > 1:
+            self._has_done_several = True
+            _freeze()
         return BatchReport(pickle.dumps(sent), time.monotonic() - started), payloads
 
     def call(self, works: tuple[Call, ...], *batches: list[Any]) -> None:
