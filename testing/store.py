@@ -10,6 +10,7 @@ import sys
 import threading
 
 import boto3
+import s3fs
 from moto.server import ThreadedMotoServer
 
 from data.synthetic import combinations, random_scene, render, training_combinations
@@ -29,6 +30,12 @@ def environment(address: str) -> dict[str, str]:
         "AWS_SECRET_ACCESS_KEY": "any",
         "AWS_DEFAULT_REGION": "us-east-1",
     }
+
+
+def forget_clients() -> None:
+    """Let clients of this process read the environment again: those it has kept know another store and its key."""
+    boto3.DEFAULT_SESSION = None
+    s3fs.S3FileSystem.clear_instance_cache()
 
 
 def main() -> None:

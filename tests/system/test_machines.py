@@ -19,7 +19,7 @@ from pipeline.run.run_files import CONFIG_NAME
 from pipeline.run.stored_run import stored_run
 from pipeline.sample.outputs import read_samples
 from testing.paths import ROOT
-from testing.processes import children_of, free_port, kill_all
+from testing.processes import children_of, kill_all
 
 MOUNTED = 'mount -t tmpfs none "$1" && shift && exec "$@"'
 can_mount = os.geteuid() == 0 and subprocess.run(["unshare", "--mount", "true"], check=False).returncode == 0
@@ -45,12 +45,17 @@ def machines(tmp_path_factory) -> Iterator[Machines]:
     from ray.cluster_utils import Cluster
 
     from testing.clusters import leave_cluster
+    from testing.store import forget_clients
 
     leave_cluster()
+    forget_clients()
     folder = tmp_path_factory.mktemp("machines")
-    runs, seen, port = folder / "runs", folder / "seen", free_port()
+    runs, seen = folder / "runs", folder / "seen"
     for each in (runs, seen):
         each.mkdir()
+    store = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    store.start()
+    _, port = store.get_host_and_port()
     environment = {
         "PYTHONPATH": str(ROOT),
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
@@ -62,8 +67,6 @@ def machines(tmp_path_factory) -> Iterator[Machines]:
     with pytest.MonkeyPatch.context() as patch, (folder / "log").open("w") as log:
         for name, value in environment.items():
             patch.setenv(name, value)
-        store = ThreadedMotoServer("127.0.0.1", port, verbose=False)
-        store.start()
         boto3.client("s3").create_bucket(Bucket="shared")
         small = ["--num-cpus=1", "--object-store-memory=100000000", "--disable-usage-stats", "--block"]
         cluster = Cluster(initialize_head=True, head_node_args={"include_dashboard": False, "num_cpus": 1})
@@ -80,6 +83,7 @@ def machines(tmp_path_factory) -> Iterator[Machines]:
             psutil.wait_procs(processes, 30)
             cluster.shutdown()
             store.stop()
+            forget_clients()
 
 
 def _wait_for_both(address: str, blind: "subprocess.Popen[bytes]", log: Path) -> None:

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import boto3
 import pytest
-import s3fs
 from botocore.exceptions import ClientError
 
 from data.curation.ledger import Rejection, read_rejections
@@ -41,6 +40,7 @@ from testing.clusters import leave_cluster
 from testing.commands import TINY, launch
 from testing.other_machine import OtherMachine
 from testing.paths import ROOT
+from testing.store import forget_clients
 
 REGION = {"AWS_DEFAULT_REGION": "us-east-1"}
 
@@ -78,6 +78,7 @@ def store(tmp_path_factory) -> Iterator[str]:
             lock = http.client.HTTPConnection("127.0.0.1", port)
             lock.request("POST", "/moto-api/reset-auth", body=b"0")  # from here on each request is checked
             assert lock.getresponse().status == 200
+            forget_clients()  # of another test of this process
             for name, value in zip(SETTINGS, (address, key["AccessKeyId"], key["SecretAccessKey"], "1"), strict=True):
                 patch.setenv(name, value)
             patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
@@ -85,6 +86,7 @@ def store(tmp_path_factory) -> Iterator[str]:
         finally:
             server.terminate()
             server.wait()
+            forget_clients()
 
 
 @pytest.fixture(scope="module")
@@ -193,10 +195,10 @@ def test_prompts_that_cannot_be_read_are_named(monkeypatch):
         with pytest.raises(PromptError, match=f"^{place}:? {reason}"):
             list(PromptsFile(place))
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
-    s3fs.S3FileSystem.clear_instance_cache()
+    forget_clients()
     with pytest.raises(PromptError, match=r"p.txt cannot be read \(Unable to locate credentials"):
         list(PromptsFile("s3://videos/p.txt"))
-    s3fs.S3FileSystem.clear_instance_cache()
+    forget_clients()
 
 
 def write_run(folder: Path, num_files: int, text: str) -> dict[str, bytes]:
@@ -365,10 +367,10 @@ def test_without_credentials_or_store_the_first_listing_says_so(monkeypatch):
         with monkeypatch.context() as patch:
             for name, value in changed.items():
                 patch.setenv(name, value) if value else patch.delenv(name)
-            s3fs.S3FileSystem.clear_instance_cache()
+            forget_clients()
             with pytest.raises(SourceError, match=rf"s3://videos/in cannot be read \({reason}"):
                 list_sources("s3://videos/in")
-    s3fs.S3FileSystem.clear_instance_cache()
+    forget_clients()
 
 
 class MortalStore:
