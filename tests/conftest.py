@@ -18,9 +18,13 @@ gc.disable()  # until all is imported
 # Processes of the tests look for garbage less often, see testing/startup/sitecustomize.py.
 if str(STARTUP_DIR) not in (paths := os.environ.get("PYTHONPATH", "").split(os.pathsep)):
     os.environ["PYTHONPATH"] = os.pathsep.join([str(STARTUP_DIR), *filter(None, paths)])
+# Two processes of tests share the cores with all that they start: one thread each for NumPy and torch. Those that torch
+# starts elsewhere do not wait actively.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-# NumPy's threads wait actively, and two processes of tests share the cores with all that they start.
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+# Ray looks for new log files once a second, not ten times.
+os.environ.setdefault("RAY_LOG_MONITOR_MANY_FILES_THRESHOLD", "0")
+os.environ.setdefault("LOG_NAME_UPDATE_INTERVAL_S", "1")
 # Idle workers that Ray keeps for what comes next: more than the default, one a CPU, so that fewer start anew.
 os.environ.setdefault("RAY_num_workers_soft_limit", "6")
 # None before it is asked for: a training, whose workers have an environment of their own, would never use them.
