@@ -18,10 +18,10 @@ gc.disable()  # until all is imported
 # Processes of the tests look for garbage less often, see testing/startup/sitecustomize.py.
 if str(STARTUP_DIR) not in (paths := os.environ.get("PYTHONPATH", "").split(os.pathsep)):
     os.environ["PYTHONPATH"] = os.pathsep.join([str(STARTUP_DIR), *filter(None, paths)])
-# Two processes of tests share the cores with all that they start: one thread each for NumPy and torch. Those that torch
-# starts elsewhere do not wait actively.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Two processes of tests share the cores with all that they start: threads do not wait actively. Those of NumPy always
+# do, so it has one. With one thread for torch too, all tests together took longer.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # Ray looks for new log files once a second, not ten times.
 os.environ.setdefault("RAY_LOG_MONITOR_MANY_FILES_THRESHOLD", "0")
 os.environ.setdefault("LOG_NAME_UPDATE_INTERVAL_S", "1")
