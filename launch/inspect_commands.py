@@ -1,4 +1,4 @@
-"""The commands that look: `plan` before a run, `inspect` and `export` at what it has made."""
+"""The commands `plan`, `inspect` and `export`: what a run will take, what it has made, and its weights as a file."""
 
 from pathlib import Path
 from typing import Annotated, Literal

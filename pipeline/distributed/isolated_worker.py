@@ -114,12 +114,6 @@ class Call:
         return any(isinstance(argument, Payload) for argument in self.arguments)
 
 
-def _freeze() -> None:
-    """What has been imported so far is never garbage: do not look through it any more, which takes milliseconds."""
-    gc.collect()
-    gc.freeze()
-
-
 class Runner:
     """The actor.
 
@@ -133,7 +127,8 @@ class Runner:
         (self._function, self._finish), self._note = functions, _Note()
         _note = self._note
         self._has_done_several = False
-        _freeze()
+        gc.collect()
+        gc.freeze()  # what has been imported is never garbage, and looking through it takes milliseconds
 
     def location(self) -> Location:
         """Answered once the process has started, so that deadlines do not include its start."""
@@ -160,7 +155,7 @@ class Runner:
         gc.collect()  # what decoders leave in cycles; by itself Python looks so rarely that it adds up to many MiB
         if not self._has_done_several and len(reports) > 1:
             self._has_done_several = True
-            _freeze()
+            gc.freeze()  # what these have imported, too
         return BatchReport(pickle.dumps(sent), time.monotonic() - started), payloads
 
     def call(self, works: tuple[Call, ...], *batches: list[Any]) -> None:
