@@ -24,6 +24,8 @@ def quoted(value: object) -> str:
 
 def printable(name: str) -> str:
     """A file name as valid Unicode: bytes that are not UTF-8, and halves of surrogate pairs, are in hexadecimal."""
+    if name.isascii():
+        return name
     try:
         return os.fsencode(name).decode("utf-8", "backslashreplace")
     except UnicodeEncodeError:  # half of a surrogate pair, which only a JSON file can contain

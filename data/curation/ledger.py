@@ -7,7 +7,7 @@ source, that was left out on purpose. The manifest stores the number of sources 
 from collections import Counter
 from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal, Self, get_args
 
 from pydantic import model_validator
 
@@ -53,6 +53,7 @@ Filter = Literal[
     "duplicate",
 ]
 Reason = Fault | Filter
+FILTERS: frozenset[Reason] = frozenset(get_args(Filter))
 _REPAIR = "repair or replace the file, then run `shard` with --retry"
 _SETTING = "set {} and run `shard` again"
 RETRY: dict[Reason, str] = {

@@ -42,15 +42,14 @@ class SidecarNames:
 
     def add(self, folder: str, names: Iterable[str]) -> frozenset[str]:
         """Take the names in a folder from whoever has listed it."""
-        parts = (os.path.splitext(name.casefold()) for name in names)  # noqa: PTH122 - as in `_sidecar_names`
-        self._stems[folder] = frozenset(stem for stem, suffix in parts if suffix in SIDECAR_SUFFIXES)
+        texts = (name for name in map(str.casefold, names) if name.endswith(SIDECAR_SUFFIXES))
+        self._stems[folder] = frozenset(os.path.splitext(name)[0] for name in texts)  # noqa: PTH122 - as above
         return self._stems[folder]
 
     def may_have(self, video: str) -> bool:
         """Whether a video, in one of the folders that were added or at a path that can be listed, may have one."""
         folder, _, name = video.rpartition("/")
-        stem = os.path.splitext(name)[0]  # noqa: PTH122 - as in `_sidecar_names`
-        if not stem.isascii():
+        if not name.isascii():
             return True
         stems = self._stems.get(folder)
         if stems is None:
@@ -58,4 +57,4 @@ class SidecarNames:
                 stems = self.add(folder, os.listdir(folder or "/"))  # noqa: PTH208 - of names, which may be many
             except (OSError, ValueError):  # a null character, or half of a surrogate pair
                 return True
-        return stem.casefold() in stems
+        return bool(stems) and os.path.splitext(name)[0].casefold() in stems  # noqa: PTH122 - as above

@@ -38,6 +38,10 @@ class Source:
     dataset: str = ""  # name of its dataset in a mix; empty where there is no mix
     may_have_sidecar: bool = True  # False: there was none when the folder was listed
 
+    def __hash__(self) -> int:
+        """Of its name alone, which is unique."""
+        return hash(self.name)
+
     @property
     def file_stamp(self) -> str:
         """The part of the stamp that is of the file itself."""
@@ -98,9 +102,8 @@ def content_of(source: Source) -> str | None:
     if "://" in source.path:
         return None
     try:
-        with local_copy(source) as path:
-            content = file_sha256(path)
-    except (OSError, VideoError):
+        content = file_sha256(Path(source.path))
+    except (OSError, ValueError):
         return None
     return content if stamp_of_file(source.path) == source.file_stamp else None
 
@@ -121,7 +124,8 @@ def look_again(sources: Iterable[Source]) -> list[Source]:
 
 def stamp_of(path: str, *, with_sidecar: bool) -> str:
     """Sizes and modification times of a file and its sidecars."""
-    return " ".join(map(stamp_of_file, (path, *(map(os.fspath, sidecars(Path(path))) if with_sidecar else ("", "")))))
+    beside = map(stamp_of_file, map(os.fspath, sidecars(Path(path)))) if with_sidecar else ("", "")
+    return " ".join((stamp_of_file(path), *beside))
 
 
 def stamp_of_file(path: str) -> str:

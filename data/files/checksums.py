@@ -11,7 +11,7 @@ BLOCK_BYTES = 1 << 20
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file's contents, as 64 hexadecimal digits."""
     digest = sha256()
-    with path.open("rb") as file:
+    with path.open("rb", buffering=0) as file:
         while block := file.read(BLOCK_BYTES):
             digest.update(block)
     return digest.hexdigest()

@@ -17,13 +17,13 @@ from av.codec.codec import UnknownCodecError
 from data.errors import ReelflowError, VideoError
 from data.records import Frames
 from data.video.config import Codec, VideoConfig
+from data.video.container import MP4_MARK
 from data.video.decoders.decord_reader import DECORD_ERRORS
 from data.video.resize import is_hd
 
 SMPTE_170M = 6  # FFmpeg's AVCOL_SPC_SMPTE170M: the matrix of BT.601, by which clips are encoded
 CHUNK_FRAMES = 8  # frames per call to decord, which does not detect padded rows in single frames
 DEFAULT = VideoConfig()
-MP4_MARK = b"ftyp"  # type of the first box of every file that `encode_clip` writes, after its four bytes of length
 
 
 def decode_clip(content: bytes | memoryview) -> Frames:

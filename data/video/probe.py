@@ -7,6 +7,7 @@ frame where groups of pictures are open; neither decord nor PyAV applies mirrori
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from pathlib import Path
 from statistics import median
 from typing import Literal
@@ -126,7 +127,7 @@ class Probe:
         height, width = self.upright_size
         return (width, height) if self.matrix.is_transposed else (height, width)
 
-    @property
+    @cached_property
     def times_seconds(self) -> np.ndarray:
         """Presentation time of each frame in seconds; empty if unknown."""
         return self.ticks * self.seconds_per_tick
@@ -164,8 +165,6 @@ def probe_video(path: Path, max_pixels: int | None = None) -> Probe:
         VideoError: the file is empty, encrypted, too large, or contains no video.
         OSError: it cannot be read.
     """
-    if path.stat().st_size == 0:
-        raise VideoError("empty_file", "the file is empty")
     limit = {} if max_pixels is None else {"max_pixels": str(max_pixels)}
     try:
         with open_video(path, OPEN_OPTIONS | limit) as container:
@@ -198,7 +197,7 @@ class _Packets:
     listed: list[Packet]
     first: av.VideoFrame | None  # None: no packet has given one
     is_damaged: bool  # a packet before that frame is
-    have_pictures_beside: bool  # such as those of an alpha layer
+    have_layer: bool  # pictures beside them, which may be an alpha layer; False if the codec knows none
 
 
 def _read_packets(container: av.container.InputContainer, stream: av.VideoStream) -> _Packets:
@@ -207,21 +206,22 @@ def _read_packets(container: av.container.InputContainer, stream: av.VideoStream
     Raises:
         VideoError: they are encrypted.
     """
+    may_have_layer = stream.codec_context.codec.canonical_name in ALPHA_LAYER_CODECS
     listed: list[Packet] = []
-    is_damaged = have_pictures_beside = False
+    is_damaged = have_layer = False
     first: av.VideoFrame | None = None
     for packet in container.demux(stream):
         if packet.has_sidedata("encryption_info"):
             raise VideoError("encrypted", "it is encrypted")
         if packet.size > 0:  # the last packet is empty and flushes the decoder
             listed.append(Packet(packet.pts, packet.dts, packet.is_keyframe, packet.is_discard))
-            have_pictures_beside |= packet.has_sidedata("matroska_block_additional")
+            have_layer |= may_have_layer and packet.has_sidedata("matroska_block_additional")
         if first is None:
             try:
                 first = _first_frame(packet, stream.codec_context)
             except av.InvalidDataError:
                 is_damaged = True
-    return _Packets(listed, first, is_damaged, have_pictures_beside)
+    return _Packets(listed, first, is_damaged, have_layer)
 
 
 def _probe_of(
@@ -239,9 +239,9 @@ def _probe_of(
     is_interlaced = fields > PROGRESSIVE or first.interlaced_frame
     matrix = display_matrix(first)
     ticks = _shown_ticks(listed) if containers & TIMED_CONTAINERS and not is_interlaced else NO_TICKS
+    seconds_per_tick = float(stream.time_base or 0)
     codec = context.codec.canonical_name
-    may_have_alpha_layer = packets.have_pictures_beside and codec in ALPHA_LAYER_CODECS
-    has_alpha_layer = may_have_alpha_layer and _says_alpha_layer(stream.metadata)
+    has_alpha_layer = packets.have_layer and _says_alpha_layer(stream.metadata)
     is_opaque = codec == "rawvideo" and context.codec_tag == NO_TAG and "avi" in containers
     can_enter = len(ticks) > 0 and codec in ENTRY_CODECS and not (is_damaged or has_alpha_layer)
     coded = context.sample_aspect_ratio
@@ -259,8 +259,8 @@ def _probe_of(
         upright_size=upright,
         pixel_aspect=pixel_aspect,
         coded_pixel_aspect=coded,
-        seconds_per_tick=float(stream.time_base or 0),
-        promised_frames=_promised_frames(container, stream, ticks),
+        seconds_per_tick=seconds_per_tick,
+        promised_frames=_promised_frames(container, stream, ticks, seconds_per_tick),
         num_packets=len(listed),
         ticks=ticks,
         pixel_format=first.format.name,
@@ -332,14 +332,16 @@ def display_matrix(frame: av.VideoFrame) -> DisplayMatrix:
     return DisplayMatrix(a, b, c, d) if is_turn else DisplayMatrix()
 
 
-def _promised_frames(container: av.container.InputContainer, stream: av.VideoStream, ticks: np.ndarray) -> float:
+def _promised_frames(
+    container: av.container.InputContainer, stream: av.VideoStream, ticks: np.ndarray, seconds_per_tick: float
+) -> float:
     """By the header, or duration times frame rate, by the largest of each that the file claims."""
-    tick = float(stream.time_base or 0)
-    intervals = np.diff(ticks) * tick
-    durations = [(container.duration or 0) / av.time_base, (stream.duration or 0) * tick, float(intervals.sum())]
+    durations = [(container.duration or 0) / av.time_base, (stream.duration or 0) * seconds_per_tick]
     rates = [float(rate) for rate in (stream.average_rate, stream.base_rate) if rate]
-    if len(intervals):
-        rates.append(1 / median(intervals.tolist()))  # NumPy's takes a tenth of the probe of a small file
+    if len(ticks) > 1:
+        durations.append(float(ticks[-1] - ticks[0]) * seconds_per_tick)
+        interval = median(np.diff(ticks).tolist())  # NumPy's takes a tenth of the probe of a small file
+        rates.append(1 / (interval * seconds_per_tick))
     return max(float(stream.frames), max(durations) * max(rates, default=1.0))
 
 
@@ -354,7 +356,8 @@ def square_size(size: Size, pixel_aspect: Fraction) -> Size:
 
 
 def _plausible(pixel_aspect: Fraction) -> Fraction:
-    if not 1 / MAX_PIXEL_ASPECT <= pixel_aspect <= MAX_PIXEL_ASPECT:
+    width, height = pixel_aspect.as_integer_ratio()
+    if height > MAX_PIXEL_ASPECT * width or width > MAX_PIXEL_ASPECT * height:
         raise VideoError(
             "undecodable",
             f"it says that its pixels are {pixel_aspect.numerator}:{pixel_aspect.denominator} (width to height), which "
@@ -368,7 +371,7 @@ def _shown_ticks(packets: list[Packet]) -> np.ndarray:
     ticks = [packet.tick for packet in packets if not packet.is_discard]
     if None in ticks or len(set(ticks)) < len(ticks):
         return NO_TICKS
-    return np.sort(np.array(ticks, np.int64))
+    return np.array(sorted(ticks), np.int64)  # mostly in order
 
 
 def _are_groups_closed(packets: list[Packet]) -> bool:

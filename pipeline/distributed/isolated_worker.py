@@ -11,6 +11,7 @@ import os
 import pickle
 import signal
 import struct
+import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -126,9 +127,8 @@ class Runner:
         global _note
         (self._function, self._finish), self._note = functions, _Note()
         _note = self._note
-        self._has_done_several = False
-        gc.collect()
-        gc.freeze()  # what has been imported is never garbage, and looking through it takes milliseconds
+        self._num_modules = 0
+        self._collect_garbage()
 
     def location(self) -> Location:
         """Answered once the process has started, so that deadlines do not include its start."""
@@ -152,16 +152,25 @@ class Runner:
                 break
         self._note.begin(BETWEEN_JOBS)
         sent = list(self._finish(batch[: len(reports)], reports))
-        gc.collect()  # what decoders leave in cycles; by itself Python looks so rarely that it adds up to many MiB
-        if not self._has_done_several and len(reports) > 1:
-            self._has_done_several = True
-            gc.freeze()  # what these have imported, too
+        self._collect_garbage()
         return BatchReport(pickle.dumps(sent), time.monotonic() - started), payloads
 
-    def call(self, works: tuple[Call, ...], *batches: list[Any]) -> None:
-        """Do work that is trusted to return; the batch of each `Payload` is its number among `batches`."""
-        for work in works:
+    def call(self, works: bytes, *batches: list[Any]) -> None:
+        """Do work that is trusted to return.
+
+        Args:
+            works: a tuple of calls, pickled; the batch of each `Payload` is its number among `batches`.
+        """
+        called: tuple[Call, ...] = pickle.loads(works)  # noqa: S301 - of the driver
+        for work in called:
             work.function(*(batches[a.batch][a.number] if isinstance(a, Payload) else a for a in work.arguments))
+
+    def _collect_garbage(self) -> None:
+        """Free what decoders leave in cycles; by itself Python looks so rarely that it adds up to many MiB."""
+        gc.collect()
+        if len(sys.modules) != self._num_modules:
+            self._num_modules = len(sys.modules)
+            gc.freeze()  # what was imported is never garbage, and looking through it takes milliseconds
 
 
 @dataclass(frozen=True)
@@ -220,7 +229,7 @@ class Worker(Generic[Job]):
             )
             for work in works
         )
-        self.works, self.pending = works, self.handle.call.remote(sent, *batches)
+        self.works, self.pending = works, self.handle.call.remote(pickle.dumps(sent), *batches)
 
     def rest(self) -> None:
         """Forget what it was given."""

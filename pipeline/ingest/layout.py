@@ -43,7 +43,10 @@ def grouped(sources: Iterable[T], name_of: Callable[[T], str], limit: int) -> li
     while pending:
         bits, members = pending.pop()
         if len(members) > limit and len(bits) < ADDRESS_BITS:
-            pending += [(bits + digit, [m for m in members if m[0][len(bits)] == digit]) for digit in "10"]
+            halves: dict[str, list[tuple[str, T]]] = {"1": [], "0": []}
+            for member in members:
+                halves[member[0][len(bits)]].append(member)
+            pending += [(bits + digit, half) for digit, half in halves.items()]
         elif members:
             groups.append(Group(f"shard-b{bits}.tar", tuple(sorted((s for _, s in members), key=name_of))))
     return groups

@@ -11,13 +11,13 @@ from errno import ENOSPC
 from functools import cached_property, partial
 from pathlib import Path
 from time import monotonic
-from typing import Any, get_args
+from typing import Any
 
 from data.curation.caption_text import CaptionError, clean_caption
 from data.curation.captions import caption_of
 from data.curation.config import FilterConfig
 from data.curation.filters import perceptual_hash
-from data.curation.ledger import Filter, reject
+from data.curation.ledger import FILTERS, reject
 from data.curation.lookalikes import describe
 from data.curation.measures import measure_clip
 from data.curation.scenes import SCENE_FINDERS
@@ -83,6 +83,16 @@ class PrepareConfig:
         return [sorted(bucket.name for bucket in self.buckets), settings, PIXELS_VERSION, *found_by, *models]
 
     @cached_property
+    def _encoded(self) -> tuple[str, str]:
+        """`cut` and `spans` as JSON."""
+        return canonical_json(self.cut), canonical_json(self.spans)
+
+    @cached_property
+    def measures_text(self) -> bool:
+        """Whether the share of text is measured."""
+        return self.settings.filters.needs("text")
+
+    @cached_property
     def stored(self) -> str:
         """The names of the measures that the records of clips have."""
         return " ".join(sorted(self.settings.filters.recorded))
@@ -90,7 +100,7 @@ class PrepareConfig:
     def origin(self, source: Source, content: str | None = None) -> Origin:
         """What a report of this source would be made from now, with the checksum of its file where that is known."""
         inputs = canonical_json(self._inputs(source))[1:-1]  # once for both fingerprints, of [setting, *inputs]
-        cut, spans = (fingerprint_of_encoded([canonical_json(text), inputs]) for text in (self.cut, self.spans))
+        cut, spans = (fingerprint_of_encoded([setting, inputs]) for setting in self._encoded)
         return Origin(cut=cut, spans=spans, stored=self.stored, stamp=source.file_stamp, content=content)
 
     def basis_of(self, source: Source) -> str:
@@ -167,7 +177,7 @@ def prepare_source(config: PrepareConfig, source: Source) -> tuple[SourceReport,
     except CaptionError as error:
         failed = SourceReport(source=source.name, quarantined=quarantine("caption", "bad_caption", str(error)))
     except VideoError as error:
-        if error.reason in get_args(Filter):
+        if error.reason in FILTERS:
             failed = SourceReport(source=source.name, filtered=[quarantine("filter", error.reason, str(error))])
         else:
             failed = SourceReport(source=source.name, quarantined=quarantine("decode", error.reason, str(error)))
@@ -227,7 +237,7 @@ def _cut_source(config: PrepareConfig, source: Source, spool: ClipSpool) -> list
         min_side_pixels=settings.filters.too_small_pixels or 1,
         max_pixels=settings.filters.too_large_pixels,
         find_cuts=SCENE_FINDERS[settings.scene_detection],
-        text_fraction=text_fraction if settings.filters.needs("text") else None,
+        text_fraction=text_fraction if config.measures_text else None,
         augment=settings.augment if is_augmented else AS_IT_IS,
         hdr=settings.hdr,
         crops_bars=settings.letter_box == "crop",

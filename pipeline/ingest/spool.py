@@ -98,6 +98,8 @@ class ClipSpool:
 
     def clear(self) -> None:
         """Forget all clips."""
+        if not self._records:
+            return
         if self._path is not None:
             self._path.unlink(missing_ok=True)
             self._path = None
