@@ -44,7 +44,7 @@ from testing.ingest_storm import CONFIG, NUM_WORKERS, make_files, storm
 
 NUM_FILES = 20_000
 # Files in the folders that the cost of a file is measured with. Starting the workers varies by a second.
-REJECTED, GOOD = (2_000, 20_000), (500, 4_000)
+REJECTED, GOOD = (2_000, 40_000), (500, 4_000)
 NUM_PROBED, REPETITIONS = 2_000, 3
 T = TypeVar("T")
 RESULT = Path(__file__).parent / "results" / "ingest_storm.json"

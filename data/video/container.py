@@ -16,7 +16,7 @@ from pathlib import Path
 import av
 import av.container
 
-from data.errors import VideoError, quoted, shorten
+from data.errors import VideoError, quoted
 
 # FFmpeg's names of the formats that hold their own pictures. Left out are lists of other files (concat, dash, hls, imf,
 # sdp, webm_dash_manifest), numbered images (image2), scripts (avisynth, vapoursynth), devices, text and sound.
@@ -27,7 +27,7 @@ FORMATS = (
     *("cavsvideo", "avs2", "avs3", "mjpeg", "mjpeg_2000", "dnxhd", "apv", "webp_anim", "jpegxl_anim"),
 )
 HEAD_BYTES = 2048  # of a file that are read first
-MAX_SHOWN = 60  # characters of a text in the message
+SHOWN_CHARACTERS = 40  # of a text, in the message
 CONTROLS = bytes(set(range(32)) - set(b"\b\t\n\f\r\x1b"))  # bytes that text does not have
 TEXT_HEADER = b"YUV4MPEG2 "  # frames follow it, which may be of any bytes
 ALLOWED = {"format_whitelist": ",".join(FORMATS), "protocol_whitelist": "file"}
@@ -52,13 +52,12 @@ def open_video(path: Path, options: Mapping[str, str] | None = None) -> av.conta
     if not head:
         raise VideoError("empty_file", "the file is empty")
     if _is_text(head):
-        beginning = shorten(head.decode("utf-8", "ignore").strip().partition("\n")[0], MAX_SHOWN)
+        beginning = head.decode("utf-8-sig", "ignore").strip().partition("\n")[0].strip()[:SHOWN_CHARACTERS]
         raise VideoError("no_video", f"it is not a video file but text, which begins with {quoted(beginning)}")
-    format_name = "mov" if head[4:8] == MP4_MARK and head[8:12] in MP4_BRANDS else None
     name, allowed = str(path.absolute()), {**(options or {}), **ALLOWED}
     try:
         # Titles and the like, which are not used, may be in any encoding.
-        return av.open(name, format=format_name, options=allowed, metadata_errors="replace")
+        return av.open(name, format=known_format(head), options=allowed, metadata_errors="replace")
     except av.ArgumentError as error:  # how FFmpeg refuses a format that is not in the list
         raise VideoError(
             "no_video", "it is not a video file: its content is of no video format, or a list of other files"
@@ -72,6 +71,11 @@ def _head(path: Path) -> bytes:
         return os.read(descriptor, HEAD_BYTES)
     finally:
         os.close(descriptor)
+
+
+def known_format(head: bytes) -> str | None:
+    """FFmpeg's name of the format of a file that begins like this; None: FFmpeg has to find out."""
+    return "mov" if head[4:8] == MP4_MARK and head[8:12] in MP4_BRANDS else None
 
 
 def _is_text(head: bytes) -> bool:

@@ -90,7 +90,7 @@ class Probe:
 
     stream_index: int
     num_video_streams: int
-    containers: frozenset[str]  # FFmpeg's names of the format, such as mov and mp4
+    containers: frozenset[str]  # FFmpeg's names of the format, or one of them: matroska and webm, mov
     codec: str
     height: int  # as displayed: upright, in square pixels
     width: int
@@ -368,8 +368,9 @@ def _plausible(pixel_aspect: Fraction) -> Fraction:
 
 def _shown_ticks(packets: list[Packet]) -> np.ndarray:
     """Presentation times of the shown frames, in order; none if one is missing or occurs twice."""
-    ticks = [packet.tick for packet in packets if not packet.is_discard]
-    if None in ticks or len(set(ticks)) < len(ticks):
+    shown = [packet for packet in packets if not packet.is_discard]
+    ticks = [packet.tick for packet in shown if packet.tick is not None]
+    if len(set(ticks)) < len(shown):
         return NO_TICKS
     return np.array(sorted(ticks), np.int64)  # mostly in order
 

@@ -1,15 +1,16 @@
 """What FFmpeg is allowed to open: files that hold their own pictures."""
 
 import shutil
+from contextlib import suppress
 
 import av
 import pytest
 
 from data.errors import VideoError
 from data.video.codec import decode_clip
-from data.video.container import open_video
+from data.video.container import HEAD_BYTES, SHOWN_CHARACTERS, known_format, open_video
 from data.video.extract import measure_source
-from testing.paths import CASES_DIR
+from testing.paths import CASES_DIR, CLIPS_DIR
 
 LISTS = {
     "ffconcat": "ffconcat version 1.0\nfile secret.mp4\n",
@@ -24,9 +25,16 @@ def test_a_list_of_other_files_is_not_a_video(tmp_path, kind):
     (tmp_path / "x.mp4").write_text(LISTS[kind])
     with pytest.raises(VideoError) as raised:
         measure_source(tmp_path / "x.mp4")
-    if kind == "ffconcat":  # the others are refused by FFmpeg as well, because of the name
-        assert raised.value.reason == "no_video"
-        assert "not a video file" in str(raised.value)
+    assert raised.value.reason == "no_video"
+    assert "not a video file" in str(raised.value)
+
+
+def test_ffmpeg_would_refuse_a_list_too(tmp_path, monkeypatch):
+    monkeypatch.setattr("data.video.container._is_text", lambda _: False)
+    shutil.copy(CASES_DIR / "plain.mp4", tmp_path / "secret.mp4")
+    (tmp_path / "x.mp4").write_text(LISTS["ffconcat"])
+    with pytest.raises(VideoError, match="or a list of other files"):
+        measure_source(tmp_path / "x.mp4")
 
 
 def test_a_list_is_not_a_clip_either(tmp_path, monkeypatch):
@@ -39,6 +47,70 @@ def test_a_list_is_not_a_clip_either(tmp_path, monkeypatch):
 def test_a_video_is_opened():
     with open_video(CASES_DIR / "plain.mp4") as container:
         assert container.format.name.startswith("mov")
+
+
+def test_the_first_bytes_tell_the_format_that_ffmpeg_finds():
+    told = 0
+    for path in sorted(CLIPS_DIR.rglob("*.*")):
+        with path.open("rb") as file:
+            name = known_format(file.read(HEAD_BYTES))
+        if name is not None:
+            with suppress(av.InvalidDataError), av.open(str(path)) as container:
+                assert container.format.name.split(",")[0] == name
+            told += 1
+    assert told > 400
+
+
+@pytest.mark.parametrize("brand", [b"qt  ", b"jp2 ", b"xxxx"])
+def test_ffmpeg_looks_at_files_whose_first_bytes_leave_a_doubt(tmp_path, brand):
+    content = (CASES_DIR / "plain.mp4").read_bytes()
+    head = content[:8] + brand + content[12:]
+    assert known_format(content[:HEAD_BYTES]) == "mov"
+    assert known_format(head[:HEAD_BYTES]) is None
+    (tmp_path / "a.mp4").write_bytes(head)
+    with open_video(tmp_path / "a.mp4") as container:
+        assert container.streams.video[0].frames == 64
+
+
+TEXTS = {
+    "page": (b"\n<!DOCTYPE html>\r\n<title>404</title>", "'<!DOCTYPE html>'"),
+    "pointer": (
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+        "'version https://git-lfs.github.com/spec/'",
+    ),
+    "mark": ("\ufeffein Würfel\n".encode(), "'ein Würfel'"),
+    "cut": (b"a" * (HEAD_BYTES - 1) + "ü".encode() * 9, "'" + "a" * SHOWN_CHARACTERS + "'"),
+    "blank": (b" \n\t\n", "''"),
+}
+
+
+@pytest.mark.parametrize("kind", TEXTS)
+def test_text_is_refused_with_its_beginning(tmp_path, kind):
+    content, beginning = TEXTS[kind]
+    (tmp_path / "a.mp4").write_bytes(content)
+    with pytest.raises(VideoError) as raised:
+        measure_source(tmp_path / "a.mp4")
+    assert raised.value.reason == "no_video"
+    assert str(raised.value) == f"it is not a video file but text, which begins with {beginning}"
+
+
+@pytest.mark.parametrize("content", [b"text\0", b"caf\xe9", b"a" * 9 + "ü".encode()[:1], b"\x7fELF\x02"])
+def test_what_is_not_text_is_left_to_ffmpeg(tmp_path, content):
+    (tmp_path / "a.mp4").write_bytes(content)
+    with pytest.raises(av.InvalidDataError):
+        open_video(tmp_path / "a.mp4")
+
+
+def test_a_video_whose_header_is_text_is_read(tmp_path):
+    picture = b"FRAME\n" + b"a" * (16 * 16 * 3 // 2)
+    (tmp_path / "a.y4m").write_bytes(b"YUV4MPEG2 W16 H16 F8:1 Ip A1:1 C420jpeg\n" + picture * 8)
+    assert (measure_source(tmp_path / "a.y4m").height, measure_source(tmp_path / "a.y4m").width) == (16, 16)
+
+
+def test_an_empty_file_is_no_video(tmp_path):
+    (tmp_path / "a.mp4").touch()
+    with pytest.raises(VideoError, match="the file is empty"):
+        open_video(tmp_path / "a.mp4")
 
 
 def test_a_title_in_another_encoding_costs_nothing(tmp_path):
