@@ -4,7 +4,7 @@ import errno
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
@@ -64,23 +64,26 @@ def source_filesystem(uri: str, where: str) -> tuple[fsspec.AbstractFileSystem, 
         raise SourceError(f"{where}: {error}") from error
 
 
-@contextmanager
-def local_copy(source: Source) -> Iterator[Path]:
+def local_copy(source: Source) -> AbstractContextManager[Path]:
     """A local path of a source: its own, or that of a copy which is deleted afterwards.
 
     Raises:
         VideoError: it is not a regular file but a folder, a pipe or a device.
         OSError: it does not exist or cannot be read, locally or from a store.
     """
-    if "://" not in source.path:
-        try:
-            mode = os.stat(source.path).st_mode  # noqa: PTH116 - once for each video
-        except ValueError as error:  # a null character, or half of a surrogate pair
-            raise OSError(errno.EINVAL, f"no file can have this name ({error})") from error
-        if not S_ISREG(mode):
-            raise VideoError("not_a_file", "it is not a regular file")
-        yield Path(source.path)
-        return
+    if "://" in source.path:
+        return _downloaded(source)
+    try:
+        mode = os.stat(source.path).st_mode  # noqa: PTH116 - once for each video
+    except ValueError as error:  # a null character, or half of a surrogate pair
+        raise OSError(errno.EINVAL, f"no file can have this name ({error})") from error
+    if not S_ISREG(mode):
+        raise VideoError("not_a_file", "it is not a regular file")
+    return nullcontext(Path(source.path))
+
+
+@contextmanager
+def _downloaded(source: Source) -> Iterator[Path]:
     files, name = source_filesystem(source.path, source.name)
     with tempfile.TemporaryDirectory(prefix="reelflow-") as folder:
         copy = Path(folder) / f"video{PurePosixPath(name).suffix}"
@@ -102,7 +105,7 @@ def content_of(source: Source) -> str | None:
     if "://" in source.path:
         return None
     try:
-        content = file_sha256(Path(source.path))
+        content = file_sha256(source.path)
     except (OSError, ValueError):
         return None
     return content if stamp_of_file(source.path) == source.file_stamp else None

@@ -8,10 +8,10 @@ from isal import isal_zlib
 BLOCK_BYTES = 1 << 20
 
 
-def file_sha256(path: Path) -> str:
+def file_sha256(path: Path | str) -> str:
     """SHA-256 of a file's contents, as 64 hexadecimal digits."""
     digest = sha256()
-    with path.open("rb", buffering=0) as file:
+    with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - once for each video, of which there may be millions
         while block := file.read(BLOCK_BYTES):
             digest.update(block)
     return digest.hexdigest()

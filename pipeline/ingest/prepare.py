@@ -88,6 +88,11 @@ class PrepareConfig:
         return canonical_json(self.cut), canonical_json(self.spans)
 
     @cached_property
+    def augments(self) -> bool:
+        """Whether videos of the training split give further clips."""
+        return self.settings.augment != AS_IT_IS
+
+    @cached_property
     def measures_text(self) -> bool:
         """Whether the share of text is measured."""
         return self.settings.filters.needs("text")
@@ -228,7 +233,7 @@ def _caption_or_problem(config: PrepareConfig, source: Source) -> str:
 def _cut_source(config: PrepareConfig, source: Source, spool: ClipSpool) -> list[SourceReport]:
     """Decode a source and store its clips in the spool; what became of each span."""
     settings, caption = config.settings, present_caption(config, source)
-    is_augmented = settings.augment != AS_IT_IS and split_of(source.file, settings.validation_fraction) == "train"
+    is_augmented = config.augments and split_of(source.file, settings.validation_fraction) == "train"
     cut = CutConfig(
         max_spans=settings.max_clips_per_video,
         placement=settings.clip_placement,
