@@ -7,7 +7,8 @@ Every second file is rejected: a text with the suffix of a video, an empty file,
 too short. The others are videos of moving shapes. A shard has few sources, so that there are many commits.
 `testing/ingest_storm.py` says what is counted as a process of the run. The rate of each thousand files comes from the
 modification times of the commits. CPU time is that of all processes, Ray's daemons included; what a file costs is the
-difference between a large and a small folder of one kind, so that the start of the workers is not in it. Its probe is
+difference between a large and a small folder of one kind, each with a cluster of its own, as a command has, so that the
+start of the workers is not in it: where a cluster is used again, they begin at other moments of each run. Its probe is
 measured in a plain loop between these runs: `probe` is `probe_video` alone, `prepare_source` is all that is done to
 find out why the file is rejected, without Ray.
 """
@@ -32,8 +33,6 @@ from data.curation.source_folders import list_folder
 from data.errors import VideoError
 from data.files.publish import publish_text
 from data.video.probe import probe_video
-from launch.cluster import connected
-from launch.config import ClusterConfig
 from pipeline.ingest.commit import commit_shard
 from pipeline.ingest.config import ShardConfig
 from pipeline.ingest.plan import plan_shards
@@ -172,10 +171,7 @@ def main() -> None:
             make_files(folder / "probe", 0, NUM_PROBED)
             sources = list_folder(folder / "probe")
             default = CONFIG.model_copy(update={"videos_per_shard": ShardConfig().videos_per_shard})
-            with (
-                connected(ClusterConfig(object_store_mib=128)),
-                ProcessPoolExecutor(NUM_WORKERS, get_context("spawn")) as processes,
-            ):
+            with ProcessPoolExecutor(NUM_WORKERS, get_context("spawn")) as processes:
                 list(processes.map(probe_milliseconds, [sources] * NUM_WORKERS))  # which starts them
                 repetitions = [costs_of_rejected(sources, processes) for _ in range(REPETITIONS)]
                 result["cpu_milliseconds"] = {
