@@ -106,7 +106,7 @@ def content_of(source: Source) -> str | None:
         return None
     try:
         content = file_sha256(source.path)
-    except (OSError, ValueError):
+    except (OSError, ValueError):  # as in `local_copy`
         return None
     return content if stamp_of_file(source.path) == source.file_stamp else None
 
