@@ -27,7 +27,7 @@ FORMATS = (
     *("cavsvideo", "avs2", "avs3", "mjpeg", "mjpeg_2000", "dnxhd", "apv", "webp_anim", "jpegxl_anim"),
 )
 HEAD_BYTES = 2048  # of a file that are read first
-SHOWN_CHARACTERS = 40  # of a text, in the message
+SHOWN_CHARACTERS = 60  # of a text, in the message
 CONTROLS = bytes(set(range(32)) - set(b"\b\t\n\f\r\x1b"))  # bytes that text does not have
 TEXT_HEADER = b"YUV4MPEG2 "  # frames follow it, which may be of any bytes
 ALLOWED = {"format_whitelist": ",".join(FORMATS), "protocol_whitelist": "file"}
@@ -53,7 +53,8 @@ def open_video(path: Path, options: Mapping[str, str] | None = None) -> av.conta
         raise VideoError("empty_file", "the file is empty")
     if _is_text(head):
         beginning = head.decode("utf-8-sig", "ignore").strip().partition("\n")[0].strip()[:SHOWN_CHARACTERS]
-        raise VideoError("no_video", f"it is not a video file but text, which begins with {quoted(beginning)}")
+        which = f"which begins with {quoted(beginning)}" if beginning else "of white space alone"
+        raise VideoError("no_video", f"it is not a video file but text, {which}")
     name, allowed = str(path.absolute()), {**(options or {}), **ALLOWED}
     try:
         # Titles and the like, which are not used, may be in any encoding.

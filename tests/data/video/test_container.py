@@ -73,25 +73,25 @@ def test_ffmpeg_looks_at_files_whose_first_bytes_leave_a_doubt(tmp_path, brand):
 
 
 TEXTS = {
-    "page": (b"\n<!DOCTYPE html>\r\n<title>404</title>", "'<!DOCTYPE html>'"),
+    "page": (b"\n<!DOCTYPE html>\r\n<title>404</title>", "which begins with '<!DOCTYPE html>'"),
     "pointer": (
         b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
-        "'version https://git-lfs.github.com/spec/'",
+        "which begins with 'version https://git-lfs.github.com/spec/v1'",
     ),
-    "mark": ("\ufeffein Würfel\n".encode(), "'ein Würfel'"),
-    "cut": (b"a" * (HEAD_BYTES - 1) + "ü".encode() * 9, "'" + "a" * SHOWN_CHARACTERS + "'"),
-    "blank": (b" \n\t\n", "''"),
+    "mark": ("\ufeffein Würfel\n".encode(), "which begins with 'ein Würfel'"),
+    "cut": (b"a" * (HEAD_BYTES - 1) + "ü".encode() * 9, f"which begins with '{'a' * SHOWN_CHARACTERS}'"),
+    "blank": (b" \n\t\n", "of white space alone"),
 }
 
 
 @pytest.mark.parametrize("kind", TEXTS)
 def test_text_is_refused_with_its_beginning(tmp_path, kind):
-    content, beginning = TEXTS[kind]
+    content, described = TEXTS[kind]
     (tmp_path / "a.mp4").write_bytes(content)
     with pytest.raises(VideoError) as raised:
         measure_source(tmp_path / "a.mp4")
     assert raised.value.reason == "no_video"
-    assert str(raised.value) == f"it is not a video file but text, which begins with {beginning}"
+    assert str(raised.value) == f"it is not a video file but text, {described}"
 
 
 @pytest.mark.parametrize("content", [b"text\0", b"caf\xe9", b"a" * 9 + "ü".encode()[:1], b"\x7fELF\x02"])
