@@ -145,7 +145,7 @@ def _bucket_of(path: Path, buckets: list[Bucket]) -> Bucket | str:
     """The bucket of a video, or why it has none."""
     try:
         probe = probe_video(path)
-    except VideoError:
+    except (OSError, VideoError):
         return UNREADABLE
     shape = SourceShape(probe.height, probe.width, probe.shown_seconds)
     return bucket_for(shape, buckets) or TOO_SHORT

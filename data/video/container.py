@@ -66,8 +66,8 @@ def open_video(path: Path, options: Mapping[str, str] | None = None) -> av.conta
 
 
 def _head(path: Path) -> bytes:
-    """The first bytes of a file; by a file object it would take twice as long."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """The first bytes of a file, none of a pipe; by a file object it would take twice as long."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would be waited for
     try:
         return os.read(descriptor, HEAD_BYTES)
     finally:

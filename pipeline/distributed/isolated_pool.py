@@ -107,6 +107,8 @@ class IsolatedPool(Generic[Job]):
     def call(self, function: Callable[..., None], *arguments: object) -> None:
         """Let the next idle worker call a function that is trusted to return, before any job that waits.
 
+        It and its arguments can be pickled: it is found by its name in its module.
+
         A `Payload` among the arguments is replaced by the payload itself. It is called between two outcomes; `outcomes`
         ends when all calls have returned, and raises their errors. A call is repeated if its worker dies; so is one
         without payloads that a worker was given together with the call that it died of. Payloads are lost with the host

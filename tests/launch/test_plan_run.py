@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from math import prod
+from os import mkfifo
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,16 @@ def test_buckets_say_what_they_keep_and_drop(tmp_path):
     data = plan_data(given, [long], **sizes, num_clips=10)
     assert data.dropped == {"unreadable": 1, TOO_SHORT: 2}
     assert data.latent_bytes == 10 * 4 * 8 * 101 * 16
+
+
+def test_links_to_nothing_and_pipes_are_unreadable(tmp_path):
+    write_two_videos(tmp_path / "videos")
+    (tmp_path / "videos" / "link.mp4").symlink_to("nowhere.mp4")
+    mkfifo(tmp_path / "videos" / "pipe.mp4")
+    given = config(tmp_path, **{"data.source": tmp_path / "videos"})
+    short = Bucket(num_frames=1, height=32, width=32, fps=8)
+    data = plan_data(given, [short], channels=8, compression=COMPRESSION, text_width=None)
+    assert (data.kept, data.dropped) == ({short.name: 2}, {"unreadable": 2})
 
 
 def test_videos_that_are_elsewhere_need_a_number_of_clips(tmp_path):
