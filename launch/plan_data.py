@@ -4,9 +4,8 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
-from pathlib import Path
 
-from data.curation.source import SourceError
+from data.curation.source import Source, SourceError, local_copy
 from data.curation.sources import list_sources
 from data.dataset.buckets import Bucket, SourceShape, bucket_for
 from data.dataset.compression import Compression
@@ -131,9 +130,10 @@ def _look(config: RunConfig, buckets: list[Bucket]) -> tuple[dict[str, int], dic
             continue
         sources = list_sources(place)
         total += len(sources)
-        for source in sources[:: max(1, -(-len(sources) // MAX_PROBED))]:
+        local = [source for source in sources if "://" not in source.path]  # nothing is downloaded for a plan
+        for source in local[:: max(1, -(-len(local) // MAX_PROBED))]:
             number += 1
-            bucket = _bucket_of(Path(source.path), buckets)
+            bucket = _bucket_of(source, buckets)
             if isinstance(bucket, Bucket):
                 kept[bucket.name] += 1
             else:
@@ -141,10 +141,11 @@ def _look(config: RunConfig, buckets: list[Bucket]) -> tuple[dict[str, int], dic
     return dict(kept), dict(dropped), f"{number} of {total} videos, before scenes and filters" if number else ""
 
 
-def _bucket_of(path: Path, buckets: list[Bucket]) -> Bucket | str:
+def _bucket_of(source: Source, buckets: list[Bucket]) -> Bucket | str:
     """The bucket of a video, or why it has none."""
     try:
-        probe = probe_video(path)
+        with local_copy(source) as path:
+            probe = probe_video(path)
     except (OSError, VideoError):
         return UNREADABLE
     shape = SourceShape(probe.height, probe.width, probe.shown_seconds)

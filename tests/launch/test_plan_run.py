@@ -20,6 +20,7 @@ from models.networks.config import DiTConfig
 from models.networks.counts import ClipSize, dit_cost
 from pipeline.distributed.config import WorldSizeError
 from testing.commands import launch_here
+from testing.paths import CASES_DIR
 from testing.shapes import write_two_videos
 
 GIB = 2**30
@@ -111,6 +112,23 @@ def test_links_to_nothing_and_pipes_are_unreadable(tmp_path):
     short = Bucket(num_frames=1, height=32, width=32, fps=8)
     data = plan_data(given, [short], channels=8, compression=COMPRESSION, text_width=None)
     assert (data.kept, data.dropped) == ({short.name: 2}, {"unreadable": 2})
+
+
+def test_videos_in_a_store_are_not_looked_at(tmp_path):
+    write_two_videos(tmp_path)
+    name = min(path.name for path in tmp_path.glob("*.mp4"))
+    (tmp_path / "table.csv").write_text(f"path,caption\n{name},a\ns3://bucket/b.mp4,b\n")
+    given = config(tmp_path, **{"data.source": tmp_path / "table.csv"})
+    short = Bucket(num_frames=1, height=32, width=32, fps=8)
+    data = plan_data(given, [short], channels=8, compression=COMPRESSION, text_width=None)
+    assert (data.kept, data.dropped) == ({short.name: 1}, {})
+    assert data.examined.startswith("1 of 2 videos")
+
+
+def test_a_name_that_no_file_can_have_is_unreadable(tmp_path):
+    given = config(tmp_path, **{"data.source": CASES_DIR / "captions" / "s_nul" / "t.jsonl"})
+    data = plan_data(given, given.data.buckets, channels=8, compression=COMPRESSION, text_width=None)
+    assert (data.kept, data.dropped) == ({}, {"unreadable": 1})
 
 
 def test_videos_that_are_elsewhere_need_a_number_of_clips(tmp_path):
