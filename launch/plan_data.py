@@ -5,15 +5,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
 
+from data.curation.ledger import FILTERS
 from data.curation.source import Source, SourceError, local_copy
 from data.curation.sources import list_sources
-from data.dataset.buckets import Bucket, SourceShape, bucket_for
+from data.dataset.buckets import Bucket, bucket_for
 from data.dataset.compression import Compression
 from data.dataset.manifest import MANIFEST_NAME, Manifest, read_manifest
 from data.errors import VideoError
-from data.video.probe import probe_video
+from data.video.extract import measure_source
 from launch.config import RunConfig
-from pipeline.ingest.config import SYNTHETIC
+from pipeline.ingest.config import SYNTHETIC, DataConfig
 
 MAX_PROBED = 64
 TOO_SHORT, UNREADABLE = "too short for every bucket", "unreadable"
@@ -128,12 +129,12 @@ def _look(config: RunConfig, buckets: list[Bucket]) -> tuple[dict[str, int], dic
     for place in places:
         if place == SYNTHETIC or "://" in place:
             continue
-        sources = list_sources(place)
+        sources = list_sources(place, config.data.suffixes)
         total += len(sources)
         local = [source for source in sources if "://" not in source.path]  # nothing is downloaded for a plan
         for source in local[:: max(1, -(-len(local) // MAX_PROBED))]:
             number += 1
-            bucket = _bucket_of(source, buckets)
+            bucket = _bucket_of(source, config.data, buckets)
             if isinstance(bucket, Bucket):
                 kept[bucket.name] += 1
             else:
@@ -141,12 +142,14 @@ def _look(config: RunConfig, buckets: list[Bucket]) -> tuple[dict[str, int], dic
     return dict(kept), dict(dropped), f"{number} of {total} videos, before scenes and filters" if number else ""
 
 
-def _bucket_of(source: Source, buckets: list[Bucket]) -> Bucket | str:
-    """The bucket of a video, or why it has none."""
+def _bucket_of(source: Source, data: DataConfig, buckets: list[Bucket]) -> Bucket | str:
+    """The bucket of a video or an image, or why it has none."""
+    max_pixels, crops_bars = data.filters.too_large_pixels, data.letter_box == "crop"
     try:
         with local_copy(source) as path:
-            probe = probe_video(path)
-    except (OSError, VideoError):
+            shape = measure_source(path, source.stretch, max_pixels, crops_bars)
+    except OSError:
         return UNREADABLE
-    shape = SourceShape(probe.height, probe.width, probe.shown_seconds)
+    except VideoError as error:
+        return error.reason if error.reason in FILTERS else UNREADABLE
     return bucket_for(shape, buckets) or TOO_SHORT

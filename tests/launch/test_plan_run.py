@@ -7,6 +7,7 @@ from os import mkfifo
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from data.curation.source import SourceError
 from data.dataset.buckets import Bucket
@@ -123,6 +124,22 @@ def test_videos_in_a_store_are_not_looked_at(tmp_path):
     data = plan_data(given, [short], channels=8, compression=COMPRESSION, text_width=None)
     assert (data.kept, data.dropped) == ({short.name: 1}, {})
     assert data.examined.startswith("1 of 2 videos")
+
+
+def test_images_and_parts_of_videos_have_their_bucket(tmp_path):
+    write_two_videos(tmp_path)
+    name = min(path.name for path in tmp_path.glob("*.mp4"))
+    Image.new("RGB", (64, 64)).save(tmp_path / "still.png")
+    (tmp_path / "table.csv").write_text(f"path,start,end\n{name},,\n{name},0.25,0.5\nstill.png,,\n")
+    given = config(tmp_path, **{"data.source": tmp_path / "table.csv"})
+    one, five = Bucket(num_frames=1, height=32, width=32, fps=8), Bucket(num_frames=5, height=32, width=32, fps=8)
+    sizes = {"channels": 8, "compression": COMPRESSION, "text_width": None}
+    assert plan_data(given, [one, five], **sizes).kept == {five.name: 1, one.name: 2}
+    assert plan_data(given, [five], **sizes).dropped == {TOO_SHORT: 2}
+    folder = {"data.source": tmp_path, "data.buckets": "[{num_frames: 1, height: 32, width: 32, fps: 8}]"}
+    assert plan_data(config(tmp_path, **folder), [one], **sizes).kept == {one.name: 3}
+    small = {"data.filters.too_large_pixels": 9}
+    assert plan_data(config(tmp_path, **folder, **small), [one], **sizes).dropped == {"too_large": 3}
 
 
 def test_a_name_that_no_file_can_have_is_unreadable(tmp_path):
