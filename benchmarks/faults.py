@@ -26,8 +26,8 @@ from testing.faults import (
     TRAINING_WORKER,
     Cell,
     Fault,
+    all_fed,
     compare,
-    fed,
     num_starts_of_the_training,
     recovery_of,
     run_undisturbed,
@@ -126,7 +126,7 @@ def run_random_kills(folder: Path, zero_stage: int, num_kills: int) -> RandomKil
         drivers_killed=killed["driver"],
         **asdict(compare(cell, undisturbed)),
         num_starts_of_the_training=num_starts_of_the_training(cell),
-        num_times_a_batch_was_fed_again=len(fed(cell.folder, 0)) - steps,
+        num_times_a_batch_was_fed_again=len(all_fed(cell.folder, 0)) - steps,
         seconds=round(time.monotonic() - started, 1),
     )
 

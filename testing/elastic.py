@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict
 from safetensors import safe_open
 
 import pipeline.engine.zero
+from data.files.jsonl import append_lines, read_jsonl
 from data.stream.loader import Sample
 from pipeline.checkpoint.read import open_checkpoint
 from pipeline.checkpoint.record import Checkpoint, rank_file
@@ -55,6 +56,14 @@ LAYOUTS = [Layout(world_size, stage) for world_size in (1, 2, 3, 4) for stage in
 
 
 @dataclass(frozen=True)
+class FedSample:
+    """A sample that was fed to a network."""
+
+    position: int
+    key: str
+
+
+@dataclass(frozen=True)
 class WatchedTask(FlowTask):
     """Logs the key of the sample at each position, one file per process."""
 
@@ -62,8 +71,8 @@ class WatchedTask(FlowTask):
 
     def collate(self, samples: list[Sample]) -> FlowBatch:
         """Collate and log the keys."""
-        with (self.log_dir / f"keys-{os.getpid()}.jsonl").open("a") as file:
-            file.writelines(json.dumps([sample.position, sample.row.key]) + "\n" for sample in samples)
+        fed = [FedSample(sample.position, sample.row.key) for sample in samples]
+        append_lines(self.log_dir / f"keys-{os.getpid()}.jsonl", fed)
         return super().collate(samples)
 
 
@@ -135,15 +144,14 @@ def whole_state(checkpoint: Checkpoint, kind: str) -> dict[str, torch.Tensor]:
     return flat
 
 
-def keys_by_batch(run_dir: Path) -> dict[int, set[str]]:
-    """The keys of each global batch that was trained on, without samples that were only prefetched."""
-    batches: dict[int, set[str]] = {}
-    for path in run_dir.glob("keys-*.jsonl"):
-        for line in path.read_text().splitlines():
-            position, key = json.loads(line)
-            if position < ALL_STEPS * GLOBAL_BATCH:
-                batches.setdefault(position // GLOBAL_BATCH, set()).add(f"{position} {key}")
-    return batches
+def fed_samples(log_dir: Path, num_samples: int) -> set[FedSample]:
+    """The samples that any process was fed, without those from position `num_samples` on, which were only prefetched.
+
+    A line that a killed process left unfinished is left out: its batch is fed again.
+    """
+    paths = log_dir.glob("keys-*.jsonl")
+    logged = (fed for path in paths for fed in read_jsonl(path, FedSample, skip_damaged=True))
+    return {fed for fed in logged if fed.position < num_samples}
 
 
 class Pair(BaseModel):
@@ -155,7 +163,7 @@ class Pair(BaseModel):
     gone_on_by: Layout
     num_values_compared: int  # of weights, moments and averages, all bit-identical
     largest_relative_difference: float  # between the losses after resuming and those of an uninterrupted run
-    batches_identical: bool  # by key
+    batches_identical: bool  # by the key at each position
 
 
 def run_pairs(pairs: Sequence[tuple[Layout, Layout]], folder: Path) -> list[Pair]:
@@ -183,13 +191,13 @@ def run_pairs(pairs: Sequence[tuple[Layout, Layout]], folder: Path) -> list[Pair
 
 def _compare(pair: tuple[Layout, Layout], run_dir: Path, straight: Path) -> Pair:
     losses, expected = ([row["total"] for row in read_metrics(run)] for run in (run_dir, straight))
-    record, keys = open_checkpoint(run_dir).record, keys_by_batch(straight)
+    record, fed = open_checkpoint(run_dir).record, fed_samples(straight, ALL_STEPS * GLOBAL_BATCH)
     assert (record.world_size, record.zero_stage, record.step) == (*pair[1], ALL_STEPS)
-    assert len(keys) == ALL_STEPS
+    assert len(fed) == ALL_STEPS * GLOBAL_BATCH
     return Pair(
         saved_by=pair[0],
         gone_on_by=pair[1],
         num_values_compared=json.loads((run_dir / COMPARED_NAME).read_text(encoding="utf-8")),
         largest_relative_difference=float(np.abs(np.divide(losses, expected) - 1).max()),
-        batches_identical=keys_by_batch(run_dir) == keys,
+        batches_identical=fed_samples(run_dir, ALL_STEPS * GLOBAL_BATCH) == fed,
     )

@@ -6,7 +6,6 @@ process or fails its writes; the product has no code for it. `python -m benchmar
 """
 
 import errno
-import json
 import os
 import signal
 import subprocess
@@ -17,7 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import psutil
 import torch.distributed as dist
@@ -29,6 +28,7 @@ from torch import Tensor, nn
 import pipeline.train.tasks.distribution_matching  # derives from `FlowTask`, so it comes before that is replaced
 import pipeline.train.tasks.flow
 from data.dataset.manifest import MANIFEST_NAME, BucketRecord, LatentStats, Manifest
+from data.files.jsonl import append_line, read_jsonl
 from data.files.publish import publish_text
 from models.networks.build import build_network
 from models.networks.protocol import VelocityNetwork
@@ -136,13 +136,21 @@ class FaultyTask(FlowTask):
         return next((n for n in range(len(self.strikes)) if f"step_{struck_save(n):07d}" in text), None)
 
 
+@dataclass(frozen=True)
+class FedBatch:
+    """A batch that was fed to a network."""
+
+    time: float  # seconds since 1970
+    batch: str  # SHA-256 of its latents, noise and times
+
+
 class FaultyLoss(FlowMatchingLoss):
     """Logs a line for each batch; kills its process in the forward or the backward pass."""
 
     def __init__(self, network: VelocityNetwork, task: FaultyTask) -> None:
         super().__init__(network, task.flow)
         self.task = task
-        self.steps = {row["batch"]: number for number, row in enumerate(first_fed(task.log_dir, dist.get_rank()), 1)}
+        self.steps = {fed.batch: step for step, fed in enumerate(first_fed(task.log_dir, dist.get_rank()), 1)}
 
     def forward(self, batch: FlowBatch | PackedFlowBatch | FlowQuery) -> dict[str, Tensor]:
         """The losses, after `step_seconds`."""
@@ -152,9 +160,7 @@ class FaultyLoss(FlowMatchingLoss):
         content = b"".join(tensor.numpy().tobytes() for tensor in (batch.x_1, batch.x_0, batch.t))
         name = sha256(content).hexdigest()
         step = self.steps.setdefault(name, len(self.steps) + 1)
-        line = json.dumps({"time": time.time(), "batch": name})
-        with (self.task.log_dir / f"batches-{rank}.jsonl").open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        append_line(self.task.log_dir / f"batches-{rank}.jsonl", FedBatch(time.time(), name))
         losses = super().forward(batch)
         number = self.task.strike_in_step(step)
         if number is not None and rank == dist.get_world_size() - 1:
@@ -254,18 +260,17 @@ def write_latents(folder: Path) -> None:
     )
 
 
-def first_fed(log_dir: Path, rank: int) -> list[dict[str, Any]]:
-    """The log lines of the batches that a rank saw for the first time, in order."""
-    rows: dict[str, dict[str, Any]] = {}
-    for row in fed(log_dir, rank):
-        rows.setdefault(row["batch"], row)
-    return list(rows.values())
+def first_fed(log_dir: Path, rank: int) -> list[FedBatch]:
+    """The batches of a rank in order, each where it was fed for the first time."""
+    first: dict[str, FedBatch] = {}
+    for fed in all_fed(log_dir, rank):
+        first.setdefault(fed.batch, fed)
+    return list(first.values())
 
 
-def fed(log_dir: Path, rank: int) -> list[dict[str, Any]]:
-    """All log lines of the batches of a rank, in order."""
-    path = log_dir / f"batches-{rank}.jsonl"
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+def all_fed(log_dir: Path, rank: int) -> list[FedBatch]:
+    """The batches of a rank in order, as often as they were fed, without one whose line is being written."""
+    return read_jsonl(log_dir / f"batches-{rank}.jsonl", FedBatch, skip_damaged=True)
 
 
 RAY = (sys.executable, "-m")
@@ -411,8 +416,8 @@ def compare(cell: Cell, undisturbed: Cell) -> Comparison:
     """Compare losses, gradient norms and batches over the steps of the shorter training."""
     metrics, expected = read_metrics(cell.run_dir), read_metrics(undisturbed.run_dir)[: cell.steps]
     names = ("step", "total", "gradient_norm")
-    first_seen = [[row["batch"] for row in first_fed(cell.folder, rank)] for rank in (0, 1)]
-    wanted = [[row["batch"] for row in first_fed(undisturbed.folder, rank)][: cell.steps] for rank in (0, 1)]
+    first_seen = [[fed.batch for fed in first_fed(cell.folder, rank)] for rank in (0, 1)]
+    wanted = [[fed.batch for fed in first_fed(undisturbed.folder, rank)][: cell.steps] for rank in (0, 1)]
     newest = read_checkpoint_record(list(step_folders(cell.run_dir).values())[-1])
     return Comparison(
         finished=newest.step == cell.steps,
@@ -448,11 +453,11 @@ def recovery_of(cell: Cell, struck_at: float) -> Recovery | None:
     restarted_at = min((at for at in restarts if at > struck_at), default=None)
     if restarted_at is None:
         return None
-    rows = fed(cell.folder, 0)
-    done = {row["batch"] for row in rows if row["time"] < restarted_at}
-    after = [row for row in rows if row["time"] >= restarted_at]
-    new = next((number for number, row in enumerate(after) if row["batch"] not in done), None)
-    return None if new is None else Recovery(after[new]["time"] - struck_at, new)
+    batches = all_fed(cell.folder, 0)
+    done = {fed.batch for fed in batches if fed.time < restarted_at}
+    after = [fed for fed in batches if fed.time >= restarted_at]
+    new = next((number for number, fed in enumerate(after) if fed.batch not in done), None)
+    return None if new is None else Recovery(after[new].time - struck_at, new)
 
 
 def main() -> None:

@@ -1,6 +1,5 @@
 """Workers that share each sample's tokens compute what one worker computes: losses, gradients, weights, previews."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from pipeline.train.loop import train
 from pipeline.train.monitor.metrics import read_metrics
 from pipeline.train.tasks.autoencoder import AutoencoderTask
 from pipeline.train.tasks.flow import FlowTask
-from testing.elastic import WatchedTask
+from testing.elastic import WatchedTask, fed_samples
 from testing.groups import Job, run_jobs
 from testing.records import SMALL
 from testing.tiny import CONFIG, make_task, write_latents
@@ -158,12 +157,6 @@ def compare_gradients(folder: Path, case: str, layout: str) -> None:
         torch.testing.assert_close(split[name], expected, rtol=1e-5, atol=1e-7, msg=lambda text, n=name: f"{n}: {text}")
 
 
-def keys_by_position(run_dir: Path) -> set[tuple[int, str]]:
-    """The position of every sample on any rank, without samples that were only prefetched."""
-    lines = [json.loads(line) for path in run_dir.glob("keys-*.jsonl") for line in path.read_text().splitlines()]
-    return {(position, key) for position, key in lines if position < CONFIG.steps * CONFIG.global_batch}
-
-
 def compare_trainings(folder: Path, name: str) -> None:
     for column in ("total", "gradient_norm"):
         curves = [[row[column] for row in read_metrics(folder / run)[: CONFIG.steps]] for run in (name, "one")]
@@ -171,9 +164,10 @@ def compare_trainings(folder: Path, name: str) -> None:
         np.testing.assert_allclose(*curves, rtol=1e-4)
     one, split = (read_checkpoint_record(folder / run / "checkpoints" / "step_0000008") for run in ("one", name))
     assert (split.step, split.cursor) == (one.step, one.cursor)
-    keys = keys_by_position(folder / name)
-    assert len(keys) == CONFIG.steps * CONFIG.global_batch
-    assert keys == keys_by_position(folder / "one")
+    num_samples = CONFIG.steps * CONFIG.global_batch
+    fed = fed_samples(folder / name, num_samples)
+    assert len(fed) == num_samples
+    assert fed == fed_samples(folder / "one", num_samples)
 
 
 @pytest.mark.slow
