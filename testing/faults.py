@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import psutil
 import torch.distributed as dist
@@ -136,21 +136,13 @@ class FaultyTask(FlowTask):
         return next((n for n in range(len(self.strikes)) if f"step_{struck_save(n):07d}" in text), None)
 
 
-@dataclass(frozen=True)
-class FedBatch:
-    """A batch that was fed to a network."""
-
-    time: float  # seconds since 1970
-    batch: str  # SHA-256 of its latents, noise and times
-
-
 class FaultyLoss(FlowMatchingLoss):
     """Logs a line for each batch; kills its process in the forward or the backward pass."""
 
     def __init__(self, network: VelocityNetwork, task: FaultyTask) -> None:
         super().__init__(network, task.flow)
         self.task = task
-        self.steps = {fed.batch: step for step, fed in enumerate(first_fed(task.log_dir, dist.get_rank()), 1)}
+        self.steps = {fed["batch"]: step for step, fed in enumerate(first_fed(task.log_dir, dist.get_rank()), 1)}
 
     def forward(self, batch: FlowBatch | PackedFlowBatch | FlowQuery) -> dict[str, Tensor]:
         """The losses, after `step_seconds`."""
@@ -160,7 +152,7 @@ class FaultyLoss(FlowMatchingLoss):
         content = b"".join(tensor.numpy().tobytes() for tensor in (batch.x_1, batch.x_0, batch.t))
         name = sha256(content).hexdigest()
         step = self.steps.setdefault(name, len(self.steps) + 1)
-        append_line(self.task.log_dir / f"batches-{rank}.jsonl", FedBatch(time.time(), name))
+        append_line(self.task.log_dir / f"batches-{rank}.jsonl", {"time": time.time(), "batch": name})
         losses = super().forward(batch)
         number = self.task.strike_in_step(step)
         if number is not None and rank == dist.get_world_size() - 1:
@@ -260,17 +252,17 @@ def write_latents(folder: Path) -> None:
     )
 
 
-def first_fed(log_dir: Path, rank: int) -> list[FedBatch]:
-    """The batches of a rank in order, each where it was fed for the first time."""
-    first: dict[str, FedBatch] = {}
+def first_fed(log_dir: Path, rank: int) -> list[dict[str, Any]]:
+    """The log lines of the batches that a rank was fed for the first time, in order."""
+    first: dict[str, dict[str, Any]] = {}
     for fed in all_fed(log_dir, rank):
-        first.setdefault(fed.batch, fed)
+        first.setdefault(fed["batch"], fed)
     return list(first.values())
 
 
-def all_fed(log_dir: Path, rank: int) -> list[FedBatch]:
-    """The batches of a rank in order, as often as they were fed, without one whose line is being written."""
-    return read_jsonl(log_dir / f"batches-{rank}.jsonl", FedBatch, skip_damaged=True)
+def all_fed(log_dir: Path, rank: int) -> list[dict[str, Any]]:
+    """All log lines of the batches of a rank, in order, without one that is being written."""
+    return read_jsonl(log_dir / f"batches-{rank}.jsonl", dict[str, Any], skip_damaged=True)
 
 
 RAY = (sys.executable, "-m")
@@ -416,8 +408,8 @@ def compare(cell: Cell, undisturbed: Cell) -> Comparison:
     """Compare losses, gradient norms and batches over the steps of the shorter training."""
     metrics, expected = read_metrics(cell.run_dir), read_metrics(undisturbed.run_dir)[: cell.steps]
     names = ("step", "total", "gradient_norm")
-    first_seen = [[fed.batch for fed in first_fed(cell.folder, rank)] for rank in (0, 1)]
-    wanted = [[fed.batch for fed in first_fed(undisturbed.folder, rank)][: cell.steps] for rank in (0, 1)]
+    first_seen = [[fed["batch"] for fed in first_fed(cell.folder, rank)] for rank in (0, 1)]
+    wanted = [[fed["batch"] for fed in first_fed(undisturbed.folder, rank)][: cell.steps] for rank in (0, 1)]
     newest = read_checkpoint_record(list(step_folders(cell.run_dir).values())[-1])
     return Comparison(
         finished=newest.step == cell.steps,
@@ -454,10 +446,10 @@ def recovery_of(cell: Cell, struck_at: float) -> Recovery | None:
     if restarted_at is None:
         return None
     batches = all_fed(cell.folder, 0)
-    done = {fed.batch for fed in batches if fed.time < restarted_at}
-    after = [fed for fed in batches if fed.time >= restarted_at]
-    new = next((number for number, fed in enumerate(after) if fed.batch not in done), None)
-    return None if new is None else Recovery(after[new].time - struck_at, new)
+    done = {fed["batch"] for fed in batches if fed["time"] < restarted_at}
+    after = [fed for fed in batches if fed["time"] >= restarted_at]
+    new = next((number for number, fed in enumerate(after) if fed["batch"] not in done), None)
+    return None if new is None else Recovery(after[new]["time"] - struck_at, new)
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
@@ -72,9 +72,9 @@ def parse_line(path: Path | str, number: int, line: bytes | str, model: type[T])
 
 
 def numbered_lines(lines: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
-    """The lines of an open binary file with their numbers, from 1, without line feeds and without a byte order mark."""
+    """The lines of an open binary file with their numbers, from 1, with line feeds, without a byte order mark."""
     for number, line in enumerate(lines, 1):
-        yield number, (line.removeprefix(codecs.BOM_UTF8) if number == 1 else line).removesuffix(b"\n")
+        yield number, line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
 
 
 def iterate_jsonl(
@@ -83,9 +83,10 @@ def iterate_jsonl(
     """The records of a file, one at a time; none where there is no such file. Empty lines are skipped.
 
     Args:
-        skip_damaged: leave out lines that are not a whole record, such as the last line while it is being written, or
-            a line that was cut short when its writer was killed.
-        ignore_unfinished: leave out the last line where it ends in the middle: its writer was killed.
+        skip_damaged: leave out lines that are not a whole record, such as one in the middle of the file that was cut
+            short when its writer was killed, and an unfinished last line.
+        ignore_unfinished: leave out the last line where it ends in the middle: it is being written, or its writer was
+            killed.
 
     Raises:
         JsonLineError: a line is damaged and not left out.
@@ -97,18 +98,17 @@ def iterate_jsonl(
             if not line.strip():
                 continue
             try:
-                yield parse_line(path, number, line, model)
+                yield parse_line(path, number, line.removesuffix(b"\n"), model)
             except JsonLineError:
-                if not skip_damaged and not (ignore_unfinished and _is_unfinished(file, line)):
+                if (skip_damaged or ignore_unfinished) and _is_unfinished(line):
+                    return  # its writer may have ended it since, but what would be read next is not a line's beginning
+                if not skip_damaged:
                     raise
 
 
-def _is_unfinished(file: BinaryIO, line: bytes) -> bool:
-    """Whether the line that was just read is the last one, has no line feed and is only the beginning of an object."""
-    if file.peek(1):  # pyright: ignore[reportAttributeAccessIssue] - of the buffered reader that `open` returns
-        return False
-    file.seek(-1, os.SEEK_END)
-    if file.read(1) == b"\n":
+def _is_unfinished(line: bytes) -> bool:
+    """Whether a line has no line feed and is only the beginning of an object."""
+    if line.endswith(b"\n"):
         return False
     try:
         json.loads(line)

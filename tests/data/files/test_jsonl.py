@@ -56,6 +56,25 @@ def test_a_line_that_was_cut_short_is_skipped_and_the_next_one_begins_anew(tmp_p
     assert next(iterate_jsonl(path, Named)) == Named(name="one")
 
 
+def test_a_line_that_its_writer_ends_while_it_is_read_is_unfinished(tmp_path, monkeypatch):
+    """A read can end in the middle of a line that is being written: at a page of the file, for one."""
+    path = tmp_path / "a.jsonl"
+    whole = '{"name": "one"}\n{"name": "two"}\n{"name": "three"}\n'
+
+    def parse(*arguments: Any) -> Any:
+        try:
+            return parse_line(*arguments)
+        except JsonLineError:
+            path.write_text(whole, encoding="utf-8")
+            raise
+
+    monkeypatch.setattr("data.files.jsonl.parse_line", parse)
+    for options in ({"ignore_unfinished": True}, {"skip_damaged": True}):
+        path.write_text(whole[:20], encoding="utf-8")
+        assert read_jsonl(path, Named, **options) == [Named(name="one")]
+        assert read_jsonl(path, Named, **options) == [Named(name=name) for name in ("one", "two", "three")]
+
+
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
