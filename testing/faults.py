@@ -58,7 +58,7 @@ INTERVAL = 3  # steps between checkpoints
 FIRST_STRIKE, STRIKE_EVERY = 8, 4 * INTERVAL  # in steps; the newest checkpoint is then two steps old
 LAST_STEPS = 16  # after the last fault: workers of a killed driver continue for some steps
 TRAINING_WORKER = "RayTrainWorker"  # in the names of Ray's processes
-# Long enough that a save is written within a step, and that the workers of a killed driver do not finish the training.
+# Long enough that the workers of a killed driver do not finish the training.
 STEP_SECONDS = 0.25
 SHAPE = (4, 2, 4, 4)
 TIMEOUT_SECONDS = 600  # a recovery takes half a minute on a slow machine, and several may lie between two steps

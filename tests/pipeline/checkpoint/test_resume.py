@@ -6,6 +6,7 @@ import pickle
 import re
 import shutil
 import socket
+import time
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +23,7 @@ from pipeline.checkpoint import write as saving
 from pipeline.checkpoint.read import load_weights, open_checkpoint
 from pipeline.checkpoint.record import CheckpointError, rank_file, step_folders
 from pipeline.checkpoint.tensor_files import write_tensors
-from pipeline.checkpoint.write import SaveError
+from pipeline.checkpoint.write import CheckpointSaver, SaveError
 from pipeline.distributed.process_group import Worker
 from pipeline.distributed.torchrun import train_here
 from pipeline.train.control import sigterm_stops
@@ -228,7 +229,17 @@ KILLED = CONFIG.model_copy(update={"steps": 12, "checkpoint_every_steps": 3})
 
 
 def train_until_killed(worker: Worker, task: FaultyTask, run_dir: Path) -> None:
-    train(task, KILLED, run_dir, worker)
+    """Each save is written before the next step begins: it is known which checkpoint is the newest in step 8."""
+    begin = CheckpointSaver.begin
+
+    def begin_and_write(saver: CheckpointSaver, step: int, cursor: int) -> None:
+        begin(saver, step, cursor)
+        while saver.busy:
+            time.sleep(0.001)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CheckpointSaver, "begin", begin_and_write)
+        train(task, KILLED, run_dir, worker)
 
 
 @pytest.fixture(scope="module")
@@ -250,7 +261,7 @@ def never_killed(tiny_latents, tmp_path_factory):
 )
 def test_killed_at_any_instruction_it_goes_on_bit_for_bit(tiny_latents, never_killed, tmp_path, fault, goes_on_from):
     """A checkpoint is completely on the disk before `latest` names it."""
-    task = FaultyTask(**vars(make_task(tiny_latents)), strikes=(fault,), log_dir=tmp_path)
+    task = FaultyTask(**vars(make_task(tiny_latents)), strikes=(fault,), log_dir=tmp_path, step_seconds=0)
     run_dir = tmp_path / "run"
     with pytest.raises(ProcessExitedException, match="SIGKILL"):
         run_jobs([Job(1, train_until_killed, (task, run_dir))], tmp_path)
