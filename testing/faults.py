@@ -261,7 +261,10 @@ def first_fed(log_dir: Path, rank: int) -> list[dict[str, Any]]:
 
 
 def all_fed(log_dir: Path, rank: int) -> list[dict[str, Any]]:
-    """All log lines of the batches of a rank, in order, without one that is being written."""
+    """All log lines of the batches of a rank, in order, without one that is being written.
+
+    They are dictionaries, because workers get the classes of this module, which is `__main__`, by value.
+    """
     return read_jsonl(log_dir / f"batches-{rank}.jsonl", dict[str, Any], skip_damaged=True)
 
 

@@ -6,12 +6,14 @@ from math import prod
 from os import mkfifo
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from data.curation.source import SourceError
 from data.dataset.buckets import Bucket
 from data.dataset.compression import COMPRESSION
+from data.video.codec import encode_clip
 from launch.config import load_config
 from launch.overrides import ConfigError
 from launch.plan_data import TOO_SHORT, DataPlan, plan_data
@@ -140,6 +142,17 @@ def test_images_and_parts_of_videos_have_their_bucket(tmp_path):
     assert plan_data(config(tmp_path, **folder), [one], **sizes).kept == {one.name: 3}
     small = {"data.filters.too_large_pixels": 9}
     assert plan_data(config(tmp_path, **folder, **small), [one], **sizes).dropped == {"too_large": 3}
+
+
+@pytest.mark.parametrize(("letter_box", "kept"), [("keep", "tall"), ("crop", "wide")])
+def test_bars_are_cut_off_where_the_shard_stage_cuts_them_off(tmp_path, letter_box, kept):
+    frames = np.zeros((9, 96, 64, 3), dtype=np.uint8)
+    frames[:, 32:64] = np.random.default_rng(0).integers(100, 255, (9, 32, 64, 3), dtype=np.uint8)
+    (tmp_path / "a.mp4").write_bytes(encode_clip(frames, 8))
+    tall, wide = Bucket(num_frames=5, height=48, width=32, fps=8), Bucket(num_frames=5, height=32, width=64, fps=8)
+    given = config(tmp_path, **{"data.source": tmp_path, "data.letter_box": letter_box})
+    data = plan_data(given, [tall, wide], channels=8, compression=COMPRESSION, text_width=None)
+    assert data.kept == {{"tall": tall, "wide": wide}[kept].name: 1}
 
 
 def test_a_name_that_no_file_can_have_is_unreadable(tmp_path):
